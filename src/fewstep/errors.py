@@ -1,0 +1,43 @@
+"""One error type for every mistake a user can make: what is wrong, the value found, and the mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FewstepError(ValueError):
+    """A mistake the user can repair; the message names the thing, its value and the mend."""
+
+    def __init__(self, what: str, *, value: object = None, mend: str = "") -> None:
+        self.what, self.value, self.mend = what, value, mend
+        found = "" if value is None else f" (found: {_short(value)})"
+        super().__init__(f"{what}{found}.{' ' + mend if mend else ''}")
+
+
+class PlanError(FewstepError):
+    """A plan is malformed, or cannot be built from what was given."""
+
+
+class IdentityError(FewstepError):
+    """A plan, or its coefficients, belong to another model, step count, quantization or guidance."""
+
+
+class RecipeError(FewstepError):
+    """A recipe has an unknown key or a value out of range."""
+
+
+class NonFiniteError(FewstepError):
+    """The network produced NaN or infinity."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Sentence that suggests the known name closest to `name`, or lists all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(names)}."
+
+
+def _short(value: object, limit: int = 120) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
