@@ -1,0 +1,193 @@
+"""Plan files: JSON a person can read, with tensor coefficients in a safetensors file beside it. Versioned, validated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from fewstep.errors import PlanError
+from fewstep.files import read_json, read_tensors, write_json, write_tensors
+from fewstep.plan.combination import Coefficient
+from fewstep.plan.plan import Identity, Plan, Row
+from fewstep.prediction import Prediction
+
+SCHEMA = 1
+"""Version of the plan file; a reader refuses newer ones."""
+
+Number = float | list[Any] | dict[str, str]
+"""A coefficient in JSON: a number, a nested list (small tensors), or {"tensor": name in the safetensors file}."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class _Prediction(_Strict):
+    kind: str
+    sigma_data: float = 0.5
+
+
+class _Identity(_Strict):
+    model: str | None = None
+    quantization: str | None = None
+    guidance: float | None = None
+
+
+class _Row(_Strict):
+    time: Number
+    network_time: Number
+    alpha: Number
+    sigma: Number
+    state: dict[int, Number]
+    output: dict[int, Number]
+    noise: Number = 0.0
+    anchor: Number = 0.0
+    input_scale: Number = 1.0
+    network: str = "main"
+    guidance: float | None = None
+    hook: str | None = None
+    sample_scale: Number = 1.0
+    output_scale: Number = 1.0
+
+
+class _Document(_Strict):
+    fewstep_plan: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    prediction: _Prediction
+    prior_scale: Number = 1.0
+    rows: list[_Row]
+    final_alpha: Number
+    final_sigma: Number
+    identity: _Identity = _Identity()
+    origin: dict[str, Any] = {}
+
+
+def to_document(plan: Plan, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
+    """The plan as JSON values; tensor coefficients go into `tensors` if given, else become nested lists."""
+
+    def number(name: str, value: Coefficient) -> Any:
+        if not isinstance(value, Tensor):
+            return float(value)
+        if value.ndim == 0 or tensors is None:
+            return value.detach().double().tolist()
+        tensors[name] = value.detach().double()
+        return {"tensor": name}
+
+    rows = []
+    for k, row in enumerate(plan.rows):
+        entry: dict[str, Any] = {"state": {}, "output": {}}
+        for name, value in row.coefficients():
+            kind, _, j = name.partition(".")
+            (entry[kind] if j else entry).__setitem__(j or kind, number(f"rows.{k}.{name}", value))
+        rows.append(entry | {"network": row.network, "guidance": row.guidance, "hook": row.hook})
+    return {
+        "fewstep_plan": SCHEMA,
+        "steps": plan.steps,
+        "prediction": vars(plan.prediction),
+        "prior_scale": number("prior_scale", plan.prior_scale),
+        "rows": rows,
+        "final_alpha": number("final_alpha", plan.final_alpha),
+        "final_sigma": number("final_sigma", plan.final_sigma),
+        "identity": vars(plan.identity),
+        "origin": dict(plan.origin),
+    }
+
+
+def from_document(document: Any, tensors: Mapping[str, Tensor] | None = None) -> Plan:
+    """A plan from JSON values.
+
+    Raises:
+        PlanError: of a newer schema, an unknown or missing key, a value of the wrong kind, or an invalid plan.
+    """
+    if not isinstance(document, Mapping) or "fewstep_plan" not in document:
+        raise PlanError("not a plan: the key fewstep_plan is missing", mend="Write plans with Plan.save.")
+    version = document["fewstep_plan"]
+    if isinstance(version, int) and version > SCHEMA:
+        raise PlanError("this plan is of a newer schema", value=version, mend="Update fewstep.")
+    try:
+        parsed = _Document.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise PlanError(
+            f"plan key {place}: {first['msg']}",
+            value=first.get("input"),
+            mend="Check the file against docs/plan-file.md.",
+        ) from error
+    if parsed.steps != len(parsed.rows):
+        raise PlanError(
+            f"the plan says {parsed.steps} steps but has {len(parsed.rows)} rows", mend="The file is truncated."
+        )
+
+    def number(value: Any) -> Coefficient:
+        if isinstance(value, float | int):
+            return float(value)
+        if isinstance(value, dict):
+            name = value.get("tensor")
+            if tensors is None or name not in tensors:
+                raise PlanError("a tensor coefficient is missing", value=value, mend="Keep the .safetensors file.")
+            return tensors[name].double()
+        return _nested(value)
+
+    rows = tuple(_row(row, number) for row in parsed.rows)
+    return Plan(
+        rows=rows,
+        prediction=Prediction(**parsed.prediction.model_dump()),
+        final_alpha=number(parsed.final_alpha),
+        final_sigma=number(parsed.final_sigma),
+        prior_scale=number(parsed.prior_scale),
+        origin=parsed.origin,
+        identity=Identity(**parsed.identity.model_dump()),
+    )
+
+
+def save(plan: Plan, path: str | Path) -> None:
+    """Write the JSON file and, if any coefficient is a tensor, a safetensors file of the same stem; each atomic."""
+    tensors: dict[str, Tensor] = {}
+    document = to_document(plan, tensors)
+    if tensors:  # first the tensors: a JSON without them would be a broken plan
+        write_tensors(_tensor_file(path), tensors)
+    write_json(path, document)
+
+
+def load(path: str | Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        FewstepError: the file is absent or not JSON.
+        PlanError: it is JSON, but not a valid plan.
+    """
+    document = read_json(path)
+    has_tensors = '{"tensor"' in str(document).replace("'", '"')
+    return from_document(document, read_tensors(_tensor_file(path)) if has_tensors else None)
+
+
+def _tensor_file(path: str | Path) -> Path:
+    return Path(path).with_suffix(".safetensors")
+
+
+def _row(row: _Row, number: Any) -> Row:
+    tables = {kind: {j: number(c) for j, c in getattr(row, kind).items()} for kind in ("state", "output")}
+    plain = {
+        name: number(getattr(row, name))
+        for name in (
+            "time network_time alpha sigma noise anchor input_scale sample_scale output_scale".split()
+        )
+    }
+    return Row(**plain, **tables, network=row.network, guidance=row.guidance, hook=row.hook)
+
+
+def _nested(value: list[Any]) -> Tensor:
+    try:
+        tensor = torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise PlanError("a coefficient is neither a number nor a nested list", value=value) from error
+    if tensor.numel() == 0 or not math.isfinite(float(tensor.sum())):
+        raise PlanError("a tensor coefficient is empty or not finite", value=value)
+    return tensor

@@ -1,0 +1,297 @@
+"""The plan: a sampler as data.
+
+Row k of a plan says how to go from the states x_0..x_k and the RAW network outputs n_0..n_k to the next state,
+
+    x_{k+1} = sum_j state[j] x_j + sum_j output[j] n_j + noise z_k + anchor y,        z_k ~ N(0, I),
+
+with n_k = network(input_scale x_k, network_time). The meaning of the output (epsilon, v, ...) is already inside the
+coefficients, so one executor runs every linear sampler of the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fewstep.errors import IdentityError, PlanError
+from fewstep.plan.combination import Coefficient, Combination, output, state
+from fewstep.prediction import Prediction
+
+if TYPE_CHECKING:
+    from fewstep.plan.scheduler import PlanScheduler
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a plan belongs to; None means "any". Compared field by field before a plan is used."""
+
+    model: str | None = None
+    """Fingerprint of the network's weights (`fewstep.denoiser.fingerprint`)."""
+    quantization: str | None = None
+    """Name of the scheme, `"none"` for a full-precision network."""
+    guidance: float | None = None
+    """Classifier-free guidance scale the network output includes (1 = without)."""
+
+    def check(self, found: Identity) -> None:
+        """Refuse a plan that was made for something else.
+
+        Raises:
+            IdentityError: a field that both sides know differs.
+        """
+        for name, wanted in vars(self).items():
+            have = getattr(found, name)
+            if wanted is not None and have is not None and wanted != have:
+                raise IdentityError(
+                    f"this plan belongs to {name} {wanted!r}, not {have!r}",
+                    mend=f"Use it with that {name}, or search a plan for this one (fewstep run q-sched).",
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One stage: where it stands, which network it asks, and the coefficients of the next state.
+
+    `sample_scale` and `output_scale` are Q-Sched's scalars; they are ALREADY multiplied into the coefficients and are
+    kept for reading. `guidance` overrides the pipeline's scale for this stage. `hook` names a non-linear treatment
+    of the output ("clip_sample:1.0"), which takes the slower path.
+    """
+
+    time: Coefficient
+    network_time: Coefficient
+    alpha: Coefficient
+    sigma: Coefficient
+    state: Mapping[int, Coefficient]
+    output: Mapping[int, Coefficient]
+    noise: Coefficient = 0.0
+    anchor: Coefficient = 0.0
+    input_scale: Coefficient = 1.0
+    network: str = "main"
+    guidance: float | None = None
+    hook: str | None = None
+    sample_scale: Coefficient = 1.0
+    output_scale: Coefficient = 1.0
+
+    def coefficients(self) -> Iterator[tuple[str, Coefficient]]:
+        """Every number of the row with its dotted name."""
+        for name in ("time", "network_time", "alpha", "sigma", "noise", "anchor", "input_scale"):
+            yield name, getattr(self, name)
+        for kind in ("state", "output"):
+            for j, value in getattr(self, kind).items():
+                yield f"{kind}.{j}", value
+        yield "sample_scale", self.sample_scale
+        yield "output_scale", self.output_scale
+
+    def map(self, change: Callable[[Coefficient], Coefficient]) -> Row:
+        """The row with `change` applied to every coefficient."""
+        changed = {
+            f.name: change(value) if isinstance(value := getattr(self, f.name), float | Tensor) else value
+            for f in dataclasses.fields(self)
+            if f.name not in ("state", "output", "guidance")
+        }
+        tables = {k: {j: change(c) for j, c in getattr(self, k).items()} for k in ("state", "output")}
+        return Row(**changed, **tables, guidance=self.guidance)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A sampler as data: rows, where they end, and what they belong to. Immutable; JSON on disk.
+
+    Raises:
+        PlanError: no rows, a coefficient that is not finite, or a row that refers to a state not yet made.
+    """
+
+    rows: tuple[Row, ...]
+    prediction: Prediction
+    final_alpha: Coefficient
+    final_sigma: Coefficient
+    prior_scale: Coefficient = 1.0
+    """Standard deviation of the first state."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """How the plan was made, for people: solver, settings, search."""
+    identity: Identity = field(default_factory=Identity)
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise PlanError("a plan needs at least one row", mend="Build it with steps >= 1.")
+        for k, row in enumerate(self.rows):
+            _check_row(k, row)
+        for name in ("final_alpha", "final_sigma", "prior_scale"):
+            _check_finite(name, getattr(self, name))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.document() == other.document()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def steps(self) -> int:
+        """Number of network evaluations."""
+        return len(self.rows)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any row adds noise."""
+        return any(not _is_zero(row.noise) for row in self.rows)
+
+    def replace(self, **changes: Any) -> Plan:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def scaled(self, sample_scale: Sequence[Any] | Tensor, output_scale: Sequence[Any] | Tensor) -> Plan:
+        """Fold Q-Sched's scalars into the coefficients (arXiv 2509.01624): x_k -> s_k x_k and n_k -> m_k n_k in every row.
+
+        This equals calling `scheduler.step(m_k * n_k, t, s_k * x_k)` on the scheduler the plan was read from, multistep
+        solvers included, because they remember what `step` was given. The network input and the noise stay as they are.
+
+        Args:
+            sample_scale: s, one per row; numbers or tensors of shape (C, 1, 1).
+            output_scale: m, likewise.
+
+        Raises:
+            PlanError: not one value per row.
+        """
+        for name, values in (("sample_scale", sample_scale), ("output_scale", output_scale)):
+            if len(values) != self.steps:
+                raise PlanError(
+                    f"{name} needs one value per row, {self.steps}",
+                    value=len(values),
+                    mend="Search coefficients for this step count.",
+                )
+        s, m = [_coefficient(v) for v in sample_scale], [_coefficient(v) for v in output_scale]
+        rows = tuple(
+            dataclasses.replace(
+                row,
+                state={j: c * s[j] for j, c in row.state.items()},
+                output={j: c * m[j] for j, c in row.output.items()},
+                sample_scale=row.sample_scale * s[k],
+                output_scale=row.output_scale * m[k],
+            )
+            for k, row in enumerate(self.rows)
+        )
+        return self.replace(rows=rows)
+
+    def starting_at(self, first: int) -> Plan:
+        """The rest of the plan from row `first` (image-to-image): later rows keep their coefficients and scalars.
+
+        A row whose history is gone becomes the first-order (DDIM) row between the same noise levels; a corrector or
+        multistep row further on that still reaches back before `first` does too.
+
+        Raises:
+            PlanError: no such row.
+        """
+        if not 0 <= first < self.steps:
+            raise PlanError(f"the plan has rows 0 to {self.steps - 1}", value=first, mend="Start at one of them.")
+        rows = []
+        for k in range(first, self.steps):
+            row = self.rows[k]
+            if min([*row.state, *row.output]) < first:
+                row = self._first_order(k)
+            moved = {
+                kind: {j - first: c for j, c in getattr(row, kind).items()} for kind in ("state", "output")
+            }
+            rows.append(dataclasses.replace(row, **moved))
+        return self.replace(rows=tuple(rows), prior_scale=_root(self.rows[first]))
+
+    def _first_order(self, k: int) -> Row:
+        row = self.rows[k]
+        last = k + 1 == self.steps
+        alpha = self.final_alpha if last else self.rows[k + 1].alpha
+        sigma = self.final_sigma if last else self.rows[k + 1].sigma
+        step = alpha * data_of(row, k, self.prediction) + sigma * noise_of(row, k, self.prediction)
+        return dataclasses.replace(
+            row,
+            state={j: c * row.sample_scale for j, c in step.state.items()},
+            output={j: c * row.output_scale for j, c in step.output.items()},
+            noise=0.0,
+        )
+
+    def check(self, found: Identity) -> None:
+        """Refuse to run with another model, quantization or guidance than the plan was made for (IdentityError)."""
+        self.identity.check(found)
+
+    # --- in and out -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any, steps: int, **settings: Any) -> Plan:
+        """Read the rows out of a diffusers scheduler; see `fewstep.plan.probe.probe`."""
+        from fewstep.plan.probe import probe
+
+        return probe(scheduler, steps, **settings)
+
+    def to_scheduler(self) -> PlanScheduler:
+        """A diffusers scheduler that runs this plan in any pipeline."""
+        from fewstep.plan.scheduler import PlanScheduler
+
+        return PlanScheduler.from_plan(self)
+
+    def document(self) -> dict[str, Any]:
+        """The plan as JSON values, tensors as nested lists."""
+        from fewstep.plan.files import to_document
+
+        return to_document(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write `path` (JSON), and tensor coefficients to a `.safetensors` beside it; atomic."""
+        from fewstep.plan.files import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read and validate a plan file (PlanError, or FewstepError when it cannot be read)."""
+        from fewstep.plan.files import load
+
+        return load(path)
+
+
+def data_of(row: Row, k: int, prediction: Prediction) -> Combination:
+    """The data estimate x0 at row k as a combination of x_k and n_k."""
+    p, m = prediction.sample(row.input_scale * row.alpha, row.input_scale * row.sigma)
+    return (p * row.input_scale) * state(k) + m * output(k)
+
+
+def noise_of(row: Row, k: int, prediction: Prediction) -> Combination:
+    """The noise estimate eps at row k as a combination of x_k and n_k."""
+    p, m = prediction.noise(row.input_scale * row.alpha, row.input_scale * row.sigma)
+    return (p * row.input_scale) * state(k) + m * output(k)
+
+
+def _root(row: Row) -> float:
+    return math.hypot(float(row.alpha), float(row.sigma))
+
+
+def _coefficient(value: Any) -> Coefficient:
+    if isinstance(value, Tensor):
+        return value if value.ndim or value.requires_grad else float(value)
+    return float(value)
+
+
+def _is_zero(value: Coefficient) -> bool:
+    return not isinstance(value, Tensor) and value == 0.0
+
+
+def _check_finite(name: str, value: Coefficient) -> None:
+    finite = bool(value.isfinite().all()) if isinstance(value, Tensor) else math.isfinite(value)
+    if not finite:
+        raise PlanError(f"{name} is not finite", value=value, mend="Check the time grid for duplicates and ends.")
+
+
+def _check_row(k: int, row: Row) -> None:
+    for name, value in row.coefficients():
+        _check_finite(f"rows[{k}].{name}", value)
+    for kind in ("state", "output"):
+        for j in getattr(row, kind):
+            if not 0 <= j <= k:
+                raise PlanError(
+                    f"rows[{k}].{kind} may refer to entries 0 to {k}", value=j, mend="Row k sees no later state."
+                )
+    if not isinstance(row.sigma, Tensor) and (row.sigma < 0 or float(row.alpha) < 0):
+        raise PlanError(f"rows[{k}]: alpha and sigma must not be negative", value=(row.alpha, row.sigma))
+
+

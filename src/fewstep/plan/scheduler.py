@@ -1,0 +1,243 @@
+"""A plan as a diffusers scheduler, so that any pipeline can run it and `save_pretrained` keeps it."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from fewstep.errors import IdentityError, PlanError
+from fewstep.plan.combination import Coefficient
+from fewstep.plan.files import from_document, to_document
+from fewstep.plan.plan import Identity, Plan
+
+
+class PlanScheduler(SchedulerMixin, ConfigMixin):
+    """Runs one plan, row by row. Its configuration IS the plan document, so that saving and loading lose nothing.
+
+    Steps are counted, never searched by time value. The step count is checked in `set_timesteps`; model, quantization
+    and guidance too once the scheduler knows its pipeline (`watch`, done by `fewstep.load_pipeline`).
+
+    Raises:
+        PlanError: the plan document is not valid.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self, plan: dict[str, Any] | None = None, prediction_type: str = "epsilon", num_train_timesteps: int = 1000
+    ) -> None:
+        self.plan = from_document(plan)
+        self._begin: int | None = None
+        self._watched: tuple[weakref.ref[Any], Identity] | None = None
+        self._prepare(torch.device("cpu"))
+
+    @classmethod
+    def from_plan(cls, plan: Plan) -> PlanScheduler:
+        """The scheduler of a plan."""
+        return cls(plan=to_document(plan), prediction_type=plan.prediction.kind)
+
+    # --- what pipelines call ----------------------------------------------------------------------------------------
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the first state."""
+        return float(self.plan.prior_scale)
+
+    @property
+    def step_index(self) -> int | None:
+        """Absolute index of the next row, None before the first."""
+        return self._index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Absolute index of the first row to run (image-to-image)."""
+        return self._begin
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start at this row; rows whose history is then missing become first order."""
+        self._start(begin_index)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Any = None,
+        timesteps: Any = None,
+        mu: float | None = None,
+    ) -> None:
+        """Get ready for a new image. Times are the plan's; `sigmas`, `timesteps`, `mu` count only by their length.
+
+        Raises:
+            IdentityError: another number of steps than the plan has, or the watched pipeline is not the plan's.
+        """
+        given = [len(g) for g in (sigmas, timesteps) if g is not None]
+        asked = given[0] if given else num_inference_steps
+        if asked != self.plan.steps:
+            raise IdentityError(
+                f"this plan has {self.plan.steps} steps",
+                value=asked,
+                mend=f"Call the pipeline with num_inference_steps={self.plan.steps}.",
+            )
+        self._check_watched()
+        self._begin = None
+        self._prepare(torch.device(device or "cpu"))
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The state times the row's input scale."""
+        self._ensure_index(timestep)
+        scale = self._running.rows[self._local].input_scale
+        return sample if _is_one(scale) else sample * self._ready(scale, sample)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+        **_: Any,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """The next state from this state and the raw output, in float32, in the dtype of `sample`.
+
+        Raises:
+            PlanError: more steps than the plan has rows.
+        """
+        self._ensure_index(timestep)
+        k = self._local
+        if k >= self._running.steps:
+            raise PlanError(
+                f"the plan has {self.plan.steps} rows and all have run",
+                value=self._index,
+                mend="Call set_timesteps before the next image.",
+            )
+        row = self._running.rows[k]
+        width = torch.promote_types(sample.dtype, torch.float32)
+        self._states[k], self._outputs[k] = sample.to(width), model_output.to(width)
+        total = torch.zeros_like(self._states[k])
+        for table, history in ((row.state, self._states), (row.output, self._outputs)):
+            for j, c in table.items():
+                total = total + self._ready(c, total) * history[j]
+        if isinstance(row.noise, Tensor) or row.noise:
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=width)
+            total = total + self._ready(row.noise, total) * noise
+        self._index += 1  # type: ignore[operator]
+        self._forget()
+        result = total.to(sample.dtype)
+        return SchedulerOutput(prev_sample=result) if return_dict else (result,)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noise clean data to the level of the rows at `timesteps` (image-to-image, inpainting)."""
+        if self._begin is not None and self._index is None:
+            rows = [self.plan.rows[self._begin]] * len(timesteps)
+        elif self._index is not None:  # inpainting asks for the level it stands at, which the final one ends
+            rows = [self.plan.rows[min(self._index, self.plan.steps - 1)]] * len(timesteps)
+        else:
+            rows = [self.plan.rows[self.index_for_timestep(t)] for t in timesteps]
+        shape = (-1,) + (1,) * (original_samples.ndim - 1)
+        like = {"dtype": original_samples.dtype, "device": original_samples.device}
+        alpha = torch.tensor([float(r.alpha) for r in rows], **like).reshape(shape)
+        sigma = torch.tensor([float(r.sigma) for r in rows], **like).reshape(shape)
+        return alpha * original_samples + sigma * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
+        """`add_noise` under the name and order of flow pipelines."""
+        at = timestep if isinstance(timestep, Tensor) and timestep.ndim else torch.tensor([float(timestep)])
+        return self.add_noise(sample, noise, at)
+
+    def index_for_timestep(self, timestep: Any) -> int:
+        """Absolute index of the row at this time.
+
+        Raises:
+            PlanError: the plan has no row there.
+        """
+        hits = (self._times - float(timestep)).abs() < 1e-3
+        if not bool(hits.any()):
+            raise PlanError(
+                "the plan has no row at this time",
+                value=float(timestep),
+                mend=f"Its times are {[round(float(t), 3) for t in self._times]}.",
+            )
+        return int(hits.nonzero()[0])
+
+    def watch(self, pipeline: Any, found: Identity) -> None:
+        """Check every call of `pipeline` (whose network is `found`) against the plan's identity."""
+        self._watched = (weakref.ref(pipeline), found)
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _prepare(self, device: torch.device) -> None:
+        rows = self.plan.rows
+        whole = all(float(r.network_time).is_integer() for r in rows)
+        self._times = torch.tensor([float(r.network_time) for r in rows])
+        self.timesteps = self._times.to(device=device, dtype=torch.int64 if whole else torch.float32)
+        levels = [float(r.sigma) for r in rows] + [float(self.plan.final_sigma)]
+        self.sigmas = torch.tensor(levels)
+        self.num_inference_steps = self.plan.steps
+        self._ready_cache: dict[int, Tensor] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        self._index: int | None = None
+        self._running, self._offset = self.plan, 0
+        self._states: dict[int, Tensor] = {}
+        self._outputs: dict[int, Tensor] = {}
+
+    def _start(self, first: int) -> None:
+        self._reset()
+        self._begin = first
+        if first:
+            self._running, self._offset = self.plan.starting_at(first), first
+
+    @property
+    def _local(self) -> int:
+        assert self._index is not None  # noqa: S101 - set by _ensure_index
+        return self._index - self._offset
+
+    def _ensure_index(self, timestep: Any) -> None:
+        if self._index is None:
+            if self._begin is None and timestep is not None:  # pipelines that start late without telling
+                self._start(self.index_for_timestep(timestep))
+            self._index = self._begin or 0
+
+    def _ready(self, value: Coefficient, like: Tensor) -> Coefficient:
+        if not isinstance(value, Tensor):
+            return value
+        cached = self._ready_cache.get(id(value))
+        if cached is None or cached.device != like.device:
+            cached = self._ready_cache[id(value)] = value.to(device=like.device, dtype=torch.float32)
+        return cached
+
+    def _forget(self) -> None:
+        """Drop history that no later row reads."""
+        later = self._running.rows[self._local :]
+        for history, kind in ((self._states, "state"), (self._outputs, "output")):
+            wanted = {j for row in later for j in getattr(row, kind)}
+            for j in [j for j in history if j not in wanted]:
+                del history[j]
+
+    def _check_watched(self) -> None:
+        if self._watched is None:
+            return
+        reference, found = self._watched
+        pipeline = reference()
+        guidance = getattr(pipeline, "guidance_scale", None) if pipeline is not None else None
+        self.plan.check(Identity(found.model, found.quantization, _guidance(guidance)))
+
+
+def _guidance(scale: Any) -> float | None:
+    """Pipelines treat every scale up to 1 as "without guidance", which plans write as 1."""
+    return None if scale is None else max(1.0, float(scale))
+
+
+def _is_one(value: Coefficient) -> bool:
+    return not isinstance(value, Tensor) and value == 1.0
