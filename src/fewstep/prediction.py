@@ -1,7 +1,7 @@
 """What a network's output means, and exact conversions among all meanings.
 
-Every prediction is affine in the data `x0` and the noise `eps` of the state `x = alpha x0 + sigma eps`, so it is enough to
-know each one as a pair of weights; all conversions follow from solving a 2x2 system, once, here.
+Every prediction is linear in the data `x0` and the noise `eps` of the state `x = alpha x0 + sigma eps`, so it is enough
+to know each one as a pair of weights; all conversions follow from solving a 2x2 system, once, here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError, nearest
 
-Real = TypeVar("Real", float, Tensor)
+Real = TypeVar("Real", float, Tensor, float | Tensor)
 
 KINDS = ("epsilon", "sample", "v_prediction", "velocity", "score", "edm")
 

@@ -77,9 +77,7 @@ class Process(ABC):
         return alpha * clean + sigma * noise
 
 
-def betas(
-    schedule: str, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
-) -> Tensor:
+def betas(schedule: str, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
     """The beta schedules of diffusers in float64: `linear`, `scaled_linear`, `squaredcos_cap_v2`; shape (steps,)."""
     if schedule == "linear":
         return torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
@@ -107,12 +105,13 @@ class VPDiscrete(Process):
         table = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
         if len(table) < 2 or not bool(((table >= 0) & (table <= 1)).all()) or bool((table.diff() >= 0).any()):
             raise FewstepError(
-                "alphas_cumprod must fall strictly within [0, 1]", mend="Check the beta schedule it came from."
+                "alphas_cumprod must fall strictly within [0, 1]",
+                mend="Check the beta schedule it came from.",
             )
 
     @classmethod
     def from_betas(cls, schedule: str = "scaled_linear", steps: int = 1000, **ends: float) -> VPDiscrete:
-        """From a named beta schedule, in float64 (diffusers accumulates in float32: relative 1e-5 in the last entry)."""
+        """From a named beta schedule, in float64 (diffusers: float32, relative 1e-5 off at the end)."""
         bar = torch.cumprod(1 - betas(schedule, steps, **ends), 0)
         return cls(tuple(bar.tolist()))
 
@@ -192,7 +191,7 @@ class VPContinuous(Process):
 
 @dataclass(frozen=True)
 class Cosine(Process):
-    """Variance preserving with a cosine alpha on t in [0, 1] (arXiv 2102.09672, eq. 17); `offset` 0 is the plain angle."""
+    """Variance preserving with a cosine alpha on t in [0, 1] (arXiv 2102.09672, eq. 17); offset 0: plain angle."""
 
     offset: float = 0.008
     network_scale: float = 1000.0
@@ -236,7 +235,7 @@ class VE(Process):
 
 @dataclass(frozen=True)
 class RectifiedFlow(Process):
-    """Straight path alpha = 1 - sigma; time t in [0, 1] maps to sigma = shift t / (1 + (shift - 1) t) (arXiv 2403.03206)."""
+    """Straight path alpha = 1 - sigma; sigma = shift t / (1 + (shift - 1) t) (arXiv 2403.03206)."""
 
     shift: float = 1.0
     network_scale: float = 1000.0

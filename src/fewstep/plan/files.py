@@ -1,4 +1,4 @@
-"""Plan files: JSON a person can read, with tensor coefficients in a safetensors file beside it. Versioned, validated."""
+"""Plan files: JSON a person can read, with tensor coefficients in a safetensors file beside it. Versioned."""
 
 from __future__ import annotations
 
@@ -68,6 +68,11 @@ class _Document(_Strict):
     origin: dict[str, Any] = {}
 
 
+_NUMBERS = (
+    "time", "network_time", "alpha", "sigma", "noise", "anchor", "input_scale", "sample_scale", "output_scale",
+)  # fmt: skip
+
+
 def to_document(plan: Plan, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
     """The plan as JSON values; tensor coefficients go into `tensors` if given, else become nested lists."""
 
@@ -122,14 +127,15 @@ def from_document(document: Any, tensors: Mapping[str, Tensor] | None = None) ->
         ) from error
     if parsed.steps != len(parsed.rows):
         raise PlanError(
-            f"the plan says {parsed.steps} steps but has {len(parsed.rows)} rows", mend="The file is truncated."
+            f"the plan says {parsed.steps} steps but has {len(parsed.rows)} rows",
+            mend="The file is truncated.",
         )
 
     def number(value: Any) -> Coefficient:
         if isinstance(value, float | int):
             return float(value)
         if isinstance(value, dict):
-            name = value.get("tensor")
+            name = str(value.get("tensor"))
             if tensors is None or name not in tensors:
                 raise PlanError("a tensor coefficient is missing", value=value, mend="Keep the .safetensors file.")
             return tensors[name].double()
@@ -173,13 +179,10 @@ def _tensor_file(path: str | Path) -> Path:
 
 
 def _row(row: _Row, number: Any) -> Row:
-    tables = {kind: {j: number(c) for j, c in getattr(row, kind).items()} for kind in ("state", "output")}
-    plain = {
-        name: number(getattr(row, name))
-        for name in (
-            "time network_time alpha sigma noise anchor input_scale sample_scale output_scale".split()
-        )
+    tables: dict[str, Any] = {
+        kind: {j: number(c) for j, c in getattr(row, kind).items()} for kind in ("state", "output")
     }
+    plain: dict[str, Any] = {name: number(getattr(row, name)) for name in _NUMBERS}
     return Row(**plain, **tables, network=row.network, guidance=row.guidance, hook=row.hook)
 
 

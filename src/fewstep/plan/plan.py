@@ -89,12 +89,12 @@ class Row:
 
     def map(self, change: Callable[[Coefficient], Coefficient]) -> Row:
         """The row with `change` applied to every coefficient."""
-        changed = {
+        changed: dict[str, Any] = {
             f.name: change(value) if isinstance(value := getattr(self, f.name), float | Tensor) else value
             for f in dataclasses.fields(self)
             if f.name not in ("state", "output", "guidance")
         }
-        tables = {k: {j: change(c) for j, c in getattr(self, k).items()} for k in ("state", "output")}
+        tables: dict[str, Any] = {k: {j: change(c) for j, c in getattr(self, k).items()} for k in ("state", "output")}
         return Row(**changed, **tables, guidance=self.guidance)
 
 
@@ -144,7 +144,7 @@ class Plan:
         return dataclasses.replace(self, **changes)
 
     def scaled(self, sample_scale: Sequence[Any] | Tensor, output_scale: Sequence[Any] | Tensor) -> Plan:
-        """Fold Q-Sched's scalars into the coefficients (arXiv 2509.01624): x_k -> s_k x_k and n_k -> m_k n_k in every row.
+        """Fold Q-Sched's scalars into the coefficients (arXiv 2509.01624): x_k -> s_k x_k and n_k -> m_k n_k everywhere.
 
         This equals calling `scheduler.step(m_k * n_k, t, s_k * x_k)` on the scheduler the plan was read from, multistep
         solvers included, because they remember what `step` was given. The network input and the noise stay as they are.
@@ -192,7 +192,7 @@ class Plan:
             row = self.rows[k]
             if min([*row.state, *row.output]) < first:
                 row = self._first_order(k)
-            moved = {
+            moved: dict[str, Any] = {
                 kind: {j - first: c for j, c in getattr(row, kind).items()} for kind in ("state", "output")
             }
             rows.append(dataclasses.replace(row, **moved))
@@ -289,9 +289,9 @@ def _check_row(k: int, row: Row) -> None:
         for j in getattr(row, kind):
             if not 0 <= j <= k:
                 raise PlanError(
-                    f"rows[{k}].{kind} may refer to entries 0 to {k}", value=j, mend="Row k sees no later state."
+                    f"rows[{k}].{kind} may refer to entries 0 to {k}",
+                    value=j,
+                    mend="Row k sees no later state.",
                 )
     if not isinstance(row.sigma, Tensor) and (row.sigma < 0 or float(row.alpha) < 0):
         raise PlanError(f"rows[{k}]: alpha and sigma must not be negative", value=(row.alpha, row.sigma))
-
-

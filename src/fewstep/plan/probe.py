@@ -1,7 +1,7 @@
 """Read a plan out of a diffusers scheduler by watching what `step()` does to basis tensors.
 
-A linear scheduler works element by element, so each element of a probe tensor can carry one symbol: element j < K stands
-for the state x_j, element K + j for the raw output n_j, one more for the noise it draws, and the last for nothing at all.
+A linear scheduler works element by element, so each element of a probe tensor can carry one symbol: element j < K
+stands for the state x_j, element K + j for the raw output n_j, one more for the noise it draws, the last for nothing.
 Feeding unit vectors returns the coefficients themselves, whatever the scheduler keeps inside (histories, correctors).
 """
 
@@ -134,9 +134,7 @@ class _Prober:
 
     def _check_linear(self, before: Any, k: int, time: Tensor, vector: Tensor, size: float = -60.0) -> None:
         """Feed the same symbols, much larger and negative: clipping, thresholds and foreign noise show."""
-        fed = self._step(
-            copy.deepcopy(before), time, self._unit(self.count + k, size), self._unit(k, size)
-        )
+        fed = self._step(copy.deepcopy(before), time, self._unit(self.count + k, size), self._unit(k, size))
         expected = vector.clone()
         expected[[k, self.count + k]] *= size
         worst = float((fed - expected).abs().max() / (1 + expected.abs().max()))
@@ -149,7 +147,9 @@ class _Prober:
         one, zero, at = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), time.reshape(1)
         if hasattr(work, "add_noise"):
             return float(work.add_noise(one, zero, at)), float(work.add_noise(zero, one, at))
-        return float(work.scale_noise(one, at, zero)), float(work.scale_noise(zero, at, one))
+        if hasattr(work, "scale_noise"):
+            return float(work.scale_noise(one, at, zero)), float(work.scale_noise(zero, at, one))
+        raise self._refusal("it has neither add_noise nor scale_noise, so its noise levels are unknown")
 
     def _input_scale(self, time: Tensor) -> float:
         if not hasattr(self.scheduler, "scale_model_input"):
@@ -185,9 +185,7 @@ def _noise_symbol(scheduler: Any) -> Iterator[None]:
         if original is not None:
             module.randn_tensor = original  # type: ignore[attr-defined]
     if drawn > 1:
-        raise PlanError(
-            f"{type(scheduler).__name__} draws noise {drawn} times per step", mend="Use another scheduler."
-        )
+        raise PlanError(f"{type(scheduler).__name__} draws noise {drawn} times per step", mend="Use another scheduler.")
 
 
 def _prepared(scheduler: Any, steps: int, settings: dict[str, Any]) -> Any:
@@ -205,7 +203,8 @@ def _prepared(scheduler: Any, steps: int, settings: dict[str, Any]) -> Any:
             work.set_timesteps(steps, **settings)
     except Exception as error:
         raise PlanError(
-            f"{type(work).__name__}.set_timesteps refused {steps} steps: {error}", mend="Choose another step count."
+            f"{type(work).__name__}.set_timesteps refused {steps} steps: {error}",
+            mend="Choose another step count.",
         ) from error
     return work
 

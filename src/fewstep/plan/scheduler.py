@@ -12,8 +12,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fewstep.errors import IdentityError, PlanError
-from fewstep.plan.combination import Coefficient
 from fewstep.plan.files import from_document, to_document
+from fewstep.plan.history import History, is_exactly, ready_rows
 from fewstep.plan.plan import Identity, Plan
 
 
@@ -31,10 +31,16 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, plan: dict[str, Any] | None = None, prediction_type: str = "epsilon", num_train_timesteps: int = 1000
+        self,
+        plan: dict[str, Any] | None = None,
+        prediction_type: str = "epsilon",
+        num_train_timesteps: int = 1000,
     ) -> None:
         self.plan = from_document(plan)
         self._begin: int | None = None
+        self._index: int | None = None
+        self._history: History | None = None
+        self._running, self._offset = self.plan, 0
         self._watched: tuple[weakref.ref[Any], Identity] | None = None
         self._prepare(torch.device("cpu"))
 
@@ -92,8 +98,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The state times the row's input scale."""
         self._ensure_index(timestep)
-        scale = self._running.rows[self._local].input_scale
-        return sample if _is_one(scale) else sample * self._ready(scale, sample)
+        scale = self._running.rows[min(self._local, self._running.steps - 1)].input_scale
+        if isinstance(scale, Tensor):
+            scale = scale.to(device=sample.device, dtype=sample.dtype)
+        return sample if is_exactly(scale, 1.0) else sample * scale
 
     def step(
         self,
@@ -117,18 +125,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
                 value=self._index,
                 mend="Call set_timesteps before the next image.",
             )
-        row = self._running.rows[k]
         width = torch.promote_types(sample.dtype, torch.float32)
-        self._states[k], self._outputs[k] = sample.to(width), model_output.to(width)
-        total = torch.zeros_like(self._states[k])
-        for table, history in ((row.state, self._states), (row.output, self._outputs)):
-            for j, c in table.items():
-                total = total + self._ready(c, total) * history[j]
-        if isinstance(row.noise, Tensor) or row.noise:
+        if self._history is None:
+            self._history = History(ready_rows(self._running, sample.device, width), self.plan.prediction)
+        noise = None
+        if not is_exactly(self._running.rows[k].noise, 0.0):
             noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=width)
-            total = total + self._ready(row.noise, total) * noise
-        self._index += 1  # type: ignore[operator]
-        self._forget()
+        total = self._history.advance(k, sample.to(width), model_output.to(width), noise)
+        self._index = self._offset + k + 1
         result = total.to(sample.dtype)
         return SchedulerOutput(prev_sample=result) if return_dict else (result,)
 
@@ -141,7 +145,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         else:
             rows = [self.plan.rows[self.index_for_timestep(t)] for t in timesteps]
         shape = (-1,) + (1,) * (original_samples.ndim - 1)
-        like = {"dtype": original_samples.dtype, "device": original_samples.device}
+        like: dict[str, Any] = {"dtype": original_samples.dtype, "device": original_samples.device}
         alpha = torch.tensor([float(r.alpha) for r in rows], **like).reshape(shape)
         sigma = torch.tensor([float(r.sigma) for r in rows], **like).reshape(shape)
         return alpha * original_samples + sigma * noise
@@ -183,14 +187,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         levels = [float(r.sigma) for r in rows] + [float(self.plan.final_sigma)]
         self.sigmas = torch.tensor(levels)
         self.num_inference_steps = self.plan.steps
-        self._ready_cache: dict[int, Tensor] = {}
         self._reset()
 
     def _reset(self) -> None:
-        self._index: int | None = None
+        self._index, self._history = None, None
         self._running, self._offset = self.plan, 0
-        self._states: dict[int, Tensor] = {}
-        self._outputs: dict[int, Tensor] = {}
 
     def _start(self, first: int) -> None:
         self._reset()
@@ -200,7 +201,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def _local(self) -> int:
-        assert self._index is not None  # noqa: S101 - set by _ensure_index
+        assert self._index is not None
         return self._index - self._offset
 
     def _ensure_index(self, timestep: Any) -> None:
@@ -208,22 +209,6 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             if self._begin is None and timestep is not None:  # pipelines that start late without telling
                 self._start(self.index_for_timestep(timestep))
             self._index = self._begin or 0
-
-    def _ready(self, value: Coefficient, like: Tensor) -> Coefficient:
-        if not isinstance(value, Tensor):
-            return value
-        cached = self._ready_cache.get(id(value))
-        if cached is None or cached.device != like.device:
-            cached = self._ready_cache[id(value)] = value.to(device=like.device, dtype=torch.float32)
-        return cached
-
-    def _forget(self) -> None:
-        """Drop history that no later row reads."""
-        later = self._running.rows[self._local :]
-        for history, kind in ((self._states, "state"), (self._outputs, "output")):
-            wanted = {j for row in later for j in getattr(row, kind)}
-            for j in [j for j in history if j not in wanted]:
-                del history[j]
 
     def _check_watched(self) -> None:
         if self._watched is None:
@@ -237,7 +222,3 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
 def _guidance(scale: Any) -> float | None:
     """Pipelines treat every scale up to 1 as "without guidance", which plans write as 1."""
     return None if scale is None else max(1.0, float(scale))
-
-
-def _is_one(value: Coefficient) -> bool:
-    return not isinstance(value, Tensor) and value == 1.0

@@ -1,0 +1,104 @@
+"""One stage of a plan on tensors: what the executor and the diffusers scheduler both do per row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import PlanError, nearest
+from fewstep.plan.combination import Coefficient
+from fewstep.plan.plan import Plan, Row, data_of
+from fewstep.prediction import Prediction
+
+HOOKS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "clip_sample": lambda data, limit: data.clamp(-limit, limit),
+}
+"""Non-linear treatments of the data estimate (B, ...), by the name before the colon of `Row.hook`."""
+
+
+def is_exactly(value: Coefficient, number: float) -> bool:
+    """Whether a coefficient is this number (a tensor never is: reading it would wait for the device)."""
+    return not isinstance(value, Tensor) and value == number
+
+
+def ready_rows(plan: Plan, device: torch.device | str, dtype: torch.dtype) -> list[Row]:
+    """The rows with tensor coefficients on `device` in `dtype`; numbers stay numbers.
+
+    Raises:
+        PlanError: a row names an unknown hook.
+    """
+    for k, row in enumerate(plan.rows):
+        if row.hook and row.hook.partition(":")[0] not in HOOKS:
+            mend = nearest(row.hook.partition(":")[0], HOOKS)
+            raise PlanError(f"rows[{k}].hook is unknown", value=row.hook, mend=mend)
+
+    def ready(value: Coefficient) -> Coefficient:
+        return value.to(device=device, dtype=dtype) if isinstance(value, Tensor) else value
+
+    has_tensors = any(isinstance(c, Tensor) for row in plan.rows for _, c in row.coefficients())
+    return [row.map(ready) for row in plan.rows] if has_tensors else list(plan.rows)
+
+
+class History:
+    """States and raw outputs that later rows still read; everything else is dropped as soon as it is used."""
+
+    def __init__(self, rows: Sequence[Row], prediction: Prediction) -> None:
+        self.rows, self.prediction = rows, prediction
+        self.states: dict[int, Tensor] = {}
+        self.outputs: dict[int, Tensor] = {}
+        self._expiring = _expiry(rows)
+
+    def advance(
+        self, k: int, x: Tensor, raw: Tensor, noise: Tensor | None = None, anchor: Tensor | None = None
+    ) -> Tensor:
+        """The state after row k, from the state x (B, ...) and the raw output there; one new tensor per row."""
+        row = self.rows[k]
+        raw = raw.to(x.dtype)
+        self.states[k] = x
+        self.outputs[k] = _treated(row, k, x, raw, self.prediction) if row.hook else raw
+        terms = [(c, self.states[j]) for j, c in row.state.items()]
+        terms += [(c, self.outputs[j]) for j, c in row.output.items()]
+        if noise is not None:
+            terms.append((row.noise, noise))
+        if anchor is not None and not is_exactly(row.anchor, 0.0):
+            terms.append((row.anchor, anchor))
+        result = _combine(terms, x)
+        for kind, j in self._expiring[k]:
+            (self.states if kind == "state" else self.outputs).pop(j, None)
+        return result
+
+
+def _combine(terms: Sequence[tuple[Coefficient, Tensor]], like: Tensor) -> Tensor:
+    if not terms:
+        return torch.zeros_like(like)
+    coefficient, tensor = terms[0]
+    total = tensor * coefficient
+    for coefficient, tensor in terms[1:]:
+        if isinstance(coefficient, Tensor):
+            total.addcmul_(tensor, coefficient.expand_as(tensor))
+        else:
+            total.add_(tensor, alpha=coefficient)
+    return total
+
+
+def _treated(row: Row, k: int, x: Tensor, raw: Tensor, prediction: Prediction) -> Tensor:
+    """Treat the data estimate, then re-express it as a raw output, so that histories see the treated one."""
+    name, _, argument = str(row.hook).partition(":")
+    estimate = data_of(row, k, prediction)
+    p, m = estimate.state[k], estimate.output[k]
+    return (HOOKS[name](p * x + m * raw, float(argument or 1.0)) - p * x) / m
+
+
+def _expiry(rows: Sequence[Row]) -> list[list[tuple[str, int]]]:
+    """For each row, the history entries that no later row reads."""
+    last: dict[tuple[str, int], int] = {}
+    for k, row in enumerate(rows):
+        tables: Mapping[str, Mapping[int, Coefficient]] = {"state": row.state, "output": row.output}
+        for kind, table in tables.items():
+            last.update({(kind, j): k for j in [k, *table]})
+    dropped: list[list[tuple[str, int]]] = [[] for _ in rows]
+    for entry, k in last.items():
+        dropped[k].append(entry)
+    return dropped

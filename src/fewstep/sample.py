@@ -1,0 +1,109 @@
+"""The executor: one loop that runs any plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import FewstepError, NonFiniteError, nearest
+from fewstep.plan import Plan
+from fewstep.plan.history import History, is_exactly, ready_rows
+
+Network = Callable[[Tensor, Tensor], Tensor]
+"""(scaled state (B, ...), time as a 0-dim tensor) -> raw output (B, ...); conditions and guidance are already bound."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback sees after each row: rows done, rows in all, and the new state (B, ...), not to be changed."""
+
+    done: int
+    steps: int
+    state: Tensor
+
+
+class Noise:
+    """One random stream per sample: sample i draws the same numbers in any batch.
+
+    The streams live on the CPU, so that a seed means the same image on every device; they are those of a list of
+    `torch.Generator` handed to a diffusers pipeline.
+    """
+
+    def __init__(self, seeds: Iterable[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+    def draw(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers (B, *shape), float32, each sample from its own stream."""
+        if not self.generators:
+            return torch.empty(0, *shape)
+        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self.generators])
+
+
+def sample(
+    plan: Plan,
+    network: Network | Mapping[str, Network],
+    *,
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    state: Tensor | None = None,
+    anchor: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    callback: Callable[[Progress], None] | None = None,
+) -> Tensor:
+    """Run a plan and return the final states (B, *shape).
+
+    All random numbers are drawn before the loop (first state, then the noise of the stochastic rows in order), so that
+    nothing in the loop waits for the device. Gradients flow if the caller has them enabled.
+
+    Args:
+        plan: the sampler. Its coefficients may require gradients.
+        network: raw-output network, or a mapping if the plan's rows name several.
+        seeds: one per sample; B = len(seeds).
+        shape: shape of one sample.
+        state: first states (B, *shape), instead of noise times `plan.prior_scale`.
+        anchor: the known y of residual-shifting processes, (B, *shape).
+        dtype: arithmetic of the states; the network's output may have any other.
+        callback: called after each row (progress, preview).
+
+    Raises:
+        NonFiniteError: the network returned NaN or infinity; the message names the row.
+        FewstepError: a row names a network that is not given.
+    """
+    networks = dict(network) if isinstance(network, Mapping) else {"main": network}
+    for k, row in enumerate(plan.rows):
+        if row.network not in networks:
+            mend = nearest(row.network, networks)
+            raise FewstepError(f"row {k} runs a network that was not given", value=row.network, mend=mend)
+    noise = Noise(seeds)
+    if state is None:
+        state = noise.draw(shape) * float(plan.prior_scale)
+    state = state.to(device=device, dtype=dtype)
+    rows = ready_rows(plan, device, dtype)
+    # one 0-dim tensor per row, made here: making it in the loop would copy from host to device each time
+    times = torch.tensor([float(row.network_time) for row in rows], device=device).unbind()
+    draws = [None if is_exactly(row.noise, 0.0) else noise.draw(shape).to(device=device, dtype=dtype) for row in rows]
+
+    def run(check: bool = False) -> Tensor:
+        history, x = History(rows, plan.prediction), state
+        for k, row in enumerate(rows):
+            scaled = x if is_exactly(row.input_scale, 1.0) else x * row.input_scale
+            raw = networks[row.network](scaled, times[k])
+            if check and not bool(raw.isfinite().all()):
+                raise NonFiniteError(
+                    f"the network {row.network!r} returned NaN or infinity in row {k} (time {float(row.time):g})",
+                    mend="Check its weights and dtype (float16 overflows; try bfloat16 or float32).",
+                )
+            x = history.advance(k, x, raw, draws[k], anchor)
+            if callback is not None and not check:
+                callback(Progress(k + 1, len(rows), x))
+        return x
+
+    result = run()
+    if not bool(result.isfinite().all()):  # one look at the end; only a failure pays for finding the row
+        run(check=True)
+        raise NonFiniteError("the final state is not finite", mend="Check the coefficients with `fewstep plan show`.")
+    return result

@@ -1,0 +1,43 @@
+"""First-order solvers: DDIM with eta, and Euler with or without ancestral noise. Order 1, one evaluation per step."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fewstep.plan import Combination, Plan
+from fewstep.prediction import Prediction
+from fewstep.process import Process
+from fewstep.solvers.grids import Grid
+from fewstep.solvers.stages import Stages
+
+
+def ddim(process: Process, prediction: Prediction, grid: Grid, *, eta: float = 0.0) -> Plan:
+    """DDIM (arXiv 2010.02502, eq. 12 and 16) for any process: eta 0 is the ODE, eta 1 ancestral sampling.
+
+    The paper's variance, written in sigma / alpha, holds for every process. In a rectified flow with eta 0 this is
+    plain flow Euler.
+    """
+    stages = Stages(process, prediction, grid)
+    return stages.plan(_updates(stages, eta), "ddim", eta=eta)
+
+
+def euler(process: Process, prediction: Prediction, grid: Grid) -> Plan:
+    """Euler in sigma space, the state of k-diffusion: x + (sigma' - sigma) eps (arXiv 2206.00364, algorithm 1)."""
+    stages = Stages(process, prediction, grid, sigma_space=True)
+    return stages.plan(_updates(stages, 0.0), "euler")
+
+
+def euler_ancestral(process: Process, prediction: Prediction, grid: Grid) -> Plan:
+    """Euler ancestral in sigma space: a step to sigma_down, then fresh noise of sigma_up. Stochastic."""
+    stages = Stages(process, prediction, grid, sigma_space=True)
+    return stages.plan(_updates(stages, 1.0), "euler_ancestral")
+
+
+def _updates(s: Stages, eta: float) -> list[tuple[Combination, Tensor]]:
+    updates = []
+    for k in range(len(s)):
+        shrink = s.sigma[k + 1] * s.alpha[k] / (s.alpha[k + 1] * s.sigma[k])  # ratio of the two sigma / alpha
+        fresh = eta * s.sigma[k + 1] * (1 - shrink**2).clamp(min=0).sqrt()
+        kept = (s.sigma[k + 1] ** 2 - fresh**2).clamp(min=0).sqrt()
+        updates.append((s.alpha[k + 1] * s.data(k) + kept * s.noise(k), fresh))
+    return updates

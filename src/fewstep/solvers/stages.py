@@ -1,0 +1,101 @@
+"""The nodes of a time grid as symbols, in which solvers write their updates, and their assembly into a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.plan import Coefficient, Combination, Plan, Row, data_of, noise_of, state
+from fewstep.prediction import Prediction
+from fewstep.process import Process
+from fewstep.solvers.grids import Grid
+
+
+class Stages:
+    """Nodes 0..K of a grid (K network calls, then the end): scales as 0-dim float64 tensors, estimates as symbols.
+
+    With `sigma_space` the state is x / alpha (k-diffusion's convention: alpha = 1, sigma = sigma / alpha) and the
+    network receives it times alpha: the same process, rescaled.
+    """
+
+    def __init__(self, process: Process, prediction: Prediction, grid: Grid, *, sigma_space: bool = False) -> None:
+        self.process, self.prediction, self.grid = process, prediction, grid
+        alphas, sigmas = process.alpha(grid.times), process.sigma(grid.times)
+        if grid.end is None:
+            end_alpha, end_sigma = torch.ones(1).double(), torch.zeros(1).double()
+        else:
+            end = torch.tensor([grid.end], dtype=torch.float64)
+            end_alpha, end_sigma = process.alpha(end), process.sigma(end)
+        self._scales = torch.ones_like(alphas)
+        if sigma_space:
+            self._scales = alphas
+            sigmas, alphas = sigmas / alphas, torch.ones_like(alphas)
+            end_sigma, end_alpha = end_sigma / end_alpha, torch.ones_like(end_alpha)
+        self.alpha: tuple[Tensor, ...] = torch.cat([alphas, end_alpha]).unbind()
+        self.sigma: tuple[Tensor, ...] = torch.cat([sigmas, end_sigma]).unbind()
+        self._rows = [self._row(k) for k in range(len(grid))]
+
+    def __len__(self) -> int:
+        return len(self.grid)
+
+    def lam(self, k: int) -> Tensor:
+        """Half log-SNR at node k (infinite at a clean end)."""
+        return self.alpha[k].log() - self.sigma[k].log()
+
+    def x(self, k: int) -> Combination:
+        """The state at node k."""
+        return state(k)
+
+    def data(self, k: int) -> Combination:
+        """The data estimate of the network at node k."""
+        return data_of(self._rows[k], k, self.prediction)
+
+    def noise(self, k: int) -> Combination:
+        """The noise estimate of the network at node k."""
+        return noise_of(self._rows[k], k, self.prediction)
+
+    def plan(self, updates: Sequence[tuple[Combination, Any]], solver: str, **settings: Any) -> Plan:
+        """The plan whose row k makes the state `updates[k][0]` plus `updates[k][1]` times fresh noise."""
+        rows = []
+        for row, (update, noise) in zip(self._rows, updates, strict=True):
+            tables = {
+                kind: {j: _settled(c) for j, c in getattr(update, kind).items() if not _is_zero(c)}
+                for kind in ("state", "output")
+            }
+            rows.append(Row(**{**vars(row.map(_settled)), **tables, "noise": _settled(noise)}))
+        first_alpha, first_sigma = float(self.alpha[0].detach()), float(self.sigma[0].detach())
+        return Plan(
+            rows=tuple(rows),
+            prediction=self.prediction,
+            final_alpha=_settled(self.alpha[-1]),
+            final_sigma=_settled(self.sigma[-1]),
+            prior_scale=first_sigma if first_alpha == 1.0 else math.hypot(first_alpha, first_sigma),
+            origin={"solver": solver, "process": repr(self.process), "steps": len(self), **settings},
+        )
+
+    def _row(self, k: int) -> Row:
+        scale = self._scales[k]
+        return Row(
+            time=self.grid.times[k],
+            network_time=self.process.network_time(self.grid.times[k]),
+            alpha=self.alpha[k],
+            sigma=self.sigma[k],
+            state={},
+            output={},
+            input_scale=scale * self.prediction.input_scale(scale * self.alpha[k], scale * self.sigma[k]),
+        )
+
+
+def _settled(value: Coefficient) -> Coefficient:
+    """Numbers become floats; what depends on a learned grid stays a tensor."""
+    if isinstance(value, Tensor):
+        return value if value.requires_grad or value.ndim else float(value)
+    return float(value)
+
+
+def _is_zero(value: Coefficient) -> bool:
+    return not (isinstance(value, Tensor) and value.requires_grad) and bool((torch.as_tensor(value) == 0).all())
