@@ -1,0 +1,8 @@
+"""Captioned pictures: the shipped emoji set and loaders for folders and npz files."""
+
+from __future__ import annotations
+
+from fewstep.data.captioned import Captioned, load
+from fewstep.data.emoji import emoji_prompts, load_emoji
+
+__all__ = ["Captioned", "emoji_prompts", "load", "load_emoji"]

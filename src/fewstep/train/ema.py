@@ -1,0 +1,49 @@
+"""Exponential moving average of weights, warmed up so that the first steps are not dominated by the start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """Averages the floating-point parameters of named modules; buffers and integers are copied.
+
+    `decay_t = min(decay, (1 + t) / (10 + t))`, t the number of updates.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.shadow = {name: tensor.detach().clone() for name, tensor in _named(modules)}
+
+    @torch.no_grad()
+    def update(self, modules: Mapping[str, nn.Module]) -> None:
+        """Take one step towards the present weights."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, tensor in _named(modules):
+            shadow = self.shadow[name]
+            if shadow.is_floating_point():
+                shadow.lerp_(tensor.to(shadow.dtype), 1 - decay)
+            else:
+                shadow.copy_(tensor)
+
+    @torch.no_grad()
+    def copy_to(self, modules: Mapping[str, nn.Module]) -> None:
+        """Put the averaged weights into the modules."""
+        for name, tensor in _named(modules):
+            tensor.copy_(self.shadow[name])
+
+    def load(self, shadow: Mapping[str, torch.Tensor], updates: int) -> None:
+        """Continue from stored averages."""
+        for name, tensor in self.shadow.items():
+            tensor.copy_(shadow[name])
+        self.updates = updates
+
+
+def _named(modules: Mapping[str, nn.Module]) -> Iterable[tuple[str, torch.Tensor]]:
+    for module_name, module in modules.items():
+        for name, tensor in module.state_dict().items():
+            yield f"{module_name}.{name}", tensor

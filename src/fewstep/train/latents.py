@@ -1,0 +1,77 @@
+"""Latents of a captioned set, computed once: pictures and, where the caption allows, their mirror images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.errors import FewstepError
+from fewstep.train.pictures import flippable, signed
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """Latents (2, N, C, h, w) of pictures and their mirrors, which of them may be mirrored (N,), token ids (N, L)."""
+
+    both: torch.Tensor
+    may_flip: torch.Tensor
+    tokens: torch.Tensor
+
+    def draw(
+        self, count: int, empty: torch.Tensor, dropout: float, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents (count, C, h, w) and token ids (count, L), the caption replaced by `empty` at rate `dropout`."""
+        size = len(self.may_flip)
+        chosen = torch.randint(size, (count,), generator=generator)
+        flip = self.may_flip[chosen] & (torch.rand(count, generator=generator) < 0.5)
+        drop = torch.rand(count, generator=generator) < dropout
+        tokens = torch.where(drop[:, None], empty, self.tokens[chosen])
+        return self.both[flip.long(), chosen], tokens
+
+
+@torch.no_grad()
+def encode(
+    vae: nn.Module, images: torch.Tensor, captions: Sequence[str], tokens: torch.Tensor, device: torch.device
+) -> Latents:
+    """Scaled posterior means of every picture and its mirror."""
+    vae = vae.to(device).eval()
+    scale = vae.config.scaling_factor
+
+    def latent(part: torch.Tensor) -> torch.Tensor:
+        return vae.encode(part).latent_dist.mean.float().cpu() * scale
+
+    plain, mirror = [], []
+    for part in images.split(64):
+        pictures = signed(part).to(device)
+        plain.append(latent(pictures))
+        mirror.append(latent(pictures.flip(-1)))
+    may_flip = torch.tensor([flippable(caption) for caption in captions])
+    return Latents(torch.stack([torch.cat(plain), torch.cat(mirror)]), may_flip, tokens)
+
+
+def open_vae(path: str) -> Any:
+    """The autoencoder folder of an earlier stage, in float32."""
+    from diffusers import AutoencoderKL
+
+    _need(path, "config.json", "vae")
+    return AutoencoderKL.from_pretrained(path, torch_dtype=torch.float32).requires_grad_(False)
+
+
+def open_pipeline(path: str) -> Any:
+    """The pipeline folder of an earlier stage, in float32."""
+    from diffusers import StableDiffusionPipeline
+
+    _need(path, "model_index.json", "teacher")
+    return StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32, safety_checker=None)
+
+
+def _need(path: str, file: str, stage: str) -> None:
+    if not (Path(path) / file).exists():
+        raise FewstepError(
+            f"no result of stage {stage!r} here", value=path, mend=f"Run `fewstep train {stage}` first and give its folder."
+        )

@@ -1,0 +1,1 @@
+"""One file per training stage, each with `Config` and `build(config) -> Stage`."""

@@ -1,0 +1,24 @@
+"""Stage `judge`: a second CLIP, independent of the reward, that alone judges alignment."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fewstep.train.stage import Stage
+from fewstep.train.stages import clip
+
+
+class Config(clip.Config):
+    """Other seed, width, depth and patch than the reward; it knows the held-out combinations too."""
+
+    seed: int = 23
+    split: Literal["train", "all"] = "all"
+    width: int = 112
+    layers: int = 4
+    text_width: int = 80
+    text_layers: int = 1
+
+
+def build(config: Config) -> Stage:
+    """The same loss as stage `clip`."""
+    return clip.build(config)
