@@ -1,0 +1,22 @@
+"""Low-bit networks: quantize in place, see what happened, save and load as any diffusers model."""
+
+from fewstep.quant.apply import FEW_STEP_RULES, Rule, dequantize, quantize
+from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
+from fewstep.quant.report import QuantReport
+from fewstep.quant.scheme import Scheme
+from fewstep.quant.storage import FewstepQuantConfig, register
+
+__all__ = [
+    "FEW_STEP_RULES",
+    "FewstepQuantConfig",
+    "QuantConv2d",
+    "QuantLayer",
+    "QuantLinear",
+    "QuantReport",
+    "Rule",
+    "Scheme",
+    "dequantize",
+    "quantize",
+]
+
+register()

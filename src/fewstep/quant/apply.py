@@ -1,0 +1,256 @@
+"""Quantize a model in place: decide for every layer, replace it or say why not, and report."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from fewstep.errors import FewstepError, nearest
+from fewstep.quant.kernels import check_backend, describe, torchao_fits
+from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
+from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
+from fewstep.quant.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Layers that are treated otherwise than the scheme says.
+
+    patterns:
+        Names or globs of whole dotted module names; a name also covers everything below it.
+    scheme:
+        What these layers get (with more bits, never fewer, than the model's scheme), or None to keep them in float.
+    """
+
+    patterns: tuple[str, ...]
+    scheme: Scheme | None
+    reason: str
+
+    def covers(self, name: str) -> bool:
+        """Whether a module of this name falls under the rule."""
+        return any(_matches(name, pattern) for pattern in self.patterns)
+
+    def adapt(self, scheme: Scheme) -> Scheme | None:
+        """The scheme of a covered layer in a model quantized with `scheme`."""
+        if self.scheme is None:
+            return None
+        if scheme.weight_bits >= self.scheme.weight_bits:
+            weight, group = scheme.weight_bits, scheme.group_size
+        else:
+            weight, group = self.scheme.weight_bits, self.scheme.group_size
+        return Scheme(weight, max(scheme.activation_bits, self.scheme.activation_bits), group)
+
+
+# What a few-step model cannot afford: with four network calls no later step repairs what the first layers lose.
+FEW_STEP_RULES = (
+    Rule(
+        ("conv_in", "conv_out", "x_embedder", "pos_embed.proj", "img_in", "proj_out"),
+        Scheme(8, 8),
+        "first or last layer: its error reaches every pixel, and it is small",
+    ),
+    Rule(
+        (
+            "time_embedding", "add_embedding", "time_text_embed", "time_embed", "time_proj", "timestep_embedder",
+            "adaln_single", "condition_embedder", "caption_projection", "context_embedder", "encoder_hid_proj",
+            "norm_out",
+        ),
+        Scheme(8, 16),
+        "conditioning: one row per image or prompt, so 8-bit inputs save no time, and the error reaches every layer",
+    ),
+)  # fmt: skip
+
+
+def quantize(
+    model: nn.Module,
+    scheme: str | Scheme,
+    *,
+    skip: Sequence[str] = (),
+    rules: Sequence[Rule] = FEW_STEP_RULES,
+    backend: str = "auto",
+) -> QuantReport:
+    """Quantize every Linear and Conv2d of a model in place and report on all its parameters.
+
+    scheme:
+        Such as `w4a8`; see `Scheme`.
+    skip:
+        Names or globs of modules to keep in float.
+    rules:
+        Layers that get more bits; the first that covers a layer wins. `()` gives every layer the scheme.
+    backend:
+        `fewstep` (any device), `torchao` (its int8 kernel for W8A8 Linear), `auto` (torchao on CUDA, else fewstep).
+
+    A diffusers model can then be saved and loaded as any other (see `fewstep.quant.storage`).
+
+    Raises:
+        FewstepError: bad scheme, backend or pattern; a model that is quantized already, not loaded, or not finite.
+    """
+    chosen, backend = Scheme.parse(scheme), check_backend(backend)
+    _check_model(model)
+    _check_patterns(model, skip)
+    all_rules = [Rule(tuple(skip), None, "kept on request"), *rules] if skip else list(rules)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    disk, resident = disk_bytes(model), resident_bytes(model)
+    rows, layers, places = [], {}, _places(model)
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    for name, module in list(model.named_modules()):
+        if not any(True for _ in module.parameters(recurse=False)):
+            continue
+        target, reason = _decide(name, module, chosen, all_rules, owners)
+        if target is None or not isinstance(module, nn.Linear | nn.Conv2d):
+            rows.append(_kept_row(name, module, reason))
+            continue
+        layer, row = _quantize_layer(name, module, target, backend, reason)
+        _replace(places[id(module)], layer)
+        rows.append(row)
+        layers[name] = target
+    _register(model, chosen, layers, backend)
+    stored = [layer for layer in model.modules() if isinstance(layer, QuantLayer)]
+    bits = 8 * sum(layer.packed.nbytes + layer.scale.nbytes for layer in stored)
+    count = sum(layer.weight_shape.numel() for layer in stored)
+    after = disk_bytes(model), resident_bytes(model)
+    return QuantReport(
+        str(chosen), backend, tuple(rows), parameters, disk, after[0], resident, after[1], bits / max(count, 1)
+    )
+
+
+def dequantize(model: nn.Module) -> nn.Module:
+    """Put float layers back in place; their weights keep the rounding they got, activations are exact again."""
+    places = _places(model)
+    for layer in list(model.modules()):
+        if isinstance(layer, QuantLayer):
+            _replace(places[id(layer)], layer.to_float())
+    if hasattr(model, "hf_quantizer"):
+        del model.hf_quantizer
+    return model
+
+
+def install(model: nn.Module, layers: Mapping[str, Scheme], backend: str) -> None:
+    """Put empty quantized layers in the named places, for a checkpoint to fill.
+
+    Raises:
+        FewstepError: the model has no such Linear or Conv2d.
+    """
+    modules, places = dict(model.named_modules()), _places(model)
+    for name, scheme in layers.items():
+        source = modules.get(name)
+        if not isinstance(source, nn.Linear | nn.Conv2d):
+            raise FewstepError(
+                "the quantized checkpoint names a layer that this model does not have",
+                value=name,
+                mend="Load it with the model class and configuration it was saved from.",
+            )
+        _replace(places[id(source)], _make(source, scheme, backend))
+
+
+def _check_model(model: nn.Module) -> None:
+    if isinstance(model, nn.Linear | nn.Conv2d):
+        raise FewstepError("a single layer cannot be replaced in place", mend="Wrap it: torch.nn.Sequential(layer).")
+    if getattr(model, "hf_quantizer", None) is not None or any(isinstance(m, QuantLayer) for m in model.modules()):
+        raise FewstepError("the model is quantized already", mend="Load the full-precision weights and quantize those.")
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise FewstepError(
+                "a weight is not loaded", value=name, mend="Load the model without low-memory offloading."
+            )
+
+
+def _check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
+    if isinstance(patterns, str):
+        raise FewstepError("skip must be a list of patterns", value=patterns, mend=f"Write [{patterns!r}].")
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in names):
+            raise FewstepError("skip pattern matches no Linear or Conv2d", value=pattern, mend=nearest(pattern, names))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def _decide(
+    name: str, module: nn.Module, scheme: Scheme, rules: Sequence[Rule], owners: Mapping[int, int]
+) -> tuple[Scheme | None, str]:
+    """Scheme for a module (None keeps it) and the reason, empty when the model's scheme simply applies."""
+    if not isinstance(module, nn.Linear | nn.Conv2d):
+        return None, _kept_reason(module)
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        return None, f"{type(module).__name__} may do more than its base class"
+    if owners[id(module.weight)] > 1:
+        return None, "its weight is shared with another module"
+    for rule in rules:
+        if rule.covers(name):
+            target = rule.adapt(scheme)
+            return target, "" if target == scheme else rule.reason
+    return scheme, ""
+
+
+def _kept_reason(module: nn.Module) -> str:
+    kind = type(module).__name__
+    if "norm" in kind.lower():
+        return "normalization: few parameters, multiplied elementwise"
+    if isinstance(module, nn.Embedding):
+        return "embedding: a lookup, no product to speed up"
+    return "not a Linear or Conv2d"
+
+
+def _quantize_layer(
+    name: str, source: nn.Linear | nn.Conv2d, scheme: Scheme, backend: str, reason: str
+) -> tuple[QuantLayer, Row]:
+    if not torch.isfinite(source.weight).all():
+        raise FewstepError(
+            "a weight holds NaN or infinity", value=name, mend="Check the checkpoint or its half-precision cast."
+        )
+    before, linear, on_cuda = own_bytes(source), isinstance(source, nn.Linear), source.weight.is_cuda
+    layer = _make(source, scheme, backend)
+    layer.load_float(source.weight)
+    if not reason and torchao_fits(scheme, linear) and not on_cuda and backend == "auto":
+        reason = "torchao's int8 product is slower than the float one without a GPU"
+    row = Row(
+        name, "Linear" if linear else "Conv2d", tuple(source.weight.shape), source.weight.numel(), str(scheme),
+        describe(scheme, backend, linear=linear, on_cuda=on_cuda), before, own_bytes(layer), reason, quantized=True,
+    )  # fmt: skip
+    return layer, row
+
+
+def _kept_row(name: str, module: nn.Module, reason: str) -> Row:
+    parameters = list(module.parameters(recurse=False))
+    size, first = own_bytes(module), parameters[0]
+    kind = next((base.__name__ for base in (nn.Linear, nn.Conv2d) if isinstance(module, base)), type(module).__name__)
+    bits = f"{first.element_size() * 8} float" if first.is_floating_point() else str(first.dtype)
+    weights = sum(parameter.numel() for parameter in parameters)
+    return Row(name, kind, tuple(first.shape), weights, bits, "float", size, size, reason)
+
+
+def _make(source: nn.Linear | nn.Conv2d, scheme: Scheme, backend: str) -> QuantLayer:
+    layer = (QuantLinear if isinstance(source, nn.Linear) else QuantConv2d)(source, scheme, backend)  # type: ignore[arg-type]
+    return layer.train(source.training)
+
+
+def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Parents and attribute names under which each module hangs, by its id: a shared module has several."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                places.setdefault(id(child), []).append((parent, name))
+    return places
+
+
+def _replace(places: list[tuple[nn.Module, str]], new: nn.Module) -> None:
+    for parent, name in places:
+        setattr(parent, name, new)
+
+
+def _register(model: nn.Module, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
+    """Tell a diffusers model how it is quantized, so that it saves and loads by itself."""
+    diffusers = sys.modules.get("diffusers.models.modeling_utils")
+    if diffusers is not None and isinstance(model, diffusers.ModelMixin):
+        from fewstep.quant.storage import attach
+
+        attach(model, scheme, layers, backend)

@@ -1,0 +1,179 @@
+"""Quantized diffusers models as ordinary folders: `save_pretrained` writes them, `from_pretrained` reads them.
+
+The file is safetensors with the packed codes; `quantization_config` in config.json names the method `fewstep`
+and lists the layers of each scheme, so that reading needs no rules. Reading needs `import fewstep.quant` first, which
+registers the method with diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+
+from fewstep.errors import FewstepError, nearest
+from fewstep.quant.apply import dequantize, install, quantize
+from fewstep.quant.kernels import check_backend
+from fewstep.quant.layers import QuantLayer
+from fewstep.quant.scheme import Scheme
+
+VERSION = 1
+
+
+class QuantMethod(str, Enum):
+    """The name under which diffusers finds us (it reads `.value`)."""
+
+    FEWSTEP = "fewstep"
+
+
+class FewstepQuantConfig(QuantizationConfigMixin):
+    """`quantization_config` of a fewstep model.
+
+    Pass `FewstepQuantConfig("w4a8")` to a diffusers `from_pretrained` to quantize full-precision weights while loading;
+    the other fields are written by `quantize` and read back.
+
+    Raises:
+        FewstepError: unknown keys, a newer version, or a malformed scheme.
+    """
+
+    def __init__(
+        self,
+        scheme: str = "w4a8",
+        layers: Mapping[str, list[str]] | None = None,
+        backend: str = "auto",
+        version: int = VERSION,
+        quant_method: str = "fewstep",
+        **unknown: object,
+    ) -> None:
+        if unknown:
+            key = next(iter(unknown))
+            known = ("scheme", "layers", "backend", "version")
+            raise FewstepError("unknown key in quantization_config", value=key, mend=nearest(key, known))
+        if version != VERSION:
+            raise FewstepError("unknown version of quantization_config", value=version, mend="Update fewstep.")
+        self.quant_method = QuantMethod.FEWSTEP
+        self.scheme, self.version = str(Scheme.parse(scheme)), version
+        self.layers = {str(Scheme.parse(name)): list(names) for name, names in (layers or {}).items()}
+        self.backend = check_backend(backend)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {**self.__dict__, "quant_method": self.quant_method.value}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The same values: diffusers prints this one."""
+        return self.to_dict()
+
+    def schemes(self) -> dict[str, Scheme]:
+        """Scheme of each quantized layer by its name."""
+        return {layer: Scheme.parse(scheme) for scheme, names in self.layers.items() for layer in names}
+
+
+class FewstepQuantizer(DiffusersQuantizer):
+    """Lets diffusers load and save models with `QuantLayer`s."""
+
+    quantization_config: FewstepQuantConfig
+    use_keep_in_fp32_modules = True  # for the layers that stay in float
+
+    def preprocess_model(self, model: Any, **kwargs: Any) -> Any:
+        """As usual, but casting stays allowed: our layers keep their scales whatever `.to(dtype)` does."""
+        result = super().preprocess_model(model, **kwargs)
+        model.is_quantized = False
+        return result
+
+    def check_if_quantized_param(
+        self, model: Any, param_value: Any, param_name: str, state_dict: Any, **kwargs: Any
+    ) -> bool:
+        """Scales only: diffusers would round them to `torch_dtype`; codes are integers and load as they are."""
+        path, _, leaf = param_name.rpartition(".")
+        return leaf == "scale" and isinstance(model.get_submodule(path), QuantLayer)
+
+    def create_quantized_param(
+        self,
+        model: Any,
+        param_value: Any,
+        param_name: str,
+        target_device: Any,
+        state_dict: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Store the scale as it is in the file."""
+        layer = model.get_submodule(param_name.rpartition(".")[0])
+        layer.scale = state_dict[param_name].to(target_device)
+
+    def check_quantized_param_shape(
+        self, param_name: str, current_param: Any, loaded_param: Any, **kwargs: Any
+    ) -> bool:
+        """Refuse scales of another model.
+
+        Raises:
+            FewstepError: the shape differs.
+        """
+        if current_param.shape != loaded_param.shape:
+            raise FewstepError(
+                f"{param_name} has another shape than {tuple(current_param.shape)}",
+                value=tuple(loaded_param.shape),
+                mend="The file and its config.json do not belong together: save the model again.",
+            )
+        return True
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        if self.pre_quantized:
+            install(model, self.quantization_config.schemes(), self.quantization_config.backend)
+            model.register_to_config(quantization_config=self.quantization_config)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        config = self.quantization_config
+        if not self.pre_quantized:
+            quantize(model, config.scheme, backend=config.backend)
+            self.quantization_config = model.hf_quantizer.quantization_config
+        empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+        if empty:
+            raise FewstepError(
+                "the quantized checkpoint lacks a tensor",
+                value=empty[0],
+                mend="The file is truncated: save the model again.",
+            )
+
+    def _dequantize(self, model: Any) -> Any:
+        keep = model.hf_quantizer
+        dequantize(model)
+        model.hf_quantizer = keep  # the caller removes it
+        return model
+
+    @property
+    def is_serializable(self) -> bool:
+        """Always: codes and scales are plain tensors."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Adapters on top train: the gradient passes through."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """No data-dependent control flow."""
+        return True
+
+
+def attach(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
+    """Mark a model that was quantized in place, so that `save_pretrained` writes what `from_pretrained` needs."""
+    by_scheme: dict[str, list[str]] = {}
+    for name, layer_scheme in layers.items():
+        by_scheme.setdefault(str(layer_scheme), []).append(name)
+    config = FewstepQuantConfig(str(scheme), by_scheme, backend)
+    model.hf_quantizer = FewstepQuantizer(config, pre_quantized=True)
+    model.quantization_method = config.quant_method
+    model.register_to_config(quantization_config=config)
+
+
+def register() -> None:
+    """Make diffusers know the method `fewstep`; repeating it changes nothing."""
+    AUTO_QUANTIZER_MAPPING["fewstep"] = FewstepQuantizer
+    AUTO_QUANTIZATION_CONFIG_MAPPING["fewstep"] = FewstepQuantConfig
