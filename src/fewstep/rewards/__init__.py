@@ -1,0 +1,1 @@
+"""Rewards: what searches and objectives raise; never the judge of the same run."""
