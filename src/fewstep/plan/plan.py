@@ -144,7 +144,7 @@ class Plan:
         return dataclasses.replace(self, **changes)
 
     def scaled(self, sample_scale: Sequence[Any] | Tensor, output_scale: Sequence[Any] | Tensor) -> Plan:
-        """Fold Q-Sched's scalars into the coefficients (arXiv 2509.01624): x_k -> s_k x_k and n_k -> m_k n_k everywhere.
+        """Fold Q-Sched's scalars into the coefficients (arXiv 2509.01624): x_k -> s_k x_k and n_k -> m_k n_k.
 
         This equals calling `scheduler.step(m_k * n_k, t, s_k * x_k)` on the scheduler the plan was read from, multistep
         solvers included, because they remember what `step` was given. The network input and the noise stay as they are.

@@ -39,6 +39,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         self.plan = from_document(plan)
         self._begin: int | None = None
         self._index: int | None = None
+        self._asked = 0
         self._history: History | None = None
         self._running, self._offset = self.plan, 0
         self._watched: tuple[weakref.ref[Any], Identity] | None = None
@@ -47,7 +48,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def from_plan(cls, plan: Plan) -> PlanScheduler:
         """The scheduler of a plan."""
-        return cls(plan=to_document(plan), prediction_type=plan.prediction.kind)
+        scheduler = cls(plan=to_document(plan), prediction_type=plan.prediction.kind)
+        scheduler.plan = plan  # the very coefficients: those of a search may require gradients
+        scheduler._prepare(torch.device("cpu"))
+        return scheduler
 
     # --- what pipelines call ----------------------------------------------------------------------------------------
 
@@ -98,6 +102,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The state times the row's input scale."""
         self._ensure_index(timestep)
+        self._asked = len(sample)
         scale = self._running.rows[min(self._local, self._running.steps - 1)].input_scale
         if isinstance(scale, Tensor):
             scale = scale.to(device=sample.device, dtype=sample.dtype)
@@ -118,6 +123,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             PlanError: more steps than the plan has rows.
         """
         self._ensure_index(timestep)
+        self._check_guidance(len(sample))
         k = self._local
         if k >= self._running.steps:
             raise PlanError(
@@ -209,6 +215,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             if self._begin is None and timestep is not None:  # pipelines that start late without telling
                 self._start(self.index_for_timestep(timestep))
             self._index = self._begin or 0
+
+    def _check_guidance(self, batch: int) -> None:
+        """Guidance doubles the batch that the network sees: a plan made without it notices."""
+        if self.plan.identity.guidance == 1.0 and self._asked == 2 * batch:
+            raise IdentityError(
+                "this plan belongs to a model that runs without guidance",
+                mend="Call the pipeline with guidance_scale=1.",
+            )
 
     def _check_watched(self) -> None:
         if self._watched is None:

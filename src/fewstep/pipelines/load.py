@@ -1,0 +1,154 @@
+"""diffusers pipelines in and out: open, read the plan, attach a plan, save. Nothing here knows a model by name."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.denoiser import fingerprint
+from fewstep.errors import FewstepError, IdentityError
+from fewstep.files import write_folder
+from fewstep.plan import Identity, Plan
+from fewstep.plan.scheduler import PlanScheduler
+
+
+def load_pipeline(model: str | Path, **options: Any) -> Any:
+    """Open a diffusers pipeline: a folder, a shipped name (`emoji-student`), or a hub id.
+
+    Low-bit backbones written by fewstep load as they are, and a stored plan is checked against its network.
+
+    Args:
+        model: folder, shipped name or hub id.
+        options: passed to `DiffusionPipeline.from_pretrained` (`torch_dtype`, ...).
+
+    Raises:
+        FewstepError: nothing can be opened there.
+        IdentityError: the stored plan belongs to another network.
+    """
+    from diffusers import DiffusionPipeline
+
+    from fewstep.models import SHIPPED, shipped
+    from fewstep.quant import register
+
+    register()
+    place = shipped(str(model)) if str(model) in SHIPPED else Path(model)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(place if place.exists() else str(model), **options)
+    except FewstepError:
+        raise
+    except Exception as error:  # diffusers raises many kinds; users need one sentence
+        raise FewstepError(
+            f"cannot open the pipeline {str(model)!r}: {error}",
+            mend=f"Give a diffusers folder, a hub id, or one of {', '.join(SHIPPED)}.",
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    if isinstance(pipe.scheduler, PlanScheduler):
+        attach(pipe, pipe.scheduler.plan)
+    return pipe
+
+
+def save_pipeline(pipe: Any, folder: str | Path) -> None:
+    """Write the pipeline as a diffusers folder, whole or not at all; safetensors only."""
+    write_folder(folder, lambda draft: pipe.save_pretrained(draft, safe_serialization=True))
+
+
+def backbone_of(pipe: Any) -> nn.Module:
+    """The denoising network: `transformer` or `unet`.
+
+    Raises:
+        FewstepError: the pipeline has neither.
+    """
+    for name in ("transformer", "unet"):
+        model = getattr(pipe, name, None)
+        if model is not None:
+            return model
+    raise FewstepError(f"{type(pipe).__name__} has no `unet` and no `transformer`", value=list(pipe.components))
+
+
+def identity_of(pipe: Any, guidance: float | None = None) -> Identity:
+    """What a plan for this pipeline belongs to."""
+    model = backbone_of(pipe)
+    quantization = dict(getattr(model.config, "quantization_config", None) or {})
+    scheme = quantization.get("scheme") or quantization.get("quant_method") or "none"
+    return Identity(model=fingerprint(model), quantization=str(scheme), guidance=guidance)
+
+
+def attach(pipe: Any, plan: Plan) -> None:
+    """Make the pipeline follow a plan, now and in every later call, checked against what the plan belongs to.
+
+    Raises:
+        IdentityError: the plan belongs to another model or quantization.
+    """
+    found = identity_of(pipe)
+    plan.check(found)
+    scheduler = plan.to_scheduler()
+    scheduler.watch(pipe, found)
+    pipe.register_modules(scheduler=scheduler)
+
+
+def plan_of(pipe: Any, steps: int, **call: Any) -> Plan:
+    """The plan that the pipeline follows today at this many steps, read out of its scheduler.
+
+    Runs the pipeline up to its first `scheduler.step`, so that whatever the pipeline itself passes (own sigmas, mu,
+    eta) is in the plan.
+
+    Args:
+        steps: inference steps, as users would ask.
+        call: arguments of the pipeline call (`guidance_scale`, `height`, ...).
+    """
+    if isinstance(pipe.scheduler, PlanScheduler):
+        plan = pipe.scheduler.plan
+        if plan.steps != steps:
+            mend = f"Use {plan.steps} steps, or a pipeline that still has its own scheduler."
+            raise IdentityError(f"the pipeline's stored plan has {plan.steps} steps", value=steps, mend=mend)
+        return plan
+    untouched = copy.deepcopy(pipe.scheduler)
+    record = _Record()
+    with _recording(pipe.scheduler, record), torch.no_grad(), suppress(_Enough):
+        pipe(prompt="", num_inference_steps=steps, output_type="latent", **call)
+    return Plan.from_scheduler(untouched, steps, set_timesteps=record.times, step=record.step)
+
+
+@dataclass
+class _Record:
+    times: dict[str, Any] = field(default_factory=dict)
+    step: dict[str, Any] = field(default_factory=dict)
+
+
+class _Enough(Exception):  # noqa: N818 - a signal, not an error
+    pass
+
+
+@contextmanager
+def _recording(scheduler: Any, record: _Record) -> Iterator[None]:
+    """Note the extra arguments of `set_timesteps` and of the first `step`, then stop the pipeline."""
+    set_timesteps, step = scheduler.set_timesteps, scheduler.step
+
+    @functools.wraps(set_timesteps)  # pipelines inspect the signature
+    def noting_times(*args: Any, **kwargs: Any) -> Any:
+        plain = ("num_inference_steps", "device")
+        record.times = {k: v for k, v in kwargs.items() if k not in plain and v is not None}
+        return set_timesteps(*args, **kwargs)
+
+    @functools.wraps(step)
+    def noting_step(*args: Any, **kwargs: Any) -> Any:
+        plain = ("model_output", "timestep", "sample", "generator", "return_dict")
+        record.step = {k: v for k, v in kwargs.items() if k not in plain and v is not None}
+        raise _Enough
+
+    replaced: dict[str, Callable[..., Any]] = {"set_timesteps": noting_times, "step": noting_step}
+    for name, function in replaced.items():
+        setattr(scheduler, name, function)
+    try:
+        yield
+    finally:
+        for name in replaced:
+            delattr(scheduler, name)
