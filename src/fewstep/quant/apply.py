@@ -158,6 +158,10 @@ def _check_model(model: nn.Module) -> None:
             raise FewstepError(
                 "a weight is not loaded", value=name, mend="Load the model without low-memory offloading."
             )
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and not torch.isfinite(module.weight).all():
+            mend = "Check the checkpoint, or whether a cast to half precision overflowed."
+            raise FewstepError("a weight holds NaN or infinity", value=name, mend=mend)
 
 
 def _check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -202,10 +206,6 @@ def _kept_reason(module: nn.Module) -> str:
 def _quantize_layer(
     name: str, source: nn.Linear | nn.Conv2d, scheme: Scheme, backend: str, reason: str
 ) -> tuple[QuantLayer, Row]:
-    if not torch.isfinite(source.weight).all():
-        raise FewstepError(
-            "a weight holds NaN or infinity", value=name, mend="Check the checkpoint or its half-precision cast."
-        )
     before, linear, on_cuda = own_bytes(source), isinstance(source, nn.Linear), source.weight.is_cuda
     layer = _make(source, scheme, backend)
     layer.load_float(source.weight)

@@ -24,7 +24,7 @@ def quantize_weight(weight: Tensor, bits: int, group_size: int | None = None) ->
     Without groups the scale is float32, one per row. With groups it is float16 (0.5 bit per weight at groups of 32)
     and codes are computed against the rounded scale, so that storage loses nothing more. Below 8 bit the code
     range is not symmetric (-8..7 at 4 bit); each group takes, of some candidate scales, the one of least squared error:
-    the largest magnitude on 7, or on -8 (a negative scale where the positive side is longer), each also clipped a little.
+    the largest magnitude on 7, or on -8 (a negative scale where the positive side is longer), also clipped a little.
     """
     rows, columns = weight.shape
     step = max(1, _CHUNK // max(columns, 1))

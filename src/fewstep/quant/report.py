@@ -72,7 +72,8 @@ class QuantReport:
         return (
             f"{self.scheme}: {self.coverage:.1%} of {self.parameters:,} parameters in {self.bits_per_weight:.2f} bits "
             f"each (scales included); {_size(self.resident_before)} -> {_size(self.resident_after)} in memory, "
-            f"{_size(self.disk_before)} -> {_size(self.disk_after)} on disk; {len(self.skipped)} Linear or Conv2d kept in float."
+            f"{_size(self.disk_before)} -> {_size(self.disk_after)} on disk; "
+            f"{len(self.skipped)} Linear or Conv2d kept in float."
         )
 
     def table(self, full: bool = False) -> Table:

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch import nn
+
+from fewstep.errors import FewstepError
+from fewstep.quant import kernels, quantize
+
+
+def pair(**options: str) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(48, 32), nn.GELU(), nn.Linear(32, 16, bias=False))
+    second = nn.Sequential(nn.Linear(48, 32), nn.GELU(), nn.Linear(32, 16, bias=False))
+    second.load_state_dict(first.state_dict())
+    quantize(first, "w8a8", backend="fewstep")
+    quantize(second, "w8a8", **options)
+    return first, second
+
+
+def sqnr(reference: torch.Tensor, other: torch.Tensor) -> float:
+    return float(10 * torch.log10(reference.square().sum() / (reference - other).square().sum()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torchao_and_our_kernel_agree(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pair(backend="torchao")
+    calls = []
+    real = kernels.torchao_linear
+    monkeypatch.setattr("fewstep.quant.layers.torchao_linear", lambda *a: calls.append(1) or real(*a))
+    x = torch.randn(3, 5, 48)
+    with torch.no_grad():
+        expected = ours(x)
+        assert not calls
+        output = theirs(x.to(dtype))
+    assert len(calls) == 2
+    assert output.dtype == dtype
+    assert sqnr(expected, output.float()) > 35  # its activation step is 127.5 codes to the maximum, ours 127
+
+
+def test_torchao_stores_what_we_store_and_shares_memory() -> None:
+    ours, theirs = pair(backend="torchao")
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+
+
+def test_gradient_search_falls_back_to_the_kernel_that_has_a_gradient() -> None:
+    ours, theirs = pair(backend="torchao")
+    gradients = []
+    for model in (ours, theirs):
+        torch.manual_seed(1)
+        x = torch.randn(4, 48, requires_grad=True)
+        model.requires_grad_(False)(x).sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+
+
+def test_reports_name_the_kernel_and_its_reason() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Flatten(), nn.Linear(16, 16))
+    auto = quantize(model, "w8a8").rows[0]
+    assert auto.kernel != "torchao int8 dynamic"
+    assert "torchao" in auto.reason
+    forced = quantize(nn.Sequential(nn.Linear(16, 16)), "w8a8", backend="torchao").rows[0]
+    assert forced.kernel == "torchao int8 dynamic"
+    assert kernels.use_torchao("auto", quantized := kernels.Scheme(8, 8), linear=True, on_cuda=True)
+    assert not kernels.use_torchao("auto", quantized, linear=False, on_cuda=True)
+    assert not kernels.use_torchao("torchao", kernels.Scheme(4, 8, 32), linear=True, on_cuda=True)
+
+
+def test_asking_for_torchao_without_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "torchao_installed", lambda: False)
+    with pytest.raises(FewstepError, match="pip install"):
+        quantize(nn.Sequential(nn.Linear(4, 4)), "w8a8", backend="torchao")
+    assert quantize(nn.Sequential(nn.Linear(4, 4)), "w8a8").rows[0].quantized
