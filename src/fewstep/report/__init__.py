@@ -1,0 +1,37 @@
+"""Reports: one self-contained HTML file that reads well on a phone and asks nobody for anything."""
+
+from fewstep.report.blocks import (
+    Block,
+    Code,
+    Column,
+    Facts,
+    Figure,
+    Highlight,
+    Highlights,
+    ImageGrid,
+    Note,
+    Row,
+    Table,
+)
+from fewstep.report.page import Page, render, save
+from fewstep.report.plans import plan_table
+from fewstep.report.terminal import to_rich
+
+__all__ = [
+    "Block",
+    "Code",
+    "Column",
+    "Facts",
+    "Figure",
+    "Highlight",
+    "Highlights",
+    "ImageGrid",
+    "Note",
+    "Page",
+    "Row",
+    "Table",
+    "plan_table",
+    "render",
+    "save",
+    "to_rich",
+]

@@ -1,0 +1,60 @@
+"""Tensors to PNG: single images as data URIs, and grids as files."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewstep.errors import FewstepError
+from fewstep.files import atomic
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """A PIL image of a tensor (3, H, W) or (1, H, W) in [0, 1]; values outside are clipped, NaN is shown as magenta.
+
+    Raises:
+        FewstepError: another shape.
+    """
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise FewstepError("an image is a tensor of shape (3, H, W)", value=tuple(image.shape))
+    pixels = image.detach().float().cpu().expand(3, -1, -1)
+    broken = pixels.isnan().any(0)
+    pixels = torch.where(broken, torch.tensor([1.0, 0.0, 1.0])[:, None, None], pixels)
+    return Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+
+
+def data_uri(image: Tensor) -> str:
+    """The image as a PNG data URI."""
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def grid(images: Tensor, columns: int | None = None, gap: int = 2, zoom: int = 1) -> Tensor:
+    """Images (B, 3, H, W) side by side on white, row by row, as one image; `zoom` repeats pixels.
+
+    Raises:
+        FewstepError: no images or another shape.
+    """
+    if images.ndim != 4 or len(images) == 0:
+        raise FewstepError("a grid needs images of shape (B, 3, H, W)", value=tuple(images.shape))
+    images = images.detach().float().cpu().repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+    count, channels, height, width = images.shape
+    columns = min(count, columns or max(1, round(count**0.5)))
+    rows = -(-count // columns)
+    sheet = torch.ones(channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    for k in range(count):
+        top, left = k // columns * (height + gap), k % columns * (width + gap)
+        sheet[:, top : top + height, left : left + width] = images[k]
+    return sheet
+
+
+def save_png(image: Tensor, path: str | Path) -> None:
+    """Write one image (3, H, W) as PNG, atomically."""
+    with atomic(path) as draft:
+        to_pil(image).save(draft, format="PNG", optimize=True)
