@@ -34,7 +34,8 @@ class Denoiser:
     def raw(self, x: Tensor, t: float) -> Tensor:
         """Raw output at process time `t` for states (B, ...), input scaling included."""
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        time = torch.tensor(self.process.network_time(t), device=x.device, dtype=torch.float32)
+        width = torch.promote_types(x.dtype, torch.float32)
+        time = torch.tensor(self.process.network_time(t), device=x.device, dtype=width)
         return self.network(x * self.prediction.input_scale(alpha, sigma), time)
 
     def predict(self, x: Tensor, t: float, kind: str = "sample") -> Tensor:

@@ -50,6 +50,9 @@ class Process(ABC):
     def _network_time(self, t: Tensor) -> Tensor:
         return t
 
+    def _from_network_time(self, time: Tensor) -> Tensor:
+        return time
+
     def alpha(self, t: Real) -> Real:
         """Signal scale at time `t`."""
         return lift(self._alpha, t)
@@ -69,6 +72,10 @@ class Process(ABC):
     def network_time(self, t: Real) -> Real:
         """The number that the network is told at process time `t`."""
         return lift(self._network_time, t)
+
+    def from_network_time(self, time: Real) -> Real:
+        """Process time of the number that the network is told (inverse of `network_time`)."""
+        return lift(self._from_network_time, time)
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Noisy states of shape (B, ...) for clean data and noise of that shape at times of shape (B,)."""
@@ -188,6 +195,9 @@ class VPContinuous(Process):
     def _network_time(self, t: Tensor) -> Tensor:
         return self.network_scale * t
 
+    def _from_network_time(self, time: Tensor) -> Tensor:
+        return time / self.network_scale
+
 
 @dataclass(frozen=True)
 class Cosine(Process):
@@ -213,6 +223,9 @@ class Cosine(Process):
     def _network_time(self, t: Tensor) -> Tensor:
         return self.network_scale * t
 
+    def _from_network_time(self, time: Tensor) -> Tensor:
+        return time / self.network_scale
+
 
 @dataclass(frozen=True)
 class VE(Process):
@@ -232,6 +245,9 @@ class VE(Process):
     def _network_time(self, t: Tensor) -> Tensor:
         return t.log() / 4
 
+    def _from_network_time(self, time: Tensor) -> Tensor:
+        return torch.exp(4 * time)
+
 
 @dataclass(frozen=True)
 class RectifiedFlow(Process):
@@ -247,11 +263,16 @@ class RectifiedFlow(Process):
         return (1 - t) / (1 + (self.shift - 1) * t)
 
     def _time(self, lam: Tensor) -> Tensor:
-        sigma = torch.sigmoid(-lam)
+        return self._at_sigma(torch.sigmoid(-lam))
+
+    def _at_sigma(self, sigma: Tensor) -> Tensor:
         return sigma / (self.shift - (self.shift - 1) * sigma)
 
     def _network_time(self, t: Tensor) -> Tensor:
         return self.network_scale * self._sigma(t)
+
+    def _from_network_time(self, time: Tensor) -> Tensor:
+        return self._at_sigma(time / self.network_scale)
 
 
 @dataclass(frozen=True)

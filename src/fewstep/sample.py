@@ -84,7 +84,8 @@ def sample(
     state = state.to(device=device, dtype=dtype)
     rows = ready_rows(plan, device, dtype)
     # one 0-dim tensor per row, made here: making it in the loop would copy from host to device each time
-    times = torch.tensor([float(row.network_time) for row in rows], device=device).unbind()
+    width = torch.promote_types(dtype, torch.float32)
+    times = torch.tensor([float(row.network_time) for row in rows], device=device, dtype=width).unbind()
     draws = [None if is_exactly(row.noise, 0.0) else noise.draw(shape).to(device=device, dtype=dtype) for row in rows]
 
     def run(check: bool = False) -> Tensor:
