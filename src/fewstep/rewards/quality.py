@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
+import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
+
+from fewstep.errors import FewstepError
+from fewstep.registry import need_argument
+from fewstep.rewards.base import REWARDS, check_images
 
 
 class QualityNet(ModelMixin, ConfigMixin):
@@ -33,3 +41,38 @@ class QualityNet(ModelMixin, ConfigMixin):
         """Logit of "this is a real image": images (B, 3, H, W) in [0, 1] -> (B,)."""
         features = self.blocks(2 * images - 1)
         return self.head(features.mean(dim=(2, 3))).squeeze(1)
+
+
+@dataclass(frozen=True)
+class QualityReward:
+    """The logit of a `QualityNet`, not its sigmoid: differences between good images must not saturate."""
+
+    network: QualityNet
+    name: str = "quality"
+    differentiable: bool = True
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Logit (B,) of images (B, 3, H, W) in [0, 1], on the device of the network; prompts are only counted."""
+        parameter = next(self.network.parameters())
+        return self.network(check_images(images, prompts).to(parameter.device, parameter.dtype))
+
+
+@REWARDS.register("quality")
+def quality(argument: str) -> QualityReward:
+    """`quality:FOLDER` written by `QualityNet.save_pretrained`; computed in float32 whatever was stored.
+
+    Raises:
+        FewstepError: the folder holds no such network.
+    """
+    folder = need_argument("quality", argument, "FOLDER")
+    if not Path(folder).is_dir():
+        raise FewstepError("there is no such quality network", value=folder, mend="Check the path of the folder.")
+    try:
+        network = QualityNet.from_pretrained(folder, torch_dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise FewstepError(
+            f"cannot load a QualityNet: {str(error).splitlines()[0]}",
+            value=folder,
+            mend="Give a folder with config.json and diffusion_pytorch_model.safetensors of a QualityNet.",
+        ) from error
+    return QualityReward(network.eval().requires_grad_(False))

@@ -1,0 +1,7 @@
+"""Metrics: what is reported, with intervals and beside the null."""
+
+from fewstep.metrics.evaluate import evaluate
+from fewstep.metrics.features import FEATURES, FeatureNet, load_features
+from fewstep.metrics.intervals import Interval
+
+__all__ = ["FEATURES", "FeatureNet", "Interval", "evaluate", "load_features"]

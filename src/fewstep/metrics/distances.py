@@ -1,0 +1,230 @@
+"""Distances between two sets of feature vectors (n, d), in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import FewstepError
+
+KERNEL_FACTORS = (0.25, 1.0, 4.0)
+MEDIAN_SUBSET = 2000  # the median of the pairwise distances needs no more points than this
+NEIGHBOURS = 3
+
+
+@dataclass(frozen=True)
+class RbfKernel:
+    """k(x, y) = sum_g exp(-g |x - y|^2); fixed once per evaluation, so that all systems meet the same kernel."""
+
+    gammas: tuple[float, ...]
+
+    @classmethod
+    def of(cls, reference: Tensor) -> RbfKernel:
+        """gamma = 1 / (2 median^2) of the pairwise distances of the reference (m, d), times 1/4, 1 and 4.
+
+        Raises:
+            FewstepError: fewer than two different reference vectors.
+        """
+        points = reference[:: max(1, len(reference) // MEDIAN_SUBSET)].double()
+        distances = torch.nn.functional.pdist(points)
+        median = float(distances.median()) if len(distances) else 0.0
+        if median <= 0:
+            raise FewstepError(
+                "the reference has no spread: most of its vectors are equal",
+                value=len(reference),
+                mend="Give more and different reference images.",
+            )
+        return cls(tuple(factor / (2 * median**2) for factor in KERNEL_FACTORS))
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Kernel matrix (n, m) of x (n, d) and y (m, d)."""
+        squared = torch.cdist(x.double(), y.double(), compute_mode="use_mm_for_euclid_dist").square()
+        return sum((torch.exp(-gamma * squared) for gamma in self.gammas), torch.zeros_like(squared))
+
+
+def mmd2(x: Tensor, y: Tensor, kernel: RbfKernel) -> float:
+    """Unbiased squared maximum mean discrepancy (JMLR 13:723, equation 3); below zero at times if the laws agree."""
+    _need(x, y, at_least=2)
+    return float(_off_diagonal_mean(kernel(x, x)) + _off_diagonal_mean(kernel(y, y)) - 2 * kernel(x, y).mean())
+
+
+def mean_similarity(y: Tensor, kernel: RbfKernel) -> float:
+    """Mean kernel value of two different rows of y (m, d)."""
+    return float(_off_diagonal_mean(kernel(y, y)))
+
+
+def mmd2_draws(
+    x: Tensor, y: Tensor, kernel: RbfKernel, weights: Tensor, within_y: float | None = None
+) -> tuple[float, Tensor]:
+    """`mmd2` and its values (B,) for resampled x; weights (B, n) count how often each row of x was drawn.
+
+    A pair of copies of one row is left out like the diagonal: otherwise resampling itself would look like a distance.
+    within_y: `mean_similarity(y, kernel)` if already known; it costs m^2 and is the same for all systems.
+    """
+    _need(x, y, at_least=2)
+    inside, across = kernel(x, x), kernel(x, y).mean(1)
+    rest = mean_similarity(y, kernel) if within_y is None else within_y
+    estimate = float(_off_diagonal_mean(inside)) + rest - 2 * float(across.mean())
+    inside = inside - torch.diag(inside.diagonal())
+    total = weights.sum(1)
+    pairs = total.square() - weights.square().sum(1)
+    draws = ((weights @ inside) * weights).sum(1) / pairs.clamp(min=1) + rest - 2 * (weights @ across) / total
+    return estimate, draws
+
+
+def gaussian_mmd2(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor, kernel: RbfKernel) -> float:
+    """Squared MMD of two normal laws in closed form: means (d,), covariances (d, d)."""
+
+    def expected(mean: Tensor, covariance: Tensor) -> Tensor:
+        # For z ~ N(m, S): E exp(-g |z|^2) = |I + 2 g S|^(-1/2) exp(-g m^T (I + 2 g S)^(-1) m), with z = x - y.
+        values = []
+        for gamma in kernel.gammas:
+            stretch = torch.eye(len(mean), dtype=torch.float64) + 2 * gamma * covariance
+            power = -gamma * mean @ torch.linalg.solve(stretch, mean)
+            values.append(torch.exp(power) / torch.linalg.det(stretch).sqrt())
+        return torch.stack(values).sum()
+
+    zero = torch.zeros_like(mean_x)
+    inside = expected(zero, 2 * cov_x) + expected(zero, 2 * cov_y)
+    return float(inside - 2 * expected(mean_x - mean_y, cov_x + cov_y))
+
+
+def gaussian_frechet(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) -> float:
+    """|m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)) (arXiv 1706.08500), by symmetric eigenvalues.
+
+    (S_x S_y)^(1/2) has the trace of (S_x^(1/2) S_y S_x^(1/2))^(1/2), which stays real when a covariance is singular.
+    """
+    root = _root(cov_x)
+    cross = torch.linalg.eigvalsh(root @ cov_y @ root).clamp(min=0).sqrt().sum()
+    return float((mean_x - mean_y).square().sum() + cov_x.trace() + cov_y.trace() - 2 * cross)
+
+
+def frechet(x: Tensor, y: Tensor) -> float:
+    """Fréchet distance of normal fits to x (n, d) and y (m, d).
+
+    Biased upwards, by about d (d + 1) / (2 n) on whitened features when both sides have n rows: compare only at
+    equal n, and beside the null. With n <= d the covariance is shrunk (Ledoit and Wolf, JMVA 2004).
+    """
+    _need(x, y, at_least=2)
+    return gaussian_frechet(*_normal_fit(x), *_normal_fit(y))
+
+
+def frechet_influence(x: Tensor, y: Tensor) -> Tensor:
+    """First-order effect (n,) of each row of x on `frechet(x, y)`: reweighting rows moves it by their mean influence.
+
+    dF = 2 (m_x - m_y) dm + tr((I - T) dS), T the optimal transport map from the fit of x to the fit of y; this gives
+    bootstrap intervals without refitting a covariance per resample.
+    """
+    _need(x, y, at_least=2)
+    (mean_x, cov_x), (mean_y, cov_y) = _normal_fit(x), _normal_fit(y)
+    root = _root(cov_y)
+    values, vectors = torch.linalg.eigh(root @ cov_x @ root)
+    inverse = torch.where(values > 1e-10 * values.max(), values.clamp(min=1e-300).rsqrt(), torch.zeros_like(values))
+    transport = root @ (vectors * inverse) @ vectors.T @ root
+    centred = x.double() - mean_x
+    slope = torch.eye(len(mean_x), dtype=torch.float64) - transport
+    influence = 2 * centred @ (mean_x - mean_y) + ((centred @ slope) * centred).sum(1)
+    return influence - influence.mean()
+
+
+def precision_recall(x: Tensor, y: Tensor, k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
+    """Improved precision and recall (arXiv 1904.06991), x generated (n, d), y real (m, d): flags (n,) and (m,).
+
+    Precision is the mean of the first (x lies in a k-nearest-neighbour ball of a real point), recall the mean of the
+    second. Both depend on n and m: compare only at equal sizes.
+    """
+    within, covers = ball_matrices(x, y, k)
+    return within.any(1), covers.any(1)
+
+
+def ball_matrices(x: Tensor, y: Tensor, k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
+    """Who lies in whose ball: (n, m) bool, x_i in the ball of y_j; and (m, n) bool, y_j in the ball of x_i."""
+    _need(x, y, at_least=k + 1)
+    between = _squared_distances(x, y)
+    return between <= _radii(y, k), _radii(x, k) >= between.T
+
+
+def sliced_w2(x: Tensor, y: Tensor, directions: int = 256, seed: int = 0) -> float:
+    """Squared 2-Wasserstein distance of 1-D projections, mean over random directions; biased upwards by about 1 / n.
+
+    Unequal sizes are compared at the quantiles of the larger set, by linear interpolation.
+    """
+    _need(x, y, at_least=2)
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.randn(x.shape[1], directions, generator=generator, dtype=torch.float64)
+    axes = axes / axes.norm(dim=0)
+    count = max(len(x), len(y))
+    return float((_quantiles(x.double() @ axes, count) - _quantiles(y.double() @ axes, count)).square().mean())
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio (B,) in dB of images (B, ...) in [0, 1] to their twins; 100 dB at most."""
+    error = (images.double() - reference.double()).square().flatten(1).mean(1)
+    return -10 * error.clamp(min=1e-10).log10()
+
+
+def diversity(features: Tensor) -> Tensor:
+    """Mean distance between the images of one prompt: features (S, P, d), S seeds of P prompts -> (P,).
+
+    Raises:
+        FewstepError: one seed only.
+    """
+    seeds = len(features)
+    if seeds < 2:
+        raise FewstepError("diversity compares seeds", value=seeds, mend="Generate at least two seeds per prompt.")
+    by_prompt = features.double().transpose(0, 1)
+    return torch.cdist(by_prompt, by_prompt).sum((1, 2)) / (seeds * (seeds - 1))
+
+
+def _need(x: Tensor, y: Tensor, at_least: int) -> None:
+    sizes: Sequence[int] = (*x.shape, *y.shape)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < at_least:
+        raise FewstepError(
+            f"two sets of features (n, d) with the same d and at least {at_least} rows are needed",
+            value=sizes,
+            mend="Generate more images, or use the same feature network for both sets.",
+        )
+
+
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """Exact for equal rows, unlike the faster matrix product: balls of radius zero must contain their centre."""
+    return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def _off_diagonal_mean(square: Tensor) -> Tensor:
+    return (square.sum() - square.trace()) / (len(square) * (len(square) - 1))
+
+
+def _radii(points: Tensor, k: int) -> Tensor:
+    """Squared distance of each point to its k-th nearest other point."""
+    return _squared_distances(points, points).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
+
+
+def _root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def _normal_fit(x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.double()
+    mean = x.mean(0)
+    if len(x) > x.shape[1]:
+        return mean, torch.atleast_2d(torch.cov(x.T))
+    from sklearn.covariance import ledoit_wolf
+
+    covariance, _ = ledoit_wolf(x.numpy())
+    return mean, torch.from_numpy(covariance)
+
+
+def _quantiles(projected: Tensor, count: int) -> Tensor:
+    """Sorted columns (n, k), read at `count` equally spaced levels -> (count, k)."""
+    ordered = projected.sort(0).values
+    if len(ordered) == count:
+        return ordered
+    place = ((torch.arange(count, dtype=torch.float64) + 0.5) / count * len(ordered) - 0.5).clamp(0, len(ordered) - 1)
+    low = place.floor().long()
+    high = (low + 1).clamp(max=len(ordered) - 1)
+    return torch.lerp(ordered[low], ordered[high], (place - low)[:, None])

@@ -1,0 +1,61 @@
+"""What a reward is, and the table of kinds that a new file joins with `@REWARDS.register("kind")`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from fewstep.errors import FewstepError
+from fewstep.registry import Registry
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """A number per image, higher is better."""
+
+    @property
+    def name(self) -> str:
+        """Short name for tables and files."""
+        ...
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether gradients with respect to the images are exact and usable for training."""
+        ...
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Images (B, 3, H, W) float in [0, 1] and their B prompts -> (B,)."""
+        ...
+
+
+REWARDS: Registry[Reward] = Registry("reward", "fewstep.rewards")
+
+
+def load_reward(spec: str) -> Reward:
+    """Reward for a spec such as `clip:FOLDER_OR_ID`, `quality:FOLDER`, `sharpness`, `colourfulness` or `contrast`.
+
+    Raises:
+        FewstepError: unknown kind, or its weights cannot be loaded.
+    """
+    return REWARDS.load(spec)
+
+
+def check_images(images: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
+    """Return the images if they are (B, 3, H, W) float, with one prompt each.
+
+    Raises:
+        FewstepError: other shape or type, or another number of prompts.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise FewstepError(
+            "images must be (B, 3, H, W) float in [0, 1]",
+            value=f"{tuple(images.shape)} {images.dtype}",
+            mend="Convert bytes with .float() / 255 and put channels before height.",
+        )
+    if prompts is not None and len(prompts) != len(images):
+        raise FewstepError(
+            f"{len(images)} images need {len(images)} prompts", value=len(prompts), mend="Give one prompt per image."
+        )
+    return images
