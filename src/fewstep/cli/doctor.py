@@ -1,0 +1,145 @@
+"""`fewstep doctor`: what is installed, what this machine can do, and what to mend."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewstep.cli.shell import console, examples
+
+TESTED = {"torch": "2.6", "diffusers": "0.40", "transformers": "4.50", "accelerate": "1.0", "torchao": "0.15"}
+"""Oldest versions that fewstep supports."""
+FLAGS = {
+    "avx2": "fast float32",
+    "avx512f": "wider float32",
+    "avx512_vnni": "int8 products",
+    "avx512_bf16": "bfloat16 products",
+    "amx_int8": "int8 matrix unit",
+    "amx_bf16": "bfloat16 matrix unit",
+    "asimddp": "int8 products",
+    "bf16": "bfloat16 products",
+}
+
+
+@dataclass
+class Report:
+    """What was found, and warnings that each say how to mend it."""
+
+    versions: dict[str, str | None] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    kernels: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command(epilog=examples("fewstep doctor", "fewstep doctor --json"))(doctor)
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False) -> None:
+    """Show versions, device, kernels and disk, and what should be mended before a long run."""
+    found = examine()
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+        return
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    out = console()
+    for title, facts in (("versions", found.versions), ("machine", found.machine), ("kernels", found.kernels)):
+        table = Table("", "", box=box.SIMPLE, title=title, title_justify="left", title_style="bold", show_header=False)
+        for name, value in facts.items():
+            table.add_row(name, escape("missing" if value is None else str(value)))
+        out.print(table)
+    for warning in found.warnings:
+        out.print(f"[yellow]![/yellow] {escape(warning)}")
+    if not found.warnings:
+        out.print("[bold green]Nothing to mend.[/bold green]")
+
+
+def examine() -> Report:
+    """Look at the installation and the machine; reads only."""
+    import torch
+
+    from fewstep.runs.environment import PACKAGES, best_device, device_name, version
+
+    device = best_device()
+    report = Report(versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}})
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    report.machine = {
+        "device": device_name(device),
+        "kind": device,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "processor flags": ", ".join(f"{flag} ({FLAGS[flag]})" for flag in processor_flags()) or "none known",
+        "bfloat16 in hardware": "yes" if _bfloat16(device) else "no: stay with float32",
+        "free disk": f"{free:.1f} GB",
+    }
+    report.kernels = kernels(device)
+    report.warnings = warnings(report, free)
+    return report
+
+
+def kernels(device: str) -> dict[str, str]:
+    """Which implementation multiplies quantized layers on this device."""
+    from fewstep.quant import Scheme
+    from fewstep.quant.kernels import describe
+
+    on_cuda = device.startswith("cuda")
+    return {
+        f"{name} {kind}": describe(Scheme.parse(name), "auto", linear=kind == "Linear", on_cuda=on_cuda)
+        for name in ("w8a8", "w4a8", "w4a16")
+        for kind in ("Linear", "Conv2d")
+    }
+
+
+def processor_flags() -> list[str]:
+    """The processor's instruction sets that matter here."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    lines = (line for line in text.splitlines() if line.lower().startswith(("flags", "features")))
+    present = set(next(lines, "").partition(":")[2].split())
+    return [flag for flag in FLAGS if flag in present]
+
+
+def warnings(report: Report, free: float) -> list[str]:
+    """What should be mended, each with how."""
+    found = []
+    for name, oldest in TESTED.items():
+        have = report.versions.get(name)
+        if have is None:
+            found.append(f"{name} is missing: pip install '{name}>={oldest}'.")
+        elif _numbers(have) < _numbers(oldest):
+            found.append(f"{name} {have} is older than {oldest}: pip install -U '{name}>={oldest}'.")
+    if report.machine["kind"] == "cpu":
+        found.append("No GPU: quantization saves memory here, not time. Speed claims need a GPU.")
+        if report.machine["threads"] > (report.machine["cores"] or 1):
+            found.append(f"More threads than cores: set OMP_NUM_THREADS={report.machine['cores']}.")
+    if free < 2:
+        found.append(f"Only {free:.1f} GB of disk are free here: give runs another place with --out.")
+    if not os.access(Path.cwd(), os.W_OK):
+        found.append("This folder is not writable: give runs another place with --out.")
+    return found
+
+
+def _bfloat16(device: str) -> bool:
+    if device.startswith("cuda"):
+        import torch
+
+        return bool(torch.cuda.is_bf16_supported())
+    return any(flag in ("avx512_bf16", "amx_bf16", "bf16") for flag in processor_flags())
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split("+")[0].split(".")[:2]
+    return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts)

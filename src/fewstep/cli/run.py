@@ -1,0 +1,67 @@
+"""`fewstep run` and `fewstep demo`: a recipe from end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.cli.shell import Overrides, console, examples
+
+Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME unless given.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what an earlier run left in the directory.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command(epilog=examples("fewstep demo", "fewstep demo --fresh --set scheme=w8a8 --out runs/eight-bit"))(demo)
+    app.command(
+        epilog=examples(
+            "fewstep run q-sched",
+            "fewstep run recipes/q-sched.yaml --set model=PATH_OR_ID --set steps=4 --out runs/mine",
+            "fewstep run runs/mine/recipe.yaml --out runs/again --dry-run",
+        )
+    )(run)
+
+
+def demo(
+    overrides: Overrides = None,
+    out: Out = Path("runs/demo"),
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """The main job on the shipped emoji model: quantize, search the schedule, measure, report. Minutes on a laptop."""
+    _execute("q-sched", overrides or [], out or Path("runs/demo"), fresh, dry_run)
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.")],
+    overrides: Overrides = None,
+    out: Out = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a recipe from end to end. The same command on the same directory goes on where it was stopped."""
+    _execute(recipe, overrides or [], out or Path("runs") / Path(recipe).stem, fresh, dry_run)
+
+
+def _execute(name: str, overrides: list[str], out: Path, fresh: bool, dry_run: bool) -> None:
+    from rich.markup import escape
+
+    from fewstep import recipes
+    from fewstep.recipes import kinds
+
+    recipe = recipes.load(name, overrides)
+    if dry_run:
+        import yaml
+
+        console().print(escape(yaml.safe_dump(recipe.plain(), sort_keys=False, allow_unicode=True)), end="")
+        console(err=True).print(f"[dim]Nothing was run. It would go to {escape(str(out))}.[/dim]")
+        return
+    from fewstep.runs import Run
+
+    with Run(out, recipe.plain(), fresh=fresh) as started:
+        made = kinds.find(recipe.kind).runner()(recipe, started)
+    console().print(f"[bold green]Done.[/bold green] Open {escape(str(made or out))}")

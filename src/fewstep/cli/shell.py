@@ -1,0 +1,59 @@
+"""What all commands share: errors without a traceback, examples in the help, consoles."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from fewstep.errors import FewstepError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXAMPLES: list[str] = []
+"""Every example shown in a help text; a test parses them all."""
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated. Dots reach into sections."),
+]
+
+
+class Commands(TyperGroup):
+    """A group of commands that shows a FewstepError as one red message and exits with 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command. FEWSTEP_DEBUG=1 lets the traceback through."""
+        try:
+            return super().invoke(ctx)
+        except FewstepError as error:
+            if os.environ.get("FEWSTEP_DEBUG"):
+                raise
+            show_error(str(error))
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            console(err=True).print("\nStopped. The same command goes on where it was.", style="yellow")
+            raise typer.Exit(130) from None
+
+
+def examples(*commands: str) -> str:
+    """The epilog of a help text."""
+    EXAMPLES.extend(commands)
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join("  " + command.replace("[", r"\[") for command in commands)
+
+
+def console(err: bool = False) -> Console:
+    """A rich console on stdout, or stderr for what is not the result."""
+    from rich.console import Console
+
+    return Console(stderr=err, highlight=False)
+
+
+def show_error(message: str) -> None:
+    """One red message on stderr."""
+    from rich.markup import escape
+
+    console(err=True).print(f"[bold red]Error:[/bold red] {escape(message)}")

@@ -1,0 +1,33 @@
+"""`fewstep train`: one training stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.cli.shell import Overrides, console, examples
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command(
+        epilog=examples(
+            "fewstep train vae", "fewstep train student --set steps=2000 --set seed=1 --out runs/train-student-1"
+        )
+    )(train)
+
+
+def train(
+    stage: Annotated[str, typer.Argument(help="vae, clip, judge, teacher, student or quality.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the result; runs/train-STAGE unless given.")] = None,
+) -> None:
+    """Train one stage of the emoji models, on CPU or GPU. Killed, the same command goes on from its last checkpoint."""
+    from rich.markup import escape
+
+    from fewstep.train import run
+
+    made = run(stage, overrides or [], out or Path("runs") / f"train-{stage}")
+    console().print(f"[bold green]Done.[/bold green] The model lies in {escape(str(made))}")
