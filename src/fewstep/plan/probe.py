@@ -236,6 +236,7 @@ def _nonzero(vector: Tensor) -> dict[int, float]:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON part of a scheduler's configuration."""
+    """The JSON part of a scheduler's configuration; an infinite setting (a clip that is off) becomes text."""
     kinds = (str, int, float, bool, type(None))
-    return {k: v for k, v in config.items() if isinstance(v, kinds) and not k.startswith("_")}
+    plain = {k: v for k, v in config.items() if isinstance(v, kinds) and not k.startswith("_")}
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
