@@ -43,7 +43,8 @@ def load(data: str = "emoji", split: str = "train", size: int = 64) -> Captioned
 
     A folder holds pictures, each with its caption in a .txt of the same name (else the file name with _ and -
     as spaces is the caption). An npz holds `images` (N, H, W, 3) uint8 and `captions` (N,). Both may keep held-out
-    data in a subfolder (or second file `NAME.SPLIT.npz`) called like the split; without one, only "train" and "all" exist.
+    data in a subfolder (or second file `NAME.SPLIT.npz`) called like the
+    split; without one, only "train" and "all" exist.
 
     Raises:
         FewstepError: the place is absent, empty, of another kind, or lacks this split.

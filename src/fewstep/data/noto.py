@@ -35,6 +35,7 @@ WORDS = {
     "black rightwards arrow": "facing right",
     "u1faf7": "leftwards pushing hand",
     "u1faf8": "rightwards pushing hand",
+    "male with stroke and male and female sign": "transgender symbol",
     "u1fac6": "fingerprint",
     "u1fabe": "leafless tree",
     "u1fa89": "harp",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fewstep.errors import FewstepError
 from fewstep.train.pictures import flippable, signed
@@ -36,7 +35,7 @@ class Latents:
 
 @torch.no_grad()
 def encode(
-    vae: nn.Module, images: torch.Tensor, captions: Sequence[str], tokens: torch.Tensor, device: torch.device
+    vae: Any, images: torch.Tensor, captions: Sequence[str], tokens: torch.Tensor, device: torch.device
 ) -> Latents:
     """Scaled posterior means of every picture and its mirror."""
     vae = vae.to(device).eval()
@@ -73,5 +72,7 @@ def open_pipeline(path: str) -> Any:
 def _need(path: str, file: str, stage: str) -> None:
     if not (Path(path) / file).exists():
         raise FewstepError(
-            f"no result of stage {stage!r} here", value=path, mend=f"Run `fewstep train {stage}` first and give its folder."
+            f"no result of stage {stage!r} here",
+            value=path,
+            mend=f"Run `fewstep train {stage}` first and give its folder.",
         )

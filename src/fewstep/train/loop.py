@@ -48,7 +48,7 @@ def fit(stage: Stage, config: StageConfig, out: Path, accelerator: Accelerator) 
     progress = Progress(**(load_checkpoint(out / "checkpoint", stored, optimizer, ema) or {}))
     optimizer = accelerator.prepare(optimizer)
     began, before = time.monotonic(), progress.seconds
-    with _display(accelerator, config.steps) as show:
+    with _Display(accelerator, config.steps) as show:
         while progress.step < config.steps:
             numbers = _step(stage, config, accelerator, optimizer, parameters, progress.step)
             ema.update(stage.modules)
@@ -59,9 +59,7 @@ def fit(stage: Stage, config: StageConfig, out: Path, accelerator: Accelerator) 
             if progress.step % 20 == 0 or progress.step == config.steps:
                 progress.history.append({"step": progress.step, **{k: float(v) for k, v in numbers.items()}})
                 if not math.isfinite(progress.history[-1]["loss"]):
-                    raise NonFiniteError(
-                        f"the loss at step {progress.step} is not finite", mend="Lower learning_rate."
-                    )
+                    raise NonFiniteError(f"the loss at step {progress.step} is not finite", mend="Lower learning_rate.")
             show(progress, numbers, config.batch * accelerator.num_processes)
             done = progress.step == config.steps
             if (done or progress.step % config.checkpoint_every == 0) and accelerator.is_main_process:
@@ -126,7 +124,7 @@ def accelerator_for(config: StageConfig) -> Accelerator:
     return Accelerator(cpu=not gpu, mixed_precision="bf16" if bf16 else "no")
 
 
-class _display:
+class _Display:
     """Progress with loss, pictures per second and time left; plain lines where there is no terminal."""
 
     def __init__(self, accelerator: Accelerator, steps: int) -> None:

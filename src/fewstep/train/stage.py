@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 Batch = dict[str, Any]
+# Types rather than field arguments, so that a stage that only changes a default keeps the range.
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class StageConfig(BaseModel):
@@ -21,19 +26,19 @@ class StageConfig(BaseModel):
 
     data: str = Field("emoji", description="'emoji', a folder of captioned pictures, or an npz")
     size: int = Field(64, ge=8, description="side of the pictures in pixels")
-    steps: int = Field(1000, ge=1)
-    batch: int = Field(64, ge=1, description="pictures per step and process")
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    steps: Count = 1000
+    batch: Count = Field(64, description="pictures per step and process")
+    learning_rate: Positive = 1e-3
+    weight_decay: Weight = 0.01
     warmup: int = Field(100, ge=0, description="steps of linear warm-up before the cosine decay")
-    clip_norm: float = Field(1.0, gt=0)
-    ema: float = Field(0.999, ge=0, lt=1)
+    clip_norm: Positive = 1.0
+    ema: Fraction = 0.999
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast on CUDA, float32 on CPU (bfloat16 pays on few CPUs)"
     )
-    checkpoint_every: int = Field(200, ge=1)
+    checkpoint_every: Count = 200
 
 
 @dataclass(frozen=True, eq=False)

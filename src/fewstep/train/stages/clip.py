@@ -11,24 +11,24 @@ from torch.nn import functional as F
 from fewstep.data import load
 from fewstep.models.text import text_config, tokens_of, train_tokenizer
 from fewstep.train.pictures import flippable, flipped, signed
-from fewstep.train.stage import Batch, Stage, StageConfig
+from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
 
 class Config(StageConfig):
     """Settings of the CLIP reward; it sees the training split only, like the generators."""
 
-    steps: int = 1000
-    batch: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    ema: float = 0.99
+    steps: Count = 1000
+    batch: Count = 64
+    learning_rate: Positive = 1e-3
+    weight_decay: Weight = 0.05
+    ema: Fraction = 0.99
     seed: int = 11
     split: Literal["train", "all"] = "train"
-    patch: int = 8
-    width: int = 128
-    layers: int = 3
-    text_width: int = 96
-    text_layers: int = 2
+    patch: Count = 8
+    width: Count = 128
+    layers: Count = 3
+    text_width: Count = 96
+    text_layers: Count = 2
 
 
 def build(config: Config) -> Stage:
@@ -91,13 +91,13 @@ def image_processor(size: int):  # type: ignore[no-untyped-def]
     )
 
 
-def augmented(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Shift each picture by up to 3 pixels on white and add a little noise, so that generated pictures are not alien."""
+def augmented(pictures: torch.Tensor, generator: torch.Generator, noise: float = 0.08) -> torch.Tensor:
+    """Shift each picture by up to 3 pixels on white and add a little noise, against overfitting to the renderer."""
     count, _, height, width = pictures.shape
     padded = F.pad(pictures, (3, 3, 3, 3), value=1.0)
     dy, dx = torch.randint(0, 7, (2, count), generator=generator)
     rows = (dy[:, None] + torch.arange(height))[:, None, :, None]
     columns = (dx[:, None] + torch.arange(width))[:, None, None, :]
     moved = padded[torch.arange(count)[:, None, None, None], torch.arange(3)[None, :, None, None], rows, columns]
-    level = 0.08 * torch.rand(count, 1, 1, 1, generator=generator)
+    level = noise * torch.rand(count, 1, 1, 1, generator=generator)
     return (moved + level * torch.randn(moved.shape, generator=generator)).clamp(-1, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fewstep.train.stage import Stage
+from fewstep.train.stage import Count, Stage
 from fewstep.train.stages import clip
 
 
@@ -13,10 +13,10 @@ class Config(clip.Config):
 
     seed: int = 23
     split: Literal["train", "all"] = "all"
-    width: int = 112
-    layers: int = 4
-    text_width: int = 80
-    text_layers: int = 1
+    width: Count = 112
+    layers: Count = 4
+    text_width: Count = 80
+    text_layers: Count = 1
 
 
 def build(config: Config) -> Stage:

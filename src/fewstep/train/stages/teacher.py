@@ -11,22 +11,22 @@ from fewstep.data import load
 from fewstep.models.text import tokens_of, train_tokenizer
 from fewstep.models.unet import ddim_scheduler, denoiser, pipeline, text_encoder
 from fewstep.train.latents import encode, open_vae
-from fewstep.train.stage import Batch, Stage, StageConfig
+from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig
 
 
 class Config(StageConfig):
     """Settings of the teacher."""
 
     vae: str = Field("vae", description="folder of stage vae")
-    steps: int = 4000
-    batch: int = 64
-    learning_rate: float = 1.5e-3
-    ema: float = 0.999
+    steps: Count = 4000
+    batch: Count = 64
+    learning_rate: Positive = 1.5e-3
+    ema: Fraction = 0.999
     channels: tuple[int, ...] = (64, 128)
-    heads: int = 4
-    text_width: int = 128
-    text_layers: int = 2
-    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    heads: Count = 4
+    text_width: Count = 128
+    text_layers: Count = 2
+    caption_dropout: Fraction = 0.1
 
 
 def build(config: Config) -> Stage:

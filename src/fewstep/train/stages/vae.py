@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
-from torch import nn
 from torch.nn import functional as F
 
 from fewstep.data import load
 from fewstep.train.pictures import flippable, flipped, signed
-from fewstep.train.stage import Batch, Stage, StageConfig
+from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
 
 class Config(StageConfig):
     """Settings of the autoencoder."""
 
-    steps: int = 4000
-    batch: int = 24
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.0
-    ema: float = 0.998
+    steps: Count = 4000
+    batch: Count = 24
+    learning_rate: Positive = 2e-3
+    weight_decay: Weight = 0.0
+    ema: Fraction = 0.998
     channels: tuple[int, ...] = (16, 32, 64, 64)
-    latent_channels: int = 4
-    edge_weight: float = Field(0.5, ge=0, description="weight of the picture-gradient term")
-    kl_weight: float = Field(3e-4, ge=0, description="weight of the mean KL per latent number")
+    latent_channels: Count = 4
+    edge_weight: Weight = Field(0.5, description="weight of the picture-gradient term")
+    kl_weight: Weight = Field(3e-4, description="weight of the mean KL per latent number")
 
 
 def build(config: Config) -> Stage:
@@ -60,7 +60,7 @@ def build(config: Config) -> Stage:
     return Stage(modules={"vae": vae}, batch=batch, loss=loss, save=save)
 
 
-def autoencoder(size: int, channels: tuple[int, ...], latent_channels: int) -> nn.Module:
+def autoencoder(size: int, channels: tuple[int, ...], latent_channels: int) -> Any:
     """A small diffusers AutoencoderKL with one layer per block and no attention."""
     from diffusers import AutoencoderKL
 
@@ -89,7 +89,7 @@ def reconstruction_loss(decoded: torch.Tensor, pictures: torch.Tensor, edge_weig
 
 
 @torch.no_grad()
-def standardize(vae: nn.Module, images: torch.Tensor, count: int = 1024) -> None:
+def standardize(vae: Any, images: torch.Tensor, count: int = 1024) -> None:
     """Give each latent channel mean 0 and standard deviation 1 on evenly spaced pictures, changing no decoded picture.
 
     The affine map goes into the 1x1 convolutions at both sides of the latent, so that the pipelines, which know

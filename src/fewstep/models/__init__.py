@@ -1,0 +1,30 @@
+"""Models that ship with the package: the small emoji pipelines and rewards, and exact testbeds without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewstep.errors import FewstepError, nearest
+
+SHIPPED = {
+    "emoji-student": "a StableDiffusionPipeline that draws in 4 steps without guidance",
+    "emoji-teacher": "a StableDiffusionPipeline for 20 to 50 steps with guidance",
+    "emoji-clip": "a CLIPModel: the alignment reward",
+    "emoji-judge": "a second, independent CLIPModel: judges alignment, never trained or searched on",
+    "emoji-quality": "a QualityNet: real or spoiled, without caption",
+}
+
+
+def shipped(name: str) -> Path:
+    """Folder of a model that ships with the package, in standard diffusers or transformers layout.
+
+    Raises:
+        FewstepError: no such model, or an installation without its weights.
+    """
+    if name not in SHIPPED:
+        raise FewstepError("no such shipped model", value=name, mend=nearest(name, SHIPPED))
+    folder = Path(__file__).parent / "emoji" / name.removeprefix("emoji-")
+    if not (folder / "training.json").exists():
+        mend = f"Reinstall fewstep, or make it with `fewstep train {name.removeprefix('emoji-')}`."
+        raise FewstepError(f"this installation lacks the weights of {name}", value=str(folder), mend=mend)
+    return folder
