@@ -23,7 +23,8 @@ def run_diffusers(scheduler, steps, network, seeds, shape=SHAPE, dtype=torch.flo
     else:
         scheduler.set_timesteps(steps, **(set_timesteps or {}))
     generators = [torch.Generator().manual_seed(s) for s in seeds]
-    x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(dtype) * scheduler.init_noise_sigma
+    prior = getattr(scheduler, "init_noise_sigma", 1.0)
+    x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(dtype) * prior
     extra = dict(step or {})
     if "generator" in inspect.signature(scheduler.step).parameters:
         extra["generator"] = generators

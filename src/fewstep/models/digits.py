@@ -23,9 +23,9 @@ class Digits:
 
 
 def load_digits(seed: int = 0, least_std: float = 2.0) -> Digits:
-    """The 1,797 bundled digits, split at random; each pixel minus its mean over its deviation, both of the train part.
+    """The 1,797 bundled digits, split at random; pixels minus their mean over their deviation, those of the train part.
 
-    `least_std`, in the file's 16 grey levels, bounds the deviation from below: pixels at the border are almost constant.
+    `least_std`, in the file's 16 grey levels, bounds the deviation from below (border pixels are almost constant).
     """
     from sklearn.datasets import load_digits as bundled
 

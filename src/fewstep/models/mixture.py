@@ -55,9 +55,9 @@ class Mixture:
             raise FewstepError("a covariance has a negative eigenvalue", mend="Variances are squares.")
 
     @classmethod
-    def gaussian(cls, mean: Tensor, covariance: Tensor) -> Mixture:
-        """A single Gaussian: mean (D,), covariance (D,) or (D, D)."""
-        mean, covariance = torch.as_tensor(mean), torch.as_tensor(covariance)
+    def gaussian(cls, mean: Tensor | list[float], covariance: Tensor | list[float]) -> Mixture:
+        """A single Gaussian: mean (D,), covariance (D,) or (D, D); tensors or lists."""
+        mean, covariance = (torch.as_tensor(value, dtype=torch.float64) for value in (mean, covariance))
         return cls(torch.ones(1), mean.unsqueeze(0), covariance.unsqueeze(0))
 
     @classmethod
