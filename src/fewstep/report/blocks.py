@@ -156,8 +156,8 @@ class Highlight:
 class Highlights:
     """A line of large numbers."""
 
+    title: str
     items: Sequence[Highlight]
-    title: str = ""
     text: str = ""
     kind: ClassVar[str] = "highlights"
 

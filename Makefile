@@ -1,0 +1,55 @@
+# make demo   the main job on the shipped model: quantize, search, measure, report (runs/demo/report.html)
+# make test   what CI runs: formatting, types, layers, tests
+# Both set up .venv on a fresh machine; a second call goes straight to work. PYTHON=... chooses the interpreter,
+# PIP_FLAGS=... is passed to pip install (another index, a local wheel folder).
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: demo test lint format clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_FLAGS ?=
+CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+
+demo: $(VENV)/.installed
+	$(BIN)/fewstep demo
+
+test: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing fewstep and its pinned dependencies into $(VENV) (a few minutes the first time) ..."
+	@$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing fewstep with its development tools into $(VENV) (a few minutes the first time) ..."
+	@$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+# The pinned versions need Python 3.11; the library itself runs on 3.10 with older ones.
+$(BIN)/python:
+	@for python in $(CANDIDATES); do \
+	    if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        echo "Making $(VENV) with $$($$python --version) ..."; \
+	        exec $$python -m venv --clear $(VENV); \
+	    fi; \
+	done; \
+	echo "No Python >= 3.11 with venv was found (tried: $(CANDIDATES))." >&2; \
+	echo "Install one (Debian, Ubuntu: apt install python3 python3-venv), or say which: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; \
+	exit 1
