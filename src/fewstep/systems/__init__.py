@@ -1,0 +1,1 @@
+"""Published systems, one small module each: only what is special to it."""

@@ -1,0 +1,135 @@
+"""What a Q-Sched run can be told."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from fewstep.errors import FewstepError
+from fewstep.models import SHIPPED
+from fewstep.quant import Scheme
+from fewstep.recipes.base import Part, Recipe
+from fewstep.search import SEARCHERS
+
+Prompts = str | list[str]
+
+
+class Rewards(Part):
+    """The two terms of JAQ. `auto`: the emoji rewards for the shipped model, CLIP and PickScore for any other."""
+
+    alignment: str = "auto"
+    quality: str = "auto"
+    k: float = Field(2.0, ge=0)
+    """Weight of quality, after both terms were standardised."""
+
+
+class Search(Part):
+    """How the coefficients are searched."""
+
+    family: Literal["ramp-to-one", "ramp", "free", "per-channel"] = "ramp"
+    searcher: str = "coarse-to-fine"
+    budget: float = Field(100, gt=0)
+    """Network calls, in units of one candidate on all prompts and seeds."""
+    low: float = Field(0.8, gt=0, lt=1)
+    high: float = Field(1.2, gt=1)
+    prompts: Prompts = "auto"
+    count: int = Field(16, ge=1)
+    """How many of the prompts."""
+    seeds: list[int] = Field(default_factory=lambda: [1, 2], min_length=1)
+    seed: int = 0
+    """Of the searcher itself."""
+
+    @field_validator("searcher")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in SEARCHERS:
+            raise ValueError(f"must be one of {', '.join(SEARCHERS)}")
+        return name
+
+
+class Evaluation(Part):
+    """Held-out prompts and seeds, and who judges."""
+
+    prompts: Prompts = "auto"
+    count: int = Field(96, ge=2)
+    seeds: list[int] = Field(default_factory=lambda: [101, 102, 103], min_length=1)
+    features: list[str] = Field(default_factory=lambda: ["auto"])
+    """Feature networks of the distances; `auto` is the judge's image tower and a random network."""
+    judge: str = "auto"
+    """Alignment judge, never searched on; `none` leaves the column out."""
+    teacher: str = "auto"
+    """Multi-step pipeline shown for comparison; `none` for no teacher."""
+    teacher_steps: int = Field(50, ge=1)
+    teacher_guidance: float = Field(3.0, ge=1)
+
+
+class QSchedRecipe(Recipe):
+    """Quantize a few-step pipeline, search its quantization-aware schedule, prove what each step cost and won."""
+
+    kind: Literal["q-sched"] = "q-sched"
+    model: str = "emoji-student"
+    """Shipped name, diffusers folder, or hub id."""
+    steps: int = Field(4, ge=1, le=1000)
+    guidance: float = Field(1.0, ge=0)
+    """`guidance_scale` of the pipeline call; 1 is without."""
+    call: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the pipeline call: height, width, ..."""
+    scheme: str = "w4a8"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    batch: int = Field(32, ge=1)
+    rewards: Rewards = Rewards()
+    search: Search = Search()
+    evaluation: Evaluation = Evaluation()
+    results: str = ""
+    """A JSON file that also receives the numbers, besides the run directory."""
+
+    @field_validator("scheme")
+    @classmethod
+    def _parses(cls, scheme: str) -> str:
+        try:
+            return str(Scheme.parse(scheme))
+        except FewstepError as error:
+            raise ValueError(str(error)) from error
+
+    def resolved(self) -> QSchedRecipe:
+        """Every `auto` replaced by what it means for this model."""
+        shipped = self.model in SHIPPED
+        split = "emoji" if shipped else "general"
+        alignment, quality, judge = (
+            ("clip:emoji-clip", "quality:emoji-quality", "clip:emoji-judge")
+            if shipped
+            else (
+                "clip:openai/clip-vit-large-patch14",
+                "clip:yuvalkirstain/PickScore_v1",
+                "clip:openai/clip-vit-base-patch32",
+            )
+        )
+        judge = _auto(self.evaluation.judge, judge)
+        features = ["random"] if judge == "none" else [judge, "random"]
+        return self.model_copy(
+            update={
+                "rewards": self.rewards.model_copy(
+                    update={
+                        "alignment": _auto(self.rewards.alignment, alignment),
+                        "quality": _auto(self.rewards.quality, quality),
+                    }
+                ),
+                "search": self.search.model_copy(
+                    update={"prompts": _auto(self.search.prompts, f"{split}:calibration")}
+                ),
+                "evaluation": self.evaluation.model_copy(
+                    update={
+                        "prompts": _auto(self.evaluation.prompts, f"{split}:evaluation"),
+                        "judge": judge,
+                        "features": features if self.evaluation.features == ["auto"] else self.evaluation.features,
+                        "teacher": _auto(self.evaluation.teacher, "emoji-teacher" if shipped else "none"),
+                    }
+                ),
+            }
+        )
+
+
+def _auto(value: Any, meant: Any) -> Any:
+    return meant if value == "auto" else value
