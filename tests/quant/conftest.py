@@ -49,8 +49,8 @@ def pixart() -> torch.nn.Module:
     torch.manual_seed(0)
     return PixArtTransformer2DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2,
-        cross_attention_dim=32, sample_size=8, patch_size=2, num_embeds_ada_norm=1000, caption_channels=32, norm_type="ada_norm_single",
-        use_additional_conditions=False,
+        cross_attention_dim=32, sample_size=8, patch_size=2, num_embeds_ada_norm=1000, caption_channels=32,
+        norm_type="ada_norm_single", use_additional_conditions=False,
     ).eval()  # fmt: skip
 
 

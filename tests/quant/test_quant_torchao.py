@@ -20,6 +20,10 @@ def sqnr(reference: torch.Tensor, other: torch.Tensor) -> float:
     return float(10 * torch.log10(reference.square().sum() / (reference - other).square().sum()))
 
 
+needs_exact = pytest.mark.skipif(not kernels.int8_product_exact(), reason="this CPU's int8 product saturates")
+
+
+@needs_exact
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_torchao_and_our_kernel_agree(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pair(backend="torchao")
@@ -57,11 +61,40 @@ def test_reports_name_the_kernel_and_its_reason() -> None:
     auto = quantize(model, "w8a8").rows[0]
     assert auto.kernel != "torchao int8 dynamic"
     assert "torchao" in auto.reason
-    forced = quantize(nn.Sequential(nn.Linear(16, 16)), "w8a8", backend="torchao").rows[0]
-    assert forced.kernel == "torchao int8 dynamic"
+    if kernels.int8_product_exact():
+        forced = quantize(nn.Sequential(nn.Linear(16, 16)), "w8a8", backend="torchao").rows[0]
+        assert forced.kernel == "torchao int8 dynamic"
     assert kernels.use_torchao("auto", quantized := kernels.Scheme(8, 8), linear=True, on_cuda=True)
     assert not kernels.use_torchao("auto", quantized, linear=False, on_cuda=True)
     assert not kernels.use_torchao("torchao", kernels.Scheme(4, 8, 32), linear=True, on_cuda=True)
+
+
+def test_an_inexact_int8_product_is_never_used_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "int8_product_exact", lambda: False)
+    ours, theirs = pair(backend="torchao")
+    x = torch.randn(3, 48)
+    with torch.no_grad():
+        assert torch.equal(theirs(x), ours(x))
+    row = quantize(nn.Sequential(nn.Linear(16, 16)), "w8a8", backend="torchao").rows[0]
+    assert row.kernel == "int8 product in float"
+    assert "saturates" in row.reason
+
+
+def test_the_probe_notices_a_product_that_saturates(monkeypatch: pytest.MonkeyPatch) -> None:
+    def saturating(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Pairs of products clipped to 16 bit, as instructions before VNNI do after shifting one side to unsigned."""
+        products = (left.long() + 128)[:, :, None] * right.long()[None]
+        pairs = products.view(left.shape[0], -1, 2, right.shape[1]).sum(2).clamp(-(2**15), 2**15 - 1)
+        return (pairs.sum(1) - 128 * right.long().sum(0)).int()
+
+    kernels.int8_product_exact.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "_int_mm", saturating)
+        assert not kernels.int8_product_exact()
+        kernels.int8_product_exact.cache_clear()
+        patch.setattr(torch, "_int_mm", lambda a, b: (a.long() @ b.long()).int())
+        assert kernels.int8_product_exact()
+    kernels.int8_product_exact.cache_clear()
 
 
 def test_asking_for_torchao_without_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import FewstepError, nearest
-from fewstep.quant.kernels import check_backend, describe, torchao_fits
+from fewstep.quant.kernels import check_backend, describe, torchao_reason
 from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme
@@ -209,8 +209,7 @@ def _quantize_layer(
     before, linear, on_cuda = own_bytes(source), isinstance(source, nn.Linear), source.weight.is_cuda
     layer = _make(source, scheme, backend)
     layer.load_float(source.weight)
-    if not reason and torchao_fits(scheme, linear) and not on_cuda and backend == "auto":
-        reason = "torchao's int8 product is slower than the float one without a GPU"
+    reason = reason or torchao_reason(backend, scheme, linear=linear, on_cuda=on_cuda)
     row = Row(
         name, "Linear" if linear else "Conv2d", tuple(source.weight.shape), source.weight.numel(), str(scheme),
         describe(scheme, backend, linear=linear, on_cuda=on_cuda), before, own_bytes(layer), reason, quantized=True,

@@ -1,7 +1,9 @@
 """Which implementation multiplies a quantized Linear: ours (float arithmetic on integers) or torchao's int8 kernel.
 
-torchao serves dynamic W8A8 Linear layers on CUDA. It takes no convolution in that format, gives no gradient with
-respect to the input, and on a CPU without int8 instructions its product is many times slower than the float one.
+torchao serves dynamic W8A8 Linear layers on CUDA. It takes no convolution in that format and gives no gradient with
+respect to the input. On a CPU its int8 product can be faster than the float one (AVX512-VNNI), but where these
+instructions are missing pairs of products may saturate at 16 bit and the sum is silently wrong; so on a CPU it runs
+only if it was asked for and the product proves exact there (`benchmarks/quant_latency.py` measures both).
 """
 
 from __future__ import annotations
@@ -37,10 +39,19 @@ def torchao_fits(scheme: Scheme, linear: bool) -> bool:
 
 
 def use_torchao(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool) -> bool:
-    """Whether torchao multiplies: always if named and able, by itself only where it has fast kernels."""
+    """Whether torchao multiplies: on CUDA if it is installed, on a CPU only if named and exact there."""
     if backend == "fewstep" or not torchao_fits(scheme, linear):
         return False
-    return backend == "torchao" or (on_cuda and torchao_installed())
+    return torchao_installed() if on_cuda else backend == "torchao" and int8_product_exact()
+
+
+def torchao_reason(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool) -> str:
+    """Why a layer that torchao could take is ours, or nothing if that needs no word."""
+    if on_cuda or backend == "fewstep" or not torchao_fits(scheme, linear):
+        return ""
+    if backend == "auto":
+        return "exact on any CPU; where the CPU has int8 instructions, backend='torchao' may be faster"
+    return "" if int8_product_exact() else "asked for torchao, but this CPU's int8 product saturates: ours is exact"
 
 
 def describe(scheme: Scheme, backend: str, *, linear: bool, on_cuda: bool) -> str:
@@ -57,6 +68,20 @@ def torchao_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None)
     kind, activation = _torchao_format()
     weight = kind(codes, scale, [1, codes.shape[1]], x.dtype, act_quant_kwargs=activation)
     return torch.nn.functional.linear(x, weight, bias)
+
+
+@lru_cache
+def int8_product_exact() -> bool:
+    """Whether the CPU's int8 matrix product gives the true integers at full range (without VNNI it may saturate)."""
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randint(-127, 128, (32, 64), generator=generator, dtype=torch.int8)
+    right = torch.randint(-127, 128, (64, 32), generator=generator, dtype=torch.int8)
+    left[0], right[:, 0] = 127, 127
+    try:
+        product = torch._int_mm(left, right)
+    except (AttributeError, RuntimeError):
+        return False
+    return torch.equal(product.long(), left.long() @ right.long())
 
 
 @lru_cache
