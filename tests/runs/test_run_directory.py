@@ -95,6 +95,7 @@ def test_fresh_discards_the_old_run_but_never_other_files(tmp_path):
     folder = tmp_path / "run"
     with Run(folder, {"a": 1}, quiet=True) as run:
         assert run.unit("x", lambda: 1) == 1
+        (folder / "notes.txt").write_text("a system's own file")
     with Run(folder, {"a": 2}, fresh=True, quiet=True) as run:
         assert run.unit("x", lambda: 2) == 2
     (tmp_path / "thesis.txt").write_text("years of work")

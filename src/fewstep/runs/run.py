@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
 _DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}")  # what `fewstep.files.atomic` names its drafts
-_OWN = ("recipe.yaml", "log.jsonl", "units", "artifacts", "owner.json", "report.html")
+_OWN = ("recipe.yaml", "log.jsonl", "units", "artifacts", "owner.json", "results.json", "report.html")
 
 
 class Run:
@@ -63,9 +63,10 @@ class Run:
         self.quiet = quiet
         self._lock = _locked(self.path)
         try:
-            if fresh:
+            ours = (self.path / "recipe.yaml").exists()
+            if fresh and ours:
                 self._discard()
-            self._claim(dict(recipe or {}))
+            self._claim(dict(recipe or {}), ours)
         except BaseException:
             self._lock.release()
             raise
@@ -181,7 +182,7 @@ class Run:
             self.log("stopped", error=f"{type(error).__name__}: {error}"[:500])
         self.close()
 
-    def _claim(self, recipe: dict[str, Any]) -> None:
+    def _claim(self, recipe: dict[str, Any], ours: bool) -> None:
         file = self.path / "recipe.yaml"
         if file.exists():
             _check_same(self.path, _read_yaml(file), recipe)
@@ -201,8 +202,6 @@ class Run:
         self.log("started", **environment())
 
     def _discard(self) -> None:
-        if not (self.path / "recipe.yaml").exists():
-            return  # nothing of ours is there; `_claim` will refuse strangers' files
         for name in _OWN:
             item = self.path / name
             if item.is_dir():
