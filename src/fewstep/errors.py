@@ -39,5 +39,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _short(value: object, limit: int = 120) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # lists nested deeper than Python can print
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from fewstep.errors import PlanError
+from fewstep.errors import FewstepError, PlanError
 from fewstep.files import read_json, read_tensors, write_json, write_tensors
 from fewstep.plan.combination import Coefficient
 from fewstep.plan.plan import Identity, Plan, Row
@@ -142,9 +143,14 @@ def from_document(document: Any, tensors: Mapping[str, Tensor] | None = None) ->
         return _nested(value)
 
     rows = tuple(_row(row, number) for row in parsed.rows)
+    try:
+        prediction = Prediction(**parsed.prediction.model_dump())
+        json.dumps(parsed.origin, allow_nan=False)  # what was read must be possible to write again
+    except (FewstepError, ValueError, TypeError, RecursionError) as error:
+        raise PlanError(f"plan keys prediction and origin: {error}") from error
     return Plan(
         rows=rows,
-        prediction=Prediction(**parsed.prediction.model_dump()),
+        prediction=prediction,
         final_alpha=number(parsed.final_alpha),
         final_sigma=number(parsed.final_sigma),
         prior_scale=number(parsed.prior_scale),

@@ -122,7 +122,7 @@ class Plan:
         for k, row in enumerate(self.rows):
             _check_row(k, row)
         for name in ("final_alpha", "final_sigma", "prior_scale"):
-            _check_finite(name, getattr(self, name))
+            _check_one_number(name, getattr(self, name))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.document() == other.document()
@@ -282,7 +282,17 @@ def _check_finite(name: str, value: Coefficient) -> None:
         raise PlanError(f"{name} is not finite", value=value, mend="Check the time grid for duplicates and ends.")
 
 
+def _check_one_number(name: str, value: Coefficient) -> None:
+    _check_finite(name, value)
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise PlanError(
+            f"{name} must be one number", value=tuple(value.shape), mend="Only coefficients may be tensors."
+        )
+
+
 def _check_row(k: int, row: Row) -> None:
+    for name in ("time", "network_time", "alpha", "sigma"):
+        _check_one_number(f"rows[{k}].{name}", getattr(row, name))
     for name, value in row.coefficients():
         _check_finite(f"rows[{k}].{name}", value)
     for kind in ("state", "output"):
