@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import string
@@ -30,7 +31,7 @@ def row(**changes):
     return Row(**{**plain, **changes})
 
 
-# --- validation ---------------------------------------------------------------------------------------------------------
+# --- validation ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,7 @@ def row(**changes):
         ((row(noise=math.nan),), r"rows\[0\].noise is not finite"),
         ((row(state={0: torch.tensor([1.0, math.inf])}),), r"rows\[0\].state.0 is not finite"),
         ((row(alpha=-0.1),), "must not be negative"),
+        ((row(sigma=torch.ones(2)),), r"rows\[0\].sigma must be one number"),
     ],
 )
 def test_malformed_rows_are_named(rows, message):
@@ -56,7 +58,7 @@ def test_identity_names_what_differs():
         plan.check(Identity(model="abc", guidance=7.5))
 
 
-# --- files --------------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------------
 
 
 def same_bits(ours, theirs):
@@ -132,14 +134,29 @@ json_like = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.
 @settings(max_examples=300)
 @given(value=json_like)
 def test_any_json_is_a_plan_error_or_a_plan(value):
-    try:
+    with contextlib.suppress(PlanError):
         assert isinstance(from_document(value), Plan)
-    except PlanError:
-        pass
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("prediction", {"kind": "x"}), ("origin", {"a": math.nan}), ("prior_scale", [1.0, 2.0]), ("steps", 10**400)],
+)
+def test_values_of_the_right_kind_that_mean_nothing(key, value):
+    with pytest.raises(PlanError):
+        from_document({**two_m().document(), key: value})
+
+
+@pytest.mark.parametrize("depth", [50, 300, 900, 990, 5000])
+def test_deep_nesting_is_a_user_error(tmp_path, depth):
+    text = json.dumps(two_m().document()).replace('"prior_scale": 1.0', f'"prior_scale": {"[" * depth}{"]" * depth}')
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(FewstepError):
+        Plan.load(tmp_path / "plan.json")
 
 
 @settings(max_examples=400)
-@given(data=st.data(), value=json_like)
+@given(data=st.data(), value=leaves | json_like)
 def test_a_plan_with_one_value_changed_is_a_plan_error_or_a_plan(data, value):
     document = json.loads(json.dumps(two_m(2).document()))
     place = data.draw(st.sampled_from([document, document["prediction"], document["identity"], *document["rows"]]))
@@ -159,7 +176,7 @@ def test_random_files_are_user_errors(tmp_path_factory, junk):
         Plan.load(path)
 
 
-# --- Q-Sched's scalars ----------------------------------------------------------------------------------------------------
+# --- Q-Sched's scalars ----------------------------------------------------------------------------------------------
 
 
 def test_identity_scalars_change_no_bit():
@@ -240,7 +257,7 @@ def test_one_scalar_per_row():
         two_m().scaled([1.0] * 3, [1.0] * 4)
 
 
-# --- starting late --------------------------------------------------------------------------------------------------------
+# --- starting late --------------------------------------------------------------------------------------------------
 
 
 def test_single_step_plans_keep_their_rows_when_starting_late():

@@ -26,7 +26,7 @@ def seeded(process):
 DETERMINISTIC = [n for n, f in SOLVERS.items() if not f(DISCRETE, EPSILON, seeded(DISCRETE)).stochastic]
 STOCHASTIC = [n for n in SOLVERS if n not in DETERMINISTIC]
 
-# --- parity with diffusers: both loops run on a nonlinear network ------------------------------------------------------
+# --- parity with diffusers: both loops run on a nonlinear network ------------------------------------------------
 
 PARITY = [
     ("ddim", d.DDIMScheduler, {"clip_sample": False, "timestep_spacing": "trailing"}, 4, grids.trailing, {}),
@@ -75,7 +75,7 @@ def test_leading_grid_and_final_alpha_of_old_models():
     assert departure(sample(plan, toy, seeds=[0], shape=SHAPE), run_diffusers(scheduler, 5, toy, [0])) < 1e-5
 
 
-# --- every registered solver ------------------------------------------------------------------------------------------
+# --- every registered solver ------------------------------------------------------------------------------------
 
 PROCESSES = [DISCRETE, VPContinuous(), Cosine(), RectifiedFlow(3.0), VE()]
 CONTINUOUS_KINDS = ["epsilon", "sample", "v_prediction", "velocity", "score", "edm"]
@@ -190,7 +190,7 @@ def test_prediction_and_process_do_not_change_the_trajectory(name):
     np.testing.assert_allclose(results, results[0], rtol=1e-8)
 
 
-# --- stochastic solvers: the exact law of one step --------------------------------------------------------------------
+# --- stochastic solvers: the exact law of one step --------------------------------------------------------------
 
 
 def one_step(name, process, times, end, gaussian, settings):
@@ -233,7 +233,7 @@ def test_law_of_a_ddim_step(eta):
 def test_ancestral_steps_sample_the_exact_posterior_of_one_point():
     """With all data in one point, q(x' | x, x0) is Gaussian (arXiv 2006.11239, eq. 6-7): eta 1 must draw from it."""
     point = Mixture.gaussian([0.6], [0.0])
-    (a, s), (b, r) = levels(DISCRETE, 700), levels(DISCRETE, 400)
+    (a, _), (b, r) = levels(DISCRETE, 700), levels(DISCRETE, 400)
     kept = a / b  # x = kept x' + fresh noise of variance 1 - kept^2
     precision = 1 / r**2 + kept**2 / (1 - kept**2)
     slope, offset = kept / (1 - kept**2) / precision, b * 0.6 / r**2 / precision
@@ -259,7 +259,7 @@ def test_law_of_a_consistency_step():
 def test_law_of_a_trajectory_consistency_step(eta):
     """arXiv 2402.19159, algorithm 4: DDIM to floor((1 - eta) t'), then the process's own noising up to t'."""
     jump = np.floor((1 - eta) * 400)
-    (a, s), (b, r), (c, q) = levels(DISCRETE, 700), levels(DISCRETE, 400), levels(DISCRETE, jump)
+    (a, s), (b, _), (c, q) = levels(DISCRETE, 700), levels(DISCRETE, 400), levels(DISCRETE, jump)
     _, slope, offset, noise = one_step("tcd", DISCRETE, [700.0, 400.0], 0.0, GAUSSIAN, {"eta": eta})
     data, eps = posterior_means(GAUSSIAN, a, s)
     assert noise**2 == pytest.approx(1 - (b / c) ** 2, abs=1e-12)
