@@ -132,6 +132,13 @@ def test_precision_and_recall_on_known_sets():
     assert precision < 0.85  # 50 of 300 lie where nothing is real
 
 
+def test_equal_sets_cover_each_other_even_where_the_balls_are_points():
+    points = 7 + torch.rand(20, 5, generator=torch.Generator().manual_seed(0)).repeat_interleave(4, 0)
+    precision, recall = distances.precision_recall(points.flip(0), points)
+    assert precision.all()
+    assert recall.all()
+
+
 def test_ball_radius_is_the_third_neighbour_not_counting_itself():
     real = torch.tensor([[0.0], [1.0], [2.0], [3.0], [100.0]])
     fake = torch.tensor([[-2.9], [-3.1], [105.0], [400.0]])

@@ -34,7 +34,9 @@ def found():
         "collapsed": good[:, :1].expand_as(good).clone() + 0.001 * noise,
     }
     nets = [load_features("random"), load_features("pixels:2")]
-    return evaluate(systems, pictures(150, 2), PROMPTS, nets, Brightness(), "full", resamples=200)
+    return evaluate(
+        systems, pictures(150, 2), PROMPTS, nets, Brightness(), "full", compare=[("close", "dark")], resamples=200
+    )
 
 
 def test_everything_is_plain_json(found):
@@ -67,7 +69,12 @@ def test_paired_numbers(found):
     full = found["systems"]["full"]["judge:brightness"]
     assert dark["mean"] == pytest.approx(-0.5 * full["mean"], rel=1e-5)
     assert dark["high"] < 0
-    close = found["differences"]["close"]["mmd:random"]
+    differences = found["differences"]
+    for metric, pair in found["comparisons"]["close - dark"].items():
+        if metric != "psnr":  # the others are differences of differences
+            expected = differences["close"][metric]["mean"] - differences["dark"][metric]["mean"]
+            assert pair["mean"] == pytest.approx(expected, abs=1e-9)
+    close = differences["close"]["mmd:random"]
     own = found["systems"]["close"]["mmd:random"]
     assert close["high"] - close["low"] < 0.3 * (own["high"] - own["low"])  # same prompts, same resamples
 
@@ -87,6 +94,8 @@ def test_mistakes_are_named():
     reference, prompts = pictures(60, 2), PROMPTS[:20]
     with pytest.raises(FewstepError, match="Did you mean 'full'"):
         evaluate({"full": good}, reference, prompts, nets, paired_to="ful")
+    with pytest.raises(FewstepError, match="names no system"):
+        evaluate({"full": good}, reference, prompts, nets, compare=[("full", "other")])
     with pytest.raises(FewstepError, match="'b' must be"):
         evaluate({"a": good, "b": good[:, :5]}, reference, prompts, nets)
     with pytest.raises(FewstepError, match="more than three prompts"):

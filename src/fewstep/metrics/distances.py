@@ -13,6 +13,7 @@ from fewstep.errors import FewstepError
 KERNEL_FACTORS = (0.25, 1.0, 4.0)
 MEDIAN_SUBSET = 2000  # the median of the pairwise distances needs no more points than this
 NEIGHBOURS = 3
+ROUNDING = 1e-6  # of the largest norm; the square root of the rounding of a squared distance in float64, and some
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,21 @@ def precision_recall(x: Tensor, y: Tensor, k: int = NEIGHBOURS) -> tuple[Tensor,
     return within.any(1), covers.any(1)
 
 
-def ball_matrices(x: Tensor, y: Tensor, k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
-    """Who lies in whose ball: (n, m) bool, x_i in the ball of y_j; and (m, n) bool, y_j in the ball of x_i."""
+def ball_radii(points: Tensor, k: int = NEIGHBOURS) -> Tensor:
+    """Distance (n,) of each point (n, d) to its k-th nearest other point."""
+    whole = torch.cdist(points.double(), points.double())
+    return whole.topk(k + 1, dim=1, largest=False).values[:, k]  # the nearest is the point itself
+
+
+def ball_matrices(x: Tensor, y: Tensor, k: int = NEIGHBOURS, radii_y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Who lies in whose ball: (n, m) bool, x_i in the ball of y_j; and (m, n) bool, y_j in the ball of x_i.
+
+    radii_y: `ball_radii(y, k)` if already known.
+    """
     _need(x, y, at_least=k + 1)
-    between = _squared_distances(x, y)
-    return between <= _radii(y, k), _radii(x, k) >= between.T
+    # The slack keeps a point inside a ball of radius zero around its equal, in spite of rounding.
+    between = torch.cdist(x.double(), y.double()) - ROUNDING * float(y.norm(dim=1).max())
+    return between <= (ball_radii(y, k) if radii_y is None else radii_y), (ball_radii(x, k) >= between.T)
 
 
 def sliced_w2(x: Tensor, y: Tensor, directions: int = 256, seed: int = 0) -> float:
@@ -189,18 +200,8 @@ def _need(x: Tensor, y: Tensor, at_least: int) -> None:
         )
 
 
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Exact for equal rows, unlike the faster matrix product: balls of radius zero must contain their centre."""
-    return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
-
-
 def _off_diagonal_mean(square: Tensor) -> Tensor:
     return (square.sum() - square.trace()) / (len(square) * (len(square) - 1))
-
-
-def _radii(points: Tensor, k: int) -> Tensor:
-    """Squared distance of each point to its k-th nearest other point."""
-    return _squared_distances(points, points).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
 
 
 def _root(covariance: Tensor) -> Tensor:

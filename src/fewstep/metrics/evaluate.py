@@ -39,6 +39,22 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
+class Target:
+    """Features (M, d) of the real images with all that costs M^2 and is the same for every system."""
+
+    features: Tensor
+    kernel: distances.RbfKernel
+    similarity: float
+    radii: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Target:
+        """Compute it once per feature network."""
+        kernel = distances.RbfKernel.of(features)
+        return cls(features, kernel, distances.mean_similarity(features, kernel), distances.ball_radii(features))
+
+
+@dataclass(frozen=True)
 class Measured:
     """One metric of one system: a value per seed (S,) and its bootstrap draws (B,), already averaged over seeds."""
 
@@ -72,13 +88,14 @@ def evaluate(
 
     systems: name -> images (S, P, 3, H, W), bytes or float in [0, 1], S seeds of the P prompts.
     reference: real images (M, 3, H, W) that nothing was optimised on. paired_to: the system that PSNR and
-    `differences` refer to, the first one unless given. compare: further pairs (a, b), reported as `comparisons` "a - b". Intervals are over prompts; `seeds` holds each seed's value.
+    `differences` refer to, the first one unless given. compare: further pairs (a, b), reported in
+    `comparisons` under "a - b". Intervals are over prompts; `seeds` holds each seed's value.
     The null compares two disjoint random parts of the reference, one of them as large as a system if M >= 2 P.
 
     Raises:
-        FewstepError: shapes that do not fit, an unknown `paired_to`, too few prompts or reference images.
+        FewstepError: shapes that do not fit, an unknown system to compare, too few prompts or reference images.
     """
-    anchor = _check(systems, reference, prompts, features, paired_to)
+    anchor = _check(systems, reference, prompts, features, paired_to, compare)
     count = next(iter(systems.values())).shape[0]
     counts = resample_counts(len(prompts), resamples, seed)
     rows: dict[str, dict[str, Measured]] = {name: {} for name in systems}
@@ -88,12 +105,11 @@ def evaluate(
         if progress:
             progress(f"features {net.name}")
         real = net(reference)
-        kernel = distances.RbfKernel.of(real)
-        within = distances.mean_similarity(real, kernel)
+        target = Target.of(real)
         for name, images in systems.items():
             found = net(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-            rows[name] |= _compared(found, real, kernel, within, counts, net.name)
-        null |= _null(real, kernel, halves, net.name)
+            rows[name] |= _compared(found, target, counts, net.name)
+        null |= _null(target, halves, net.name)
     for name, images in systems.items():
         if judge is not None:
             if progress:
@@ -123,6 +139,7 @@ def _check(
     prompts: Sequence[str],
     features: Sequence[FeatureNet],
     paired_to: str | None,
+    compare: Sequence[tuple[str, str]],
 ) -> str:
     """The name that others are paired to, once all sizes and names fit."""
     if not systems or len(prompts) <= distances.NEIGHBOURS:
@@ -144,16 +161,15 @@ def _check(
     names = [net.name for net in features]
     if len(set(names)) < len(names):
         raise FewstepError("two feature networks have one name", value=names, mend="Rename one: numbers would mix.")
-    if paired_to is not None and paired_to not in systems:
-        raise FewstepError("paired_to names no system", value=paired_to, mend=nearest(paired_to, systems))
+    for asked in filter(None, (paired_to, *(name for pair in compare for name in pair))):
+        if asked not in systems:
+            raise FewstepError("a comparison names no system", value=asked, mend=nearest(asked, systems))
     return paired_to or next(iter(systems))
 
 
-def _compared(
-    found: Tensor, real: Tensor, kernel: distances.RbfKernel, within: float, counts: Tensor, net: str
-) -> dict[str, Measured]:
-    """Distances, precision, recall and diversity of features (S, P, d) against real ones (M, d)."""
-    per_seed = [_distances(seed, real, kernel, within, counts) for seed in found]
+def _compared(found: Tensor, target: Target, counts: Tensor, net: str) -> dict[str, Measured]:
+    """Distances, precision, recall and diversity of features (S, P, d) against real ones."""
+    per_seed = [_distances(seed, target, counts) for seed in found]
     rows = {
         f"{key}:{net}": Measured(
             torch.tensor([seed[key][0] for seed in per_seed], dtype=torch.float64),
@@ -166,33 +182,29 @@ def _compared(
     return rows
 
 
-def _distances(
-    found: Tensor, real: Tensor, kernel: distances.RbfKernel, within: float, counts: Tensor
-) -> dict[str, tuple[float, Tensor]]:
-    """Estimate and bootstrap draws of each distance for one seed: found (P, d), real (M, d), counts (B, P)."""
-    n = len(found)
+def _distances(found: Tensor, target: Target, counts: Tensor) -> dict[str, tuple[float, Tensor]]:
+    """Estimate and bootstrap draws of each distance for one seed: found (P, d), counts (B, P)."""
+    n, real = len(found), target.features
     frechet = distances.frechet(found, real)
-    inside, covers = distances.ball_matrices(found, real)
+    inside, covers = distances.ball_matrices(found, real, radii_y=target.radii)
     precise, recall = inside.any(1).double(), float(covers.any(1).double().mean())
     # Balls keep their radii: a real image stays covered while one of the images whose ball it lies in is drawn.
     covered = (counts.float() @ covers.T.float() > 0).double().mean(1)
     return {
-        "mmd": distances.mmd2_draws(found, real, kernel, counts, within),
+        "mmd": distances.mmd2_draws(found, real, target.kernel, counts, target.similarity),
         "frechet": (frechet, frechet + counts @ distances.frechet_influence(found, real) / n),
         "precision": (float(precise.mean()), counts @ precise / n),
         "recall": (recall, covered),
     }
 
 
-def _null(
-    real: Tensor, kernel: distances.RbfKernel, halves: Sequence[tuple[Tensor, Tensor]], net: str
-) -> dict[str, Any]:
+def _null(target: Target, halves: Sequence[tuple[Tensor, Tensor]], net: str) -> dict[str, Any]:
     """The same distances for real images against other real images: mean and range over random splits."""
     values: dict[str, list[float]] = {key: [] for key in ("mmd", "frechet", "precision", "recall")}
     for left, right in halves:
-        a, b = real[left], real[right]
+        a, b = target.features[left], target.features[right]
         inside, covers = distances.ball_matrices(a, b)
-        values["mmd"].append(distances.mmd2(a, b, kernel))
+        values["mmd"].append(distances.mmd2(a, b, target.kernel))
         values["frechet"].append(distances.frechet(a, b))
         values["precision"].append(float(inside.any(1).double().mean()))
         values["recall"].append(float(covers.any(1).double().mean()))
