@@ -187,9 +187,9 @@ class Run:
         if file.exists():
             _check_same(self.path, _read_yaml(file), recipe)
         else:
-            if strangers := sorted(
-                p.name for p in self.path.iterdir() if p.name not in (*_OWN, "run.lock") and p.name[0] != "."
-            ):
+            names = (p.name for p in self.path.iterdir() if not p.name.startswith("."))
+            strangers = sorted(name for name in names if name not in (*_OWN, "run.lock"))
+            if strangers and not ours:
                 raise FewstepError(
                     f"{self.path} holds files that are not a run of fewstep",
                     value=strangers[:5],
