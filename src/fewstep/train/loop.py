@@ -41,7 +41,7 @@ def fit(stage: Stage, config: StageConfig, out: Path, accelerator: Accelerator) 
         module.to(accelerator.device)
     parameters = [p for module in stage.modules.values() for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
     )
     ema = EMA(stage.modules, config.ema)
     stored = {**stage.modules, **stage.state}

@@ -41,6 +41,7 @@ def build(config: Config) -> Stage:
     latents = encode(pipe.vae, images, captions, tokens, device)
     empty = tokens_of(pipe.tokenizer, [""])
     text, teacher = pipe.text_encoder.to(device).eval(), pipe.unet.to(device).eval()
+    teacher.to(memory_format=torch.channels_last)
     student = copy.deepcopy(teacher)
     target = copy.deepcopy(teacher).requires_grad_(False)
     scheduler = lcm_scheduler(pipe.scheduler.config.prediction_type)
@@ -78,6 +79,7 @@ def build(config: Config) -> Stage:
             slow.lerp_(fast, 1 - config.target_decay)
 
     def save(out: Path) -> None:
+        student.to(memory_format=torch.contiguous_format)
         parts = (pipe.vae.half(), text.half(), pipe.tokenizer, student.eval().half())
         pipeline(*parts, scheduler).save_pretrained(out)
 
