@@ -1,0 +1,86 @@
+"""The documents say what the code does: their commands parse, their Python compiles, their files exist."""
+
+import ast
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from fewstep.cli import app
+from fewstep.errors import FewstepError
+from fewstep.plan.files import from_document, to_document
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("src/fewstep/**/README.md")])
+pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="tests run outside of a checkout")
+
+
+def commands():
+    for page in PAGES:
+        for line in page.read_text(encoding="utf-8").splitlines():
+            found = re.match(r"(?:\$ )?(?:\.venv/bin/)?(fewstep (?!--).*?)(?:\s+#.*|\s+->.*)?$", line)
+            if found:
+                yield pytest.param(found[1], id=f"{page.name}: {found[1]}")
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_in_the_documents_parse(command):
+    _, *arguments = shlex.split(command)
+    group = get_command(app)
+    context = group.make_context("fewstep", arguments)
+    while hasattr(group, "commands"):
+        name, group, arguments = group.resolve_command(context, arguments)
+        context = group.make_context(name, list(arguments), parent=context)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere_and_python_compiles(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text):
+        assert (page.parent / target).exists(), target
+    for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        ast.parse(code)
+
+
+def test_the_plan_in_the_documents_is_a_plan():
+    text = (ROOT / "docs" / "plan-file.md").read_text(encoding="utf-8")
+    written = json.loads(re.search(r"```json\n(.*?)```", text, flags=re.DOTALL)[1])
+    assert to_document(from_document(written)) == written
+    for key in written:
+        assert f"`{key}" in text
+    with pytest.raises(FewstepError, match="steps"):
+        from_document({**written, "steps": 2})
+
+
+def test_importing_the_package_loads_no_heavy_library():
+    heavy = "{'torch', 'diffusers', 'transformers', 'matplotlib', 'pydantic', 'rich', 'typer'}"
+    code = f"import sys, fewstep; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_folder_of_the_package_says_what_it_is():
+    silent = [
+        folder.relative_to(ROOT).as_posix()
+        for folder in (ROOT / "src" / "fewstep").iterdir()
+        if (folder / "__init__.py").exists() and not (folder / "README.md").exists()
+    ]
+    assert silent == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_names_the_mend_when_no_python_fits(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = ["make", "-C", str(tmp_path), "demo", "CANDIDATES=no-such-python"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "Python >= 3.11" in done.stderr
+    assert "PYTHON=" in done.stderr
+    assert not (tmp_path / ".venv").exists()
