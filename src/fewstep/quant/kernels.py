@@ -63,9 +63,13 @@ def describe(scheme: Scheme, backend: str, *, linear: bool, on_cuda: bool) -> st
     return "int8 product in float" if scheme.group_size is None else "int8 x dequantized groups"
 
 
-def torchao_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Dynamic int8 Linear of torchao on our codes (out, in) and scales (out, 1), without copying them."""
-    kind, activation = _torchao_format()
+def torchao_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, style: tuple[Any, Any]) -> Tensor:
+    """Dynamic int8 Linear of torchao on our codes (out, in) and scales (out, 1), without copying them.
+
+    style:
+        What `torchao_style` returns, found beforehand so that this compiles.
+    """
+    kind, activation = style
     weight = kind(codes, scale, [1, codes.shape[1]], x.dtype, act_quant_kwargs=activation)
     return torch.nn.functional.linear(x, weight, bias)
 
@@ -88,14 +92,14 @@ def int8_product_exact() -> bool:
 def torchao_installed() -> bool:
     """Whether torchao is there with the tensor format used here."""
     try:
-        _torchao_format()
+        torchao_style()
     except (ImportError, AttributeError, TypeError, ValueError, RuntimeError):
         return False
     return True
 
 
 @lru_cache
-def _torchao_format() -> tuple[Any, Any]:
+def torchao_style() -> tuple[Any, Any]:
     """Tensor class and activation settings that torchao's own configuration gives to a layer."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 

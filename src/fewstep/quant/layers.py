@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.quant.integer import apply_scale_, dequantize_weight, quantize_activation, quantize_weight
-from fewstep.quant.kernels import torchao_linear, use_torchao
+from fewstep.quant.kernels import torchao_linear, torchao_style, use_torchao
 from fewstep.quant.packing import pack, packed_columns, unpack, unpack_into
 from fewstep.quant.scheme import Scheme
 
@@ -48,6 +48,13 @@ class QuantLayer(nn.Module):
         stored = packed_columns(self.columns, scheme.weight_bits)
         self.register_buffer("packed", torch.empty(rows, stored, dtype=torch.int8, device="meta"))
         self.register_buffer("scale", torch.empty(rows, groups, dtype=precision, device="meta"))
+        # decided here and not in forward, so that torch.compile sees constants
+        self._torchao = {
+            device: torchao_style()
+            for device in ("cpu", "cuda")
+            if (device == "cpu" or torch.cuda.is_available())
+            and use_torchao(backend, scheme, linear=self.linear, on_cuda=device == "cuda")
+        }
         self.register_parameter("bias", cast("nn.Parameter | None", source.bias))
 
     @torch.no_grad()
@@ -82,8 +89,8 @@ class QuantLayer(nn.Module):
         half = x.dtype not in (torch.float32, torch.float64)
         if self.scheme.activation_bits == 16:
             return self._product(x, self.dequantize(x.dtype), self._bias(x.dtype))
-        if not x.requires_grad and use_torchao(self.backend, self.scheme, linear=self.linear, on_cuda=x.is_cuda):
-            return torchao_linear(x, self.codes(), self.scale, self._bias(x.dtype))
+        if x.device.type in self._torchao and not x.requires_grad:  # it has no gradient
+            return torchao_linear(x, self.codes(), self.scale, self._bias(x.dtype), self._torchao[x.device.type])
         codes, scale = quantize_activation(x, self._dims)
         if half and x.is_cuda:  # tensor cores multiply half precision; the scales go in first so that nothing overflows
             return self._product((codes * scale).to(x.dtype), self.dequantize(x.dtype), self._bias(x.dtype))
