@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError
-from fewstep.metrics import evaluate, load_features
+from fewstep.metrics import distances, evaluate, load_features
+from fewstep.metrics.evaluate import Target
 
 PROMPTS = [f"picture {i}" for i in range(40)]
 
@@ -87,6 +88,16 @@ def test_order_and_seed_decide_nothing_but_the_resamples():
     assert first["systems"]["b"] == second["systems"]["b"]
     assert first["differences"] == second["differences"]
     assert "diversity:pixels:2" not in first["systems"]["a"]  # one seed has no diversity
+
+
+def test_null_from_stored_matrices_equals_the_plain_functions():
+    real = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target, order = Target.of(real), torch.randperm(50, generator=torch.Generator().manual_seed(1))
+    left, right = order[:20], order[20:]
+    assert target.mmd2(left, right) == pytest.approx(distances.mmd2(real[left], real[right], target.kernel), rel=1e-9)
+    flags = distances.precision_recall(real[left], real[right])
+    assert target.precision_recall(left, right) == pytest.approx([float(f.double().mean()) for f in flags])
+    assert target.similarity == pytest.approx(distances.mean_similarity(real, target.kernel), rel=1e-12)
 
 
 def test_mistakes_are_named():

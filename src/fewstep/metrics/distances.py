@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.errors import FewstepError
 
 KERNEL_FACTORS = (0.25, 1.0, 4.0)
-MEDIAN_SUBSET = 2000  # the median of the pairwise distances needs no more points than this
+MEDIAN_SUBSET = 1000  # the median of the pairwise distances needs no more points than this
 NEIGHBOURS = 3
 ROUNDING = 1e-6  # of the largest norm; the square root of the rounding of a squared distance in float64, and some
 
@@ -42,8 +42,14 @@ class RbfKernel:
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Kernel matrix (n, m) of x (n, d) and y (m, d)."""
-        squared = torch.cdist(x.double(), y.double(), compute_mode="use_mm_for_euclid_dist").square()
-        return sum((torch.exp(-gamma * squared) for gamma in self.gammas), torch.zeros_like(squared))
+        return self.of_distances(torch.cdist(x.double(), y.double()))
+
+    def of_distances(self, between: Tensor) -> Tensor:
+        """Kernel matrix for distances (n, m) that are already known."""
+        squared, term, total = between.square(), torch.empty_like(between), torch.zeros_like(between)
+        for gamma in self.gammas:  # in place: for thousands of images fresh memory costs more than the exponential
+            total += torch.mul(squared, -gamma, out=term).exp_()
+        return total
 
 
 def mmd2(x: Tensor, y: Tensor, kernel: RbfKernel) -> float:
@@ -143,8 +149,12 @@ def precision_recall(x: Tensor, y: Tensor, k: int = NEIGHBOURS) -> tuple[Tensor,
 
 def ball_radii(points: Tensor, k: int = NEIGHBOURS) -> Tensor:
     """Distance (n,) of each point (n, d) to its k-th nearest other point."""
-    whole = torch.cdist(points.double(), points.double())
-    return whole.topk(k + 1, dim=1, largest=False).values[:, k]  # the nearest is the point itself
+    return kth_distances(torch.cdist(points.double(), points.double()), k)
+
+
+def kth_distances(between: Tensor, k: int = NEIGHBOURS) -> Tensor:
+    """k-th smallest entry (n,) of each row of a distance matrix (n, n), not counting the point itself."""
+    return between.topk(k + 1, dim=1, largest=False).values[:, k]
 
 
 def ball_matrices(x: Tensor, y: Tensor, k: int = NEIGHBOURS, radii_y: Tensor | None = None) -> tuple[Tensor, Tensor]:

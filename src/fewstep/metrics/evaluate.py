@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -40,18 +41,41 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """Features (M, d) of the real images with all that costs M^2 and is the same for every system."""
+    """Features (M, d) of the real images with all that costs M^2 and is the same for every system (16 M^2 bytes)."""
 
     features: Tensor
     kernel: distances.RbfKernel
-    similarity: float
+    between: Tensor  # (M, M) distances
+    gram: Tensor  # (M, M) kernel values, zero on the diagonal: a point is no evidence about itself
     radii: Tensor
 
     @classmethod
     def of(cls, features: Tensor) -> Target:
         """Compute it once per feature network."""
         kernel = distances.RbfKernel.of(features)
-        return cls(features, kernel, distances.mean_similarity(features, kernel), distances.ball_radii(features))
+        between = torch.cdist(features, features)
+        gram = kernel.of_distances(between).fill_diagonal_(0)
+        return cls(features, kernel, between, gram, distances.kth_distances(between))
+
+    @cached_property
+    def similarity(self) -> float:
+        """Mean kernel value of two different real images."""
+        return float(self.gram.sum()) / (len(self.gram) * (len(self.gram) - 1))
+
+    def mmd2(self, left: Tensor, right: Tensor) -> float:
+        """Unbiased squared MMD of two disjoint parts, by their indices."""
+        parts = torch.zeros(2, len(self.gram), dtype=torch.float64)
+        parts[0, left], parts[1, right] = 1, 1
+        (aa, ab), (_, bb) = (parts @ self.gram @ parts.T).tolist()
+        n, m = len(left), len(right)
+        return aa / (n * (n - 1)) + bb / (m * (m - 1)) - 2 * ab / (n * m)
+
+    def precision_recall(self, left: Tensor, right: Tensor) -> tuple[float, float]:
+        """The left part judged as if it were generated, against the right part."""
+        across = self.between[left][:, right]
+        balls = [distances.kth_distances(self.between[part][:, part]) for part in (left, right)]
+        inside, covered = (across <= balls[1]).any(1), (balls[0] >= across.T).any(1)
+        return float(inside.double().mean()), float(covered.double().mean())
 
 
 @dataclass(frozen=True)
@@ -189,7 +213,7 @@ def _distances(found: Tensor, target: Target, counts: Tensor) -> dict[str, tuple
     inside, covers = distances.ball_matrices(found, real, radii_y=target.radii)
     precise, recall = inside.any(1).double(), float(covers.any(1).double().mean())
     # Balls keep their radii: a real image stays covered while one of the images whose ball it lies in is drawn.
-    covered = (counts.float() @ covers.T.float() > 0).double().mean(1)
+    covered = (counts.float() @ covers.T.float() > 0).float().mean(1).double()
     return {
         "mmd": distances.mmd2_draws(found, real, target.kernel, counts, target.similarity),
         "frechet": (frechet, frechet + counts @ distances.frechet_influence(found, real) / n),
@@ -202,12 +226,11 @@ def _null(target: Target, halves: Sequence[tuple[Tensor, Tensor]], net: str) -> 
     """The same distances for real images against other real images: mean and range over random splits."""
     values: dict[str, list[float]] = {key: [] for key in ("mmd", "frechet", "precision", "recall")}
     for left, right in halves:
-        a, b = target.features[left], target.features[right]
-        inside, covers = distances.ball_matrices(a, b)
-        values["mmd"].append(distances.mmd2(a, b, target.kernel))
-        values["frechet"].append(distances.frechet(a, b))
-        values["precision"].append(float(inside.any(1).double().mean()))
-        values["recall"].append(float(covers.any(1).double().mean()))
+        precision, recall = target.precision_recall(left, right)
+        values["mmd"].append(target.mmd2(left, right))
+        values["frechet"].append(distances.frechet(target.features[left], target.features[right]))
+        values["precision"].append(precision)
+        values["recall"].append(recall)
     return {
         f"{key}:{net}": {"mean": sum(v) / len(v), "low": min(v), "high": max(v), "n": len(halves[0][0]), "seeds": v}
         for key, v in values.items()
