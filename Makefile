@@ -10,7 +10,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?=
-CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python
+CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python3.10 python
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 demo: $(VENV)/.installed
@@ -42,14 +42,13 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-# The pinned versions need Python 3.11; the library itself runs on 3.10 with older ones.
 $(BIN)/python:
 	@for python in $(CANDIDATES); do \
-	    if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
 	        echo "Making $(VENV) with $$($$python --version) ..."; \
 	        exec $$python -m venv --clear $(VENV); \
 	    fi; \
 	done; \
-	echo "No Python >= 3.11 with venv was found (tried: $(CANDIDATES))." >&2; \
+	echo "No Python >= 3.10 with venv was found (tried: $(CANDIDATES))." >&2; \
 	echo "Install one (Debian, Ubuntu: apt install python3 python3-venv), or say which: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; \
 	exit 1

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from fewstep.plan import Identity, Plan, Row
     from fewstep.prediction import Prediction
     from fewstep.quant import quantize
-    from fewstep.sample import sample
 
 _PLACES = {
     "Denoiser": "denoiser",
@@ -31,7 +30,6 @@ _PLACES = {
     "Row": "plan",
     "Prediction": "prediction",
     "quantize": "quant",
-    "sample": "sample",
 }
 
 __all__ = [
@@ -48,7 +46,6 @@ __all__ = [
     "load_pipeline",
     "plan_of",
     "quantize",
-    "sample",
     "save_pipeline",
 ]
 

@@ -37,8 +37,9 @@ def measure(
         generate = generators[FULL if name in (FULL, FULL_TUNED) else LOW]
         images[name] = _images(run, name, generate, plan, prompts, seeds)
     teacher = _teacher(recipe, run, prompts)
+    reference = _reference(recipe, run, generators[FULL], plans[FULL], prompts)
     return {
-        "evaluation": run.unit("evaluate", lambda: _evaluate(recipe, images, teacher, prompts)),
+        "evaluation": run.unit("evaluate", lambda: _evaluate(recipe, images, teacher, reference, prompts)),
         "speed": run.unit("speed", lambda: _speed(generators, plans, prompts[0])),
     }
 
@@ -90,26 +91,32 @@ def _teacher(recipe: QSchedRecipe, run: Run, prompts: list[str]) -> Tensor | Non
 
 
 def _evaluate(
-    recipe: QSchedRecipe, images: Mapping[str, Tensor], teacher: Tensor | None, prompts: list[str]
+    recipe: QSchedRecipe,
+    images: Mapping[str, Tensor],
+    teacher: Tensor | None,
+    reference: tuple[Tensor, str],
+    prompts: list[str],
 ) -> dict[str, Any]:
     settings = recipe.evaluation
     features = [load_features(place(spec)) for spec in settings.features]
     judge = None if settings.judge == "none" else load_reward(place(settings.judge))
-    reference, described = _reference(recipe, images)
+    pictures, described = reference
     found = evaluate(
-        images, reference, prompts, features, judge, paired_to=FULL, compare=[(LOW_TUNED, LOW), (LOW_TUNED, FULL)]
+        images, pictures, prompts, features, judge, paired_to=FULL, compare=[(LOW_TUNED, LOW), (LOW_TUNED, FULL)]
     )
     if teacher is not None:
-        alone = evaluate({TEACHER: teacher}, reference, prompts, features, judge)
+        alone = evaluate({TEACHER: teacher}, pictures, prompts, features, judge)
         found["systems"][TEACHER] = alone["systems"][TEACHER]
     return found | {"reference_set": described, "prompts_used": prompts}
 
 
-def _reference(recipe: QSchedRecipe, images: Mapping[str, Tensor]) -> tuple[Tensor, str]:
-    """Real held-out pictures where we have them; else the full-precision pipeline's own images."""
+def _reference(recipe: QSchedRecipe, run: Run, full: TextToImage, plan: Plan, prompts: list[str]) -> tuple[Tensor, str]:
+    """Real held-out pictures where we have them; else full-precision images of other seeds, and distances are drift."""
     if recipe.model in SHIPPED:
         return load_emoji("evaluation").images, "the real emoji of the held-out combinations, never trained on"
-    return images[FULL].flatten(0, 1), "the full-precision pipeline's own images: distances are drift, not quality"
+    seeds = [seed + 1000 for seed in recipe.evaluation.seeds]
+    described = "full-precision images of other seeds, so that distances are drift from full precision, not quality"
+    return _images(run, "reference", full, plan, prompts, seeds).flatten(0, 1), described
 
 
 def _speed(generators: Mapping[str, TextToImage], plans: Mapping[str, Plan], prompt: str) -> dict[str, Any]:

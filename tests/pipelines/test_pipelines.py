@@ -1,0 +1,158 @@
+"""Real diffusers pipelines with tiny random weights: plans in, plans out, low bits, saved and loaded again."""
+
+import copy
+
+import pytest
+import tiny_pipelines as tiny
+import torch
+from diffusers import DiffusionPipeline
+
+from fewstep.denoiser import Backbone, Guided
+from fewstep.errors import FewstepError, IdentityError, NonFiniteError
+from fewstep.pipelines import (
+    TextToImage,
+    attach,
+    backbone_of,
+    identity_of,
+    load_pipeline,
+    plan_of,
+    save_pipeline,
+    trace,
+)
+from fewstep.plan import Identity
+from fewstep.quant import quantize
+from fewstep.sample import sample
+
+PROMPTS, SEEDS = ["a", "bc", "d", "ef"], [3, 1, 4, 1]
+KINDS = list(tiny.MAKERS)
+
+
+def draw(pipe, name, prompts, seeds, steps=4, guidance=1.0):
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    options = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt", **tiny.CALLS[name]}
+    return pipe(prompts, generator=generators, **options).images
+
+
+@pytest.fixture(params=KINDS)
+def case(request, tmp_path):
+    return request.param, tiny.MAKERS[request.param](tmp_path)
+
+
+def test_the_plan_of_a_pipeline_draws_what_the_pipeline_draws(case):
+    name, pipe = case
+    wanted = draw(pipe, name, PROMPTS, SEEDS)
+    plan = plan_of(pipe, 4, guidance_scale=1.0, **tiny.CALLS[name])
+    found = TextToImage(pipe, 1.0, tiny.CALLS[name], batch=3)(plan, PROMPTS, SEEDS)
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_batch_size_changes_no_image(case):
+    name, pipe = case
+    plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS[name])
+    together = TextToImage(pipe, 1.0, tiny.CALLS[name], batch=4)(plan, PROMPTS, SEEDS)
+    alone = TextToImage(pipe, 1.0, tiny.CALLS[name], batch=1)(plan, PROMPTS, SEEDS)
+    assert torch.allclose(together, alone, atol=2e-5)
+
+
+def test_gradients_reach_the_scalars_through_a_low_bit_network(case):
+    name, pipe = case
+    plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS[name])
+    quantize(backbone_of(pipe), "w4a8")
+    generate = TextToImage(pipe, 1.0, tiny.CALLS[name])
+    scale = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    value = generate(plan.scaled(torch.ones(2), scale), ["a"], [0]).square().sum()
+    (slope,) = torch.autograd.grad(value, scale)
+    assert bool(slope.isfinite().all())
+    assert float(slope.abs().min()) > 0
+
+
+def test_saved_low_bit_pipeline_loads_plainly_and_refuses_misuse(case, tmp_path):
+    name, pipe = case
+    plan = plan_of(pipe, 4, guidance_scale=1.0, **tiny.CALLS[name])
+    low = copy.deepcopy(backbone_of(pipe))
+    quantize(low, "w4a8")
+    part = "unet" if hasattr(pipe, "unet") else "transformer"
+    low_pipe = type(pipe)(**{**pipe.components, part: low})
+    tuned = plan.scaled([1.02, 1.0, 1.0, 0.99], [0.97, 1.0, 1.01, 1.0])
+    attach(low_pipe, tuned.replace(identity=identity_of(low_pipe, 1.0)))
+    wanted = draw(low_pipe, name, ["a"], [5])
+    save_pipeline(low_pipe, tmp_path / "out")
+
+    files = [f.suffix for f in (tmp_path / "out").rglob("*") if f.is_file()]
+    assert not {".bin", ".pt", ".pkl", ".ckpt"} & set(files)
+    plain = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert torch.allclose(draw(plain, name, ["a"], [5]), wanted, atol=1e-6)
+    loaded = load_pipeline(tmp_path / "out")
+    assert torch.allclose(draw(loaded, name, ["a"], [5]), wanted, atol=1e-6)
+    assert identity_of(loaded).quantization == "w4a8"
+    with pytest.raises(IdentityError, match="num_inference_steps=4"):
+        draw(plain, name, ["a"], [5], steps=8)
+    if name != "flux":  # its guidance is an input of the network, not a doubled batch
+        with pytest.raises(IdentityError, match="guidance"):
+            draw(plain, name, ["a"], [5], guidance=4.0)
+    with pytest.raises(IdentityError, match="belongs to model"):
+        attach(pipe, loaded.scheduler.plan)
+
+
+def test_plan_of_a_pipeline_with_a_stored_plan_is_that_plan(tmp_path):
+    pipe = tiny.stable_diffusion(tmp_path)
+    plan = plan_of(pipe, 3, guidance_scale=1.0, **tiny.CALLS["sd"])
+    attach(pipe, plan)
+    assert plan_of(pipe, 3) == plan
+    with pytest.raises(IdentityError, match="3 steps"):
+        plan_of(pipe, 4)
+
+
+def test_guided_executor_equals_the_guided_pipeline(tmp_path):
+    pipe = tiny.stable_diffusion(tmp_path)
+    plan = plan_of(pipe, 4, guidance_scale=3.0, **tiny.CALLS["sd"])
+    wanted = draw(pipe, "sd", PROMPTS, SEEDS, guidance=3.0)
+    with torch.no_grad():
+        positive, negative = pipe.encode_prompt(PROMPTS, "cpu", 1, True)
+        network = Guided(
+            Backbone(pipe.unet), {"encoder_hidden_states": positive}, {"encoder_hidden_states": negative}, 3.0
+        )
+        latents = sample(plan, network, seeds=SEEDS, shape=(4, 8, 8))
+        found = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample / 2 + 0.5
+    assert torch.allclose(found.clamp(0, 1), wanted, atol=1e-4)
+
+
+def test_trace_forced_along_another_sees_its_states(tmp_path):
+    pipe = tiny.stable_diffusion(tmp_path)
+    plan = plan_of(pipe, 4, guidance_scale=1.0, **tiny.CALLS["sd"])
+    full = TextToImage(pipe, 1.0, tiny.CALLS["sd"], batch=3)
+    low_unet = copy.deepcopy(pipe.unet)
+    quantize(low_unet, "w4a8")
+    low = TextToImage(type(pipe)(**{**pipe.components, "unet": low_unet}), 1.0, tiny.CALLS["sd"], batch=3)
+    along = trace(low, plan, PROMPTS, SEEDS)
+    truth = trace(full, plan, PROMPTS, SEEDS, along=along)
+    assert torch.equal(truth.states, along.states)
+    with torch.no_grad():
+        condition = pipe.encode_prompt(PROMPTS, "cpu", 1, False)[0]
+        time = torch.tensor(plan.rows[2].network_time)
+        expected = Backbone(pipe.unet)(along.states[2], time, encoder_hidden_states=condition)
+    assert torch.allclose(truth.outputs[2], expected, atol=1e-5)
+    assert float((truth.outputs - along.outputs).abs().max()) > 1e-3
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(FewstepError, match="no-such-folder"):
+        load_pipeline(tmp_path / "no-such-folder")
+    pipe = tiny.stable_diffusion(tmp_path)
+    plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS["sd"])
+    generate = TextToImage(pipe, 1.0, tiny.CALLS["sd"])
+    with pytest.raises(FewstepError, match="prompt list is empty"):
+        generate(plan, [], [])
+    with pytest.raises(FewstepError, match="one seed per prompt"):
+        generate(plan, ["a"], [1, 2])
+    with torch.no_grad():
+        pipe.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="NaN"):
+        generate(plan, ["a"], [1])
+
+
+def test_identity_names_what_differs(tmp_path):
+    pipe = tiny.stable_diffusion(tmp_path)
+    plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS["sd"]).replace(identity=Identity(quantization="w8a8"))
+    with pytest.raises(IdentityError, match="quantization 'w8a8', not 'none'"):
+        attach(pipe, plan)

@@ -1,0 +1,109 @@
+import pytest
+import torch
+
+from fewstep.errors import FewstepError
+from fewstep.prediction import Prediction
+from fewstep.process import RectifiedFlow
+from fewstep.search import SEARCHERS, Family, Problem, searcher
+from fewstep.solvers import ddim, grids
+
+PLAN = ddim(RectifiedFlow(), Prediction("velocity"), grids.uniform(RectifiedFlow(), 4))
+
+
+class Bowl:
+    """A quadratic with its top at a known place, plus item noise shared by all candidates (common random numbers)."""
+
+    per_item = True
+
+    def __init__(self, size=16, top=(0.92, 1.08), noise=0.3):
+        self.size, self.top, self.asked = size, torch.tensor(top, dtype=torch.float64), 0
+        self.noise = noise * torch.randn(size, generator=torch.Generator().manual_seed(0)).double()
+
+    def __call__(self, plan, items):
+        self.asked += len(items)
+        first = plan.rows[0]
+        here = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in (first.sample_scale, first.output_scale)])
+        return -100 * ((here - self.top) ** 2).sum() + self.noise[list(items)]
+
+
+@pytest.mark.parametrize("name", [n for n in SEARCHERS])
+def test_every_searcher_finds_the_top_within_its_budget(name):
+    problem = Problem(PLAN, Family("ramp-to-one"), Bowl())
+    budget = 625 if name == "grid" else 80
+    searcher(name)(problem, budget, 0)
+    outcome = problem.outcome()
+    assert problem.spent <= budget + 1.01
+    assert outcome.value - outcome.identity_value > 0.8 * 100 * 2 * 0.08**2
+    assert torch.tensor(outcome.theta).sub(torch.tensor([0.92, 1.08])).abs().max() < 0.04
+
+
+@pytest.mark.parametrize("name", ["coarse-to-fine", "cma-es", "gradient"])
+def test_wider_families_are_never_worse_than_the_ramp_they_start_from(name):
+    narrow = Problem(PLAN, Family("ramp-to-one"), Bowl())
+    wide = Problem(PLAN, Family("ramp"), Bowl())
+    for problem in (narrow, wide):
+        searcher(name)(problem, 90, 0)
+    assert wide.outcome().value >= narrow.outcome().value - 0.15
+
+
+def test_fidelities_share_their_items():
+    bowl = Bowl()
+    problem = Problem(PLAN, Family("ramp-to-one"), bowl)
+    theta = torch.tensor([0.9, 1.0], dtype=torch.float64)
+    quarter = problem.score(theta, 0.25)
+    assert bowl.asked == 4
+    full = problem.score(theta)
+    assert bowl.asked == 16  # the four known items were not asked again
+    assert problem.score(theta, 0.25) == quarter
+    assert full == pytest.approx(float(bowl(PLAN.scaled([0.9] + [1.0] * 3, [1.0] * 4), range(16)).mean()), abs=1e-9)
+    assert problem.spent == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", list(SEARCHERS))
+def test_a_killed_search_replays_its_log_and_ends_alike(name, tmp_path):
+    log = tmp_path / "scores.jsonl"
+    first = Problem(PLAN, Family("ramp"), Bowl(), log=log)
+    searcher(name)(first, 40, 3)
+    wanted = first.outcome()
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(lines[: len(lines) // 2]) + "\n" + lines[-1][:17])  # killed in the middle of a line
+    bowl = Bowl()
+    again = Problem(PLAN, Family("ramp"), bowl, log=log)
+    searcher(name)(again, 40, 3)
+    found = again.outcome()
+    assert (found.theta, found.value, found.spent) == (wanted.theta, wanted.value, wanted.spent)
+    if name != "gradient":  # a gradient is not a score: it is computed again
+        assert 0 < bowl.asked < 16 * len(lines)
+    assert log.read_text().splitlines() == lines
+
+
+def test_outcome_reports_the_paired_gain_of_every_item():
+    problem = Problem(PLAN, Family("ramp-to-one"), Bowl())
+    searcher("coarse-to-fine")(problem, 60, 0)
+    outcome = problem.outcome()
+    assert len(outcome.gain) == 16
+    assert sum(outcome.gain) / 16 == pytest.approx(outcome.value - outcome.identity_value)
+    assert torch.tensor(outcome.gain).std() < 1e-9  # common random numbers cancel the item noise exactly
+
+
+def test_set_level_objectives_pay_for_the_whole_set():
+    class Level:
+        size, per_item = 10, False
+
+        def __call__(self, plan, items):
+            return torch.tensor(float(len(items)))
+
+    problem = Problem(PLAN, Family("ramp-to-one"), Level())
+    assert problem.score(torch.ones(2), 0.5) == 5.0
+    assert problem.score(torch.ones(2)) == 10.0
+    assert problem.spent == pytest.approx(1.5)
+    assert problem.outcome().gain is None
+
+
+def test_mistakes():
+    with pytest.raises(FewstepError, match="coarse-to-fine"):
+        searcher("coarse-to-fin")
+    bowl = Bowl()
+    bowl.size = 0
+    with pytest.raises(FewstepError, match="no items"):
+        Problem(PLAN, Family(), bowl)

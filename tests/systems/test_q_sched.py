@@ -1,0 +1,138 @@
+"""The main job end to end on tiny random-weight pipelines; it resumes after a kill with the same artifacts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
+import tiny_pipelines as tiny
+
+from fewstep.errors import FewstepError, RecipeError
+from fewstep.files import read_json, read_tensors
+from fewstep.pipelines import TextToImage, load_pipeline, save_pipeline
+from fewstep.plan import Plan
+from fewstep.recipes.loader import load
+from fewstep.runs import Run
+from fewstep.systems.q_sched import run
+
+PROMPTS = ["a cat", "b dog", "c fox", "d owl", "e bee", "f ant"]
+
+
+def reward_folder(folder: Path) -> Path:
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = {**tower, "vocab_size": 54, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1}
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={**text, "pad_token_id": 1},
+            vision_config={**tower, "image_size": 16, "patch_size": 8},
+            projection_dim=16,
+        )
+    )
+    model.save_pretrained(folder)
+    tiny.clip_tokenizer(folder / "source").save_pretrained(folder)
+    return folder
+
+
+def settings(kind: str, folder: Path) -> list[str]:
+    save_pipeline(tiny.MAKERS[kind](folder), folder / "model")
+    clip = reward_folder(folder / "clip")
+    return [
+        f"model={folder / 'model'}", f"rewards.alignment=clip:{clip}", "rewards.quality=sharpness",
+        "evaluation.judge=none", "evaluation.features=[random]", f"evaluation.prompts={PROMPTS}", "evaluation.seeds=[7, 8]",
+        f"search.prompts={PROMPTS[:2]}", "search.seeds=[1]", "search.budget=12", "steps=2",
+        f"call={json.dumps(tiny.CALLS[kind])}",
+    ]  # fmt: skip
+
+
+def execute(folder: Path, overrides: list[str]) -> Path:
+    recipe = load("q-sched", overrides)
+    with Run(folder, recipe.plain(), quiet=True) as directory:
+        return run(recipe, directory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(tiny.MAKERS))
+def test_the_same_command_serves_any_pipeline(kind, tmp_path):
+    report = execute(tmp_path / "run", settings(kind, tmp_path))
+    page = report.read_text()
+    assert "<svg" in page
+    assert "http" not in page.replace("http://www.w3.org", "").split("<main")[-1].split("src=")[0]
+    results = read_json(tmp_path / "run" / "results.json")
+    assert {"environment", "search", "coefficients", "evaluation", "speed", "quantization"} <= results.keys()
+    assert results["quantization"]["disk_after"] < results["quantization"]["disk_before"]
+
+    pipe = load_pipeline(tmp_path / "run" / "artifacts" / "pipeline")
+    tuned = Plan.load(tmp_path / "run" / "artifacts" / "plan-quantized-Q-Sched.json")
+    assert pipe.scheduler.plan == tuned
+    stored = read_tensors(tmp_path / "run" / "artifacts" / "images" / "quantized-Q-Sched-7.safetensors")["images"]
+    drawn = TextToImage(pipe, 1.0, tiny.CALLS[kind])(tuned, PROMPTS, [7 * 1_000_003 + p for p in range(6)])
+    assert (drawn * 255 - stored.float()).abs().max() < 1.01
+
+
+def artifacts(folder: Path) -> dict[str, bytes]:
+    kept = [f for f in (folder / "artifacts").rglob("*") if f.is_file() and "pipeline" not in f.parts]
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in kept if f.name != "training.json"}
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_artifacts(tmp_path):
+    overrides = settings("sd", tmp_path)
+    execute(tmp_path / "whole", overrides)
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_q_sched as t; from pathlib import Path;"
+        "t.execute(Path(sys.argv[2]), sys.argv[3:])"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "killed"), *overrides]
+    victim = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log = tmp_path / "killed" / "artifacts" / "scratch" / "search-quantized" / "scores.jsonl"
+    deadline = time.monotonic() + 200
+    while not (log.exists() and len(log.read_text().splitlines()) >= 6):
+        assert victim.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (tmp_path / "killed" / "report.html").exists()
+    execute(tmp_path / "killed", overrides)
+    whole, again = artifacts(tmp_path / "whole"), artifacts(tmp_path / "killed")
+    assert whole.keys() == again.keys()
+    different = [name for name in whole if whole[name] != again[name]]
+    assert different == []
+
+
+def test_recipe_mistakes_name_key_value_and_mend(tmp_path):
+    with pytest.raises(RecipeError, match=r"search.budgett.*budget"):
+        load("q-sched", ["search.budgett=3"])
+    with pytest.raises(RecipeError, match=r"w5x8"):
+        load("q-sched", ["scheme=w5x8"])
+    with pytest.raises(RecipeError, match=r"coarse-to-fine"):
+        load("q-sched", ["search.searcher=coarse"])
+    with pytest.raises(RecipeError, match=r"search.low"):
+        load("q-sched", ["search.low=1.3"])
+
+
+def test_empty_prompts_are_refused(tmp_path):
+    overrides = [*settings("sd", tmp_path), "search.prompts=[]"]
+    with pytest.raises(FewstepError, match="prompt list is empty"):
+        execute(tmp_path / "run", overrides)
+
+
+def test_auto_means_shipped_parts_for_the_shipped_model_and_public_ones_otherwise():
+    shipped = load("q-sched").resolved()
+    assert shipped.rewards.alignment == "clip:emoji-clip"
+    assert shipped.evaluation.judge == "clip:emoji-judge"
+    assert shipped.rewards.alignment != shipped.evaluation.judge
+    other = load("q-sched", ["model=some/pipeline"]).resolved()
+    assert other.rewards.alignment.startswith("clip:openai/")
+    assert other.evaluation.judge != other.rewards.alignment
+    assert other.evaluation.teacher == "none"
