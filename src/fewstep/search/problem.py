@@ -24,8 +24,15 @@ class Objective(Protocol):
     per_item: whether `__call__` returns one score per item (n,), or one score for the whole set ().
     """
 
-    size: int
-    per_item: bool
+    @property
+    def size(self) -> int:
+        """Number of items."""
+        ...
+
+    @property
+    def per_item(self) -> bool:
+        """Whether scores come one per item."""
+        ...
 
     def __call__(self, plan: Plan, items: Sequence[int]) -> Tensor:
         """Scores of these items."""
