@@ -1,0 +1,138 @@
+"""Write the pages and the README table that hold numbers, from the files that commands wrote. Never edit those by hand.
+
+python docs/make_pages.py          # results/*.json -> docs/systems/*.md, README.md
+python docs/make_pages.py --check  # fail if a page is not what the results say
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from fewstep.files import read_json, write_text
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- results: written by docs/make_pages.py -->", "<!-- results end -->"
+SHORT = {"mmd": "RBF-MMD² ↓", "frechet": "Fréchet ↓", "recall": "recall ↑", "judge": "judge ↑", "psnr": "PSNR, dB ↑"}
+
+
+def value(entry: Any, digits: int) -> str:
+    if entry is None:
+        return "–"
+    return f"{entry['mean']:.{digits}f} ({entry['low']:.{digits}f} to {entry['high']:.{digits}f})"
+
+
+def digits_of(kind: str) -> int:
+    return {"mmd": 4, "psnr": 1}.get(kind, 3)
+
+
+def table(results: dict[str, Any], kinds: tuple[str, ...]) -> str:
+    """Systems by metrics; brackets hold 95 % bootstrap intervals over prompts."""
+    evaluation = results["evaluation"]
+    chosen = {m: d for m, d in evaluation["metrics"].items() if d["kind"] in kinds}
+    heads = [SHORT[d["kind"]] + (f" ({d['of']})" if d["of"] else "") for d in chosen.values()]
+    lines = ["| system | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    rows = {**evaluation["systems"], "real against real": evaluation["null"]}
+    for name, row in rows.items():
+        cells = [value(row.get(m), digits_of(d["kind"])) for m, d in chosen.items()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def differences(results: dict[str, Any]) -> str:
+    evaluation, lines = results["evaluation"], []
+    for pair, row in evaluation["comparisons"].items():
+        for metric, entry in row.items():
+            described = evaluation["metrics"][metric]
+            if described["kind"] in ("mmd", "frechet", "recall", "judge"):
+                shown = value(entry, digits_of(described["kind"]))
+                lines.append(f"- {pair}, {described['label']}: {shown}")
+    return "\n".join(lines)
+
+
+def facts(results: dict[str, Any]) -> str:
+    e, q, speed = results["environment"], results["quantization"], results["speed"]
+    evaluation = results["evaluation"]
+    disk, memory = (f"{q[f'{w}_before'] / 1e6:.2f} MB -> {q[f'{w}_after'] / 1e6:.2f} MB" for w in ("disk", "resident"))
+    times = ", ".join(f"{name} {s['milliseconds']:.0f} ms" for name, s in speed.items())
+    return (
+        f"{evaluation['prompts']} held-out prompts x {evaluation['seeds']} seeds; reference: "
+        f"{evaluation['reference_set']} ({evaluation['reference']} images). Backbone in {q['scheme']}: {disk} on disk, "
+        f"{memory} in memory. Per image at batch 1: {times}. Device: {e['device']}, {e['threads']} threads, torch "
+        f"{e['torch']}, commit `{e['commit']}`.\n\nCommand: `{e['command']}`"
+    )
+
+
+def q_sched_page(results: dict[str, Any]) -> str:
+    searches = "\n".join(
+        f"| {name} | {s['identity_value']:.3f} | {s['value']:.3f} | {s['spent']:.0f} | {s['on_boundary']} |"
+        for name, s in results["search"].items()
+    )
+    scales = "\n".join(
+        f"| {name} | {_numbers(c['sample_scale'])} | {_numbers(c['output_scale'])} |"
+        for name, c in results["coefficients"].items()
+    )
+    return f"""# Q-Sched (arXiv 2509.01624)
+
+Written by `docs/make_pages.py` from `results/q-sched.json`. How it works: `src/fewstep/systems/q_sched`.
+
+{facts(results)}
+
+## What each step cost and won
+
+{table(results, ("mmd", "frechet", "recall", "judge", "psnr"))}
+
+Brackets: 95 % bootstrap intervals over prompts, mean of the seeds; for "real against real" the range over random splits.
+
+## Paired differences
+
+{differences(results)}
+
+## The search
+
+| pipeline | JAQ untuned | JAQ tuned | candidates spent | on the boundary |
+|---|---|---|---|---|
+{searches}
+
+| plan | sample scale s | output scale m |
+|---|---|---|
+{scales}
+"""
+
+
+def _numbers(values: list[Any]) -> str:
+    return ", ".join(f"{v:.4f}" for v in values)
+
+
+def pages() -> dict[Path, str]:
+    """Every generated file with what it should hold."""
+    found: dict[Path, str] = {}
+    file = ROOT / "results" / "q-sched.json"
+    if file.exists():
+        results = read_json(file)
+        found[ROOT / "docs" / "systems" / "q-sched.md"] = q_sched_page(results)
+        readme = ROOT / "README.md"
+        text = readme.read_text(encoding="utf-8")
+        before, _, rest = text.partition(BEGIN)
+        after = rest.partition(END)[2]
+        block = f"{BEGIN}\n{table(results, ('mmd', 'recall', 'judge'))}\n\n{facts(results)}\n{END}"
+        found[readme] = before + block + after
+    return found
+
+
+def main() -> int:
+    stale = {f: t for f, t in pages().items() if not f.exists() or f.read_text(encoding="utf-8") != t}
+    if "--check" in sys.argv:
+        print(
+            "\n".join(f"not what the results say: {f.relative_to(ROOT)}" for f in stale) or "pages follow the results"
+        )
+        return bool(stale)
+    for file, text in stale.items():
+        write_text(file, text)
+        print(f"wrote {file.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
