@@ -191,7 +191,7 @@ class Mixture:
         """Where the flow of each component alone would take each state, (B, K, D)."""
         variances, axes = self._ready(x)
         stretch = ((end[0] ** 2 * variances + end[1] ** 2) / (start[0] ** 2 * variances + start[1] ** 2)).sqrt()
-        moved = stretch * self._away(x, torch.tensor(start[0]).to(x))
+        moved = stretch * self._away(x, _factor(start[0], x))
         moved = moved if axes is None else torch.einsum("kij,bkj->bki", axes, moved)
         return end[0] * self.means.to(x) + moved
 
@@ -220,7 +220,7 @@ class MixtureNetwork:
 
 def _factor(value: Scale, x: Tensor) -> Tensor:
     """A scale as a tensor that multiplies states (B, ...)."""
-    scale = torch.as_tensor(value).to(x)
+    scale = torch.as_tensor(value, dtype=x.dtype, device=x.device)
     return scale.reshape(-1, *[1] * (x.ndim - 1)) if scale.ndim else scale
 
 

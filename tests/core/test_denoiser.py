@@ -1,0 +1,137 @@
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel
+from toys import golden, levels, toy
+from torch import nn
+
+from fewstep.denoiser import Backbone, Denoiser, Guided, fingerprint
+from fewstep.errors import FewstepError
+from fewstep.prediction import KINDS, Prediction
+from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
+
+PROCESSES = [VPDiscrete.from_betas(), VPContinuous(), VE(), RectifiedFlow(3.0)]
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8, attention_head_dim=4, norm_num_groups=4,
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+def test_every_denoiser_predicts_everything(process, kind):
+    """The contract: whatever the network says, `predict` re-expresses it as anything else, exactly."""
+    mixture, prediction = golden(), Prediction(kind)
+    denoiser = Denoiser(mixture.network(process, prediction), process, prediction)
+    x, t = torch.linspace(-2, 2, 5).double().reshape(5, 1), 0.3 * process.noisiest
+    alpha, sigma = levels(process, t)
+    data, noise = mixture.estimates(x, alpha, sigma)
+    torch.testing.assert_close(denoiser.predict(x, t), data, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(denoiser.predict(x, t, "epsilon"), noise, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(denoiser.predict(x, t, "velocity"), noise - data, rtol=1e-9, atol=1e-9)
+
+
+def test_guidance_is_that_of_diffusers():
+    """arXiv 2207.12598 in diffusers' convention: without + scale (with - without)."""
+    condition, negative = torch.randn(3, 5), torch.randn(3, 5)
+
+    def network(x, time, words, fixed):
+        return toy(x, time) * words.mean(1, keepdim=True) + fixed
+
+    x, time = torch.randn(3, 4), torch.tensor(500.0)
+    guided = Guided(network, {"words": condition, "fixed": 2}, {"words": negative, "fixed": 2}, 7.5)
+    without, within = (network(x, time, w, 2) for w in (negative, condition))
+    torch.testing.assert_close(guided(x, time), without + 7.5 * (within - without))
+    alone = Guided(network, {"words": condition, "fixed": 2}, {"words": negative, "fixed": 2}, 1.0)
+    assert torch.equal(alone(x, time), within)
+
+
+def test_guidance_pairs_nested_conditions():
+    seen = {}
+
+    def network(x, time, added):
+        seen.update(added)
+        return x
+
+    positive, negative = {"added": {"text": torch.ones(2, 3)}}, {"added": {"text": torch.zeros(2, 3)}}
+    Guided(network, positive, negative, 2.0)(torch.randn(2, 4), torch.tensor(1.0))
+    assert torch.equal(seen["text"], torch.cat([torch.zeros(2, 3), torch.ones(2, 3)]))
+
+
+def test_guidance_without_a_negative_is_refused():
+    with pytest.raises(FewstepError, match="needs the negative condition"):
+        Guided(toy, {}, None, 3.0)
+
+
+@torch.no_grad()
+def test_backbone_of_a_unet(unet):
+    x, words, time = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 8), torch.tensor(431.0)
+    ours = Backbone(unet)(x, time, encoder_hidden_states=words)
+    assert torch.equal(ours, unet(x, 431, words).sample)
+
+
+@torch.no_grad()
+def test_backbone_drops_a_learned_variance():
+    torch.manual_seed(0)
+    model = PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1, cross_attention_dim=8,
+        sample_size=8, patch_size=2, norm_num_groups=1, caption_channels=6,
+    ).eval()  # fmt: skip
+    x, words = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 6)
+    added = {"resolution": None, "aspect_ratio": None}
+    ours = Backbone(model)(x, torch.tensor(100.0), encoder_hidden_states=words, added_cond_kwargs=added)
+    theirs = model(x, words, torch.tensor([100, 100]), added).sample
+    assert theirs.shape[1] == 8
+    assert torch.equal(ours, theirs[:, :4])
+
+
+@torch.no_grad()
+def test_backbone_scales_the_time_of_flux():
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=6, pooled_projection_dim=5, axes_dims_rope=(2, 2, 4),
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 16, 4)
+    conditions = {
+        "encoder_hidden_states": torch.randn(2, 3, 6), "pooled_projections": torch.randn(2, 5),
+        "img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(3, 3),
+    }  # fmt: skip
+    ours = Backbone(model, time_scale=1 / 1000)(x, torch.tensor(750.0), **conditions)
+    theirs = model(hidden_states=x, timestep=torch.tensor([0.75, 0.75]), **conditions).sample
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_backbone_casts_to_the_dtype_of_the_model():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4, dtype=torch.bfloat16)
+
+        def forward(self, x, t, return_dict=True):
+            return (self.layer(x),)
+
+    assert Backbone(Half())(torch.randn(2, 4), torch.tensor(1.0)).dtype == torch.bfloat16
+
+
+def test_backbone_of_an_unknown_signature_says_what_to_do():
+    with pytest.raises(FewstepError, match="Linear.forward has no known state and time arguments"):
+        Backbone(nn.Linear(2, 2))
+
+
+def test_fingerprints(unet):
+    import copy
+
+    original = fingerprint(unet)
+    assert fingerprint(copy.deepcopy(unet)) == original
+    assert fingerprint(copy.deepcopy(unet).half()) == original
+    changed = copy.deepcopy(unet)
+    with torch.no_grad():
+        changed.conv_in.weight.mul_(1.01)
+    assert fingerprint(changed) != original
+    assert len(original) == 16
