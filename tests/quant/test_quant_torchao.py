@@ -28,8 +28,8 @@ needs_exact = pytest.mark.skipif(not kernels.int8_product_exact(), reason="this 
 def test_torchao_and_our_kernel_agree(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pair(backend="torchao")
     calls = []
-    real = kernels.torchao_linear
-    monkeypatch.setattr("fewstep.quant.layers.torchao_linear", lambda *a: calls.append(1) or real(*a))
+    real = kernels.torchao_weight
+    monkeypatch.setattr("fewstep.quant.layers.torchao_weight", lambda *a: calls.append(1) or real(*a))
     x = torch.randn(3, 5, 48)
     with torch.no_grad():
         expected = ours(x)
@@ -43,6 +43,17 @@ def test_torchao_and_our_kernel_agree(dtype: torch.dtype, monkeypatch: pytest.Mo
 def test_torchao_stores_what_we_store_and_shares_memory() -> None:
     ours, theirs = pair(backend="torchao")
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+
+
+@needs_exact
+def test_torchao_follows_replaced_weights() -> None:
+    ours, theirs = pair(backend="torchao")
+    x = torch.randn(4, 48)
+    with torch.no_grad():
+        theirs(x)
+        theirs[0].load_float(torch.ones(32, 48))
+        ours[0].load_float(torch.ones(32, 48))
+        assert sqnr(ours(x), theirs(x)) > 35
 
 
 def test_gradient_search_falls_back_to_the_kernel_that_has_a_gradient() -> None:

@@ -63,15 +63,10 @@ def describe(scheme: Scheme, backend: str, *, linear: bool, on_cuda: bool) -> st
     return "int8 product in float" if scheme.group_size is None else "int8 x dequantized groups"
 
 
-def torchao_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, style: tuple[Any, Any]) -> Tensor:
-    """Dynamic int8 Linear of torchao on our codes (out, in) and scales (out, 1), without copying them.
-
-    style:
-        What `torchao_style` returns, found beforehand so that this compiles.
-    """
-    kind, activation = style
-    weight = kind(codes, scale, [1, codes.shape[1]], x.dtype, act_quant_kwargs=activation)
-    return torch.nn.functional.linear(x, weight, bias)
+def torchao_weight(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Torchao's dynamic int8 weight over our codes (out, in) and scales (out, 1), without copying them."""
+    kind, activation = torchao_style()
+    return kind(codes, scale, [1, codes.shape[1]], dtype, act_quant_kwargs=activation)
 
 
 @lru_cache

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.quant.integer import apply_scale_, dequantize_weight, quantize_activation, quantize_weight
-from fewstep.quant.kernels import torchao_linear, torchao_style, use_torchao
+from fewstep.quant.kernels import torchao_weight, use_torchao
 from fewstep.quant.packing import pack, packed_columns, unpack, unpack_into
 from fewstep.quant.scheme import Scheme
 
@@ -48,13 +48,14 @@ class QuantLayer(nn.Module):
         stored = packed_columns(self.columns, scheme.weight_bits)
         self.register_buffer("packed", torch.empty(rows, stored, dtype=torch.int8, device="meta"))
         self.register_buffer("scale", torch.empty(rows, groups, dtype=precision, device="meta"))
-        # decided here and not in forward, so that torch.compile sees constants
-        self._torchao = {
-            device: torchao_style()
+        # decided here and not in forward, so that torch.compile sees a constant
+        self._torchao = tuple(
+            device
             for device in ("cpu", "cuda")
             if (device == "cpu" or torch.cuda.is_available())
             and use_torchao(backend, scheme, linear=self.linear, on_cuda=device == "cuda")
-        }
+        )
+        self._view: Any = None  # torchao's tensor over our buffers
         self.register_parameter("bias", cast("nn.Parameter | None", source.bias))
 
     @torch.no_grad()
@@ -90,11 +91,17 @@ class QuantLayer(nn.Module):
         if self.scheme.activation_bits == 16:
             return self._product(x, self.dequantize(x.dtype), self._bias(x.dtype))
         if x.device.type in self._torchao and not x.requires_grad:  # it has no gradient
-            return torchao_linear(x, self.codes(), self.scale, self._bias(x.dtype), self._torchao[x.device.type])
+            return F.linear(x, self._torchao_weight(x.dtype), self._bias(x.dtype))
         codes, scale = quantize_activation(x, self._dims)
         if half and x.is_cuda:  # tensor cores multiply half precision; the scales go in first so that nothing overflows
             return self._product((codes * scale).to(x.dtype), self.dequantize(x.dtype), self._bias(x.dtype))
         return self._integer_product(codes, scale).to(x.dtype)
+
+    def _torchao_weight(self, dtype: torch.dtype) -> Tensor:
+        """Made again when the buffers were replaced: moved, loaded or copied."""
+        if self._view is None or self._view.qdata is not self.packed or self._view.dtype != dtype:
+            self._view = torchao_weight(self.packed, self.scale, dtype)
+        return self._view
 
     def _integer_product(self, codes: Tensor, scale: Tensor) -> Tensor:
         per_row = self.scheme.group_size is None

@@ -73,11 +73,6 @@ class Scheme:
             return name
         return name + ("row" if self.group_size is None else f"g{self.group_size}")
 
-    @property
-    def range(self) -> tuple[int, int]:
-        """Smallest and largest weight code: -127..127 at 8 bit, the whole two's complement range below."""
-        return code_range(self.weight_bits)
-
 
 def code_range(bits: int) -> tuple[int, int]:
     """Smallest and largest code. At 8 bit -128 is left out: symmetric, and one code of 256 costs nothing."""
