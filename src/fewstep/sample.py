@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -104,7 +105,8 @@ def sample(
         return x
 
     result = run()
-    if not bool(result.isfinite().all()):  # one look at the end; only a failure pays for finding the row
+    # one look at the end, and a cheap one: any NaN or infinity spoils the sum; only a failure pays for finding the row
+    if not math.isfinite(float(result.detach().sum(dtype=width))) and not bool(result.isfinite().all()):
         run(check=True)
         raise NonFiniteError("the final state is not finite", mend="Check the coefficients with `fewstep plan show`.")
     return result

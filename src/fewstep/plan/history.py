@@ -37,8 +37,7 @@ def ready_rows(plan: Plan, device: torch.device | str, dtype: torch.dtype) -> li
     def ready(value: Coefficient) -> Coefficient:
         return value.to(device=device, dtype=dtype) if isinstance(value, Tensor) else value
 
-    has_tensors = any(isinstance(c, Tensor) for row in plan.rows for _, c in row.coefficients())
-    return [row.map(ready) for row in plan.rows] if has_tensors else list(plan.rows)
+    return [row.map(ready) for row in plan.rows] if plan.has_tensors else list(plan.rows)
 
 
 class History:
@@ -49,6 +48,8 @@ class History:
         self.states: dict[int, Tensor] = {}
         self.outputs: dict[int, Tensor] = {}
         self._expiring = _expiry(rows)
+        # always added in the order of their index: a saved plan, whose keys JSON sorts, gives the same bits
+        self._tables = [(sorted(row.state.items()), sorted(row.output.items())) for row in rows]
 
     def advance(
         self, k: int, x: Tensor, raw: Tensor, noise: Tensor | None = None, anchor: Tensor | None = None
@@ -58,8 +59,8 @@ class History:
         raw = raw.to(x.dtype)
         self.states[k] = x
         self.outputs[k] = _treated(row, k, x, raw, self.prediction) if row.hook else raw
-        terms = [(c, self.states[j]) for j, c in row.state.items()]
-        terms += [(c, self.outputs[j]) for j, c in row.output.items()]
+        of_states, of_outputs = self._tables[k]
+        terms = [(c, self.states[j]) for j, c in of_states] + [(c, self.outputs[j]) for j, c in of_outputs]
         if noise is not None:
             terms.append((row.noise, noise))
         if anchor is not None and not is_exactly(row.anchor, 0.0):

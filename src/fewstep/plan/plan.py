@@ -14,6 +14,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,11 @@ class Plan:
     def steps(self) -> int:
         """Number of network evaluations."""
         return len(self.rows)
+
+    @cached_property
+    def has_tensors(self) -> bool:
+        """Whether any coefficient is a tensor (which must then be moved to the device of the states)."""
+        return any(isinstance(c, Tensor) for row in self.rows for _, c in row.coefficients())
 
     @property
     def stochastic(self) -> bool:

@@ -28,7 +28,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         falling = self.times.numel() > 0 and bool((self.times.diff() < 0).all())
-        if not falling or (self.end is not None and float(self.times[-1]) <= self.end):
+        if not falling or (self.end is not None and float(self.times[-1].detach()) <= self.end):
             raise PlanError(
                 "a time grid must fall strictly to its end",
                 value=[round(float(t), 4) for t in self.times],
