@@ -1,8 +1,8 @@
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel
-from toys import golden, levels, toy
 from torch import nn
+from toys import golden, levels, toy
 
 from fewstep.denoiser import Backbone, Denoiser, Guided, fingerprint
 from fewstep.errors import FewstepError

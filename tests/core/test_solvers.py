@@ -26,7 +26,7 @@ def seeded(process):
 DETERMINISTIC = [n for n, f in SOLVERS.items() if not f(DISCRETE, EPSILON, seeded(DISCRETE)).stochastic]
 STOCHASTIC = [n for n in SOLVERS if n not in DETERMINISTIC]
 
-# --- parity with diffusers: both loops run on a nonlinear network ------------------------------------------------
+# --- parity with diffusers: both loops run on a nonlinear network ------------------------------------------
 
 PARITY = [
     ("ddim", d.DDIMScheduler, {"clip_sample": False, "timestep_spacing": "trailing"}, 4, grids.trailing, {}),
@@ -75,7 +75,7 @@ def test_leading_grid_and_final_alpha_of_old_models():
     assert departure(sample(plan, toy, seeds=[0], shape=SHAPE), run_diffusers(scheduler, 5, toy, [0])) < 1e-5
 
 
-# --- every registered solver ------------------------------------------------------------------------------------
+# --- every registered solver ------------------------------------------------------------------------------
 
 PROCESSES = [DISCRETE, VPContinuous(), Cosine(), RectifiedFlow(3.0), VE()]
 CONTINUOUS_KINDS = ["epsilon", "sample", "v_prediction", "velocity", "score", "edm"]
@@ -130,7 +130,7 @@ def error(name, process, steps, prediction=EPSILON, seeded_start=False, settings
     else:  # the first step, which is first order, is taken exactly
         history, out = History(plan.rows, prediction), start
         for k, row in enumerate(plan.rows):
-            raw = network(out * row.input_scale, torch.tensor(row.network_time).double())
+            raw = network(out * row.input_scale, torch.tensor(row.network_time, dtype=torch.float64))
             out = history.advance(k, out, raw)
             out = exact[1] if k == 0 else out
     ending = plan.final_alpha / scales[-1][0]
@@ -190,7 +190,7 @@ def test_prediction_and_process_do_not_change_the_trajectory(name):
     np.testing.assert_allclose(results, results[0], rtol=1e-8)
 
 
-# --- stochastic solvers: the exact law of one step --------------------------------------------------------------
+# --- stochastic solvers: the exact law of one step --------------------------------------------------------
 
 
 def one_step(name, process, times, end, gaussian, settings):
@@ -200,7 +200,7 @@ def one_step(name, process, times, end, gaussian, settings):
 
     def step(x):
         x = torch.tensor([[x]]).double()
-        raw = network(x * row.input_scale, torch.tensor(row.network_time).double())
+        raw = network(x * row.input_scale, torch.tensor(row.network_time, dtype=torch.float64))
         return float(History(plan.rows, EPSILON).advance(0, x, raw))
 
     offset = step(0.0)
