@@ -149,6 +149,14 @@ def test_odd_values_do_not_break_a_table(value):
     assert not cells[2][0].best
 
 
+def test_long_tables_are_folded():
+    def shown(count):
+        return render(Page("t", "s", [Table("t", [Column("c")], [Row(f"r{i}", [i]) for i in range(count)])]))
+
+    assert "<details>" not in shown(24)
+    assert "Show all 25 rows" in shown(25)
+
+
 def test_mistakes_are_named():
     with pytest.raises(FewstepError, match="'a'"):
         Table("t", [Column("c")], [Row("a", [1, 2])])

@@ -27,6 +27,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command. FEWSTEP_DEBUG=1 lets the traceback through."""
+        hush()
         try:
             return super().invoke(ctx)
         except FewstepError as error:
@@ -37,6 +38,21 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             console(err=True).print("\nStopped. The same command goes on where it was.", style="yellow")
             raise typer.Exit(130) from None
+
+
+def hush() -> None:
+    """Keep the libraries below from talking into our output; FEWSTEP_DEBUG=1 lets them. Call before importing them."""
+    if os.environ.get("FEWSTEP_DEBUG"):
+        return
+    import logging
+    import warnings
+
+    for kind in (FutureWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", kind)
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def examples(*commands: str) -> str:

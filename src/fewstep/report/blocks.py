@@ -9,6 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from fewstep.errors import FewstepError
 
+LONG = 24
+"""Rows above which a table is folded."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -64,6 +67,11 @@ class Table:
                 raise FewstepError(
                     f"row {row.label!r} of table {self.title!r} needs {len(self.columns)} values", value=len(row.values)
                 )
+
+    @property
+    def long(self) -> bool:
+        """Whether the page folds it behind a line to tap."""
+        return len(self.rows) > LONG
 
     def cells(self) -> list[list[Cell]]:
         """Every value as text, with its interval and whether it is the best of its column."""

@@ -216,10 +216,12 @@ def _drawing(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 def _legend_above(axes: Axes, face: str | None = None, **settings: Any) -> None:
     handles = settings.pop("handles", None) or axes.get_legend_handles_labels()[0]
     figure: Any = axes.figure
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    across = 3 if longest <= 16 else 2 if longest <= 28 else 1
     figure.legend(
         handles=handles,
         loc="outside upper left",
-        ncols=min(3, len(handles)),
+        ncols=min(across, len(handles)),
         columnspacing=1.4,
         handlelength=2.2,
         frameon=face is not None,

@@ -228,7 +228,7 @@ class Run:
     def _finish(
         self, name: str, compute: Callable[[], T], save: Callable[[T, Path], object] | None, place: Path
     ) -> dict[str, Any]:
-        self.say(f"[bold]▸ {name}[/bold]")
+        self._announce(name)
         begun = time.perf_counter()
         value = compute()
         record: dict[str, Any] = {"unit": name, "seconds": round(time.perf_counter() - begun, 3)}
@@ -240,8 +240,14 @@ class Run:
             record["artifact"] = place.relative_to(self.path).as_posix()
         write_json(self.path / "units" / f"{name}.json", record)  # last: it is what makes the unit done
         self.log("finished", unit=name, seconds=record["seconds"])
-        self.say(f"  [green]✓[/green] {name} [dim]{record['seconds']:.1f} s[/dim]")
+        self.say(f"[green]✓[/green] {name} [dim]{record['seconds']:.1f} s[/dim]")
         return record
+
+    def _announce(self, name: str) -> None:
+        """Say what begins; on a terminal the line of its end takes its place."""
+        if not self.quiet:
+            console = _console()
+            console.print(f"▸ {name}", style="bold", highlight=False, end="\r" if console.is_terminal else "\n")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
