@@ -103,7 +103,9 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     best = family.apply(plan, torch.tensor(grid.theta, dtype=torch.float64))
     with torch.no_grad():
         spread = torch.stack([fresh(s)(best, range(objective.size)).double().mean() for s in range(8)])
-    print(f"grid {arguments.grid}: {grid.value:.4f} at {grid.theta}, identity {grid.identity_value:.4f}", file=sys.stderr)
+    print(
+        f"grid {arguments.grid}: {grid.value:.4f} at {grid.theta}, identity {grid.identity_value:.4f}", file=sys.stderr
+    )
     rows: dict[str, Any] = {}
     for name in (n for n in SEARCHERS if n != "grid"):
         if name == "gradient" and not objective.per_item:

@@ -1,6 +1,8 @@
 """Real diffusers pipelines with tiny random weights: plans in, plans out, low bits, saved and loaded again."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import tiny_pipelines as tiny
@@ -9,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 from fewstep.denoiser import Backbone, Guided
 from fewstep.errors import FewstepError, IdentityError, NonFiniteError
+from fewstep.files import read_json
 from fewstep.pipelines import (
     TextToImage,
     attach,
@@ -156,3 +159,20 @@ def test_identity_names_what_differs(tmp_path):
     plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS["sd"]).replace(identity=Identity(quantization="w8a8"))
     with pytest.raises(IdentityError, match="quantization 'w8a8', not 'none'"):
         attach(pipe, plan)
+
+
+def test_a_fresh_process_needs_the_one_import_that_diffusers_names(tmp_path):
+    pipe = tiny.stable_diffusion(tmp_path)
+    plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS["sd"])
+    quantize(pipe.unet, "w4a8")
+    attach(pipe, plan.replace(identity=identity_of(pipe, 1.0)))
+    save_pipeline(pipe, tmp_path / "out")
+    assert read_json(tmp_path / "out" / "model_index.json")["scheduler"][0] == "fewstep.pipelines.scheduler"
+    script = (
+        "import sys, fewstep.pipelines.scheduler; from diffusers import DiffusionPipeline;"
+        "p = DiffusionPipeline.from_pretrained(sys.argv[1]);"
+        "print(type(p.scheduler).__name__, type(p.unet.conv_in).__name__)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["PlanScheduler", "QuantConv2d"]

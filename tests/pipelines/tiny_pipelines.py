@@ -141,6 +141,12 @@ MAKERS = {"sd": stable_diffusion, "sdxl": sdxl, "pixart": pixart, "flux": flux}
 CALLS: dict[str, dict[str, Any]] = {
     "sd": {"height": 16, "width": 16},
     "sdxl": {"height": 16, "width": 16},
-    "pixart": {"height": 16, "width": 16, "use_resolution_binning": False, "max_sequence_length": 16, "clean_caption": False},
+    "pixart": {
+        "height": 16,
+        "width": 16,
+        "use_resolution_binning": False,
+        "max_sequence_length": 16,
+        "clean_caption": False,
+    },
     "flux": {"height": 16, "width": 16, "max_sequence_length": 16},
 }

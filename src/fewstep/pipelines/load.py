@@ -16,6 +16,7 @@ from torch import nn
 from fewstep.denoiser import fingerprint
 from fewstep.errors import FewstepError, IdentityError
 from fewstep.files import write_folder
+from fewstep.pipelines.scheduler import PlanScheduler as PipelineScheduler
 from fewstep.plan import Identity, Plan
 from fewstep.plan.scheduler import PlanScheduler
 
@@ -89,7 +90,7 @@ def attach(pipe: Any, plan: Plan) -> None:
     """
     found = identity_of(pipe)
     plan.check(found)
-    scheduler = plan.to_scheduler()
+    scheduler = PipelineScheduler.from_plan(plan)
     scheduler.watch(pipe, found)
     pipe.register_modules(scheduler=scheduler)
 
