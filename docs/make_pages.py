@@ -83,7 +83,7 @@ Written by `docs/make_pages.py` from `results/q-sched.json`. How it works: `src/
 
 {table(results, ("mmd", "frechet", "recall", "judge", "psnr"))}
 
-Brackets: 95 % bootstrap intervals over prompts, mean of the seeds; for "real against real" the range over random splits.
+Brackets: 95 % bootstrap intervals over prompts, seeds averaged; for "real against real" the range over random splits.
 
 ## Paired differences
 

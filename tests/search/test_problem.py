@@ -26,7 +26,7 @@ class Bowl:
         return -100 * ((here - self.top) ** 2).sum() + self.noise[list(items)]
 
 
-@pytest.mark.parametrize("name", [n for n in SEARCHERS])
+@pytest.mark.parametrize("name", list(SEARCHERS))
 def test_every_searcher_finds_the_top_within_its_budget(name):
     problem = Problem(PLAN, Family("ramp-to-one"), Bowl())
     budget = 625 if name == "grid" else 80
