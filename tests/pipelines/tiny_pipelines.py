@@ -110,7 +110,8 @@ def pixart(folder: Path) -> Any:
     torch.manual_seed(5)
     transformer = PixArtTransformer2DModel(
         sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
-        in_channels=4, cross_attention_dim=24, out_channels=8, norm_type="ada_norm_single", use_additional_conditions=False,
+        in_channels=4, cross_attention_dim=24, out_channels=8, norm_type="ada_norm_single",
+        use_additional_conditions=False,
     ).eval()  # fmt: skip
     pipe = PixArtAlphaPipeline(
         transformer=transformer, vae=vae(), text_encoder=t5(), tokenizer=t5_tokenizer(),

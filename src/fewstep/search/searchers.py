@@ -27,9 +27,9 @@ def grid(problem: Problem, budget: float, seed: int = 0) -> None:
 def coarse_to_fine(problem: Problem, budget: float, seed: int = 0) -> None:
     """A coarse square grid on a quarter of the items, a finer one around its best, then a pattern search.
 
-    The landscapes are smooth with one ridge (tests/core, checks A and B), so few prompts find the neighbourhood and many
-    prompts are spent only there. Families with more than two numbers start from the best ramp to one, so that they never
-    end below it; the pattern search moves one direction at a time and halves its step when none helps.
+    The landscapes are smooth with one ridge (tests/core, checks A and B), so few prompts find the neighbourhood and
+    many prompts are spent only there. Families with more than two numbers start from the best ramp to one, so that they
+    never end below it; the pattern search moves one direction at a time and halves its step when none helps.
     """
     points = 7 if budget >= 60 else 5
     coarse = _rank(problem, _square(problem, points), 0.25, keep=max(2, int(budget * 0.06)))
