@@ -11,7 +11,7 @@ from fewstep.models.text import text_config
 
 def denoiser(
     channels: tuple[int, ...], latent_channels: int, sample_size: int, text_width: int, heads: int = 4
-) -> nn.Module:
+) -> Any:
     """A `UNet2DConditionModel` with cross attention below the first level and in the middle, as in SDXL."""
     from diffusers import UNet2DConditionModel
 
@@ -50,6 +50,7 @@ def ddim_scheduler(prediction_type: str = "v_prediction") -> Any:
         prediction_type=prediction_type,
         clip_sample=False,
         set_alpha_to_one=False,
+        steps_offset=1,
         timestep_spacing="trailing",
     )
 
@@ -66,6 +67,7 @@ def lcm_scheduler(prediction_type: str = "v_prediction") -> Any:
         prediction_type=prediction_type,
         clip_sample=False,
         set_alpha_to_one=False,
+        steps_offset=1,
         original_inference_steps=50,
         timestep_scaling=10.0,
     )
