@@ -199,6 +199,21 @@ class NoReading(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
+def test_the_guard_notices_reading_and_copying():
+    with NoReading() as mode:
+        x = torch.randn(3)
+        mode.armed = True
+        for waiting in (
+            lambda: float(x[0]),
+            lambda: bool((x > 0).all()),
+            lambda: x.double(),
+            lambda: torch.tensor(1.0),
+        ):
+            with pytest.raises(AssertionError, match="inside the loop"):
+                waiting()
+        mode.armed = False
+
+
 @pytest.mark.parametrize("scale", [1.0, torch.full((4, 1, 1), 1.1)])
 @pytest.mark.parametrize("name", sorted(SOLVERS))
 def test_nothing_in_the_loop_waits_for_the_device(name, scale):
