@@ -22,7 +22,9 @@ def write_card(folder: str | Path) -> None:
     rows = [_row(folder, stage, record) for stage, record in records.items()]
     template = (folder / "card.txt").read_text(encoding="utf-8")
     guidance = records["student"]["settings"]["guidance"]
-    text = template.format(table="\n".join([head, "|---" * 7 + "|", *rows]), guidance=guidance)
+    minutes = sum(record["seconds"] for record in records.values()) / 60
+    table = "\n".join([head, "|---" * 7 + "|", *rows])
+    text = template.format(table=table, guidance=guidance, minutes=minutes)
     write_text(folder / "README.md", text)
 
 

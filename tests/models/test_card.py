@@ -1,0 +1,39 @@
+"""The model card's numbers are those of the training records."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import fewstep.models as models
+from fewstep.models.card import STAGES, write_card
+
+FOLDER = Path(models.__file__).parent / "emoji"
+
+
+def test_the_shipped_card_is_what_the_records_give(tmp_path):
+    shutil.copytree(FOLDER, tmp_path / "emoji")
+    before = (tmp_path / "emoji" / "README.md").read_text(encoding="utf-8")
+    write_card(tmp_path / "emoji")
+    assert (tmp_path / "emoji" / "README.md").read_text(encoding="utf-8") == before
+
+
+def test_cost_of_each_stage_is_in_the_table():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for stage in STAGES:
+        file = FOLDER / "vae.json" if stage == "vae" else FOLDER / stage / "training.json"
+        record = json.loads(file.read_text(encoding="utf-8"))
+        row = re.search(rf"^\| `{stage}` \|.*\|$", text, re.MULTILINE)
+        assert row, stage
+        cells = [cell.strip() for cell in row.group().strip("|").split("|")]
+        assert cells[2] == f"{record['steps']} x {record['settings']['batch']}"
+        assert float(cells[3]) == round(record["seconds"] / 60, 1)
+
+
+def test_parameter_counts_are_those_of_the_loaded_models():
+    from transformers import CLIPModel
+
+    count = sum(p.numel() for p in CLIPModel.from_pretrained(FOLDER / "clip").parameters())
+    row = re.search(r"^\| `clip` \| ([\d.]+) M", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert row
+    assert abs(float(row.group(1)) - count / 1e6) < 0.01
