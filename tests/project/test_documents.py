@@ -81,6 +81,6 @@ def test_make_names_the_mend_when_no_python_fits(tmp_path):
     command = ["make", "-C", str(tmp_path), "demo", "CANDIDATES=no-such-python"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
-    assert "Python >= 3.11" in done.stderr
+    assert "Python >= 3.10" in done.stderr
     assert "PYTHON=" in done.stderr
     assert not (tmp_path / ".venv").exists()
