@@ -61,6 +61,7 @@ def test_captions_are_plain(captions):
     [
         ("runner, emoji modifier fitzpatrick type-6, female sign", "woman runner with dark skin tone"),
         ("anchor", "anchor"),
+        ("emoji modifier fitzpatrick type-4", "medium skin tone"),
         ("man, emoji modifier fitzpatrick type-3, wrench", "man and wrench with medium-light skin tone"),
         ("man, emoji component red hair", "man with red hair"),
         (

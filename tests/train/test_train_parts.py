@@ -28,7 +28,7 @@ def test_average_is_the_geometric_sum():
     assert layer.weight.item() == pytest.approx(expected, rel=1e-6)
 
 
-@given(st.integers(0, 500))
+@given(st.integers(0, 499))
 def test_learning_rate_warms_up_then_falls_to_zero(step):
     config = StageConfig(steps=500, warmup=50, learning_rate=0.1)
     rate = learning_rate(step, config)
@@ -55,11 +55,11 @@ def test_consistency_function_is_the_one_of_the_lcm_scheduler():
 
 
 def test_ddim_step_is_that_of_diffusers():
-    from fewstep.models.unet import ddim_scheduler
+    from fewstep.models.unet import ddim_scheduler, lcm_scheduler
     from fewstep.train.stages.student import Consistency
 
     scheduler = ddim_scheduler()
-    law = Consistency(scheduler, torch.device("cpu"))
+    law = Consistency(lcm_scheduler(), torch.device("cpu"))
     scheduler.set_timesteps(50)
     z, v = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     for time in (999, 499, 39):
@@ -110,16 +110,12 @@ def test_mirroring_takes_the_marked_pictures_only():
 
 @pytest.mark.parametrize("count", [1, 40])
 def test_corruption_changes_every_picture_and_stays_in_range(count):
-    grid = torch.linspace(0, 1, 64)
-    pictures = torch.stack([grid.expand(64, 64), grid[:, None].expand(64, 64), grid.flip(0).expand(64, 64)])
-    pictures = (0.5 + 0.4 * torch.sin(9 * pictures)).repeat(count, 1, 1, 1)
-    out = corrupted(pictures, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(3)
+    pictures = 0.5 + 0.4 * torch.sin(9 * torch.rand(count, 3, 64, 64, generator=generator).cumsum(3))
+    out = corrupted(pictures, generator)
     assert out.min() >= 0
     assert out.max() <= 1
-    if count > 1:
-        pictures[::2] = pictures[::2].flip(1)  # else mixing blends equals
-        out = corrupted(pictures, torch.Generator().manual_seed(0))
-    assert ((out - pictures).abs().amax((1, 2, 3)) > 1e-3).all()
+    assert ((out - pictures).abs().amax((1, 2, 3)) > 1e-2).all()
 
 
 def test_overrides_are_typed_and_mistakes_named():

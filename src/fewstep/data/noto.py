@@ -66,7 +66,7 @@ def plain_caption(raw: str) -> str:
             things.append(_plain_part(part))
     head, *rest = things or [""]
     text = " ".join([sign, head, *(_joined(thing) for thing in rest)]).strip()
-    return f"{text} with {tones[0]}" if len(tones) == 1 else text
+    return f"{text} with {tones[0]}".removeprefix(" with ") if len(tones) == 1 else text
 
 
 def _plain_part(part: str) -> str:
