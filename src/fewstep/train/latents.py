@@ -58,7 +58,7 @@ def open_vae(path: str) -> Any:
     from diffusers import AutoencoderKL
 
     _need(path, "config.json", "vae")
-    return AutoencoderKL.from_pretrained(path, torch_dtype=torch.float32).requires_grad_(False)
+    return AutoencoderKL.from_pretrained(path, dtype=torch.float32).requires_grad_(False)
 
 
 def open_pipeline(path: str) -> Any:
@@ -66,7 +66,7 @@ def open_pipeline(path: str) -> Any:
     from diffusers import StableDiffusionPipeline
 
     _need(path, "model_index.json", "teacher")
-    return StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32, safety_checker=None)
+    return StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32, safety_checker=None)
 
 
 def _need(path: str, file: str, stage: str) -> None:

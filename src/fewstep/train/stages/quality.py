@@ -20,7 +20,7 @@ from fewstep.train.stages.clip import augmented
 class Config(StageConfig):
     """Settings of the quality reward."""
 
-    teacher: str = Field("teacher", description="folder of stage teacher, whose bad samples are negatives")
+    teacher: str = Field("runs/train-teacher", description="folder of stage teacher, whose bad samples are negatives")
     steps: Count = 1500
     batch: Count = 96
     learning_rate: Positive = 1e-3

@@ -18,7 +18,7 @@ from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageCo
 class Config(StageConfig):
     """Settings of the student."""
 
-    teacher: str = Field("teacher", description="folder of stage teacher")
+    teacher: str = Field("runs/train-teacher", description="folder of stage teacher")
     steps: Count = 1500
     batch: Count = 64
     learning_rate: Positive = 3e-4

@@ -17,7 +17,7 @@ from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageCo
 class Config(StageConfig):
     """Settings of the teacher."""
 
-    vae: str = Field("vae", description="folder of stage vae")
+    vae: str = Field("runs/train-vae", description="folder of stage vae")
     steps: Count = 4000
     batch: Count = 64
     learning_rate: Positive = 1.5e-3
