@@ -14,7 +14,7 @@ import typer
 
 from fewstep.cli.shell import console, examples
 
-TESTED = {"torch": "2.6", "diffusers": "0.40", "transformers": "4.50", "accelerate": "1.0", "torchao": "0.15"}
+TESTED = {"torch": "2.6", "diffusers": "0.42", "transformers": "4.50", "accelerate": "1.0", "torchao": "0.15"}
 """Oldest versions that fewstep supports."""
 FLAGS = {
     "avx2": "fast float32",

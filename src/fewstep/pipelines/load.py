@@ -28,7 +28,7 @@ def load_pipeline(model: str | Path, **options: Any) -> Any:
 
     Args:
         model: folder, shipped name or hub id.
-        options: passed to `DiffusionPipeline.from_pretrained` (`torch_dtype`, ...).
+        options: passed to `DiffusionPipeline.from_pretrained`; `dtype` is float32 without a GPU unless given.
 
     Raises:
         FewstepError: nothing can be opened there.
@@ -40,6 +40,8 @@ def load_pipeline(model: str | Path, **options: Any) -> Any:
     from fewstep.quant import register
 
     register()
+    if not torch.cuda.is_available():  # half precision is slow on processors, and many layers refuse it
+        options.setdefault("dtype", torch.float32)
     place = shipped(str(model)) if str(model) in SHIPPED else Path(model)
     try:
         pipe = DiffusionPipeline.from_pretrained(place if place.exists() else str(model), **options)

@@ -75,7 +75,7 @@ class _Job:
         """Open the pipeline, read its plan, quantize its backbone."""
         recipe = self.recipe
         device = ("cuda" if torch.cuda.is_available() else "cpu") if recipe.device == "auto" else recipe.device
-        full = load_pipeline(recipe.model, torch_dtype=getattr(torch, recipe.dtype)).to(device)
+        full = load_pipeline(recipe.model, dtype=getattr(torch, recipe.dtype)).to(device)
         guidance = max(1.0, recipe.guidance)
         plan = self.run.unit(
             "plan",
@@ -195,7 +195,7 @@ class _Job:
         def load(folder: Path) -> Any:
             self.quantization = read_json(folder / "quantization.json")
             kind: Any = type(backbone_of(full))
-            return kind.from_pretrained(folder, torch_dtype=getattr(torch, self.recipe.dtype))
+            return kind.from_pretrained(folder, dtype=getattr(torch, self.recipe.dtype))
 
         model = self.run.unit("quantize", compute, save=save, load=load, artifact="quantized-backbone")
         return type(full)(**{**full.components, name: model.to(device)})

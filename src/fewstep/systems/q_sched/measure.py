@@ -36,7 +36,7 @@ def measure(
     for name, plan in plans.items():
         generate = generators[FULL if name in (FULL, FULL_TUNED) else LOW]
         images[name] = _images(run, name, generate, plan, prompts, seeds)
-    teacher = _teacher(recipe, run, prompts)
+    teacher = _teacher(recipe, run, generators[FULL].pipe, prompts)
     reference = _reference(recipe, run, generators[FULL], plans[FULL], prompts)
     return {
         "evaluation": run.unit("evaluate", lambda: _evaluate(recipe, images, teacher, reference, prompts)),
@@ -77,7 +77,7 @@ def _file(name: str, seed: int) -> str:
     return f"images/{plain(name)}-{seed}.safetensors"
 
 
-def _teacher(recipe: QSchedRecipe, run: Run, prompts: list[str]) -> Tensor | None:
+def _teacher(recipe: QSchedRecipe, run: Run, like: Any, prompts: list[str]) -> Tensor | None:
     settings = recipe.evaluation
     if settings.teacher == "none":
         return None
@@ -85,7 +85,7 @@ def _teacher(recipe: QSchedRecipe, run: Run, prompts: list[str]) -> Tensor | Non
     name = f"{TEACHER}-{settings.teacher_steps}"
     if run.done(_file(name, seed).removesuffix(".safetensors")):
         return load_images(run, name, seed)[None]
-    pipe = load_pipeline(settings.teacher)
+    pipe = load_pipeline(settings.teacher, dtype=like.dtype).to(like.device)
     plan = plan_of(pipe, settings.teacher_steps, guidance_scale=settings.teacher_guidance)
     return _images(run, name, TextToImage(pipe, settings.teacher_guidance, {}, recipe.batch), plan, prompts, [seed])
 
