@@ -9,9 +9,7 @@ from torch import nn
 from fewstep.models.text import text_config
 
 
-def denoiser(
-    channels: tuple[int, ...], latent_channels: int, sample_size: int, text_width: int, heads: int = 4
-) -> Any:
+def denoiser(channels: tuple[int, ...], latent_channels: int, sample_size: int, text_width: int, heads: int = 4) -> Any:
     """A `UNet2DConditionModel` with cross attention below the first level and in the middle, as in SDXL."""
     from diffusers import UNet2DConditionModel
 
