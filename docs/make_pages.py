@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fewstep.files import read_json, write_text
+from fewstep.report import figures
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results: written by docs/make_pages.py -->", "<!-- results end -->"
@@ -101,6 +104,38 @@ Brackets: 95 % bootstrap intervals over prompts, seeds averaged; for "real again
 """
 
 
+def search_page(results: dict[str, Any]) -> str:
+    """What the searchers of one benchmark needed, one line each."""
+    grid, noise = results["grid"], results["noise"]
+    lines = [
+        f"| full grid, {grid['candidates']} candidates | {grid['value']:.4f} | {grid['spent']:.0f} |",
+    ]
+    for name, row in results["searchers"].items():
+        values = ", ".join(f"{v:.4f}" for v in row["values"])
+        reached = ", ".join("not" if r is None else f"{r:.0f}" for r in row["reached_grid_within_noise_after"])
+        lines.append(f"| {name} | {values} | {reached} |")
+    e = results["environment"]
+    return (
+        f"### {results['problem']}\n\nUntuned {results['identity']:.4f}; noise of the objective at the grid's optimum "
+        f"(spread over fresh seeds) {noise:.4f}; budget {results['budget']} candidates, seeds {results['seeds']}.\n\n"
+        "| searcher | best objective, per seed | candidates until within noise of the grid |\n|---|---|---|\n"
+        + "\n".join(lines)
+        + f"\n\n![curves](../images/search-{results['problem']}.svg)\n\n`{e['command']}`, commit `{e['commit']}`, "
+        f"{e['device']}, {results['seconds']:.0f} s."
+    )
+
+
+def search_plot(results: dict[str, Any]) -> str:
+    """Best objective so far over network calls, as SVG."""
+    curves = {}
+    for name, row in results["searchers"].items():
+        calls = sorted({at for curve in row["curves"] for at, _ in curve})
+        best = [[max((v for at, v in c if at <= call), default=float("nan")) for call in calls] for c in row["curves"]]
+        curves[name] = (calls, np.array(best))
+    reference = ("full grid", results["grid"]["value"])
+    return figures.search_curve(curves, reference=reference, xlabel="network calls, in candidates on all items")
+
+
 def _numbers(values: list[Any]) -> str:
     return ", ".join(f"{v:.4f}" for v in values)
 
@@ -108,10 +143,14 @@ def _numbers(values: list[Any]) -> str:
 def pages() -> dict[Path, str]:
     """Every generated file with what it should hold."""
     found: dict[Path, str] = {}
+    searches = [read_json(f) for f in sorted((ROOT / "results").glob("search-*.json"))]
+    for search in searches:
+        found[ROOT / "docs" / "images" / f"search-{search['problem']}.svg"] = search_plot(search)
     file = ROOT / "results" / "q-sched.json"
     if file.exists():
         results = read_json(file)
-        found[ROOT / "docs" / "systems" / "q-sched.md"] = q_sched_page(results)
+        costs = "\n\n".join(["## What the searchers cost", *map(search_page, searches)])
+        found[ROOT / "docs" / "systems" / "q-sched.md"] = q_sched_page(results) + "\n" + costs + "\n"
         readme = ROOT / "README.md"
         text = readme.read_text(encoding="utf-8")
         before, _, rest = text.partition(BEGIN)

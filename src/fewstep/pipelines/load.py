@@ -44,7 +44,8 @@ def load_pipeline(model: str | Path, **options: Any) -> Any:
         options.setdefault("dtype", torch.float32)
     place = shipped(str(model)) if str(model) in SHIPPED else Path(model)
     try:
-        pipe = DiffusionPipeline.from_pretrained(place if place.exists() else str(model), **options)
+        with _quiet():
+            pipe = DiffusionPipeline.from_pretrained(place if place.exists() else str(model), **options)
     except FewstepError:
         raise
     except Exception as error:  # diffusers raises many kinds; users need one sentence
@@ -56,6 +57,20 @@ def load_pipeline(model: str | Path, **options: Any) -> Any:
     if isinstance(pipe.scheduler, PlanScheduler):
         attach(pipe, pipe.scheduler.plan)
     return pipe
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar for the half second that opening takes; the caller's setting comes back."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def save_pipeline(pipe: Any, folder: str | Path) -> None:

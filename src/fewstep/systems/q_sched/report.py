@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fewstep.plan import Plan
 from fewstep.report import (
     Block,
@@ -24,6 +26,7 @@ from fewstep.report import (
     plan_table,
     save,
 )
+from fewstep.report.images import grid, save_png
 from fewstep.runs import Run
 from fewstep.search import Outcome
 from fewstep.systems.q_sched.measure import load_images
@@ -166,6 +169,8 @@ def _pictures(run: Run, recipe: QSchedRecipe, evaluation: Results) -> Block:
         stacks.append(load_images(run, f"{TEACHER}-{recipe.evaluation.teacher_steps}", seed))
         names.append(f"teacher, {recipe.evaluation.teacher_steps} steps")
     images = [[stack[i].float() / 255 for stack in stacks] for i in picks]
+    rows = torch.stack([images[i][j] for j in range(len(names)) for i in range(len(picks))])
+    save_png(grid(rows, columns=len(picks), zoom=2), run.path / "grid.png")
     return ImageGrid(
         "Equal prompts, equal seeds",
         images,
@@ -221,8 +226,6 @@ def _search_table(outcomes: Mapping[str, Outcome], recipe: QSchedRecipe) -> Bloc
 
 
 def _gain(outcome: Outcome) -> Any:
-    import torch
-
     from fewstep.metrics.intervals import centred_interval, resample_counts
 
     if outcome.gain is None:
