@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError, NonFiniteError, nearest
 from fewstep.plan import Plan
+from fewstep.plan.combination import number
 from fewstep.plan.history import History, is_exactly, ready_rows
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -86,7 +87,7 @@ def sample(
     rows = ready_rows(plan, device, dtype)
     # one 0-dim tensor per row, made here: making it in the loop would copy from host to device each time
     width = torch.promote_types(dtype, torch.float32)
-    times = torch.tensor([float(row.network_time) for row in rows], device=device, dtype=width).unbind()
+    times = torch.tensor([number(row.network_time) for row in rows], device=device, dtype=width).unbind()
     draws = [None if is_exactly(row.noise, 0.0) else noise.draw(shape).to(device=device, dtype=dtype) for row in rows]
 
     def run(check: bool = False) -> Tensor:

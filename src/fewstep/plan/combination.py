@@ -11,6 +11,11 @@ Coefficient = float | Tensor
 """A number, or a tensor that broadcasts against one sample (per channel: shape (C, 1, 1))."""
 
 
+def number(value: Coefficient) -> float:
+    """A scalar coefficient as a plain float; a learned one loses its gradient."""
+    return float(value.detach()) if isinstance(value, Tensor) else value
+
+
 @dataclass(frozen=True, eq=False)
 class Combination:
     """sum_j state[j] x_j + sum_j output[j] n_j; supports +, -, and scaling by a coefficient."""
