@@ -46,7 +46,7 @@ def cma_es(problem: Problem, budget: float, seed: int = 0) -> None:
     """CMA-ES through Optuna, with successive halving over the items."""
     import optuna
 
-    _optuna(problem, budget, seed, optuna.samplers.CmaEsSampler(seed=seed, sigma0=0.25, n_startup_trials=1))
+    _optuna(problem, budget, seed, optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=1))
 
 
 def tpe(problem: Problem, budget: float, seed: int = 0) -> None:
