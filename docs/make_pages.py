@@ -108,17 +108,20 @@ def search_page(results: dict[str, Any]) -> str:
     """What the searchers of one benchmark needed, one line each."""
     grid, noise = results["grid"], results["noise"]
     lines = [
-        f"| full grid, {grid['candidates']} candidates | {grid['value']:.4f} | {grid['spent']:.0f} |",
+        f"| full grid, {grid['candidates']} candidates | {grid['value']:.4f} | 100 % | {grid['spent']:.0f} |",
     ]
     for name, row in results["searchers"].items():
         values = ", ".join(f"{v:.4f}" for v in row["values"])
         reached = ", ".join("not" if r is None else f"{r:.0f}" for r in row["reached_grid_within_noise_after"])
-        lines.append(f"| {name} | {values} | {reached} |")
+        gains = [(v - results["identity"]) / (grid["value"] - results["identity"]) for v in row["values"]]
+        share = ", ".join(f"{100 * g:.0f} %" for g in gains)
+        lines.append(f"| {name} | {values} | {share} | {reached} |")
     e = results["environment"]
     return (
         f"### {results['problem']}\n\nUntuned {results['identity']:.4f}; noise of the objective at the grid's optimum "
         f"(spread over fresh seeds) {noise:.4f}; budget {results['budget']} candidates, seeds {results['seeds']}.\n\n"
-        "| searcher | best objective, per seed | candidates until within noise of the grid |\n|---|---|---|\n"
+        "| searcher | best objective, per seed | share of the grid's gain | candidates until within noise of it |\n"
+        "|---|---|---|---|\n"
         + "\n".join(lines)
         + f"\n\n![curves](../images/search-{results['problem']}.svg)\n\n`{e['command']}`, commit `{e['commit']}`, "
         f"{e['device']}, {results['seconds']:.0f} s."

@@ -29,7 +29,8 @@ def coarse_to_fine(problem: Problem, budget: float, seed: int = 0) -> None:
 
     The landscapes are smooth with one ridge (tests/core, checks A and B), so few prompts find the neighbourhood and
     many prompts are spent only there. Families with more than two numbers start from the best ramp to one, so that they
-    never end below it; the pattern search moves one direction at a time and halves its step when none helps.
+    never end below it; the pattern search tries the axes, then a turned set of directions, and halves its step when
+    none helps.
     """
     points = 7 if budget >= 60 else 5
     coarse = _rank(problem, _square(problem, points), 0.25, keep=max(2, int(budget * 0.06)))
@@ -131,9 +132,10 @@ def _optuna(
 def _pattern_search(problem: Problem, theta: Tensor, budget: float, step: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     best, half = problem.score(theta), problem.score(theta, 0.5)
+    turned = False
     while step > 0.004 and problem.spent + 1.5 < budget:
         improved = False
-        for direction in _directions(problem, generator):
+        for direction in _directions(problem, generator, turned):
             for sign in (1.0, -1.0):
                 if problem.spent + 1 > budget:
                     return
@@ -146,13 +148,17 @@ def _pattern_search(problem: Problem, theta: Tensor, budget: float, step: float,
                     theta, best, half, improved = trial, value, problem.score(trial, 0.5), True
                     break
         if not improved:
-            step /= 2
+            step = step / 2 if turned else step
+            turned = not turned
 
 
-def _directions(problem: Problem, generator: torch.Generator) -> list[Tensor]:
+def _directions(problem: Problem, generator: torch.Generator, turned: bool) -> list[Tensor]:
+    """The axes in random order, or a randomly turned set: along a ridge no axis goes uphill."""
     axes = torch.eye(problem.size, dtype=torch.float64)
+    if turned:
+        axes, _ = torch.linalg.qr(torch.randn(axes.shape, generator=generator, dtype=torch.float64))
     order = torch.randperm(problem.size, generator=generator).tolist()
-    return [axes[i] for i in order]
+    return [axes[:, i] for i in order]
 
 
 def _square(problem: Problem, points: int) -> list[Tensor]:
