@@ -1,0 +1,71 @@
+"""The demo path itself, on the shipped model with a small budget: command, artifacts, report, what a user does next."""
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fewstep.cli import app
+from fewstep.files import read_json
+from fewstep.pipelines import load_pipeline
+from fewstep.systems.q_sched.names import SYSTEMS
+
+SMALL = ["search.budget=10", "search.count=3", "evaluation.count=6", "evaluation.seeds=[101, 102]"]
+SMALL += ["evaluation.teacher_steps=4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("demo") / "run"
+    done = CliRunner().invoke(app, ["demo", "--out", str(place), *(a for s in SMALL for a in ("--set", s))])
+    assert done.exit_code == 0, done.output
+    assert "report.html" in done.output.replace("\n", "")
+    return place
+
+
+@pytest.mark.slow
+def test_demo_leaves_a_report_and_numbers_with_their_origin(folder):
+    results = read_json(folder / "results.json")
+    systems = results["evaluation"]["systems"]
+    assert set(SYSTEMS) <= systems.keys()
+    assert "teacher" in systems
+    for row in systems.values():
+        metric = next(m for m in row if m.startswith("mmd:"))
+        assert row[metric]["low"] <= row[metric]["mean"] <= row[metric]["high"]
+    assert results["environment"]["torch"] == torch.__version__
+    assert results["search"]["quantized"]["value"] >= results["search"]["quantized"]["identity_value"]
+    page = (folder / "report.html").read_text()
+    for part in ("What each step cost and won", "Equal prompts, equal seeds", "The landscape", "Every layer"):
+        assert part in page
+    assert (folder / "grid.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_calibration_and_evaluation_prompts_are_disjoint(folder):
+    from fewstep.data import emoji_prompts
+
+    assert not set(emoji_prompts("calibration")) & set(emoji_prompts("evaluation"))
+    assert set(read_json(folder / "results.json")["evaluation"]["prompts_used"]) <= set(emoji_prompts("evaluation"))
+
+
+@pytest.mark.slow
+def test_the_saved_pipeline_draws_with_its_own_plan(folder):
+    pipe = load_pipeline(folder / "artifacts" / "pipeline")
+    image = pipe("red heart", num_inference_steps=4, guidance_scale=1.0, output_type="pt").images
+    assert image.shape == (1, 3, 64, 64)
+    assert float(image.std()) > 0.05
+
+
+@pytest.mark.slow
+def test_the_same_command_again_only_reads(folder):
+    before = {f: f.stat().st_mtime_ns for f in (folder / "units").rglob("*.json")}
+    done = CliRunner().invoke(app, ["demo", "--out", str(folder), *(a for s in SMALL for a in ("--set", s))])
+    assert done.exit_code == 0, done.output
+    assert {f: f.stat().st_mtime_ns for f in (folder / "units").rglob("*.json")} == before
+
+
+@pytest.mark.slow
+def test_another_recipe_in_the_same_folder_is_refused(folder):
+    done = CliRunner().invoke(app, ["demo", "--out", str(folder), "--set", "scheme=w8a8"])
+    assert done.exit_code == 2
+    assert "scheme" in done.output
+    assert "--fresh" in done.output
