@@ -23,7 +23,7 @@ class Family:
         `free` (2K): every step its own pair.
         `per-channel` (K + K C): every step a sample scale and one output scale per latent channel.
     low, high: the box, the same for every number.
-    channels: latent channels C, for `per-channel`.
+    channels: latent channels C, for `per-channel`; states must be (B, C, H, W).
     """
 
     name: str = "ramp"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -118,7 +120,12 @@ class _Job:
 
         outcome = _outcome(self.run.unit(f"search-{key}", compute))
         tuned = family.apply(base, torch.tensor(outcome.theta, dtype=torch.float64))
-        found = {"method": "q-sched", "family": settings.family, "searcher": settings.searcher, "jaq": outcome.value}
+        found = {
+            **settings.model_dump(),
+            **self.recipe.rewards.model_dump(),
+            "prompts": _digest(self.objective.prompts),
+        }
+        found |= {"method": "q-sched", "jaq": outcome.value, "jaq_untuned": outcome.identity_value}
         self._keep(LOW_TUNED if name == LOW else FULL_TUNED, tuned.replace(origin={**base.origin, "search": found}))
         return outcome
 
@@ -213,6 +220,11 @@ class _Job:
         file = self.run.artifact(f"plan-{name.replace(' + ', '-').replace(', ', '-').replace(' ', '-')}.json")
         plan.save(file)
         self.plans[name] = plan
+
+
+def _digest(prompts: Sequence[str]) -> str:
+    """What tells one list of prompts from another."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
 
 
 def _outcome(values: dict[str, Any]) -> Outcome:
