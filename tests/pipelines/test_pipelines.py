@@ -22,6 +22,7 @@ from fewstep.pipelines import (
     save_pipeline,
     trace,
 )
+from fewstep.pipelines.generate import remember_prompts
 from fewstep.plan import Identity
 from fewstep.quant import quantize
 from fewstep.sample import sample
@@ -176,3 +177,14 @@ def test_a_fresh_process_needs_the_one_import_that_diffusers_names(tmp_path):
     command = [sys.executable, "-c", script, str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["PlanScheduler", "QuantConv2d"]
+
+
+def test_prompts_are_encoded_once_within_a_bound_of_bytes(tmp_path):
+    pipe = tiny.stable_diffusion(tmp_path)
+    asked = []
+    original = pipe.encode_prompt
+    pipe.encode_prompt = lambda *a, **k: asked.append(a) or original(*a, **k)
+    remember_prompts(pipe, limit=2 * 16 * 32 * 4)  # two embeddings of this text encoder
+    for prompt in ("a", "a", "b", "a", "c", "a"):
+        pipe.encode_prompt(prompt, "cpu", 1, False)
+    assert [a[0] for a in asked] == ["a", "b", "c", "a"]

@@ -83,8 +83,11 @@ class TextToImage:
         return images
 
 
-def remember_prompts(pipe: Any, limit: int = 256) -> None:
-    """Make the pipeline encode each batch of prompts once: a search repeats the same prompts for every candidate."""
+def remember_prompts(pipe: Any, limit: int = 512_000_000) -> None:
+    """Make the pipeline encode each batch of prompts once: a search repeats the same prompts for every candidate.
+
+    limit: bytes of embeddings kept; the oldest go first.
+    """
     original = pipe.encode_prompt
     if getattr(original, "remembers", False):
         return
@@ -97,14 +100,20 @@ def remember_prompts(pipe: Any, limit: int = 256) -> None:
             return original(*args, **kwargs)
         key = repr((args, sorted(kwargs.items())))
         if key not in kept:
-            if len(kept) >= limit:
-                kept.pop(next(iter(kept)))
             with torch.no_grad():
                 kept[key] = original(*args, **kwargs)
+            while len(kept) > 1 and sum(map(_bytes, kept.values())) > limit:
+                kept.pop(next(iter(kept)))
         return kept[key]
 
     encode.remembers = True  # type: ignore[attr-defined]
     pipe.encode_prompt = encode
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 @dataclass

@@ -78,6 +78,9 @@ class _Job:
         recipe = self.recipe
         device = ("cuda" if torch.cuda.is_available() else "cpu") if recipe.device == "auto" else recipe.device
         full = load_pipeline(recipe.model, dtype=getattr(torch, recipe.dtype)).to(device)
+        for part in full.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.requires_grad_(False)  # a gradient search differentiates two numbers per step, no weight
         guidance = max(1.0, recipe.guidance)
         plan = self.run.unit(
             "plan",
