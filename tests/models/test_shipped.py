@@ -62,7 +62,7 @@ def test_quality_prefers_real_to_spoiled():
     from fewstep.rewards.quality import QualityNet
     from fewstep.train.corrupt import corrupted
 
-    net = QualityNet.from_pretrained(shipped("emoji-quality"), torch_dtype=torch.float32).eval()
+    net = QualityNet.from_pretrained(shipped("emoji-quality"), dtype=torch.float32).eval()
     real = load_emoji("evaluation").images[::4].float() / 255
     spoiled = corrupted(real, torch.Generator().manual_seed(5))
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_captions_matter(name, steps, guidance):
     from diffusers import DiffusionPipeline
     from transformers import CLIPModel, CLIPTokenizer
 
-    pipe = DiffusionPipeline.from_pretrained(shipped(name), torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(shipped(name), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     prompts = load_emoji("evaluation").captions[::32][:8]
     generators = [torch.Generator().manual_seed(seed) for seed in range(16)]

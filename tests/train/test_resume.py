@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from fewstep.files import read_json, read_tensors
@@ -27,6 +28,7 @@ def _start(out: Path, data: Path, steps: int) -> subprocess.Popen:
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3)).astype(np.uint8)
     np.savez(tmp_path / "d.npz", images=images, captions=np.array([f"thing {i}" for i in range(9)]))

@@ -46,7 +46,7 @@ def trained(pictures, tmp_path_factory) -> Path:
 def test_pipelines_open_in_plain_diffusers_and_draw(trained, name, steps):
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(trained / name, torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(trained / name, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     out = pipe(["a disc", "square number 4"], num_inference_steps=steps, guidance_scale=2.0, output_type="pt").images
     assert out.shape == (2, 3, 32, 32)
