@@ -19,13 +19,13 @@ class Config(StageConfig):
     """Settings of the student."""
 
     teacher: str = Field("runs/train-teacher", description="folder of stage teacher")
-    steps: Count = 1500
+    steps: Count = 400
     batch: Count = 64
     learning_rate: Positive = 3e-4
     weight_decay: Weight = 0.0
     warmup: int = 20
     ema: Fraction = 0.99
-    guidance: float = Field(3.0, ge=1, description="scale g of uncond + g * (cond - uncond), fixed and baked in")
+    guidance: float = Field(1.5, ge=1, description="scale g of uncond + g * (cond - uncond), fixed and baked in")
     skip: Count = Field(20, description="training times that one step of the DDIM solver covers")
     target_decay: Fraction = Field(0.95, description="decay of the target network")
     huber: Positive = Field(1e-3, description="c of sqrt(d^2 + c^2) - c")
