@@ -104,6 +104,29 @@ Brackets: 95 % bootstrap intervals over prompts, seeds averaged; for "real again
 """
 
 
+def variants_page(variants: list[dict[str, Any]]) -> str:
+    """The same job at other bit widths and step counts: what was lost, and what the search won back."""
+    lines = [
+        "| run | distance, full precision | quantized | + Q-Sched | change by Q-Sched "
+        "| judge, full precision | quantized | + Q-Sched | diversity, quantized | + Q-Sched |",
+        "|---" * 10 + "|",
+    ]
+    for v in variants:
+        e, systems = v["evaluation"], v["evaluation"]["systems"]
+        kinds = {d["kind"]: m for m, d in reversed(e["metrics"].items())}  # the first of each kind
+        change = e["comparisons"]["quantized + Q-Sched - quantized"][kinds["mmd"]]
+        names = ("full precision", "quantized", "quantized + Q-Sched")
+        cells = [f"{systems[n][kinds['mmd']]['mean']:.4f}" for n in names] + [value(change, 4)]
+        cells += [f"{systems[n][kinds['judge']]['mean']:.3f}" for n in names]
+        cells += [f"{systems[n][kinds['diversity']]['mean']:.3f}" for n in names[1:]]
+        lines.append(f"| {v['recipe']['scheme']}, {v['recipe']['steps']} steps | " + " | ".join(cells) + " |")
+    commands = "\n".join(f"- `{v['environment']['command']}`, commit `{v['environment']['commit']}`" for v in variants)
+    return (
+        "## Other bit widths and step counts\n\nDistance: RBF-MMD² on the judge's features; the change with "
+        "its 95 % interval. An interval that contains 0 shows no difference.\n\n" + "\n".join([*lines, "", commands])
+    )
+
+
 def search_page(results: dict[str, Any]) -> str:
     """What the searchers of one benchmark needed, one line each."""
     grid, noise = results["grid"], results["noise"]
@@ -153,7 +176,9 @@ def pages() -> dict[Path, str]:
     if file.exists():
         results = read_json(file)
         costs = "\n\n".join(["## What the searchers cost", *map(search_page, searches)])
-        found[ROOT / "docs" / "systems" / "q-sched.md"] = q_sched_page(results) + "\n" + costs + "\n"
+        others = [read_json(f) for f in sorted((ROOT / "results").glob("q-sched-*.json"))]
+        parts = [q_sched_page(results), *([variants_page([results, *others])] if others else []), costs]
+        found[ROOT / "docs" / "systems" / "q-sched.md"] = "\n".join(f"{part}\n" for part in parts)
         readme = ROOT / "README.md"
         text = readme.read_text(encoding="utf-8")
         before, _, rest = text.partition(BEGIN)

@@ -52,7 +52,7 @@ class Evaluation(Part):
     """Held-out prompts and seeds, and who judges."""
 
     prompts: Prompts = "auto"
-    count: int = Field(96, ge=2)
+    count: int = Field(250, ge=2)
     seeds: list[int] = Field(default_factory=lambda: [101, 102, 103], min_length=1)
     features: list[str] = Field(default_factory=lambda: ["auto"])
     """Feature networks of the distances; `auto` is the judge's image tower and a random network."""
@@ -61,7 +61,7 @@ class Evaluation(Part):
     teacher: str = "auto"
     """Multi-step pipeline shown for comparison; `none` for no teacher."""
     teacher_steps: int = Field(50, ge=1)
-    teacher_guidance: float = Field(3.0, ge=1)
+    teacher_guidance: float = Field(2.0, ge=1)
 
 
 class QSchedRecipe(Recipe):
