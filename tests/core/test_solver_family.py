@@ -276,7 +276,8 @@ def same_rows(left, right, tolerance=1e-12):
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (("unipc", {"order": 3, "form": "noise", "rule": "exact", "corrector": False, **FULL}), ("deis_log_rho", {"degree": 2, **FULL})),
+        (("unipc", {"order": 3, "form": "noise", "rule": "exact", "corrector": False, **FULL}),
+         ("deis_log_rho", {"degree": 2, **FULL})),
         (("dpm_solver", {"order": 3, "rule": "exact", **FULL}), ("deis_log_rho", {"degree": 2, **FULL})),
         (("unipc", {"order": 2, "corrector": False}), ("dpm_solver_pp_2m", {})),
         (("sde_dpm_solver_pp", {"tau": 0.0}), ("dpm_solver_pp_2m", {})),
@@ -328,29 +329,172 @@ def test_the_noise_level_runs_from_the_ode_to_renoising():
     for tau in (0.3, 1.0, 2.5):
         row = SOLVERS["sde_dpm_solver_pp"](DISCRETE, EPSILON, grid, tau=tau).rows[0]
         assert row.noise**2 == pytest.approx(DISCRETE.sigma(400.0) ** 2 * (1 - np.exp(-2 * tau**2 * h)), rel=1e-12)
-    plan = SOLVERS["sde_dpm_solver_pp"](DISCRETE, EPSILON, grid, tau=float("inf"), order=1)
-    same_rows(plan.replace(rows=plan.rows[:1]), SOLVERS["lcm"](DISCRETE, EPSILON, grids.given([700.0, 400.0]),
-              sigma_data=0.0).replace(rows=SOLVERS["lcm"](DISCRETE, EPSILON, grids.given([700.0, 400.0]),
-              sigma_data=0.0).rows[:1]))  # fmt: skip
+    ours = SOLVERS["sde_dpm_solver_pp"](DISCRETE, EPSILON, grid, tau=float("inf"), order=1)
+    consistency = SOLVERS["lcm"](DISCRETE, EPSILON, grids.given([700.0, 400.0]), sigma_data=0.0)
+    same_rows(*(plan.replace(rows=plan.rows[:1]) for plan in (ours, consistency)))
 
 
-@pytest.mark.parametrize("tau", [0.5, 1.0, 3.0, float("inf")])
-@pytest.mark.parametrize("churn", [0.0, 1.2])
-def test_stochastic_rows_keep_the_variance_of_one_point(tau, churn):
-    point = Mixture.gaussian([0.6], [0.0])
-    for name, settings in (("sde_dpm_solver_pp", {"tau": tau}), ("heun", {"churn": churn})):
-        plan = SOLVERS[name](DISCRETE, EPSILON, grids.given([900.0, 620.0, 350.0], end=50.0), **settings)
-        network = point.network(DISCRETE, EPSILON)
-        # every row is affine in the first state and its own noise: two runs give slope and offset
-        runs = []
-        for start in (0.0, 1.0):
-            x, history, states = torch.tensor([[start]]).double(), History(plan.rows, EPSILON), []
-            for k, row in enumerate(plan.rows):
-                raw = network(x * row.input_scale, told(row))
-                x = history.advance(k, x, raw)
-                states.append(float(x))
-            runs.append(states)
-        slope = runs[1][0] - runs[0][0]
-        variance = slope**2 * plan.rows[0].sigma ** 2 + plan.rows[0].noise ** 2
-        assert variance == pytest.approx(plan.rows[1].sigma ** 2, rel=1e-9)
-        assert runs[0][0] + slope * plan.rows[0].alpha * 0.6 == pytest.approx(plan.rows[1].alpha * 0.6, rel=1e-9)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [*(("sde_dpm_solver_pp", {"tau": tau}) for tau in (0.5, 1.0, 3.0, float("inf"))), ("heun", {"churn": 1.2})],
+)
+def test_stochastic_rows_keep_the_law_of_one_point(name, settings):
+    """All data in one point: every state must have mean alpha c and variance sigma^2, noise included."""
+    point, grid = Mixture.gaussian([0.6], [0.0]), grids.given([900.0, 620.0, 350.0], end=50.0)
+    plan = SOLVERS[name](DISCRETE, EPSILON, grid, **settings)
+    assert plan.stochastic
+    network = point.network(DISCRETE, EPSILON)
+    # the last state as an affine map of the first state and each noise, found by running
+    sources = len(plan.rows) + 1
+
+    def run(first, fresh):
+        x, history = torch.tensor([[first]]).double(), History(plan.rows, EPSILON)
+        for k, row in enumerate(plan.rows):
+            raw = network(x * row.input_scale, told(row))
+            x = history.advance(k, x, raw, torch.tensor([[fresh[k]]]).double() if row.noise else None)
+        return float(x)
+
+    offset = run(0.0, [0.0] * sources)
+    slope = run(1.0, [0.0] * sources) - offset
+    variance = (slope * plan.rows[0].sigma) ** 2
+    for k in range(len(plan.rows)):
+        variance += (run(0.0, [float(j == k) for j in range(sources)]) - offset) ** 2
+    # for one point the state is alpha c + sigma e exactly, and order 1 and 2 steps are exact
+    assert variance == pytest.approx(plan.final_sigma**2, rel=1e-9)
+    assert offset + slope * plan.rows[0].alpha * 0.6 == pytest.approx(plan.final_alpha * 0.6, rel=1e-9)
+
+
+# --- gradients with respect to the grid -------------------------------------------------------------------------
+
+DIFFERENTIABLE = [
+    ("ddim", {}), ("dpm_solver", {"order": 3}), ("dpm_solver_pp_3m", {}), ("dpm_solver_pp_3m", {"legacy": True}),
+    ("unipc", {"order": 3}), ("unipc", {"form": "noise", "rule": "bh1"}), ("deis_tab", {}), ("deis_rhoab", {}),
+    ("lms", {}), ("ipndm", {}), ("dpm_solver_3s", {}), ("dpm_solver_pp_2s", {}), ("heun", {}),
+    ("rho_rk", {"method": "classic4"}), ("sde_dpm_solver_pp", {"tau": 0.7}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "settings"), DIFFERENTIABLE)
+@pytest.mark.parametrize("process", [DISCRETE, RectifiedFlow(2.0)], ids=repr)
+def test_gradients_of_the_grid_are_those_of_finite_differences(process, name, settings):
+    last = 0.08 * process.noisiest
+    first = 0.97 * process.noisiest
+
+    def end(logits):
+        grid = grids.learnable(process, logits, last, first=first, end=last / 2)
+        plan = SOLVERS[name](process, EPSILON, grid, **settings)
+        start = torch.linspace(-2, 2, 5).double().reshape(5, 1)
+        # a network without time: the executor tells it plain numbers, through which no gradient flows
+        network = lambda x, time: torch.tanh(1.3 * x + 0.2)  # noqa: E731
+        return sample(plan, network, seeds=range(5), shape=(1,), state=start, dtype=torch.float64).square().sum()
+
+    logits = torch.tensor([0.2, -0.1, 0.4, -0.3, 0.1], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(end(logits), logits)
+    step = 1e-5 * torch.eye(5, dtype=torch.float64)
+    with torch.no_grad():
+        expected = torch.stack([(end(logits + d) - end(logits - d)) / 2e-5 for d in step])
+    assert gradient.abs().max() > 1e-3
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+# --- ends, and mistakes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_pure_noise_and_clean_ends_give_finite_plans(name):
+    """A flow starts without signal and ends without noise: every solver that can run there must."""
+    process = RectifiedFlow(3.0)
+    if FACTS[name].processes != "any":
+        pytest.skip("a solver of discrete processes")
+    grid = grids.uniform(process, 6)
+    if name in ("euler", "euler_ancestral", "lms", "heun", "rho_rk"):
+        with pytest.raises(PlanError):  # sigma / alpha is infinite there
+            SOLVERS[name](process, Prediction("velocity"), grid)
+        return
+    plan = SOLVERS[name](process, Prediction("velocity"), grid)
+    point = Mixture.gaussian([0.7, -1.3], [0.0, 0.0])
+    network = point.network(process, Prediction("velocity"))
+    end = sample(plan, network, seeds=[0, 1], shape=(2,), dtype=torch.float64)
+    torch.testing.assert_close(end, point.means.expand(2, 2), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("dpm_solver", {"order": 4}), ("dpm_solver", {"rule": "midpont"}), ("unipc", {"form": "dat"}),
+        ("unipc", {"variable": "sigma"}), ("deis_tab", {"degree": 4}), ("lms", {"order": 0}),
+        ("rho_rk", {"method": "rk4"}), ("heun", {"churn": -1.0}), ("sde_dpm_solver_pp", {"tau": -0.1}),
+        ("sde_dpm_solver_pp", {"tau": float("nan")}), ("heun", {"churn": float("nan")}),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_named(name, settings):
+    (option,) = settings
+    with pytest.raises(PlanError, match=option):
+        SOLVERS[name](DISCRETE, EPSILON, grids.trailing(DISCRETE, 6), **settings)
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_one_step_is_a_plan(name):
+    plan = SOLVERS[name](DISCRETE, EPSILON, grids.given([900.0]))
+    assert plan.steps == 1
+    assert plan.final_sigma == 0
+
+
+# --- grids -------------------------------------------------------------------------------------------------------
+
+
+def test_karras_and_lambda_grids_are_those_of_diffusers():
+    """Their sigmas on the continuous ratio: our times map back to them."""
+    for option, make in (("use_karras_sigmas", grids.karras), ("use_exponential_sigmas", grids.uniform_lambda)):
+        scheduler = DPM(**STABLE_DIFFUSION, **{option: True})
+        scheduler.set_timesteps(7)
+        process = VPDiscrete.from_scheduler(scheduler)
+        ratio = torch.exp(-process.lam(make(process, 7, 0.0).times))
+        torch.testing.assert_close(ratio, scheduler.sigmas[:-1].double(), rtol=2e-5, atol=1e-6)
+
+
+def test_a_learnable_grid_of_equal_logits_is_uniform():
+    for process in (DISCRETE, VE(), VPContinuous()):
+        last = 0.1 * process.noisiest
+        uniform = grids.uniform_lambda(process, 6, last)
+        learned = grids.learnable(process, torch.zeros(5), last)
+        torch.testing.assert_close(learned.times, uniform.times, rtol=1e-9, atol=1e-9)
+        in_time = grids.learnable(process, torch.zeros(5), last, variable="time")
+        torch.testing.assert_close(in_time.times, grids.uniform(process, 6, last=last).times)
+
+
+def test_published_grids_come_from_diffusers():
+    tables = d.schedulers.scheduling_utils.AysSchedules
+    grid = grids.align_your_steps(DISCRETE, "StableDiffusionXL")
+    assert grid.times.tolist() == tables["StableDiffusionXLTimesteps"]
+    video = grids.align_your_steps(VE(700.0), "StableDiffusionVideo")
+    assert video.times.tolist() == pytest.approx(tables["StableDiffusionVideoSigmas"][:-1], rel=1e-12)
+    # 19 steps: every other one is in the table, those between are geometric means
+    fine = grids.align_your_steps(VE(700.0), "StableDiffusionVideo", 19).times
+    torch.testing.assert_close(fine[::2], video.times)
+    torch.testing.assert_close(fine[1::2], (video.times[1:] * video.times[:-1]).sqrt())
+    with pytest.raises(PlanError, match="Did you mean 'StableDiffusion"):
+        grids.align_your_steps(DISCRETE, "StableDifusion")
+    with pytest.raises(PlanError, match="discrete"):
+        grids.align_your_steps(VE(), "StableDiffusion")
+
+
+def test_a_shifted_grid_is_the_shifted_flow():
+    """Shifting the times of an unshifted flow is stepping uniformly through the shifted one."""
+    ours = grids.shifted(RectifiedFlow(), 5, 3.0).times
+    process = RectifiedFlow(3.0)
+    torch.testing.assert_close(RectifiedFlow().sigma(ours), process.sigma(grids.uniform(process, 5).times))
+
+
+def test_a_polynomial_grid_steps_equally_in_its_root():
+    grid = grids.polynomial(VPContinuous(), 9, last=1e-3, power=2.0)
+    roots = grid.times.sqrt().diff()
+    torch.testing.assert_close(roots, roots[:1].expand(8))
+    assert (float(grid.times[0]), float(grid.times[-1])) == (1.0, pytest.approx(1e-3, rel=1e-12))
+
+
+@pytest.mark.parametrize("make", [grids.uniform_lambda, grids.karras])
+def test_grids_in_log_snr_refuse_an_infinite_end(make):
+    with pytest.raises(PlanError, match="infinite"):
+        make(RectifiedFlow(), 4, 0.1)
+    assert make(RectifiedFlow(), 4, 0.1, first=0.99).times[0] == 0.99

@@ -68,9 +68,9 @@ def heun(
     The first state is pure noise already and is not churned; no state is churned beyond the noisiest time.
 
     Raises:
-        PlanError: a churn below 0.
+        PlanError: the churn is negative.
     """
-    if churn < 0:
+    if not churn >= 0:
         raise PlanError("churn must not be negative", value=churn, mend="0 is the deterministic solver.")
     rho = torch.exp(-process.lam(grid.times))
     rate = min(churn / len(grid), math.sqrt(2) - 1)
