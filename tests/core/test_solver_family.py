@@ -8,6 +8,7 @@ from toys import SHAPE, STABLE_DIFFUSION, departure, golden, levels, run_diffuse
 
 from fewstep.errors import PlanError
 from fewstep.models.mixture import Mixture
+from fewstep.plan import Plan
 from fewstep.plan.history import History
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
@@ -438,6 +439,30 @@ def test_one_step_is_a_plan(name):
     plan = SOLVERS[name](DISCRETE, EPSILON, grids.given([900.0]))
     assert plan.steps == 1
     assert plan.final_sigma == 0
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_a_plan_can_be_saved_and_started_anywhere(name, tmp_path):
+    """From any row on, a deterministic plan still solves one point of data exactly (image-to-image)."""
+    plan = SOLVERS[name](DISCRETE, EPSILON, grids.given([900.0, 620.0, 350.0, 120.0], end=20.0))
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    if plan.stochastic:
+        return
+    point = Mixture.gaussian([0.6, -0.2], [0.0, 0.0])
+    noise = torch.tensor([[0.4, -0.9]]).double()
+    for first in range(plan.steps):
+        late = plan.starting_at(first)
+        start = late.rows[0].alpha * point.means + late.rows[0].sigma * noise
+        network = point.network(DISCRETE, EPSILON)
+        end = sample(late, network, seeds=[0], shape=(2,), state=start, dtype=torch.float64)
+        torch.testing.assert_close(end, late.final_alpha * point.means + late.final_sigma * noise, rtol=1e-9, atol=1e-9)
+
+
+def test_an_infinite_noise_level_can_be_saved(tmp_path):
+    plan = SOLVERS["sde_dpm_solver_pp"](DISCRETE, EPSILON, grids.trailing(DISCRETE, 4), tau=float("inf"))
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
 
 
 # --- grids -------------------------------------------------------------------------------------------------------

@@ -78,9 +78,7 @@ def heun(
         rho * (1 + rate), torch.exp(-process.lam(torch.tensor(process.noisiest, dtype=torch.float64)))
     )
     active = (rho >= churn_from) & (rho <= churn_to) & (torch.arange(len(grid)) > 0) & (raised > rho)
-    settings = {"churn": churn, "churn_from": churn_from, "churn_noise": churn_noise}
-    if math.isfinite(churn_to):  # settings are written as JSON
-        settings["churn_to"] = churn_to
+    settings = {"churn": churn, "churn_from": churn_from, "churn_to": churn_to, "churn_noise": churn_noise}
     heads = (torch.where(active, raised, rho), churn_noise) if bool(active.any()) else None
     return _plan("heun", process, prediction, grid, TABLEAUS["heun2"], heads, **settings)
 

@@ -87,6 +87,8 @@ class Stages:
                 for kind in ("state", "output")
             }
             rows.append(Row(**{**vars(row.map(_settled)), **tables, "noise": _settled(noise)}))
+        # plans are written as JSON, which has no infinity
+        settings = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in settings.items()}
         first_alpha, first_sigma = float(self.alpha[0].detach()), float(self.sigma[0].detach())
         return Plan(
             rows=tuple(rows),
