@@ -163,8 +163,10 @@ def test_golden_errors_of_the_literature_protocol(name, exact_start):
     assert found == pytest.approx(GOLDEN[name, exact_start], rel=0.006)
 
 
-CASES = [(VPContinuous(), kind) for kind in ("epsilon", "sample", "v_prediction", "velocity")]
-CASES += [(process, "epsilon") for process in (RectifiedFlow(), VE(), DISCRETE)]
+CASES = [
+    (VPContinuous(), "epsilon"), (RectifiedFlow(), "velocity"), (VE(), "sample"), (DISCRETE, "v_prediction"),
+]  # fmt: skip
+"""The other pairs are the same trajectories: `test_prediction_and_process_do_not_change_the_trajectory`."""
 
 
 @pytest.mark.parametrize(("process", "kind"), CASES, ids=lambda c: repr(c) if not isinstance(c, str) else c)

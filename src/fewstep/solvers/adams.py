@@ -22,7 +22,7 @@ ADAMS_BASHFORTH = {
 def deis_tab(
     process: Process, prediction: Prediction, grid: Grid, *, degree: int = 3, lower_order_final: bool = False
 ) -> Plan:
-    """tAB-DEIS (arXiv 2204.13902, eq. 14-15): a polynomial of `degree` in time. Order degree + 1.
+    """tAB-DEIS (arXiv 2204.13902): a polynomial of `degree` in time. Order degree + 1.
 
     Stays finite, and at full order, to a clean end.
     """
@@ -32,7 +32,7 @@ def deis_tab(
 def deis_rhoab(
     process: Process, prediction: Prediction, grid: Grid, *, degree: int = 3, lower_order_final: bool = False
 ) -> Plan:
-    """rhoAB-DEIS (arXiv 2204.13902, section 3.4): a polynomial of `degree` in rho = sigma / alpha. Order degree + 1."""
+    """rhoAB-DEIS (arXiv 2204.13902): a polynomial of `degree` in rho = sigma / alpha. Order degree + 1."""
     return _deis("deis_rhoab", process, prediction, grid, "rho", degree, lower_order_final)
 
 
@@ -52,7 +52,7 @@ def lms(process: Process, prediction: Prediction, grid: Grid, *, order: int = 4)
 
 
 def ipndm(process: Process, prediction: Prediction, grid: Grid, *, order: int = 4) -> Plan:
-    """iPNDM (arXiv 2204.13902, section 3.4; arXiv 2202.09778): Adams weights of equal steps inside a DDIM step.
+    """iPNDM (arXiv 2204.13902; arXiv 2202.09778): Adams weights of equal steps inside a DDIM step.
 
     Order 1 to 2 whatever `order` says (1 to 4), and 2 only on grids of equal steps in lambda: the weights are those
     of equal steps in rho. `deis_rhoab` is the one with weights for the steps taken.

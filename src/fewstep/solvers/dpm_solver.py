@@ -40,7 +40,7 @@ def dpm_solver(
     legacy: bool = False,
     lower_order_final: bool = True,
 ) -> Plan:
-    """DPM-Solver multistep, noise form (arXiv 2206.00927, eq. 3.7 and appendix). Order `order`, 1 to 3.
+    """DPM-Solver multistep, noise form (arXiv 2206.00927). Order `order`, 1 to 3.
 
     `rule` bh2 is the published midpoint form of order 2, exact its Taylor form. `legacy`: see `dpm_solver_pp_3m`.
     """
@@ -71,7 +71,7 @@ def dpm_solver_pp_2m(
 def dpm_solver_pp_3m(
     process: Process, prediction: Prediction, grid: Grid, *, legacy: bool = False, lower_order_final: bool = True
 ) -> Plan:
-    """DPM-Solver++(3M) (arXiv 2211.01095, appendix B). Order 3 (with a history of that accuracy).
+    """DPM-Solver++(3M) (arXiv 2211.01095). Order 3 (with a history of that accuracy).
 
     `legacy` is the widespread form whose second derivative lacks its factor 2, which makes it order 2; for parity.
     """

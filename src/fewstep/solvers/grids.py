@@ -57,7 +57,7 @@ def uniform_lambda(
 ) -> Grid:
     """Equal steps in half log-SNR from the noisiest time, or `first`, to time `last` (both calls included).
 
-    k-diffusion's exponential sigmas, and what diffusers calls Lu's lambdas (arXiv 2206.00927, section 3.4).
+    k-diffusion's exponential sigmas, and what diffusers calls Lu's lambdas (arXiv 2206.00927).
 
     Raises:
         PlanError: no signal at all in the first time (its half log-SNR is infinite).
@@ -97,7 +97,7 @@ def polynomial(process: Process, steps: int, last: float, power: float = 2.0, en
 
 
 def shifted(process: Process, steps: int, shift: float, end: float | None = CLEAN) -> Grid:
-    """Equal steps in u, at times of u' = shift u / (1 + (shift - 1) u) of the range (arXiv 2403.03206, eq. 23).
+    """Equal steps in u, at times of u' = shift u / (1 + (shift - 1) u) of the range (arXiv 2403.03206).
 
     For a rectified flow whose process has no shift of its own.
     """

@@ -1,7 +1,7 @@
 """The one engine of every exponential integrator: exact steps for an interpolated estimate.
 
-With lam = log(alpha / sigma), the probability flow from node b to node t is exactly (arXiv 2206.00927, eq. 3.4, and
-arXiv 2211.01095, eq. 8)
+With lam = log(alpha / sigma), the probability flow from node b to node t is exactly (arXiv 2206.00927,
+proposition 3.1, and arXiv 2211.01095, proposition 4.1)
 
     noise form:  x_t = (alpha_t / alpha_b) x_b - alpha_t Int e^{-l} eps(l) dl,
     data form:   x_t = (sigma_t / sigma_b) x_b + sigma_t Int e^{l}  x0(l)  dl.
@@ -116,7 +116,7 @@ def _total(s: Stages, form: str, base: int, target: int, speed: float) -> Tensor
 def _two_points(
     s: Stages, form: str, base: int, target: int, nodes: Sequence[int], rule: str, speed: float
 ) -> dict[int, Tensor]:
-    """A constant and a slope in lambda: closed forms in phi functions (arXiv 2302.04867, eq. 7 and appendix F)."""
+    """A constant and a slope in lambda: closed forms in phi functions (arXiv 2302.04867)."""
     (other,) = (j for j in nodes if j != base)
     h = s.lam(target) - s.lam(base)
     z, scale = (h, -s.sigma[target]) if form == "noise" else (-speed * h, -s.alpha[target])

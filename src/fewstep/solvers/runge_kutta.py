@@ -40,11 +40,11 @@ TABLEAUS = {
     "ssp3": Tableau(3, (0, 1, 1 / 2), ((1,), (1 / 4, 1 / 4), (1 / 6, 1 / 6, 2 / 3))),
     "classic4": Tableau(4, (0, 1 / 2, 1 / 2, 1), ((1 / 2,), (0, 1 / 2), (0, 0, 1), (1 / 6, 1 / 3, 1 / 3, 1 / 6))),
 }
-"""Explicit methods by name (arXiv 2204.13902, appendix; Butcher's book)."""
+"""Explicit methods by name (arXiv 2204.13902 and its code)."""
 
 
 def rho_rk(process: Process, prediction: Prediction, grid: Grid, *, method: str = "kutta3") -> Plan:
-    """rhoRK-DEIS (arXiv 2204.13902, section 3.4): a Runge-Kutta method of `TABLEAUS` in rho. Order of the method.
+    """rhoRK-DEIS (arXiv 2204.13902): a Runge-Kutta method of `TABLEAUS` in rho. Order of the method.
 
     Takes as many evaluations per step as the method has stages, and one for a step to a clean end.
     """

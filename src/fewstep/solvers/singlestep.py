@@ -32,7 +32,7 @@ def dpm_solver_pp_2s(process: Process, prediction: Prediction, grid: Grid, *, ru
 
 
 def dpm_solver_pp_3s(process: Process, prediction: Prediction, grid: Grid, *, rule: str = "exact") -> Plan:
-    """DPM-Solver++(3S) (arXiv 2211.01095, appendix B). Order 3, three evaluations per block."""
+    """DPM-Solver++(3S) (arXiv 2211.01095). Order 3, three evaluations per block."""
     return _singlestep("dpm_solver_pp_3s", process, prediction, grid, "data", 3, rule)
 
 

@@ -23,10 +23,10 @@ def sde_dpm_solver_pp(
     rule: str = "bh2",
     lower_order_final: bool = True,
 ) -> Plan:
-    """SDE-DPM-Solver++ 1 and 2M (arXiv 2211.01095, section 5) at noise level `tau`. Order `order`. Stochastic.
+    """SDE-DPM-Solver++ 1 and 2M (arXiv 2211.01095) at noise level `tau`. Order `order`. Stochastic.
 
     With g = 1 + tau^2 the exact step is x_t = (sigma_t / sigma_s) e^{-tau^2 h} x_s + alpha_t Int g e^{-g (lam_t - l)}
-    x0 dl + sigma_t sqrt(1 - e^{-2 tau^2 h}) z (the SA-Solver family, arXiv 2309.05019, eq. 6). tau 0 is DPM-Solver++,
+    x0 dl + sigma_t sqrt(1 - e^{-2 tau^2 h}) z (the SA-Solver family, arXiv 2309.05019). tau 0 is DPM-Solver++,
     1 the reverse SDE (order 1: ancestral sampling, DDIM with eta 1), and infinity renoises the data estimate (LCM).
 
     Raises:
