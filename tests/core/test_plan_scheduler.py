@@ -163,7 +163,7 @@ def test_every_solver_runs_as_a_scheduler(name):
     ours = sample(plan, toy, seeds=[1, 2], shape=SHAPE)
     scheduler = plan.to_scheduler()
     for _ in range(2):  # twice: nothing may stay behind from the first image
-        theirs = run_diffusers(scheduler, 4, toy, [1, 2])
+        theirs = run_diffusers(scheduler, plan.steps, toy, [1, 2])
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 

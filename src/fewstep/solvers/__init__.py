@@ -1,12 +1,26 @@
 """Solvers: functions (process, prediction, grid) -> Plan. Grids are values of their own."""
 
 from fewstep.solvers import grids
+from fewstep.solvers.adams import deis_log_rho, deis_rhoab, deis_tab, ipndm, lms
 from fewstep.solvers.consistency import lcm, tcd
-from fewstep.solvers.dpm_solver import dpm_solver_pp_2m
+from fewstep.solvers.dpm_solver import dpm_solver, dpm_solver_pp_2m, dpm_solver_pp_3m, unipc
+from fewstep.solvers.facts import FACTS, Facts
 from fewstep.solvers.first_order import ddim, euler, euler_ancestral
 from fewstep.solvers.grids import Grid
+from fewstep.solvers.runge_kutta import heun, rho_rk
+from fewstep.solvers.singlestep import dpm_solver_2s, dpm_solver_3s, dpm_solver_pp_2s, dpm_solver_pp_3s
+from fewstep.solvers.stochastic import sde_dpm_solver_pp
 
-SOLVERS = {f.__name__: f for f in (ddim, euler, euler_ancestral, dpm_solver_pp_2m, lcm, tcd)}
+SOLVERS = {
+    f.__name__: f
+    for f in (
+        *(ddim, euler, euler_ancestral, lcm, tcd),
+        *(dpm_solver, dpm_solver_pp_2m, dpm_solver_pp_3m, unipc),
+        *(deis_tab, deis_rhoab, deis_log_rho, lms, ipndm),
+        *(dpm_solver_2s, dpm_solver_3s, dpm_solver_pp_2s, dpm_solver_pp_3s),
+        *(heun, rho_rk, sde_dpm_solver_pp),
+    )
+}
 """Every solver by name; a registered solver is tested because it is registered."""
 
-__all__ = ["SOLVERS", "Grid", "ddim", "dpm_solver_pp_2m", "euler", "euler_ancestral", "grids", "lcm", "tcd"]
+__all__ = ["FACTS", "SOLVERS", "Facts", "Grid", "grids", *SOLVERS]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.errors import PlanError
+from fewstep.errors import PlanError, nearest
 from fewstep.process import Process, VPDiscrete
 
 CLEAN = None
@@ -52,23 +52,119 @@ def uniform(process: Process, steps: int, end: float | None = CLEAN, last: float
     return Grid(torch.linspace(process.noisiest, last, steps, dtype=torch.float64), end)
 
 
-def uniform_lambda(process: Process, steps: int, last: float, end: float | None = CLEAN) -> Grid:
-    """Equal steps in half log-SNR from the noisiest time to time `last` (both calls included)."""
+def uniform_lambda(
+    process: Process, steps: int, last: float, end: float | None = CLEAN, first: float | None = None
+) -> Grid:
+    """Equal steps in half log-SNR from the noisiest time, or `first`, to time `last` (both calls included).
+
+    k-diffusion's exponential sigmas, and what diffusers calls Lu's lambdas (arXiv 2206.00927).
+
+    Raises:
+        PlanError: no signal at all in the first time (its half log-SNR is infinite).
+    """
     _at_least_one(steps)
-    ends = process.lam(torch.tensor([process.noisiest, last], dtype=torch.float64))
-    lam = ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, steps, dtype=torch.float64)
-    times = process.time(lam)
-    return Grid(torch.cat([torch.tensor([process.noisiest], dtype=torch.float64), times[1:]]), end)
+    start, stop = _finite_lambdas(process, first, last)
+    return _pinned(process, start + (stop - start) * torch.linspace(0, 1, steps, dtype=torch.float64), first, end)
 
 
-def karras(process: Process, steps: int, last: float, rho: float = 7.0, end: float | None = CLEAN) -> Grid:
-    """Equal steps in (sigma/alpha)^(1/rho) down to time `last` (arXiv 2206.00364, eq. 5), mapped to float times."""
+def karras(
+    process: Process,
+    steps: int,
+    last: float,
+    rho: float = 7.0,
+    end: float | None = CLEAN,
+    first: float | None = None,
+) -> Grid:
+    """Equal steps in (sigma/alpha)^(1/rho) down to time `last` (arXiv 2206.00364, eq. 5), mapped to float times.
+
+    Raises:
+        PlanError: no signal at all in the first time (its sigma / alpha is infinite).
+    """
     _at_least_one(steps)
-    ratio = torch.exp(-process.lam(torch.tensor([process.noisiest, last], dtype=torch.float64)))
-    root = ratio ** (1 / rho)
+    start, stop = torch.exp(-_finite_lambdas(process, first, last)) ** (1 / rho)
+    levels = (start + torch.linspace(0, 1, steps, dtype=torch.float64) * (stop - start)) ** rho
+    return _pinned(process, -levels.log(), first, end)
+
+
+def polynomial(process: Process, steps: int, last: float, power: float = 2.0, end: float | None = CLEAN) -> Grid:
+    """Equal steps in time^(1/power) from the noisiest to time `last`; 2 is the quadratic grid of arXiv 2204.13902."""
+    _at_least_one(steps)
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    levels = (root[0] + ramp * (root[1] - root[0])) ** rho
-    return Grid(process.time(-levels.log()), end)
+    start, stop = process.noisiest ** (1 / power), last ** (1 / power)
+    times = (start + ramp * (stop - start)) ** power
+    times[0] = process.noisiest
+    return Grid(times, end)
+
+
+def shifted(process: Process, steps: int, shift: float, end: float | None = CLEAN) -> Grid:
+    """Equal steps in u, at times of u' = shift u / (1 + (shift - 1) u) of the range (arXiv 2403.03206).
+
+    For a rectified flow whose process has no shift of its own.
+    """
+    _at_least_one(steps)
+    u = torch.linspace(1, 1 / steps, steps, dtype=torch.float64)
+    return Grid(process.noisiest * shift * u / (1 + (shift - 1) * u), end)
+
+
+def align_your_steps(process: Process, model: str = "StableDiffusion", steps: int = 10) -> Grid:
+    """The optimised 10-step grids of arXiv 2404.14507, read from diffusers; other counts interpolate log sigma.
+
+    Args:
+        model: StableDiffusion or StableDiffusionXL on a discrete process, StableDiffusionVideo on VE.
+
+    Raises:
+        PlanError: no table of that name, or a table of discrete times for another process.
+    """
+    from diffusers.schedulers.scheduling_utils import AysSchedules
+
+    _at_least_one(steps)
+    models = sorted({key.removesuffix("Timesteps").removesuffix("Sigmas") for key in AysSchedules})
+    if model not in models:
+        raise PlanError("no published grid for this model", value=model, mend=nearest(model, models))
+    labels = AysSchedules.get(f"{model}Timesteps")
+    if labels is not None:
+        _total(process, 1)
+        times = torch.tensor(labels, dtype=torch.float64)
+    else:
+        times = process.time(-torch.tensor(AysSchedules[f"{model}Sigmas"][:-1], dtype=torch.float64).log())
+    if steps == len(times):
+        return Grid(times)
+    lam = process.lam(times)
+    place = torch.linspace(0, len(times) - 1, steps, dtype=torch.float64)
+    low = place.floor().clamp(max=len(times) - 2).long()
+    return Grid(process.time(lam[low] + (place - low) * (lam[low + 1] - lam[low])))
+
+
+def learnable(
+    process: Process,
+    logits: Tensor,
+    last: float,
+    variable: str = "lambda",
+    end: float | None = CLEAN,
+    first: float | None = None,
+) -> Grid:
+    """A grid with fixed ends whose K - 1 gaps are softmax(logits): falling for any logits (arXiv 2405.15506).
+
+    Args:
+        logits: (K - 1,), may require gradients, which plans built on the grid then carry.
+        variable: what the gaps share out, `lambda` or `time`.
+
+    Raises:
+        PlanError: logits of another shape, an unknown variable, or an infinite half log-SNR at the first time.
+    """
+    if logits.ndim != 1 or not logits.numel():
+        raise PlanError("logits must be one number per gap", value=tuple(logits.shape), mend="Pass shape (steps - 1,).")
+    if variable not in ("lambda", "time"):
+        raise PlanError("unknown variable", value=variable, mend=nearest(variable, ("lambda", "time")))
+    part = logits.double().softmax(0).cumsum(0)[:-1]  # the last one is the end itself
+    begin = process.noisiest if first is None else first
+    if variable == "time":
+        inner = begin + part * (last - begin)
+    else:
+        start, stop = _finite_lambdas(process, first, last)
+        inner = process.time(start + part * (stop - start))
+    ends = torch.tensor([begin, last], dtype=torch.float64)
+    return Grid(torch.cat([ends[:1], inner, ends[1:]]), end)
 
 
 def trailing(process: VPDiscrete, steps: int, end: float | None = CLEAN) -> Grid:
@@ -100,7 +196,25 @@ def distilled(process: VPDiscrete, steps: int, original: int = 50, end: float | 
     return Grid(taught[picks].double(), end)
 
 
-def _total(process: VPDiscrete, steps: int) -> int:
+def _finite_lambdas(process: Process, first: float | None, last: float) -> Tensor:
+    """Half log-SNR at both ends of a grid, (2,)."""
+    first = process.noisiest if first is None else first
+    lam = process.lam(torch.tensor([first, last], dtype=torch.float64))
+    if not bool(lam.isfinite().all()):
+        raise PlanError(
+            "log-SNR is infinite at an end of this grid", value=lam.tolist(), mend="Set `first` and `last` inside."
+        )
+    return lam
+
+
+def _pinned(process: Process, lam: Tensor, first: float | None, end: float | None) -> Grid:
+    """The grid at these half log-SNRs, whose first time is exactly the one asked for."""
+    times = process.time(lam)
+    times[0] = process.noisiest if first is None else first
+    return Grid(times, end)
+
+
+def _total(process: Process, steps: int) -> int:
     _at_least_one(steps)
     if not isinstance(process, VPDiscrete):
         raise PlanError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,22 @@ class Stages:
     """Nodes 0..K of a grid (K network calls, then the end): scales as 0-dim float64 tensors, estimates as symbols.
 
     With `sigma_space` the state is x / alpha (k-diffusion's convention: alpha = 1, sigma = sigma / alpha) and the
-    network receives it times alpha: the same process, rescaled.
+    network receives it times alpha: the same process, rescaled. `times` are the times of the network calls where they
+    are not those of the grid: a solver may call between its steps, or twice at one time.
     """
 
-    def __init__(self, process: Process, prediction: Prediction, grid: Grid, *, sigma_space: bool = False) -> None:
+    def __init__(
+        self,
+        process: Process,
+        prediction: Prediction,
+        grid: Grid,
+        *,
+        sigma_space: bool = False,
+        times: Tensor | None = None,
+    ) -> None:
         self.process, self.prediction, self.grid = process, prediction, grid
-        alphas, sigmas = process.alpha(grid.times), process.sigma(grid.times)
+        self._times = grid.times if times is None else times
+        alphas, sigmas = process.alpha(self._times), process.sigma(self._times)
         if grid.end is None:
             end_alpha, end_sigma = torch.ones(1).double(), torch.zeros(1).double()
         else:
@@ -37,10 +47,15 @@ class Stages:
             end_sigma, end_alpha = end_sigma / end_alpha, torch.ones_like(end_alpha)
         self.alpha: tuple[Tensor, ...] = torch.cat([alphas, end_alpha]).unbind()
         self.sigma: tuple[Tensor, ...] = torch.cat([sigmas, end_sigma]).unbind()
-        self._rows = [self._row(k) for k in range(len(grid))]
+        self._estimates: dict[tuple[str, int], Combination] = {}
+        self._rows = [self._row(k) for k in range(len(self))]
 
     def __len__(self) -> int:
-        return len(self.grid)
+        return len(self._times)
+
+    def time(self, k: int) -> Tensor:
+        """Process time at node k, which must be a network call."""
+        return self._times[k]
 
     def lam(self, k: int) -> Tensor:
         """Half log-SNR at node k (infinite at a clean end)."""
@@ -52,11 +67,16 @@ class Stages:
 
     def data(self, k: int) -> Combination:
         """The data estimate of the network at node k."""
-        return data_of(self._rows[k], k, self.prediction)
+        return self._estimate("data", data_of, k)
 
     def noise(self, k: int) -> Combination:
         """The noise estimate of the network at node k."""
-        return noise_of(self._rows[k], k, self.prediction)
+        return self._estimate("noise", noise_of, k)
+
+    def _estimate(self, kind: str, make: Callable[[Row, int, Prediction], Combination], k: int) -> Combination:
+        if (kind, k) not in self._estimates:  # multistep solvers ask for each one several times
+            self._estimates[kind, k] = make(self._rows[k], k, self.prediction)
+        return self._estimates[kind, k]
 
     def plan(self, updates: Sequence[tuple[Combination, Any]], solver: str, **settings: Any) -> Plan:
         """The plan whose row k makes the state `updates[k][0]` plus `updates[k][1]` times fresh noise."""
@@ -67,6 +87,8 @@ class Stages:
                 for kind in ("state", "output")
             }
             rows.append(Row(**{**vars(row.map(_settled)), **tables, "noise": _settled(noise)}))
+        # plans are written as JSON, which has no infinity
+        settings = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in settings.items()}
         first_alpha, first_sigma = float(self.alpha[0].detach()), float(self.sigma[0].detach())
         return Plan(
             rows=tuple(rows),
@@ -80,8 +102,8 @@ class Stages:
     def _row(self, k: int) -> Row:
         scale = self._scales[k]
         return Row(
-            time=self.grid.times[k],
-            network_time=self.process.network_time(self.grid.times[k]),
+            time=self._times[k],
+            network_time=self.process.network_time(self._times[k]),
             alpha=self.alpha[k],
             sigma=self.sigma[k],
             state={},

@@ -1,0 +1,47 @@
+"""What is known of each solver at its default options, as data for searches, tables and tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Order of convergence, evaluations per step of the grid, and how many past estimates an update reads.
+
+    A solver of `history` p reaches its order when the first p - 1 states are of that accuracy; with its own low-order
+    start, order 2 at most. `processes` is "discrete" where the solver counts steps of a discrete process.
+    """
+
+    order: int
+    source: str
+    calls: int = 1
+    history: int = 1
+    stochastic: bool = False
+    processes: str = "any"
+
+
+FACTS = {
+    "ddim": Facts(1, "arXiv 2010.02502"),
+    "euler": Facts(1, "arXiv 2206.00364"),
+    "euler_ancestral": Facts(1, "k-diffusion", stochastic=True),
+    "lcm": Facts(1, "arXiv 2310.04378", stochastic=True, processes="discrete"),
+    "tcd": Facts(1, "arXiv 2402.19159", stochastic=True, processes="discrete"),
+    "dpm_solver": Facts(2, "arXiv 2206.00927", history=2),
+    "dpm_solver_pp_2m": Facts(2, "arXiv 2211.01095", history=2),
+    "dpm_solver_pp_3m": Facts(3, "arXiv 2211.01095", history=3),
+    "unipc": Facts(3, "arXiv 2302.04867", history=2),
+    "deis_tab": Facts(4, "arXiv 2204.13902", history=4),
+    "deis_rhoab": Facts(4, "arXiv 2204.13902", history=4),
+    "deis_log_rho": Facts(3, "arXiv 2204.13902", history=3),
+    "lms": Facts(4, "k-diffusion", history=4),
+    "ipndm": Facts(2, "arXiv 2202.09778", history=4),
+    "dpm_solver_2s": Facts(2, "arXiv 2206.00927"),
+    "dpm_solver_3s": Facts(3, "arXiv 2206.00927"),
+    "dpm_solver_pp_2s": Facts(2, "arXiv 2211.01095"),
+    "dpm_solver_pp_3s": Facts(3, "arXiv 2211.01095"),
+    "heun": Facts(2, "arXiv 2206.00364", calls=2),
+    "rho_rk": Facts(3, "arXiv 2204.13902", calls=3),
+    "sde_dpm_solver_pp": Facts(2, "arXiv 2211.01095", history=2, stochastic=True),
+}
+"""Facts of every solver in `SOLVERS`."""
