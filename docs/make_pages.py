@@ -48,7 +48,7 @@ def differences(results: dict[str, Any]) -> str:
     for pair, row in evaluation["comparisons"].items():
         for metric, entry in row.items():
             described = evaluation["metrics"][metric]
-            if described["kind"] in ("mmd", "frechet", "recall", "judge"):
+            if described["kind"] in ("mmd", "frechet", "recall", "judge", "diversity"):
                 shown = value(entry, digits_of(described["kind"]))
                 lines.append(f"- {pair}, {described['label']}: {shown}")
     return "\n".join(lines)
