@@ -207,18 +207,27 @@ class Cosine(Process):
     network_scale: float = 1000.0
 
     @property
-    def _start(self) -> float:
-        return math.cos(self.offset / (1 + self.offset) * math.pi / 2)
+    def _least(self) -> float:
+        """The angle at time 0."""
+        return self.offset / (1 + self.offset) * math.pi / 2
+
+    def _angle(self, t: Tensor) -> Tensor:
+        return (t + self.offset) / (1 + self.offset) * math.pi / 2
 
     def _alpha(self, t: Tensor) -> Tensor:
-        return torch.cos((t + self.offset) / (1 + self.offset) * math.pi / 2) / self._start
+        return torch.cos(self._angle(t)) / math.cos(self._least)
 
     def _sigma(self, t: Tensor) -> Tensor:
-        return (1 - self._alpha(t) ** 2).clamp(min=0).sqrt()
+        # 1 - alpha^2 as a product: the difference would lose its digits near t = 0
+        angle = self._angle(t)
+        product = torch.sin(math.pi / 2 * t / (1 + self.offset)) * torch.sin(angle + self._least)
+        return product.clamp(min=0).sqrt() / math.cos(self._least)
 
     def _time(self, lam: Tensor) -> Tensor:
-        alpha = (1 + torch.exp(-2 * lam)).rsqrt()
-        return torch.arccos(alpha * self._start) * 2 / math.pi * (1 + self.offset) - self.offset
+        alpha, variance = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam)
+        sine = (math.sin(self._least) ** 2 + math.cos(self._least) ** 2 * variance).sqrt()
+        angle = torch.atan2(sine, math.cos(self._least) * alpha)
+        return angle * 2 / math.pi * (1 + self.offset) - self.offset
 
     def _network_time(self, t: Tensor) -> Tensor:
         return self.network_scale * t
