@@ -200,7 +200,7 @@ def _landscape(landscape: Results, outcome: Outcome, tuned: Plan, recipe: QSched
         landscape["outputs"], landscape["states"], landscape["values"], optimum=optimum, box=(box, box), label=gain
     )
     text = (
-        "JAQ gained by the quantized pipeline over the two scalars of the first step, running to 1 at the last; a quarter of "
+        "JAQ gained over the two scalars of the first step, running to 1 at the last, quantized pipeline; a quarter of "
         f"the calibration items. The star is where the search over the family '{recipe.search.family}' ended."
     )
     return Figure("The landscape", drawn, text=text)
