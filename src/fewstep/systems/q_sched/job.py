@@ -141,7 +141,9 @@ class _Job:
         def compute() -> dict[str, Any]:
             problem = Problem(base, family, self.objective, log=self._log(LOW))
             corners = [[torch.stack([s, m]) for s in line] for m in line]
-            values = [[problem.score(family.from_ramp(c, base.steps), 0.25) for c in row] for row in corners]
+            # against the identity on the same items: a few prompts alone sit higher or lower than all of them
+            zero = problem.score(family.identity(base.steps), 0.25)
+            values = [[problem.score(family.from_ramp(c, base.steps), 0.25) - zero for c in row] for row in corners]
             return {"outputs": line.tolist(), "states": line.tolist(), "values": values}
 
         return self.run.unit("landscape", compute)

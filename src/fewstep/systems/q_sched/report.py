@@ -195,11 +195,12 @@ def _landscape(landscape: Results, outcome: Outcome, tuned: Plan, recipe: QSched
     first = tuned.rows[0]
     box = (recipe.search.low, recipe.search.high)
     optimum = (_number(first.output_scale), _number(first.sample_scale))
+    gain = "JAQ minus that of the identity"
     drawn = figures.landscape(
-        landscape["outputs"], landscape["states"], landscape["values"], optimum=optimum, box=(box, box)
+        landscape["outputs"], landscape["states"], landscape["values"], optimum=optimum, box=(box, box), label=gain
     )
     text = (
-        "JAQ of the quantized pipeline over the two scalars of the first step, running to 1 at the last; a quarter of "
+        "JAQ gained over the two scalars of the first step, running to 1 at the last, quantized pipeline; a quarter of "
         f"the calibration items. The star is where the search over the family '{recipe.search.family}' ended."
     )
     return Figure("The landscape", drawn, text=text)
