@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError, NonFiniteError, nearest
 from fewstep.plan import Plan
-from fewstep.plan.combination import number
-from fewstep.plan.history import History, is_exactly, ready_rows
+from fewstep.plan.combination import is_exactly, number
+from fewstep.plan.history import History, ready_rows
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """(scaled state (B, ...), time as a 0-dim tensor) -> raw output (B, ...); conditions and guidance are already bound."""

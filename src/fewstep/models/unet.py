@@ -36,19 +36,25 @@ def text_encoder(tokenizer: Any, width: int, layers: int) -> nn.Module:
     return CLIPTextModel(CLIPTextConfig(**text_config(tokenizer, width, layers)))
 
 
+_NOISING: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+"""What teacher and student share: a student runs on the very noise levels it was distilled on."""
+
+
 def ddim_scheduler(prediction_type: str = "v_prediction") -> Any:
     """Stable Diffusion's 1000 scaled-linear betas, sampled by DDIM over trailing times."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
+        **_NOISING,
         prediction_type=prediction_type,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
         timestep_spacing="trailing",
     )
 
@@ -58,14 +64,8 @@ def lcm_scheduler(prediction_type: str = "v_prediction") -> Any:
     from diffusers import LCMScheduler
 
     return LCMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
+        **_NOISING,
         prediction_type=prediction_type,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
         original_inference_steps=50,
         timestep_scaling=10.0,
     )

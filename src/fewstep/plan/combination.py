@@ -16,6 +16,11 @@ def number(value: Coefficient) -> float:
     return float(value.detach()) if isinstance(value, Tensor) else value
 
 
+def is_exactly(value: Coefficient, number: float) -> bool:
+    """Whether a coefficient is this number (a tensor never is: reading it would wait for the device)."""
+    return not isinstance(value, Tensor) and value == number
+
+
 @dataclass(frozen=True, eq=False)
 class Combination:
     """sum_j state[j] x_j + sum_j output[j] n_j; supports +, -, and scaling by a coefficient."""

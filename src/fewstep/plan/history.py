@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import PlanError, nearest
-from fewstep.plan.combination import Coefficient
+from fewstep.plan.combination import Coefficient, is_exactly
 from fewstep.plan.plan import Plan, Row, data_of
 from fewstep.prediction import Prediction
 
@@ -16,11 +16,6 @@ HOOKS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "clip_sample": lambda data, limit: data.clamp(-limit, limit),
 }
 """Non-linear treatments of the data estimate (B, ...), by the name before the colon of `Row.hook`."""
-
-
-def is_exactly(value: Coefficient, number: float) -> bool:
-    """Whether a coefficient is this number (a tensor never is: reading it would wait for the device)."""
-    return not isinstance(value, Tensor) and value == number
 
 
 def ready_rows(plan: Plan, device: torch.device | str, dtype: torch.dtype) -> list[Row]:

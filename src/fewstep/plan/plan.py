@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fewstep.errors import IdentityError, PlanError
-from fewstep.plan.combination import Coefficient, Combination, output, state
+from fewstep.plan.combination import Coefficient, Combination, is_exactly, output, state
 from fewstep.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Plan:
     @property
     def stochastic(self) -> bool:
         """Whether any row adds noise."""
-        return any(not _is_zero(row.noise) for row in self.rows)
+        return any(not is_exactly(row.noise, 0.0) for row in self.rows)
 
     def replace(self, **changes: Any) -> Plan:
         """A copy with some fields changed."""
@@ -276,10 +276,6 @@ def _coefficient(value: Any) -> Coefficient:
     if isinstance(value, Tensor):
         return value if value.ndim or value.requires_grad else float(value)
     return float(value)
-
-
-def _is_zero(value: Coefficient) -> bool:
-    return not isinstance(value, Tensor) and value == 0.0
 
 
 def _check_finite(name: str, value: Coefficient) -> None:

@@ -12,8 +12,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fewstep.errors import IdentityError, PlanError
+from fewstep.plan.combination import is_exactly
 from fewstep.plan.files import from_document, to_document
-from fewstep.plan.history import History, is_exactly, ready_rows
+from fewstep.plan.history import History, ready_rows
 from fewstep.plan.plan import Identity, Plan
 
 
