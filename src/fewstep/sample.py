@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError, NonFiniteError, nearest
 from fewstep.plan import Plan
-from fewstep.plan.combination import is_exactly, number
+from fewstep.plan.combination import is_exactly
 from fewstep.plan.history import History, ready_rows
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -66,7 +66,7 @@ def sample(
         network: raw-output network, or a mapping if the plan's rows name several.
         seeds: one per sample; B = len(seeds).
         shape: shape of one sample.
-        state: first states (B, *shape), instead of noise times `plan.prior_scale`.
+        state: first states (B, *shape), instead of noise times `plan.prior_scale` plus `plan.prior_offset`.
         anchor: the known y of residual-shifting processes, (B, *shape).
         dtype: arithmetic of the states; the network's output may have any other.
         callback: called after each row (progress, preview).
@@ -82,12 +82,13 @@ def sample(
             raise FewstepError(f"row {k} runs a network that was not given", value=row.network, mend=mend)
     noise = Noise(seeds)
     if state is None:
-        state = noise.draw(shape) * float(plan.prior_scale)
+        state = noise.draw(shape) * plan.prior_scale + plan.prior_offset
     state = state.to(device=device, dtype=dtype)
     rows = ready_rows(plan, device, dtype)
     # one 0-dim tensor per row, made here: making it in the loop would copy from host to device each time
     width = torch.promote_types(dtype, torch.float32)
-    times = torch.tensor([number(row.network_time) for row in rows], device=device, dtype=width).unbind()
+    told = torch.stack([torch.as_tensor(row.network_time, dtype=torch.float64) for row in plan.rows])
+    times = told.to(device=device, dtype=width).unbind()
     draws = [None if is_exactly(row.noise, 0.0) else noise.draw(shape).to(device=device, dtype=dtype) for row in rows]
 
     def run(check: bool = False) -> Tensor:

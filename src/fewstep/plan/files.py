@@ -49,6 +49,7 @@ class _Row(_Strict):
     output: dict[int, Number]
     noise: Number = 0.0
     anchor: Number = 0.0
+    offset: Number = 0.0
     input_scale: Number = 1.0
     network: str = "main"
     guidance: float | None = None
@@ -62,6 +63,7 @@ class _Document(_Strict):
     steps: int = Field(ge=1)
     prediction: _Prediction
     prior_scale: Number = 1.0
+    prior_offset: Number = 0.0
     rows: list[_Row]
     final_alpha: Number
     final_sigma: Number
@@ -70,7 +72,8 @@ class _Document(_Strict):
 
 
 _NUMBERS = (
-    "time", "network_time", "alpha", "sigma", "noise", "anchor", "input_scale", "sample_scale", "output_scale",
+    "time", "network_time", "alpha", "sigma", "noise", "anchor", "offset", "input_scale", "sample_scale",
+    "output_scale",
 )  # fmt: skip
 
 
@@ -97,6 +100,7 @@ def to_document(plan: Plan, tensors: dict[str, Tensor] | None = None) -> dict[st
         "steps": plan.steps,
         "prediction": vars(plan.prediction),
         "prior_scale": number("prior_scale", plan.prior_scale),
+        "prior_offset": number("prior_offset", plan.prior_offset),
         "rows": rows,
         "final_alpha": number("final_alpha", plan.final_alpha),
         "final_sigma": number("final_sigma", plan.final_sigma),
@@ -154,6 +158,7 @@ def from_document(document: Any, tensors: Mapping[str, Tensor] | None = None) ->
         final_alpha=number(parsed.final_alpha),
         final_sigma=number(parsed.final_sigma),
         prior_scale=number(parsed.prior_scale),
+        prior_offset=number(parsed.prior_offset),
         origin=parsed.origin,
         identity=Identity(**parsed.identity.model_dump()),
     )

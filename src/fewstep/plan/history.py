@@ -61,6 +61,8 @@ class History:
         if anchor is not None and not is_exactly(row.anchor, 0.0):
             terms.append((row.anchor, anchor))
         result = _combine(terms, x)
+        if not is_exactly(row.offset, 0.0):
+            result += row.offset
         for kind, j in self._expiring[k]:
             (self.states if kind == "state" else self.outputs).pop(j, None)
         return result

@@ -2,10 +2,10 @@
 
 Row k of a plan says how to go from the states x_0..x_k and the RAW network outputs n_0..n_k to the next state,
 
-    x_{k+1} = sum_j state[j] x_j + sum_j output[j] n_j + noise z_k + anchor y,        z_k ~ N(0, I),
+    x_{k+1} = sum_j state[j] x_j + sum_j output[j] n_j + noise z_k + anchor y + offset,        z_k ~ N(0, I),
 
-with n_k = network(input_scale x_k, network_time). The meaning of the output (epsilon, v, ...) is already inside the
-coefficients, so one executor runs every linear sampler of the field.
+with n_k = network(input_scale x_k, network_time) and x_0 = prior_scale z + prior_offset. The meaning of the output
+(epsilon, v, ...) is already inside the coefficients, so one executor runs every linear sampler of the field.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Row:
     output: Mapping[int, Coefficient]
     noise: Coefficient = 0.0
     anchor: Coefficient = 0.0
+    offset: Coefficient = 0.0
     input_scale: Coefficient = 1.0
     network: str = "main"
     guidance: float | None = None
@@ -80,7 +81,7 @@ class Row:
 
     def coefficients(self) -> Iterator[tuple[str, Coefficient]]:
         """Every number of the row with its dotted name."""
-        for name in ("time", "network_time", "alpha", "sigma", "noise", "anchor", "input_scale"):
+        for name in ("time", "network_time", "alpha", "sigma", "noise", "anchor", "offset", "input_scale"):
             yield name, getattr(self, name)
         for kind in ("state", "output"):
             for j, value in getattr(self, kind).items():
@@ -113,6 +114,8 @@ class Plan:
     final_sigma: Coefficient
     prior_scale: Coefficient = 1.0
     """Standard deviation of the first state."""
+    prior_offset: Coefficient = 0.0
+    """Mean of the first state."""
     origin: Mapping[str, Any] = field(default_factory=dict)
     """How the plan was made, for people: solver, settings, search."""
     identity: Identity = field(default_factory=Identity)
@@ -124,6 +127,7 @@ class Plan:
             _check_row(k, row)
         for name in ("final_alpha", "final_sigma", "prior_scale"):
             _check_one_number(name, getattr(self, name))
+        _check_finite("prior_offset", self.prior_offset)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.document() == other.document()
@@ -202,7 +206,7 @@ class Plan:
                 kind: {j - first: c for j, c in getattr(row, kind).items()} for kind in ("state", "output")
             }
             rows.append(dataclasses.replace(row, **moved))
-        return self.replace(rows=tuple(rows), prior_scale=_root(self.rows[first]))
+        return self.replace(rows=tuple(rows), prior_scale=_root(self.rows[first]), prior_offset=0.0)
 
     def _first_order(self, k: int) -> Row:
         row = self.rows[k]
@@ -215,6 +219,7 @@ class Plan:
             state={j: c * row.sample_scale for j, c in step.state.items()},
             output={j: c * row.output_scale for j, c in step.output.items()},
             noise=0.0,
+            offset=0.0,
         )
 
     def check(self, found: Identity) -> None:

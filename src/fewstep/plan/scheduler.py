@@ -12,7 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fewstep.errors import IdentityError, PlanError
-from fewstep.plan.combination import is_exactly
+from fewstep.plan.combination import is_exactly, number
 from fewstep.plan.files import from_document, to_document
 from fewstep.plan.history import History, ready_rows
 from fewstep.plan.plan import Identity, Plan
@@ -59,7 +59,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the first state."""
-        return float(self.plan.prior_scale)
+        return number(self.plan.prior_scale)
 
     @property
     def step_index(self) -> int | None:
@@ -104,6 +104,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         """The state times the row's input scale."""
         self._ensure_index(timestep)
         self._asked = len(sample)
+        sample = self._entered(sample)
         scale = self._running.rows[min(self._local, self._running.steps - 1)].input_scale
         if isinstance(scale, Tensor):
             scale = scale.to(device=sample.device, dtype=sample.dtype)
@@ -138,7 +139,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         noise = None
         if not is_exactly(self._running.rows[k].noise, 0.0):
             noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=width)
-        total = self._history.advance(k, sample.to(width), model_output.to(width), noise)
+        total = self._history.advance(k, self._entered(sample).to(width), model_output.to(width), noise)
         self._index = self._offset + k + 1
         result = total.to(sample.dtype)
         return SchedulerOutput(prev_sample=result) if return_dict else (result,)
@@ -168,11 +169,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             PlanError: the plan has no row there.
         """
-        hits = (self._times - float(timestep)).abs() < 1e-3
+        time = float(timestep.detach()) if isinstance(timestep, Tensor) else float(timestep)
+        hits = (self._times - time).abs() < 1e-3
         if not bool(hits.any()):
             raise PlanError(
                 "the plan has no row at this time",
-                value=float(timestep),
+                value=time,
                 mend=f"Its times are {[round(float(t), 3) for t in self._times]}.",
             )
         return int(hits.nonzero()[0])
@@ -188,10 +190,13 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
 
     def _prepare(self, device: torch.device) -> None:
         rows = self.plan.rows
-        whole = all(float(r.network_time).is_integer() for r in rows)
-        self._times = torch.tensor([float(r.network_time) for r in rows])
+        whole = all(number(r.network_time).is_integer() for r in rows)
+        self._times = torch.tensor([number(r.network_time) for r in rows])
         self.timesteps = self._times.to(device=device, dtype=torch.int64 if whole else torch.float32)
-        levels = [float(r.sigma) for r in rows] + [float(self.plan.final_sigma)]
+        if any(isinstance(r.network_time, Tensor) and r.network_time.requires_grad for r in rows):
+            times = [torch.as_tensor(r.network_time, dtype=torch.float64) for r in rows]
+            self.timesteps = torch.stack(times).to(device=device, dtype=torch.float32)
+        levels = [number(r.sigma) for r in rows] + [number(self.plan.final_sigma)]
         self.sigmas = torch.tensor(levels)
         self.num_inference_steps = self.plan.steps
         self._reset()
@@ -210,6 +215,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     def _local(self) -> int:
         assert self._index is not None
         return self._index - self._offset
+
+    def _entered(self, sample: Tensor) -> Tensor:
+        """The state of row 0 gets the mean of the prior, which pipelines, whose first state is noise, cannot give."""
+        if self._index != 0 or is_exactly(self.plan.prior_offset, 0.0):
+            return sample
+        return sample + torch.as_tensor(self.plan.prior_offset).to(device=sample.device, dtype=sample.dtype)
 
     def _ensure_index(self, timestep: Any) -> None:
         if self._index is None:
