@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser, Guided, fingerprint
     from fewstep.errors import FewstepError
-    from fewstep.pipelines import TextToImage, attach, load_pipeline, plan_of, save_pipeline
+    from fewstep.pipelines import Generator, attach, load_pipeline, plan_of, save_pipeline
     from fewstep.plan import Identity, Plan, Row
     from fewstep.prediction import Prediction
     from fewstep.quant import quantize
@@ -20,7 +20,7 @@ _PLACES = {
     "Guided": "denoiser",
     "fingerprint": "denoiser",
     "FewstepError": "errors",
-    "TextToImage": "pipelines",
+    "Generator": "pipelines",
     "attach": "pipelines",
     "load_pipeline": "pipelines",
     "plan_of": "pipelines",
@@ -35,12 +35,12 @@ _PLACES = {
 __all__ = [
     "Denoiser",
     "FewstepError",
+    "Generator",
     "Guided",
     "Identity",
     "Plan",
     "Prediction",
     "Row",
-    "TextToImage",
     "attach",
     "fingerprint",
     "load_pipeline",

@@ -13,7 +13,7 @@ from fewstep.denoiser import Backbone, Guided
 from fewstep.errors import FewstepError, IdentityError, NonFiniteError
 from fewstep.files import read_json
 from fewstep.pipelines import (
-    TextToImage,
+    Generator,
     attach,
     backbone_of,
     identity_of,
@@ -46,15 +46,15 @@ def test_the_plan_of_a_pipeline_draws_what_the_pipeline_draws(case):
     name, pipe = case
     wanted = draw(pipe, name, PROMPTS, SEEDS)
     plan = plan_of(pipe, 4, guidance_scale=1.0, **tiny.CALLS[name])
-    found = TextToImage(pipe, 1.0, tiny.CALLS[name], batch=3)(plan, PROMPTS, SEEDS)
+    found = Generator(pipe, 1.0, tiny.CALLS[name], batch=3)(plan, PROMPTS, SEEDS)
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_batch_size_changes_no_image(case):
     name, pipe = case
     plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS[name])
-    together = TextToImage(pipe, 1.0, tiny.CALLS[name], batch=4)(plan, PROMPTS, SEEDS)
-    alone = TextToImage(pipe, 1.0, tiny.CALLS[name], batch=1)(plan, PROMPTS, SEEDS)
+    together = Generator(pipe, 1.0, tiny.CALLS[name], batch=4)(plan, PROMPTS, SEEDS)
+    alone = Generator(pipe, 1.0, tiny.CALLS[name], batch=1)(plan, PROMPTS, SEEDS)
     assert torch.allclose(together, alone, atol=2e-5)
 
 
@@ -62,7 +62,7 @@ def test_gradients_reach_the_scalars_through_a_low_bit_network(case):
     name, pipe = case
     plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS[name])
     quantize(backbone_of(pipe), "w4a8")
-    generate = TextToImage(pipe, 1.0, tiny.CALLS[name])
+    generate = Generator(pipe, 1.0, tiny.CALLS[name])
     scale = torch.ones(2, dtype=torch.float64, requires_grad=True)
     value = generate(plan.scaled(torch.ones(2), scale), ["a"], [0]).square().sum()
     (slope,) = torch.autograd.grad(value, scale)
@@ -124,10 +124,10 @@ def test_guided_executor_equals_the_guided_pipeline(tmp_path):
 def test_trace_forced_along_another_sees_its_states(tmp_path):
     pipe = tiny.stable_diffusion(tmp_path)
     plan = plan_of(pipe, 4, guidance_scale=1.0, **tiny.CALLS["sd"])
-    full = TextToImage(pipe, 1.0, tiny.CALLS["sd"], batch=3)
+    full = Generator(pipe, 1.0, tiny.CALLS["sd"], batch=3)
     low_unet = copy.deepcopy(pipe.unet)
     quantize(low_unet, "w4a8")
-    low = TextToImage(type(pipe)(**{**pipe.components, "unet": low_unet}), 1.0, tiny.CALLS["sd"], batch=3)
+    low = Generator(type(pipe)(**{**pipe.components, "unet": low_unet}), 1.0, tiny.CALLS["sd"], batch=3)
     along = trace(low, plan, PROMPTS, SEEDS)
     truth = trace(full, plan, PROMPTS, SEEDS, along=along)
     assert torch.equal(truth.states, along.states)
@@ -144,10 +144,10 @@ def test_bad_input_is_named(tmp_path):
         load_pipeline(tmp_path / "no-such-folder")
     pipe = tiny.stable_diffusion(tmp_path)
     plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS["sd"])
-    generate = TextToImage(pipe, 1.0, tiny.CALLS["sd"])
-    with pytest.raises(FewstepError, match="prompt list is empty"):
+    generate = Generator(pipe, 1.0, tiny.CALLS["sd"])
+    with pytest.raises(FewstepError, match="prompts or labels is empty"):
         generate(plan, [], [])
-    with pytest.raises(FewstepError, match="one seed per prompt"):
+    with pytest.raises(FewstepError, match="one seed per prompt or label"):
         generate(plan, ["a"], [1, 2])
     with torch.no_grad():
         pipe.unet.conv_out.bias.fill_(float("nan"))

@@ -35,7 +35,7 @@ def generate(
     import torch
     from rich.markup import escape
 
-    from fewstep.pipelines import TextToImage, attach, load_pipeline, plan_of
+    from fewstep.pipelines import Generator, attach, load_pipeline, plan_of
     from fewstep.plan import Identity, Plan
     from fewstep.report import images
     from fewstep.runs.environment import best_device
@@ -49,7 +49,7 @@ def generate(
     seeds = seed or [0]
     pairs = [(text, number) for text in prompt for number in seeds]
     with torch.no_grad():
-        made = TextToImage(pipe, guidance=guidance)(
+        made = Generator(pipe, guidance=guidance)(
             chosen, [text for text, _ in pairs], [number for _, number in pairs]
         )
     images.save_png(images.grid(made, columns=len(seeds) if len(prompt) > 1 else None, zoom=zoom), out)

@@ -1,16 +1,18 @@
 """diffusers pipelines in and out: open, read and attach plans, generate, save."""
 
-from fewstep.pipelines.generate import TextToImage, Trace, trace
+from fewstep.pipelines.generate import Generator, Trace, trace
 from fewstep.pipelines.load import attach, backbone_of, identity_of, load_pipeline, plan_of, save_pipeline
+from fewstep.pipelines.process import process_of
 
 __all__ = [
-    "TextToImage",
+    "Generator",
     "Trace",
     "attach",
     "backbone_of",
     "identity_of",
     "load_pipeline",
     "plan_of",
+    "process_of",
     "save_pipeline",
     "trace",
 ]

@@ -1,29 +1,33 @@
-"""Images from (plan, prompts, seeds) with any diffusers text-to-image pipeline: what searches and evaluations call."""
+"""Samples from (plan, conditions, seeds) with any diffusers pipeline: what searches and evaluations call."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
+from typing_extensions import Self
 
-from fewstep.errors import FewstepError, NonFiniteError
+from fewstep.errors import FewstepError, NonFiniteError, nearest
+from fewstep.pipelines.calls import Stop, arguments, call
+from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
-from fewstep.plan.scheduler import PlanScheduler
 from fewstep.sample import Noise
 
 
 @dataclass
-class TextToImage:
-    """Runs plans in a pipeline. One generator per image, so that neither batch size nor order changes a picture.
+class Generator:
+    """Runs plans in a pipeline. One random stream per sample, so that neither batch size nor order changes a picture.
 
-    pipe: any diffusers text-to-image pipeline.
+    pipe: any diffusers pipeline that draws from prompts, from class labels or from nothing.
     guidance: `guidance_scale` of the calls (1 = without).
     call: further arguments of the pipeline call (`height`, `width`, `max_sequence_length`, ...).
-    batch: images per call.
+    batch: samples per call.
     """
 
     pipe: Any
@@ -35,52 +39,117 @@ class TextToImage:
         if self.batch < 1:
             raise FewstepError("batch must be at least 1", value=self.batch)
         self.pipe.set_progress_bar_config(disable=True)
-        remember_prompts(self.pipe)
+        if hasattr(self.pipe, "encode_prompt"):
+            remember_prompts(self.pipe)
 
-    def __call__(self, plan: Plan, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """Images (B, 3, H, W), float32 in [0, 1], for paired prompts and seeds.
+    def __call__(
+        self, plan: Plan, conditions: Sequence[Any] | None, seeds: Sequence[int], output: str = "image"
+    ) -> Tensor:
+        """One sample per seed, float32.
 
         Gradients with respect to the plan's coefficients flow when enabled (one batch at a time fits in memory).
 
+        Args:
+            plan: the sampler.
+            conditions: prompts or class labels, one per seed; None for an unconditional pipeline, or empty prompts.
+            seeds: one per sample; B = len(seeds).
+            output: `image` (B, 3, H, W) in [0, 1], for video pipelines (B, T, 3, H, W); `latent`, the state that the
+                plan ends in, as the pipeline holds it: (B, C, H, W), packed (B, tokens, C), video (B, C, T, H, W) or
+                (B, T, C, H, W); nothing is decoded then.
+
         Raises:
-            FewstepError: no prompts, or not one seed per prompt.
+            FewstepError: no seeds, not one seed per condition, or conditions of another kind.
             NonFiniteError: the pipeline produced NaN.
         """
-        if not prompts:
-            raise FewstepError("the prompt list is empty", mend="Give at least one prompt.")
-        if len(prompts) != len(seeds):
-            raise FewstepError("one seed per prompt is needed", value=(len(prompts), len(seeds)))
+        if output not in ("image", "latent"):
+            raise FewstepError("unknown output", value=output, mend=nearest(output, ("image", "latent")))
         parts = []
-        for first in range(0, len(prompts), self.batch):
-            part = slice(first, first + self.batch)
-            parts.append(self.run(PlanScheduler.from_plan(plan), prompts[part], seeds[part]))
+        for given, some in self.batches(conditions, seeds):
+            runner = _Runner.following(plan, some, latent=output == "latent")
+            parts.append(self.run(runner, given, some))
         return torch.cat(parts)
 
-    def run(self, scheduler: PlanScheduler, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """One pipeline call with a scheduler of the caller's, images (B, 3, H, W)."""
-        call = type(self.pipe).__call__
-        if torch.is_grad_enabled():  # pipelines forbid gradients with a decorator; the function below it does not
-            call = getattr(call, "__wrapped__", call)
-        kept, self.pipe.scheduler = self.pipe.scheduler, scheduler
+    def batches(
+        self, conditions: Sequence[Any] | None, seeds: Sequence[int]
+    ) -> Iterator[tuple[Sequence[Any] | None, Sequence[int]]]:
+        """Conditions and seeds of one call after the other, checked."""
+        if not (seeds if conditions is None else conditions):
+            what = "the list of seeds is empty" if conditions is None else "the list of prompts or labels is empty"
+            raise FewstepError(what, mend="Give at least one.")
+        if conditions is not None and len(conditions) != len(seeds):
+            raise FewstepError("one seed per prompt or label is needed", value=(len(conditions), len(seeds)))
+        for first in range(0, len(seeds), self.batch):
+            part = slice(first, first + self.batch)
+            yield None if conditions is None else conditions[part], seeds[part]
+
+    def run(self, runner: _Runner, conditions: Sequence[Any] | None, seeds: Sequence[int]) -> Tensor:
+        """One pipeline call with a scheduler of this module; images or, if it stops early, its last state."""
+        given = arguments(self.pipe, conditions, len(seeds), self.guidance, **self.call)
+        kept, self.pipe.scheduler = self.pipe.scheduler, runner
+        result: Any = None
         try:
-            result = call(
-                self.pipe,
-                prompt=list(prompts),
-                num_inference_steps=scheduler.plan.steps,
-                guidance_scale=self.guidance,
-                generator=Noise(seeds).generators,
-                output_type="pt",
-                **self.call,
-            )
+            with suppress(Stop):
+                result = call(
+                    self.pipe,
+                    num_inference_steps=runner.plan.steps,
+                    generator=runner.generators,
+                    output_type="pt",
+                    **given,
+                )
         finally:
             self.pipe.scheduler = kept
-        images = result.images.float()
-        if not bool(images.isfinite().all()):
+            if result is None:
+                self.pipe.maybe_free_model_hooks()
+        drawn = (runner.final if result is None else _pictures(result)).float()
+        if not bool(drawn.isfinite().all()):
             raise NonFiniteError(
                 "the pipeline produced NaN or infinity",
                 mend="Run it in float32 or bfloat16, or check the network's weights.",
             )
-        return images
+        return drawn
+
+
+def _pictures(result: Any) -> Tensor:
+    for name in ("images", "frames"):
+        if hasattr(result, name):
+            return getattr(result, name)
+    raise FewstepError("the pipeline returned neither images nor frames", value=type(result).__name__)
+
+
+class _Runner(PlanScheduler):
+    """Runs one call: draws fresh noise from the call's streams whatever the pipeline passes, keeps the last state."""
+
+    count: int
+    latent: bool
+    generators: list[torch.Generator]
+    final: Tensor
+
+    @classmethod
+    def following(cls, plan: Plan, seeds: Sequence[int], latent: bool = False) -> Self:
+        runner = cls.from_plan(plan)
+        assert isinstance(runner, cls)
+        runner.count, runner.latent, runner.generators = len(seeds), latent, Noise(seeds).generators
+        return runner
+
+    def step(  # pipelines inspect the signature
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Any = None,
+        return_dict: bool = True,
+        **_: Any,
+    ) -> Any:
+        streams = self.generators  # several pipelines (FLUX, SD3, Wan, DiT) pass none
+        if len(sample) == 2 * self.count:  # DiT guides by doubling the states
+            streams = [torch.Generator(g.device).set_state(g.get_state()) for g in streams] + streams
+        result = super().step(model_output, timestep, sample, streams, return_dict)
+        if self.step_index == self.plan.steps:
+            state = result.prev_sample if isinstance(result, SchedulerOutput) else result[0]
+            self.final = state[: self.count]
+            if self.latent:
+                raise Stop
+        return result
 
 
 def remember_prompts(pipe: Any, limit: int = 512_000_000) -> None:
@@ -125,43 +194,50 @@ class Trace:
 
 
 def trace(
-    generate: TextToImage, plan: Plan, prompts: Sequence[str], seeds: Sequence[int], along: Trace | None = None
+    generate: Generator,
+    plan: Plan,
+    conditions: Sequence[Any] | None,
+    seeds: Sequence[int],
+    along: Trace | None = None,
 ) -> Trace:
     """States and outputs along a plan; with `along`, the outputs at those states instead of the plan's own.
 
     Giving the trace of a quantized pipeline to the full-precision one shows the quantization error at every row.
     """
-    parts = []
-    for first in range(0, len(prompts), generate.batch):
-        part = slice(first, first + generate.batch)
-        forced = None if along is None else along.states[:, part]
-        scheduler = _TracingScheduler.following(plan, forced)
+    parts, done = [], 0
+    for given, some in generate.batches(conditions, seeds):
+        runner = _Tracer.following(plan, some, latent=True)
+        runner.forced = None if along is None else along.states[:, done : done + len(some)]
+        runner.states, runner.outputs = [], []
         with torch.no_grad():
-            generate.run(scheduler, prompts[part], seeds[part])
-        parts.append((torch.stack(scheduler.seen_states), torch.stack(scheduler.seen_outputs)))
+            generate.run(runner, given, some)
+        parts.append((torch.stack(runner.states), torch.stack(runner.outputs)))
+        done += len(some)
     return Trace(torch.cat([s for s, _ in parts], 1), torch.cat([o for _, o in parts], 1))
 
 
-class _TracingScheduler(PlanScheduler):
+class _Tracer(_Runner):
     """Notes what it is given, and may force the states."""
 
-    @classmethod
-    def following(cls, plan: Plan, forced: Tensor | None) -> _TracingScheduler:
-        scheduler = cls.from_plan(plan)
-        assert isinstance(scheduler, cls)
-        scheduler.forced = forced
-        scheduler.seen_states, scheduler.seen_outputs = [], []
-        return scheduler
-
     forced: Tensor | None
-    seen_states: list[Tensor]
-    seen_outputs: list[Tensor]
+    states: list[Tensor]
+    outputs: list[Tensor]
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:  # type: ignore[override]
-        self.seen_states.append(sample.float())
-        self.seen_outputs.append(model_output.float())
-        result = super().step(model_output, timestep, sample, **options)
-        following = len(self.seen_states)
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Any = None,
+        return_dict: bool = True,
+        **_: Any,
+    ) -> Any:
+        self.states.append(sample[: self.count].float())
+        self.outputs.append(model_output[: self.count].float())
+        result = super().step(model_output, timestep, sample, generator, return_dict)
+        following = len(self.states)
         if self.forced is None or following >= self.plan.steps:
             return result
-        return (self.forced[following].to(sample.dtype),)
+        forced = self.forced[following].to(sample.dtype)
+        forced = torch.cat([forced] * (len(sample) // len(forced)))
+        return SchedulerOutput(prev_sample=forced) if return_dict else (forced,)

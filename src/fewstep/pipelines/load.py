@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from torch import nn
 from fewstep.denoiser import fingerprint
 from fewstep.errors import FewstepError, IdentityError
 from fewstep.files import write_folder
+from fewstep.pipelines.calls import recorded
 from fewstep.pipelines.scheduler import PlanScheduler as PipelineScheduler
 from fewstep.plan import Identity, Plan
 from fewstep.plan.scheduler import PlanScheduler
@@ -108,6 +106,9 @@ def attach(pipe: Any, plan: Plan) -> None:
     found = identity_of(pipe)
     plan.check(found)
     scheduler = PipelineScheduler.from_plan(plan)
+    assert isinstance(scheduler, PipelineScheduler)
+    if getattr(pipe, "scheduler", None) is not None:
+        scheduler.remember(pipe.scheduler)
     scheduler.watch(pipe, found)
     pipe.register_modules(scheduler=scheduler)
 
@@ -119,6 +120,7 @@ def plan_of(pipe: Any, steps: int, **call: Any) -> Plan:
     eta) is in the plan.
 
     Args:
+        pipe: any diffusers pipeline.
         steps: inference steps, as users would ask.
         call: arguments of the pipeline call (`guidance_scale`, `height`, ...).
     """
@@ -128,45 +130,5 @@ def plan_of(pipe: Any, steps: int, **call: Any) -> Plan:
             mend = f"Use {plan.steps} steps, or a pipeline that still has its own scheduler."
             raise IdentityError(f"the pipeline's stored plan has {plan.steps} steps", value=steps, mend=mend)
         return plan
-    untouched = copy.deepcopy(pipe.scheduler)
-    record = _Record()
-    with _recording(pipe.scheduler, record), torch.no_grad(), suppress(_Enough):
-        pipe(prompt="", num_inference_steps=steps, output_type="latent", **call)
-    return Plan.from_scheduler(untouched, steps, set_timesteps=record.times, step=record.step)
-
-
-@dataclass
-class _Record:
-    times: dict[str, Any] = field(default_factory=dict)
-    step: dict[str, Any] = field(default_factory=dict)
-
-
-class _Enough(Exception):  # noqa: N818 - a signal, not an error
-    pass
-
-
-@contextmanager
-def _recording(scheduler: Any, record: _Record) -> Iterator[None]:
-    """Note the extra arguments of `set_timesteps` and of the first `step`, then stop the pipeline."""
-    set_timesteps, step = scheduler.set_timesteps, scheduler.step
-
-    @functools.wraps(set_timesteps)  # pipelines inspect the signature
-    def noting_times(*args: Any, **kwargs: Any) -> Any:
-        plain = ("num_inference_steps", "device")
-        record.times = {k: v for k, v in kwargs.items() if k not in plain and v is not None}
-        return set_timesteps(*args, **kwargs)
-
-    @functools.wraps(step)
-    def noting_step(*args: Any, **kwargs: Any) -> Any:
-        plain = ("model_output", "timestep", "sample", "generator", "return_dict")
-        record.step = {k: v for k, v in kwargs.items() if k not in plain and v is not None}
-        raise _Enough
-
-    replaced: dict[str, Callable[..., Any]] = {"set_timesteps": noting_times, "step": noting_step}
-    for name, function in replaced.items():
-        setattr(scheduler, name, function)
-    try:
-        yield
-    finally:
-        for name in replaced:
-            delattr(scheduler, name)
+    record = recorded(pipe, steps, **call)
+    return Plan.from_scheduler(record.scheduler, steps, set_timesteps=record.times, step=record.step)

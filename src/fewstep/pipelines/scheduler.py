@@ -6,16 +6,113 @@ import. Importing this one is enough for the whole folder: it also makes the low
 
 from __future__ import annotations
 
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from typing import Any
 
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from torch import Tensor
+
+from fewstep.errors import PlanError
 from fewstep.plan import scheduler as base
+from fewstep.plan.combination import is_exactly
 from fewstep.quant import register
 
 register()
 
 
 class PlanScheduler(base.PlanScheduler):
-    """`fewstep.plan.scheduler.PlanScheduler` as the component of a pipeline."""
+    """`fewstep.plan.scheduler.PlanScheduler` as the component of a pipeline.
+
+    replaced: configuration of the scheduler that the pipeline had, class name included; tells the network's process.
+
+    Raises:
+        PlanError: the pipeline ignores what the plan needs (a scale of the network's input or of the first noise).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        plan: dict[str, Any] | None = None,
+        prediction_type: str = "epsilon",
+        num_train_timesteps: int = 1000,
+        replaced: dict[str, Any] | None = None,
+    ) -> None:
+        self._scaled: int | None = None
+        self._entry_known = False
+        super().__init__(plan=plan, prediction_type=prediction_type, num_train_timesteps=num_train_timesteps)
+
+    def remember(self, scheduler: Any) -> None:
+        """Note the scheduler whose place this one takes."""
+        if isinstance(scheduler, base.PlanScheduler):
+            replaced = scheduler.config.get("replaced")
+        else:
+            replaced = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+            replaced = {"_class_name": type(scheduler).__name__, **replaced}
+        self.register_to_config(replaced=replaced)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the first state."""
+        self._entry_known = True
+        return super().init_noise_sigma
+
+    def set_timesteps(  # the whole signature, here and in `step`: pipelines inspect it
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Any = None,
+        timesteps: Any = None,
+        mu: float | None = None,
+    ) -> None:
+        """As in the plan's own scheduler."""
+        super().set_timesteps(num_inference_steps, device, sigmas, timesteps, mu)
+        self._scaled = None
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The state times the row's input scale."""
+        result = super().scale_model_input(sample, timestep)
+        self._scaled = self.step_index
+        return result
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noise clean data to the level of the rows at `timesteps` (image-to-image, inpainting)."""
+        self._entry_known = True
+        return super().add_noise(original_samples, noise, timesteps)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+        **_: Any,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """The next state; a learned variance (twice as many output as state channels) is dropped."""
+        self._ensure_index(timestep)
+        self._check_scales()
+        if model_output.ndim > 3 and model_output.shape[1] == 2 * sample.shape[1]:
+            model_output = model_output[:, : sample.shape[1]]
+        return super().step(model_output, timestep, sample, generator, return_dict)
+
+    def _check_scales(self) -> None:
+        k = self.step_index or 0
+        if k >= self.plan.steps:
+            return
+        row = self.plan.rows[k]
+        if self._scaled != k and not is_exactly(row.input_scale, 1.0):
+            raise PlanError(
+                "the plan scales the network's input, and this pipeline never asks for that",
+                value=row.input_scale,
+                mend="Use a solver in the form of the process (ddim, dpm_solver_pp_2m, ...), not in sigma space.",
+            )
+        if k == 0 and not self._entry_known and abs(float(self.plan.prior_scale) - 1.0) > 1e-3:
+            raise PlanError(
+                "the plan's first state is not unit noise, and this pipeline never asks for its scale",
+                value=float(self.plan.prior_scale),
+                mend="Use a solver in the form of the process (ddim, dpm_solver_pp_2m, ...), not in sigma space.",
+            )
 
 
 __all__ = ["PlanScheduler", "SchedulerMixin"]  # diffusers looks up SchedulerMixin here to learn how to load

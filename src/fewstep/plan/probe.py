@@ -53,7 +53,7 @@ def probe(
     work = _prepared(scheduler, steps, dict(set_timesteps or {}))
     prober = _Prober(work, dict(step or {}))
     rows = tuple(prober.row(k, time) for k, time in enumerate(work.timesteps.detach().cpu()))
-    prediction = _prediction(work)
+    prediction = prediction_of(work)
     final_alpha, final_sigma = reached(rows, len(rows) - 1, prediction)
     return Plan(
         rows=rows,
@@ -219,7 +219,8 @@ def _refuse_known_nonlinear(scheduler: Any) -> None:
             )
 
 
-def _prediction(scheduler: Any) -> Prediction:
+def prediction_of(scheduler: Any) -> Prediction:
+    """What the output means of a network that this diffusers scheduler runs (PlanError if unknown)."""
     config = scheduler.config
     kind = config.get("prediction_type")
     if hasattr(scheduler, "precondition_inputs") and kind == "epsilon":

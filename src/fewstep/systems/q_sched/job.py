@@ -16,7 +16,7 @@ from torch import Tensor
 from fewstep.data.prompts import load_prompts
 from fewstep.files import read_json, write_json
 from fewstep.pipelines import (
-    TextToImage,
+    Generator,
     attach,
     backbone_of,
     identity_of,
@@ -70,7 +70,7 @@ class _Job:
     def __init__(self, recipe: QSchedRecipe, run: Run) -> None:
         self.recipe, self.run = recipe, run
         self.plans: dict[str, Plan] = {}
-        self.generators: dict[str, TextToImage] = {}
+        self.generators: dict[str, Generator] = {}
         self.quantization: dict[str, Any] = {}
 
     def prepare(self) -> None:
@@ -94,7 +94,7 @@ class _Job:
         plan.check(identity_of(full, guidance))
         low = self._low_bit(full, device)
         self.generators = {
-            name: TextToImage(pipe, recipe.guidance, dict(recipe.call), recipe.batch)
+            name: Generator(pipe, recipe.guidance, dict(recipe.call), recipe.batch)
             for name, pipe in ((FULL, full), (LOW, low))
         }
         self.plans = {FULL: plan, LOW: plan.replace(identity=identity_of(low, guidance))}

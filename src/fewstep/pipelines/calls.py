@@ -1,0 +1,136 @@
+"""How pipelines are called: which conditions they take, and what they hand to their scheduler."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fewstep.errors import FewstepError, nearest
+
+CONDITIONS = ("prompt", "class_labels", "batch_size")
+"""The argument that tells a pipeline what to draw, by the first of these that its call takes."""
+
+
+def condition_kind(pipe: Any) -> str:
+    """What the pipeline draws from: `prompt`, `class_labels`, or `batch_size` where it is unconditional.
+
+    Raises:
+        FewstepError: the call takes none of them.
+    """
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    for name in CONDITIONS:
+        if name in accepted:
+            return name
+    what = f"{type(pipe).__name__} takes neither prompts nor class labels nor a batch size"
+    raise FewstepError(what, value=list(accepted), mend="Wrap it in a pipeline whose call has one of them.")
+
+
+def arguments(
+    pipe: Any, conditions: Sequence[Any] | None, count: int, guidance: float | None = None, **options: Any
+) -> dict[str, Any]:
+    """The keyword arguments of one call for `count` images.
+
+    conditions: prompts or class labels, as the pipeline takes them; None for empty prompts, or an unconditional
+        pipeline.
+    guidance: its `guidance_scale`, left out where the call has none and it is 1 or None.
+
+    Raises:
+        FewstepError: conditions that the pipeline does not take, or an unknown argument.
+    """
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    for name in options:
+        if name not in accepted:
+            raise FewstepError(f"{type(pipe).__name__} takes no argument {name!r}", mend=nearest(name, accepted))
+    given: dict[str, Any] = {**_condition(pipe, conditions, count), **options}
+    if guidance is not None:
+        if "guidance_scale" in accepted:
+            given["guidance_scale"] = guidance
+        elif guidance != 1.0:
+            raise FewstepError(f"{type(pipe).__name__} knows no guidance", value=guidance, mend="Leave it at 1.")
+    return given
+
+
+def _condition(pipe: Any, conditions: Sequence[Any] | None, count: int) -> dict[str, Any]:
+    kind = condition_kind(pipe)
+    if kind == "batch_size":
+        if conditions is not None and any(c is not None for c in conditions):
+            raise FewstepError(f"{type(pipe).__name__} is unconditional", value=conditions, mend="Give None.")
+        return {kind: count}
+    wanted = str if kind == "prompt" else int
+    if conditions is None:
+        return {kind: [""] * count if kind == "prompt" else [0] * count}
+    for condition in conditions:
+        if not isinstance(condition, wanted) or isinstance(condition, bool):
+            what = f"{type(pipe).__name__} takes {'prompts' if kind == 'prompt' else 'class labels'}"
+            raise FewstepError(what, value=condition, mend=f"Give one {wanted.__name__} per image.")
+    return {kind: list(conditions)}
+
+
+def call(pipe: Any, **given: Any) -> Any:
+    """Call the pipeline; with gradients if the caller has them enabled."""
+    function = type(pipe).__call__
+    if torch.is_grad_enabled():  # pipelines forbid gradients with a decorator; the function below it does not
+        function = getattr(function, "__wrapped__", function)
+    return function(pipe, **given)
+
+
+@dataclass
+class Record:
+    """What a pipeline handed to its scheduler: a copy of it as it then was, and the extra arguments."""
+
+    scheduler: Any = None
+    times: dict[str, Any] = field(default_factory=dict)
+    step: dict[str, Any] = field(default_factory=dict)
+
+
+class Stop(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a pipeline call that has done what it was started for."""
+
+
+def recorded(pipe: Any, steps: int, until: str = "step", **options: Any) -> Record:
+    """Run the pipeline up to its first `set_timesteps` or `step`, and note what it passed (own sigmas, mu, eta)."""
+    record = Record()
+    given = arguments(pipe, None, 1, options.pop("guidance_scale", None), **options)
+    with _recording(pipe.scheduler, record, until), torch.no_grad(), suppress(Stop):
+        pipe(**given, num_inference_steps=steps)
+    return record
+
+
+@contextmanager
+def _recording(scheduler: Any, record: Record, until: str) -> Iterator[None]:
+    set_timesteps, step = scheduler.set_timesteps, scheduler.step
+    untouched = copy.deepcopy(scheduler)
+
+    @functools.wraps(set_timesteps)  # pipelines inspect the signature
+    def noting_times(*args: Any, **kwargs: Any) -> Any:
+        plain = ("num_inference_steps", "device")
+        record.times = {k: v for k, v in kwargs.items() if k not in plain and v is not None}
+        record.scheduler = untouched
+        for name, value in vars(scheduler).items():  # pipelines change settings first: Z-Image sets sigma_min
+            if name not in replaced and isinstance(value, int | float | str | bool):
+                setattr(untouched, name, value)
+        if until == "set_timesteps":
+            raise Stop
+        return set_timesteps(*args, **kwargs)
+
+    @functools.wraps(step)
+    def noting_step(*args: Any, **kwargs: Any) -> Any:
+        plain = ("model_output", "timestep", "sample", "generator", "return_dict")
+        record.step = {k: v for k, v in kwargs.items() if k not in plain and v is not None}
+        raise Stop
+
+    replaced: dict[str, Callable[..., Any]] = {"set_timesteps": noting_times, "step": noting_step}
+    for name, function in replaced.items():
+        setattr(scheduler, name, function)
+    try:
+        yield
+    finally:
+        for name in replaced:
+            delattr(scheduler, name)

@@ -1,0 +1,109 @@
+"""The process and the prediction of a pipeline's network, read from its scheduler."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fewstep.errors import FewstepError
+from fewstep.pipelines.calls import recorded
+from fewstep.plan.probe import prediction_of
+from fewstep.plan.scheduler import PlanScheduler
+from fewstep.prediction import Prediction
+from fewstep.process import VE, Process, RectifiedFlow, VPDiscrete
+
+_NO_SIGNAL = 2.0**-23
+"""Below this, alpha^2 is zero: schedulers in sigma space write 2^-24 for it."""
+
+
+def process_of(pipe: Any, **call: Any) -> tuple[Process, Prediction]:
+    """How the pipeline's network was trained: what solvers, searches and diagnostics need to know.
+
+    Discrete diffusion comes with the very table of the scheduler, flows with their shift (the one that the pipeline
+    would compute for this call where it depends on the size), EDM with its largest sigma. Which solver and grid the
+    scheduler itself uses does not matter here.
+
+    Args:
+        pipe: any diffusers pipeline, with its own scheduler or with a plan attached.
+        call: arguments of the pipeline call that decide the shift (`height`, `width`, ...).
+
+    Raises:
+        FewstepError: the scheduler is of an unknown kind, or its terminal signal is zero with a noise prediction.
+    """
+    scheduler = training_scheduler(pipe)
+    if scheduler.config.get("invert_sigmas"):
+        raise _unknown(scheduler, "it inverts its sigmas")
+    if hasattr(scheduler, "precondition_inputs"):
+        return _edm(scheduler)
+    prediction = prediction_of(scheduler)
+    if _is_flow(scheduler):
+        return RectifiedFlow(_shift(pipe, scheduler, call), float(scheduler.config.num_train_timesteps)), prediction
+    if getattr(scheduler, "alphas_cumprod", None) is None:
+        raise _unknown(scheduler, "it has neither alphas_cumprod nor flow or EDM sigmas")
+    if scheduler.config.get("timestep_type") == "continuous":
+        raise _unknown(scheduler, "its network is told log sigma")
+    process = VPDiscrete.from_scheduler(scheduler)
+    if process.alphas_cumprod[-1] < _NO_SIGNAL and prediction.kind in ("epsilon", "score"):
+        raise FewstepError(
+            f"the last time of {type(scheduler).__name__} has no signal, where a noise prediction says nothing",
+            value={"rescale_betas_zero_snr": True, "prediction_type": scheduler.config.get("prediction_type")},
+            mend="Set rescale_betas_zero_snr=False, or prediction_type='v_prediction' if the network was trained so.",
+        )
+    return process, prediction
+
+
+def training_scheduler(pipe: Any) -> Any:
+    """The scheduler that the pipeline came with, also under an attached plan.
+
+    Raises:
+        FewstepError: the pipeline has none, or its plan does not say which one it replaced.
+    """
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None:
+        raise FewstepError(f"{type(pipe).__name__} has no scheduler", mend="Open a diffusion or flow pipeline.")
+    if not isinstance(scheduler, PlanScheduler):
+        return scheduler
+    import diffusers
+
+    replaced = scheduler.config.get("replaced") or {}
+    known = getattr(diffusers, str(replaced.get("_class_name")), None)
+    if known is None:
+        raise FewstepError(
+            "the pipeline follows a plan that does not say which scheduler it replaced",
+            mend="Attach the plan with `fewstep.attach`, or open the pipeline with its own scheduler.",
+        )
+    return known.from_config({k: v for k, v in replaced.items() if k != "_class_name"})
+
+
+def _edm(scheduler: Any) -> tuple[Process, Prediction]:
+    prediction = prediction_of(scheduler)
+    if prediction.kind != "edm":
+        raise _unknown(scheduler, f"EDM preconditioning with {prediction.kind}")
+    return VE(float(scheduler.config.sigma_max)), prediction
+
+
+def _is_flow(scheduler: Any) -> bool:
+    config = scheduler.config
+    return bool(config.get("use_flow_sigmas")) or type(scheduler).__name__.startswith("FlowMatch")
+
+
+def _shift(pipe: Any, scheduler: Any, call: dict[str, Any]) -> float:
+    config = scheduler.config
+    if config.get("use_dynamic_shifting"):
+        mu = recorded(pipe, _steps(pipe), "set_timesteps", **call).times.get("mu")
+        if mu is None:
+            raise _unknown(scheduler, "its shift depends on the size, but the pipeline passes no mu")
+        return float(mu) if config.get("time_shift_type") == "linear" else math.exp(float(mu))
+    return float(config.get("flow_shift") or config.get("shift") or 1.0)
+
+
+def _steps(pipe: Any) -> int:
+    return pipe.scheduler.plan.steps if isinstance(pipe.scheduler, PlanScheduler) else 2
+
+
+def _unknown(scheduler: Any, reason: str) -> FewstepError:
+    return FewstepError(
+        f"{type(scheduler).__name__} does not tell the process of the network: {reason}",
+        mend="Use a pipeline with a discrete (alphas_cumprod), flow-matching or EDM scheduler, or read its plan with "
+        "`fewstep.plan_of`.",
+    )
