@@ -20,11 +20,11 @@ def add_to(app: typer.Typer) -> None:
 
 
 def train(
-    stage: Annotated[str, typer.Argument(help="vae, clip, judge, teacher, student or quality.")],
+    stage: Annotated[str, typer.Argument(help="vae, clip, judge, teacher, student, quality, dit, classifier or oms.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the result; runs/train-STAGE unless given.")] = None,
 ) -> None:
-    """Train one stage of the emoji models, on CPU or GPU. Killed, the same command goes on from its last checkpoint."""
+    """Train one stage of the small models, on CPU or GPU. Killed, the same command goes on from its last checkpoint."""
     from rich.markup import escape
 
     from fewstep.train import run

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from fewstep.data.captioned import Captioned, load
 from fewstep.data.emoji import emoji_prompts, load_emoji
+from fewstep.data.mnist import load_mnist
 
-__all__ = ["Captioned", "emoji_prompts", "load", "load_emoji"]
+__all__ = ["Captioned", "emoji_prompts", "load", "load_emoji", "load_mnist"]

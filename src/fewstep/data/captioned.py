@@ -39,20 +39,26 @@ class Captioned:
 
 
 def load(data: str = "emoji", split: str = "train", size: int = 64) -> Captioned:
-    """Captioned pictures by name ("emoji"), folder, or npz file.
+    """Captioned pictures by name ("emoji", "mnist"), folder, or npz file.
 
     A folder holds pictures, each with its caption in a .txt of the same name (else the file name with _ and -
     as spaces is the caption). An npz holds `images` (N, H, W, 3) uint8 and `captions` (N,). Both may keep held-out
     data in a subfolder (or second file `NAME.SPLIT.npz`) called like the
-    split; without one, only "train" and "all" exist.
+    split; without one, only "train" and "all" exist. An npz in the layout of MNIST has the splits "train" and "test",
+    whose size is always 32; "mnist" alone knows the "reference" that ships.
 
     Raises:
         FewstepError: the place is absent, empty, of another kind, or lacks this split.
     """
     from fewstep.data.emoji import load_emoji
+    from fewstep.data.mnist import is_mnist, load_mnist
 
     if data == "emoji":
         return load_emoji(split)
+    if data == "mnist":
+        return load_mnist(split)
+    if data.endswith(".npz") and is_mnist(Path(data)):
+        return load_mnist(split, data)
     place = _split_place(Path(data), split)
     return _from_npz(place, size) if place.suffix == ".npz" else _from_folder(place, size)
 

@@ -15,7 +15,12 @@ from fewstep.train.pictures import flippable, signed
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """Latents (2, N, C, h, w) of pictures and their mirrors, which of them may be mirrored (N,), token ids (N, L)."""
+    """Latents of captioned pictures.
+
+    both: (2, N, C, h, w), pictures and mirrors; (1, N, C, h, w) where none may be mirrored.
+    may_flip: which of them may be mirrored, (N,).
+    tokens: token ids (N, L), or classes (N, 1).
+    """
 
     both: torch.Tensor
     may_flip: torch.Tensor
@@ -44,13 +49,21 @@ def encode(
     def latent(part: torch.Tensor) -> torch.Tensor:
         return vae.encode(part).latent_dist.mean.float().cpu() * scale
 
+    may_flip = torch.tensor([flippable(caption) for caption in captions])
     plain, mirror = [], []
     for part in images.split(64):
         pictures = signed(part).to(device)
         plain.append(latent(pictures))
-        mirror.append(latent(pictures.flip(-1)))
-    may_flip = torch.tensor([flippable(caption) for caption in captions])
-    return Latents(torch.stack([torch.cat(plain), torch.cat(mirror)]), may_flip, tokens)
+        if may_flip.any():  # digits are never mirrored: half the time of a long encoding
+            mirror.append(latent(pictures.flip(-1)))
+    both = [plain, mirror] if mirror else [plain]
+    return Latents(torch.stack([torch.cat(parts) for parts in both]), may_flip, tokens)
+
+
+def stratified_times(count: int, cumulative: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Training times (count,) int64, one from each equal slice of the table, so that the loss of a step varies less."""
+    slices = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    return (slices * len(cumulative)).long()
 
 
 def open_vae(path: str) -> Any:

@@ -10,7 +10,7 @@ from pydantic import Field
 from fewstep.data import load
 from fewstep.models.text import tokens_of, train_tokenizer
 from fewstep.models.unet import ddim_scheduler, denoiser, pipeline, text_encoder
-from fewstep.train.latents import encode, open_vae
+from fewstep.train.latents import encode, open_vae, stratified_times
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig
 
 
@@ -48,9 +48,7 @@ def build(config: Config) -> Stage:
 
     def batch(generator: torch.Generator) -> Batch:
         clean, tokens = latents.draw(config.batch, empty, config.caption_dropout, generator)
-        # stratified times: one per equal slice, so that the loss of a step varies less
-        slices = (torch.arange(config.batch) + torch.rand(config.batch, generator=generator)) / config.batch
-        return {"clean": clean, "tokens": tokens, "time": (slices * len(cumulative)).long()}
+        return {"clean": clean, "tokens": tokens, "time": stratified_times(config.batch, cumulative, generator)}
 
     def loss(given: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         clean, time = given["clean"], given["time"]
