@@ -75,7 +75,7 @@ def sample(
         NonFiniteError: the network returned NaN or infinity; the message names the row.
         FewstepError: a row names a network that is not given.
     """
-    networks = dict(network) if isinstance(network, Mapping) else {"main": network}
+    networks: Mapping[str, Network] = network if isinstance(network, Mapping) else {"main": network}
     for k, row in enumerate(plan.rows):
         if row.network not in networks:
             mend = nearest(row.network, networks)

@@ -104,8 +104,13 @@ def t5_tokenizer() -> Any:
     )
 
 
-def pixart(folder: Path) -> Any:
-    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+def pixart(folder: Path, sigma: bool = False) -> Any:
+    from diffusers import (
+        DPMSolverMultistepScheduler,
+        PixArtAlphaPipeline,
+        PixArtSigmaPipeline,
+        PixArtTransformer2DModel,
+    )
 
     torch.manual_seed(5)
     transformer = PixArtTransformer2DModel(
@@ -113,12 +118,10 @@ def pixart(folder: Path) -> Any:
         in_channels=4, cross_attention_dim=24, out_channels=8, norm_type="ada_norm_single",
         use_additional_conditions=False,
     ).eval()  # fmt: skip
-    pipe = PixArtAlphaPipeline(
+    return quiet((PixArtSigmaPipeline if sigma else PixArtAlphaPipeline)(
         transformer=transformer, vae=vae(), text_encoder=t5(), tokenizer=t5_tokenizer(),
         scheduler=DPMSolverMultistepScheduler(**BETAS),
-    )  # fmt: skip
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    ))  # fmt: skip
 
 
 def flux(folder: Path) -> Any:
@@ -138,16 +141,193 @@ def flux(folder: Path) -> Any:
     return pipe
 
 
-MAKERS = {"sd": stable_diffusion, "sdxl": sdxl, "pixart": pixart, "flux": flux}
-CALLS: dict[str, dict[str, Any]] = {
-    "sd": {"height": 16, "width": 16},
-    "sdxl": {"height": 16, "width": 16},
-    "pixart": {
-        "height": 16,
-        "width": 16,
-        "use_resolution_binning": False,
-        "max_sequence_length": 16,
-        "clean_caption": False,
-    },
-    "flux": {"height": 16, "width": 16, "max_sequence_length": 16},
+def sd3(folder: Path) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    torch.manual_seed(7)
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64, out_channels=4,
+    ).eval()  # fmt: skip
+    tokenizer = clip_tokenizer(folder / "tokenizer-source")
+    return quiet(StableDiffusion3Pipeline(
+        transformer=transformer, vae=vae(4, shift_factor=0.0609, scaling_factor=1.5035),
+        text_encoder=clip_text(0, projection=True), tokenizer=tokenizer,
+        text_encoder_2=clip_text(3, projection=True), tokenizer_2=tokenizer,
+        text_encoder_3=t5(64), tokenizer_3=t5_tokenizer(), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ))  # fmt: skip
+
+
+def z_image(folder: Path) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    torch.manual_seed(8)
+    transformer = ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        axes_dims=[8, 4, 4], axes_lens=[64, 32, 32],
+    ).eval()  # fmt: skip
+    for parameter in transformer.parameters():  # the padding tokens are made with torch.empty
+        torch.nn.init.normal_(parameter, std=0.1)
+    encoder = Qwen3Model(Qwen3Config(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8,
+    )).eval()  # fmt: skip
+    tokenizer = t5_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}user {{ m['content'] }}{% endfor %}"
+    return quiet(ZImagePipeline(
+        transformer=transformer, vae=vae(4, shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False,
+        use_post_quant_conv=False), text_encoder=encoder, tokenizer=tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ))  # fmt: skip
+
+
+def sana(folder: Path) -> Any:
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+    from transformers import Gemma2Config, Gemma2Model
+
+    torch.manual_seed(9)
+    transformer = SanaTransformer2DModel(
+        in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2, attention_head_dim=4,
+        num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=8,
+        sample_size=32, patch_size=1,
+    ).eval()  # fmt: skip
+    autoencoder = AutoencoderDC(
+        latent_channels=4, attention_head_dim=2, encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"), encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), (5,)), decoder_qkv_multiscales=((), (5,)),
+        encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1), downsample_block_type="conv",
+        upsample_block_type="interpolate", decoder_norm_types="rms_norm", decoder_act_fns="silu",
+        scaling_factor=0.41407,
+    ).eval()  # fmt: skip
+    encoder = Gemma2Model(Gemma2Config(
+        vocab_size=64, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4,
+    )).eval()  # fmt: skip
+    return quiet(SanaPipeline(
+        transformer=transformer, vae=autoencoder, text_encoder=encoder, tokenizer=t5_tokenizer(),
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, final_sigmas_type="zero"
+        ),
+    ))  # fmt: skip
+
+
+def cogvideox(folder: Path) -> Any:
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline
+    from diffusers import CogVideoXTransformer3DModel as Transformer
+
+    torch.manual_seed(10)
+    transformer = Transformer(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2,
+        text_embed_dim=32, num_layers=2, sample_width=2, sample_height=2, sample_frames=5, patch_size=2,
+        temporal_compression_ratio=4, max_text_seq_length=16,
+    ).eval()  # fmt: skip
+    autoencoder = AutoencoderKLCogVideoX(
+        block_out_channels=(8,) * 4, latent_channels=4, layers_per_block=1, norm_num_groups=2,
+        temporal_compression_ratio=4,
+    ).eval()  # fmt: skip
+    return quiet(CogVideoXPipeline(
+        transformer=transformer, vae=autoencoder, text_encoder=t5(), tokenizer=t5_tokenizer(),
+        scheduler=CogVideoXDDIMScheduler(
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0, clip_sample=False,
+            timestep_spacing="trailing", **BETAS,
+        ),
+    ))  # fmt: skip
+
+
+def wan(folder: Path) -> Any:
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(11)
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+        text_dim=32, freq_dim=32, ffn_dim=32, num_layers=2, cross_attn_norm=True, rope_max_seq_len=32,
+    ).eval()  # fmt: skip
+    autoencoder = AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 2.0, 1.0, 1.2],
+    ).eval()  # fmt: skip
+    encoder = UMT5EncoderModel(
+        UMT5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4, pad_token_id=0)
+    ).eval()
+    return quiet(WanPipeline(
+        transformer=transformer, vae=autoencoder, text_encoder=encoder, tokenizer=t5_tokenizer(),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    ))  # fmt: skip
+
+
+def dit(folder: Path) -> Any:
+    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    torch.manual_seed(12)
+    transformer = DiTTransformer2DModel(
+        sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2, in_channels=4,
+        out_channels=8, num_embeds_ada_norm=1000,
+    ).eval()  # fmt: skip
+    scheduler = DDIMScheduler(clip_sample=False, beta_schedule="linear")
+    return quiet(DiTPipeline(transformer=transformer, vae=vae(), scheduler=scheduler))
+
+
+def unconditional(folder: Path, ddpm: bool = False) -> Any:
+    from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(13)
+    network = UNet2DModel(
+        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()  # fmt: skip
+    if ddpm:
+        return quiet(DDPMPipeline(unet=network, scheduler=DDPMScheduler(clip_sample=False)))
+    return quiet(DDIMPipeline(unet=network, scheduler=DDIMScheduler(clip_sample=False)))
+
+
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+MAKERS = {
+    "sd": stable_diffusion,
+    "sd2": lambda folder: stable_diffusion(folder, prediction_type="v_prediction"),
+    "sdxl": sdxl,
+    "sd3": sd3,
+    "pixart": pixart,
+    "pixart-sigma": lambda folder: pixart(folder, sigma=True),
+    "flux": flux,
+    "z-image": z_image,
+    "sana": sana,
+    "cogvideox": cogvideox,
+    "wan": wan,
+    "dit": dit,
+    "ddim": unconditional,
+    "ddpm": lambda folder: unconditional(folder, ddpm=True),
 }
+"""A tiny pipeline (of a folder for scratch files) of every family that the documents call supported."""
+
+_SIZE = {"height": 16, "width": 16}
+_PIXART = {**_SIZE, "use_resolution_binning": False, "max_sequence_length": 16, "clean_caption": False}
+CALLS: dict[str, dict[str, Any]] = {
+    "sd": _SIZE,
+    "sd2": _SIZE,
+    "sdxl": _SIZE,
+    "sd3": {**_SIZE, "max_sequence_length": 16},
+    "pixart": _PIXART,
+    "pixart-sigma": _PIXART,
+    "flux": {**_SIZE, "max_sequence_length": 16},
+    "z-image": {**_SIZE, "max_sequence_length": 16},
+    "sana": {**_PIXART, "height": 32, "width": 32, "complex_human_instruction": None},
+    "cogvideox": {**_SIZE, "num_frames": 5, "max_sequence_length": 16},
+    "wan": {**_SIZE, "num_frames": 5, "max_sequence_length": 16},
+    "dit": {},
+    "ddim": {},
+    "ddpm": {},
+}
+"""What their calls need at this size."""
+
+
+def conditions(name: str, count: int) -> list[Any] | None:
+    """Prompts, class labels or nothing, as this family takes them."""
+    if name in ("ddim", "ddpm"):
+        return None
+    return [7, 1, 0, 3, 5][:count] if name == "dit" else ["a", "bc", "d", "ef", "b"][:count]

@@ -1,7 +1,8 @@
 """diffusers pipelines in and out: open, read and attach plans, generate, save."""
 
+from fewstep.pipelines.calls import backbone_of
 from fewstep.pipelines.generate import Generator, Trace, trace
-from fewstep.pipelines.load import attach, backbone_of, identity_of, load_pipeline, plan_of, save_pipeline
+from fewstep.pipelines.load import attach, identity_of, load_pipeline, plan_of, save_pipeline
 from fewstep.pipelines.process import process_of
 
 __all__ = [

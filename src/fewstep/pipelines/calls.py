@@ -1,4 +1,4 @@
-"""How pipelines are called: which conditions they take, and what they hand to their scheduler."""
+"""What pipelines are called with, which network they run, and what they hand to their scheduler."""
 
 from __future__ import annotations
 
@@ -11,11 +11,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from fewstep.errors import FewstepError, nearest
 
 CONDITIONS = ("prompt", "class_labels", "batch_size")
 """The argument that tells a pipeline what to draw, by the first of these that its call takes."""
+
+
+def backbone_of(pipe: Any) -> nn.Module:
+    """The denoising network: `transformer` or `unet`.
+
+    Raises:
+        FewstepError: the pipeline has neither.
+    """
+    for name in ("transformer", "unet"):
+        model = getattr(pipe, name, None)
+        if model is not None:
+            return model
+    raise FewstepError(f"{type(pipe).__name__} has no `unet` and no `transformer`", value=list(pipe.components))
 
 
 def condition_kind(pipe: Any) -> str:

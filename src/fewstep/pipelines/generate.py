@@ -88,6 +88,7 @@ class Generator:
         kept, self.pipe.scheduler = self.pipe.scheduler, runner
         result: Any = None
         try:
+            runner.follow(self.pipe)
             with suppress(Stop):
                 result = call(
                     self.pipe,
@@ -97,6 +98,7 @@ class Generator:
                     **given,
                 )
         finally:
+            runner.release()
             self.pipe.scheduler = kept
             if result is None:
                 self.pipe.maybe_free_model_hooks()
@@ -127,7 +129,6 @@ class _Runner(PlanScheduler):
     @classmethod
     def following(cls, plan: Plan, seeds: Sequence[int], latent: bool = False) -> Self:
         runner = cls.from_plan(plan)
-        assert isinstance(runner, cls)
         runner.count, runner.latent, runner.generators = len(seeds), latent, Noise(seeds).generators
         return runner
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fewstep.denoiser import fingerprint
 from fewstep.errors import FewstepError, IdentityError
 from fewstep.files import write_folder
-from fewstep.pipelines.calls import recorded
+from fewstep.pipelines.calls import backbone_of, recorded
 from fewstep.pipelines.scheduler import PlanScheduler as PipelineScheduler
 from fewstep.plan import Identity, Plan
 from fewstep.plan.scheduler import PlanScheduler
@@ -76,19 +75,6 @@ def save_pipeline(pipe: Any, folder: str | Path) -> None:
     write_folder(folder, lambda draft: pipe.save_pretrained(draft, safe_serialization=True))
 
 
-def backbone_of(pipe: Any) -> nn.Module:
-    """The denoising network: `transformer` or `unet`.
-
-    Raises:
-        FewstepError: the pipeline has neither.
-    """
-    for name in ("transformer", "unet"):
-        model = getattr(pipe, name, None)
-        if model is not None:
-            return model
-    raise FewstepError(f"{type(pipe).__name__} has no `unet` and no `transformer`", value=list(pipe.components))
-
-
 def identity_of(pipe: Any, guidance: float | None = None) -> Identity:
     """What a plan for this pipeline belongs to."""
     model = backbone_of(pipe)
@@ -106,10 +92,11 @@ def attach(pipe: Any, plan: Plan) -> None:
     found = identity_of(pipe)
     plan.check(found)
     scheduler = PipelineScheduler.from_plan(plan)
-    assert isinstance(scheduler, PipelineScheduler)
-    if getattr(pipe, "scheduler", None) is not None:
-        scheduler.remember(pipe.scheduler)
+    if isinstance(pipe.scheduler, PipelineScheduler):
+        pipe.scheduler.release()
+    scheduler.remember(pipe.scheduler)
     scheduler.watch(pipe, found)
+    scheduler.follow(pipe)
     pipe.register_modules(scheduler=scheduler)
 
 

@@ -6,17 +6,25 @@ import. Importing this one is enough for the whole folder: it also makes the low
 
 from __future__ import annotations
 
+import functools
+import sys
+import weakref
+from types import FrameType
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
+from typing_extensions import Self
 
 from fewstep.errors import PlanError
+from fewstep.pipelines.calls import backbone_of
+from fewstep.plan import Plan
 from fewstep.plan import scheduler as base
 from fewstep.plan.combination import is_exactly
 from fewstep.quant import register
+from fewstep.variants import MAIN, Follower, applied
 
 register()
 
@@ -40,6 +48,8 @@ class PlanScheduler(base.PlanScheduler):
     ) -> None:
         self._scaled: int | None = None
         self._entry_known = False
+        self._follower: Follower | None = None
+        self._varied: int | None = None
         super().__init__(plan=plan, prediction_type=prediction_type, num_train_timesteps=num_train_timesteps)
 
     def remember(self, scheduler: Any) -> None:
@@ -50,6 +60,42 @@ class PlanScheduler(base.PlanScheduler):
             replaced = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
             replaced = {"_class_name": type(scheduler).__name__, **replaced}
         self.register_to_config(replaced=replaced)
+
+    @classmethod
+    def from_plan(cls, plan: Plan) -> Self:
+        """The scheduler of a plan."""
+        scheduler = super().from_plan(plan)
+        assert isinstance(scheduler, cls)
+        return scheduler
+
+    def follow(self, pipe: Any) -> None:
+        """Make every network call of this pipeline run the variant that its row names (`fewstep.variants`).
+
+        Raises:
+            FewstepError: a row names a variant that the pipeline's network does not have.
+        """
+        names = {row.network for row in self.plan.rows} - {MAIN}
+        if not names:
+            return
+        model = backbone_of(pipe)
+        for name in names:
+            applied(model, name)
+        self._follower = Follower(model, functools.partial(self._variant, weakref.ref(pipe)))
+
+    def release(self) -> None:
+        """Stop following: the network is as it was."""
+        if self._follower is not None:
+            self._follower.close()
+            self._follower = None
+
+    def _variant(self, reference: weakref.ref[Any]) -> str:
+        """The variant of the coming row, if it is the pipeline that calls its network, and not someone else."""
+        pipe = reference()
+        if pipe is None or pipe.scheduler is not self or not _is_caller(pipe):
+            return MAIN
+        k = self.step_index if self.step_index is not None else self.begin_index or 0
+        self._varied = k
+        return self.plan.rows[min(k, self.plan.steps - 1)].network
 
     @property
     def init_noise_sigma(self) -> float:
@@ -67,7 +113,7 @@ class PlanScheduler(base.PlanScheduler):
     ) -> None:
         """As in the plan's own scheduler."""
         super().set_timesteps(num_inference_steps, device, sigmas, timesteps, mu)
-        self._scaled = None
+        self._scaled = self._varied = None
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The state times the row's input scale."""
@@ -91,16 +137,22 @@ class PlanScheduler(base.PlanScheduler):
     ) -> SchedulerOutput | tuple[Tensor]:
         """The next state; a learned variance (twice as many output as state channels) is dropped."""
         self._ensure_index(timestep)
-        self._check_scales()
+        self._check_served()
         if model_output.ndim > 3 and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]
         return super().step(model_output, timestep, sample, generator, return_dict)
 
-    def _check_scales(self) -> None:
+    def _check_served(self) -> None:
         k = self.step_index or 0
         if k >= self.plan.steps:
             return
         row = self.plan.rows[k]
+        if row.network != MAIN and self._varied != k:
+            raise PlanError(
+                f"row {k} runs a variant of the network that this pipeline has not made",
+                value=row.network,
+                mend="Open the pipeline with `fewstep.load_pipeline`, or attach the plan with `fewstep.attach`.",
+            )
         if self._scaled != k and not is_exactly(row.input_scale, 1.0):
             raise PlanError(
                 "the plan scales the network's input, and this pipeline never asks for that",
@@ -113,6 +165,16 @@ class PlanScheduler(base.PlanScheduler):
                 value=float(self.plan.prior_scale),
                 mend="Use a solver in the form of the process (ddim, dpm_solver_pp_2m, ...), not in sigma space.",
             )
+
+
+def _is_caller(pipe: Any) -> bool:
+    """Whether a method of the pipeline is running: after an interrupted call, its network belongs to others again."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_locals.get("self") is pipe:
+            return True
+        frame = frame.f_back
+    return False
 
 
 __all__ = ["PlanScheduler", "SchedulerMixin"]  # diffusers looks up SchedulerMixin here to learn how to load
