@@ -42,7 +42,7 @@ def load_mnist(split: str = "reference", file: str | Path | None = None) -> Capt
     else:
         pixels, labels = _from_npz(Path(file), split)
     space = (SIDE - pixels.shape[-1]) // 2
-    images = F.pad(torch.from_numpy(pixels), (space,) * 4)[:, None].expand(-1, 3, -1, -1)
+    images = F.pad(torch.tensor(pixels), (space,) * 4)[:, None].expand(-1, 3, -1, -1)
     return Captioned(images, [f"digit {label}" for label in labels.tolist()])
 
 

@@ -1,4 +1,4 @@
-"""Models that ship with the package: the small emoji pipelines and rewards, and exact testbeds without training."""
+"""Models that ship with the package: small pipelines with their judges, and exact testbeds without training."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ SHIPPED = {
     "emoji-clip": "a CLIPModel: the alignment reward",
     "emoji-judge": "a second, independent CLIPModel: judges alignment, never trained or searched on",
     "emoji-quality": "a QualityNet: real or spoiled, without caption",
+    "mnist-features": "a ClassNet: features and judge of handwritten digits",
 }
 
 
@@ -23,8 +24,9 @@ def shipped(name: str) -> Path:
     """
     if name not in SHIPPED:
         raise FewstepError("no such shipped model", value=name, mend=nearest(name, SHIPPED))
-    folder = Path(__file__).parent / "emoji" / name.removeprefix("emoji-")
+    family, _, part = name.partition("-")
+    folder = Path(__file__).parent / family / part
     if not (folder / "training.json").exists():
-        mend = f"Reinstall fewstep, or make it with `fewstep train {name.removeprefix('emoji-')}`."
+        mend = "Reinstall fewstep, or make it with `fewstep train`."
         raise FewstepError(f"this installation lacks the weights of {name}", value=str(folder), mend=mend)
     return folder

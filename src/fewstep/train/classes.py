@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, nearest
 
 
 def classes_of(captions: Sequence[str], most: int = 1000) -> tuple[list[str], torch.Tensor]:
@@ -23,3 +23,15 @@ def classes_of(captions: Sequence[str], most: int = 1000) -> tuple[list[str], to
         )
     place = {name: index for index, name in enumerate(names)}
     return names, torch.tensor([place[caption] for caption in captions])
+
+
+def class_numbers(captions: Sequence[str], known: Mapping[str, int]) -> torch.Tensor:
+    """Class (N,) int64 of each picture by the names that a class-conditional pipeline knows.
+
+    Raises:
+        FewstepError: a caption that is no class of it.
+    """
+    for caption in captions:
+        if caption not in known:
+            raise FewstepError("the pipeline has no such class", value=caption, mend=nearest(caption, known))
+    return torch.tensor([known[caption] for caption in captions])

@@ -82,6 +82,22 @@ def open_pipeline(path: str) -> Any:
     return StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32, safety_checker=None)
 
 
+def open_any_pipeline(path: str | Path) -> Any:
+    """A diffusers pipeline with an autoencoder, in float32.
+
+    Raises:
+        FewstepError: no pipeline there, or one that works on pixels.
+    """
+    from diffusers import DiffusionPipeline
+
+    _need(str(path), "model_index.json", "teacher")
+    pipe = DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
+    if getattr(pipe, "vae", None) is None:
+        raise FewstepError("this pipeline has no latents", value=str(path), mend="Give one with an autoencoder.")
+    pipe.vae.requires_grad_(False)
+    return pipe
+
+
 def _need(path: str, file: str, stage: str) -> None:
     if not (Path(path) / file).exists():
         raise FewstepError(
