@@ -8,6 +8,7 @@ import torch
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
+from fewstep.pipelines import backbone_of
 from fewstep.train import run
 
 SMALL = ["size=32", "steps=2", "batch=8", "warmup=0", "device=cpu"]
@@ -39,7 +40,73 @@ def trained(pictures, tmp_path_factory) -> Path:
     run("teacher", [*own, f"vae={root / 'vae'}", *shape], root / "teacher")
     run("student", [*own, f"teacher={root / 'teacher'}"], root / "student")
     run("quality", [*own, f"teacher={root / 'teacher'}", "generated=8"], root / "quality")
+    run("oms", [*own, f"pipeline={root / 'teacher'}", "channels=[8,16]"], root / "oms")
     return root
+
+
+@pytest.fixture(scope="module")
+def by_class(tmp_path_factory) -> Path:
+    """The class-conditional stages, on an npz in the layout of MNIST."""
+    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("classes")
+    arrays = {}
+    for split in ("train", "test"):
+        arrays[f"x_{split}"] = rng.integers(0, 256, (24, 28, 28)).astype(np.uint8)
+        arrays[f"y_{split}"] = np.arange(24) % 3 + 4
+    np.savez(root / "digits.npz", **arrays)
+    own = [f"data={root / 'digits.npz'}", *SMALL]
+    run("vae", [*own, "channels=[8,8,16]"], root / "vae")
+    run("dit", [*own, f"vae={root / 'vae'}", "width=16", "layers=1", "heads=2", "patch=2"], root / "dit")
+    run("classifier", [*own, "widths=[8,16]"], root / "classifier")
+    run("oms", [*own, f"pipeline={root / 'dit'}", "width=16", "layers=1"], root / "oms")
+    return root
+
+
+def test_class_pipeline_opens_in_plain_diffusers_and_knows_its_classes(by_class):
+    from diffusers import DiTPipeline
+
+    pipe = DiTPipeline.from_pretrained(by_class / "dit", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.labels == {"digit 4": 0, "digit 5": 1, "digit 6": 2}
+    draws = {
+        scale: pipe([0, 2], scale, torch.Generator().manual_seed(0), num_inference_steps=2, output_type="pt").images
+        for scale in (1.0, 3.0)
+    }
+    assert draws[1.0].shape == (2, 3, 32, 32)
+    assert all(torch.isfinite(images).all() for images in draws.values())
+    tables = [block.norm1.emb.class_embedder.embedding_table.weight for block in pipe.transformer.transformer_blocks]
+    assert all(not table[3:1000].any() for table in tables)  # rows of classes that do not exist
+
+
+def test_classifier_judges_and_gives_features(by_class):
+    from fewstep.metrics import load_features
+    from fewstep.metrics.classifier import ClassJudge, load_classifier
+
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert load_features(f"classifier:{by_class / 'classifier'}")(images).shape == (5, 32)
+    judge = ClassJudge(load_classifier(by_class / "classifier"))
+    votes = torch.stack([judge.score(images, [f"digit {n}"] * 5) for n in (4, 5, 6)])
+    assert torch.equal(votes.sum(0), torch.ones(5))  # each image is seen as exactly one class
+    with pytest.raises(FewstepError, match="digit 7"):
+        judge.score(images[:1], ["digit 7"])
+
+
+@pytest.mark.parametrize("kind", ["trained", "by_class"])
+def test_one_more_step_runs_with_the_pipeline_it_was_trained_for(kind, request):
+    from fewstep.pipelines import load_pipeline
+    from fewstep.systems.oms import OneMoreStep
+
+    root = request.getfixturevalue(kind)
+    pipe = load_pipeline(root / ("teacher" if kind == "trained" else "dit"))
+    oms = OneMoreStep.from_pretrained(root / "oms", guidance=2.0)
+    prompts = ["disc number 1", "square number 4"] if kind == "trained" else ["digit 5", 0]
+    channels = backbone_of(pipe).config.in_channels
+    assert oms.start(pipe, prompts, [0, 1], steps=2).shape == (2, channels, 8, 8)
+
+
+def test_captions_that_are_no_classes_are_refused(pictures, trained, tmp_path):
+    np.savez(tmp_path / "one.npz", images=np.zeros((4, 32, 32, 3), np.uint8), captions=np.array(["disc"] * 4))
+    with pytest.raises(FewstepError, match="different captions"):
+        run("dit", [f"data={tmp_path / 'one.npz'}", *SMALL, f"vae={trained / 'vae'}"], tmp_path / "out")
 
 
 @pytest.mark.parametrize(("name", "steps"), [("teacher", 3), ("student", 2)])
@@ -63,7 +130,7 @@ def test_clip_opens_in_plain_transformers(trained):
 
 
 def test_every_stage_says_what_it_did(trained):
-    for name in ("vae", "clip", "teacher", "student", "quality"):
+    for name in ("vae", "clip", "teacher", "student", "quality", "oms"):
         record = read_json(trained / name / "training.json")
         assert record["stage"] == name
         assert record["steps"] == 2
