@@ -182,3 +182,14 @@ def test_mistakes_are_named():
         distances.RbfKernel.of(torch.ones(10, 3))
     with pytest.raises(FewstepError, match="at least 4 rows"):
         distances.precision_recall(torch.zeros(3, 2), torch.zeros(9, 2))
+
+
+def test_energy_distance_is_the_closed_form_of_two_shifted_normals():
+    from scipy import stats
+
+    from fewstep.metrics.distances import energy_distance
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(4000, 1, generator=generator) + shift for shift in (0.0, 1.0))
+    expected = stats.energy_distance(x[:, 0].numpy(), y[:, 0].numpy()) ** 2  # scipy's V-statistic, nearly unbiased here
+    assert energy_distance(x, y) == pytest.approx(expected, rel=1e-2)

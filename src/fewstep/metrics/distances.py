@@ -181,6 +181,13 @@ def sliced_w2(x: Tensor, y: Tensor, directions: int = 256, seed: int = 0) -> flo
     return float((_quantiles(x.double() @ axes, count) - _quantiles(y.double() @ axes, count)).square().mean())
 
 
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """Unbiased 2 E|x - y| - E|x - x'| - E|y - y'| of x (n, d) and y (m, d): zero for equal laws, needs no bandwidth."""
+    _need(x, y, at_least=2)
+    between, within = torch.cdist(x.double(), y.double()), (torch.cdist(p.double(), p.double()) for p in (x, y))
+    return float(2 * between.mean() - sum(_off_diagonal_mean(square) for square in within))
+
+
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio (B,) in dB of images (B, ...) in [0, 1] to their twins; 100 dB at most."""
     error = (images.double() - reference.double()).square().flatten(1).mean(1)
