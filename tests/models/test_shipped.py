@@ -1,11 +1,12 @@
 """The shipped models open in plain diffusers and transformers, are small, and do what their card says."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from fewstep.data import load_emoji
+from fewstep.data import load_emoji, load_mnist
 from fewstep.errors import FewstepError
 from fewstep.models import SHIPPED, shipped
 
@@ -35,7 +36,7 @@ def test_pipelines_have_the_standard_parts(name):
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_generators_and_rewards_saw_training_data_only_and_the_judge_is_another_model(name):
     record = json.loads((shipped(name) / "training.json").read_text(encoding="utf-8"))
-    assert record["settings"]["data"] == "emoji"
+    assert Path(record["settings"]["data"]).stem == name.partition("-")[0]
     assert record["settings"].get("split", "train") == ("all" if name == "emoji-judge" else "train")
     reward = json.loads((shipped("emoji-clip") / "training.json").read_text(encoding="utf-8"))
     if name == "emoji-judge":
@@ -67,6 +68,14 @@ def test_quality_prefers_real_to_spoiled():
     spoiled = corrupted(real, torch.Generator().manual_seed(5))
     with torch.no_grad():
         assert (net(real) > net(spoiled)).float().mean() > 0.9
+
+
+def test_classifier_knows_held_out_digits():
+    from fewstep.metrics.classifier import ClassJudge, load_classifier
+
+    images, captions = load_mnist()
+    judge = ClassJudge(load_classifier(shipped("mnist-features")))
+    assert judge.score(images[::5].float() / 255, captions[::5]).mean() > 0.985
 
 
 @pytest.mark.slow
