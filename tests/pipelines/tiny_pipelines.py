@@ -331,3 +331,16 @@ def conditions(name: str, count: int) -> list[Any] | None:
     if name in ("ddim", "ddpm"):
         return None
     return [7, 1, 0, 3, 5][:count] if name == "dit" else ["a", "bc", "d", "ef", "b"][:count]
+
+
+def draw(pipe: Any, name: str, conditions: list[Any] | None, seeds: list[int], steps: int = 4, **options: Any) -> Any:
+    """What a user of plain diffusers gets: images (B, 3, H, W) or frames (B, T, 3, H, W)."""
+    kind = {"dit": "class_labels", "ddim": "batch_size", "ddpm": "batch_size"}.get(name, "prompt")
+    given = {kind: len(seeds) if conditions is None else list(conditions), **CALLS[name], **options}
+    if kind != "batch_size":
+        given = {"guidance_scale": 1.0, **given}
+    result = pipe(
+        **given, num_inference_steps=steps, generator=[torch.Generator().manual_seed(s) for s in seeds],
+        output_type="pt",
+    )  # fmt: skip
+    return result.frames if hasattr(result, "frames") else result.images

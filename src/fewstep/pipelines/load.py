@@ -72,7 +72,17 @@ def _quiet() -> Iterator[None]:
 
 def save_pipeline(pipe: Any, folder: str | Path) -> None:
     """Write the pipeline as a diffusers folder, whole or not at all; safetensors only."""
+    pipe = _keeps_scheduler(pipe)
     write_folder(folder, lambda draft: pipe.save_pretrained(draft, safe_serialization=True))
+
+
+def _keeps_scheduler(pipe: Any) -> Any:
+    """The pipeline, or its twin: a `DDIMPipeline` would put its own scheduler in place of a plan when opened."""
+    from diffusers import DDIMPipeline, DDPMPipeline
+
+    if isinstance(pipe, DDIMPipeline) and isinstance(pipe.scheduler, PlanScheduler):
+        return DDPMPipeline(**pipe.components)
+    return pipe
 
 
 def identity_of(pipe: Any, guidance: float | None = None) -> Identity:

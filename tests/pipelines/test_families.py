@@ -1,0 +1,123 @@
+"""Every pipeline family that docs/pipelines.md lists: its plan read, another made, run, saved and opened again."""
+
+import pytest
+import tiny_pipelines as tiny
+import torch
+from diffusers import DiffusionPipeline
+
+from fewstep.errors import IdentityError, PlanError
+from fewstep.pipelines import Generator, attach, backbone_of, identity_of, plan_of, process_of, save_pipeline, trace
+from fewstep.solvers import ddim, dpm_solver_pp_2m, euler, grids
+
+SEEDS = [3, 1, 4]
+
+
+@pytest.fixture(params=list(tiny.MAKERS))
+def case(request, tmp_path):
+    name = request.param
+    return name, tiny.MAKERS[name](tmp_path), tiny.conditions(name, 3)
+
+
+def guidance(name):
+    return {} if name in ("ddim", "ddpm") else {"guidance_scale": 1.0}
+
+
+def replanned(pipe, name, steps=3, solver=dpm_solver_pp_2m, **options):
+    process, prediction = process_of(pipe, **tiny.CALLS[name])
+    return solver(process, prediction, grids.uniform(process, steps), **options)
+
+
+def test_the_plan_of_a_pipeline_draws_what_the_pipeline_draws(case):
+    name, pipe, conditions = case
+    wanted = tiny.draw(pipe, name, conditions, SEEDS)
+    plan = plan_of(pipe, 4, **guidance(name), **tiny.CALLS[name])
+    with torch.no_grad():
+        found = Generator(pipe, 1.0, tiny.CALLS[name], batch=2)(plan, conditions, SEEDS)
+    assert found.shape == wanted.shape
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_a_new_plan_runs_and_survives_plain_diffusers(case, tmp_path):
+    name, pipe, conditions = case
+    process, prediction = process_of(pipe, **tiny.CALLS[name])
+    plan = replanned(pipe, name)
+    with torch.no_grad():
+        wanted = Generator(pipe, 1.0, tiny.CALLS[name])(plan, conditions, SEEDS)
+    attach(pipe, plan.replace(identity=identity_of(pipe)))
+    assert torch.equal(tiny.draw(pipe, name, conditions, SEEDS, steps=3), wanted)
+    assert process_of(pipe, **tiny.CALLS[name]) == (process, prediction)  # known under the plan too
+    save_pipeline(pipe, tmp_path / "out")
+    plain = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    plain.set_progress_bar_config(disable=True)
+    assert torch.allclose(tiny.draw(plain, name, conditions, SEEDS, steps=3), wanted, atol=1e-5)
+    assert process_of(plain, **tiny.CALLS[name]) == (process, prediction)
+    with pytest.raises(IdentityError, match="num_inference_steps=3"):
+        tiny.draw(plain, name, conditions, SEEDS, steps=4)
+
+
+def test_fresh_noise_belongs_to_the_sample_and_not_to_the_batch(case):
+    name, pipe, conditions = case
+    plan = replanned(pipe, name, solver=ddim, eta=1.0)
+    assert plan.stochastic
+    with torch.no_grad():
+        together = Generator(pipe, 1.0, tiny.CALLS[name], batch=3)(plan, conditions, SEEDS)
+        torch.manual_seed(99)  # the global stream plays no part
+        alone = Generator(pipe, 1.0, tiny.CALLS[name], batch=1)(plan, conditions, SEEDS)
+    assert torch.allclose(together, alone, atol=2e-5)
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+def test_latents_and_traces_are_those_of_the_images(case):
+    name, pipe, conditions = case
+    plan, generate = replanned(pipe, name), Generator(pipe, 1.0, tiny.CALLS[name], batch=2)
+    with torch.no_grad():
+        latents = generate(plan, conditions, SEEDS, output="latent")
+    seen = trace(generate, plan, conditions, SEEDS)
+    assert seen.states.shape == seen.outputs.shape == (3, *latents.shape)
+    row = plan.rows[-1]
+    final = sum(c * seen.states[j] for j, c in row.state.items()) + sum(
+        c * seen.outputs[j] for j, c in row.output.items()
+    )
+    assert torch.allclose(final, latents, atol=1e-4)
+    forced = trace(generate, plan, conditions, SEEDS, along=seen)
+    assert torch.allclose(forced.outputs, seen.outputs, atol=1e-5)
+
+
+def test_gradients_reach_the_coefficients(case):
+    name, pipe, conditions = case
+    plan, generate = replanned(pipe, name, steps=2), Generator(pipe, 1.0, tiny.CALLS[name])
+    backbone_of(pipe).requires_grad_(False)
+    scale = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    output = "latent" if "num_frames" in tiny.CALLS[name] else "image"  # video decoders keep large caches
+    value = generate(plan.scaled(torch.ones(2), scale), conditions, SEEDS, output).square().sum()
+    (slope,) = torch.autograd.grad(value, scale)
+    assert bool(slope.isfinite().all())
+    assert float(slope.abs().min()) > 0
+
+
+@pytest.mark.parametrize("name", ["sd", "sd2", "sdxl", "pixart", "pixart-sigma"])
+def test_a_plan_in_sigma_space_runs_where_the_pipeline_scales_its_input(name, tmp_path):
+    pipe, conditions = tiny.MAKERS[name](tmp_path), tiny.conditions(name, 3)
+    plan, twin = replanned(pipe, name, solver=euler), replanned(pipe, name, solver=ddim)
+    twin = twin.replace(prior_scale=twin.rows[0].sigma)  # k-diffusion starts at sigma times noise, without data
+    generate = Generator(pipe, 1.0, tiny.CALLS[name])
+    with torch.no_grad():
+        assert torch.allclose(generate(plan, conditions, SEEDS), generate(twin, conditions, SEEDS), atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["dit", "ddim", "ddpm"])
+def test_a_plan_in_sigma_space_is_refused_where_the_pipeline_does_not(name, tmp_path):
+    pipe, conditions = tiny.MAKERS[name](tmp_path), tiny.conditions(name, 3)
+    with pytest.raises(PlanError, match="not in sigma space"):
+        Generator(pipe, 1.0, tiny.CALLS[name])(replanned(pipe, name, solver=euler), conditions, SEEDS)
+
+
+def test_doubled_states_share_one_stream(tmp_path):
+    pipe = tiny.dit(tmp_path)  # guides by doubling the states, and passes no generator
+    plan = replanned(pipe, "dit", solver=ddim, eta=1.0)
+    with torch.no_grad():
+        together = Generator(pipe, 3.0, batch=3)(plan, [7, 1, 0], SEEDS)
+        alone = Generator(pipe, 3.0, batch=1)(plan, [7, 1, 0], SEEDS)
+        without = Generator(pipe, 1.0, batch=3)(plan, [7, 1, 0], SEEDS)
+    assert torch.allclose(together, alone, atol=2e-5)
+    assert not torch.allclose(together, without, atol=1e-3)
