@@ -152,7 +152,8 @@ def _difference(function: Function, x: Tensor, v: Tensor) -> tuple[Tensor, Tenso
 
 def _lacks_forward_rule(error: Exception) -> bool:
     text = str(error).lower()
-    return any(part in text for part in ("forward ad", "forward mode", "forward-mode", "jvp"))
+    # the last one: torch's forward rule of group norm views a tangent that attention has left in another memory order
+    return any(part in text for part in ("forward ad", "forward mode", "forward-mode", "jvp", "view size"))
 
 
 def _same_shape(x: Tensor, v: Tensor) -> None:
