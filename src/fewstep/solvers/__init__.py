@@ -4,11 +4,16 @@ from fewstep.solvers import grids
 from fewstep.solvers.adams import deis_log_rho, deis_rhoab, deis_tab, ipndm, lms
 from fewstep.solvers.consistency import lcm, tcd
 from fewstep.solvers.dpm_solver import dpm_solver, dpm_solver_pp_2m, dpm_solver_pp_3m, unipc
+from fewstep.solvers.dpm_solver_v3 import dpm_solver_v3
 from fewstep.solvers.facts import FACTS, Facts
 from fewstep.solvers.first_order import ddim, euler, euler_ancestral
+from fewstep.solvers.first_step import analytic_first_step
 from fewstep.solvers.grids import Grid
+from fewstep.solvers.intermediate import amed
+from fewstep.solvers.per_step import Decision, per_step
 from fewstep.solvers.runge_kutta import heun, rho_rk
 from fewstep.solvers.singlestep import dpm_solver_2s, dpm_solver_3s, dpm_solver_pp_2s, dpm_solver_pp_3s
+from fewstep.solvers.statistics import Statistics, estimate_statistics
 from fewstep.solvers.stochastic import sde_dpm_solver_pp
 
 SOLVERS = {
@@ -23,4 +28,20 @@ SOLVERS = {
 }
 """Every solver by name; a registered solver is tested because it is registered."""
 
-__all__ = ["FACTS", "SOLVERS", "Facts", "Grid", "grids", *SOLVERS]
+PARAMETRIC = {"amed": amed, "dpm_solver_v3": dpm_solver_v3, "per_step": per_step}
+"""Solvers made of numbers that were learned, measured or searched for: places, statistics, decisions."""
+
+__all__ = [
+    "FACTS",
+    "PARAMETRIC",
+    "SOLVERS",
+    "Decision",
+    "Facts",
+    "Grid",
+    "Statistics",
+    "analytic_first_step",
+    "estimate_statistics",
+    "grids",
+    *SOLVERS,
+    *PARAMETRIC,
+]

@@ -14,6 +14,9 @@ from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers.grids import Grid
 
+Update = tuple[Combination, Any] | tuple[Combination, Any, Coefficient]
+"""The next state: a combination, plus so many times fresh noise, plus a constant (none if left out)."""
+
 
 class Stages:
     """Nodes 0..K of a grid (K network calls, then the end): scales as 0-dim float64 tensors, estimates as symbols.
@@ -78,15 +81,17 @@ class Stages:
             self._estimates[kind, k] = make(self._rows[k], k, self.prediction)
         return self._estimates[kind, k]
 
-    def plan(self, updates: Sequence[tuple[Combination, Any]], solver: str, **settings: Any) -> Plan:
-        """The plan whose row k makes the state `updates[k][0]` plus `updates[k][1]` times fresh noise."""
+    def plan(self, updates: Sequence[Update], solver: str, **settings: Any) -> Plan:
+        """The plan whose rows make the states of these updates."""
         rows = []
-        for row, (update, noise) in zip(self._rows, updates, strict=True):
+        for row, (update, noise, *constant) in zip(self._rows, updates, strict=True):
             tables = {
                 kind: {j: _settled(c) for j, c in getattr(update, kind).items() if not _is_zero(c)}
                 for kind in ("state", "output")
             }
-            rows.append(Row(**{**vars(row.map(_settled)), **tables, "noise": _settled(noise)}))
+            offset = 0.0 if not constant or _is_zero(constant[0]) else _settled(constant[0])
+            changed = {**tables, "noise": _settled(noise), "offset": offset}
+            rows.append(Row(**{**vars(row.map(_settled)), **changed}))
         # plans are written as JSON, which has no infinity
         settings = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in settings.items()}
         first_alpha, first_sigma = float(self.alpha[0].detach()), float(self.sigma[0].detach())

@@ -1,0 +1,72 @@
+"""DPM-Solver-v3: the exponential integrator whose form is fitted to the model by its statistics."""
+
+from __future__ import annotations
+
+from fewstep.plan import Identity, Plan
+from fewstep.prediction import Prediction
+from fewstep.process import Process
+from fewstep.solvers.fitted import Fitted
+from fewstep.solvers.grids import Grid
+from fewstep.solvers.integrals import choice
+from fewstep.solvers.stages import Stages
+from fewstep.solvers.statistics import Statistics
+from fewstep.solvers.taylor import Strategy, integrate
+
+CORRECTORS = ("none", "full", "half")
+
+
+def dpm_solver_v3(
+    process: Process,
+    prediction: Prediction,
+    grid: Grid,
+    *,
+    statistics: Statistics,
+    order: int = 2,
+    pseudo: bool = False,
+    corrector: str = "none",
+    corrector_pseudo: bool = True,
+    lower_order_final: bool = True,
+) -> Plan:
+    """DPM-Solver-v3 (arXiv 2310.13268). Order `order`, 1 to 3, plus 1 if corrected.
+
+    With statistics (l, s, b) = (1, 0, 0) it is DPM-Solver++, with (0, -1, 0) DPM-Solver, in their Taylor forms. The
+    times need not be nodes of the statistics. A corrected state keeps the f of the predicted one. A step to a clean
+    end, or from a time without signal, is DDIM.
+
+    Args:
+        statistics: of this model at this guidance, from `estimate_statistics`; the plan then belongs to that model.
+        pseudo: the k-th derivative from the k nearest points alone, instead of all of them.
+        corrector: `full`, `none`, or `half`: only states above half of the noisiest time.
+        corrector_pseudo: the same choice for the corrector.
+
+    Raises:
+        PlanError: the grid leaves the range of the statistics, or they are too steep for its steps.
+    """
+    choice("order", order, (1, 2, 3))
+    choice("corrector", corrector, CORRECTORS)
+    s = Stages(process, prediction, grid)
+    form = Fitted(s, statistics)
+    strategies = []
+    for k in range(len(s)):
+        p = min(order, k + 1, len(s) - k if lower_order_final else order)
+        corrects = corrector == "full" or (corrector == "half" and _is_early(s, k + 1))
+        strategies.append(
+            Strategy(
+                form,
+                history=range(k - 1, k - p, -1),
+                points=_points(p, pseudo),
+                corrected=_points(p + 1, corrector_pseudo) if corrects and k + 1 < len(s) else None,
+            )
+        )
+    settings = {"order": order, "pseudo": pseudo, "corrector": corrector, "corrector_pseudo": corrector_pseudo}
+    plan = s.plan(integrate(s, strategies), "dpm_solver_v3", lower_order_final=lower_order_final, **settings)
+    return plan.replace(identity=Identity(model=statistics.model, guidance=statistics.guidance))
+
+
+def _points(order: int, pseudo: bool) -> list[int]:
+    """From how many points each derivative is taken."""
+    return list(range(1, order)) if pseudo else [order - 1] * (order - 1)
+
+
+def _is_early(s: Stages, k: int) -> bool:
+    return k < len(s) and float(s.time(k).detach()) > s.process.noisiest / 2

@@ -1,0 +1,103 @@
+"""The fitted form: integrals of DPM-Solver-v3 over measured statistics, step by step so that nothing overflows."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.errors import PlanError
+from fewstep.solvers.stages import Stages
+from fewstep.solvers.statistics import Statistics
+from fewstep.solvers.taylor import Affine, Span
+
+STEEPEST = 300.0
+"""Largest exponent of a step's integrals; beyond, float64 loses the small terms and then overflows."""
+
+
+class Fitted:
+    """f = (sigma eps - l x) / alpha with f' = s f + b taken out: q = e^{-S} f - Int e^{-S} b (arXiv 2310.13268).
+
+    L, S and the integral of e^{-S} b are counted from the base of each step. The statistics are piecewise linear
+    between their nodes; every piece is integrated by Gauss quadrature.
+    """
+
+    def __init__(self, s: Stages, statistics: Statistics) -> None:
+        self.s, self.statistics = s, statistics
+        self._spans: dict[tuple[int, int], tuple[Span, Tensor]] = {}
+
+    def span(self, base: int, target: int, order: int) -> Span:
+        """Moments -alpha_t Int e^{L - L_t + S} (lam - lam_s)^k / k! dlam, and the constant that b leaves."""
+        return self._interval(base, order)[0]
+
+    def value(self, j: int, base: int) -> Affine:
+        """q at node j counted from `base`: e^{-S_j} f_j - Int_base^j e^{-S} b."""
+        s, lam = self.s, self.s.lam(j)
+        growth = torch.exp(self.statistics.integral_of_s(self.s.lam(base)) - self.statistics.integral_of_s(lam))
+        f = (s.sigma[j] * s.noise(j) - self.statistics.at(lam)[0] * s.x(j)) / s.alpha[j]
+        return growth * f, -self._drift(j, base)
+
+    def _drift(self, j: int, base: int) -> Tensor:
+        """Int_base^j e^{-(S - S_base)} b dlam."""
+        if j > base:
+            return self._interval(base, 1)[1]
+        total = torch.zeros((), dtype=torch.float64)
+        for i in range(j, base):
+            shift = self.statistics.integral_of_s(self.s.lam(base)) - self.statistics.integral_of_s(self.s.lam(i))
+            total = total - torch.exp(shift) * self._interval(i, 1)[1]
+        return total
+
+    def _interval(self, base: int, order: int) -> tuple[Span, Tensor]:
+        if (base, order) not in self._spans:
+            self._spans[base, order] = self._integrated(base, order)
+        return self._spans[base, order]
+
+    def _integrated(self, base: int, order: int) -> tuple[Span, Tensor]:
+        s, statistics = self.s, self.statistics
+        start, end = s.lam(base), s.lam(base + 1)
+        inside = statistics.lam[(statistics.lam > start.detach()) & (statistics.lam < end.detach())]
+        knots = torch.cat([start.reshape(1), inside, end.reshape(1)])
+        nodes, weights, partial = _gauss()
+        widths = knots.diff().unsqueeze(1)
+        points = knots[:-1].unsqueeze(1) + widths * nodes  # (cells, 4)
+        spread = [1] * len(statistics.shape)
+        measure = (widths * weights).reshape(*points.shape, *spread)
+        _, _, b, L, S = statistics.around(points, start)
+        L_end = statistics.integral_of_l(end) - statistics.integral_of_l(start)
+        exponent = L - L_end + S
+        _refuse_steep(exponent, S)
+        # the integral of e^{-S} b up to each point: whole cells before, then the quadrature polynomial of this one
+        rates = torch.exp(-S) * b
+        cells = (measure * rates).sum(1)
+        before = torch.cat([torch.zeros_like(cells[:1]), cells.cumsum(0)[:-1]])
+        width = widths.reshape(-1, 1, *spread)
+        drift = before.unsqueeze(1) + width * torch.einsum("qp,cp...->cq...", partial, rates)
+        density = -s.alpha[base + 1] * measure * torch.exp(exponent)
+        away = (points - start).reshape(*points.shape, *spread)
+        moments = [(density * away**k).sum((0, 1)) / math.factorial(k) for k in range(order)]
+        kept = s.alpha[base + 1] / s.alpha[base] * torch.exp(-L_end)
+        return Span(kept, moments, (density * drift).sum((0, 1))), cells.sum(0)
+
+
+@cache
+def _gauss(count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """Gauss-Legendre points and weights on [0, 1], and [q, p]: the integral of basis polynomial p up to point q."""
+    x, w = np.polynomial.legendre.leggauss(count)
+    nodes, weights = (x + 1) / 2, w / 2
+    basis = np.linalg.inv(np.vander(nodes, increasing=True))  # coefficients [power, p]
+    power = np.arange(count)
+    partial = (nodes[:, None] ** (power + 1) / (power + 1)) @ basis
+    return torch.from_numpy(nodes), torch.from_numpy(weights), torch.from_numpy(partial)
+
+
+def _refuse_steep(*exponents: Tensor) -> None:
+    steepest = max(float(e.detach().abs().max()) for e in exponents)
+    if not steepest < STEEPEST:
+        raise PlanError(
+            "the statistics change too fast for steps this long: exponent",
+            value=steepest,
+            mend="Take more steps, `statistics.averaged()`, or `statistics.linear()` (l alone).",
+        )

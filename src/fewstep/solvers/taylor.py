@@ -1,0 +1,187 @@
+"""Exact steps in Taylor form, row by row: any form, order and way to take the derivatives (arXiv 2312.07243).
+
+A form says what is expanded in lambda around the base of a step: with D_k the k-th derivative of its quantity q,
+
+    x_t = kept x_b + sum_k moments[k] D_k[q] + constant.
+
+Data and noise forms have closed moments (phi functions); the fitted form integrates measured statistics
+(arXiv 2310.13268). With all derivatives taken from all points this is `integrals.step` with lambda as variable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.plan import Coefficient, Combination
+from fewstep.solvers.integrals import estimate, usable
+from fewstep.solvers.stages import Stages, Update
+
+Affine = tuple[Combination, Coefficient]
+"""A combination of states and outputs, and a constant."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """The exact step of a form: factor of the base state, weight of each derivative, constant."""
+
+    kept: Tensor
+    moments: list[Tensor]
+    constant: Coefficient = 0.0
+
+
+class Form(Protocol):
+    """What is expanded along a step."""
+
+    def span(self, base: int, target: int, order: int) -> Span:
+        """The step between two nodes with `order` moments."""
+
+    def value(self, j: int, base: int) -> Affine:
+        """The expanded quantity at node j, as it is seen from the base of the step."""
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Data or noise form; the data form at noise level `tau` (see `sde_dpm_solver_pp`)."""
+
+    s: Stages
+    form: str
+    tau: float = 0.0
+
+    def span(self, base: int, target: int, order: int) -> Span:
+        """x_t = (sigma_t / sigma_s) e^{-tau^2 h} x_s + alpha_t g sum_k h^{k+1} phi_{k+1}(-g h) D_k, or noise form."""
+        s = self.s
+        h = s.lam(target) - s.lam(base)
+        if self.form == "noise":
+            moments = [-s.sigma[target] * h ** (k + 1) * phi(k + 1, h) for k in range(order)]
+            return Span(s.alpha[target] / s.alpha[base], moments)
+        speed = 1 + self.tau**2
+        moments = [s.alpha[target] * speed * h ** (k + 1) * phi(k + 1, -speed * h) for k in range(order)]
+        return Span(s.sigma[target] / s.sigma[base] * torch.exp(-(self.tau**2) * h), moments)
+
+    def value(self, j: int, base: int) -> Affine:
+        """The data or noise estimate."""
+        return estimate(self.s, self.form, j), 0.0
+
+    def noise(self, base: int, target: int) -> Coefficient:
+        """Standard deviation of the fresh noise of the step."""
+        if self.tau == 0:
+            return 0.0
+        h = self.s.lam(target) - self.s.lam(base)
+        return self.s.sigma[target] * (-torch.expm1(-2 * self.tau**2 * h)).sqrt()
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How one row is made.
+
+    history: earlier nodes, newest first, at which derivatives may look.
+    points: for the derivative k = 1, 2, ... how many of those points it is taken from; its length + 1 is the order.
+    corrected: the same for the corrector, whose points are the new node and then `history`; None: no corrector.
+    """
+
+    form: Form
+    history: Sequence[int]
+    points: Sequence[int]
+    relax: float = 0.0
+    corrected: Sequence[int] | None = None
+    noise: bool = False
+
+
+def integrate(s: Stages, strategies: Sequence[Strategy]) -> list[Update]:
+    """The updates of rows made by these strategies.
+
+    The corrected state is never made: predicted and corrected states differ by estimates alone, which the next row
+    adds. An estimate thereby stays that of the predicted state.
+    """
+    updates: list[Update] = []
+    change: Affine = (Combination(), 0.0)
+    for k, strategy in enumerate(strategies):
+        here = (s.x(k) + change[0], change[1])
+        nodes = usable(s, "data", k + 1, [k, *strategy.history])
+        points = [min(m, len(nodes) - 1) for m in strategy.points[: len(nodes) - 1]]
+        if bool(s.alpha[k] == 0) or bool(s.sigma[k + 1] == 0):  # DDIM, finite where a form is not
+            update, constant = _first_order(s, k, change)
+            change = (Combination(), 0.0)
+        else:
+            span = strategy.form.span(k, k + 1, len(points) + 1)
+            predicted = _weights(s, span, k, nodes, points, strategy.relax)
+            rest = _weighted(strategy.form, k, predicted)
+            update = span.kept * here[0] + rest[0]
+            constant = span.kept * here[1] + span.constant + rest[1]
+            change = _change(s, strategy, k, nodes, predicted)
+        noise = strategy.form.noise(k, k + 1) if strategy.noise and isinstance(strategy.form, Standard) else 0.0
+        updates.append((update, noise, constant))
+    return updates
+
+
+def phi(k: int, z: Tensor) -> Tensor:
+    """phi_k(z) = (phi_{k-1}(z) - 1/(k-1)!) / z with phi_0 = exp; by its series where the recursion cancels."""
+    if bool(z.detach().abs() < 1):
+        series = torch.ones_like(z)
+        for i in range(18, 0, -1):
+            series = 1 + z / (k + i) * series
+        return series / math.factorial(k)
+    value = torch.exp(z)
+    for i in range(k):
+        value = (value - 1 / math.factorial(i)) / z
+    return value
+
+
+def _first_order(s: Stages, k: int, change: Affine) -> Affine:
+    update = s.alpha[k + 1] * s.data(k) + s.sigma[k + 1] * s.noise(k)
+    if change[0].output or change[0].state:  # of a corrected state, at the data estimate of the predicted one
+        kept = s.sigma[k + 1] / s.sigma[k]
+        return update + kept * change[0], kept * change[1]
+    return update, 0.0
+
+
+def _change(s: Stages, strategy: Strategy, k: int, nodes: list[int], predicted: dict[int, Tensor]) -> Affine:
+    """Corrected minus predicted state at node k + 1, as a combination that the next row can read."""
+    if strategy.corrected is None:
+        return Combination(), 0.0
+    around = [k, k + 1, *nodes[1:]]
+    points = [min(m, len(around) - 1) for m in strategy.corrected[: len(around) - 1]]
+    span = strategy.form.span(k, k + 1, len(points) + 1)
+    corrected = _weights(s, span, k, around, points)
+    return _weighted(strategy.form, k, {j: w - predicted[j] if j in predicted else w for j, w in corrected.items()})
+
+
+def _weights(
+    s: Stages, span: Span, base: int, nodes: Sequence[int], points: Sequence[int], relax: float = 0.0
+) -> dict[int, Tensor]:
+    """Weight of the quantity at each node (base first), derivative k being taken from the next `points[k - 1]` nodes.
+
+    D_k = sum_j c_j (q_j - q_base) with sum_j c_j (lam_j - lam_base)^i / i! = delta_ik for i = 1..points[k - 1].
+    """
+    weight = {base: span.moments[0]}
+    if not points:
+        return weight
+    h = s.lam(base + 1) - s.lam(base)
+    places = torch.stack([(s.lam(j) - s.lam(base)) / h for j in nodes[1:]])
+    inverses: dict[int, Tensor] = {}
+    for k, (moment, count) in enumerate(zip(span.moments[1:], points, strict=True), start=1):
+        if count not in inverses:
+            powers = [places[:count] ** i / math.factorial(i) for i in range(1, count + 1)]
+            inverses[count] = torch.linalg.inv(torch.stack(powers))
+        scale = moment / h**k * (1 + relax * h if k == 1 else 1.0)
+        for j, c in zip(nodes[1 : count + 1], inverses[count][:, k - 1].unbind(), strict=True):
+            weight[j] = weight[j] + scale * c if j in weight else scale * c
+            weight[base] = weight[base] - scale * c
+    return weight
+
+
+def _weighted(form: Form, base: int, weight: dict[int, Tensor]) -> Affine:
+    total = Combination()
+    constant: Coefficient = 0.0
+    for j, w in weight.items():
+        combination, offset = form.value(j, base)
+        total = total + w * combination
+        if isinstance(offset, Tensor):
+            constant = constant + w * offset
+    return total, constant
