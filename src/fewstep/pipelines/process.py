@@ -12,9 +12,6 @@ from fewstep.plan.scheduler import PlanScheduler
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Process, RectifiedFlow, VPDiscrete
 
-_NO_SIGNAL = 2.0**-23
-"""Below this, alpha^2 is zero: schedulers in sigma space write 2^-24 for it."""
-
 
 def process_of(pipe: Any, **call: Any) -> tuple[Process, Prediction]:
     """How the pipeline's network was trained: what solvers, searches and diagnostics need to know.
@@ -31,25 +28,29 @@ def process_of(pipe: Any, **call: Any) -> tuple[Process, Prediction]:
         FewstepError: the scheduler is of an unknown kind, or its terminal signal is zero with a noise prediction.
     """
     scheduler = training_scheduler(pipe)
-    if scheduler.config.get("invert_sigmas"):
+    config = scheduler.config
+    if config.get("invert_sigmas"):
         raise _unknown(scheduler, "it inverts its sigmas")
     if hasattr(scheduler, "precondition_inputs"):
         return _edm(scheduler)
-    prediction = prediction_of(scheduler)
     if _is_flow(scheduler):
-        return RectifiedFlow(_shift(pipe, scheduler, call), float(scheduler.config.num_train_timesteps)), prediction
+        shift = _shift(pipe, scheduler, call)
+        return RectifiedFlow(shift, float(config.num_train_timesteps)), prediction_of(scheduler)
     if getattr(scheduler, "alphas_cumprod", None) is None:
         raise _unknown(scheduler, "it has neither alphas_cumprod nor flow or EDM sigmas")
-    if scheduler.config.get("timestep_type") == "continuous":
+    if config.get("timestep_type") == "continuous":
         raise _unknown(scheduler, "its network is told log sigma")
-    process = VPDiscrete.from_scheduler(scheduler)
-    if process.alphas_cumprod[-1] < _NO_SIGNAL and prediction.kind in ("epsilon", "score"):
+    prediction = prediction_of(scheduler)
+    if not config.get("rescale_betas_zero_snr"):
+        return VPDiscrete.from_scheduler(scheduler), prediction
+    if prediction.kind in ("epsilon", "score"):
         raise FewstepError(
             f"the last time of {type(scheduler).__name__} has no signal, where a noise prediction says nothing",
-            value={"rescale_betas_zero_snr": True, "prediction_type": scheduler.config.get("prediction_type")},
+            value={"rescale_betas_zero_snr": True, "prediction_type": config.prediction_type},
             mend="Set rescale_betas_zero_snr=False, or prediction_type='v_prediction' if the network was trained so.",
         )
-    return process, prediction
+    # schedulers in sigma space write 2^-24 for the zero that was asked for
+    return VPDiscrete((*scheduler.alphas_cumprod[:-1].double().tolist(), 0.0)), prediction
 
 
 def training_scheduler(pipe: Any) -> Any:
@@ -90,15 +91,15 @@ def _is_flow(scheduler: Any) -> bool:
 def _shift(pipe: Any, scheduler: Any, call: dict[str, Any]) -> float:
     config = scheduler.config
     if config.get("use_dynamic_shifting"):
-        mu = recorded(pipe, _steps(pipe), "set_timesteps", **call).times.get("mu")
+        kept, pipe.scheduler = pipe.scheduler, scheduler  # pipelines read their numbers from its configuration
+        try:
+            mu = recorded(pipe, 2, "set_timesteps", **call).times.get("mu")
+        finally:
+            pipe.scheduler = kept
         if mu is None:
             raise _unknown(scheduler, "its shift depends on the size, but the pipeline passes no mu")
         return float(mu) if config.get("time_shift_type") == "linear" else math.exp(float(mu))
     return float(config.get("flow_shift") or config.get("shift") or 1.0)
-
-
-def _steps(pipe: Any) -> int:
-    return pipe.scheduler.plan.steps if isinstance(pipe.scheduler, PlanScheduler) else 2
 
 
 def _unknown(scheduler: Any, reason: str) -> FewstepError:

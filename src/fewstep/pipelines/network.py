@@ -1,0 +1,88 @@
+"""The network of a pipeline as a function of state and time, with the pipeline's own conditions and guidance."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor
+
+from fewstep.errors import FewstepError
+from fewstep.pipelines.calls import Stop
+from fewstep.pipelines.generate import Generator, _Runner
+from fewstep.plan import Plan, Row
+from fewstep.prediction import Prediction
+
+
+@dataclass
+class PipelineNetwork:
+    """(states (B, ...) as the pipeline holds them, network time) -> raw output after guidance, of the shape of states.
+
+    Runs the pipeline up to its first call of `scheduler.step`, so that every family works as it does for users. With
+    gradients and forward derivatives in the states. A pipeline that takes no `latents` (DiT, DDPM) spends a second
+    evaluation per call: one to be handed the state.
+
+    conditions: prompts or class labels, one per seed, or None; fixed, so that B = len(seeds).
+    """
+
+    generate: Generator
+    conditions: Sequence[Any] | None
+    seeds: Sequence[int]
+
+    def __call__(self, x: Tensor, time: Tensor) -> Tensor:
+        """Raw output for scaled states at network time, a number or a 0-dim tensor.
+
+        Raises:
+            FewstepError: not one state per seed.
+        """
+        if len(x) != len(self.seeds):
+            raise FewstepError("this network is bound to its conditions", value=len(x), mend=f"Give {len(self.seeds)}.")
+        parts, done = [], 0
+        for given, some in self.generate.batches(self.conditions, self.seeds):
+            parts.append(self._one(x[done : done + len(some)], float(time), given, some))
+            done += len(some)
+        return torch.cat(parts).to(x.dtype)
+
+    def _one(self, x: Tensor, time: float, conditions: Sequence[Any] | None, seeds: Sequence[int]) -> Tensor:
+        takes = "latents" in inspect.signature(type(self.generate.pipe).__call__).parameters
+        rows = (_row(0, time),) if takes else (_row(0, time), _row(1, time))
+        asker = _Asker.following(Plan(rows, Prediction(), 1.0, 0.0), seeds, latent=True)
+        asker.waiting = None if takes else x
+        generate = self.generate
+        if takes:
+            call = {**generate.call, "latents": x}
+            generate = Generator(generate.pipe, generate.guidance, call, generate.batch)
+        return generate.run(asker, conditions, seeds)
+
+
+class _Asker(_Runner):
+    """Hands over the state that waits, if any, and then keeps the network's output and stops."""
+
+    waiting: Tensor | None
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Any = None,
+        return_dict: bool = True,
+        **_: Any,
+    ) -> Any:
+        if self.waiting is None:
+            output = model_output[: self.count]
+            channels = sample.shape[1]  # a learned variance stands behind the prediction
+            self.final = output[:, :channels] if sample.ndim > 3 else output
+            raise Stop
+        super().step(model_output, timestep, sample, generator, return_dict)
+        state = torch.cat([self.waiting.to(sample.dtype)] * (len(sample) // len(self.waiting)))
+        self.waiting = None
+        return SchedulerOutput(prev_sample=state) if return_dict else (state,)
+
+
+def _row(k: int, time: float) -> Row:
+    return Row(time, time, alpha=1.0, sigma=0.0, state={k: 1.0}, output={})
