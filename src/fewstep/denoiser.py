@@ -103,19 +103,30 @@ class Backbone:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that tell one set of weights from another.
+    """Sixteen hexadecimal digits that tell one set of weights from another; LoRA adapters on top do not count.
 
     Hashes names, shapes and a few values of every tensor (as float16, so that the same weights loaded in float16 or
     float32 agree); takes milliseconds for billions of parameters.
     """
+    names = {base_name(name): tensor for name, tensor in model.state_dict().items()}
+    return fingerprint_of({name: tensor for name, tensor in names.items() if name is not None})
+
+
+def fingerprint_of(tensors: Mapping[str, Any]) -> str:
+    """The fingerprint of named tensors; other values are passed over."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         if not isinstance(tensor, Tensor):
             continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         values = _few_values(tensor)
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def base_name(name: str) -> str | None:
+    """The name a tensor had before peft put adapters around its layer; None for the adapters' own tensors."""
+    return None if ".lora_" in name else name.replace(".base_layer.", ".")
 
 
 def _few_values(tensor: Tensor, count: int = 16) -> Tensor:

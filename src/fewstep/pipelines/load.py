@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from fewstep.denoiser import fingerprint
 from fewstep.errors import FewstepError, IdentityError
 from fewstep.files import write_folder
+from fewstep.pipelines.adapters import adapters_of, base_only, load_adapters, save_adapters
 from fewstep.pipelines.calls import backbone_of, recorded
 from fewstep.pipelines.scheduler import PlanScheduler as PipelineScheduler
 from fewstep.plan import Identity, Plan
@@ -51,8 +52,9 @@ def load_pipeline(model: str | Path, **options: Any) -> Any:
             mend=f"Give a diffusers folder, a hub id, or one of {', '.join(SHIPPED)}.",
         ) from error
     pipe.set_progress_bar_config(disable=True)
+    load_adapters(pipe, place)
     if isinstance(pipe.scheduler, PlanScheduler):
-        attach(pipe, pipe.scheduler.plan)
+        attach(pipe, pipe.scheduler.plan, pipe.scheduler.config.get("adapters") or {})
     return pipe
 
 
@@ -71,9 +73,25 @@ def _quiet() -> Iterator[None]:
 
 
 def save_pipeline(pipe: Any, folder: str | Path) -> None:
-    """Write the pipeline as a diffusers folder, whole or not at all; safetensors only."""
+    """Write the pipeline as a diffusers folder, whole or not at all; safetensors only.
+
+    LoRA adapters of the backbone go beside it, into `adapters/`; the backbone itself is the base model.
+
+    Raises:
+        FewstepError: adapters on a text encoder, or on a low-bit backbone.
+    """
     pipe = _keeps_scheduler(pipe)
-    write_folder(folder, lambda draft: pipe.save_pretrained(draft, safe_serialization=True))
+    if adapters_of(pipe, active=False) and identity_of(pipe).quantization != "none":
+        raise FewstepError(
+            "adapters on a low-bit backbone cannot be stored", mend="Fuse them (pipe.fuse_lora) before quantizing."
+        )
+
+    def fill(draft: Path) -> None:
+        with base_only(pipe):
+            pipe.save_pretrained(draft, safe_serialization=True)
+        save_adapters(pipe, draft)
+
+    write_folder(folder, fill)
 
 
 def _keeps_scheduler(pipe: Any) -> Any:
@@ -93,8 +111,11 @@ def identity_of(pipe: Any, guidance: float | None = None) -> Identity:
     return Identity(model=fingerprint(model), quantization=str(scheme), guidance=guidance)
 
 
-def attach(pipe: Any, plan: Plan) -> None:
+def attach(pipe: Any, plan: Plan, adapters: Mapping[str, Any] | None = None) -> None:
     """Make the pipeline follow a plan, now and in every later call, checked against what the plan belongs to.
+
+    adapters: the LoRA adapters that the plan needs, as `fewstep.pipelines.adapters.adapters_of` tells them; those that
+        are active now unless given. Adapters loaded later may come and go.
 
     Raises:
         IdentityError: the plan belongs to another model or quantization.
@@ -105,6 +126,7 @@ def attach(pipe: Any, plan: Plan) -> None:
     if isinstance(pipe.scheduler, PipelineScheduler):
         pipe.scheduler.release()
     scheduler.remember(pipe.scheduler)
+    scheduler.register_to_config(adapters=dict(adapters_of(pipe) if adapters is None else adapters))
     scheduler.watch(pipe, found)
     scheduler.follow(pipe)
     pipe.register_modules(scheduler=scheduler)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 import weakref
 from types import FrameType
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from fewstep.errors import PlanError
+from fewstep.pipelines.adapters import check_adapters
 from fewstep.pipelines.calls import backbone_of
 from fewstep.plan import Plan
 from fewstep.plan import scheduler as base
@@ -33,6 +35,7 @@ class PlanScheduler(base.PlanScheduler):
     """`fewstep.plan.scheduler.PlanScheduler` as the component of a pipeline.
 
     replaced: configuration of the scheduler that the pipeline had, class name included; tells the network's process.
+    adapters: the LoRA adapters that the plan belongs to (`fewstep.pipelines.adapters`).
 
     Raises:
         PlanError: the pipeline ignores what the plan needs (a scale of the network's input or of the first noise).
@@ -45,6 +48,7 @@ class PlanScheduler(base.PlanScheduler):
         prediction_type: str = "epsilon",
         num_train_timesteps: int = 1000,
         replaced: dict[str, Any] | None = None,
+        adapters: dict[str, Any] | None = None,
     ) -> None:
         self._scaled: int | None = None
         self._entry_known = False
@@ -60,6 +64,16 @@ class PlanScheduler(base.PlanScheduler):
             replaced = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
             replaced = {"_class_name": type(scheduler).__name__, **replaced}
         self.register_to_config(replaced=replaced)
+
+    def _check_watched(self) -> None:
+        super()._check_watched()
+        wanted = self.config.get("adapters") or {}
+        pipe = self._watched[0]() if self._watched else None
+        if pipe is not None:
+            check_adapters(pipe, wanted)
+        elif wanted:
+            what = f"this plan belongs to the adapters {', '.join(wanted)}; whether they are loaded is not known."
+            warnings.warn(f"{what} Open the pipeline with `fewstep.load_pipeline`.", stacklevel=3)
 
     @classmethod
     def from_plan(cls, plan: Plan) -> Self:
