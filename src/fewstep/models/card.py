@@ -1,4 +1,4 @@
-"""The model card of the shipped emoji models: words by hand, every number read from `training.json` and the weights."""
+"""Cards of the shipped models: words by hand, every number read from `training.json`, weights and evaluation."""
 
 from __future__ import annotations
 
@@ -7,25 +7,41 @@ from typing import Any
 
 from fewstep.files import read_json, write_text
 
-STAGES = ("vae", "teacher", "student", "clip", "judge", "quality")
+STAGES = {
+    "emoji": ("vae", "teacher", "student", "clip", "judge", "quality"),
+    "mnist": ("vae", "dit", "features"),
+}
+"""Stages of each family, by folder; a VAE lies inside the pipeline that comes next."""
 
 
 def write_card(folder: str | Path) -> None:
-    """Write `README.md` into the folder of the emoji models, from `card.txt` there.
+    """Write `README.md` into the folder of a family of models (named like the family), from `card.txt` there.
 
     Raises:
-        FewstepError: a stage's record is missing or broken.
+        FewstepError: a stage's record, or the evaluation that the card quotes, is missing or broken.
     """
     folder = Path(folder)
-    records = {stage: read_json(_record(folder, stage)) for stage in STAGES}
+    stages = STAGES[folder.name]
+    records = {stage: read_json(_record(folder, stage)) for stage in stages}
     head = "| stage | parameters | steps x batch | minutes | threads, device | precision | final loss |"
     rows = [_row(folder, stage, record) for stage, record in records.items()]
     template = (folder / "card.txt").read_text(encoding="utf-8")
-    guidance = records["student"]["settings"]["guidance"]
+    numbers: dict[str, Any] = {}
+    if "student" in records:
+        numbers["guidance"] = records["student"]["settings"]["guidance"]
+    if (folder / "evaluation.json").exists():
+        numbers["evaluation"] = read_json(folder / "evaluation.json")
+        numbers["quality"] = _quality(numbers["evaluation"]["samples"])
     minutes = sum(record["seconds"] for record in records.values()) / 60
     table = "\n".join([head, "|---" * 7 + "|", *rows])
-    text = template.format(table=table, guidance=guidance, minutes=minutes)
+    text = template.format(table=table, minutes=minutes, **numbers)
     write_text(folder / "README.md", text)
+
+
+def _quality(samples: list[dict[str, Any]]) -> str:
+    """One row per guidance and number of steps."""
+    rows = [f"| {s['guidance']:g} | {s['steps']} | {s['accuracy']:.4f} | {s['frechet']:.3f} |" for s in samples]
+    return "\n".join(["| guidance | DDIM steps | accuracy | Fréchet |", "|---" * 4 + "|", *rows])
 
 
 def _record(folder: Path, stage: str) -> Path:
@@ -34,7 +50,7 @@ def _record(folder: Path, stage: str) -> Path:
 
 def _row(folder: Path, stage: str, record: dict[str, Any]) -> str:
     settings = record["settings"]
-    where = {"vae": "teacher/vae"}.get(stage, stage)
+    where = f"{STAGES[folder.name][1]}/vae" if stage == "vae" else stage
     count = sum(_parameters(file) for file in (folder / where).rglob("*.safetensors"))
     last = record["losses"][-max(1, len(record["losses"]) // 10) :]
     loss = sum(item["loss"] for item in last) / len(last)
