@@ -146,12 +146,12 @@ def sd3(folder: Path) -> Any:
 
     torch.manual_seed(7)
     transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
-        caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64, out_channels=4,
+        sample_size=8, patch_size=2, in_channels=16, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64, out_channels=16,
     ).eval()  # fmt: skip
     tokenizer = clip_tokenizer(folder / "tokenizer-source")
     return quiet(StableDiffusion3Pipeline(
-        transformer=transformer, vae=vae(4, shift_factor=0.0609, scaling_factor=1.5035),
+        transformer=transformer, vae=vae(16, shift_factor=0.0609, scaling_factor=1.5305),
         text_encoder=clip_text(0, projection=True), tokenizer=tokenizer,
         text_encoder_2=clip_text(3, projection=True), tokenizer_2=tokenizer,
         text_encoder_3=t5(64), tokenizer_3=t5_tokenizer(), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
