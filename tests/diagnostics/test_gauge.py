@@ -75,6 +75,13 @@ def test_the_gap_grows_with_the_gauge_as_its_closed_form():
     assert gaps[0] < 1e-9 < gaps[1] < gaps[2]
 
 
+def test_an_antisymmetric_field_has_the_largest_gap():
+    turning = Denoiser(lambda x, time: x @ TURN.T, VE(20.0), Prediction("epsilon"))
+    found = conservativity(turning, THREE.sample(20), SIGMA, generator=torch.Generator().manual_seed(0))
+    assert found.gap.mean == pytest.approx(2)
+    assert found.noise_share.mean == pytest.approx(0)
+
+
 def test_a_gauge_moves_samples_but_not_their_distribution():
     data, held_out = THREE.sample(1000, seed=1), THREE.sample(1000, seed=2)
     start = 20 * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

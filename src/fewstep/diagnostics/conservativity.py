@@ -24,7 +24,7 @@ from fewstep.metrics.intervals import Interval, centred_interval, mean_interval,
 class Conservativity:
     """What the Jacobian of the noise prediction says at one time; intervals over the samples.
 
-    gap: E ||J v - J^T v||^2 / (2 E ||J v||^2): 0 symmetric, 1 antisymmetric.
+    gap: E ||J v - J^T v||^2 / (2 E ||J v||^2): 0 symmetric, 1 no relation of J to its transpose, 2 antisymmetric.
     shuffled: the same for the field with its output numbers permuted at random: what "no structure" looks like.
     noise_share: sigma div(eps) / D, the part of all directions that the network takes for noise (1: all).
     """
