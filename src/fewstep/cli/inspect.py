@@ -1,0 +1,78 @@
+"""`fewstep inspect`: what a pipeline's network is, and where its sampler makes its error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewstep.cli.shell import console, examples
+from fewstep.errors import FewstepError
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command(
+        epilog=examples(
+            "fewstep inspect emoji-teacher --steps 6",
+            'fewstep inspect PATH_OR_ID --prompt "a lighthouse" --steps 10 --out runs/lighthouse',
+            "fewstep inspect emoji-student --plan runs/demo/artifacts/plan.json --samples 16",
+            "fewstep inspect PATH_OR_ID --set height=512 --set width=512 --guidance 4.5",
+        )
+    )(inspect)
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Shipped name, diffusers folder or hub id.")],
+    steps: Annotated[int, typer.Option(min=1, help="Network calls of the plans, if the pipeline has none stored.")] = 8,
+    plan: Annotated[Path | None, typer.Option(help="Plan file to inspect instead of the pipeline's own.")] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Samples that intervals rest on.")] = 8,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Prompts, used in turn.")] = None,
+    guidance: Annotated[float, typer.Option(help="guidance_scale of the pipeline; 1 is without.")] = 1.0,
+    probes: Annotated[int, typer.Option(min=1, help="Random directions per Jacobian estimate.")] = 4,
+    fine: Annotated[int, typer.Option(min=1, help="Reference steps per row, of four network calls each.")] = 3,
+    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An argument of the pipeline's call, height=256; repeatable."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/inspect"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what an earlier run left in the directory.")] = False,
+) -> None:
+    """Measure a network (conservativity, divergence, dimension) and the error of its plan and of others, row by row.
+
+    The same command on the same directory goes on where it was stopped.
+    """
+    from dataclasses import asdict
+
+    from rich.markup import escape
+
+    from fewstep.files import read_json
+    from fewstep.report import to_rich
+    from fewstep.runs import Run
+    from fewstep.systems.inspect import Settings
+    from fewstep.systems.inspect import inspect as measure
+    from fewstep.systems.inspect.page import plans_table
+
+    text = None if plan is None else str(plan)
+    settings = Settings(model, steps, text, samples, probes, fine, guidance, tuple(prompt or ()), seed)
+    recipe = {**asdict(settings), "prompts": list(settings.prompts)}
+    call = _call(arguments or [])
+    with Run(out, {"inspect": recipe, "call": call}, fresh=fresh) as run:
+        made = measure(settings, run, **call)
+    console().print(to_rich(plans_table(read_json(out / "results.json"))))
+    console().print(f"[bold green]Done.[/bold green] Open {escape(str(made))}")
+
+
+def _call(settings: list[str]) -> dict[str, Any]:
+    """KEY=VALUE pairs as arguments, values read as YAML."""
+    import yaml
+
+    call = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not (key.isidentifier() and equals):
+            raise FewstepError("--set takes KEY=VALUE", value=setting, mend="Write --set height=256.")
+        call[key] = yaml.safe_load(text)
+    return call

@@ -1,0 +1,68 @@
+"""`fewstep inspect` on tiny pipelines: what it writes, that it resumes, and what it refuses."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
+import tiny_pipelines as tiny
+
+from fewstep.cli.inspect import _call
+from fewstep.errors import FewstepError, IdentityError
+from fewstep.files import read_json
+from fewstep.pipelines import plan_of, save_pipeline
+from fewstep.plan import Identity
+from fewstep.runs import Run
+from fewstep.systems.inspect import Settings, inspect
+
+SMALL = {"steps": 2, "samples": 2, "probes": 1, "fine": 1}
+
+
+@pytest.mark.parametrize("name", ["dit", "ddpm", "sd3"])
+def test_every_kind_of_pipeline_is_inspected(name, tmp_path):
+    save_pipeline(tiny.MAKERS[name](tmp_path), tmp_path / "pipe")
+    settings = Settings(str(tmp_path / "pipe"), **SMALL)
+    with Run(tmp_path / "run", quiet=True) as run:
+        report = inspect(settings, run, **tiny.CALLS[name])
+        units = run.seconds()
+    results = read_json(tmp_path / "run" / "results.json")
+    assert "<svg" in report.read_text()
+    assert {"DDIM", "UniPC"} < set(results["plans"])
+    for plan in results["plans"].values():
+        assert sum(plan["share"]) == pytest.approx(1, abs=1e-3)
+    for level in results["levels"]:
+        assert 0 <= level["gap"]["mean"] <= 2 + 1e-6
+    with Run(tmp_path / "run", quiet=True) as run:  # again: everything is kept
+        inspect(settings, run, **tiny.CALLS[name])
+        assert run.seconds() == units
+
+
+def test_a_plan_of_another_model_is_refused(tmp_path):
+    pipe = tiny.MAKERS["sd"](tmp_path)
+    save_pipeline(pipe, tmp_path / "pipe")
+    plan_of(pipe, 2, **tiny.CALLS["sd"]).replace(identity=Identity(model="0" * 16)).save(tmp_path / "plan.json")
+    settings = Settings(str(tmp_path / "pipe"), plan=str(tmp_path / "plan.json"), **SMALL)
+    with Run(tmp_path / "run", quiet=True) as run, pytest.raises(IdentityError, match="belongs to model"):
+        inspect(settings, run, **tiny.CALLS["sd"])
+
+
+def test_a_stochastic_plan_is_left_out_and_others_are_shown(tmp_path):
+    save_pipeline(tiny.MAKERS["sdxl"](tmp_path), tmp_path / "pipe")  # Euler ancestral
+    with Run(tmp_path / "run", quiet=True) as run:
+        inspect(Settings(str(tmp_path / "pipe"), **SMALL), run, **tiny.CALLS["sdxl"])
+    assert "the pipeline's own" not in read_json(tmp_path / "run" / "results.json")["plans"]
+
+
+def test_the_command_says_what_is_wrong():
+    from fewstep.cli import app
+
+    result = CliRunner().invoke(app, ["inspect", "emoji-teachr"])
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    with pytest.raises(FewstepError, match="KEY=VALUE"):
+        _call(["height"])
+    assert _call(["height=16", "clean_caption=false"]) == {"height": 16, "clean_caption": False}
+    with pytest.raises(FewstepError, match="two samples"):
+        Settings("x", samples=1)
