@@ -273,3 +273,49 @@ def test_mistakes_of_the_plan_are_named():
     assert dataclasses.asdict(Decision()) == {
         "order": 2, "form": "data", "points": None, "relax": 0.0, "corrector": False, "tau": 0.0,
     }  # fmt: skip
+
+
+# --- noise levels per row of the SDE solver ---------------------------------------------------------------------------
+
+
+def test_one_noise_level_per_row(tmp_path):
+    grid, levels_ = grid_of(VP, LAM), [0.0, 0.5, 1.0, 0.0, 2.0, 0.3]
+    plan = sde_dpm_solver_pp(VP, EPSILON, grid, tau=levels_, rule="exact", lower_order_final=False)
+    same(plan, per_step(VP, EPSILON, grid, decisions=[Decision(2, tau=t) for t in levels_]))
+    assert [row.noise == 0 for row in plan.rows] == [t == 0 for t in levels_]
+    assert plan.origin["tau"] == levels_
+    # one number for all rows is that number in every row, infinity included
+    for tau in (0.7, math.inf):
+        same(
+            sde_dpm_solver_pp(VP, EPSILON, grid, tau=[tau] * 6),
+            sde_dpm_solver_pp(VP, EPSILON, grid, tau=tau),
+        )
+    mixed = sde_dpm_solver_pp(VP, EPSILON, grid, tau=[math.inf, *levels_[1:]])
+    mixed.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == mixed
+    with pytest.raises(PlanError, match="each of 6 rows"):
+        sde_dpm_solver_pp(VP, EPSILON, grid, tau=[0.5] * 5)
+    with pytest.raises(PlanError, match="negative"):
+        sde_dpm_solver_pp(VP, EPSILON, grid, tau=[0.5] * 5 + [-0.1])
+
+
+@pytest.mark.parametrize("end", [None, 0.05])
+def test_noise_levels_can_be_learned(end):
+    grid = grids.given([0.9, 0.6, 0.35, 0.1], end=end)
+    network = lambda x, time: torch.tanh(1.3 * x + 0.2)  # noqa: E731
+
+    def loss(tau):
+        plan = sde_dpm_solver_pp(VP, EPSILON, grid, tau=tau)
+        start = torch.linspace(-2, 2, 5).double().reshape(5, 1)
+        return sample(plan, network, seeds=range(5), shape=(1,), state=start, dtype=torch.float64).square().sum()
+
+    tau = torch.tensor([0.4, 1.0, 0.7, 0.2], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(tau), tau)
+    with torch.no_grad():
+        steps = 1e-6 * torch.eye(4).double()
+        expected = torch.stack([(loss(tau + d) - loss(tau - d)) / 2e-6 for d in steps])
+    assert bool((gradient[:3].abs() > 1e-4).all())
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
+    at_zero = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(at_zero), at_zero)
+    assert bool(gradient.isfinite().all())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fewstep.errors import PlanError
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
@@ -40,6 +41,8 @@ def tcd(process: VPDiscrete, prediction: Prediction, grid: Grid, *, eta: float =
 
     As in diffusers the last row ends at the first entry of the noise table, and needs a grid that says so: `end=0`.
     """
+    if not 0 <= eta <= 1:
+        raise PlanError("eta must be between 0 and 1", value=eta, mend="0 is DDIM, 1 renoises completely.")
     s = Stages(process, prediction, grid)
     updates = []
     for k in range(len(s)):

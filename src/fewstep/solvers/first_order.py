@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fewstep.errors import PlanError
 from fewstep.plan import Combination, Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
@@ -16,7 +17,12 @@ def ddim(process: Process, prediction: Prediction, grid: Grid, *, eta: float = 0
 
     The paper's variance, written in sigma / alpha, holds for every process. In a rectified flow with eta 0 this is
     plain flow Euler.
+
+    Raises:
+        PlanError: eta outside of [0, 1].
     """
+    if not 0 <= eta <= 1:
+        raise PlanError("eta must be between 0 and 1", value=eta, mend="0 is the ODE, 1 ancestral sampling.")
     stages = Stages(process, prediction, grid)
     return stages.plan(_updates(stages, eta), "ddim", eta=eta)
 

@@ -86,7 +86,7 @@ def weights(
     *,
     variable: str = "lambda",
     rule: str = "exact",
-    speed: float = 1.0,
+    speed: float | Tensor = 1.0,
 ) -> dict[int, Tensor]:
     """Weight of the estimate at each node in the exact solution from `base` to `target`.
 
@@ -105,7 +105,7 @@ def weights(
     return dict(zip(nodes, (measure.unsqueeze(1) * basis).sum(0).unbind(), strict=True))
 
 
-def _total(s: Stages, form: str, base: int, target: int, speed: float) -> Tensor:
+def _total(s: Stages, form: str, base: int, target: int, speed: float | Tensor) -> Tensor:
     """Weight of a constant estimate; finite at a clean end."""
     h = s.lam(target) - s.lam(base)
     if form == "noise":
@@ -114,7 +114,7 @@ def _total(s: Stages, form: str, base: int, target: int, speed: float) -> Tensor
 
 
 def _two_points(
-    s: Stages, form: str, base: int, target: int, nodes: Sequence[int], rule: str, speed: float
+    s: Stages, form: str, base: int, target: int, nodes: Sequence[int], rule: str, speed: float | Tensor
 ) -> dict[int, Tensor]:
     """A constant and a slope in lambda: closed forms in phi functions (arXiv 2302.04867)."""
     (other,) = (j for j in nodes if j != base)
@@ -129,7 +129,7 @@ def _two_points(
     return {base: _total(s, form, base, target, speed) - per_node, other: per_node}
 
 
-def _quadrature(s: Stages, form: str, base: int, target: int, speed: float) -> tuple[Tensor, Tensor]:
+def _quadrature(s: Stages, form: str, base: int, target: int, speed: float | Tensor) -> tuple[Tensor, Tensor]:
     """Points in lambda between base and target, and the measure of the form at them."""
     u, w = _gauss()
     if _zero(s.sigma[target]):  # lambda is infinite: the noise form in rho, down to zero

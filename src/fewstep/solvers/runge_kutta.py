@@ -18,7 +18,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import choice
-from fewstep.solvers.stages import Stages
+from fewstep.solvers.stages import Stages, refuse_impossible
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def _plan(
     **settings: object,
 ) -> Plan:
     """Blocks of stages; `heads` are the raised rho at which blocks begin, and the scale of the noise that raises."""
+    refuse_impossible(process, prediction, grid.times, sigma_space=True)
     starts = grid.times if heads is None else _moved(process, grid.times, heads[0])
     blocks = _visits(process, grid, starts, table)
     s = Stages(process, prediction, grid, sigma_space=True, times=torch.cat(blocks))

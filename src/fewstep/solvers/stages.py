@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.errors import PlanError
 from fewstep.plan import Coefficient, Combination, Plan, Row, data_of, noise_of, state
 from fewstep.prediction import Prediction
 from fewstep.process import Process
@@ -38,6 +39,7 @@ class Stages:
         self.process, self.prediction, self.grid = process, prediction, grid
         self._times = grid.times if times is None else times
         alphas, sigmas = process.alpha(self._times), process.sigma(self._times)
+        refuse_impossible(process, prediction, self._times, sigma_space)
         if grid.end is None:
             end_alpha, end_sigma = torch.ones(1).double(), torch.zeros(1).double()
         else:
@@ -114,6 +116,32 @@ class Stages:
             state={},
             output={},
             input_scale=scale * self.prediction.input_scale(scale * self.alpha[k], scale * self.sigma[k]),
+        )
+
+
+def refuse_impossible(process: Process, prediction: Prediction, times: Tensor, sigma_space: bool = False) -> None:
+    """Name what would otherwise show as coefficients that are not finite (PlanError)."""
+    times = times.detach()
+    alphas, sigmas = process.alpha(times), process.sigma(times)
+    wild = ~(alphas.isfinite() & sigmas.isfinite())
+    if bool(wild.any()):
+        raise PlanError(
+            f"the grid leaves the times of {type(process).__name__}",
+            value=float(times[wild][0]),
+            mend=f"Stay between 0 and {process.noisiest:g}.",
+        )
+    if bool((alphas == 0).any()) and (sigma_space or prediction.kind in ("epsilon", "score")):
+        what = "sigma / alpha is infinite" if sigma_space else f"a {prediction.kind} network says nothing of the data"
+        raise PlanError(
+            f"{what} where there is no signal (zero terminal SNR)",
+            value=float(times[alphas == 0][0]),
+            mend="Start the grid below pure noise, or use ddim with a v_prediction or velocity network.",
+        )
+    if bool((sigmas == 0).any()):
+        raise PlanError(
+            "the network would be asked about clean data (sigma = 0)",
+            value=float(times[sigmas == 0][0]),
+            mend="End the grid there (`end=`) instead of calling there.",
         )
 
 

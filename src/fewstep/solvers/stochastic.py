@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from fewstep.errors import PlanError
 from fewstep.plan import Combination, Plan
+from fewstep.plan.combination import number
 from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import RULES, choice, usable, weighted, weights
 from fewstep.solvers.stages import Stages
+
+TINY = torch.finfo(torch.float64).tiny
+"""Least variance under a root, whose slope would be infinite at zero."""
 
 
 def sde_dpm_solver_pp(
@@ -19,7 +27,7 @@ def sde_dpm_solver_pp(
     grid: Grid,
     *,
     order: int = 2,
-    tau: float = 1.0,
+    tau: float | Sequence[float] | Tensor = 1.0,
     rule: str = "bh2",
     lower_order_final: bool = True,
 ) -> Plan:
@@ -29,23 +37,44 @@ def sde_dpm_solver_pp(
     x0 dl + sigma_t sqrt(1 - e^{-2 tau^2 h}) z (the SA-Solver family, arXiv 2309.05019). tau 0 is DPM-Solver++,
     1 the reverse SDE (order 1: ancestral sampling, DDIM with eta 1), and infinity renoises the data estimate (LCM).
 
+    Args:
+        tau: one level, or one per row (K,); a tensor may require gradients (zero for a row at exactly 0).
+
     Raises:
-        PlanError: tau is negative.
+        PlanError: a tau is negative or not a number, or there is not one per row.
     """
-    if not tau >= 0:
-        raise PlanError("tau must not be negative", value=tau, mend="0 is the ODE, 1 ancestral sampling.")
+    levels = _levels(tau, len(grid))
     choice("order", order, (1, 2))
     choice("rule", rule, RULES)
     s = Stages(process, prediction, grid)
-    updates: list[tuple[Combination, object]] = []
-    for k in range(len(s)):
+    updates: list[tuple[Combination, Tensor | float]] = []
+    for k, level in enumerate(levels):
+        if bool(s.sigma[k + 1] == 0):  # the data estimate, whatever the noise level
+            updates.append((s.alpha[k + 1] * s.data(k), 0.0))
+            continue
         points = min(order, k + 1, len(s) - k if lower_order_final else order)
         nodes = usable(s, "data", k + 1, range(k, k - points, -1))
-        weight = weights(s, "data", k, k + 1, nodes, rule=rule, speed=1 + tau**2)
+        weight = weights(s, "data", k, k + 1, nodes, rule=rule, speed=1 + level**2)
         h = s.lam(k + 1) - s.lam(k)
-        forget = tau**2 * h if tau else torch.zeros_like(h)  # 0 times an infinite step is 0
+        forget = level**2 * h if level else torch.zeros_like(h)  # from pure noise 0 times infinity is 0
         kept = s.sigma[k + 1] / s.sigma[k] * torch.exp(-forget)
-        fresh = s.sigma[k + 1] * (-torch.expm1(-2 * forget)).sqrt() if tau else 0.0
+        fresh = s.sigma[k + 1] * (-torch.expm1(-2 * forget)).clamp(min=TINY).sqrt() if level else 0.0
         updates.append((kept * s.x(k) + weighted(s, "data", weight), fresh))
-    settings = {"order": order, "tau": tau, "rule": rule, "lower_order_final": lower_order_final}
-    return s.plan(updates, "sde_dpm_solver_pp", **settings)
+    told = [t if math.isfinite(t) else str(t) for t in (number(v) for v in levels)]
+    settings = {"order": order, "rule": rule, "lower_order_final": lower_order_final}
+    return s.plan(updates, "sde_dpm_solver_pp", tau=told[0] if len({*told}) == 1 else told, **settings)
+
+
+def _levels(tau: float | Sequence[float] | Tensor, count: int) -> list[float | Tensor]:
+    """One noise level per row: numbers, or 0-dim tensors where gradients are wanted."""
+    values = torch.as_tensor(tau, dtype=torch.float64)
+    if not bool((values.detach() >= 0).all()):
+        raise PlanError("tau must not be negative", value=tau, mend="0 is the ODE, 1 ancestral sampling.")
+    if values.ndim and values.shape != (count,):
+        raise PlanError(
+            f"tau must be one number, or one for each of {count} rows",
+            value=tuple(values.shape),
+            mend="Pass a list as long as the grid.",
+        )
+    rows = values.expand(count)
+    return list(rows.unbind()) if rows.requires_grad else rows.tolist()
