@@ -102,7 +102,8 @@ class _Job:
         if kind == "batch_size":
             return None
         if kind == "class_labels":
-            classes = backbone_of(self.pipe).config.get("num_embeds_ada_norm") or 10  # DiT's name for its labels
+            configuration: Any = backbone_of(self.pipe).config
+            classes = configuration.get("num_embeds_ada_norm") or 10  # DiT's name for its labels
             return [seed % classes for seed in self.seeds]
         prompts = self.settings.prompts or ("",)
         return [prompts[i % len(prompts)] for i in range(len(self.seeds))]
