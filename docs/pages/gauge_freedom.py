@@ -107,8 +107,8 @@ def _verdict_samples(parts: dict[str, Any]) -> str:
     gauges = {n: row["energy_distance"]["mean"] for n, row in parts.items() if n.startswith("gauge")}
     rotations = {n: row["energy_distance"]["mean"] for n, row in parts.items() if n.startswith("rotation")}
     return (
-        f"Fresh data sets reach {null:.4f}; on average {sum(v <= null for v in gauges.values())} of {len(gauges)} fields "
-        f"with the true conservative part stay below, and {sum(v > null for v in rotations.values())} of "
+        f"Fresh data sets reach {null:.4f}; on average, {sum(v <= null for v in gauges.values())} of {len(gauges)} "
+        f"fields with the true conservative part stay below; {sum(v > null for v in rotations.values())} of "
         f"{len(rotations)} rotations that break the gauge condition lie above."
     )
 

@@ -102,7 +102,7 @@ def _level_figures(results: dict[str, Any]) -> list[Block]:
         Figure(
             "Conservativity gap",
             drawn("gap", {"gap": "network", "shuffled": "outputs shuffled"}),
-            "0: the noise prediction's Jacobian is symmetric; 1: no relation to its transpose. Bands: 95 % over samples.",
+            "0: the noise prediction's Jacobian is symmetric; 1: unrelated to its transpose. Bands: 95 % over samples.",
         ),
         Figure(
             "Divergence",
