@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli import doctor, generate, inspect, plan, run, train
+from fewstep.cli import doctor, generate, inspect, plan, run, search, train
 from fewstep.cli.shell import Commands
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ def _fewstep(
 
 
 run.add_to(app)
+search.add_to(app)
 app.add_typer(plan.app, name="plan")
 generate.add_to(app)
 inspect.add_to(app)

@@ -49,9 +49,7 @@ def generate(
     seeds = seed or [0]
     pairs = [(text, number) for text in prompt for number in seeds]
     with torch.no_grad():
-        made = Generator(pipe, guidance=guidance)(
-            chosen, [text for text, _ in pairs], [number for _, number in pairs]
-        )
+        made = Generator(pipe, guidance=guidance)(chosen, [text for text, _ in pairs], [number for _, number in pairs])
     images.save_png(images.grid(made, columns=len(seeds) if len(prompt) > 1 else None, zoom=zoom), out)
     count = f"{len(pairs)} image" + ("s" if len(pairs) > 1 else "")
     console().print(f"[bold green]Wrote {escape(str(out))}[/bold green]: {count}, {chosen.steps} steps each")

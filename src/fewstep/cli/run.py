@@ -33,7 +33,7 @@ def demo(
     dry_run: DryRun = False,
 ) -> None:
     """The main job on the shipped emoji model: quantize, search the schedule, measure, report. Minutes on a laptop."""
-    _execute("q-sched", overrides or [], out or Path("runs/demo"), fresh, dry_run)
+    execute("q-sched", overrides or [], out or Path("runs/demo"), fresh, dry_run)
 
 
 def run(
@@ -44,10 +44,11 @@ def run(
     dry_run: DryRun = False,
 ) -> None:
     """Run a recipe from end to end. The same command on the same directory goes on where it was stopped."""
-    _execute(recipe, overrides or [], out or Path("runs") / Path(recipe).stem, fresh, dry_run)
+    execute(recipe, overrides or [], out or Path("runs") / Path(recipe).stem, fresh, dry_run)
 
 
-def _execute(name: str, overrides: list[str], out: Path, fresh: bool, dry_run: bool) -> None:
+def execute(name: str, overrides: list[str], out: Path, fresh: bool, dry_run: bool) -> None:
+    """Run a recipe by name or file with these overrides; what every command that runs one does."""
     from rich.markup import escape
 
     from fewstep import recipes

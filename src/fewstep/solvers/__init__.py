@@ -1,5 +1,8 @@
 """Solvers: functions (process, prediction, grid) -> Plan. Grids are values of their own."""
 
+from collections.abc import Callable
+
+from fewstep.plan import Plan
 from fewstep.solvers import grids
 from fewstep.solvers.adams import deis_log_rho, deis_rhoab, deis_tab, ipndm, lms
 from fewstep.solvers.consistency import lcm, tcd
@@ -16,7 +19,7 @@ from fewstep.solvers.singlestep import dpm_solver_2s, dpm_solver_3s, dpm_solver_
 from fewstep.solvers.statistics import Statistics, estimate_statistics
 from fewstep.solvers.stochastic import sde_dpm_solver_pp
 
-SOLVERS = {
+SOLVERS: dict[str, Callable[..., Plan]] = {
     f.__name__: f
     for f in (
         *(ddim, euler, euler_ancestral, lcm, tcd),

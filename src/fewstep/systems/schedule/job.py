@@ -1,0 +1,305 @@
+"""A schedule search, unit by unit: open, follow the teacher, search, compare on held-out items, report, save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.data.prompts import load_prompts
+from fewstep.errors import FewstepError
+from fewstep.files import read_tensors, write_json, write_tensors
+from fewstep.metrics import load_features
+from fewstep.metrics.intervals import difference_interval, mean_interval
+from fewstep.pipelines import (
+    Generator,
+    attach,
+    backbone_of,
+    identity_of,
+    load_pipeline,
+    plan_of,
+    process_of,
+    save_pipeline,
+    trace,
+)
+from fewstep.pipelines.calls import condition_kind
+from fewstep.pipelines.process import training_scheduler
+from fewstep.plan import Plan
+from fewstep.runs import Run, environment
+from fewstep.runs.environment import best_device
+from fewstep.search import Family, Problem, searcher
+from fewstep.search.schedule import DistributionMatch, Found, Model, Task, TeacherMatch, Trajectory, method
+from fewstep.search.schedule.objectives import Generate
+from fewstep.solvers import SOLVERS, grids
+from fewstep.systems.schedule.baselines import diffusers_plans
+from fewstep.systems.schedule.recipe import ScheduleRecipe
+from fewstep.systems.schedule.report import write_report
+from fewstep.variants import prunable
+
+OWN, FOUND, SCALED = "the pipeline's own", "searched", "searched + Q-Sched"
+
+
+def run(recipe: ScheduleRecipe, run: Run) -> Path:
+    """Execute a recipe in a run directory and return the report.
+
+    Leaves behind: `artifacts/plan.json` (the schedule), `artifacts/pipeline` (a diffusers folder that follows it),
+    every evaluation of the search, `results.json` and `report.html`.
+    """
+    job = _Job(recipe, run)
+    found = job.search()
+    plans = job.plans(found)
+    numbers = job.compare(plans)
+    pictures = job.pictures(plans, numbers)
+    run.unit("pipeline", lambda: job.follow(plans), save=save_pipeline, load=lambda folder: None, artifact="pipeline")
+    results = {
+        "recipe": recipe.plain(),
+        "environment": environment(),
+        "search": found,
+        "evaluation": numbers,
+        "seconds": run.seconds(),
+    }
+    write_json(run.path / "results.json", results)
+    if recipe.results:
+        write_json(recipe.results, results)
+    return write_report(run, recipe, results, plans, pictures)
+
+
+class _Job:
+    """What the units share: the pipeline, its process, the teacher's trajectory and the objective."""
+
+    def __init__(self, recipe: ScheduleRecipe, run: Run) -> None:
+        self.recipe, self.run = recipe, run
+        device = best_device() if recipe.device == "auto" else recipe.device
+        self.pipe = load_pipeline(recipe.model, dtype=getattr(torch, recipe.dtype)).to(device)
+        for part in self.pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.requires_grad_(False)
+        self.generator = Generator(self.pipe, recipe.guidance, dict(recipe.call), recipe.batch)
+        process, prediction = process_of(self.pipe, **recipe.call)
+        self.model = Model(process, prediction, blocks=len(prunable(backbone_of(self.pipe))))
+        self.identity = identity_of(self.pipe, max(1.0, recipe.guidance))
+
+    # --- the teacher ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def teacher(self) -> Plan:
+        """The fine plan."""
+        settings, process = self.recipe.teacher, self.model.process
+        return SOLVERS[settings.solver](process, self.model.prediction, grids.uniform(process, settings.steps))
+
+    @cached_property
+    def trajectory(self) -> Trajectory:
+        """Where the teacher goes on the search's items."""
+        conditions, seeds = self.items
+
+        def compute() -> dict[str, Tensor]:
+            seen = trace(self.generator, self.teacher, conditions, seeds)
+            return {"states": seen.states, "outputs": seen.outputs}
+
+        seen = self.run.unit(
+            "teacher", compute, save=_keep, load=read_tensors, artifact="teacher-trajectory.safetensors"
+        )
+        return Trajectory(self.teacher, seen["states"], seen["outputs"])
+
+    @cached_property
+    def items(self) -> tuple[list[Any] | None, list[int]]:
+        """Conditions and seeds of the search."""
+        count = self.recipe.search.items
+        seeds = [2_000_003 * (self.recipe.search.seed + 1) + i for i in range(count)]
+        return self._conditions(self.recipe.search.conditions, count, held_out=False), seeds
+
+    def _conditions(self, wanted: Any, count: int, held_out: bool) -> list[Any] | None:
+        kind = condition_kind(self.pipe)
+        if kind == "batch_size":
+            return None
+        if kind == "class_labels":
+            config: Any = backbone_of(self.pipe).config
+            labels = list(range(int(config.num_embeds_ada_norm))) if isinstance(wanted, str) else list(map(int, wanted))
+            return [labels[i % len(labels)] for i in range(count)]
+        prompts = load_prompts(self.recipe.prompts(wanted, held_out), count)
+        return [prompts[i % len(prompts)] for i in range(count)]
+
+    def _generate(self, conditions: list[Any] | None, seeds: list[int], output: str = "latent") -> Generate:
+        def generate(plan: Plan, items: Sequence[int]) -> Tensor:
+            some = None if conditions is None else [conditions[i] for i in items]
+            return self.generator(plan, some, [seeds[i] for i in items], output=output)
+
+        return generate
+
+    # --- the search -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def objective(self) -> TeacherMatch | DistributionMatch:
+        """What the search maximises."""
+        settings = self.recipe.search
+        if settings.objective == "teacher":
+            return TeacherMatch(self._generate(*self.items), self.trajectory.final)
+        features = load_features(settings.features)
+        generate = self._generate(*self.items, output="image")
+        with torch.no_grad():
+            reference = features(generate(self.teacher, range(settings.items)))
+        return DistributionMatch(generate, features, reference, settings.items)
+
+    def search(self) -> dict[str, Any]:
+        """The schedule; its plan lies in `artifacts/plan.json`."""
+        recipe, settings = self.recipe, self.recipe.search
+        file = self.run.artifact("plan.json")
+
+        def compute() -> dict[str, Any]:
+            with self.run.progress(f"{settings.method}, {recipe.steps} steps", total=settings.budget) as advance:
+                best, done = float("-inf"), 0
+
+                def watch(spent: float, value: float) -> None:
+                    nonlocal best, done
+                    best = max(best, value)
+                    advance(int(spent) - done, note=f"best {best:.4f}")
+                    done = int(spent)
+
+                task = Task(
+                    self.model, recipe.steps, self.objective, self.trajectory, settings.budget, settings.seed,
+                    SOLVERS[settings.solver], storage=settings.storage or self.run.scratch("search") / "pool.journal",
+                    watch=watch,
+                )  # fmt: skip
+                found = method(settings.method)(task)
+            plan = found.plan.replace(identity=self.identity)
+            plan.save(file)
+            return self._spent(found) | {"history": [list(point) for point in found.history]}
+
+        found = self.run.unit("search", compute)
+        if settings.q_sched:
+            found = found | {"q_sched": self._q_sched(Plan.load(file))}
+        return found
+
+    def _spent(self, found: Found) -> dict[str, Any]:
+        calls = found.spent * self.recipe.search.items * self.recipe.steps
+        teacher = self.recipe.teacher.steps * self.recipe.search.items
+        return {
+            "value": found.value, "spent": found.spent, "network_calls": calls, "teacher_calls": teacher,
+        }  # fmt: skip
+
+    def _q_sched(self, plan: Plan) -> dict[str, Any]:
+        """Two scalars per step on top of the schedule."""
+        settings = self.recipe.search
+        family = Family("ramp")
+
+        def compute() -> dict[str, Any]:
+            log = self.run.scratch("q-sched") / "scores.jsonl"
+            problem = Problem(plan, family, self.objective, log=log)
+            searcher(settings.searcher)(problem, settings.q_sched, settings.seed)
+            outcome = problem.outcome()
+            return {"theta": list(outcome.theta), "value": outcome.value, "spent": outcome.spent}
+
+        found = self.run.unit("q-sched", compute)
+        family.apply(plan, torch.tensor(found["theta"], dtype=torch.float64)).save(
+            self.run.artifact("plan-q-sched.json")
+        )
+        return found
+
+    def plans(self, found: Mapping[str, Any]) -> dict[str, Plan]:
+        """Everything that is compared: what was found, what the pipeline does, what diffusers offers."""
+        recipe = self.recipe
+        plans = {FOUND: Plan.load(self.run.artifact("plan.json"))}
+        if "q_sched" in found:
+            plans[SCALED] = Plan.load(self.run.artifact("plan-q-sched.json"))
+        try:
+            own = plan_of(self.pipe, recipe.steps, guidance_scale=recipe.guidance or None, **recipe.call)
+            plans[OWN] = own
+        except FewstepError as error:
+            self.run.say(f"The pipeline's own schedule is left out: {error}")
+        if recipe.evaluation.baselines:
+            shift = getattr(self.model.process, "shift", None)
+            plans |= diffusers_plans(training_scheduler(self.pipe), recipe.steps, shift)
+        return plans
+
+    # --- the proof --------------------------------------------------------------------------------------------------
+
+    def compare(self, plans: Mapping[str, Plan]) -> dict[str, Any]:
+        """Distance from the teacher on held-out conditions and seeds; the best baseline is chosen on the search's own.
+
+        Intervals are over conditions, seeds averaged.
+        """
+        settings = self.recipe.evaluation
+        conditions = self._conditions(settings.conditions, settings.items, held_out=True)
+        seeds = [[1_000_003 * s + i for i in range(settings.items)] for s in settings.seeds]
+        errors, chosen = {}, {}
+        with self.run.progress("held-out comparison", total=len(plans) + 1) as advance:
+            target = [self._held_out("teacher", self.teacher, conditions, some) for some in seeds]
+            advance(1)
+            for name, plan in plans.items():
+                chosen[name] = self._on_search_items(name, plan)
+                drawn = [self._held_out(name, plan, conditions, some) for some in seeds]
+                unit = torch.cat(target).std()
+                errors[name] = torch.stack(
+                    [(d - t).flatten(1).square().mean(1).sqrt() / unit for d, t in zip(drawn, target, strict=True)]
+                )
+                advance(1)
+        baselines = [name for name in plans if name not in (FOUND, SCALED)]
+        finite = [n for n in baselines if bool(errors[n].isfinite().all())]
+        best = max(finite, key=lambda n: chosen[n], default=None)
+        rows = {n: mean_interval(e.mean(0)).as_dict() | {"seeds": e.mean(1).tolist()} for n, e in errors.items()}
+        compared = [n for n in (FOUND, SCALED) if n in plans]
+        return {
+            "metric": "root mean square distance from the teacher's result over its standard deviation",
+            "items": settings.items,
+            "seeds": settings.seeds,
+            "teacher_steps": self.recipe.teacher.steps,
+            "systems": rows,
+            "on_search_items": chosen,
+            "best_baseline": best,
+            "differences": {
+                f"{n} - {best}": difference_interval(errors[n].mean(0), errors[best].mean(0)).as_dict()
+                for n in compared
+                if best is not None
+            },
+        }
+
+    def _on_search_items(self, name: str, plan: Plan) -> float:
+        def compute() -> float:
+            with torch.no_grad():
+                return float(self.objective(plan, range(self.objective.size)).mean())
+
+        return self.run.unit(f"calibration-{_slug(name)}", compute)
+
+    def _held_out(self, name: str, plan: Plan, conditions: list[Any] | None, seeds: list[int]) -> Tensor:
+        def compute() -> dict[str, Tensor]:
+            with torch.no_grad():
+                return {"states": self.generator(plan, conditions, seeds, output="latent").cpu()}
+
+        file = f"held-out/{_slug(name)}-{seeds[0]}.safetensors"
+        found = self.run.unit(
+            f"held-out-{_slug(name)}-{seeds[0]}", compute, save=_keep, load=read_tensors, artifact=file
+        )
+        return found["states"]
+
+    def pictures(self, plans: Mapping[str, Plan], numbers: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The same held-out items drawn by the main systems, (P, 3, H, W) each; empty for what is not an image."""
+        count = min(self.recipe.evaluation.pictures, self.recipe.evaluation.items)
+        if not count:
+            return {}
+        settings = self.recipe.evaluation
+        conditions = self._conditions(settings.conditions, settings.items, held_out=True)
+        picks = [i * settings.items // count for i in range(count)]
+        some = None if conditions is None else [conditions[i] for i in picks]
+        seeds = [1_000_003 * settings.seeds[0] + i for i in picks]
+        shown = {n: plans[n] for n in (FOUND, SCALED, numbers["best_baseline"], OWN) if n in plans}
+        shown["teacher"] = self.teacher
+        with torch.no_grad():
+            drawn = {name: self.generator(plan, some, seeds).cpu() for name, plan in shown.items()}
+        return {name: images for name, images in drawn.items() if images.ndim == 4}
+
+    def follow(self, plans: Mapping[str, Plan]) -> Any:
+        """The pipeline with the best plan attached."""
+        attach(self.pipe, plans.get(SCALED, plans[FOUND]))
+        return self.pipe
+
+
+def _keep(tensors: dict[str, Tensor], draft: Path) -> None:
+    write_tensors(draft, {name: tensor.contiguous() for name, tensor in tensors.items()})
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")

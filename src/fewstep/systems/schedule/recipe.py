@@ -1,0 +1,123 @@
+"""What a schedule search can be told."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fewstep.models import SHIPPED
+from fewstep.recipes.base import Part, Recipe
+from fewstep.search import SEARCHERS
+from fewstep.search.schedule import METHODS
+from fewstep.solvers import FACTS, SOLVERS
+
+PLAIN = [n for n in SOLVERS if FACTS[n].calls == 1 and not FACTS[n].stochastic]
+"""Solvers that follow any grid, call once per time and draw no noise."""
+
+Conditions = str | list[str] | list[int]
+"""A prompt set by name, prompts, or class labels; `auto` fits the pipeline (every label in turn, or prompts)."""
+
+
+class Teacher(Part):
+    """The fine trajectory that schedules are measured against: the same network with many evaluations."""
+
+    steps: int = Field(60, ge=2)
+    solver: str = "unipc"
+
+    @field_validator("solver")
+    @classmethod
+    def _solver(cls, name: str) -> str:
+        return _one_of(name, PLAIN)
+
+
+class Search(Part):
+    """How the schedule is searched."""
+
+    method: str = "joint"
+    """gits, ld3, amed, random, autodiffusion, s3, joint."""
+    solver: str = "unipc"
+    """What runs on the searched times, where the method does not choose the solver itself."""
+    objective: Literal["teacher", "distribution"] = "teacher"
+    """End where the teacher ends, or look like its results as a set (features of decoded images)."""
+    features: str = "random"
+    """Feature network of the distribution objective."""
+    budget: int = Field(200, ge=1)
+    """Plans evaluated on all items; a gradient counts as three."""
+    conditions: Conditions = "auto"
+    items: int = Field(32, ge=2)
+    """Pairs of condition and seed that every plan is evaluated on."""
+    seed: int = 0
+    storage: str = ""
+    """Optuna storage URL shared by several workers; a file in the run directory unless given."""
+    q_sched: float = Field(0, ge=0)
+    """Budget of a Q-Sched search of two scalars per step on top of what was found; 0 for none."""
+    searcher: str = "coarse-to-fine"
+
+    @field_validator("method")
+    @classmethod
+    def _method(cls, name: str) -> str:
+        return _one_of(name, METHODS)
+
+    @field_validator("searcher")
+    @classmethod
+    def _searcher(cls, name: str) -> str:
+        return _one_of(name, SEARCHERS)
+
+    @field_validator("solver")
+    @classmethod
+    def _solver(cls, name: str) -> str:
+        return _one_of(name, PLAIN)
+
+
+class Evaluation(Part):
+    """Held-out conditions and seeds."""
+
+    conditions: Conditions = "auto"
+    items: int = Field(64, ge=2)
+    seeds: list[int] = Field(default_factory=lambda: [101, 102, 103], min_length=1)
+    baselines: bool = True
+    """Also measure the schedulers of diffusers at the same number of evaluations."""
+    pictures: int = Field(6, ge=0)
+
+
+class ScheduleRecipe(Recipe):
+    """Find a better schedule for a pipeline at a fixed number of network evaluations."""
+
+    kind: Literal["schedule"] = "schedule"
+    model: str = "emoji-teacher"
+    """Shipped name, diffusers folder, or hub id."""
+    steps: int = Field(6, ge=1, le=100)
+    """Network evaluations."""
+    guidance: float = Field(1.0, ge=0)
+    call: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the pipeline call: height, width, ..."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    batch: int = Field(32, ge=1)
+    teacher: Teacher = Teacher()
+    search: Search = Search()
+    evaluation: Evaluation = Evaluation()
+    results: str = ""
+    """A JSON file that also receives the numbers, besides the run directory."""
+
+    @model_validator(mode="after")
+    def _finer(self) -> ScheduleRecipe:
+        if self.teacher.steps <= self.steps:
+            raise ValueError(f"teacher.steps must exceed steps ({self.teacher.steps} <= {self.steps})")
+        return self
+
+    def prompts(self, conditions: Conditions, held_out: bool) -> str | list[str]:
+        """The prompt set that `auto` stands for."""
+        if isinstance(conditions, list):
+            return [str(c) for c in conditions]
+        if conditions != "auto":
+            return conditions
+        split = "emoji" if self.model in SHIPPED else "general"
+        return f"{split}:evaluation" if held_out else f"{split}:calibration"
+
+
+def _one_of(name: str, known: Any) -> str:
+    if name not in known:
+        raise ValueError(f"must be one of {', '.join(known)}")
+    return name

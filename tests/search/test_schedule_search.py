@@ -1,0 +1,232 @@
+import multiprocessing
+
+import pytest
+import torch
+
+from fewstep.errors import FewstepError
+from fewstep.models.mixture import Mixture
+from fewstep.plan import Plan
+from fewstep.prediction import Prediction
+from fewstep.process import VPContinuous
+from fewstep.sample import sample
+from fewstep.search.schedule import (
+    METHODS,
+    Candidate,
+    DistributionMatch,
+    Model,
+    Pool,
+    Task,
+    TeacherMatch,
+    Trajectory,
+    descend,
+    learn_grid,
+    learn_scales,
+    method,
+    s3,
+)
+from fewstep.search.schedule.descent import settled
+from fewstep.search.schedule.predictor import Predictor
+from fewstep.search.schedule.space import Space
+from fewstep.solvers import SOLVERS, Decision, ddim, grids, unipc
+
+MIXTURE = Mixture.line([0.3, 0.5, 0.2], [-2.0, 0.5, 3.0], [0.5, 0.3, 0.8])
+PROCESS, EPSILON = VPContinuous(), Prediction()
+MODEL = Model(PROCESS, EPSILON)
+NETWORK = MIXTURE.network(PROCESS, EPSILON)
+
+
+def objective(first=0, count=48):
+    fine = unipc(PROCESS, EPSILON, grids.uniform(PROCESS, 60))
+    seen = Trajectory.follow(fine, NETWORK, seeds=range(first, first + count), shape=(1,))
+    return TeacherMatch(
+        lambda plan, items: sample(plan, NETWORK, seeds=[first + i for i in items], shape=(1,)), seen.final
+    ), seen
+
+
+KNOWN, TRAJECTORY = objective()
+HELD_OUT, _ = objective(1000, 200)
+
+
+def task(steps=4, budget=60, **options):
+    return Task(MODEL, steps, KNOWN, TRAJECTORY, budget=budget, **options)
+
+
+def held_out(plan):
+    with torch.no_grad():
+        return float(HELD_OUT(plan, range(HELD_OUT.size)).mean())
+
+
+def usual(steps):
+    """The best of the usual solvers on even times, on the held-out items themselves."""
+    names = ("ddim", "dpm_solver_pp_2m", "unipc", "deis_tab", "dpm_solver")
+    return max(held_out(SOLVERS[n](PROCESS, EPSILON, grids.uniform(PROCESS, steps))) for n in names)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("gits", "amed", "autodiffusion", "random")])
+def test_searches_beat_every_usual_solver_on_noise_they_never_saw(name):
+    found = method(name)(task(budget=150))
+    assert found.plan.steps == 4
+    assert held_out(found.plan) > usual(4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_keeps_to_its_evaluations_and_saves(name, tmp_path):
+    steps = 4 if name != "amed" else 5
+    found = method(name)(task(steps, budget=60))
+    assert found.plan.steps == steps
+    assert found.value == pytest.approx(task().value(found.plan), abs=1e-6)
+    assert found.spent <= 60 * 1.2
+    found.plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == found.plan
+    assert found.plan.origin["search"] == name.replace("random", "random_search")
+
+
+def test_the_gradient_of_a_grid_is_that_of_finite_differences():
+    learnable = learn_grid(PROCESS, EPSILON, unipc, grids.uniform(PROCESS, 4))
+
+    def loss(gaps, told):
+        plan = learnable.build({"gaps": gaps, "told": told})
+        x = sample(plan, NETWORK, seeds=range(4), shape=(1,), dtype=torch.float64)
+        return x.square().mean()
+
+    start = [learnable.start[name].clone().requires_grad_(True) for name in ("gaps", "told")]
+    slopes = torch.autograd.grad(loss(*start), start)
+    for which, slope in enumerate(slopes):
+        for k in range(len(slope)):
+            values = []
+            for sign in (1, -1):
+                moved = [p.detach().clone() for p in start]
+                moved[which][k] += sign * 1e-5
+                values.append(float(loss(*moved)))
+            assert float(slope[k]) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-8)
+
+
+def test_a_learned_grid_starts_as_the_grid_it_is_given():
+    grid = grids.uniform(PROCESS, 5)
+    learnable = learn_scales(learn_grid(PROCESS, EPSILON, ddim, grid))
+    rows, wanted = settled(learnable.build(learnable.start)).rows, ddim(PROCESS, EPSILON, grid).rows
+    for ours, theirs in zip(rows, wanted, strict=True):
+        assert dict(ours.coefficients()) == pytest.approx(dict(theirs.coefficients()), abs=1e-12)
+
+
+def test_a_descent_keeps_the_best_plan_of_the_items_it_did_not_learn_from():
+    learnable = learn_grid(PROCESS, EPSILON, unipc, grids.uniform(PROCESS, 4))
+    found = descend(learnable, KNOWN, rounds=40)
+    assert found.value == max(value for _, value in found.history)
+    assert found.value > found.start_value
+
+
+def pool(score, path=None, **options):
+    return Pool(score, storage=path, **options)
+
+
+def test_a_killed_search_goes_on_to_the_same_result(tmp_path):
+    space, asked = Space(MODEL, 4, last=0.02), []
+
+    def score(candidate):
+        asked.append(candidate.key)
+        return task().score(candidate)
+
+    whole = pool(score, tmp_path / "whole.journal")
+    s3(space, whole, 60, stage=12)
+    asked.clear()
+
+    def killed(candidate):
+        if len(asked) == 41:
+            raise KeyboardInterrupt
+        return score(candidate)
+
+    with pytest.raises(KeyboardInterrupt):
+        s3(space, pool(killed, tmp_path / "killed.journal"), 60, stage=12)
+    again = pool(score, tmp_path / "killed.journal")
+    assert len(again) == 41
+    s3(space, again, 60, stage=12)
+    assert [e.candidate.key for e in again.entries()] == [e.candidate.key for e in whole.entries()]
+    assert len(asked) == 60  # nothing was evaluated twice
+
+
+def _work(storage, seed):
+    torch.set_num_threads(1)
+    s3(Space(MODEL, 3, last=0.02), Pool(task(3).score, storage=storage), 50, seed=seed, stage=12)
+
+
+def test_workers_share_a_storage(tmp_path):
+    storage = f"sqlite:///{tmp_path}/search.db"
+    len(Pool(task(3).score, storage=storage))  # the tables are made before the workers start
+    workers = [multiprocessing.get_context("spawn").Process(target=_work, args=(storage, k)) for k in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [w.exitcode for w in workers] == [0, 0]
+    shared = Pool(task(3).score, storage=storage)
+    assert 50 <= len(shared) <= 52
+    assert {e.origin for e in shared.entries()} == {"design", "s3"}
+
+
+def test_a_storage_of_another_search_is_refused(tmp_path):
+    Pool(task().score, storage=tmp_path / "a.journal", task="four steps")
+    with pytest.raises(FewstepError, match="another search"):
+        Pool(task().score, storage=tmp_path / "a.journal", task="five steps")
+    with pytest.raises(FewstepError, match="cannot open"):
+        Pool(task().score, storage="nonsense://here")
+
+
+def test_the_predictor_learns_the_order_of_schedules():
+    """Ranks schedules it never saw, where the value is a plain function of the schedule."""
+    import random
+
+    space, rng = Space(MODEL, 4, last=0.02), random.Random(0)
+
+    def value(candidate):
+        return -abs(candidate.times[1] - 0.5) + 0.3 * (candidate.decisions[2].order == 2)
+
+    seen = [space.draw(rng) for _ in range(120)]
+    memory = pool(value)
+    for candidate in seen[:80]:
+        memory.score(candidate)
+    predictor = Predictor.trained(space, memory.entries(), seed=0)
+    fresh = seen[80:]
+    guesses, truth = predictor.scores(fresh), torch.tensor([value(c) for c in fresh])
+    right = (guesses.unsqueeze(1) > guesses.unsqueeze(0)) == (truth.unsqueeze(1) > truth.unsqueeze(0))
+    assert float(right.float().mean()) > 0.75
+
+
+def test_evolution_beats_chance_at_equal_cost():
+    evolved, chance = method("s3")(task(budget=150)), method("random")(task(budget=150))
+    assert evolved.value > chance.value
+
+
+def test_a_schedule_that_gives_nan_is_the_worst_not_an_end():
+    bad = Candidate((1.0, 0.5), (Decision(order=1),) * 2)
+    broken = TeacherMatch(lambda plan, items: torch.full((len(items), 1), float("nan")), KNOWN.target)
+    job = Task(MODEL, 2, broken, TRAJECTORY, budget=20)
+    assert job.score(bad) < -1e5
+    with pytest.raises(FewstepError, match="can be run"):
+        method("s3")(job)
+
+
+def test_sets_are_compared_by_the_frechet_distance():
+    target = MIXTURE.sample(400).float()
+    match = DistributionMatch(KNOWN.generate, lambda x: x, target, 48)
+    good, bad = (unipc(PROCESS, EPSILON, grids.uniform(PROCESS, n)) for n in (20, 1))
+    assert float(match(good, range(48))) > float(match(bad, range(48)))
+    found = method("autodiffusion")(Task(MODEL, 3, match, TRAJECTORY, budget=20))
+    assert found.plan.steps == 3
+    with pytest.raises(FewstepError, match="gradient"):
+        method("ld3")(Task(MODEL, 3, match, TRAJECTORY, budget=20))
+
+
+def test_amed_learns_at_even_and_odd_counts():
+    """An even count takes the analytic first step; both end nearer than the midpoint solver that they start from."""
+    for steps in (4, 5):
+        found = method("amed")(task(steps, budget=80))
+        assert found.plan.steps == steps
+        assert found.value > found.history[0][1]
+
+
+def test_hopeless_requests_are_named():
+    with pytest.raises(FewstepError, match="three steps"):
+        method("amed")(task(1))
+    with pytest.raises(FewstepError, match="ld3"):
+        method("ld4")

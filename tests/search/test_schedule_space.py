@@ -1,0 +1,83 @@
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewstep.errors import FewstepError
+from fewstep.prediction import Prediction
+from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
+from fewstep.search.schedule import Candidate, Model, Space
+from fewstep.solvers import Decision
+
+MODELS = {
+    "vp": Model(VPContinuous(), Prediction()),
+    "discrete": Model(VPDiscrete.from_betas(), Prediction("v_prediction"), blocks=20),
+    "flow": Model(RectifiedFlow(), Prediction("velocity"), blocks=12),
+    "ve": Model(VE(), Prediction("edm")),
+}
+
+
+def space(name, steps, parts=("times", "strategy", "first", "scales")):
+    return Space(MODELS[name], steps, frozenset(parts), last=MODELS[name].process.noisiest * 0.01)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), steps=st.integers(1, 9))
+def test_every_product_is_a_plan_of_the_right_cost(name, seed, steps):
+    """Random draws, mutations and crossings stay inside the space: falling times, exact cost, finite coefficients."""
+    rng, here = random.Random(seed), space(name, steps)
+    a, b = here.draw(rng), here.draw(rng)
+    for candidate in (a, b, here.mutate(a, rng), here.cross(a, b, rng), here.mutate(here.cross(b, a, rng), rng)):
+        assert candidate.cost() == steps
+        assert list(candidate.times) == sorted(set(candidate.times), reverse=True)
+        assert candidate.times[0] <= MODELS[name].process.noisiest
+        assert candidate.plan(MODELS[name]).steps == steps
+
+
+@pytest.mark.parametrize("name", ["discrete", "flow"])
+def test_skipped_blocks_pay_for_more_rows(name):
+    here = space(name, 5, ("times", "skips"))
+    here = Space(here.model, 5, here.parts, last=here.last, most_skipped=0.5)
+    rng, seen = random.Random(0), set()
+    for _ in range(200):
+        candidate = here.draw(rng)
+        blocks = here.model.blocks
+        assert 4 < candidate.cost(blocks) <= 5
+        skipped = sum(map(len, candidate.skipped)) / blocks
+        assert len(candidate.times) - skipped == pytest.approx(candidate.cost(blocks))
+        seen.add(len(candidate.times))
+        names = {row.network for row in candidate.plan(here.model).rows}
+        assert names == {"main"} or any(n.startswith("skip:") for n in names)
+    assert max(seen) > 5
+
+
+def test_candidates_survive_json():
+    candidate = Candidate(
+        (0.9, 0.5), (Decision(order=1), Decision(order=2, form="noise", relax=0.1)), None, "zero", ((), (3, 4)),
+        (1.01, 1.0, 0.99, 1.0),
+    )  # fmt: skip
+    assert Candidate.from_document(candidate.document()) == candidate
+
+
+def test_the_usual_schedules_are_among_the_designs():
+    designs = space("vp", 4).designs()
+    assert len({c.key for c in designs}) == len(designs) >= 12
+    assert {c.decisions[-1].order for c in designs} >= {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"parts": frozenset({"time"})}, "times"),
+        ({"parts": frozenset()}, "single point"),
+        ({"steps": 0}, "at least 1"),
+        ({"last": 2.0}, "no time lies"),
+        ({"last": 0.1, "end": 0.2}, "noisier"),
+        ({"parts": frozenset({"skips"})}, "no block may be skipped"),
+    ],
+)
+def test_spaces_without_a_feasible_point_are_refused(arguments, message):
+    with pytest.raises(FewstepError, match=message):
+        Space(**{"model": MODELS["vp"], "steps": 4, **arguments})
