@@ -197,13 +197,14 @@ def one_seed(seed: int, steps: int) -> dict[str, dict[str, dict[str, float]]]:
 
 @torch.no_grad()
 def emoji(folder: str, count: int, steps: int) -> dict[str, object]:
-    """Brightness of teacher samples for training captions, with and without, against the very pictures."""
+    """Brightness of teacher samples for held-out captions, with and without, against the very pictures."""
     pipe = load_pipeline("emoji-teacher")
     oms = OneMoreStep.from_pretrained(folder)
     pictures, captions = load_emoji("evaluation")
     pictures, captions = pictures[:count].float() / 255, captions[:count]
     real = pictures.mean((1, 2, 3))
     rows: dict[str, object] = {}
+    errors: dict[str, Tensor] = {}
     for name in ("base", "One More Step"):
         if name != "base":
             oms.attach(pipe)
@@ -213,7 +214,7 @@ def emoji(folder: str, count: int, steps: int) -> dict[str, object]:
             call = {"num_inference_steps": steps, "guidance_scale": 1.5, "generator": generators, "output_type": "pt"}
             parts.append(pipe(captions[i : i + 50], **call).images)
         found = torch.cat(parts).float().mean((1, 2, 3))
-        error = (found - real).abs()
+        error = errors[name] = (found - real).abs()
         rows[name] = {
             "mean": round(float(found.mean()), 4),
             "std": round(float(found.std()), 4),
@@ -223,6 +224,7 @@ def emoji(folder: str, count: int, steps: int) -> dict[str, object]:
         }
     oms.detach(pipe)
     rows["real"] = {"mean": round(float(real.mean()), 4), "std": round(float(real.std()), 4)}
+    change = errors["One More Step"] - errors["base"]
     first = Plan.from_scheduler(pipe.scheduler, steps).rows[0]
     pixels = pipe.unet.config.sample_size**2
     parameters = sum(p.numel() for p in oms.network.parameters())
@@ -233,6 +235,10 @@ def emoji(folder: str, count: int, steps: int) -> dict[str, object]:
         "alpha_bar_D": round(float(first.alpha) ** 2 * pixels, 3),
         "psi_parameters": parameters,
         "brightness": rows,
+        "error_difference": {
+            "mean": round(float(change.mean()), 5),
+            "standard_error": round(float(change.std() / count**0.5), 5),
+        },
     }
 
 

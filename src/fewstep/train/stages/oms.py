@@ -27,7 +27,7 @@ class Config(StageConfig):
     learning_rate: Positive = 1e-3
     weight_decay: Weight = 0.0
     ema: Fraction = 0.99
-    channels: tuple[int, ...] = Field((16, 48), description="of the UNet of a text pipeline")
+    channels: tuple[int, ...] = Field((16, 32), description="of the UNet of a text pipeline")
     width: Count = Field(64, description="of the transformer of a class-conditional pipeline")
     layers: Count = 2
     dropout: Fraction = Field(0.1, description="rate at which the condition is dropped, for guidance")
