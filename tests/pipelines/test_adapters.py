@@ -14,6 +14,8 @@ from fewstep.pipelines import attach, backbone_of, identity_of, load_pipeline, p
 from fewstep.pipelines.adapters import adapters_of
 from fewstep.quant import quantize
 
+FAMILIES = ["sd", "sdxl", "sd3", "flux", "z-image", "sana", "cogvideox", "wan"]
+"""Those whose pipelines load LoRA weights."""
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
@@ -41,7 +43,7 @@ def load(pipe, folder, adapter="turbo"):
     backbone_of(pipe).load_lora_adapter(folder / adapter, prefix=None, adapter_name=adapter, weight_name=WEIGHTS)
 
 
-@pytest.mark.parametrize("name", ["sd", "flux"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_adapters_come_and_go_under_a_plan_of_the_base_model(name, tmp_path):
     pipe, plan = adapted(name, tmp_path)
     attach(pipe, plan.replace(identity=identity_of(pipe)))
@@ -54,7 +56,7 @@ def test_adapters_come_and_go_under_a_plan_of_the_base_model(name, tmp_path):
     assert torch.equal(draw(pipe, name), before)
 
 
-@pytest.mark.parametrize("name", ["sd", "flux"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_adapter_and_plan_live_in_one_folder(name, tmp_path):
     pipe, plan = adapted(name, tmp_path)
     base = tiny.MAKERS[name](tmp_path / "base")

@@ -5,8 +5,19 @@ import tiny_pipelines as tiny
 import torch
 from diffusers import DiffusionPipeline
 
-from fewstep.errors import IdentityError, PlanError
-from fewstep.pipelines import Generator, attach, backbone_of, identity_of, plan_of, process_of, save_pipeline, trace
+from fewstep.errors import FewstepError, IdentityError, PlanError
+from fewstep.pipelines import (
+    Generator,
+    attach,
+    backbone_of,
+    identity_of,
+    load_pipeline,
+    plan_of,
+    process_of,
+    save_pipeline,
+    trace,
+)
+from fewstep.quant import quantize
 from fewstep.solvers import ddim, dpm_solver_pp_2m, euler, grids
 
 SEEDS = [3, 1, 4]
@@ -18,23 +29,25 @@ def case(request, tmp_path):
     return name, tiny.MAKERS[name](tmp_path), tiny.conditions(name, 3)
 
 
-def guidance(name):
-    return {} if name in ("ddim", "ddpm") else {"guidance_scale": 1.0}
-
-
 def replanned(pipe, name, steps=3, solver=dpm_solver_pp_2m, **options):
     process, prediction = process_of(pipe, **tiny.CALLS[name])
     return solver(process, prediction, grids.uniform(process, steps), **options)
 
 
-def test_the_plan_of_a_pipeline_draws_what_the_pipeline_draws(case):
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_plan_of_a_pipeline_draws_what_the_pipeline_draws(case, guidance):
     name, pipe, conditions = case
-    wanted = tiny.draw(pipe, name, conditions, SEEDS)
-    plan = plan_of(pipe, 4, **guidance(name), **tiny.CALLS[name])
+    options = {} if conditions is None else {"guidance_scale": guidance}
+    if conditions is None and guidance != 1.0:
+        with pytest.raises(FewstepError, match="knows no guidance"):
+            Generator(pipe, guidance)(plan_of(pipe, 2), conditions, SEEDS)
+        return
+    wanted = tiny.draw(pipe, name, conditions, SEEDS, **options)
+    plan = plan_of(pipe, 4, **options, **tiny.CALLS[name])
     with torch.no_grad():
-        found = Generator(pipe, 1.0, tiny.CALLS[name], batch=2)(plan, conditions, SEEDS)
+        found = Generator(pipe, guidance, tiny.CALLS[name], batch=2)(plan, conditions, SEEDS)
     assert found.shape == wanted.shape
-    assert torch.allclose(found, wanted, atol=1e-5)
+    assert torch.allclose(found, wanted, atol=2e-5)
 
 
 def test_a_new_plan_runs_and_survives_plain_diffusers(case, tmp_path):
@@ -53,6 +66,18 @@ def test_a_new_plan_runs_and_survives_plain_diffusers(case, tmp_path):
     assert process_of(plain, **tiny.CALLS[name]) == (process, prediction)
     with pytest.raises(IdentityError, match="num_inference_steps=3"):
         tiny.draw(plain, name, conditions, SEEDS, steps=4)
+
+
+def test_a_low_bit_network_and_its_plan_are_kept(case, tmp_path):
+    name, pipe, conditions = case
+    plan = plan_of(pipe, 2, **tiny.CALLS[name])
+    quantize(backbone_of(pipe), "w4a8")
+    attach(pipe, plan.replace(identity=identity_of(pipe)))
+    wanted = tiny.draw(pipe, name, conditions, SEEDS, steps=2)
+    save_pipeline(pipe, tmp_path / "out")
+    loaded = load_pipeline(tmp_path / "out")
+    assert identity_of(loaded).quantization == "w4a8"
+    assert torch.allclose(tiny.draw(loaded, name, conditions, SEEDS, steps=2), wanted, atol=1e-5)
 
 
 def test_fresh_noise_belongs_to_the_sample_and_not_to_the_batch(case):

@@ -122,7 +122,7 @@ def load_adapters(pipe: Any, folder: Path) -> None:
             model.set_adapters([e["name"] for e in on], [e["weight"] for e in on])
         else:
             model.disable_lora()
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise FewstepError(
             f"cannot load the adapters in {folder / _FOLDER}: {error}",
             mend="Low-bit backbones take no adapters: fuse them (pipe.fuse_lora) before quantizing.",
