@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import PlanError
+from fewstep.plan import Combination
 from fewstep.solvers.stages import Stages
 from fewstep.solvers.statistics import Statistics
 from fewstep.solvers.taylor import Affine, Span
 
 STEEPEST = 300.0
 """Largest exponent of a step's integrals; beyond, float64 loses the small terms and then overflows."""
+
+HIGHEST = 5
+"""Moments made of every step: order 4 and its corrector."""
 
 
 class Fitted:
@@ -27,57 +31,63 @@ class Fitted:
 
     def __init__(self, s: Stages, statistics: Statistics) -> None:
         self.s, self.statistics = s, statistics
-        self._spans: dict[tuple[int, int], tuple[Span, Tensor]] = {}
+        self._residuals: dict[int, tuple[Combination, Tensor]] = {}
+        self._intervals: dict[int, tuple[Span, Tensor]] = {}
 
     def span(self, base: int, target: int, order: int) -> Span:
         """Moments -alpha_t Int e^{L - L_t + S} (lam - lam_s)^k / k! dlam, and the constant that b leaves."""
-        return self._interval(base, order)[0]
+        return self._interval(base)[0]
 
     def value(self, j: int, base: int) -> Affine:
         """q at node j counted from `base`: e^{-S_j} f_j - Int_base^j e^{-S} b."""
-        s, lam = self.s, self.s.lam(j)
-        growth = torch.exp(self.statistics.integral_of_s(self.s.lam(base)) - self.statistics.integral_of_s(lam))
-        f = (s.sigma[j] * s.noise(j) - self.statistics.at(lam)[0] * s.x(j)) / s.alpha[j]
-        return growth * f, -self._drift(j, base)
+        (f, S), (_, S_base) = self._residual(j), self._residual(base)
+        return (f, 0.0) if j == base else (torch.exp(S_base - S) * f, -self._drift(j, base))
+
+    def _residual(self, j: int) -> tuple[Combination, Tensor]:
+        """f at node j, and S there."""
+        if j not in self._residuals:
+            s, lam = self.s, self.s.lam(j)
+            f = (s.sigma[j] / s.alpha[j]) * s.noise(j) - (self.statistics.at(lam)[0] / s.alpha[j]) * s.x(j)
+            self._residuals[j] = f, self.statistics.integral_of_s(lam)
+        return self._residuals[j]
 
     def _drift(self, j: int, base: int) -> Tensor:
         """Int_base^j e^{-(S - S_base)} b dlam."""
         if j > base:
-            return self._interval(base, 1)[1]
+            return self._interval(base)[1]
         total = torch.zeros((), dtype=torch.float64)
         for i in range(j, base):
-            shift = self.statistics.integral_of_s(self.s.lam(base)) - self.statistics.integral_of_s(self.s.lam(i))
-            total = total - torch.exp(shift) * self._interval(i, 1)[1]
+            total = total - torch.exp(self._residual(base)[1] - self._residual(i)[1]) * self._interval(i)[1]
         return total
 
-    def _interval(self, base: int, order: int) -> tuple[Span, Tensor]:
-        if (base, order) not in self._spans:
-            self._spans[base, order] = self._integrated(base, order)
-        return self._spans[base, order]
+    def _interval(self, base: int) -> tuple[Span, Tensor]:
+        if base not in self._intervals:
+            self._intervals[base] = self._integrated(base)
+        return self._intervals[base]
 
-    def _integrated(self, base: int, order: int) -> tuple[Span, Tensor]:
+    def _integrated(self, base: int) -> tuple[Span, Tensor]:
+        """The span from `base` to the next node, and its Int e^{-S} b."""
         s, statistics = self.s, self.statistics
         start, end = s.lam(base), s.lam(base + 1)
-        inside = statistics.lam[(statistics.lam > start.detach()) & (statistics.lam < end.detach())]
+        inside = statistics.between(start, end)
         knots = torch.cat([start.reshape(1), inside, end.reshape(1)])
         nodes, weights, partial = _gauss()
         widths = knots.diff().unsqueeze(1)
         points = knots[:-1].unsqueeze(1) + widths * nodes  # (cells, 4)
         spread = [1] * len(statistics.shape)
         measure = (widths * weights).reshape(*points.shape, *spread)
-        _, _, b, L, S = statistics.around(points, start)
+        b, L, S = statistics.around(points, start)
         L_end = statistics.integral_of_l(end) - statistics.integral_of_l(start)
         exponent = L - L_end + S
         _refuse_steep(exponent, S)
         # the integral of e^{-S} b up to each point: whole cells before, then the quadrature polynomial of this one
         rates = torch.exp(-S) * b
         cells = (measure * rates).sum(1)
-        before = torch.cat([torch.zeros_like(cells[:1]), cells.cumsum(0)[:-1]])
-        width = widths.reshape(-1, 1, *spread)
-        drift = before.unsqueeze(1) + width * torch.einsum("qp,cp...->cq...", partial, rates)
+        before = cells.cumsum(0) - cells
+        drift = before.unsqueeze(1) + widths.reshape(-1, 1, *spread) * torch.einsum("qp,cp...->cq...", partial, rates)
         density = -s.alpha[base + 1] * measure * torch.exp(exponent)
         away = (points - start).reshape(*points.shape, *spread)
-        moments = [(density * away**k).sum((0, 1)) / math.factorial(k) for k in range(order)]
+        moments = [(density * away**k).sum((0, 1)) / math.factorial(k) for k in range(HIGHEST)]
         kept = s.alpha[base + 1] / s.alpha[base] * torch.exp(-L_end)
         return Span(kept, moments, (density * drift).sum((0, 1))), cells.sum(0)
 
@@ -94,7 +104,7 @@ def _gauss(count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _refuse_steep(*exponents: Tensor) -> None:
-    steepest = max(float(e.detach().abs().max()) for e in exponents)
+    steepest = float(torch.stack([e.detach().abs().max() for e in exponents]).max())
     if not steepest < STEEPEST:
         raise PlanError(
             "the statistics change too fast for steps this long: exponent",

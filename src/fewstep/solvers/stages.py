@@ -52,6 +52,7 @@ class Stages:
             end_sigma, end_alpha = end_sigma / end_alpha, torch.ones_like(end_alpha)
         self.alpha: tuple[Tensor, ...] = torch.cat([alphas, end_alpha]).unbind()
         self.sigma: tuple[Tensor, ...] = torch.cat([sigmas, end_sigma]).unbind()
+        self._lams: dict[int, Tensor] = {}
         self._estimates: dict[tuple[str, int], Combination] = {}
         self._rows = [self._row(k) for k in range(len(self))]
 
@@ -64,7 +65,9 @@ class Stages:
 
     def lam(self, k: int) -> Tensor:
         """Half log-SNR at node k (infinite at a clean end)."""
-        return self.alpha[k].log() - self.sigma[k].log()
+        if k not in self._lams:
+            self._lams[k] = self.alpha[k].log() - self.sigma[k].log()
+        return self._lams[k]
 
     def x(self, k: int) -> Combination:
         """The state at node k."""
@@ -153,4 +156,6 @@ def _settled(value: Coefficient) -> Coefficient:
 
 
 def _is_zero(value: Coefficient) -> bool:
-    return not (isinstance(value, Tensor) and value.requires_grad) and bool((torch.as_tensor(value) == 0).all())
+    if not isinstance(value, Tensor):
+        return value == 0
+    return not value.requires_grad and not bool(value.any())

@@ -47,7 +47,7 @@ class Statistics:
 
     def __post_init__(self) -> None:
         for name in ("lam", "l", "s", "b"):
-            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().double().cpu())
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().double().cpu().contiguous())
         shapes = [tuple(t.shape) for t in (self.lam, self.l, self.s, self.b)]
         if self.lam.ndim != 1 or len(self.lam) < 2 or len({*shapes[1:]}) != 1 or shapes[1][:1] != shapes[0]:
             raise PlanError(
@@ -97,19 +97,28 @@ class Statistics:
         """S at a 0-dim lam, from the first node."""
         return self._integral(1, lam)
 
-    def around(self, points: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """l, s, b and the integrals L and S from `start`, at points of any shape; each (*points.shape, *shape)."""
+    def between(self, start: Tensor, end: Tensor) -> Tensor:
+        """The nodes strictly between two 0-dim lam."""
+        first, last = torch.searchsorted(self.lam, torch.stack([start.detach(), end.detach()])).tolist()
+        inside = self.lam[first:last]
+        return inside[1:] if first < last and bool(inside[0] == start.detach()) else inside
+
+    def around(self, points: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """b, and the integrals L and S from `start`, at points of any shape; each (*points.shape, *shape)."""
         cell, away = self._cell(points)
         away = away.reshape(*away.shape, *[1] * len(self.shape))
-        values = [t[cell] + away * rate[cell] for t, rate in zip((self.l, self.s, self.b), self._rates, strict=True)]
         L, S = (self._integral(i, points, cell, away) - self._integral(i, start) for i in (0, 1))
-        return values[0], values[1], values[2], L, S
+        return self.b[cell] + away * self._rates[2][cell], L, S
 
     def _integral(self, which: int, lam: Tensor, cell: Tensor | None = None, away: Tensor | None = None) -> Tensor:
         if cell is None or away is None:
             cell, away = self._cell(lam)
         value = (self.l, self.s)[which]
         return self._sums[which][cell] + away * value[cell] + away**2 / 2 * self._rates[which][cell]
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        return float(self.lam[0]), float(self.lam[-1])
 
     @cached_property
     def _rates(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,11 +137,13 @@ class Statistics:
     def _cell(self, lam: Tensor) -> tuple[Tensor, Tensor]:
         """Index of the piece, and the (differentiable) distance from its left node."""
         at = lam.detach()
-        slack = 1e-6 * (self.lam[-1] - self.lam[0])  # rounding of time <-> lam
-        if bool((at < self.lam[0] - slack).any()) or bool((at > self.lam[-1] + slack).any()):
+        first, last = self._ends
+        least, most = float(at.min()), float(at.max())
+        slack = 1e-6 * (last - first)  # rounding of time <-> lam
+        if not first - slack <= least <= most <= last + slack:
             raise PlanError(
-                f"the statistics cover half log-SNR {float(self.lam[0]):.4g} to {float(self.lam[-1]):.4g}",
-                value=[round(float(at.min()), 4), round(float(at.max()), 4)],
+                f"the statistics cover half log-SNR {first:.4g} to {last:.4g}",
+                value=[round(least, 4), round(most, 4)],
                 mend="Set first and last times of the grid inside, or estimate them on a wider lam.",
             )
         cell = (torch.searchsorted(self.lam, at.contiguous(), right=True) - 1).clamp(0, len(self.lam) - 2)

@@ -11,9 +11,9 @@ Data and noise forms have closed moments (phi functions); the fitted form integr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -122,12 +122,18 @@ def integrate(s: Stages, strategies: Sequence[Strategy]) -> list[Update]:
 
 def phi(k: int, z: Tensor) -> Tensor:
     """phi_k(z) = (phi_{k-1}(z) - 1/(k-1)!) / z with phi_0 = exp; by its series where the recursion cancels."""
-    if bool(z.detach().abs() < 1):
-        series = torch.ones_like(z)
+    if not z.requires_grad:  # the same on plain floats is twenty times faster
+        return torch.tensor(_phi(k, float(z), math.exp), dtype=torch.float64)
+    return _phi(k, z, torch.exp)
+
+
+def _phi(k: int, z: Any, exp: Callable[[Any], Any]) -> Any:
+    if abs(z) < 1:
+        series = 1.0
         for i in range(18, 0, -1):
             series = 1 + z / (k + i) * series
         return series / math.factorial(k)
-    value = torch.exp(z)
+    value = exp(z)
     for i in range(k):
         value = (value - 1 / math.factorial(i)) / z
     return value
@@ -165,7 +171,7 @@ def _weights(
     h = s.lam(base + 1) - s.lam(base)
     places = torch.stack([(s.lam(j) - s.lam(base)) / h for j in nodes[1:]])
     inverses: dict[int, Tensor] = {}
-    for k, (moment, count) in enumerate(zip(span.moments[1:], points, strict=True), start=1):
+    for k, (moment, count) in enumerate(zip(span.moments[1:], points, strict=False), start=1):
         if count not in inverses:
             powers = [places[:count] ** i / math.factorial(i) for i in range(1, count + 1)]
             inverses[count] = torch.linalg.inv(torch.stack(powers))
