@@ -19,6 +19,12 @@ Conditions = str | list[str] | list[int]
 """A prompt set by name, prompts, or class labels; `auto` fits the pipeline (every label in turn, or prompts)."""
 
 
+def _one_of(name: str, known: Any) -> str:
+    if name not in known:
+        raise ValueError(f"must be one of {', '.join(known)}")
+    return name
+
+
 class Teacher(Part):
     """The fine trajectory that schedules are measured against: the same network with many evaluations."""
 
@@ -115,9 +121,3 @@ class ScheduleRecipe(Recipe):
             return conditions
         split = "emoji" if self.model in SHIPPED else "general"
         return f"{split}:evaluation" if held_out else f"{split}:calibration"
-
-
-def _one_of(name: str, known: Any) -> str:
-    if name not in known:
-        raise ValueError(f"must be one of {', '.join(known)}")
-    return name
