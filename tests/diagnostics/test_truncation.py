@@ -135,6 +135,19 @@ def test_equal_errors_leave_the_grid_as_it_is():
     torch.testing.assert_close(grid.times, torch.tensor(times, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("process", [VPDiscrete.from_betas(), RectifiedFlow(3.0), VE(40.0)])
+def test_calls_pulled_towards_the_clean_end_stay_apart_and_inside(process):
+    times = [process.time(lam) for lam in (-2.0, -1.0, 0.0)]
+    grid = equalised_grid(process, times, [0.02, 0.02, 1.0], 6)
+    levels = torch.exp(-process.lam(grid.times))
+    assert bool((grid.times > 0).all())
+    assert int((levels < 1).sum()) == 4  # sqrt(0.02) + sqrt(0.02) of a load of 1.28, in six parts
+    assert float(levels[-1]) > 0.05  # not all at no noise
+    # a plan that already calls at the cleanest time keeps its calls above it
+    cleanest = equalised_grid(process, [*times, 1e-9 if process.sigma(0.0) == 0 else 0.0], [0.1, 0.1, 0.1, 1.0], 4)
+    assert float(torch.exp(-process.lam(cleanest.times))[-1]) > 0.01
+
+
 def test_a_grid_needs_errors_that_mean_something():
     process = VPContinuous()
     with pytest.raises(PlanError, match="one error per time"):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fewstep.denoiser import Denoiser
 from fewstep.diagnostics.field import per_number
-from fewstep.diagnostics.flow import POWER, angle, flow, time_of
+from fewstep.diagnostics.flow import POWER, angle, cleanest, flow, time_of
 from fewstep.errors import PlanError
 from fewstep.plan import Plan
 from fewstep.plan.combination import number
@@ -145,14 +145,19 @@ def equalised_grid(
         raise PlanError("a grid needs one error per time, and steps", value=(len(at), len(sizes), steps, order))
     if not bool(sizes.isfinite().all()) or bool((sizes < 0).any()) or not float(sizes.sum()):
         raise PlanError("errors must be finite, not negative, and not all zero", value=sizes.tolist())
-    angles = torch.tensor([angle(process.alpha(float(t)), process.sigma(float(t))) for t in at] + [0.0]).double()
-    place = angles ** (1 / POWER)
+    ends = [*(angle(process.alpha(float(t)), process.sigma(float(t))) for t in at), cleanest(process)]
+    angles = torch.tensor(ends, dtype=torch.float64)
     weights = sizes.clamp(min=1e-9 * float(sizes.max())) ** (1 / (order + 1))
+    weights[-1] *= bool(angles[-2] > angles[-1])  # a call at the cleanest time leaves no room behind it
     load = torch.cat([torch.zeros(1).double(), weights.cumsum(0)])
     wanted = load[-1] * torch.arange(steps, dtype=torch.float64) / steps
     left = (torch.searchsorted(load, wanted, right=True) - 1).clamp(max=len(weights) - 1)
-    inner = place[left] + (wanted - load[left]) / weights[left] * (place[left + 1] - place[left])
-    found = [float(at[0]), *(_time(process, float(p) ** POWER) for p in inner[1:])]
+    part = (wanted - load[left]) / weights[left]
+    place = angles ** (1 / POWER)
+    inner = (place[left] + part * (place[left + 1] - place[left])) ** POWER
+    # towards the clean end the power would crowd all calls at no noise: equal steps in the angle itself
+    inner = torch.where(left == len(at) - 1, angles[left] + part * (angles[left + 1] - angles[left]), inner)
+    found = [float(at[0]), *(_time(process, float(phi)) for phi in inner[1:])]
     return Grid(torch.tensor(found, dtype=torch.float64))
 
 
