@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.errors import PlanError
 from fewstep.plan import Combination
-from fewstep.solvers.stages import Stages
+from fewstep.solvers.stages import Stages, settled
 from fewstep.solvers.statistics import Statistics
 from fewstep.solvers.taylor import Affine, Span
 
@@ -41,13 +41,14 @@ class Fitted:
     def value(self, j: int, base: int) -> Affine:
         """q at node j counted from `base`: e^{-S_j} f_j - Int_base^j e^{-S} b."""
         (f, S), (_, S_base) = self._residual(j), self._residual(base)
-        return (f, 0.0) if j == base else (torch.exp(S_base - S) * f, -self._drift(j, base))
+        return (f, 0.0) if j == base else (settled(torch.exp(S_base - S)) * f, -self._drift(j, base))
 
     def _residual(self, j: int) -> tuple[Combination, Tensor]:
         """f at node j, and S there."""
         if j not in self._residuals:
             s, lam = self.s, self.s.lam(j)
-            f = (s.sigma[j] / s.alpha[j]) * s.noise(j) - (self.statistics.at(lam)[0] / s.alpha[j]) * s.x(j)
+            rho, slope = s.sigma[j] / s.alpha[j], self.statistics.at(lam)[0] / s.alpha[j]
+            f = settled(rho) * s.noise(j) - settled(slope) * s.x(j)
             self._residuals[j] = f, self.statistics.integral_of_s(lam)
         return self._residuals[j]
 

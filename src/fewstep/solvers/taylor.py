@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fewstep.plan import Coefficient, Combination
 from fewstep.solvers.integrals import estimate, usable
-from fewstep.solvers.stages import Stages, Update
+from fewstep.solvers.stages import Stages, Update, settled
 
 Affine = tuple[Combination, Coefficient]
 """A combination of states and outputs, and a constant."""
@@ -112,8 +112,9 @@ def integrate(s: Stages, strategies: Sequence[Strategy]) -> list[Update]:
             span = strategy.form.span(k, k + 1, len(points) + 1)
             predicted = _weights(s, span, k, nodes, points, strategy.relax)
             rest = _weighted(strategy.form, k, predicted)
-            update = span.kept * here[0] + rest[0]
-            constant = span.kept * here[1] + span.constant + rest[1]
+            kept = settled(span.kept)
+            update = kept * here[0] + rest[0]
+            constant = kept * here[1] + span.constant + rest[1]
             change = _change(s, strategy, k, nodes, predicted)
         noise = strategy.form.noise(k, k + 1) if strategy.noise and isinstance(strategy.form, Standard) else 0.0
         updates.append((update, noise, constant))
@@ -140,9 +141,9 @@ def _phi(k: int, z: Any, exp: Callable[[Any], Any]) -> Any:
 
 
 def _first_order(s: Stages, k: int, change: Affine) -> Affine:
-    update = s.alpha[k + 1] * s.data(k) + s.sigma[k + 1] * s.noise(k)
+    update = settled(s.alpha[k + 1]) * s.data(k) + settled(s.sigma[k + 1]) * s.noise(k)
     if change[0].output or change[0].state:  # of a corrected state, at the data estimate of the predicted one
-        kept = s.sigma[k + 1] / s.sigma[k]
+        kept = settled(s.sigma[k + 1] / s.sigma[k])
         return update + kept * change[0], kept * change[1]
     return update, 0.0
 
@@ -187,7 +188,7 @@ def _weighted(form: Form, base: int, weight: dict[int, Tensor]) -> Affine:
     constant: Coefficient = 0.0
     for j, w in weight.items():
         combination, offset = form.value(j, base)
-        total = total + w * combination
+        total = total + settled(w) * combination
         if isinstance(offset, Tensor):
             constant = constant + w * offset
     return total, constant
