@@ -125,8 +125,8 @@ def fingerprint_of(tensors: Mapping[str, Any]) -> str:
 
 
 def base_name(name: str) -> str | None:
-    """The name a tensor had before peft put adapters around its layer; None for the adapters' own tensors."""
-    return None if ".lora_" in name else name.replace(".base_layer.", ".")
+    """The name a tensor had before peft or torch.compile wrapped its module; None for adapters' own tensors."""
+    return None if ".lora_" in name else name.replace("_orig_mod.", "").replace(".base_layer.", ".")
 
 
 def _few_values(tensor: Tensor, count: int = 16) -> Tensor:

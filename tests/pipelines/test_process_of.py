@@ -8,7 +8,7 @@ import pytest
 import tiny_pipelines as tiny
 import torch
 
-from fewstep.errors import FewstepError, IdentityError, NonFiniteError
+from fewstep.errors import FewstepError, IdentityError, NonFiniteError, PlanError
 from fewstep.pipelines import Generator, attach, plan_of, process_of
 from fewstep.solvers import ddim, dpm_solver_pp_2m, grids
 
@@ -154,6 +154,16 @@ def test_a_plan_of_another_step_count_and_foreign_conditions_are_refused(tmp_pat
         Generator(unconditional, guidance=2.0)(plan, None, [0])
     with pytest.raises(FewstepError, match="takes class labels"):
         Generator(classes)(plan, ["a"], [0])
+
+
+def test_a_scheduler_with_a_step_of_its_own_kind_still_tells_its_process(tmp_path):
+    pipe = tiny.cogvideox(tmp_path)
+    known = process_of(pipe)
+    options = {"prediction_type": "v_prediction", "clip_sample": False, **ZERO, **tiny.BETAS}
+    pipe.scheduler = diffusers.CogVideoXDPMScheduler(snr_shift_scale=3.0, **options)
+    with pytest.raises(PlanError, match="cannot be read as a plan"):  # its step takes two outputs
+        plan_of(pipe, 3, **tiny.CALLS["cogvideox"])
+    assert process_of(pipe) == known
 
 
 def test_a_pipeline_without_a_known_origin_says_so(tmp_path):

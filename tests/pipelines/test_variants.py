@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from fewstep.denoiser import fingerprint
 from fewstep.errors import FewstepError, PlanError
 from fewstep.pipelines import Generator, attach, backbone_of, load_pipeline, plan_of, save_pipeline
 from fewstep.prediction import Prediction
@@ -37,7 +38,7 @@ class Recorded:
 
     def __call__(self, model=None):
         with torch.no_grad():
-            output = (model or self.model)(*copy.deepcopy(self.args), **copy.deepcopy(self.kwargs))
+            output = (self.model if model is None else model)(*copy.deepcopy(self.args), **copy.deepcopy(self.kwargs))
         output = output[0]
         return torch.cat([o.flatten() for o in output]) if isinstance(output, list) else output
 
@@ -249,3 +250,16 @@ def test_an_interrupted_pipeline_leaves_its_network_whole(tmp_path):
     assert torch.equal(case(), whole)
     twin = copy.deepcopy(case.model)
     assert torch.equal(case(twin), whole)
+
+
+def test_compiled_networks_have_the_same_variants_and_identity(tmp_path):
+    case = Recorded("dit", tmp_path)
+    with applied(case.model, "skip:1"):
+        skipped = case()
+    compiled = torch.compile(case.model, backend="eager")
+    assert fingerprint(compiled) == fingerprint(case.model)
+    whole = case(compiled)
+    with applied(compiled, "skip:1"):
+        assert torch.allclose(case(compiled), skipped, atol=1e-6)
+    assert torch.equal(case(compiled), whole)
+    assert torch.allclose(whole, case(), atol=1e-6)
