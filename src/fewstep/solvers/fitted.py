@@ -31,7 +31,8 @@ class Fitted:
 
     def __init__(self, s: Stages, statistics: Statistics) -> None:
         self.s, self.statistics = s, statistics
-        self._residuals: dict[int, tuple[Combination, Tensor]] = {}
+        self._residuals: dict[int, Combination] = {}
+        self._nodes: dict[int, tuple[Tensor, Tensor]] = {}
         self._intervals: dict[int, tuple[Span, Tensor]] = {}
 
     def span(self, base: int, target: int, order: int) -> Span:
@@ -40,17 +41,26 @@ class Fitted:
 
     def value(self, j: int, base: int) -> Affine:
         """q at node j counted from `base`: e^{-S_j} f_j - Int_base^j e^{-S} b."""
-        (f, S), (_, S_base) = self._residual(j), self._residual(base)
-        return (f, 0.0) if j == base else (settled(torch.exp(S_base - S)) * f, -self._drift(j, base))
+        f = self._residual(j)
+        return (f, 0.0) if j == base else (settled(self._growth(j, base)) * f, -self._drift(j, base))
 
-    def _residual(self, j: int) -> tuple[Combination, Tensor]:
-        """f at node j, and S there."""
+    def _residual(self, j: int) -> Combination:
+        """f at node j."""
         if j not in self._residuals:
-            s, lam = self.s, self.s.lam(j)
-            rho, slope = s.sigma[j] / s.alpha[j], self.statistics.at(lam)[0] / s.alpha[j]
-            f = settled(rho) * s.noise(j) - settled(slope) * s.x(j)
-            self._residuals[j] = f, self.statistics.integral_of_s(lam)
+            s = self.s
+            rho, slope = s.sigma[j] / s.alpha[j], self.statistics.at(s.lam(j))[0] / s.alpha[j]
+            self._residuals[j] = settled(rho) * s.noise(j) - settled(slope) * s.x(j)
         return self._residuals[j]
+
+    def _node(self, j: int) -> tuple[Tensor, Tensor]:
+        """L and S at node j."""
+        if j not in self._nodes:
+            self._nodes[j] = self.statistics.integrals(self.s.lam(j))[1:]
+        return self._nodes[j]
+
+    def _growth(self, j: int, base: int) -> Tensor:
+        """e^{S_base - S_j}."""
+        return torch.exp(self._node(base)[1] - self._node(j)[1])
 
     def _drift(self, j: int, base: int) -> Tensor:
         """Int_base^j e^{-(S - S_base)} b dlam."""
@@ -58,7 +68,7 @@ class Fitted:
             return self._interval(base)[1]
         total = torch.zeros((), dtype=torch.float64)
         for i in range(j, base):
-            total = total - torch.exp(self._residual(base)[1] - self._residual(i)[1]) * self._interval(i)[1]
+            total = total - self._growth(i, base) * self._interval(i)[1]
         return total
 
     def _interval(self, base: int) -> tuple[Span, Tensor]:
@@ -77,8 +87,9 @@ class Fitted:
         points = knots[:-1].unsqueeze(1) + widths * nodes  # (cells, 4)
         spread = [1] * len(statistics.shape)
         measure = (widths * weights).reshape(*points.shape, *spread)
-        b, L, S = statistics.around(points, start)
-        L_end = statistics.integral_of_l(end) - statistics.integral_of_l(start)
+        b, L, S = statistics.integrals(points)
+        (L_start, S_start), (L_end, _) = self._node(base), self._node(base + 1)
+        S = S - S_start
         exponent = L - L_end + S
         _refuse_steep(exponent, S)
         # the integral of e^{-S} b up to each point: whole cells before, then the quadrature polynomial of this one
@@ -89,7 +100,7 @@ class Fitted:
         density = -s.alpha[base + 1] * measure * torch.exp(exponent)
         away = (points - start).reshape(*points.shape, *spread)
         moments = [(density * away**k).sum((0, 1)) / math.factorial(k) for k in range(HIGHEST)]
-        kept = s.alpha[base + 1] / s.alpha[base] * torch.exp(-L_end)
+        kept = s.alpha[base + 1] / s.alpha[base] * torch.exp(L_start - L_end)
         return Span(kept, moments, (density * drift).sum((0, 1))), cells.sum(0)
 
 

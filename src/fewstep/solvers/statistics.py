@@ -89,32 +89,25 @@ class Statistics:
         cell, away = self._cell(lam)
         return tuple(t[cell] + away * rate[cell] for t, rate in zip((self.l, self.s, self.b), self._rates, strict=True))  # type: ignore[return-value]
 
-    def integral_of_l(self, lam: Tensor) -> Tensor:
-        """L at a 0-dim lam, from the first node."""
-        return self._integral(0, lam)
-
-    def integral_of_s(self, lam: Tensor) -> Tensor:
-        """S at a 0-dim lam, from the first node."""
-        return self._integral(1, lam)
-
     def between(self, start: Tensor, end: Tensor) -> Tensor:
         """The nodes strictly between two 0-dim lam."""
         first, last = torch.searchsorted(self.lam, torch.stack([start.detach(), end.detach()])).tolist()
         inside = self.lam[first:last]
         return inside[1:] if first < last and bool(inside[0] == start.detach()) else inside
 
-    def around(self, points: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """b, and the integrals L and S from `start`, at points of any shape; each (*points.shape, *shape)."""
-        cell, away = self._cell(points)
-        away = away.reshape(*away.shape, *[1] * len(self.shape))
-        L, S = (self._integral(i, points, cell, away) - self._integral(i, start) for i in (0, 1))
-        return self.b[cell] + away * self._rates[2][cell], L, S
+    def integrals(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """b, and the integrals L and S from the first node, at points of any shape; each (*points.shape, *shape).
 
-    def _integral(self, which: int, lam: Tensor, cell: Tensor | None = None, away: Tensor | None = None) -> Tensor:
-        if cell is None or away is None:
-            cell, away = self._cell(lam)
-        value = (self.l, self.s)[which]
-        return self._sums[which][cell] + away * value[cell] + away**2 / 2 * self._rates[which][cell]
+        Raises:
+            PlanError: outside of the statistics.
+        """
+        cell, away = self._cell(points)
+        away = away.reshape((*away.shape, *[1] * len(self.shape)))
+        L, S = (
+            total[cell] + away * (value[cell] + away * half[cell])
+            for total, value, half in zip(self._sums, (self.l, self.s), self._halves, strict=True)
+        )
+        return self.b[cell] + away * self._rates[2][cell], L, S
 
     @cached_property
     def _ends(self) -> tuple[float, float]:
@@ -124,6 +117,10 @@ class Statistics:
     def _rates(self) -> tuple[Tensor, Tensor, Tensor]:
         gaps = self._along(self.lam.diff())
         return self.l.diff(dim=0) / gaps, self.s.diff(dim=0) / gaps, self.b.diff(dim=0) / gaps
+
+    @cached_property
+    def _halves(self) -> tuple[Tensor, Tensor]:
+        return self._rates[0] / 2, self._rates[1] / 2
 
     @cached_property
     def _sums(self) -> tuple[Tensor, Tensor]:
@@ -138,7 +135,7 @@ class Statistics:
         """Index of the piece, and the (differentiable) distance from its left node."""
         at = lam.detach()
         first, last = self._ends
-        least, most = float(at.min()), float(at.max())
+        least, most = torch.stack(at.aminmax()).tolist()
         slack = 1e-6 * (last - first)  # rounding of time <-> lam
         if not first - slack <= least <= most <= last + slack:
             raise PlanError(

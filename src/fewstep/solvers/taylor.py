@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -148,7 +149,7 @@ def _first_order(s: Stages, k: int, change: Affine) -> Affine:
     return update, 0.0
 
 
-def _change(s: Stages, strategy: Strategy, k: int, nodes: list[int], predicted: dict[int, Tensor]) -> Affine:
+def _change(s: Stages, strategy: Strategy, k: int, nodes: list[int], predicted: dict[int, Coefficient]) -> Affine:
     """Corrected minus predicted state at node k + 1, as a combination that the next row can read."""
     if strategy.corrected is None:
         return Combination(), 0.0
@@ -161,29 +162,37 @@ def _change(s: Stages, strategy: Strategy, k: int, nodes: list[int], predicted: 
 
 def _weights(
     s: Stages, span: Span, base: int, nodes: Sequence[int], points: Sequence[int], relax: float = 0.0
-) -> dict[int, Tensor]:
+) -> dict[int, Coefficient]:
     """Weight of the quantity at each node (base first), derivative k being taken from the next `points[k - 1]` nodes.
 
     D_k = sum_j c_j (q_j - q_base) with sum_j c_j (lam_j - lam_base)^i / i! = delta_ik for i = 1..points[k - 1].
     """
-    weight = {base: span.moments[0]}
+    weight: dict[int, Any] = {base: settled(span.moments[0])}
     if not points:
         return weight
-    h = s.lam(base + 1) - s.lam(base)
-    places = torch.stack([(s.lam(j) - s.lam(base)) / h for j in nodes[1:]])
-    inverses: dict[int, Tensor] = {}
+    start = settled(s.lam(base))
+    h = settled(s.lam(base + 1)) - start
+    places = [(settled(s.lam(j)) - start) / h for j in nodes[1:]]
+    inverses = {count: _inverse(places[:count]) for count in {*points}}
     for k, (moment, count) in enumerate(zip(span.moments[1:], points, strict=False), start=1):
-        if count not in inverses:
-            powers = [places[:count] ** i / math.factorial(i) for i in range(1, count + 1)]
-            inverses[count] = torch.linalg.inv(torch.stack(powers))
-        scale = moment / h**k * (1 + relax * h if k == 1 else 1.0)
-        for j, c in zip(nodes[1 : count + 1], inverses[count][:, k - 1].unbind(), strict=True):
-            weight[j] = weight[j] + scale * c if j in weight else scale * c
-            weight[base] = weight[base] - scale * c
+        scale = settled(moment) / h**k * (1 + relax * h if k == 1 else 1.0)
+        for i, j in enumerate(nodes[1 : count + 1]):
+            part = scale * inverses[count][i][k - 1]
+            weight[j] = weight[j] + part if j in weight else part
+            weight[base] = weight[base] - part
     return weight
 
 
-def _weighted(form: Form, base: int, weight: dict[int, Tensor]) -> Affine:
+def _inverse(places: Sequence[Coefficient]) -> Any:
+    """The inverse of the matrix places[j]^i / i! with rows i = 1, 2, ...; plain numbers where nothing is learned."""
+    if not any(isinstance(p, Tensor) for p in places):
+        powers: Any = [[p**i / math.factorial(i) for p in places] for i in range(1, len(places) + 1)]
+        return np.linalg.inv(powers).tolist()
+    row = torch.stack([torch.as_tensor(p, dtype=torch.float64) for p in places])
+    return torch.linalg.inv(torch.stack([row**i / math.factorial(i) for i in range(1, len(places) + 1)]))
+
+
+def _weighted(form: Form, base: int, weight: dict[int, Coefficient]) -> Affine:
     total = Combination()
     constant: Coefficient = 0.0
     for j, w in weight.items():
