@@ -102,7 +102,7 @@ def _verdict(results: dict[str, Any]) -> str:
 
 
 def _emoji(emoji: dict[str, Any]) -> str:
-    rows = emoji["brightness"]
+    rows, e = emoji["brightness"], emoji["environment"]
     lines = ["| start | mean | std | W1 to the real pictures | error per caption |", "|---" * 5 + "|"]
     for name, row in rows.items():
         distance = f"{row['wasserstein']:.4f}" if "wasserstein" in row else "–"
@@ -124,4 +124,6 @@ here, against 19 above.
 Brightness of whole pictures in [0, 1]; error per caption: absolute difference to the picture of that caption. With One
 More Step the distance to the real distribution is {"smaller" if better else "not smaller"}; the error per caption
 {sentence}, which {"is more" if clear else "is no more"} than chance would give.
+
+`{e["command"]}`, commit `{e["commit"]}`, {emoji["seconds"]:.0f} s.
 """
