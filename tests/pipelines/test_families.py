@@ -137,6 +137,28 @@ def test_a_plan_in_sigma_space_is_refused_where_the_pipeline_does_not(name, tmp_
         Generator(pipe, 1.0, tiny.CALLS[name])(replanned(pipe, name, solver=euler), conditions, SEEDS)
 
 
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_a_mean_of_the_first_state_reaches_the_network_or_is_refused(name, tmp_path):
+    pipe, conditions = tiny.MAKERS[name](tmp_path), tiny.conditions(name, 3)
+    plan, generate = replanned(pipe, name), Generator(pipe, 1.0, tiny.CALLS[name])
+    moved = plan.replace(prior_offset=0.5)
+    if name == "flux":
+        with pytest.raises(PlanError, match="has a mean"):
+            generate(moved, conditions, SEEDS)
+        return
+    states = {}
+
+    def note(_, args):
+        states.setdefault(key, args[0].clone())
+
+    hook = pipe.unet.register_forward_pre_hook(note)
+    for key, given in (("plain", plan), ("moved", moved)):
+        seen = trace(generate, given, conditions, SEEDS)
+        assert torch.equal(seen.states[0], states[key])
+    hook.remove()
+    assert torch.allclose(states["moved"], states["plain"] + 0.5, atol=1e-6)
+
+
 def test_doubled_states_share_one_stream(tmp_path):
     pipe = tiny.dit(tmp_path)  # guides by doubling the states, and passes no generator
     plan = replanned(pipe, "dit", solver=ddim, eta=1.0)

@@ -233,7 +233,8 @@ class _Tracer(_Runner):
         return_dict: bool = True,
         **_: Any,
     ) -> Any:
-        self.states.append(sample[: self.count].float())
+        self._ensure_index(timestep)
+        self.states.append(self._entered(sample)[: self.count].float())
         self.outputs.append(model_output[: self.count].float())
         result = super().step(model_output, timestep, sample, generator, return_dict)
         following = len(self.states)

@@ -24,7 +24,7 @@ from fewstep.pipelines.adapters import check_adapters
 from fewstep.pipelines.calls import backbone_of
 from fewstep.plan import Plan
 from fewstep.plan import scheduler as base
-from fewstep.plan.combination import is_exactly
+from fewstep.plan.combination import is_exactly, number
 from fewstep.quant import register
 from fewstep.variants import MAIN, Follower, applied
 
@@ -173,11 +173,16 @@ class PlanScheduler(base.PlanScheduler):
                 value=row.input_scale,
                 mend="Use a solver in the form of the process (ddim, dpm_solver_pp_2m, ...), not in sigma space.",
             )
-        if k == 0 and not self._entry_known and abs(float(self.plan.prior_scale) - 1.0) > 1e-3:
+        if k == 0 and not self._entry_known and abs(number(self.plan.prior_scale) - 1.0) > 1e-3:
             raise PlanError(
                 "the plan's first state is not unit noise, and this pipeline never asks for its scale",
-                value=float(self.plan.prior_scale),
+                value=number(self.plan.prior_scale),
                 mend="Use a solver in the form of the process (ddim, dpm_solver_pp_2m, ...), not in sigma space.",
+            )
+        if k == 0 and self._scaled != 0 and not is_exactly(self.plan.prior_offset, 0.0):
+            raise PlanError(
+                "the plan's first state has a mean, and this pipeline's network would not see it",
+                mend="Run the plan with `fewstep.sample`, or use one without prior_offset.",
             )
 
 
