@@ -87,12 +87,11 @@ def sample(
     rows = ready_rows(plan, device, dtype)
     # one 0-dim tensor per row, made here: making it in the loop would copy from host to device each time
     width = torch.promote_types(dtype, torch.float32)
-    told = torch.stack([torch.as_tensor(row.network_time, dtype=torch.float64) for row in plan.rows])
-    times = told.to(device=device, dtype=width).unbind()
+    times = plan.told.to(device=device, dtype=width).unbind()
     draws = [None if is_exactly(row.noise, 0.0) else noise.draw(shape).to(device=device, dtype=dtype) for row in rows]
 
     def run(check: bool = False) -> Tensor:
-        history, x = History(rows, plan.prediction), state
+        history, x = History.of(plan, rows), state
         for k, row in enumerate(rows):
             scaled = x if is_exactly(row.input_scale, 1.0) else x * row.input_scale
             raw = networks[row.network](scaled, times[k])

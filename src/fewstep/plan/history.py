@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,16 +36,38 @@ def ready_rows(plan: Plan, device: torch.device | str, dtype: torch.dtype) -> li
     return [row.map(ready) for row in plan.rows] if plan.has_tensors else list(plan.rows)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What each row adds up, and what no later row reads."""
+
+    tables: list[tuple[list[tuple[int, Coefficient]], list[tuple[int, Coefficient]]]]
+    expiring: list[list[tuple[str, int]]]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Layout:
+        """The layout of rows."""
+        # always added in the order of their index: a saved plan, whose keys JSON sorts, gives the same bits
+        return cls([(sorted(row.state.items()), sorted(row.output.items())) for row in rows], _expiry(rows))
+
+
 class History:
     """States and raw outputs that later rows still read; everything else is dropped as soon as it is used."""
 
-    def __init__(self, rows: Sequence[Row], prediction: Prediction) -> None:
+    def __init__(self, rows: Sequence[Row], prediction: Prediction, layout: Layout | None = None) -> None:
         self.rows, self.prediction = rows, prediction
         self.states: dict[int, Tensor] = {}
         self.outputs: dict[int, Tensor] = {}
-        self._expiring = _expiry(rows)
-        # always added in the order of their index: a saved plan, whose keys JSON sorts, gives the same bits
-        self._tables = [(sorted(row.state.items()), sorted(row.output.items())) for row in rows]
+        self._layout = layout or Layout.of(rows)
+
+    @classmethod
+    def of(cls, plan: Plan, rows: Sequence[Row]) -> History:
+        """The history of a run: rows of `ready_rows(plan)`; what does not change is worked out once per plan."""
+        if plan.has_tensors:
+            return cls(rows, plan.prediction)
+        layout = vars(plan).get("_layout")
+        if layout is None:
+            layout = vars(plan)["_layout"] = Layout.of(rows)
+        return cls(rows, plan.prediction, layout)
 
     def advance(
         self, k: int, x: Tensor, raw: Tensor, noise: Tensor | None = None, anchor: Tensor | None = None
@@ -54,7 +77,7 @@ class History:
         raw = raw.to(x.dtype)
         self.states[k] = x
         self.outputs[k] = _treated(row, k, x, raw, self.prediction) if row.hook else raw
-        of_states, of_outputs = self._tables[k]
+        of_states, of_outputs = self._layout.tables[k]
         terms = [(c, self.states[j]) for j, c in of_states] + [(c, self.outputs[j]) for j, c in of_outputs]
         if noise is not None:
             terms.append((row.noise, noise))
@@ -63,7 +86,7 @@ class History:
         result = _combine(terms, x)
         if not is_exactly(row.offset, 0.0):
             result += row.offset
-        for kind, j in self._expiring[k]:
+        for kind, j in self._layout.expiring[k]:
             (self.states if kind == "state" else self.outputs).pop(j, None)
         return result
 
@@ -72,8 +95,13 @@ def _combine(terms: Sequence[tuple[Coefficient, Tensor]], like: Tensor) -> Tenso
     if not terms:
         return torch.zeros_like(like)
     coefficient, tensor = terms[0]
-    total = tensor * coefficient
-    for coefficient, tensor in terms[1:]:
+    rest = terms[1:]
+    if is_exactly(coefficient, 1.0) and rest and not isinstance(rest[0][0], Tensor):
+        total = torch.add(tensor, rest[0][1], alpha=rest[0][0])  # Euler in one kernel
+        rest = rest[1:]
+    else:
+        total = tensor * coefficient
+    for coefficient, tensor in rest:
         if isinstance(coefficient, Tensor):
             total.addcmul_(tensor, coefficient.expand_as(tensor))
         else:

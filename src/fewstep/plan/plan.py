@@ -18,10 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from fewstep.errors import IdentityError, PlanError
-from fewstep.plan.combination import Coefficient, Combination, is_exactly, output, state
+from fewstep.plan.combination import Coefficient, Combination, is_exactly, number, output, state
 from fewstep.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -143,6 +144,17 @@ class Plan:
     def has_tensors(self) -> bool:
         """Whether any coefficient is a tensor (which must then be moved to the device of the states)."""
         return any(isinstance(c, Tensor) for row in self.rows for _, c in row.coefficients())
+
+    @cached_property
+    def _times(self) -> Tensor:
+        return torch.tensor([number(row.network_time) for row in self.rows], dtype=torch.float64)
+
+    @property
+    def told(self) -> Tensor:
+        """What the network is told in each row, (K,) float64; carries gradients."""
+        if any(isinstance(row.network_time, Tensor) and row.network_time.requires_grad for row in self.rows):
+            return torch.stack([torch.as_tensor(row.network_time, dtype=torch.float64) for row in self.rows])
+        return self._times
 
     @property
     def stochastic(self) -> bool:

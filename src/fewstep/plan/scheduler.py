@@ -135,7 +135,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             )
         width = torch.promote_types(sample.dtype, torch.float32)
         if self._history is None:
-            self._history = History(ready_rows(self._running, sample.device, width), self.plan.prediction)
+            self._history = History.of(self._running, ready_rows(self._running, sample.device, width))
         noise = None
         if not is_exactly(self._running.rows[k].noise, 0.0):
             noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=width)
@@ -191,11 +191,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     def _prepare(self, device: torch.device) -> None:
         rows = self.plan.rows
         whole = all(number(r.network_time).is_integer() for r in rows)
-        self._times = torch.tensor([number(r.network_time) for r in rows])
+        self._times = self.plan.told.detach().float()
         self.timesteps = self._times.to(device=device, dtype=torch.int64 if whole else torch.float32)
-        if any(isinstance(r.network_time, Tensor) and r.network_time.requires_grad for r in rows):
-            times = [torch.as_tensor(r.network_time, dtype=torch.float64) for r in rows]
-            self.timesteps = torch.stack(times).to(device=device, dtype=torch.float32)
+        if self.plan.told.requires_grad:
+            self.timesteps = self.plan.told.to(device=device, dtype=torch.float32)
         levels = [number(r.sigma) for r in rows] + [number(self.plan.final_sigma)]
         self.sigmas = torch.tensor(levels)
         self.num_inference_steps = self.plan.steps

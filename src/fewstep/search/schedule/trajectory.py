@@ -55,7 +55,7 @@ class Trajectory:
     def final(self) -> Tensor:
         """Where the plan ends, (B, ...): needs no network call."""
         rows = ready_rows(self.plan, self.states.device, self.states.dtype)
-        history, x = History(rows, self.plan.prediction), self.states[0]
+        history, x = History.of(self.plan, rows), self.states[0]
         for k in range(len(rows)):
             x = history.advance(k, x, self.outputs[k])
             if k + 1 < len(rows):
