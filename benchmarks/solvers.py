@@ -7,7 +7,7 @@ The distance of a sampler is that of its result from the result of the same netw
 condition), root mean square over the standard deviation; `frechet` is the Fréchet distance of features to real data.
 Every solver of ours gets the best of the usual time grids, every scheduler of diffusers the best of its own spacings,
 chosen on calibration items; searches see the same calibration items; all numbers are on held-out noise and conditions.
-Intervals are Student's t over seeds of the evaluation.
+Stochastic solvers end elsewhere by design and have the Fréchet distance alone. Intervals are Student's t over seeds.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ SIZES = {  # items: calibration, held-out per seed; budget of the searches; eval
 SEARCHES = ("gits", "ld3", "amed", "autodiffusion", "s3", "joint")
 LIGHT = ("gits", "ld3", "joint")
 """Searches on the largest model."""
-SKIPPED = {"dpm_solver_v3", "lcm", "tcd", "per_step"}
-"""Solvers that need statistics or a distilled student, or are the searches' own."""
+SKIPPED = {"lcm", "tcd"}
+"""Solvers that need a distilled student."""
 
 
 class Bench:
@@ -82,16 +82,18 @@ class Bench:
     def measure(self, plan: Plan) -> dict[str, Any]:
         """Distance and Fréchet distance per seed, with intervals, and the distance item by item."""
         drawn = [self.bed.draw(plan, *some) for some in self.held_out]
-        away = [
-            (d - t).flatten(1).square().mean(1).sqrt() / self.unit for d, t in zip(drawn, self.targets, strict=True)
-        ]
+        found = {"frechet": self.quality(drawn)}
+        if plan.stochastic:  # it ends elsewhere by design: only the distribution counts
+            return found
+        pairs = zip(drawn, self.targets, strict=True)
+        away = torch.stack([(d - t).flatten(1).square().mean(1).sqrt() / self.unit for d, t in pairs])
+        return found | {"distance": seed_interval(away.mean(1)).as_dict(), "items": away.mean(0).tolist()}
+
+    def quality(self, drawn: list[Tensor]) -> dict[str, Any]:
+        """Fréchet distance to real data, with its interval over seeds."""
         with torch.no_grad():
             real = [frechet(self.bed.features(d).double(), self.bed.real.double()) for d in drawn]
-        return {
-            "distance": seed_interval(torch.stack([a.mean() for a in away])).as_dict(),
-            "frechet": seed_interval(torch.tensor(real)).as_dict(),
-            "items": torch.stack(away).mean(0).tolist(),
-        }
+        return seed_interval(torch.tensor(real)).as_dict()
 
     # --- the systems ------------------------------------------------------------------------------------------------
 
@@ -111,7 +113,8 @@ class Bench:
         return rows
 
     def _row(self, group: str, variant: str, plan: Plan) -> dict[str, Any]:
-        return {"group": group, "variant": variant, "calibration": -self.value(plan), **self.measure(plan)}
+        known = {} if plan.stochastic else {"calibration": -self.value(plan)}
+        return {"group": group, "variant": variant, **known, **self.measure(plan)}
 
     def _searched(self, name: str, evaluations: int) -> dict[str, Any]:
         bed = self.bed
@@ -128,9 +131,10 @@ class Bench:
         """A solver on each of the usual grids; empty where it cannot make this number of evaluations."""
         facts, bed, found = FACTS[name], self.bed, {}
         steps, rest = divmod(evaluations, facts.calls)
-        if facts.stochastic or rest:
+        if rest:
             return {}
-        for label, build in usual_grids(bed).items():
+        usual = usual_grids(bed)
+        for label, build in ({"uniform": usual["uniform"]} if facts.stochastic else usual).items():
             try:
                 plan = SOLVERS[name](bed.process, bed.prediction, build(steps))
             except FewstepError:
@@ -170,7 +174,7 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for evaluations, systems in rows.items():
         best = {}
         for group in ("fewstep", "diffusers", "search"):
-            members = {n: r for n, r in systems.items() if r["group"] == group}
+            members = {n: r for n, r in systems.items() if r["group"] == group and "distance" in r}
             if members:
                 # a search is chosen as its user would, unseen; the others get the benefit of hindsight
                 judged = [r["calibration"] if group == "search" else r["distance"]["mean"] for r in members.values()]
@@ -191,6 +195,7 @@ def model(name: str) -> dict[str, Any]:
     with Run(Path("runs") / "solvers" / name, {"model": name, **settings}) as run:
         bench = Bench(bed, run)
         made = run.unit("environment", environment)
+        teacher = run.unit("teacher", lambda: {"frechet": bench.quality(bench.targets)})
         rows = {str(n): run.unit(f"evaluations-{n}", lambda n=n: bench.at(n)) for n in EVALUATIONS}
         seconds = run.seconds()
     for systems in rows.values():
@@ -198,7 +203,8 @@ def model(name: str) -> dict[str, Any]:
             row["seeds"] = len(SEEDS)
     short = summary(rows)
     slim = {n: {s: {k: v for k, v in r.items() if k != "items"} for s, r in rows[n].items()} for n in rows}
-    return {"about": bed.about, **settings, "environment": made, "rows": slim, "summary": short, "seconds": seconds}
+    found = {"about": bed.about, **settings, "environment": made, "teacher_quality": teacher["frechet"]}
+    return found | {"rows": slim, "summary": short, "seconds": seconds}
 
 
 def main() -> None:
