@@ -5,23 +5,29 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 import fewstep.models as models
 from fewstep.models.card import STAGES, write_card
 
-FOLDER = Path(models.__file__).parent / "emoji"
+FAMILIES = Path(models.__file__).parent
+FOLDER = FAMILIES / "emoji"
 
 
-def test_the_shipped_card_is_what_the_records_give(tmp_path):
-    shutil.copytree(FOLDER, tmp_path / "emoji")
-    before = (tmp_path / "emoji" / "README.md").read_text(encoding="utf-8")
-    write_card(tmp_path / "emoji")
-    assert (tmp_path / "emoji" / "README.md").read_text(encoding="utf-8") == before
+@pytest.mark.parametrize("family", STAGES)
+def test_the_shipped_card_is_what_the_records_give(family, tmp_path):
+    shutil.copytree(FAMILIES / family, tmp_path / family)
+    before = (tmp_path / family / "README.md").read_text(encoding="utf-8")
+    write_card(tmp_path / family)
+    assert (tmp_path / family / "README.md").read_text(encoding="utf-8") == before
 
 
-def test_cost_of_each_stage_is_in_the_table():
-    text = (FOLDER / "README.md").read_text(encoding="utf-8").partition("## Size and cost")[2]
-    for stage in STAGES:
-        file = FOLDER / "vae.json" if stage == "vae" else FOLDER / stage / "training.json"
+@pytest.mark.parametrize("family", STAGES)
+def test_cost_of_each_stage_is_in_the_table(family):
+    folder = FAMILIES / family
+    text = (folder / "README.md").read_text(encoding="utf-8").partition("## Size and cost")[2]
+    for stage in STAGES[family]:
+        file = folder / "vae.json" if stage == "vae" else folder / stage / "training.json"
         record = json.loads(file.read_text(encoding="utf-8"))
         row = re.search(rf"^\| `{stage}` \|.*\|$", text, re.MULTILINE)
         assert row, stage

@@ -34,6 +34,13 @@ def test_pipelines_have_the_standard_parts(name):
     assert index["safety_checker"] == [None, None]
 
 
+def test_digit_pipeline_is_plain_diffusers():
+    index = json.loads((shipped("mnist-dit") / "model_index.json").read_text(encoding="utf-8"))
+    assert index["_class_name"] == "DiTPipeline"
+    assert index["transformer"] == ["diffusers", "DiTTransformer2DModel"]
+    assert index["id2label"] == {str(n): f"digit {n}" for n in range(10)}
+
+
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_generators_and_rewards_saw_training_data_only_and_the_judge_is_another_model(name):
     record = json.loads((shipped(name) / "training.json").read_text(encoding="utf-8"))
@@ -69,6 +76,21 @@ def test_quality_prefers_real_to_spoiled():
     spoiled = corrupted(real, torch.Generator().manual_seed(5))
     with torch.no_grad():
         assert (net(real) > net(spoiled)).float().mean() > 0.9
+
+
+def test_digits_are_of_the_class_that_was_asked_for():
+    from fewstep.metrics.classifier import ClassJudge, load_classifier
+    from fewstep.pipelines import load_pipeline
+
+    pipe = load_pipeline("mnist-dit")
+    names = sorted(pipe.labels) * 6
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(names))]
+    labels = pipe.get_label_ids(names)
+    images = pipe(labels, guidance_scale=1.5, generator=generators, num_inference_steps=12, output_type="pt").images
+    assert images.shape == (60, 3, 32, 32)
+    judge = ClassJudge(load_classifier(shipped("mnist-features")))
+    assert judge.score(images, names).mean() > 0.9
+    assert judge.score(images, names[1:] + names[:1]).mean() < 0.1  # the next class along
 
 
 def test_classifier_knows_held_out_digits():

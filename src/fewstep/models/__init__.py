@@ -12,6 +12,7 @@ SHIPPED = {
     "emoji-clip": "a CLIPModel: the alignment reward",
     "emoji-judge": "a second, independent CLIPModel: judges alignment, never trained or searched on",
     "emoji-quality": "a QualityNet: real or spoiled, without caption",
+    "mnist-dit": "a DiTPipeline of handwritten digits, ten classes, noise prediction, 10 to 50 steps",
     "mnist-features": "a ClassNet: features and judge of handwritten digits",
 }
 

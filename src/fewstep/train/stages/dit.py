@@ -21,7 +21,7 @@ class Config(StageConfig):
     data: str = Field("mnist.npz", description="npz of MNIST, a folder or an npz whose captions are names of classes")
     size: int = Field(32, ge=8, description="side of the pictures in pixels")
     vae: str = Field("runs/train-vae", description="folder of stage vae")
-    steps: Count = 6000
+    steps: Count = 5000
     batch: Count = 128
     learning_rate: Positive = 1.5e-3
     weight_decay: Weight = 0.01
