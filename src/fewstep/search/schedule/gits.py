@@ -41,6 +41,11 @@ def gits(
     return {count: paths[count] for count in steps}
 
 
+def jump_errors(trajectory: Trajectory, span: int = 2) -> Tensor:
+    """How far a first-order jump over `span` rows misses the teacher, per row it starts from, (K - span + 1,)."""
+    return _costs(trajectory, "l2").diagonal(span)
+
+
 def _costs(trajectory: Trajectory, metric: str) -> Tensor:
     """Mean cost of the jump from row i to node j, (K, K + 1); infinite unless i < j."""
     alpha, sigma = trajectory.levels()

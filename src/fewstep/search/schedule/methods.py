@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fewstep.diagnostics import equalised_grid
 from fewstep.errors import FewstepError, PlanError, nearest
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
@@ -26,7 +27,7 @@ from fewstep.search.schedule.descent import (
     learn_scales,
 )
 from fewstep.search.schedule.evolution import autodiffusion, random_search, s3
-from fewstep.search.schedule.gits import gits
+from fewstep.search.schedule.gits import gits, jump_errors
 from fewstep.search.schedule.pool import Entry, Pool
 from fewstep.search.schedule.space import Space
 from fewstep.search.schedule.trajectory import Trajectory
@@ -192,16 +193,25 @@ def _gits_grid(task: Task, steps: int) -> Grid:
 
 
 def _best_grid(task: Task, steps: int) -> Grid:
-    """GITS' times or the usual grid that serves the solver best: a gradient goes on from there."""
+    """The grid that serves the solver best, of GITS', the error-equalising and the usual ones: gradients begin there."""
     usual = Space(task.model, steps, last=_least(task), end=task.end).designs()
-    options = [_gits_grid(task, steps)]
-    seen = {tuple(round(t, 6) for t in options[0].times.tolist())}
-    for candidate in usual:
-        key = tuple(round(t, 6) for t in candidate.times)
-        if key not in seen:
-            seen.add(key)
-            options.append(grids.given(candidate.times, task.end))
+    options = [_gits_grid(task, steps), *_equalised(task, steps)]
+    options += [grids.given(times, task.end) for times in dict.fromkeys(candidate.times for candidate in usual)]
     return max(options, key=lambda g: task.value(task.solver(task.model.process, task.model.prediction, g)))
+
+
+def _equalised(task: Task, steps: int) -> list[Grid]:
+    """Times at which first-order steps along the teacher would err equally, for each of two orders of the solver."""
+    errors = jump_errors(task.trajectory)
+    times = [float(row.time) for row in task.trajectory.plan.rows][: len(errors)]
+    found = []
+    for order in (1, 2):
+        try:
+            grid = equalised_grid(task.model.process, times, errors, steps, order)
+        except PlanError:
+            continue  # a trajectory without error, or one that is too short: nothing to equalise
+        found.append(Grid(grid.times, task.end))
+    return found
 
 
 def _least(task: Task) -> float:

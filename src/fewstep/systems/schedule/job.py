@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -223,68 +223,75 @@ class _Job:
         Intervals are over conditions, seeds averaged.
         """
         settings = self.recipe.evaluation
-        conditions = self._conditions(settings.conditions, settings.items, held_out=True)
-        seeds = [[1_000_003 * s + i for i in range(settings.items)] for s in settings.seeds]
-        errors, chosen = {}, {}
-        with self.run.progress("held-out comparison", total=len(plans) + 1) as advance:
-            target = [self._held_out("teacher", self.teacher, conditions, some) for some in seeds]
-            advance(1)
+        measured = {}
+        with self.run.progress("held-out comparison", total=len(plans)) as advance:
             for name, plan in plans.items():
-                chosen[name] = self._on_search_items(name, plan)
-                drawn = [self._held_out(name, plan, conditions, some) for some in seeds]
-                unit = torch.cat(target).std()
-                errors[name] = torch.stack(
-                    [(d - t).flatten(1).square().mean(1).sqrt() / unit for d, t in zip(drawn, target, strict=True)]
-                )
                 advance(1)
-        baselines = [name for name in plans if name not in (FOUND, SCALED)]
-        finite = [n for n in baselines if bool(errors[n].isfinite().all())]
-        best = max(finite, key=lambda n: chosen[n], default=None)
+                try:
+                    measured[name] = self.run.unit(f"measure-{_slug(name)}", partial(self._measured, plan))
+                except FewstepError as error:
+                    if name in (FOUND, SCALED):
+                        raise
+                    self.run.say(f"[dim]{name} cannot run in this pipeline and is left out: {error}[/dim]")
+        errors = {name: torch.tensor(m["errors"], dtype=torch.float64) for name, m in measured.items()}
+        value = {name: m["value"] for name, m in measured.items()}
+        baselines = [n for n in measured if n not in (FOUND, SCALED) and bool(errors[n].isfinite().all())]
+        best = max(baselines, key=lambda n: value[n], default=None)
+        ours = [n for n in (FOUND, SCALED) if n in plans]
         rows = {n: mean_interval(e.mean(0)).as_dict() | {"seeds": e.mean(1).tolist()} for n, e in errors.items()}
-        compared = [n for n in (FOUND, SCALED) if n in plans]
         return {
             "metric": "root mean square distance from the teacher's result over its standard deviation",
             "items": settings.items,
             "seeds": settings.seeds,
             "teacher_steps": self.recipe.teacher.steps,
             "systems": rows,
-            "on_search_items": chosen,
+            "on_search_items": value,
             "best_baseline": best,
             "differences": {
                 f"{n} - {best}": difference_interval(errors[n].mean(0), errors[best].mean(0)).as_dict()
-                for n in compared
+                for n in ours
                 if best is not None
             },
         }
 
-    def _on_search_items(self, name: str, plan: Plan) -> float:
-        def compute() -> float:
-            with torch.no_grad():
-                return float(self.objective(plan, range(self.objective.size)).mean())
+    def _measured(self, plan: Plan) -> dict[str, Any]:
+        """The objective on the search's items, and held-out distances from the teacher (seeds, items)."""
+        with torch.no_grad():
+            value = float(self.objective(plan, range(self.objective.size)).mean())
+            drawn = torch.stack([self.generator(plan, self._unseen, some, output="latent") for some in self._fresh])
+        unit = self.truth.std()
+        away = (drawn.cpu() - self.truth).flatten(2).square().mean(2).sqrt() / unit
+        return {"value": value, "errors": away.tolist()}
 
-        return self.run.unit(f"calibration-{_slug(name)}", compute)
+    @cached_property
+    def _unseen(self) -> list[Any] | None:
+        settings = self.recipe.evaluation
+        return self._conditions(settings.conditions, settings.items, held_out=True)
 
-    def _held_out(self, name: str, plan: Plan, conditions: list[Any] | None, seeds: list[int]) -> Tensor:
+    @cached_property
+    def _fresh(self) -> list[list[int]]:
+        settings = self.recipe.evaluation
+        return [[1_000_003 * s + i for i in range(settings.items)] for s in settings.seeds]
+
+    @cached_property
+    def truth(self) -> Tensor:
+        """The teacher's results on held-out conditions and seeds, (S, P, ...)."""
+
         def compute() -> dict[str, Tensor]:
             with torch.no_grad():
-                return {"states": self.generator(plan, conditions, seeds, output="latent").cpu()}
+                drawn = [self.generator(self.teacher, self._unseen, some, output="latent") for some in self._fresh]
+            return {"states": torch.stack(drawn).cpu()}
 
-        file = f"held-out/{_slug(name)}-{seeds[0]}.safetensors"
-        found = self.run.unit(
-            f"held-out-{_slug(name)}-{seeds[0]}", compute, save=_keep, load=read_tensors, artifact=file
-        )
-        return found["states"]
+        return self.run.unit("truth", compute, save=_keep, load=read_tensors, artifact="truth.safetensors")["states"]
 
     def pictures(self, plans: Mapping[str, Plan], numbers: Mapping[str, Any]) -> dict[str, Tensor]:
         """The same held-out items drawn by the main systems, (P, 3, H, W) each; empty for what is not an image."""
         count = min(self.recipe.evaluation.pictures, self.recipe.evaluation.items)
         if not count:
             return {}
-        settings = self.recipe.evaluation
-        conditions = self._conditions(settings.conditions, settings.items, held_out=True)
-        picks = [i * settings.items // count for i in range(count)]
-        some = None if conditions is None else [conditions[i] for i in picks]
-        seeds = [1_000_003 * settings.seeds[0] + i for i in picks]
+        picks = [i * self.recipe.evaluation.items // count for i in range(count)]
+        some = None if self._unseen is None else [self._unseen[i] for i in picks]
+        seeds = [self._fresh[0][i] for i in picks]
         shown = {n: plans[n] for n in (FOUND, SCALED, numbers["best_baseline"], OWN) if n in plans}
         shown["teacher"] = self.teacher
         with torch.no_grad():
