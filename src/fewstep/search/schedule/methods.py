@@ -193,7 +193,7 @@ def _gits_grid(task: Task, steps: int) -> Grid:
 
 
 def _best_grid(task: Task, steps: int) -> Grid:
-    """The grid that serves the solver best, of GITS', the error-equalising and the usual ones: gradients begin there."""
+    """The grid that serves the solver best, of GITS', the error-equalising and the usual ones."""
     usual = Space(task.model, steps, last=_least(task), end=task.end).designs()
     options = [_gits_grid(task, steps), *_equalised(task, steps)]
     options += [grids.given(times, task.end) for times in dict.fromkeys(candidate.times for candidate in usual)]
