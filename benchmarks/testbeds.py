@@ -74,11 +74,12 @@ def digits() -> Testbed:
     )
 
 
-def mnist() -> Testbed:
-    """The shipped class-conditional latent transformer of MNIST."""
+def mnist(guidance: float = 1.5) -> Testbed:
+    """The shipped class-conditional latent transformer of MNIST; without guidance its own error hides a solver's."""
     from fewstep.data import load_mnist
     from fewstep.metrics.classifier import load_classifier
     from fewstep.metrics.features import FeatureNet
+    from fewstep.models.dit import NO_CLASS
     from fewstep.pipelines import load_pipeline, process_of
 
     pipe = load_pipeline("mnist-dit")
@@ -91,16 +92,20 @@ def mnist() -> Testbed:
     def decoded(states: Tensor) -> Tensor:
         return (pipe.vae.decode(states / pipe.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
 
+    def bind(labels: Sequence[int]) -> Guided:
+        nothing = torch.full((len(labels),), NO_CLASS)
+        return Guided(backbone, {"class_labels": torch.tensor(labels)}, {"class_labels": nothing}, scale=guidance)
+
     return Testbed(
         name="mnist",
-        about="MNIST in latents, class-conditional transformer, without guidance",
+        about=f"MNIST in latents, class-conditional transformer, guidance {guidance:g}",
         process=process,
         prediction=prediction,
         shape=(config.in_channels, config.sample_size, config.sample_size),
-        bind=lambda labels: Guided(backbone, {"class_labels": torch.tensor(labels)}),
+        bind=bind,
         conditions=lambda count, held_out: [i % 10 for i in range(count)],
         features=lambda states: net(torch.cat([decoded(part) for part in states.split(250)])),
-        real=net(load_mnist()[0].float() / 255),
+        real=net(load_mnist().images.float() / 255),
         scheduler=pipe.scheduler,
         batch=128,
     )

@@ -45,7 +45,7 @@ class Stages:
         else:
             end = torch.tensor([grid.end], dtype=torch.float64)
             end_alpha, end_sigma = process.alpha(end), process.sigma(end)
-        self._scales = torch.ones_like(alphas)
+        self._scales, self._sigma_space = torch.ones_like(alphas), sigma_space
         if sigma_space:
             self._scales = alphas
             sigmas, alphas = sigmas / alphas, torch.ones_like(alphas)
@@ -111,7 +111,6 @@ class Stages:
         )
 
     def _row(self, k: int) -> Row:
-        scale = self._scales[k]
         return Row(
             time=self._times[k],
             network_time=self.process.network_time(self._times[k]),
@@ -119,8 +118,14 @@ class Stages:
             sigma=self.sigma[k],
             state={},
             output={},
-            input_scale=scale * self.prediction.input_scale(scale * self.alpha[k], scale * self.sigma[k]),
+            input_scale=self._input_scale(k),
         )
+
+    def _input_scale(self, k: int) -> Coefficient:
+        if self.prediction.kind != "edm" and not self._sigma_space:
+            return 1.0  # also on a learned grid: nothing is scaled
+        scale = self._scales[k]
+        return scale * self.prediction.input_scale(scale * self.alpha[k], scale * self.sigma[k])
 
 
 def refuse_impossible(process: Process, prediction: Prediction, times: Tensor, sigma_space: bool = False) -> None:

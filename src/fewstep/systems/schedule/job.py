@@ -29,6 +29,7 @@ from fewstep.pipelines import (
 from fewstep.pipelines.calls import condition_kind
 from fewstep.pipelines.process import training_scheduler
 from fewstep.plan import Plan
+from fewstep.report.terminal import to_rich
 from fewstep.runs import Run, environment
 from fewstep.runs.environment import best_device
 from fewstep.search import Family, Problem, searcher
@@ -37,7 +38,7 @@ from fewstep.search.schedule.objectives import Generate
 from fewstep.solvers import SOLVERS, grids
 from fewstep.systems.schedule.baselines import diffusers_plans
 from fewstep.systems.schedule.recipe import ScheduleRecipe
-from fewstep.systems.schedule.report import write_report
+from fewstep.systems.schedule.report import tables, write_report
 from fewstep.variants import prunable
 
 OWN, FOUND, SCALED = "the pipeline's own", "searched", "searched + Q-Sched"
@@ -65,6 +66,10 @@ def run(recipe: ScheduleRecipe, run: Run) -> Path:
     write_json(run.path / "results.json", results)
     if recipe.results:
         write_json(recipe.results, results)
+    if not run.quiet:
+        import rich
+
+        rich.print(to_rich(tables(numbers)[0]))
     return write_report(run, recipe, results, plans, pictures)
 
 

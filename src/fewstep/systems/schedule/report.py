@@ -35,11 +35,13 @@ def write_report(
     run: Run, recipe: ScheduleRecipe, results: Results, plans: Mapping[str, Plan], pictures: Mapping[str, Tensor]
 ) -> Path:
     """Write `report.html` into the run directory and return its path."""
-    blocks: list[Block] = [_highlights(results), _table(results["evaluation"])]
+    table, others = tables(results["evaluation"])
+    blocks: list[Block] = [_highlights(results), table]
     if pictures:
         blocks.append(_grid(pictures))
     blocks += [
         _curve(recipe, results["search"]),
+        *([others] if others.rows else []),
         plan_table(
             next(iter(plans.values())), "The searched plan", "Times, noise levels and coefficients, row by row."
         ),
@@ -82,15 +84,20 @@ def _highlights(results: Results) -> Block:
     return Highlights("At a glance", items)
 
 
-def _table(evaluation: Results) -> Block:
+def tables(evaluation: Results, shown: int = 12) -> tuple[Table, Table]:
+    """The best schedules, ours among them, and the rest."""
     columns = [Column("distance from the teacher", better="lower", digits=4), Column("on the search's items", digits=4)]
     order = sorted(evaluation["systems"], key=lambda n: evaluation["systems"][n]["mean"])
     rows = [Row(n, [evaluation["systems"][n], -evaluation["on_search_items"][n]]) for n in order]
+    first = next(iter(evaluation["systems"]))
+    kept = [row for k, row in enumerate(rows) if k < shown or row.label == first]
     text = (
         f"{evaluation['metric'].capitalize()}, {evaluation['items']} held-out items x {len(evaluation['seeds'])} "
         "seeds, 95 % bootstrap intervals over items. All rows make the same number of network evaluations."
     )
-    return Table("Held-out comparison", columns, rows, text=text, corner="schedule")
+    rest = [row for row in rows if row not in kept]
+    main = Table("Held-out comparison", columns, kept, text=text, corner="schedule")
+    return main, Table("The other schedules", columns, rest, corner="schedule")
 
 
 def _grid(pictures: Mapping[str, Tensor]) -> Block:
