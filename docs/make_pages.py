@@ -1,191 +1,74 @@
-"""Write the pages and the README table that hold numbers, from the files that commands wrote. Never edit those by hand.
+"""Write the pages and the README blocks that hold numbers, from the files that commands wrote. Never edit them by hand.
 
-python docs/make_pages.py          # results/*.json -> docs/systems/*.md, README.md
+python docs/make_pages.py          # results/*.json -> docs/systems/*.md, docs/images/*.svg, README.md
 python docs/make_pages.py --check  # fail if a page is not what the results say
+
+A page is a module of docs/pages: `PAGE` (its file under docs/systems), `RESULTS` (names of its results; absent ones
+leave the page out) or `results()`, `page(*results) -> str`, and if it likes `images(*results)` (SVG by file name) and
+`readme(*results)` (the block of the README between its markers).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from fewstep.files import read_json, write_text
-from fewstep.report import figures
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- results: written by docs/make_pages.py -->", "<!-- results end -->"
-SHORT = {"mmd": "RBF-MMD² ↓", "frechet": "Fréchet ↓", "recall": "recall ↑", "judge": "judge ↑", "psnr": "PSNR, dB ↑"}
+MARKS = "<!-- {name}: written by docs/make_pages.py -->", "<!-- {name} end -->"
 
 
-def value(entry: Any, digits: int) -> str:
-    if entry is None:
-        return "–"
-    return f"{entry['mean']:.{digits}f} ({entry['low']:.{digits}f} to {entry['high']:.{digits}f})"
+def modules() -> list[ModuleType]:
+    """Every page, by file name."""
+    found = []
+    sys.path.insert(0, str(ROOT / "docs" / "pages"))
+    for file in sorted((ROOT / "docs" / "pages").glob("*.py")):
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found.append(module)
+    return [module for module in found if hasattr(module, "PAGE")]
 
 
-def digits_of(kind: str) -> int:
-    return {"mmd": 4, "psnr": 1}.get(kind, 3)
-
-
-def table(results: dict[str, Any], kinds: tuple[str, ...]) -> str:
-    """Systems by metrics; brackets hold 95 % bootstrap intervals over prompts."""
-    evaluation = results["evaluation"]
-    chosen = {m: d for m, d in evaluation["metrics"].items() if d["kind"] in kinds}
-    heads = [SHORT[d["kind"]] + (f" ({d['of']})" if d["of"] else "") for d in chosen.values()]
-    lines = ["| system | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    rows = {**evaluation["systems"], "real against real": evaluation["null"]}
-    for name, row in rows.items():
-        cells = [value(row.get(m), digits_of(d["kind"])) for m, d in chosen.items()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def differences(results: dict[str, Any]) -> str:
-    evaluation, lines = results["evaluation"], []
-    for pair, row in evaluation["comparisons"].items():
-        for metric, entry in row.items():
-            described = evaluation["metrics"][metric]
-            if described["kind"] in ("mmd", "frechet", "recall", "judge", "diversity"):
-                shown = value(entry, digits_of(described["kind"]))
-                lines.append(f"- {pair}, {described['label']}: {shown}")
-    return "\n".join(lines)
-
-
-def facts(results: dict[str, Any]) -> str:
-    e, q, speed = results["environment"], results["quantization"], results["speed"]
-    evaluation = results["evaluation"]
-    disk, memory = (f"{q[f'{w}_before'] / 1e6:.2f} MB -> {q[f'{w}_after'] / 1e6:.2f} MB" for w in ("disk", "resident"))
-    times = ", ".join(f"{name} {s['milliseconds']:.0f} ms" for name, s in speed.items())
-    return (
-        f"{evaluation['prompts']} held-out prompts x {evaluation['seeds']} seeds; reference: "
-        f"{evaluation['reference_set']} ({evaluation['reference']} images). Backbone in {q['scheme']}: {disk} on disk, "
-        f"{memory} in memory. Per image at batch 1: {times}. Device: {e['device']}, {e['threads']} threads, torch "
-        f"{e['torch']}, commit `{e['commit']}`.\n\nCommand: `{e['command']}`"
-    )
-
-
-def q_sched_page(results: dict[str, Any]) -> str:
-    searches = "\n".join(
-        f"| {name} | {s['identity_value']:.3f} | {s['value']:.3f} | {s['spent']:.0f} | {s['on_boundary']} |"
-        for name, s in results["search"].items()
-    )
-    scales = "\n".join(
-        f"| {name} | {_numbers(c['sample_scale'])} | {_numbers(c['output_scale'])} |"
-        for name, c in results["coefficients"].items()
-    )
-    return f"""# Q-Sched (arXiv 2509.01624)
-
-Written by `docs/make_pages.py` from `results/q-sched.json`. How it works: `src/fewstep/systems/q_sched`.
-
-{facts(results)}
-
-## What each step cost and won
-
-{table(results, ("mmd", "frechet", "recall", "judge", "psnr"))}
-
-Brackets: 95 % bootstrap intervals over prompts, seeds averaged; for "real against real" the range over random splits.
-
-## Paired differences
-
-{differences(results)}
-
-## The search
-
-| pipeline | JAQ untuned | JAQ tuned | candidates spent | on the boundary |
-|---|---|---|---|---|
-{searches}
-
-| plan | sample scale s | output scale m |
-|---|---|---|
-{scales}
-"""
-
-
-def variants_page(variants: list[dict[str, Any]]) -> str:
-    """The same job at other bit widths and step counts: what was lost, and what the search won back."""
-    lines = [
-        "| run | distance, full precision | quantized | + Q-Sched | change by Q-Sched "
-        "| judge, full precision | quantized | + Q-Sched | diversity, quantized | + Q-Sched |",
-        "|---" * 10 + "|",
-    ]
-    for v in variants:
-        e, systems = v["evaluation"], v["evaluation"]["systems"]
-        kinds = {d["kind"]: m for m, d in reversed(e["metrics"].items())}  # the first of each kind
-        change = e["comparisons"]["quantized + Q-Sched - quantized"][kinds["mmd"]]
-        names = ("full precision", "quantized", "quantized + Q-Sched")
-        cells = [f"{systems[n][kinds['mmd']]['mean']:.4f}" for n in names] + [value(change, 4)]
-        cells += [f"{systems[n][kinds['judge']]['mean']:.3f}" for n in names]
-        cells += [f"{systems[n][kinds['diversity']]['mean']:.3f}" for n in names[1:]]
-        lines.append(f"| {v['recipe']['scheme']}, {v['recipe']['steps']} steps | " + " | ".join(cells) + " |")
-    commands = "\n".join(f"- `{v['environment']['command']}`, commit `{v['environment']['commit']}`" for v in variants)
-    return (
-        "## Other bit widths and step counts\n\nDistance: RBF-MMD² on the judge's features; the change with "
-        "its 95 % interval. An interval that contains 0 shows no difference.\n\n" + "\n".join([*lines, "", commands])
-    )
-
-
-def search_page(results: dict[str, Any]) -> str:
-    """What the searchers of one benchmark needed, one line each."""
-    grid, noise = results["grid"], results["noise"]
-    lines = [
-        f"| full grid, {grid['candidates']} candidates | {grid['value']:.4f} | 100 % | {grid['spent']:.0f} |",
-    ]
-    for name, row in results["searchers"].items():
-        values = ", ".join(f"{v:.4f}" for v in row["values"])
-        reached = ", ".join("not" if r is None else f"{r:.0f}" for r in row["reached_grid_within_noise_after"])
-        gains = [(v - results["identity"]) / (grid["value"] - results["identity"]) for v in row["values"]]
-        share = ", ".join(f"{100 * g:.0f} %" for g in gains)
-        lines.append(f"| {name} | {values} | {share} | {reached} |")
-    e = results["environment"]
-    return (
-        f"### {results['problem']}\n\nUntuned {results['identity']:.4f}; noise of the objective at the grid's optimum "
-        f"(spread over fresh seeds) {noise:.4f}; budget {results['budget']} candidates, seeds {results['seeds']}.\n\n"
-        "| searcher | best objective, per seed | share of the grid's gain | candidates until within noise of it |\n"
-        "|---|---|---|---|\n"
-        + "\n".join(lines)
-        + f"\n\n![curves](../images/search-{results['problem']}.svg)\n\n`{e['command']}`, commit `{e['commit']}`, "
-        f"{e['device']}, {results['seconds']:.0f} s."
-    )
-
-
-def search_plot(results: dict[str, Any]) -> str:
-    """Best objective so far over network calls, as SVG."""
-    curves = {}
-    for name, row in results["searchers"].items():
-        calls = sorted({at for curve in row["curves"] for at, _ in curve})
-        best = [[max((v for at, v in c if at <= call), default=float("nan")) for call in calls] for c in row["curves"]]
-        curves[name] = (calls, np.array(best))
-    reference = ("full grid", results["grid"]["value"])
-    return figures.search_curve(curves, reference=reference, xlabel="network calls, in candidates on all items")
-
-
-def _numbers(values: list[Any]) -> str:
-    return ", ".join(f"{v:.4f}" for v in values)
+def results_of(module: ModuleType) -> tuple[Any, ...] | None:
+    """What a page is made from, or None while a file of it is missing."""
+    if hasattr(module, "results"):
+        found: tuple[Any, ...] | None = module.results()
+        return found
+    files = [ROOT / "results" / name for name in module.RESULTS]
+    return tuple(read_json(f) for f in files) if all(f.exists() for f in files) else None
 
 
 def pages() -> dict[Path, str]:
     """Every generated file with what it should hold."""
     found: dict[Path, str] = {}
-    searches = [read_json(f) for f in sorted((ROOT / "results").glob("search-*.json"))]
-    for search in searches:
-        found[ROOT / "docs" / "images" / f"search-{search['problem']}.svg"] = search_plot(search)
-    file = ROOT / "results" / "q-sched.json"
-    if file.exists():
-        results = read_json(file)
-        costs = "\n\n".join(["## What the searchers cost", *map(search_page, searches)])
-        others = [read_json(f) for f in sorted((ROOT / "results").glob("q-sched-*.json"))]
-        parts = [q_sched_page(results), *([variants_page([results, *others])] if others else []), costs]
-        found[ROOT / "docs" / "systems" / "q-sched.md"] = "\n".join(f"{part}\n" for part in parts)
-        readme = ROOT / "README.md"
-        text = readme.read_text(encoding="utf-8")
-        before, _, rest = text.partition(BEGIN)
-        after = rest.partition(END)[2]
-        block = f"{BEGIN}\n{table(results, ('mmd', 'recall', 'judge'))}\n\n{facts(results)}\n{END}"
-        found[readme] = before + block + after
-    return found
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    for module in modules():
+        results = results_of(module)
+        if results is None:
+            continue
+        found[ROOT / "docs" / "systems" / module.PAGE] = module.page(*results).rstrip() + "\n"
+        for name, picture in (module.images(*results) if hasattr(module, "images") else {}).items():
+            found[ROOT / "docs" / "images" / name] = picture
+        if hasattr(module, "readme"):
+            text = _between(text, module.PAGE.removesuffix(".md"), module.readme(*results))
+    return found | {readme: text}
+
+
+def _between(text: str, name: str, block: str) -> str:
+    """The text with the block of this name replaced."""
+    begin, end = (mark.format(name=name) for mark in MARKS)
+    before, found, rest = text.partition(begin)
+    if not found or end not in rest:
+        raise SystemExit(f"README.md has no block {begin} ... {end}")
+    return f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
 
 
 def main() -> int:

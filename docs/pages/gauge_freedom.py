@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+RESULTS, PAGE = ("gauge-freedom.json",), "gauge-freedom.md"
+
 
 def page(results: dict[str, Any]) -> str:
     """docs/systems/gauge-freedom.md, whole; every number and every verdict comes from `results`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+RESULTS, PAGE = ("one-more-step.json",), "oms.md"
+
 NOTES = {
     "base": "starts from pure noise, as every pipeline does",
     "data-set mean": "first state shifted by the mean over all classes",
