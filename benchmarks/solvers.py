@@ -37,7 +37,7 @@ TEACHER = 200
 SEEDS = (101, 102, 103)
 SIZES = {  # items: calibration, held-out per seed; budget of the searches; evaluations at which searches run
     "digits": (64, 325, 200, EVALUATIONS),
-    "mnist": (32, 160, 120, EVALUATIONS),
+    "mnist": (24, 96, 80, (3, 4, 5, 6, 8, 10)),
     "emoji": (16, 40, 60, (3, 4, 5, 6, 8, 10)),
 }
 SEARCHES = ("gits", "ld3", "amed", "autodiffusion", "s3", "joint")

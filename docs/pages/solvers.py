@@ -22,9 +22,9 @@ scheduler of diffusers, and the searches of `fewstep search`, on the same networ
 **Distance**: root mean square difference from the result of the same network's {_teacher(models)}-evaluation trajectory
 from the same noise, over the standard deviation of the results. It measures the sampler alone. **Fréchet**: distance
 of features from real data; it also contains the network's own error, so it has a floor (the teacher's). All numbers
-are on held-out noise and conditions, means over {_seeds(models)} seeds, ± half of the 95 % interval over seeds. Our solvers
-run on the best of four usual grids and diffusers' schedulers on the best of their own spacings, chosen on calibration
-items; searches saw those items alone.
+are on held-out noise and conditions, means over {_seeds(models)} seeds, ± half of the 95 % interval over seeds. Our
+solvers run on the best of four usual grids and diffusers' schedulers on the best of their own spacings, chosen on
+calibration items; searches saw those items alone.
 
 {verdicts(results)}
 """
@@ -46,8 +46,9 @@ items; searches saw those items alone.
 
 {table(model, "frechet", results["evaluations"])}
 
-{model["calibration"]} calibration items, {model["held_out"]} held-out items per seed, searches of {model["budget"]} plans
-(one search seed). Commit `{e["commit"]}`, {e["device"]}, {e["threads"]} thread(s), {sum(model["seconds"].values()):.0f} s.
+{model["calibration"]} calibration items, {model["held_out"]} held-out items per seed, searches of {model["budget"]}
+plans (one search seed). Commit `{e["commit"]}`, {e["device"]}, {e["threads"]} thread(s),
+{sum(model["seconds"].values()):.0f} s.
 """
         )
     parts.append(f"Command: `{results['environment']['command']}`")
@@ -133,8 +134,8 @@ def _twenty(model: dict[str, Any]) -> str:
     alike = [n for n in sorted(looks) if looks[n]["mean"] <= theirs or looks[n]["low"] <= theirs]
     return (
         f"Diffusers' best at 20 evaluations is at {goal:.4f}; the searches' best with at most 8 is at "
-        f"{short[nearest]['distance']:.4f} ({nearest} evaluations), so the target is {'met' if reached else 'missed'} by "
-        f"distance. By the Fréchet distance diffusers' best at 20 has {theirs:.3f}, which the searched plan reaches "
+        f"{short[nearest]['distance']:.4f} ({nearest} evaluations), so the target is "
+        f"{'met' if reached else 'missed'} by distance. By the Fréchet distance diffusers' best at 20 has {theirs:.3f}, which the searched plan reaches "
         f"within its interval {f'from {alike[0]} evaluations on' if alike else 'at no count up to 8'}."
     )
 
