@@ -65,11 +65,12 @@ class Guided:
             )
 
     def __call__(self, x: Tensor, time: Tensor) -> Tensor:
-        """Guided raw output for states (B, ...)."""
+        """Guided raw output for states (B, ...) at network time, 0-dim or (B,)."""
         if self.scale <= 1 or self.negative is None:
             return self.network(x, time, **self.condition)
         both = {name: _pair(self.negative[name], value) for name, value in self.condition.items()}
-        without, within = self.network(torch.cat([x, x]), time, **both).chunk(2)
+        times = torch.cat([time, time]) if time.ndim else time
+        without, within = self.network(torch.cat([x, x]), times, **both).chunk(2)
         return without + self.scale * (within - without)
 
 

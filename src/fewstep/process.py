@@ -152,8 +152,10 @@ class VPDiscrete(Process):
         part = t - low
         left, right = table[low], table[low + 1]
         straight = left + part * (right.nan_to_num(neginf=0.0) - left)
-        # the last interval of a zero-terminal-signal table ends at log 0: linear in alpha instead
-        return torch.where(right.isinf(), left + torch.log1p(-part), straight)
+        # the last interval of a zero-terminal-signal table ends at log 0: linear in alpha instead; elsewhere the
+        # logarithm is kept from 1 - part = 0, whose infinite slope would spoil the gradient of the other branch
+        linear = left + torch.log1p(-torch.where(right.isinf(), part, 0.0))
+        return torch.where(right.isinf(), linear, straight)
 
     def _alpha(self, t: Tensor) -> Tensor:
         return self._log_alpha(t).exp()

@@ -51,6 +51,17 @@ def test_guidance_is_that_of_diffusers():
     assert torch.equal(alone(x, time), within)
 
 
+def test_guidance_takes_a_time_per_sample():
+    """As the statistics of DPM-Solver-v3 ask for."""
+
+    def network(x, time, words):
+        return x * time.reshape(-1, 1) + words
+
+    x, times = torch.randn(3, 4), torch.tensor([1.0, 2.0, 3.0])
+    guided = Guided(network, {"words": torch.ones(3, 4)}, {"words": torch.zeros(3, 4)}, 2.0)
+    torch.testing.assert_close(guided(x, times), x * times.reshape(-1, 1) + 2)
+
+
 def test_guidance_pairs_nested_conditions():
     seen = {}
 
@@ -135,3 +146,24 @@ def test_fingerprints(unet):
         changed.conv_in.weight.mul_(1.01)
     assert fingerprint(changed) != original
     assert len(original) == 16
+
+
+def test_rows_may_set_their_own_guidance():
+    """Early rows without, late rows with: the executor asks the network at the scale of the row."""
+    plan = ddim(PROCESS, Prediction(), grids.trailing(PROCESS, 3))
+    rows = [dataclasses.replace(row, guidance=scale) for row, scale in zip(plan.rows, (1.0, None, 5.0), strict=True)]
+    words, scales = {"words": torch.ones(1, 1)}, []
+
+    def network(x, time, words):
+        return 0.1 * x * words
+
+    class Noting(Guided):
+        def __call__(self, x, time):
+            scales.append(self.scale)
+            return super().__call__(x, time)
+
+    guided = Noting(network, words, {"words": torch.zeros(1, 1)}, 2.0)
+    sample(plan.replace(rows=tuple(rows)), guided, seeds=[0], shape=(4,))
+    assert scales == [1.0, 2.0, 5.0]
+    with pytest.raises(FewstepError, match="row 0 sets the guidance"):
+        sample(plan.replace(rows=tuple(rows)), lambda x, time: x, seeds=[0], shape=(4,))

@@ -69,6 +69,14 @@ def test_gradients_with_respect_to_time(process):
     assert torch.autograd.gradcheck(process.time, (lam,), eps=1e-6, atol=1e-5)
 
 
+def test_the_noisiest_time_of_a_table_has_a_gradient():
+    """One-sided, as between the last two entries of the table."""
+    process = VPDiscrete.from_betas()
+    at = torch.tensor([process.noisiest, process.noisiest - 1e-6], dtype=torch.float64, requires_grad=True)
+    process.lam(at).sum().backward()
+    assert float(at.grad[0]) == pytest.approx(float(at.grad[1]), rel=1e-6)
+
+
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 def test_betas_and_alphas_are_those_of_diffusers(schedule):
     ends = {} if schedule == "squaredcos_cap_v2" else {"beta_start": 0.00085, "beta_end": 0.012}
