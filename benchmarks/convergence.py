@@ -14,6 +14,7 @@ import argparse
 import math
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def error(case: Case, count: int, known: dict[str, Any]) -> float:
 def measure(case: Case, known: dict[str, Any]) -> dict[str, Any]:
     """Errors at every count, the slopes between them, and what an independent implementation found."""
     errors = [error(case, n, known) for n in case.counts]
-    slopes = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
+    slopes = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
     calls = FACTS[case.name].calls if case.name in FACTS else 1
     calls = {"heun2": 2, "kutta3": 3, "classic4": 4}.get(case.settings.get("method", ""), calls)
     return {

@@ -58,7 +58,7 @@ def spread(values: Sequence[float]) -> dict[str, object]:
     return seed_interval(torch.tensor(list(values))).as_dict() | {"values": list(values)}
 
 
-# --- the statistics of DPM-Solver-v3, by quadrature over the density ---------------------------------------------------
+# --- the statistics of DPM-Solver-v3, by quadrature over the density --------------------------------------------------
 
 
 def statistics(low: float = -4.0, high: float = 4.0, nodes: int = 401, mixture: Mixture = MIXTURE) -> Statistics:
