@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.denoiser import Guided
 from fewstep.errors import FewstepError, NonFiniteError, nearest
 from fewstep.plan import Plan
 from fewstep.plan.combination import is_exactly
@@ -73,7 +75,7 @@ def sample(
 
     Raises:
         NonFiniteError: the network returned NaN or infinity; the message names the row.
-        FewstepError: a row names a network that is not given.
+        FewstepError: a row names a network that is not given, or sets the guidance of one that has none.
     """
     networks: Mapping[str, Network] = network if isinstance(network, Mapping) else {"main": network}
     for k, row in enumerate(plan.rows):
@@ -90,11 +92,13 @@ def sample(
     times = plan.told.to(device=device, dtype=width).unbind()
     draws = [None if is_exactly(row.noise, 0.0) else noise.draw(shape).to(device=device, dtype=dtype) for row in rows]
 
+    asked = [_at_scale(networks[row.network], row.guidance, k) for k, row in enumerate(rows)]
+
     def run(check: bool = False) -> Tensor:
         history, x = History.of(plan, rows), state
         for k, row in enumerate(rows):
             scaled = x if is_exactly(row.input_scale, 1.0) else x * row.input_scale
-            raw = networks[row.network](scaled, times[k])
+            raw = asked[k](scaled, times[k])
             if check and not bool(raw.isfinite().all()):
                 raise NonFiniteError(
                     f"the network {row.network!r} returned NaN or infinity in row {k} (time {float(row.time):g})",
@@ -111,3 +115,13 @@ def sample(
         run(check=True)
         raise NonFiniteError("the final state is not finite", mend="Check the coefficients with `fewstep plan show`.")
     return result
+
+
+def _at_scale(network: Network, guidance: float | None, k: int) -> Network:
+    """The network at the guidance scale that row k asks for."""
+    if guidance is None:
+        return network
+    if not isinstance(network, Guided):
+        mend = "Wrap the network in `fewstep.denoiser.Guided`."
+        raise FewstepError(f"row {k} sets the guidance, which its network does not know", value=guidance, mend=mend)
+    return dataclasses.replace(network, scale=guidance)

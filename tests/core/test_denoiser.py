@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel
@@ -8,6 +10,8 @@ from fewstep.denoiser import Backbone, Denoiser, Guided, fingerprint
 from fewstep.errors import FewstepError
 from fewstep.prediction import KINDS, Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
+from fewstep.sample import sample
+from fewstep.solvers import ddim, grids
 
 PROCESSES = [VPDiscrete.from_betas(), VPContinuous(), VE(), RectifiedFlow(3.0)]
 
@@ -150,7 +154,7 @@ def test_fingerprints(unet):
 
 def test_rows_may_set_their_own_guidance():
     """Early rows without, late rows with: the executor asks the network at the scale of the row."""
-    plan = ddim(PROCESS, Prediction(), grids.trailing(PROCESS, 3))
+    plan = ddim(PROCESSES[0], Prediction(), grids.trailing(PROCESSES[0], 3))
     rows = [dataclasses.replace(row, guidance=scale) for row, scale in zip(plan.rows, (1.0, None, 5.0), strict=True)]
     words, scales = {"words": torch.ones(1, 1)}, []
 

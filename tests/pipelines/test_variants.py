@@ -263,3 +263,31 @@ def test_compiled_networks_have_the_same_variants_and_identity(tmp_path):
         assert torch.allclose(case(compiled), skipped, atol=1e-6)
     assert torch.equal(case(compiled), whole)
     assert torch.allclose(whole, case(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3"])
+def test_a_row_sets_the_guidance_of_its_own_call(name, tmp_path):
+    """Guidance 3, 5, 3 by rows equals the same plan with the outputs combined by hand; the call's own scale stays."""
+    pipe = tiny.MAKERS[name](tmp_path)
+    call = tiny.CALLS[name]
+    plan = plan_of(pipe, 3, guidance_scale=3.0, **call)
+    rows = [dataclasses.replace(row, guidance=5.0 if k == 1 else None) for k, row in enumerate(plan.rows)]
+    seen = []
+    attach(pipe, plan.replace(rows=tuple(rows)))
+    kinds = tiny.conditions(name, 2)
+    given = {"prompt": kinds, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent", **call}
+    hook = backbone_of(pipe).register_forward_hook(lambda *_: seen.append(pipe.guidance_scale))
+    changed = pipe(**given, generator=[torch.Generator().manual_seed(s) for s in (0, 1)]).images
+    hook.remove()
+    assert seen == [3.0, 5.0, 3.0]
+    attach(pipe, plan)
+    plain = pipe(**given, generator=[torch.Generator().manual_seed(s) for s in (0, 1)]).images
+    assert not torch.equal(changed, plain)
+
+
+def test_guidance_that_a_pipeline_cannot_change_is_refused(tmp_path):
+    pipe = tiny.MAKERS["sd"](tmp_path)
+    plan = plan_of(pipe, 2)
+    rows = tuple(dataclasses.replace(row, guidance=1.0) for row in plan.rows)
+    with pytest.raises(PlanError, match="cannot change its guidance"):
+        attach(pipe, plan.replace(rows=rows))

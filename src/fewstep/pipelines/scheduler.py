@@ -54,6 +54,7 @@ class PlanScheduler(base.PlanScheduler):
         self._entry_known = False
         self._follower: Follower | None = None
         self._varied: int | None = None
+        self._own_guidance: float | None = None
         super().__init__(plan=plan, prediction_type=prediction_type, num_train_timesteps=num_train_timesteps)
 
     def remember(self, scheduler: Any) -> None:
@@ -83,17 +84,23 @@ class PlanScheduler(base.PlanScheduler):
         return scheduler
 
     def follow(self, pipe: Any) -> None:
-        """Make every network call of this pipeline run the variant that its row names (`fewstep.variants`).
+        """Make every network call of this pipeline run the variant and the guidance that its row names.
 
         Raises:
-            FewstepError: a row names a variant that the pipeline's network does not have.
+            FewstepError: a row names a variant that the pipeline's network does not have (`fewstep.variants`), or sets
+                a guidance that the pipeline cannot change while it runs.
         """
         names = {row.network for row in self.plan.rows} - {MAIN}
-        if not names:
+        scales = [row.guidance for row in self.plan.rows if row.guidance is not None]
+        if not names and not scales:
             return
         model = backbone_of(pipe)
         for name in names:
             applied(model, name)
+        if scales and (min(scales) <= 1 or not hasattr(type(pipe), "guidance_scale")):
+            what = f"{type(pipe).__name__} cannot change its guidance so while it runs"
+            mend = "Rows may set scales above 1, in pipelines that have a `guidance_scale` property."
+            raise PlanError(what, value=scales, mend=mend)
         self._follower = Follower(model, functools.partial(self._variant, weakref.ref(pipe)))
 
     def release(self) -> None:
@@ -108,8 +115,17 @@ class PlanScheduler(base.PlanScheduler):
         if pipe is None or pipe.scheduler is not self or not _is_caller(pipe):
             return MAIN
         k = self.step_index if self.step_index is not None else self.begin_index or 0
+        row = self.plan.rows[min(k, self.plan.steps - 1)]
+        if self._varied is None:
+            self._own_guidance = getattr(pipe, "_guidance_scale", None)
+        if self._guides:
+            pipe._guidance_scale = self._own_guidance if row.guidance is None else row.guidance
         self._varied = k
-        return self.plan.rows[min(k, self.plan.steps - 1)].network
+        return row.network
+
+    @property
+    def _guides(self) -> bool:
+        return any(row.guidance is not None for row in self.plan.rows)
 
     @property
     def init_noise_sigma(self) -> float:
@@ -161,10 +177,10 @@ class PlanScheduler(base.PlanScheduler):
         if k >= self.plan.steps:
             return
         row = self.plan.rows[k]
-        if row.network != MAIN and self._varied != k:
+        if (row.network != MAIN or row.guidance is not None) and self._varied != k:
             raise PlanError(
-                f"row {k} runs a variant of the network that this pipeline has not made",
-                value=row.network,
+                f"row {k} runs a variant of the network, or a guidance, that this pipeline has not made",
+                value=(row.network, row.guidance),
                 mend="Open the pipeline with `fewstep.load_pipeline`, or attach the plan with `fewstep.attach`.",
             )
         if self._scaled != k and not is_exactly(row.input_scale, 1.0):
