@@ -24,7 +24,7 @@ from fewstep.search.schedule import (
     method,
     s3,
 )
-from fewstep.search.schedule.descent import settled
+from fewstep.search.schedule.learnable import settled
 from fewstep.search.schedule.predictor import Predictor
 from fewstep.search.schedule.space import Space
 from fewstep.solvers import SOLVERS, Decision, ddim, grids, unipc
@@ -114,6 +114,24 @@ def test_a_descent_keeps_the_best_plan_of_the_items_it_did_not_learn_from():
     found = descend(learnable, KNOWN, rounds=40)
     assert found.value == max(value for _, value in found.history)
     assert found.value > found.start_value
+
+
+def test_a_killed_descent_goes_on_to_the_same_result(tmp_path):
+    learnable = learn_scales(learn_grid(PROCESS, EPSILON, unipc, grids.uniform(PROCESS, 4)))
+    whole = descend(learnable, KNOWN, rounds=30, look_every=7)
+
+    def kill(k, value):
+        if k == 14:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "descent.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        descend(learnable, KNOWN, rounds=30, look_every=7, checkpoint=file, watch=kill)
+    looked = []
+    again = descend(learnable, KNOWN, rounds=30, look_every=7, checkpoint=file, watch=lambda k, v: looked.append(k))
+    assert looked == [21, 28, 30]
+    assert again.history == whole.history
+    assert again.plan == whole.plan
 
 
 def pool(score, path=None, **options):

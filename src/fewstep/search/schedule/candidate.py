@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,12 +73,7 @@ class Candidate:
         if self.scales != (1.0, 1.0, 1.0, 1.0):
             s0, s1, m0, m1 = self.scales
             plan = plan.scaled(torch.linspace(s0, s1, plan.steps), torch.linspace(m0, m1, plan.steps))
-        if any(self.skipped):
-            rows = (
-                dataclasses.replace(row, network="skip:" + ",".join(map(str, blocks))) if blocks else row
-                for row, blocks in zip(plan.rows, self.skipped, strict=True)
-            )
-            plan = plan.replace(rows=tuple(rows))
+        plan = skipping(plan, self.skipped)
         if self.first != "network":
             plan = analytic_first_step(plan, self.first, data_std=model.data_std, mean=model.mean)
         return plan.replace(origin={**plan.origin, "candidate": self.document()})
@@ -103,3 +98,14 @@ class Candidate:
     def key(self) -> str:
         """What tells one candidate from another."""
         return json.dumps(self.document(), sort_keys=True)
+
+
+def skipping(plan: Plan, skipped: Sequence[Sequence[int]]) -> Plan:
+    """The plan whose rows leave these blocks of the network out (`fewstep.variants`); empty for none anywhere."""
+    if not any(skipped):
+        return plan
+    rows = (
+        dataclasses.replace(row, network="skip:" + ",".join(map(str, blocks))) if blocks else row
+        for row, blocks in zip(plan.rows, skipped, strict=True)
+    )
+    return plan.replace(rows=tuple(rows))

@@ -16,18 +16,11 @@ from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.search.problem import Objective
-from fewstep.search.schedule.candidate import Candidate, Model
-from fewstep.search.schedule.descent import (
-    Descent,
-    Learnable,
-    Solver,
-    descend,
-    learn_grid,
-    learn_intermediate,
-    learn_scales,
-)
+from fewstep.search.schedule.candidate import Candidate, Model, skipping
+from fewstep.search.schedule.descent import descend
 from fewstep.search.schedule.evolution import autodiffusion, random_search, s3
 from fewstep.search.schedule.gits import gits, jump_errors
+from fewstep.search.schedule.learnable import Learnable, Solver, learn_grid, learn_intermediate, learn_scales
 from fewstep.search.schedule.pool import Entry, Pool
 from fewstep.search.schedule.space import Space
 from fewstep.search.schedule.trajectory import Trajectory
@@ -44,7 +37,9 @@ class Task:
     objective: what to maximise over its items. trajectory: the teacher's, from which times are read.
     budget: evaluations of one plan on all items; a gradient step counts as three of its items.
     solver: what runs on a searched grid where the method does not choose the solver itself.
-    storage: where evolutionary searches keep every evaluation (`Pool`).
+    storage: where evolutionary searches keep every evaluation (`Pool`); a file in `scratch` unless given.
+    scratch: folder of a search's checkpoints; a killed search goes on from them.
+    parts: what evolutionary searches vary (`space.PARTS`); the method's own choice unless given.
     """
 
     model: Model
@@ -56,6 +51,8 @@ class Task:
     solver: Solver = field(default=unipc)
     end: float | None = None
     storage: str | Path | None = None
+    scratch: Path | None = None
+    parts: frozenset[str] = frozenset()
     name: str = "schedule"
     watch: Callable[[float, float], None] | None = None
     """Called with (evaluations spent, best value) as the search goes."""
@@ -148,14 +145,14 @@ def search_joint(task: Task) -> Found:
     evolved = search_s3(_with_budget(task, round(0.4 * task.budget)))
     model = task.model
     candidate = Candidate.from_document(evolved.plan.origin["candidate"])
-    starts = [(Grid(torch.tensor(candidate.times, dtype=torch.float64), candidate.end), _solver_of(candidate, model))]
+    starts = {"joint-evolved": (grids.given(candidate.times, candidate.end), _solver_of(candidate, model))}
     if candidate.first != "network":  # its first row is a formula: the gradient search needs a row for every time
-        starts = []
-    starts.append((_best_grid(task, task.steps), task.solver))
+        starts = {}
+    starts["joint-grid"] = (_best_grid(task, task.steps), task.solver)
     found = [evolved]
-    for grid, solver in starts:
+    for stage, (grid, solver) in starts.items():
         learnable = learn_scales(learn_grid(model.process, model.prediction, solver, grid))
-        found.append(_descended(task, learnable, "joint", round(0.6 * task.budget / len(starts))))
+        found.append(_descended(task, learnable, "joint", round(0.6 * task.budget / len(starts)), stage))
     best = max(found, key=lambda f: f.value)
     history, spent = list[tuple[float, float]](), 0.0
     for f in found:
@@ -219,7 +216,7 @@ def _least(task: Task) -> float:
     return float(task.trajectory.plan.rows[-1].time)
 
 
-def _descended(task: Task, learnable: Learnable, name: str, budget: int) -> Found:
+def _descended(task: Task, learnable: Learnable, name: str, budget: int, stage: str = "") -> Found:
     if not task.objective.per_item:
         mend = "Search for the teacher's results, or use an evolutionary method."
         raise FewstepError(f"{name} needs an objective with a gradient", value=type(task.objective).__name__, mend=mend)
@@ -232,13 +229,14 @@ def _descended(task: Task, learnable: Learnable, name: str, budget: int) -> Foun
     def spent(done: int) -> float:
         return (3 * batch * done + (done // every + 1) * 0.5 * size) / size
 
-    found: Descent = descend(
+    found = descend(
         learnable,
         task.objective,
         rounds=rounds,
         batch=batch,
         look_every=every,
         seed=task.seed,
+        checkpoint=None if task.scratch is None else task.scratch / f"{stage or name}.safetensors",
         watch=lambda done, value: task.note(spent(done), value),
     )
     history = tuple((spent(done), value) for done, value in found.history)
@@ -249,10 +247,12 @@ def _evolved(task: Task, search: Callable[..., None], parts: frozenset[str], bud
     def watch(entry: Entry, count: int) -> None:
         task.note(count, entry.value)
 
+    parts = task.parts or parts
+    storage = task.storage or (None if task.scratch is None else task.scratch / f"{search.__name__}.journal")
     space = Space(task.model, task.steps, parts, last=_least(task), end=task.end)
     pool = Pool(
         task.score,
-        storage=task.storage,
+        storage=storage,
         name=f"{task.name}-{search.__name__}",
         task=f"{task.steps} steps, {sorted(parts)}, {task.objective.size} items",
         watch=watch,
@@ -284,7 +284,8 @@ def _starts(task: Task, space: Space) -> Sequence[Candidate]:
 
 def _solver_of(candidate: Candidate, model: Model) -> Solver:
     def solver(process: Process, prediction: Prediction, grid: Grid) -> Plan:
-        return per_step(process, prediction, grid, decisions=candidate.decisions, statistics=model.statistics)
+        plan = per_step(process, prediction, grid, decisions=candidate.decisions, statistics=model.statistics)
+        return skipping(plan, candidate.skipped)
 
     return solver
 

@@ -10,6 +10,7 @@ from fewstep.models import SHIPPED
 from fewstep.recipes.base import Part, Recipe
 from fewstep.search import SEARCHERS
 from fewstep.search.schedule import METHODS
+from fewstep.search.schedule.space import PARTS
 from fewstep.solvers import FACTS, SOLVERS
 
 PLAIN = [n for n in SOLVERS if FACTS[n].calls == 1 and not FACTS[n].stochastic]
@@ -48,6 +49,8 @@ class Search(Part):
     """End where the teacher ends, or look like its results as a set (features of decoded images)."""
     features: str = "random"
     """Feature network of the distribution objective."""
+    parts: list[str] = Field(default_factory=list)
+    """What evolution varies, of times, strategy, first, skips, scales; the method's own choice unless given."""
     budget: int = Field(200, ge=1)
     """Plans evaluated on all items; a gradient counts as three."""
     conditions: Conditions = "auto"
@@ -64,6 +67,11 @@ class Search(Part):
     @classmethod
     def _method(cls, name: str) -> str:
         return _one_of(name, METHODS)
+
+    @field_validator("parts")
+    @classmethod
+    def _parts(cls, names: list[str]) -> list[str]:
+        return [_one_of(name, PARTS) for name in names]
 
     @field_validator("searcher")
     @classmethod

@@ -1,0 +1,123 @@
+"""Families of plans with real parameters: times, network times, intermediate points, scales.
+
+A plan's coefficients are differentiable with respect to its grid, and the executor lets gradients through, so that any
+of these can be descended (`descent.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.plan import Plan
+from fewstep.plan.combination import number
+from fewstep.prediction import Prediction
+from fewstep.process import Process
+from fewstep.solvers import Grid, amed, analytic_first_step
+
+Parameters = Mapping[str, Tensor]
+
+
+class Solver(Protocol):
+    """Any solver with its options bound."""
+
+    def __call__(self, process: Process, prediction: Prediction, grid: Grid, /) -> Plan: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Learnable:
+    """A family of plans with real parameters: where they start, and the plan they stand for.
+
+    `rates`: learning rate of each parameter relative to the search's own.
+    """
+
+    start: dict[str, Tensor]
+    build: Callable[[Parameters], Plan]
+    rates: Mapping[str, float]
+
+
+def learn_grid(
+    process: Process, prediction: Prediction, solver: Solver, grid: Grid, *, network_times: bool = True
+) -> Learnable:
+    """LD3's parameters: the K - 1 inner times as shares of the range, and what the network is told of each.
+
+    The shares are a softmax, hence the times fall for any parameters; the first and the end stay. A told time may move
+    by at most half of the smaller gap beside it (arXiv 2405.15506, section 3).
+    """
+    times = grid.times.detach().double()
+    end = 0.0 if grid.end is None else grid.end
+    gaps = -torch.cat([times, torch.tensor([end], dtype=torch.float64)]).diff()
+    start = {"gaps": gaps.log()}
+    if network_times:
+        start["told"] = torch.zeros(len(times), dtype=torch.float64)
+
+    def build(parameters: Parameters) -> Plan:
+        part = parameters["gaps"].softmax(0).cumsum(0)[:-1]
+        learned = torch.cat([times[:1], times[0] - (times[0] - end) * part])
+        plan = solver(process, prediction, Grid(learned, grid.end))
+        return _told(plan, parameters["told"]) if network_times else plan
+
+    return Learnable(start, build, {"gaps": 1.0, "told": 1.0})
+
+
+def learn_intermediate(
+    process: Process, prediction: Prediction, grid: Grid, *, analytic_first: bool = False
+) -> Learnable:
+    """AMED's parameters, one set per step: the place of the middle evaluation, a factor of the step, and of its time.
+
+    AMED predicts the place for each sample with a network on the bottleneck; here it is a number per step, so that the
+    result is a plan (arXiv 2312.00094 with one bin). A step to a clean end has one evaluation and no parameters.
+    `analytic_first` replaces the first evaluation by eps = x / sigma.
+    """
+    zeros = torch.zeros(len(grid) - (grid.end is None), dtype=torch.float64)
+
+    def build(parameters: Parameters) -> Plan:
+        places = parameters["places"].sigmoid()
+        scales = 1 + 0.02 * parameters["scales"].tanh()
+        times = 1 + 0.02 * parameters["times"].tanh()
+        plan = amed(process, prediction, grid, places=places, scales=scales, time_scales=times)
+        return analytic_first_step(plan, "zero") if analytic_first else plan
+
+    start = {"places": zeros, "scales": zeros.clone(), "times": zeros.clone()}
+    return Learnable(start, build, {"places": 1.0, "scales": 1.0, "times": 1.0})
+
+
+def learn_scales(base: Learnable | Plan) -> Learnable:
+    """Q-Sched's two scalars per step (arXiv 2509.01624) on top of a plan, or together with what is learned already."""
+    inner = base if isinstance(base, Learnable) else Learnable({}, lambda _: base, {})
+    steps = inner.build(inner.start).steps
+    ones = torch.ones(steps, dtype=torch.float64)
+
+    def build(parameters: Parameters) -> Plan:
+        return inner.build(parameters).scaled(parameters["sample_scale"], parameters["output_scale"])
+
+    start = {**inner.start, "sample_scale": ones, "output_scale": ones.clone()}
+    return Learnable(start, build, {**inner.rates, "sample_scale": 0.1, "output_scale": 0.1})
+
+
+def settled(plan: Plan) -> Plan:
+    """The plan with learned scalars as plain numbers, ready to be saved."""
+    rows = (row.map(lambda c: number(c) if not (isinstance(c, Tensor) and c.ndim) else c.detach()) for row in plan.rows)
+    ends = {name: number(getattr(plan, name)) for name in ("final_alpha", "final_sigma", "prior_scale")}
+    return plan.replace(rows=tuple(rows), **ends)
+
+
+def _told(plan: Plan, offsets: Tensor) -> Plan:
+    """The plan with what the network is told moved by at most half of the smaller gap beside it."""
+    told = torch.stack([torch.as_tensor(row.network_time, dtype=torch.float64) for row in plan.rows])
+    gaps = -told.diff()
+    wide = gaps.new_full((1,), math.inf)
+    room = 0.5 * torch.minimum(torch.cat([wide, gaps]), torch.cat([gaps, wide])).detach()
+    moved = told + torch.where(room.isfinite(), room, torch.zeros_like(room)) * offsets.tanh()
+    # a network knows no time above the one of pure noise
+    rows = (
+        dataclasses.replace(row, network_time=torch.minimum(t, told[0].detach()))
+        for row, t in zip(plan.rows, moved, strict=True)
+    )
+    return plan.replace(rows=tuple(rows))
