@@ -5,7 +5,7 @@
 Emoji teacher with its own autoencoder (trained with a KL term): the sampler stops at sigma/alpha = 0 to 0.3 and the
 state is decoded as it is, divided by its alpha. Control: 8x8 digits in pixels with an exact denoiser, where nothing
 decodes noise away. Then the grid itself: equal steps in time^(1/1.2) against the usual ones that stop at the same
-noise, and FreeU in the last rows. Distances are to the teacher's pictures of the same noise and caption.
+noise and against the usual ones that go on to zero, and FreeU in the last rows. Distances are to the teacher's pictures of the same noise and caption.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from autodiffusion import draw
 from line import spread
+from solvers import usual_grids
 from testbeds import Testbed, digits, emoji
 from torch import Tensor
 
@@ -158,6 +159,15 @@ def stops(judge: Judge) -> dict[str, Any]:
     return rows
 
 
+def to_zero(judge: Judge) -> dict[str, Any]:
+    """The usual grids that end clean, at the same numbers of evaluations: what stopping has to beat."""
+    builds = usual_grids(judge.bed)
+    return {
+        str(count): {name: judge.measure(second_order(judge.bed, build(count))) for name, build in builds.items()}
+        for count in EVALUATIONS
+    }
+
+
 def grids_and_freeu(judge: Judge) -> tuple[dict[str, Any], dict[str, Any]]:
     """Other grids to the paper's stop, and FreeU in no, the last and all rows of the paper's own grid."""
     at_stop: dict[str, Any] = {}
@@ -184,10 +194,13 @@ def main() -> None:
     options = parser.parse_args()
     begun = time.perf_counter()
     pixels = Judge(digits(), lambda states: states, lambda pictures: pictures.flatten(1), ITEMS["digits"])
-    found: dict[str, Any] = {"digits": {"stops": stops(pixels), "tolerance": pixels.tolerance()}}
+    found: dict[str, Any] = {
+        "digits": {"stops": stops(pixels), "to_zero": to_zero(pixels), "tolerance": pixels.tolerance()}
+    }
     print(f"digits: {time.perf_counter() - begun:.0f} s", flush=True)
     judge = emoji_judge(emoji(), ITEMS["emoji"])
     found["emoji"] = {"teacher": judge.quality(judge.teacher), "tolerance": judge.tolerance(), "stops": stops(judge)}
+    found["emoji"]["to_zero"] = to_zero(judge)
     print(f"emoji stops: {time.perf_counter() - begun:.0f} s", flush=True)
     found["grids"], found["freeu"] = grids_and_freeu(judge)
     settings = {"items": ITEMS, "seeds": list(SEEDS), "fine_steps": FINE, "freeu_numbers": FREEU, "paper_stop": PAPER}
