@@ -5,7 +5,8 @@
 Emoji teacher with its own autoencoder (trained with a KL term): the sampler stops at sigma/alpha = 0 to 0.3 and the
 state is decoded as it is, divided by its alpha. Control: 8x8 digits in pixels with an exact denoiser, where nothing
 decodes noise away. Then the grid itself: equal steps in time^(1/1.2) against the usual ones, that stop at the same
-noise or go on to zero; and FreeU in the last rows. Distances are to the teacher's pictures of the same noise and caption.
+noise or go on to zero; and FreeU in the last rows. Distances are to the teacher's pictures of the same noise and
+caption.
 """
 
 from __future__ import annotations
