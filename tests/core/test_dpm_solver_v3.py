@@ -16,7 +16,8 @@ from fewstep.process import VE, RectifiedFlow, VPContinuous
 from fewstep.sample import sample
 from fewstep.solvers import Grid, grids, unipc
 from fewstep.solvers.dpm_solver_v3 import dpm_solver_v3
-from fewstep.solvers.statistics import Statistics, estimate_statistics
+from fewstep.solvers.estimation import estimate_statistics
+from fewstep.solvers.statistics import Statistics
 
 EPSILON, VP = Prediction("epsilon"), VPContinuous()
 

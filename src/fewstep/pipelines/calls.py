@@ -46,6 +46,15 @@ def condition_kind(pipe: Any) -> str:
     raise FewstepError(what, value=list(accepted), mend="Wrap it in a pipeline whose call has one of them.")
 
 
+def class_count(pipe: Any) -> int:
+    """How many classes a class-conditional pipeline draws: those that it names, or the rows of its network's table."""
+    named = getattr(pipe, "labels", None)  # a table may have more rows: DiT's null class is always number 1000
+    if named:
+        return len(set(named.values()))
+    backbone: Any = backbone_of(pipe)
+    return int(backbone.config.get("num_embeds_ada_norm") or 10)  # DiT's name for its labels
+
+
 def arguments(
     pipe: Any, conditions: Sequence[Any] | None, count: int, guidance: float | None = None, **options: Any
 ) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fewstep.errors import FewstepError
 from fewstep.files import read_tensors, write_json, write_tensors
 from fewstep.metrics.intervals import mean_interval
 from fewstep.pipelines import Generator, identity_of, load_pipeline, plan_of, process_of
-from fewstep.pipelines.calls import backbone_of, condition_kind
+from fewstep.pipelines.calls import class_count, condition_kind
 from fewstep.pipelines.network import PipelineNetwork
 from fewstep.plan import Plan
 from fewstep.process import VPDiscrete
@@ -102,9 +102,7 @@ class _Job:
         if kind == "batch_size":
             return None
         if kind == "class_labels":
-            configuration: Any = backbone_of(self.pipe).config
-            classes = configuration.get("num_embeds_ada_norm") or 10  # DiT's name for its labels
-            return [seed % classes for seed in self.seeds]
+            return [seed % class_count(self.pipe) for seed in self.seeds]
         prompts = self.settings.prompts or ("",)
         return [prompts[i % len(prompts)] for i in range(len(self.seeds))]
 

@@ -20,7 +20,6 @@ from fewstep.pipelines import (
     attach,
     backbone_of,
     identity_of,
-    load_pipeline,
     plan_of,
     save_pipeline,
     trace,
@@ -76,11 +75,7 @@ class _Job:
     def prepare(self) -> None:
         """Open the pipeline, read its plan, quantize its backbone."""
         recipe = self.recipe
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if recipe.device == "auto" else recipe.device
-        full = load_pipeline(recipe.model, dtype=getattr(torch, recipe.dtype)).to(device)
-        for part in full.components.values():
-            if isinstance(part, torch.nn.Module):
-                part.requires_grad_(False)  # a gradient search differentiates two numbers per step, no weight
+        full = recipe.opened()
         guidance = max(1.0, recipe.guidance)
         plan = self.run.unit(
             "plan",
@@ -92,7 +87,7 @@ class _Job:
             artifact="plan.json",
         )
         plan.check(identity_of(full, guidance))
-        low = self._low_bit(full, device)
+        low = self._low_bit(full, recipe.place)
         self.generators = {
             name: Generator(pipe, recipe.guidance, dict(recipe.call), recipe.batch)
             for name, pipe in ((FULL, full), (LOW, low))

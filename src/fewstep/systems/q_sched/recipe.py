@@ -9,8 +9,9 @@ from pydantic import Field, field_validator
 from fewstep.errors import FewstepError
 from fewstep.models import SHIPPED
 from fewstep.quant import Scheme
-from fewstep.recipes.base import Part, Recipe
+from fewstep.recipes.base import Part
 from fewstep.search import SEARCHERS
+from fewstep.systems.pipeline_recipe import PipelineRecipe
 
 Prompts = str | list[str]
 
@@ -64,26 +65,15 @@ class Evaluation(Part):
     teacher_guidance: float = Field(2.0, ge=1)
 
 
-class QSchedRecipe(Recipe):
+class QSchedRecipe(PipelineRecipe):
     """Quantize a few-step pipeline, search its quantization-aware schedule, prove what each step cost and won."""
 
     kind: Literal["q-sched"] = "q-sched"
     model: str = "emoji-student"
-    """Shipped name, diffusers folder, or hub id."""
-    steps: int = Field(4, ge=1, le=1000)
-    guidance: float = Field(1.0, ge=0)
-    """`guidance_scale` of the pipeline call; 1 is without."""
-    call: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the pipeline call: height, width, ..."""
     scheme: str = "w4a8"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
-    batch: int = Field(32, ge=1)
     rewards: Rewards = Rewards()
     search: Search = Search()
     evaluation: Evaluation = Evaluation()
-    results: str = ""
-    """A JSON file that also receives the numbers, besides the run directory."""
 
     @field_validator("scheme")
     @classmethod

@@ -20,18 +20,16 @@ from fewstep.pipelines import (
     attach,
     backbone_of,
     identity_of,
-    load_pipeline,
     plan_of,
     process_of,
     save_pipeline,
     trace,
 )
-from fewstep.pipelines.calls import condition_kind
+from fewstep.pipelines.calls import class_count, condition_kind
 from fewstep.pipelines.process import training_scheduler
 from fewstep.plan import Plan
 from fewstep.report.terminal import to_rich
 from fewstep.runs import Run, environment
-from fewstep.runs.environment import best_device
 from fewstep.search import Family, Problem, searcher
 from fewstep.search.schedule import DistributionMatch, Found, Model, Task, TeacherMatch, Trajectory, method
 from fewstep.search.schedule.objectives import Generate
@@ -78,11 +76,7 @@ class _Job:
 
     def __init__(self, recipe: ScheduleRecipe, run: Run) -> None:
         self.recipe, self.run = recipe, run
-        device = best_device() if recipe.device == "auto" else recipe.device
-        self.pipe = load_pipeline(recipe.model, dtype=getattr(torch, recipe.dtype)).to(device)
-        for part in self.pipe.components.values():
-            if isinstance(part, torch.nn.Module):
-                part.requires_grad_(False)
+        self.pipe = recipe.opened()
         self.generator = Generator(self.pipe, recipe.guidance, dict(recipe.call), recipe.batch)
         process, prediction = process_of(self.pipe, **recipe.call)
         self.model = Model(process, prediction, blocks=len(prunable(backbone_of(self.pipe))))
@@ -122,8 +116,7 @@ class _Job:
         if kind == "batch_size":
             return None
         if kind == "class_labels":
-            config: Any = backbone_of(self.pipe).config
-            labels = list(range(int(config.num_embeds_ada_norm))) if isinstance(wanted, str) else list(map(int, wanted))
+            labels = list(range(class_count(self.pipe))) if isinstance(wanted, str) else list(map(int, wanted))
             return [labels[i % len(labels)] for i in range(count)]
         prompts = load_prompts(self.recipe.prompts(wanted, held_out), count)
         return [prompts[i % len(prompts)] for i in range(count)]

@@ -7,11 +7,12 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fewstep.models import SHIPPED
-from fewstep.recipes.base import Part, Recipe
+from fewstep.recipes.base import Part
 from fewstep.search import SEARCHERS
 from fewstep.search.schedule import METHODS
 from fewstep.search.schedule.space import PARTS
 from fewstep.solvers import FACTS, SOLVERS
+from fewstep.systems.pipeline_recipe import PipelineRecipe
 
 PLAIN = [n for n in SOLVERS if FACTS[n].calls == 1 and not FACTS[n].stochastic]
 """Solvers that follow any grid, call once per time and draw no noise."""
@@ -95,25 +96,15 @@ class Evaluation(Part):
     pictures: int = Field(6, ge=0)
 
 
-class ScheduleRecipe(Recipe):
+class ScheduleRecipe(PipelineRecipe):
     """Find a better schedule for a pipeline at a fixed number of network evaluations."""
 
     kind: Literal["schedule"] = "schedule"
     model: str = "emoji-teacher"
-    """Shipped name, diffusers folder, or hub id."""
     steps: int = Field(6, ge=1, le=100)
-    """Network evaluations."""
-    guidance: float = Field(1.0, ge=0)
-    call: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the pipeline call: height, width, ..."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
-    batch: int = Field(32, ge=1)
     teacher: Teacher = Teacher()
     search: Search = Search()
     evaluation: Evaluation = Evaluation()
-    results: str = ""
-    """A JSON file that also receives the numbers, besides the run directory."""
 
     @model_validator(mode="after")
     def _finer(self) -> ScheduleRecipe:
