@@ -6,7 +6,8 @@
 The distance of a sampler is that of its result from the result of the same network's fine trajectory (same noise, same
 condition), root mean square over the standard deviation; `frechet` is the Fréchet distance of features to real data.
 Every solver of ours gets the best of the usual time grids, every scheduler of diffusers the best of its own spacings,
-chosen on calibration items; searches see the same calibration items; all numbers are on held-out noise and conditions.
+chosen on calibration items (above 6 evaluations the choice made at 6 is kept, and half of the held-out items serve);
+searches see the same calibration items; all numbers are on held-out noise and conditions.
 Stochastic solvers end elsewhere by design and have the Fréchet distance alone. Intervals are Student's t over seeds.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,9 @@ SIZES = {  # items: calibration, held-out per seed; budget of the searches; eval
 }
 SEARCHES = ("gits", "ld3", "amed", "autodiffusion", "s3", "joint")
 LIGHT = ("gits", "ld3", "joint")
-"""Searches on the largest model."""
+"""Searches on the largest model, and of the others above `TUNED` evaluations."""
+TUNED = 6
+"""Evaluations up to which grids are chosen anew."""
 SKIPPED = {"lcm", "tcd"}
 """Solvers that need a distilled student."""
 
@@ -81,11 +85,12 @@ class Bench:
 
     def measure(self, plan: Plan) -> dict[str, Any]:
         """Distance and Fréchet distance per seed, with intervals, and the distance item by item."""
-        drawn = [self.bed.draw(plan, *some) for some in self.held_out]
+        count = self.count if plan.steps <= TUNED else self.count // 2
+        drawn = [self.bed.draw(plan, conditions[:count], seeds[:count]) for conditions, seeds in self.held_out]
         found = {"frechet": self.quality(drawn)}
         if plan.stochastic:  # it ends elsewhere by design: only the distribution counts
             return found
-        pairs = zip(drawn, self.targets, strict=True)
+        pairs = zip(drawn, [target[:count] for target in self.targets], strict=True)
         away = torch.stack([(d - t).flatten(1).square().mean(1).sqrt() / self.unit for d, t in pairs])
         return found | {"distance": seed_interval(away.mean(1)).as_dict(), "items": away.mean(0).tolist()}
 
@@ -97,17 +102,19 @@ class Bench:
 
     # --- the systems ------------------------------------------------------------------------------------------------
 
-    def at(self, evaluations: int) -> dict[str, Any]:
-        """Every system at this many evaluations."""
+    def at(self, evaluations: int, tuned: dict[str, Any]) -> dict[str, Any]:
+        """Every system at this many evaluations; `tuned`: the rows whose grids are kept, empty to choose them anew."""
         rows: dict[str, Any] = {}
         ours = {name: self._ours(name, evaluations) for name in SOLVERS if name not in SKIPPED}
         theirs = self._grouped(diffusers_plans(self.bed.scheduler, evaluations))
         for group, found in (("fewstep", ours), ("diffusers", theirs)):
             for name, plans in found.items():
+                kept = tuned.get(name, {}).get("variant")
                 if plans:
-                    rows[name] = self._row(group, *self.best(plans))
+                    rows[name] = self._row(group, *((kept, plans[kept]) if kept in plans else self.best(plans)))
         if evaluations in self.searched:
-            for name in LIGHT if self.bed.name == "emoji" else SEARCHES:
+            light = self.bed.name == "emoji" or (self.bed.name == "mnist" and evaluations > TUNED)
+            for name in LIGHT if light else SEARCHES:
                 if name != "amed" or evaluations % 2 == 0:
                     rows[f"search: {name}"] = self._searched(name, evaluations)
         return rows
@@ -196,7 +203,10 @@ def model(name: str) -> dict[str, Any]:
         bench = Bench(bed, run)
         made = run.unit("environment", environment)
         teacher = run.unit("teacher", lambda: {"frechet": bench.quality(bench.targets)})
-        rows = {str(n): run.unit(f"evaluations-{n}", lambda n=n: bench.at(n)) for n in EVALUATIONS}
+        rows: dict[str, dict[str, Any]] = {}
+        for n in EVALUATIONS:
+            tuned = rows[str(TUNED)] if n > TUNED else {}
+            rows[str(n)] = run.unit(f"evaluations-{n}", partial(bench.at, n, tuned))
         seconds = run.seconds()
     for systems in rows.values():
         for row in systems.values():

@@ -24,7 +24,8 @@ from the same noise, over the standard deviation of the results. It measures the
 of features from real data; it also contains the network's own error, so it has a floor (the teacher's). All numbers
 are on held-out noise and conditions, means over {_seeds(models)} seeds, ± half of the 95 % interval over seeds. Our
 solvers run on the best of four usual grids and diffusers' schedulers on the best of their own spacings, chosen on
-calibration items; searches saw those items alone.
+calibration items (above 6 evaluations the choice made at 6 is kept, with half of the held-out items); searches saw the
+calibration items alone.
 
 {verdicts(results)}
 """
