@@ -14,7 +14,8 @@ SYSTEMS = {
     "best usual": "best usual grid",
     "times, random": "times, random search",
     "times": "times, evolution",
-    "times and blocks": "times and skipped blocks, evolution",
+    "one step more, blocks by rank": "one step more, least harmful blocks skipped",
+    "times and blocks": "times and skipped blocks, evolution from there",
 }
 
 
@@ -55,7 +56,8 @@ A search evaluates {digits["budget"]} schedules by their distance to the model's
 {_digits(digits)}
 
 Held-out noise, {digits["items"]["held-out per seed"]} items for each of {seeds} seeds. Distance: from the fine results,
-over their standard deviation. Fréchet: features against real digits (fine results: {shown(digits["teacher_frechet"], 1)}).
+over their standard deviation. Fréchet: features against real digits (fine results:
+{shown(digits["teacher_frechet"], 1)}).
 
 {_verdict_digits(digits)}
 
@@ -137,10 +139,13 @@ def _verdict_digits(digits: dict[str, Any]) -> str:
     for n, systems in digits["rows"].items():
         both, times, usual = (systems[k]["distance"] for k in ("times and blocks", "times", "best usual"))
         skipping = sum(any(s["skipped"]) for s in systems["times and blocks"]["schedules"])
+        harm = systems["harm"]
         lines.append(
             f"- {n} evaluations: searched times against the best usual grid: {than(times, usual, 'nearer', 'farther')} "
             f"({times['mean'] / usual['mean'] - 1:+.0%}); skipping beside times: "
             f"{than(both, times, 'nearer', 'farther')} ({both['mean'] / times['mean'] - 1:+.0%}); {skipping} of "
-            f"{len(systems['times']['schedules'])} best schedules skip anything"
+            f"{len(systems['times']['schedules'])} best schedules skip anything. One block of {int(n) + 1} steps left "
+            f"out alone takes the distance on the search's items from {harm['full']:.4f} to {harm['least']:.4f} at least, "
+            f"{harm['median']:.4f} in the median"
         )
     return "\n".join(lines)

@@ -64,9 +64,9 @@ grids that go on to zero, at the same evaluations:
 - Reproduced exactly: the published grids of 4 to 8 steps for Stable Diffusion and SDXL to the printed digits
   (`tests/core/test_truncated_grid.py`), and that a plan stops where it is told to.
 - Reproduced at small scale: the tables above, on a small teacher with latents of 8x8.
-- Not reproduced: FID on COCO with Stable Diffusion and SDXL. Their decoder makes 512x512 pictures from 64x64 latents and
-  has more to invent; whether it bears more noise than this one was not measured. FreeU's numbers were found for those
-  networks.
+- Not reproduced: FID on COCO with Stable Diffusion and SDXL. Their decoder makes 512x512 pictures from 64x64 latents
+  and has more to invent; whether it bears more noise than this one was not measured. FreeU's numbers were found for
+  those networks.
 
 {made_by(results)}
 """
@@ -170,16 +170,17 @@ def _verdict_grids(results: dict[str, Any]) -> str:
     """The paper's grid against the others at its stop, and against the best that goes on to zero."""
     lines = []
     for n, grids in results["grids"].items():
-        own = grids["time^(1/1.2)"]["distance"]
+        own = grids["time^(1/1.2)"]
         others = {k: e["distance"] for k, e in grids.items() if k != "time^(1/1.2)"}
-        won = [k for k, e in others.items() if own["high"] < e["low"]]
-        lost = [k for k, e in others.items() if e["high"] < own["low"]]
+        won = [k for k, e in others.items() if own["distance"]["high"] < e["low"]]
+        lost = [k for k, e in others.items() if e["high"] < own["distance"]["low"]]
         zero = results["emoji"]["to_zero"][n]
         best = min(zero, key=lambda k: zero[k]["distance"]["mean"])
+        near = than(own["distance"], zero[best]["distance"], "nearer", "farther")
+        alike = than(own["mmd"], zero[best]["mmd"], "better", "worse", "not told apart")
         lines.append(
             f"- {n} evaluations: nearer than {listed(won)}, farther than {listed(lost)} at the same stop (intervals "
-            f"apart); against the best grid to zero ({best}): "
-            f"{than(own, zero[best]['distance'], 'nearer', 'farther')}, MMD {than(grids['time^(1/1.2)']['mmd'], zero[best]['mmd'], 'better', 'worse', 'not told apart')}"
+            f"apart); against the best grid to zero ({best}): {near}, MMD {alike}"
         )
     return "Claim: equal steps in time^(1/1.2) are the better grid.\n\n" + "\n".join(lines)
 
