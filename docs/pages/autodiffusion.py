@@ -145,7 +145,7 @@ def _verdict_digits(digits: dict[str, Any]) -> str:
             f"({times['mean'] / usual['mean'] - 1:+.0%}); skipping beside times: "
             f"{than(both, times, 'nearer', 'farther')} ({both['mean'] / times['mean'] - 1:+.0%}); {skipping} of "
             f"{len(systems['times']['schedules'])} best schedules skip anything. One block of {int(n) + 1} steps left "
-            f"out alone takes the distance on the search's items from {harm['full']:.4f} to {harm['least']:.4f} at least, "
-            f"{harm['median']:.4f} in the median"
+            f"out alone takes the distance on the search's items from {harm['full']:.4f} to {harm['least']:.4f} at "
+            f"least, {harm['median']:.4f} in the median"
         )
     return "\n".join(lines)
