@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parts import listed, made_by, shown, table, than
+from parts import PAIRED, apart, listed, made_by, shown, table, than
 
 RESULTS, PAGE = ("autodiffusion.json",), "autodiffusion.md"
 NEAR = 0.05
@@ -106,14 +106,14 @@ def _mixture(rows: dict[str, Any]) -> str:
 def _verdict_mixture(rows: dict[str, Any]) -> str:
     entries = [(n, solver, entry) for n, solvers in rows.items() for solver, entry in solvers.items()]
     better = [1 for _, _, e in entries if e["evolution"]["fresh"]["mean"] < e["random"]["fresh"]["mean"]]
-    clear = [1 for _, _, e in entries if e["evolution"]["fresh"]["high"] < e["random"]["fresh"]["low"]]
-    usual = [1 for _, _, e in entries if e["evolution"]["fresh"]["high"] < e["usual"]["fresh"]["low"]]
+    clear = [1 for _, _, e in entries if apart(e["evolution"]["fresh"], e["random"]["fresh"]) < 0]
+    usual = [1 for _, _, e in entries if apart(e["evolution"]["fresh"], e["usual"]["fresh"]) < 0]
     solver = [
         n for n, s in rows.items() if s["order 3"]["usual"]["fresh"]["mean"] < s["DDIM"]["evolution"]["fresh"]["mean"]
     ]
     return (
-        f"- Evolution has the smaller mean than random search in {len(better)} of {len(entries)} settings, intervals "
-        f"apart in {len(clear)}; it beats the best usual grid, intervals apart, in {len(usual)}.\n"
+        f"- Evolution has the smaller mean than random search in {len(better)} of {len(entries)} settings, told "
+        f"apart in {len(clear)}; it beats the best usual grid in {len(usual)}. {PAIRED}\n"
         f"- A third-order solver on a usual grid beats DDIM on searched times at {listed(solver)} of {listed(rows)} "
         "evaluations: the solver comes first, times second."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from parts import listed, made_by, shown, table, than
+from parts import PAIRED, listed, made_by, shown, table, than
 
 RESULTS, PAGE = ("dpm-solver-v3.json",), "dpm-solver-v3.md"
 
@@ -108,7 +108,7 @@ def _verdict_digits(digits: dict[str, Any]) -> str:
     pairs = [(rows[k][n], rows[k.replace("l, s, b", "l alone")][n]) for k in rows if "l, s, b" in k for n in rows[k]]
     hurt, helped = (sum(a["mean"] * sign > b["mean"] * sign for a, b in pairs) for sign in (1, -1))
     return (
-        "The v3 variant that is best on the calibration items against the other solver that is:\n\n"
+        f"The v3 variant that is best on the calibration items against the other solver that is. {PAIRED}\n\n"
         + "\n".join(words)
         + f"\n\ns and b on top of l: a larger distance in {hurt} of {len(pairs)} pairs, a smaller one in {helped}."
     )

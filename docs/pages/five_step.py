@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parts import listed, made_by, shown, table, than
+from parts import PAIRED, apart, listed, made_by, shown, table, than
 
 RESULTS, PAGE = ("five-step.json",), "five-step.md"
 
@@ -44,8 +44,8 @@ pixels) to real pictures:
 
 ## The grid
 
-DPM-Solver++(2M) on the emoji teacher. Left, grids that stop at sigma/alpha {results["paper_stop"]:g}; below, the usual
-grids that go on to zero, at the same evaluations:
+DPM-Solver++(2M) on the emoji teacher: grids that stop at sigma/alpha {results["paper_stop"]:g}, and the usual grids
+that go on to zero, at the same evaluations.
 
 {_grids(results)}
 
@@ -115,22 +115,22 @@ def _verdict(results: dict[str, Any]) -> str:
                 change = stops[best]["distance"]["mean"] / zero["distance"]["mean"] - 1
                 alike = than(stops[best][other], zero[other], "better", "worse")
                 lines.append(
-                    f"- {model}, {n} evaluations, {name}: best stop {best}, {near} than 0 ({change:+.0%}); by "
+                    f"- {model}, {n} evaluations, {name}: best stop {best}, {change:+.0%} against 0 ({near}); by "
                     f"distribution: {alike}"
                 )
     paper = f"{results['paper_stop']:g}"
     won = {model: _won(results[model]["stops"], paper) for model in ("emoji", "digits")}
     return (
-        "Claim: stopping helps, because the decoder bears the noise.\n\n"
+        f"Claim: stopping helps, because the decoder bears the noise. {PAIRED}\n\n"
         + "\n".join(lines)
-        + f"\n\nThe paper's stop {paper} is nearer than 0, intervals apart, in {won['emoji']} on emoji and in "
+        + f"\n\nThe paper's stop {paper} is nearer than 0 in {won['emoji']} on emoji and in "
         f"{won['digits']} on digits, where there is no decoder. {_reading(results)}"
     )
 
 
 def _won(stops: dict[str, Any], stop: str) -> str:
     pairs = [(s[stop]["distance"], s["0"]["distance"]) for solvers in stops.values() for s in solvers.values()]
-    return f"{sum(a['high'] < b['low'] for a, b in pairs)} of {len(pairs)} settings"
+    return f"{sum(apart(a, b) < 0 for a, b in pairs)} of {len(pairs)} settings"
 
 
 def _reading(results: dict[str, Any]) -> str:
@@ -171,16 +171,15 @@ def _verdict_grids(results: dict[str, Any]) -> str:
     lines = []
     for n, grids in results["grids"].items():
         own = grids["time^(1/1.2)"]
-        others = {k: e["distance"] for k, e in grids.items() if k != "time^(1/1.2)"}
-        won = [k for k, e in others.items() if own["distance"]["high"] < e["low"]]
-        lost = [k for k, e in others.items() if e["high"] < own["distance"]["low"]]
+        signs = {k: apart(own["distance"], e["distance"]) for k, e in grids.items() if k != "time^(1/1.2)"}
+        won, lost = ([k for k, sign in signs.items() if sign == wanted] for wanted in (-1, 1))
         zero = results["emoji"]["to_zero"][n]
         best = min(zero, key=lambda k: zero[k]["distance"]["mean"])
         near = than(own["distance"], zero[best]["distance"], "nearer", "farther")
         alike = than(own["mmd"], zero[best]["mmd"], "better", "worse", "not told apart")
         lines.append(
-            f"- {n} evaluations: nearer than {listed(won)}, farther than {listed(lost)} at the same stop (intervals "
-            f"apart); against the best grid to zero ({best}): {near}, MMD {alike}"
+            f"- {n} evaluations: nearer than {listed(won)}, farther than {listed(lost)} at the same stop; against the "
+            f"best grid to zero ({best}): {near}, MMD {alike}"
         )
     return "Claim: equal steps in time^(1/1.2) are the better grid.\n\n" + "\n".join(lines)
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+
+from fewstep.metrics.intervals import seed_interval
+
 
 def shown(entry: dict[str, Any], digits: int = 4) -> str:
     """Mean, plus or minus half of the interval over seeds."""
@@ -33,12 +37,15 @@ def made_by(results: dict[str, Any]) -> str:
 
 
 def apart(a: dict[str, Any], b: dict[str, Any]) -> int:
-    """-1 where the interval of a lies below that of b, 1 where above, 0 where they overlap."""
-    return -1 if a["high"] < b["low"] else int(a["low"] > b["high"])
+    """-1 where a lies below b outside the 95 % interval of the difference, paired by seed; 1 above; 0 neither."""
+    difference = torch.tensor(a["values"], dtype=torch.float64) - torch.tensor(b["values"], dtype=torch.float64)
+    found = seed_interval(difference)
+    return -1 if found.high < 0 else int(found.low > 0)
 
 
-def than(
-    a: dict[str, Any], b: dict[str, Any], less: str, more: str, alike: str = "no difference beyond the intervals"
-) -> str:
+def than(a: dict[str, Any], b: dict[str, Any], less: str, more: str, alike: str = "not told apart") -> str:
     """The words for `apart`."""
     return {-1: less, 1: more, 0: alike}[apart(a, b)]
+
+
+PAIRED = "Compared by differences paired by seed: outside their 95 % interval, or not told apart."

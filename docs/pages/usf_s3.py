@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from parts import listed, made_by, shown, table, than
+from parts import PAIRED, listed, made_by, shown, table, than
 
 from fewstep.metrics.intervals import seed_interval
 
@@ -102,11 +102,11 @@ def _verdict(rows: dict[str, Any]) -> str:
         said = []
         for n, systems in rows.items():
             a, b = systems[ours]["fresh"], systems[theirs]["fresh"]
-            said.append(f"{n}: {a['mean'] / b['mean'] - 1:+.0%} ({than(a, b, 'better', 'worse', 'intervals overlap')})")
+            said.append(f"{n}: {a['mean'] / b['mean'] - 1:+.0%} ({than(a, b, 'better', 'worse')})")
         lines.append(f"- {words}: {'; '.join(said)}")
     holds = [n for n, s in rows.items() if s["everything"]["shifted"]["mean"] < s["uniform"]["shifted"]["mean"]]
     return (
-        "Error on fresh noise, by evaluations:\n\n"
+        f"Error on fresh noise, by evaluations. {PAIRED}\n\n"
         + "\n".join(lines)
         + (
             f"\n\nOn the shifted mixture the searched schedule is below the best uniform solver at {listed(holds)} of "
