@@ -40,6 +40,7 @@ class Task:
     storage: where evolutionary searches keep every evaluation (`Pool`); a file in `scratch` unless given.
     scratch: folder of a search's checkpoints; a killed search goes on from them.
     parts: what evolutionary searches vary (`space.PARTS`); the method's own choice unless given.
+    most_skipped: largest share of a row's blocks that may be skipped.
     """
 
     model: Model
@@ -53,6 +54,7 @@ class Task:
     storage: str | Path | None = None
     scratch: Path | None = None
     parts: frozenset[str] = frozenset()
+    most_skipped: float = 0.1
     name: str = "schedule"
     watch: Callable[[float, float], None] | None = None
     """Called with (evaluations spent, best value) as the search goes."""
@@ -128,7 +130,7 @@ def search_random(task: Task) -> Found:
 
 def search_autodiffusion(task: Task) -> Found:
     """Times, and the blocks to skip in each row where the backbone has any, by evolution (arXiv 2309.10438)."""
-    parts = {"times", "skips"} if task.model.blocks >= 10 else {"times"}
+    parts = {"times", "skips"} if task.model.blocks * task.most_skipped >= 1 else {"times"}
     return _evolved(task, autodiffusion, frozenset(parts), task.budget)
 
 
@@ -249,7 +251,7 @@ def _evolved(task: Task, search: Callable[..., None], parts: frozenset[str], bud
 
     parts = task.parts or parts
     storage = task.storage or (None if task.scratch is None else task.scratch / f"{search.__name__}.journal")
-    space = Space(task.model, task.steps, parts, last=_least(task), end=task.end)
+    space = Space(task.model, task.steps, parts, last=_least(task), end=task.end, most_skipped=task.most_skipped)
     pool = Pool(
         task.score,
         storage=storage,

@@ -160,7 +160,7 @@ class _Job:
                 task = Task(
                     self.model, recipe.steps, self.objective, self.trajectory, settings.budget, settings.seed,
                     SOLVERS[settings.solver], storage=settings.storage or None, scratch=self.run.scratch("search"),
-                    parts=frozenset(settings.parts), watch=watch,
+                    parts=frozenset(settings.parts), most_skipped=settings.most_skipped, watch=watch,
                 )  # fmt: skip
                 found = method(settings.method)(task)
             plan = found.plan.replace(identity=self.identity)

@@ -52,6 +52,8 @@ class Search(Part):
     """Feature network of the distribution objective."""
     parts: list[str] = Field(default_factory=list)
     """What evolution varies, of times, strategy, first, skips, scales; the method's own choice unless given."""
+    most_skipped: float = Field(0.1, gt=0, lt=1)
+    """Largest share of a row's blocks that may be skipped."""
     budget: int = Field(200, ge=1)
     """Plans evaluated on all items; a gradient counts as three."""
     conditions: Conditions = "auto"
