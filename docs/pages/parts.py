@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -46,6 +47,14 @@ def apart(a: dict[str, Any], b: dict[str, Any]) -> int:
 def than(a: dict[str, Any], b: dict[str, Any], less: str, more: str, alike: str = "not told apart") -> str:
     """The words for `apart`."""
     return {-1: less, 1: more, 0: alike}[apart(a, b)]
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Geometric mean of paired errors' ratios with its 95 % interval, and what it says of ours."""
+    logs = torch.tensor([math.log(a / b) for a, b in zip(ours, theirs, strict=True)], dtype=torch.float64)
+    found = seed_interval(logs)
+    said = "better" if found.high < 0 else "worse" if found.low > 0 else "not told apart"
+    return f"{math.exp(found.mean):.2f} ({math.exp(found.low):.2f} to {math.exp(found.high):.2f}), {said}"
 
 
 PAIRED = "Compared by differences paired by seed: outside their 95 % interval, or not told apart."

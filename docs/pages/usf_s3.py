@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
-from parts import PAIRED, listed, made_by, shown, table, than
-
-from fewstep.metrics.intervals import seed_interval
+from parts import PAIRED, listed, made_by, ratio, shown, table, than
 
 RESULTS, PAGE = ("usf.json",), "usf-s3.md"
 SYSTEMS = {
@@ -124,22 +120,13 @@ def _curves(results: dict[str, Any]) -> str:
 
 
 def _verdict_predictor(results: dict[str, Any]) -> str:
-    """S3's final error over the others', geometric mean over all runs, with a t interval of the logarithm."""
+    """S3's final error over the others', over all runs."""
     words = []
     for name, title in (("everything, random", "random search"), ("everything, no predictor", "evolution alone")):
-        logs = [
-            math.log(ours / theirs)
-            for systems in results["rows"].values()
-            for ours, theirs in zip(*(systems[k]["search"]["values"] for k in ("everything", name)), strict=True)
-        ]
-        low, mean, high = _interval(logs)
-        said = "better" if high < 1 else "worse" if low > 1 else "not told apart"
-        words.append(f"S3 over {title}: {mean:.2f} ({low:.2f} to {high:.2f}), {said}")
+        ours, theirs = (
+            [value for systems in results["rows"].values() for value in systems[k]["search"]["values"]]
+            for k in ("everything", name)
+        )
+        words.append(f"S3 over {title}: {ratio(ours, theirs)}")
     runs = len(results["rows"]) * results["seeds"]
     return f"Ratio of final errors, geometric mean over {runs} runs with its 95 % interval: {'; '.join(words)}."
-
-
-def _interval(logs: list[float]) -> tuple[float, float, float]:
-    """Geometric mean between the ends of its interval."""
-    found = seed_interval(torch.tensor(logs, dtype=torch.float64))
-    return math.exp(found.low), math.exp(found.mean), math.exp(found.high)
