@@ -133,11 +133,14 @@ def _twenty(model: dict[str, Any]) -> str:
     theirs = min(r["frechet"]["mean"] for n, r in rows["20"].items() if r["group"] == "diffusers")
     looks = {n: rows[str(n)][best["name"]]["frechet"] for n, best in short.items()}
     alike = [n for n in sorted(looks) if looks[n]["mean"] <= theirs or looks[n]["low"] <= theirs]
+    met, where = (
+        ("met" if reached else "missed"),
+        (f"from {alike[0]} evaluations on" if alike else "at no count up to 8"),
+    )
     return (
         f"Diffusers' best at 20 evaluations is at {goal:.4f}; the searches' best with at most 8 is at "
-        f"{short[nearest]['distance']:.4f} ({nearest} evaluations), so the target is "
-        f"{'met' if reached else 'missed'} by distance. By the Fréchet distance diffusers' best at 20 has {theirs:.3f}, which the searched plan reaches "
-        f"within its interval {f'from {alike[0]} evaluations on' if alike else 'at no count up to 8'}."
+        f"{short[nearest]['distance']:.4f} ({nearest} evaluations), so the target is {met} by distance. By the Fréchet "
+        f"distance diffusers' best at 20 has {theirs:.3f}, which the searched plan reaches within its interval {where}."
     )
 
 

@@ -53,6 +53,15 @@ def test_skipped_blocks_pay_for_more_rows(name):
     assert max(seen) > 5
 
 
+def test_a_search_of_times_keeps_the_solver_of_its_parents():
+    here, rng = space("vp", 4, ("times",)), random.Random(0)
+    a, b = here.designs()[0], here.designs()[3]
+    assert a.decisions != b.decisions
+    for _ in range(30):
+        assert here.cross(a, b, rng).decisions == a.decisions
+        assert here.mutate(b, rng).decisions == b.decisions
+
+
 def test_candidates_survive_json():
     candidate = Candidate(
         (0.9, 0.5), (Decision(order=1), Decision(order=2, form="noise", relax=0.1)), None, "zero", ((), (3, 4)),

@@ -114,7 +114,7 @@ class Space:
             dataclasses.replace(
                 mother,
                 times=mix(mother.times, father.times),
-                decisions=mix(mother.decisions, father.decisions),
+                decisions=mix(mother.decisions, father.decisions) if "strategy" in self.parts else mother.decisions,
                 first=rng.choice((mother.first, father.first)),
                 skipped=mix(mother.skipped, father.skipped),
                 scales=rng.choice((mother.scales, father.scales)),
