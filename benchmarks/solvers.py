@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -200,13 +200,13 @@ def model(name: str) -> dict[str, Any]:
     bed = TESTBEDS[name]()
     settings = {"calibration": SIZES[name][0], "held_out": SIZES[name][1], "budget": SIZES[name][2], "teacher": TEACHER}
     with Run(Path("runs") / "solvers" / name, {"model": name, **settings}) as run:
-        bench = Bench(bed, run)
+        bench = cache(lambda: Bench(bed, run))  # nothing is drawn where everything is kept
         made = run.unit("environment", environment)
-        teacher = run.unit("teacher", lambda: {"frechet": bench.quality(bench.targets)})
+        teacher = run.unit("teacher", lambda: {"frechet": bench().quality(bench().targets)})
         rows: dict[str, dict[str, Any]] = {}
         for n in EVALUATIONS:
             tuned = rows[str(TUNED)] if n > TUNED else {}
-            rows[str(n)] = run.unit(f"evaluations-{n}", partial(bench.at, n, tuned))
+            rows[str(n)] = run.unit(f"evaluations-{n}", partial(lambda n, tuned: bench().at(n, tuned), n, tuned))
         seconds = run.seconds()
     for systems in rows.values():
         for row in systems.values():
