@@ -75,7 +75,7 @@ def allocate(options: Options, bytes_budget: int, bops_budget: int | None = None
         check_budget("bit operations", bops_budget, sum(min(o.bops for o in options[n]) for n in names))
     flat = [option for name in names for option in options[name]]
     owner = np.repeat(np.arange(len(names)), [len(options[name]) for name in names])
-    limits = [(np.array([o.bytes for o in flat], float), bytes_budget)]
+    limits: list[tuple[np.ndarray, float]] = [(np.array([o.bytes for o in flat], float), bytes_budget)]
     if bops_budget is not None:
         limits.append((np.array([o.bops for o in flat], float), bops_budget))
     return _solved(names, flat, owner, limits, (bytes_budget, bops_budget))
