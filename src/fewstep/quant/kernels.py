@@ -60,7 +60,9 @@ def describe(scheme: Scheme, backend: str, *, linear: bool, on_cuda: bool) -> st
         return "torchao int8 dynamic"
     if scheme.activation_bits == 16:
         return "dequantize, float product"
-    return "int8 product in float" if scheme.group_size is None else "int8 x dequantized groups"
+    if scheme.integer_product:
+        return "int8 product in float"
+    return f"{'fp8' if scheme.activation_format == 'fp8' else 'int8'} x dequantized weight"
 
 
 def torchao_weight(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
