@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from fewstep.errors import FewstepError
 from fewstep.quant.apply import quantize
-from fewstep.quant.layers import QuantLayer
-from fewstep.quant.report import own_bytes
+from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
+from fewstep.quant.scheme import Scheme
 
 CONTENT = (
     "*attn2*", "*.ff.*", "*.ff_context.*", "*.net.*", "*.mlp.*", "*.ffn.*", "*feed_forward*", "*proj_mlp*",
@@ -154,14 +154,17 @@ def damage_of(value: float, group: str) -> float:
 
 
 def costs(model: nn.Module, names: Sequence[str], schemes: Sequence[str]) -> dict[str, dict[str, Cost]]:
-    """What each layer takes at each scheme, on the real low-bit layers."""
+    """What each layer takes at each scheme, read off empty low-bit layers."""
     found: dict[str, dict[str, Cost]] = {}
     for name in names:
-        source = model.get_submodule(name)
+        source: Any = model.get_submodule(name)
+        kind: Any = QuantLinear if isinstance(source, nn.Linear) else QuantConv2d
         found[name] = {}
-        for scheme in schemes:
-            low = low_bit(source, scheme)
-            found[name][scheme] = Cost(own_bytes(low), low.scheme.weight_bits, low.scheme.activation_bits)
+        for given in schemes:
+            scheme = Scheme.parse(given)
+            tensors = [*(low := kind(source, scheme)).buffers(), *low.parameters()]
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            found[name][given] = Cost(size, scheme.weight_bits, scheme.activation_bits)
     return found
 
 
