@@ -122,7 +122,7 @@ def warnings(report: Report, free: float) -> list[str]:
         elif _numbers(have) < _numbers(oldest):
             found.append(f"{name} {have} is older than {oldest}: pip install -U '{name}>={oldest}'.")
     if report.machine["kind"] == "cpu":
-        found.append("No GPU: quantization saves memory here, not time. Speed claims need a GPU.")
+        found.append(_processor_only())
         if report.machine["threads"] > (report.machine["cores"] or 1):
             found.append(f"More threads than cores: set OMP_NUM_THREADS={report.machine['cores']}.")
     if free < 2:
@@ -130,6 +130,14 @@ def warnings(report: Report, free: float) -> list[str]:
     if not os.access(Path.cwd(), os.W_OK):
         found.append("This folder is not writable: give runs another place with --out.")
     return found
+
+
+def _processor_only() -> str:
+    from fewstep.quant import native
+
+    if native.available():
+        return "No GPU: w8a8 and schemes with one scale per row run in int8 here; the others save memory, not time."
+    return "No GPU, and no exact int8 product: quantization saves memory here, not time."
 
 
 def _bfloat16(device: str) -> bool:

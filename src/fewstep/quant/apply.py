@@ -14,7 +14,7 @@ from torch import nn
 
 from fewstep.errors import FewstepError, nearest
 from fewstep.quant.calibration import Calibration, LayerStatistics
-from fewstep.quant.kernels import check_backend, describe, torchao_reason
+from fewstep.quant.kernels import check_backend, describe, kernel_reason
 from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
 from fewstep.quant.methods import Method, fitting, method_of, store
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
@@ -248,10 +248,12 @@ def _quantize_layer(
     layer = _make(source, scheme, backend)
     layer.load(store(source.weight, scheme, method, statistics, groups))
     reason = "; ".join(filter(None, (reason, why)))
-    reason = reason or torchao_reason(backend, scheme, linear=linear, on_cuda=on_cuda)
+    regular = layer.native is not None
+    reason = reason or kernel_reason(backend, scheme, linear=linear, on_cuda=on_cuda, regular=regular)
     row = Row(
         name, "Linear" if linear else "Conv2d", tuple(source.weight.shape), source.weight.numel(), str(scheme),
-        describe(scheme, backend, linear=linear, on_cuda=on_cuda), before, own_bytes(layer), reason, quantized=True,
+        describe(scheme, backend, linear=linear, on_cuda=on_cuda, regular=regular), before, own_bytes(layer), reason,
+        quantized=True,
     )  # fmt: skip
     return layer, row
 

@@ -1,9 +1,10 @@
-"""Which implementation multiplies a quantized Linear: ours (float arithmetic on integers) or torchao's int8 kernel.
+"""Which implementation multiplies a quantized layer: float arithmetic on integers, oneDNN's or torchao's int8 kernels.
 
+On a CPU with int8 instructions oneDNN (`native`) takes Linear and Conv2d with 8-bit activations and one scale per row.
 torchao serves dynamic W8A8 Linear layers on CUDA. It takes no convolution in that format and gives no gradient with
-respect to the input. On a CPU its int8 product can be faster than the float one (AVX512-VNNI), but where these
-instructions are missing pairs of products may saturate at 16 bit and the sum is silently wrong; so on a CPU it runs
-only if it was asked for and the product proves exact there (`benchmarks/quant_latency.py` measures both).
+respect to the input. Where a CPU lacks the instructions pairs of products may saturate at 16 bit and the sum is
+silently wrong; so both are tried first, and torchao runs on a CPU only if it was asked for
+(`benchmarks/quant_latency.py` measures all of them).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError, nearest
+from fewstep.quant import native
 from fewstep.quant.scheme import Scheme
 
 BACKENDS = ("auto", "fewstep", "torchao")
@@ -45,24 +47,28 @@ def use_torchao(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool) ->
     return torchao_installed() if on_cuda else backend == "torchao" and int8_product_exact()
 
 
-def torchao_reason(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool) -> str:
-    """Why a layer that torchao could take is ours, or nothing if that needs no word."""
-    if on_cuda or backend == "fewstep" or not torchao_fits(scheme, linear):
+def kernel_reason(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool, regular: bool = True) -> str:
+    """Why a layer does not run on an int8 kernel or on the one asked for, or nothing if that needs no word."""
+    if on_cuda or scheme.activation_bits == 16:
         return ""
-    if backend == "auto":
-        return "exact on any CPU; where the CPU has int8 instructions, backend='torchao' may be faster"
-    return "" if int8_product_exact() else "asked for torchao, but this CPU's int8 product saturates: ours is exact"
+    if backend == "torchao" and torchao_fits(scheme, linear) and not int8_product_exact():
+        return "asked for torchao, but this CPU's int8 product saturates: ours is exact"
+    if not scheme.integer_product:
+        return "scales vary inside the sum, which no int8 kernel takes: memory is saved, not time"
+    if not regular:
+        return "padding that is not even zeros, which the int8 kernel does not take"
+    return "" if native.available() else "this CPU's int8 product is missing or saturates: memory is saved, not time"
 
 
-def describe(scheme: Scheme, backend: str, *, linear: bool, on_cuda: bool) -> str:
-    """Name of the kernel for the report."""
+def describe(scheme: Scheme, backend: str, *, linear: bool, on_cuda: bool, regular: bool = True) -> str:
+    """Name of the kernel for the report; `regular` means that oneDNN knows the geometry of the layer."""
     if use_torchao(backend, scheme, linear=linear, on_cuda=on_cuda):
         return "torchao int8 dynamic"
     if scheme.activation_bits == 16:
         return "dequantize, float product"
-    if scheme.integer_product:
-        return "int8 product in float"
-    return f"{'fp8' if scheme.activation_format == 'fp8' else 'int8'} x dequantized weight"
+    if not scheme.integer_product:
+        return "int8 x dequantized groups" if scheme.group_size else "rounded inputs, float product"
+    return "int8 product in float" if on_cuda or not regular or not native.available() else "oneDNN int8"
 
 
 def torchao_weight(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
