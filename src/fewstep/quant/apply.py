@@ -19,6 +19,7 @@ from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
 from fewstep.quant.methods import Method, fitting, method_of, store
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme
+from fewstep.quant.split import HIDDEN, find_skips, split_skips
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ def install(model: nn.Module, layers: Mapping[str, Scheme], backend: str) -> Non
     Raises:
         FewstepError: the model has no such Linear or Conv2d.
     """
+    if any(f"{name}.{HIDDEN}" in layers for name in find_skips(model)):
+        split_skips(model)
     modules, places = dict(model.named_modules()), _places(model)
     for name, scheme in layers.items():
         source = modules.get(name)

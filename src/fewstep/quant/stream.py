@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from fewstep.quant.layers import QuantLayer
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme
 
-SLICE = 1 << 20
+SLICE = 1 << 18
 """Weights read and rounded at once."""
 
 
@@ -145,7 +145,7 @@ def _empty(folder: Path) -> nn.Module:
     if "quantization_config" in config:
         raise FewstepError("the model is quantized already", mend="Load the full-precision weights and quantize those.")
     with init_empty_weights(include_buffers=False):
-        return kind.from_config(config)
+        return cast(Any, kind).from_config(config)
 
 
 def _check_scheme(scheme: Scheme) -> None:
