@@ -59,10 +59,9 @@ def find_skips(model: nn.Module) -> dict[str, int]:
     Empty for networks without such blocks.
     """
     found: dict[str, int] = {}
-    below: Any = getattr(model, "mid_block", None) or next(
-        reversed(getattr(model, "down_blocks", None) or [None]), None
-    )
-    if below is None or not getattr(below, "resnets", None):
+    blocks = [*getattr(model, "down_blocks", ()), getattr(model, "mid_block", None)]
+    below: Any = next((block for block in reversed(blocks) if block is not None), None)
+    if not getattr(below, "resnets", None):
         return found
     channels = below.resnets[-1].out_channels
     for i, block in enumerate(getattr(model, "up_blocks", ())):
@@ -94,11 +93,8 @@ def merge_skips(model: nn.Module) -> nn.Module:
 
 def _part(source: nn.Conv2d, channels: slice, bias: bool) -> nn.Conv2d:
     weight = source.weight.detach()[:, channels].clone()
-    where: Any = (source.kernel_size, source.stride, source.padding, source.dilation)
-    mode: Any = source.padding_mode
-    part = nn.Conv2d(
-        weight.shape[1], source.out_channels, *where, bias=False, padding_mode=mode, device="meta"
-    )  # fmt: skip
+    shape: Any = (source.kernel_size, source.stride, source.padding, source.dilation, 1, bias, source.padding_mode)
+    part = nn.Conv2d(weight.shape[1], source.out_channels, *shape, device="meta")
     part.weight = nn.Parameter(weight, source.weight.requires_grad)
-    part.register_parameter("bias", source.bias if bias else None)
+    part.bias = source.bias if bias else None
     return part.train(source.training)
