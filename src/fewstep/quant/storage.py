@@ -21,6 +21,7 @@ from fewstep.quant.bos import install_separated, separated
 from fewstep.quant.kernels import check_backend
 from fewstep.quant.layers import KEPT, QuantLayer
 from fewstep.quant.scheme import Scheme
+from fewstep.quant.steps import install_stepped, tables_of
 
 VERSION = 1
 
@@ -49,11 +50,12 @@ class FewstepQuantConfig(QuantizationConfigMixin):
         version: int = VERSION,
         quant_method: str = "fewstep",
         first_token: list[str] | None = None,
+        tables: Mapping[str, list[int]] | None = None,
         **unknown: object,
     ) -> None:
         if unknown:
             key = next(iter(unknown))
-            known = ("scheme", "layers", "backend", "version", "first_token")
+            known = ("scheme", "layers", "backend", "version", "first_token", "tables")
             raise FewstepError("unknown key in quantization_config", value=key, mend=nearest(key, known))
         if version != VERSION:
             raise FewstepError("unknown version of quantization_config", value=version, mend="Update fewstep.")
@@ -62,6 +64,7 @@ class FewstepQuantConfig(QuantizationConfigMixin):
         self.layers = {str(Scheme.parse(name)): list(names) for name, names in (layers or {}).items()}
         self.backend = check_backend(backend)
         self.first_token = list(first_token or [])
+        self.tables = {name: list(choice) for name, choice in (tables or {}).items()}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -128,6 +131,7 @@ class FewstepQuantizer(DiffusersQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         if self.pre_quantized:
             install_separated(model, self.quantization_config.first_token)
+            install_stepped(model, self.quantization_config.tables)
             install(model, self.quantization_config.schemes(), self.quantization_config.backend)
             model.register_to_config(quantization_config=self.quantization_config)
 
@@ -171,7 +175,7 @@ def attach(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: st
     by_scheme: dict[str, list[str]] = {}
     for name, layer_scheme in layers.items():
         by_scheme.setdefault(str(layer_scheme), []).append(name)
-    config = FewstepQuantConfig(str(scheme), by_scheme, backend, first_token=separated(model))
+    config = FewstepQuantConfig(str(scheme), by_scheme, backend, first_token=separated(model), tables=tables_of(model))
     model.hf_quantizer = FewstepQuantizer(config, pre_quantized=True)
     model.quantization_method = config.quant_method
     model.register_to_config(quantization_config=config)
