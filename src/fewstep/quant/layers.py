@@ -117,7 +117,7 @@ class QuantLayer(nn.Module):
             setattr(self, name, None if value is None else value.to(torch.float32))
         for name in ("up", "down"):
             value = getattr(stored, name)
-            setattr(self, name, None if value is None else value.to(torch.float16))
+            setattr(self, name, None if value is None else value.to(torch.float16).contiguous())
 
     def stored(self) -> Stored:
         """What `load` took."""
