@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
@@ -53,7 +53,7 @@ def run(recipe: QuantizeRecipe, run: Run) -> Path:
     Leaves behind: `artifacts/pipeline` (a diffusers folder with the low-bit parts), the table of every layer in
     `results.json`, and `report.html`.
     """
-    job = _Job(recipe, run)
+    job = Job(recipe, run)
     job.quantize()
     job.tune()
     results = {
@@ -80,7 +80,7 @@ def run(recipe: QuantizeRecipe, run: Run) -> Path:
     return write_report(run, recipe, results)
 
 
-class _Job:
+class Job:
     """What the units share: the full-precision pipeline, its plan, and the low-bit parts made so far."""
 
     def __init__(self, recipe: QuantizeRecipe, run: Run) -> None:
@@ -129,9 +129,13 @@ class _Job:
 
     def _with(self, **parts: nn.Module) -> Generator:
         """A generator of the pipeline with some parts exchanged; prompts are encoded anew."""
-        pipe = type(self.pipe)(**{**self.pipe.components, **parts})
-        pipe.set_progress_bar_config(disable=True)
-        return Generator(pipe, self.recipe.guidance, dict(self.recipe.call), self.recipe.batch)
+        return Generator(self._exchanged(parts), self.recipe.guidance, dict(self.recipe.call), self.recipe.batch)
+
+    def _exchanged(self, parts: Mapping[str, nn.Module]) -> Any:
+        """A pipeline of its own with all settings of the original; the original keeps its parts."""
+        pipe = copy.copy(self.pipe)
+        pipe.register_modules(**parts)
+        return pipe
 
     def _drawing(self) -> Callable[[nn.Module], Tensor]:
         """(backbone) -> images of the calibration items."""
@@ -243,7 +247,7 @@ class _Job:
 
     def finished(self) -> Any:
         """The pipeline with all low-bit parts, following the plan that was tuned for it if there is one."""
-        pipe = type(self.pipe)(**{**self.pipe.components, **self.low})
+        pipe = self._exchanged(self.low)
         if self.tuned:
             attach(pipe, Plan.load(self.run.artifact("plan-q-sched.json")))
         return pipe
