@@ -9,6 +9,8 @@ silently wrong; so both are tried first, and torchao runs on a CPU only if it wa
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +21,7 @@ from fewstep.errors import FewstepError, nearest
 from fewstep.quant import native
 from fewstep.quant.scheme import Scheme
 
-BACKENDS = ("auto", "fewstep", "torchao")
+BACKENDS = ("auto", "fewstep", "torchao", "triton")
 
 
 def check_backend(name: str) -> str:
@@ -32,7 +34,16 @@ def check_backend(name: str) -> str:
         raise FewstepError("unknown quantization backend", value=name, mend=nearest(name, BACKENDS))
     if name == "torchao" and not torchao_installed():
         raise FewstepError("torchao is not installed or too old", mend="pip install 'torchao>=0.15', or use 'auto'.")
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        raise FewstepError("Triton is not installed", mend="It comes with PyTorch for CUDA on Linux; or use 'auto'.")
     return name
+
+
+def use_triton(backend: str, where: native.Geometry | None, x: Tensor) -> bool:
+    """Whether the int8 convolution in Triton serves an input: only if asked for, on CUDA or in Triton's interpreter."""
+    if backend != "triton" or where is None or where.groups != 1 or x.dim() != 4 or x.requires_grad:
+        return False
+    return x.is_cuda or (x.is_cpu and os.environ.get("TRITON_INTERPRET") == "1")
 
 
 def torchao_fits(scheme: Scheme, linear: bool) -> bool:
@@ -68,6 +79,8 @@ def describe(scheme: Scheme, backend: str, *, linear: bool, on_cuda: bool, regul
         return "dequantize, float product"
     if not scheme.integer_product:
         return "int8 x dequantized groups" if scheme.group_size else "rounded inputs, float product"
+    if on_cuda and regular and not linear and backend == "triton":
+        return "Triton int8 implicit product"
     return "int8 product in float" if on_cuda or not regular or not native.available() else "oneDNN int8"
 
 

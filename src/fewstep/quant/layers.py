@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fewstep.errors import FewstepError
 from fewstep.quant.grids import Grid, Stored, decode, fit
 from fewstep.quant.integer import apply_scale_, dequantize_weight, quantize_activation, quantize_fp8, quantize_static
-from fewstep.quant.kernels import torchao_weight, use_torchao
+from fewstep.quant.kernels import torchao_weight, use_torchao, use_triton
 from fewstep.quant.native import Product, geometry
 from fewstep.quant.packing import pack, packed_columns, unpack, unpack_into
 from fewstep.quant.scheme import Scheme
@@ -182,6 +182,8 @@ class QuantLayer(nn.Module):
             return self._product(x, self.low_bit_weight(x.dtype), self._bias(x.dtype))
         if x.device.type in self._torchao and not x.requires_grad:  # it has no gradient
             return F.linear(x, self._torchao_weight(x.dtype), self._bias(x.dtype))
+        if self.native is not None and use_triton(self.backend, self.native.where, x):
+            return self._triton_product(x)
         if self.native is not None and self.native.takes(x):
             return self._native_product(self.native, x).to(x.dtype)
         codes, scale = self._quantize_input(x)
@@ -218,6 +220,17 @@ class QuantLayer(nn.Module):
         y = native(x, self.packed, lambda: self.codes().view(self.weight_shape), scale, self.input_scale)
         bias = self._bias(y.dtype)
         return y if bias is None else y.add_(self._per_channel(bias))
+
+    def _triton_product(self, x: Tensor) -> Tensor:
+        from fewstep.quant.triton_conv import convolve
+
+        where: Any = self.native and self.native.where
+        codes, steps = self._quantize_input(x)
+        steps = steps.float().flatten().expand(x.shape[0]).contiguous()
+        scale = self.scale.flatten().expand(self.weight_shape[0]).contiguous()
+        weight = self.codes().view(self.weight_shape)
+        y = convolve(codes.to(torch.int8), weight, steps, scale, self.bias, where, x.dtype)
+        return y.contiguous() if x.is_contiguous() else y
 
     def _float_codes(self, dtype: torch.dtype) -> Tensor:
         """Codes as floats, freshly allocated."""

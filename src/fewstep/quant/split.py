@@ -93,8 +93,8 @@ def merge_skips(model: nn.Module) -> nn.Module:
 
 def _part(source: nn.Conv2d, channels: slice, bias: bool) -> nn.Conv2d:
     weight = source.weight.detach()[:, channels].clone()
-    shape: Any = (source.kernel_size, source.stride, source.padding, source.dilation, 1, bias, source.padding_mode)
-    part = nn.Conv2d(weight.shape[1], source.out_channels, *shape, device="meta")
+    more: Any = (source.stride, source.padding, source.dilation, 1, bias, source.padding_mode, "meta")
+    part = nn.Conv2d(weight.shape[1], source.out_channels, source.kernel_size, *more)  # type: ignore[arg-type]
     part.weight = nn.Parameter(weight, source.weight.requires_grad)
     part.bias = source.bias if bias else None
     return part.train(source.training)
