@@ -161,8 +161,8 @@ class _Collector:
         self.seen, self.taken = 0, 0
         self.sample, self.keys = torch.empty(0, self.groups * width), torch.empty(0)
 
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].detach()
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        x = (inputs[0] if inputs else named["input"]).detach()
         if not x.numel():
             return
         dims = [d for d in range(x.ndim) if d != (x.ndim - 3 if isinstance(self.layer, nn.Conv2d) else x.ndim - 1)]
@@ -263,7 +263,7 @@ def _one_pass(
     with ExitStack() as stack:
         stack.callback(model.register_forward_pre_hook(note, with_kwargs=True).remove)
         for collector in collectors.values():
-            stack.callback(collector.layer.register_forward_pre_hook(collector).remove)
+            stack.callback(collector.layer.register_forward_pre_hook(collector, with_kwargs=True).remove)
         for i in range(0, len(conditions), batch):
             run(conditions[i : i + batch], seeds[i : i + batch])
     return count[0]
