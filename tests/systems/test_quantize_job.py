@@ -1,6 +1,7 @@
 """`fewstep quantize` end to end on tiny random-weight pipelines: budgets hold, folders load, mistakes are named."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fewstep.files import read_json
 from fewstep.pipelines import Generator, backbone_of, load_pipeline, plan_of, save_pipeline
 from fewstep.quant import QuantLayer
 from fewstep.quant.bos import FirstToken
+from fewstep.quant.split import SplitConv2d
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
 from fewstep.systems.mixdq import run
@@ -62,7 +64,7 @@ def test_a_budget_holds_and_the_folder_loads(kind, budget, tmp_path):
     # every layer with weights is accounted for, with a reason
     rows = {row["name"] for row in part["rows"]}
     owners = {n for n, m in backbone_of(original).named_modules() if list(m.parameters(recurse=False))}
-    assert {r.removesuffix(".rest") for r in rows} == owners
+    assert {re.sub(r"\.(rest|hidden|skip)$", "", row) for row in rows} == owners
     tried = results["allocation"]["tried"]
     best = min(tried, key=lambda t: t["error"])
     assert best["name"] == results["allocation"]["chosen"]
@@ -79,6 +81,7 @@ def test_a_scheme_is_obeyed_in_all_parts(tmp_path):
     assert results["q_sched"]["value"] >= results["q_sched"]["untuned"] - 1e-9
     pipe, _ = pictures(tmp_path / "run" / "artifacts" / "pipeline", "sd")
     assert any(isinstance(m, FirstToken) for m in pipe.unet.modules())
+    assert any(isinstance(m, SplitConv2d) for m in pipe.unet.modules())
     for part in (pipe.unet, pipe.text_encoder, pipe.vae):
         assert any(isinstance(m, QuantLayer) for m in part.modules())
     assert pipe.scheduler.plan.steps == 2

@@ -18,6 +18,7 @@ from fewstep.quant.allocation import Allocation, Option, check_budget, sweep
 from fewstep.quant.mixed import FLOAT, quantize_mixed
 from fewstep.quant.report import disk_bytes, own_bytes
 from fewstep.quant.sensitivity import Call, Cost, Probe, Table
+from fewstep.quant.split import HIDDEN
 from fewstep.runs import Run
 from fewstep.systems.mixdq.recipe import QuantizeRecipe, parse_size
 
@@ -121,7 +122,8 @@ class Chooser:
                 )
                 for scheme, cost in self.costs[name].items()
             ]  # fmt: skip
-            if self.recipe.allocation.keep_float:
+            # a file in which no first half is quantized would be read as if nothing had been split
+            if self.recipe.allocation.keep_float and not name.endswith(f".{HIDDEN}"):
                 layer = self._layer(name)
                 found[name].append(Option(FLOAT, own_bytes(layer), 0.0, count * 256))
         return found

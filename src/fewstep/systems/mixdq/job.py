@@ -32,6 +32,7 @@ from fewstep.quant.encoders import quantize_encoder
 from fewstep.quant.methods import method_of
 from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.sensitivity import Call, recording, replay, sqnr, ssim
+from fewstep.quant.split import split_skips
 from fewstep.runs import Run, environment
 from fewstep.runs.environment import best_device
 from fewstep.search import Family, Problem, searcher
@@ -191,8 +192,9 @@ class Job:
     def _low_backbone(self) -> tuple[nn.Module, QuantReport, dict[str, Any]]:
         recipe = self.recipe
         model = copy.deepcopy(backbone_of(self.pipe))
+        split = split_skips(model) if recipe.split_skips else []
         apart = separate(model, self.calls[self.backbone]) if recipe.first_token else []
-        extra: dict[str, Any] = {"first_token": apart}
+        extra: dict[str, Any] = {"first_token": apart, "split_skips": split}
         if recipe.scheme:
             return model, quantize(model, recipe.scheme, **self._method(model, recipe.scheme)), extra
         method = method_of(recipe.method)

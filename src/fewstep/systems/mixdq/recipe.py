@@ -104,6 +104,8 @@ class QuantizeRecipe(Recipe):
     """Scheme of the autoencoder."""
     first_token: bool = True
     """Keep what the layers make of a first text token that is always the same in full precision."""
+    split_skips: bool = True
+    """Shortcut convolutions of a UNet as two halves with scales of their own."""
     allocation: Allocation = Allocation()
     calibration: Calibration = Calibration()
     evaluation: Evaluation = Evaluation()
