@@ -31,6 +31,18 @@ def test_it_is_the_model_that_quantize_makes(
     assert torch.equal(evaluate(model), evaluate(expected))
 
 
+def test_no_layer_is_in_memory_as_a_whole(build_unet: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_unet()
+    model.save_pretrained(tmp_path)  # type: ignore[operator]
+    layers = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    sizes, real = [], stream.fit
+    monkeypatch.setattr(stream, "SLICE", 600)
+    monkeypatch.setattr(stream, "fit", lambda weight, *rest: sizes.append(weight.numel()) or real(weight, *rest))
+    load_quantized(tmp_path, "w4a8")
+    assert max(sizes) <= max(600, *(weight[0].numel() for weight in layers))
+    assert sum(sizes) == sum(weight.numel() for weight in layers)
+
+
 def test_sharded_half_precision_files_and_saving_again(build_unet: Build, evaluate: Evaluate, tmp_path: Path) -> None:
     build_unet().half().save_pretrained(tmp_path / "float", max_shard_size="60KB")  # type: ignore[operator]
     assert len(list((tmp_path / "float").glob("*.safetensors"))) > 2

@@ -91,14 +91,16 @@ def examine() -> Report:
 def kernels(device: str) -> dict[str, str]:
     """Which implementation multiplies quantized layers on this device."""
     from fewstep.quant import Scheme
-    from fewstep.quant.kernels import describe
+    from fewstep.quant.kernels import describe, kernel_reason
 
-    on_cuda = device.startswith("cuda")
-    return {
-        f"{name} {kind}": describe(Scheme.parse(name), "auto", linear=kind == "Linear", on_cuda=on_cuda)
-        for name in ("w8a8", "w4a8", "w4a16")
-        for kind in ("Linear", "Conv2d")
-    }
+    found, on_cuda = {}, device.startswith("cuda")
+    for name in ("w8a8", "w4a8row", "w4a8", "w4a16"):
+        for kind in ("Linear", "Conv2d"):
+            scheme, linear = Scheme.parse(name), kind == "Linear"
+            reason = kernel_reason("auto", scheme, linear=linear, on_cuda=on_cuda)
+            kernel = describe(scheme, "auto", linear=linear, on_cuda=on_cuda)
+            found[f"{name} {kind}"] = f"{kernel}: {reason}" if reason else kernel
+    return found
 
 
 def processor_flags() -> list[str]:
