@@ -7,7 +7,7 @@ to_packed(model)   # back, output unchanged again
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -91,10 +91,14 @@ class FakeLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer in float arithmetic on rounded values."""
+        weight = fake_weight(self.weight.flatten(1), self.grid(), self.scheme)
+        return self.product(x, weight.view_as(self.weight))
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer with this weight in the place of the rounded one; smoothing and float branch included."""
         shape = self._shape[0]
         if self.smooth is not None:
             x = x / shape._per_input(self.smooth).to(x.dtype)
-        weight = fake_weight(self.weight.flatten(1), self.grid(), self.scheme).view_as(self.weight)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         y = shape._product(self._inputs(x), weight.to(x.dtype), bias)
         if self.up is not None and self.down is not None:
@@ -125,17 +129,23 @@ class FakeLayer(nn.Module):
         return (codes * scale).to(x.dtype)
 
 
-def to_fake(model: nn.Module, weights: dict[str, Tensor] | None = None) -> nn.Module:
+def to_fake(
+    model: nn.Module,
+    weights: Mapping[str, Tensor] | None = None,
+    kind: Callable[[QuantLayer, Tensor | None], FakeLayer] = FakeLayer,
+) -> nn.Module:
     """Replace the quantized layers of a model by their twins, in place.
 
     weights:
         Float weights by layer name to start from (the original ones, for quantization-aware training); layers that are
         not named start from their rounded weights, with unchanged output.
+    kind:
+        Makes the twin of a layer from it and its float weight or None.
     """
     where, given = places(model), weights or {}
     for name, layer in list(model.named_modules()):
         if isinstance(layer, QuantLayer):
-            replace(where[id(layer)], FakeLayer(layer, given.get(name)))
+            replace(where[id(layer)], kind(layer, given.get(name)))
     return model
 
 
