@@ -53,8 +53,8 @@ of a table stores at most the bytes of the uniform width; all have the first tok
 - Reproduced at small scale: the tables above.
 - Changed: damages add up as 1 - SSIM and as noise power, not as SSIM and decibels; the final choice compares floats
   over all calibration items, where the released code compares bytes that wrap around on one image; activations have a
-  scale per token or image at run time, where the released code has one calibrated scale per layer; layers with a constant
-  first token are found in the calls, not by name.
+  scale per token or image at run time, where the released code has one calibrated scale per layer; layers with a
+  constant first token are found in the calls, not by name.
 - Beyond: rows of a plan may run different tables of bits (`fewstep.quant.steps`), text encoders and autoencoders are
   quantized too, Q-Sched can run last.
 - Not reproduced: the published numbers on SDXL-Turbo and LCM; their weights were not at hand.
