@@ -50,7 +50,7 @@ of a table stores at most the bytes of the uniform width; all have the first tok
 
 - Reproduced exactly (`tests/quant`): the integer programme against trying every choice; budgets in exact integers, and
   weight files that stay below `--budget`; the first token equal to full precision; metrics against their formulas.
-- Reproduced at small scale: the tables above.
+{_verdict(results)}
 - Changed: damages add up as 1 - SSIM and as noise power, not as SSIM and decibels; the final choice compares floats
   over all calibration items, where the released code compares bytes that wrap around on one image; activations have a
   scale per token or image at run time, where the released code has one calibrated scale per layer; layers with a
@@ -84,6 +84,20 @@ def _block(block: dict[str, Any]) -> str:
     gains = {n: g for n, g in block["gains"].items() if not n.startswith("random")}
     told = "; ".join(f"{_interval(gain)} dB over {name}" for name, gain in gains.items())
     return "\n".join([*lines, "", f"MixDQ ({block['chosen']}), paired by prompt: {told}."])
+
+
+def _verdict(results: dict[str, Any]) -> str:
+    """Which claims the tables bear out and which they do not, by their intervals."""
+    lines = []
+    for other, claim in (("uniform", "mixed precision beats uniform"), ("SQNR only", "two metrics beat SQNR alone")):
+        gains = [g for b in results["blocks"] for n, g in b["gains"].items() if n.startswith(other)]
+        held = all(g["low"] > 0 for g in gains)
+        lines.append(f"- {'Reproduced' if held else 'NOT reproduced'} at small scale (PSNR): {claim} at equal bytes.")
+    first = results["first_token"]
+    pairs = [(r["psnr"], first[f"{n}, first token apart"]["psnr"]) for n, r in first.items() if ", first" not in n]
+    held = all(b["low"] > a["high"] for a, b in pairs)
+    lines.append(f"- {'Reproduced' if held else 'NOT reproduced'} at small scale: a first token apart gains clearly.")
+    return "\n".join(lines)
 
 
 def _first(found: dict[str, Any]) -> str:
