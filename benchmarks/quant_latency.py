@@ -1,27 +1,30 @@
 """Latency and bytes of quantized layers against float ones, on the device at hand.
 
-    python benchmarks/quant_latency.py [--batch 16] [--out results/quant-latency.json]
+    python benchmarks/quant_latency.py [--batch 16] [--rounds 9] [--out results/quant-latency.json]
 
-Two parts: one evaluation of a small SD-like UNet under each scheme, and one Linear in float, with our int8 product and
-with torchao's. Each number is the best of several rounds over all variants in one process, so that a busy moment of the
-machine hits none of them alone. On a CPU without exact int8 products the torchao row is ours (see `exact_int8`).
+Two parts: one evaluation of a small SD-like UNet under each scheme, and single layers of the shapes of Stable Diffusion
+1.5 at 512 x 512 in float32, bfloat16, torchao's dynamic int8 (Linear only: it takes no convolution) and ours. Each
+number is the best of several rounds over all variants in one process, so that a busy moment of the machine hits none
+of them alone. `speedup` is the geometric mean over the shapes.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fewstep.quant import quantize
-from fewstep.quant.kernels import int8_product_exact
+from fewstep.cli.doctor import processor_flags
+from fewstep.quant import native, quantize
 from fewstep.quant.report import resident_bytes
 
 
@@ -55,7 +58,7 @@ def unet_rows(batch: int, device: str) -> list[dict[str, Any]]:
     """One network evaluation per scheme."""
     torch.manual_seed(1)
     x, prompt = torch.randn(batch, 4, 8, 8, device=device), torch.randn(batch, 24, 128, device=device)
-    schemes = (None, "w8a16", "w8a8", "w4a16", "w4a8", "w3a8", "w2a8")
+    schemes = (None, "w8a16", "w8a8", "w4a16", "w4a8", "w4a8row", "w3a8", "w2a8")
     models = [build_unet().to(device) for _ in schemes]
     for model, scheme in zip(models, schemes, strict=True):
         if scheme:
@@ -67,34 +70,111 @@ def unet_rows(batch: int, device: str) -> list[dict[str, Any]]:
     ]
 
 
-def linear_rows(device: str, tokens: int = 256, width: int = 1024) -> list[dict[str, Any]]:
-    """One Linear: float, ours, torchao's."""
-    x = torch.randn(tokens, width, device=device)
-    layers, backends = [], (None, "fewstep", "torchao")
-    for backend in backends:
-        torch.manual_seed(0)
-        layers.append(nn.Sequential(nn.Linear(width, width)).to(device))
-        if backend:
-            quantize(layers[-1], "w8a8", backend=backend)
-    times = best_ms([lambda layer=layer: layer(x) for layer in layers])
-    return [{"kernel": backend or "float32", "ms": ms} for backend, ms in zip(backends, times, strict=True)]
+LINEAR = {  # tokens, inputs, outputs
+    "attention 64x64": (4096, 320, 320),
+    "feed-forward in 64x64": (4096, 320, 2560),
+    "feed-forward out 64x64": (4096, 1280, 320),
+    "attention 32x32": (1024, 640, 640),
+    "feed-forward in 32x32": (1024, 640, 5120),
+    "attention 16x16": (256, 1280, 1280),
+    "text keys": (77, 768, 1280),
+}
+CONVOLUTIONS = {  # height and width, inputs, outputs, kernel
+    "block 64x64": (64, 320, 320, 3),
+    "block 32x32": (32, 640, 640, 3),
+    "block 16x16": (16, 1280, 1280, 3),
+    "block 8x8": (8, 1280, 1280, 3),
+    "shortcut 32x32": (32, 1280, 640, 1),
+}
+OURS = ("w8a8", "w4a8row", "w4a8", "w4a16")
+Call = Callable[[], Any]
+
+
+def variants(layer: nn.Module, x: Tensor) -> dict[str, Call]:
+    """The same layer in every arithmetic; all but `bfloat16` names take and give float32."""
+    found: dict[str, nn.Module] = {"float32": layer}
+    for scheme in OURS:
+        found[scheme] = nn.Sequential(copy.deepcopy(layer))
+        quantize(found[scheme], scheme, rules=(), backend="fewstep")
+    found["w4a8row, unpacked once"] = copy.deepcopy(found["w4a8row"])
+    native.keep(found["w4a8row, unpacked once"])
+    if isinstance(layer, nn.Linear):
+        found["torchao w8a8"] = torchao(layer)
+    calls: dict[str, Call] = {name: (lambda model=model: model(x)) for name, model in found.items()}
+    half, y = {"bfloat16": layer, "w8a8 bfloat16": found["w8a8"]}, x.bfloat16()
+    if isinstance(layer, nn.Linear):
+        half["torchao w8a8 bfloat16"] = torchao(copy.deepcopy(layer).bfloat16())
+    for name, model in half.items():
+        calls[name] = lambda model=copy.deepcopy(model).bfloat16(): model(y)
+    if x.dim() == 4:
+        flat, last = copy.deepcopy(layer).to(memory_format=torch.channels_last), torch.channels_last
+        z, w = x.contiguous(memory_format=last), y.contiguous(memory_format=last)
+        calls["float32 channels last"] = lambda: flat(z)
+        calls["bfloat16 channels last"] = lambda model=copy.deepcopy(flat).bfloat16(): model(w)
+        calls["w8a8 channels last"] = lambda: found["w8a8"](z)
+    return calls
+
+
+def torchao(layer: nn.Module) -> nn.Module:
+    """torchao's own dynamic W8A8."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    model = nn.Sequential(copy.deepcopy(layer))
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    return model
+
+
+def layer_rows(device: str, rounds: int) -> list[dict[str, Any]]:
+    """Milliseconds of every shape in every arithmetic."""
+    rows = []
+    for kind, shapes in (("Linear", LINEAR), ("Conv2d", CONVOLUTIONS)):
+        for name, shape in shapes.items():
+            torch.manual_seed(0)
+            if kind == "Linear":
+                tokens, inputs, outputs = shape
+                layer, x = nn.Linear(inputs, outputs), torch.randn(1, tokens, inputs)
+            else:
+                size, inputs, outputs, kernel = shape
+                layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)  # type: ignore[assignment]
+                x = torch.randn(1, inputs, size, size)
+            calls = variants(layer.to(device), x.to(device))
+            times = dict(zip(calls, best_ms(list(calls.values()), rounds), strict=True))
+            rows.append({"kind": kind, "name": name, "shape": shape, "ms": times})
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def speedups(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Geometric mean over the shapes of a kind, of float32 and of bfloat16 time over that of each variant."""
+    found: dict[str, dict[str, float]] = {}
+    for kind in ("Linear", "Conv2d"):
+        times = [row["ms"] for row in rows if row["kind"] == kind]
+        for base in ("float32", "bfloat16"):
+            found[f"{kind} over {base}"] = {
+                name: statistics.geometric_mean(row[base] / row[name] for row in times) for name in times[0]
+            }
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    layers = layer_rows(device, arguments.rounds)
     result = {
         "device": torch.cuda.get_device_name()
         if device == "cuda"
         else f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        "exact_int8": device == "cuda" or int8_product_exact(),
+        "flags": processor_flags(),
+        "exact_int8": device == "cuda" or native.available(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "unet": unet_rows(arguments.batch, device),
-        "linear": linear_rows(device),
+        "layers": layers,
+        "speedup": speedups(layers),
     }
     text = json.dumps(result, indent=2)
     print(text)

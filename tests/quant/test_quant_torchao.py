@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import FewstepError
-from fewstep.quant import kernels, quantize
+from fewstep.quant import kernels, native, quantize
 
 
 def pair(**options: str) -> tuple[nn.Module, nn.Module]:
@@ -70,8 +70,8 @@ def test_gradient_search_falls_back_to_the_kernel_that_has_a_gradient() -> None:
 def test_reports_name_the_kernel_and_its_reason() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.Flatten(), nn.Linear(16, 16))
     auto = quantize(model, "w8a8").rows[0]
-    assert auto.kernel != "torchao int8 dynamic"
-    assert "torchao" in auto.reason
+    if native.available():
+        assert (auto.kernel, auto.reason) == ("oneDNN int8", "")
     if kernels.int8_product_exact():
         forced = quantize(nn.Sequential(nn.Linear(16, 16)), "w8a8", backend="torchao").rows[0]
         assert forced.kernel == "torchao int8 dynamic"
@@ -87,7 +87,7 @@ def test_an_inexact_int8_product_is_never_used_on_a_cpu(monkeypatch: pytest.Monk
     with torch.no_grad():
         assert torch.equal(theirs(x), ours(x))
     row = quantize(nn.Sequential(nn.Linear(16, 16)), "w8a8", backend="torchao").rows[0]
-    assert row.kernel == "int8 product in float"
+    assert row.kernel != "torchao int8 dynamic"
     assert "saturates" in row.reason
 
 

@@ -33,3 +33,62 @@ def test_a_bad_name_is_refused_with_a_mend(name: object) -> None:
     with pytest.raises(FewstepError) as caught:
         Scheme.parse(name)  # type: ignore[arg-type]
     assert caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("w4g64", Scheme(4, 16, 64)),
+        ("w8a8-static", Scheme(8, 8, None, activation_format="static")),
+        ("w4a16-asym", Scheme(4, 16, 32, "asym")),
+        ("nf4", Scheme(4, 16, 64, "nf4")),
+        ("fp8", Scheme(8, 16, None, "fp8")),
+        ("fp8afp8", Scheme(8, 8, None, "fp8", "fp8")),
+        ("w8a8tensor", Scheme(8, 8, None, per_tensor=True)),
+        ("w4a8-r16-smooth", Scheme(4, 8, 32, smooth=True, rank=16)),
+    ],
+)
+def test_names_of_formats_and_options(name: str, expected: Scheme) -> None:
+    assert Scheme.parse(name) == expected
+
+
+@given(
+    weight=st.sampled_from([(2, "int"), (3, "asym"), (4, "asym"), (8, "int"), (8, "fp8"), (4, "nf4")]),
+    activation=st.sampled_from([(16, "dynamic"), (8, "dynamic"), (8, "static"), (8, "fp8")]),
+    group=st.none() | st.integers(2, 512),
+    smooth=st.booleans(),
+    rank=st.sampled_from([0, 1, 32]),
+    tensor=st.booleans(),
+)
+def test_every_combination_has_a_name_that_reads_back(
+    weight: tuple[int, str], activation: tuple[int, str], group: int | None, smooth: bool, rank: int, tensor: bool
+) -> None:
+    bits, kind = weight
+    wide, how = activation
+    scheme = Scheme(bits, wide, None if tensor else group, kind, how, tensor, smooth, rank)
+    assert Scheme.parse(str(scheme)) == scheme
+
+
+@pytest.mark.parametrize(
+    "name", ["w8-static", "nf4-asym", "fp8-asym", "w4a8-r0", "w4a8-what", "w4a8-asym-asym", "nf8", "w4a8-", "w4aint8"]
+)
+def test_a_combination_that_means_nothing_is_refused(name: str) -> None:
+    with pytest.raises(FewstepError) as caught:
+        Scheme.parse(name)
+    assert caught.value.mend
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weight_bits": 8, "weight_format": "nf4"},
+        {"weight_bits": 4, "weight_format": "fp8"},
+        {"weight_bits": 4, "weight_format": "int7"},
+        {"weight_bits": 4, "activation_format": "static"},
+        {"weight_bits": 4, "group_size": 32, "per_tensor": True},
+        {"weight_bits": 4, "rank": -1},
+    ],
+)
+def test_a_value_that_means_nothing_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(FewstepError):
+        Scheme(**wrong)  # type: ignore[arg-type]

@@ -91,14 +91,16 @@ def examine() -> Report:
 def kernels(device: str) -> dict[str, str]:
     """Which implementation multiplies quantized layers on this device."""
     from fewstep.quant import Scheme
-    from fewstep.quant.kernels import describe
+    from fewstep.quant.kernels import describe, kernel_reason
 
-    on_cuda = device.startswith("cuda")
-    return {
-        f"{name} {kind}": describe(Scheme.parse(name), "auto", linear=kind == "Linear", on_cuda=on_cuda)
-        for name in ("w8a8", "w4a8", "w4a16")
-        for kind in ("Linear", "Conv2d")
-    }
+    found, on_cuda = {}, device.startswith("cuda")
+    for name in ("w8a8", "w4a8row", "w4a8", "w4a16"):
+        for kind in ("Linear", "Conv2d"):
+            scheme, linear = Scheme.parse(name), kind == "Linear"
+            reason = kernel_reason("auto", scheme, linear=linear, on_cuda=on_cuda)
+            kernel = describe(scheme, "auto", linear=linear, on_cuda=on_cuda)
+            found[f"{name} {kind}"] = f"{kernel}: {reason}" if reason else kernel
+    return found
 
 
 def processor_flags() -> list[str]:
@@ -122,7 +124,7 @@ def warnings(report: Report, free: float) -> list[str]:
         elif _numbers(have) < _numbers(oldest):
             found.append(f"{name} {have} is older than {oldest}: pip install -U '{name}>={oldest}'.")
     if report.machine["kind"] == "cpu":
-        found.append("No GPU: quantization saves memory here, not time. Speed claims need a GPU.")
+        found.append(_processor_only())
         if report.machine["threads"] > (report.machine["cores"] or 1):
             found.append(f"More threads than cores: set OMP_NUM_THREADS={report.machine['cores']}.")
     if free < 2:
@@ -130,6 +132,14 @@ def warnings(report: Report, free: float) -> list[str]:
     if not os.access(Path.cwd(), os.W_OK):
         found.append("This folder is not writable: give runs another place with --out.")
     return found
+
+
+def _processor_only() -> str:
+    from fewstep.quant import native
+
+    if native.available():
+        return "No GPU: w8a8 and schemes with one scale per row run in int8 here; the others save memory, not time."
+    return "No GPU, and no exact int8 product: quantization saves memory here, not time."
 
 
 def _bfloat16(device: str) -> bool:

@@ -1,6 +1,7 @@
 """Low-bit networks: quantize in place, see what happened, save and load as any diffusers model."""
 
 from fewstep.quant.apply import FEW_STEP_RULES, Rule, dequantize, quantize
+from fewstep.quant.calibration import Calibration, calibrate
 from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
 from fewstep.quant.report import QuantReport
 from fewstep.quant.scheme import Scheme
@@ -8,6 +9,7 @@ from fewstep.quant.storage import FewstepQuantConfig, register
 
 __all__ = [
     "FEW_STEP_RULES",
+    "Calibration",
     "FewstepQuantConfig",
     "QuantConv2d",
     "QuantLayer",
@@ -15,6 +17,7 @@ __all__ = [
     "QuantReport",
     "Rule",
     "Scheme",
+    "calibrate",
     "dequantize",
     "quantize",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,13 @@ import torch
 from torch import nn
 
 from fewstep.errors import FewstepError, nearest
-from fewstep.quant.kernels import check_backend, describe, torchao_reason
+from fewstep.quant.calibration import Calibration, LayerStatistics
+from fewstep.quant.kernels import check_backend, describe, kernel_reason
 from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
+from fewstep.quant.methods import Method, fitting, method_of, store
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme
+from fewstep.quant.split import HIDDEN, find_skips, split_skips
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,15 @@ class Rule:
         """The scheme of a covered layer in a model quantized with `scheme`."""
         if self.scheme is None:
             return None
-        if scheme.weight_bits >= self.scheme.weight_bits:
-            weight, group = scheme.weight_bits, scheme.group_size
-        else:
-            weight, group = self.scheme.weight_bits, self.scheme.group_size
-        return Scheme(weight, max(scheme.activation_bits, self.scheme.activation_bits), group)
+        weight = scheme if scheme.weight_bits >= self.scheme.weight_bits else self.scheme
+        activation = scheme if scheme.activation_bits >= self.scheme.activation_bits else self.scheme
+        return dataclasses.replace(
+            weight,
+            activation_bits=activation.activation_bits,
+            activation_format=activation.activation_format,
+            smooth=scheme.smooth,
+            rank=scheme.rank,
+        )
 
 
 # What a few-step model cannot afford: with four network calls no later step repairs what the first layers lose.
@@ -73,6 +81,8 @@ def quantize(
     skip: Sequence[str] = (),
     rules: Sequence[Rule] = FEW_STEP_RULES,
     backend: str = "auto",
+    method: str | Method = "rtn",
+    calibration: Calibration | None = None,
 ) -> QuantReport:
     """Quantize every Linear and Conv2d of a model in place and report on all its parameters.
 
@@ -84,14 +94,23 @@ def quantize(
         Layers that get more bits; the first that covers a layer wins. `()` gives every layer the scheme.
     backend:
         `fewstep` (any device), `torchao` (its int8 kernel for W8A8 Linear), `auto` (torchao on CUDA, else fewstep).
+    method:
+        `rtn`, `clip`, `smoothquant`, `gptq`, `adaround`, `svdquant`, some with an argument (`svdquant:16`); see
+        `fewstep.quant.methods`.
+    calibration:
+        What the layers see (`fewstep.quant.calibration.calibrate`); needed by gptq, adaround, smoothquant and by static
+        activations. A layer that it did not reach is rounded to nearest, and the report says so.
 
     A diffusers model can then be saved and loaded as any other (see `fewstep.quant.storage`).
 
     Raises:
-        FewstepError: bad scheme, backend or pattern; a model that is quantized already, not loaded, or not finite.
+        FewstepError: bad scheme, backend, method or pattern; a model that is quantized already, not loaded, or not
+            finite; calibration that is missing or of another model.
     """
-    chosen, backend = Scheme.parse(scheme), check_backend(backend)
+    chosen, backend, how = Scheme.parse(scheme), check_backend(backend), method_of(method)
     _check_model(model)
+    _check_calibration(model, chosen, how, calibration)
+    chosen = how.extend(chosen, calibration is not None)
     _check_patterns(model, skip)
     all_rules = [Rule(tuple(skip), None, "kept on request"), *rules] if skip else list(rules)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -105,13 +124,14 @@ def quantize(
         if target is None or not isinstance(module, nn.Linear | nn.Conv2d):
             rows.append(_kept_row(name, module, reason))
             continue
-        layer, row = _quantize_layer(name, module, target, backend, reason)
+        statistics = None if calibration is None else calibration.get(name)
+        layer, row = _quantize_layer(name, module, target, backend, reason, how, statistics)
         _replace(places[id(module)], layer)
         rows.append(row)
-        layers[name] = target
+        layers[name] = layer.scheme
     _register(model, chosen, layers, backend)
     stored = [layer for layer in model.modules() if isinstance(layer, QuantLayer)]
-    bits = 8 * sum(layer.packed.nbytes + layer.scale.nbytes for layer in stored)
+    bits = 8 * sum(layer.weight_bytes() for layer in stored)
     count = sum(layer.weight_shape.numel() for layer in stored)
     after = disk_bytes(model), resident_bytes(model)
     return QuantReport(
@@ -136,6 +156,8 @@ def install(model: nn.Module, layers: Mapping[str, Scheme], backend: str) -> Non
     Raises:
         FewstepError: the model has no such Linear or Conv2d.
     """
+    if any(f"{name}.{HIDDEN}" in layers for name in find_skips(model)):
+        split_skips(model)
     modules, places = dict(model.named_modules()), _places(model)
     for name, scheme in layers.items():
         source = modules.get(name)
@@ -162,6 +184,22 @@ def _check_model(model: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Conv2d) and not torch.isfinite(module.weight).all():
             mend = "Check the checkpoint, or whether a cast to half precision overflowed."
             raise FewstepError("a weight holds NaN or infinity", value=name, mend=mend)
+
+
+def _check_calibration(model: nn.Module, scheme: Scheme, method: Method, calibration: Calibration | None) -> None:
+    needed = method.calibrated or scheme.smooth or scheme.activation_format == "static"
+    if calibration is None:
+        if needed:
+            mend = "Pass calibration=calibrate(model, run, prompts, seeds)."
+            raise FewstepError("this scheme or method needs calibration", value=str(scheme), mend=mend)
+        return
+    modules = dict(model.named_modules())
+    for name, found in ((name, calibration.get(name)) for name in calibration.layers):
+        layer = modules.get(name)
+        width = getattr(layer, "in_features", getattr(layer, "in_channels", None))
+        if found is None or width != len(found.largest):
+            mend = "Calibrate this very model; names and shapes must agree."
+            raise FewstepError("the calibration belongs to another model", value=name, mend=mend)
 
 
 def _check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -204,15 +242,21 @@ def _kept_reason(module: nn.Module) -> str:
 
 
 def _quantize_layer(
-    name: str, source: nn.Linear | nn.Conv2d, scheme: Scheme, backend: str, reason: str
-) -> tuple[QuantLayer, Row]:
+    name: str, source: nn.Linear | nn.Conv2d, scheme: Scheme, backend: str, reason: str, method: Method,
+    statistics: LayerStatistics | None,
+) -> tuple[QuantLayer, Row]:  # fmt: skip
     before, linear, on_cuda = own_bytes(source), isinstance(source, nn.Linear), source.weight.is_cuda
+    groups = 1 if isinstance(source, nn.Linear) else source.groups
+    scheme, method, why = fitting(source.weight.shape, scheme, method, statistics, groups)
     layer = _make(source, scheme, backend)
-    layer.load_float(source.weight)
-    reason = reason or torchao_reason(backend, scheme, linear=linear, on_cuda=on_cuda)
+    layer.load(store(source.weight, scheme, method, statistics, groups))
+    reason = "; ".join(filter(None, (reason, why)))
+    regular = layer.native is not None
+    reason = reason or kernel_reason(backend, scheme, linear=linear, on_cuda=on_cuda, regular=regular)
     row = Row(
         name, "Linear" if linear else "Conv2d", tuple(source.weight.shape), source.weight.numel(), str(scheme),
-        describe(scheme, backend, linear=linear, on_cuda=on_cuda), before, own_bytes(layer), reason, quantized=True,
+        describe(scheme, backend, linear=linear, on_cuda=on_cuda, regular=regular), before, own_bytes(layer), reason,
+        quantized=True,
     )  # fmt: skip
     return layer, row
 

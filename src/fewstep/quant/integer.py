@@ -5,31 +5,17 @@ A code q stands for the value `scale * q`. Rounding is to the nearest integer, t
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from fewstep.quant.scheme import code_range
-
-# Fractions of the largest magnitude tried as the clipping point below 8 bit: clipping one outlier makes the step finer
-# for all its neighbours. On normal weights in groups of 32: 0.3 dB more at 4 bit, 0.6 dB at 2 bit; on whole rows more.
-CLIPS = (1.0, 0.92, 0.84, 0.7, 0.5)
-_CHUNK = 1 << 20  # weights quantized at once: temporaries stay in cache
+from fewstep.quant.grids import fit
+from fewstep.quant.scheme import Scheme
 
 
 def quantize_weight(weight: Tensor, bits: int, group_size: int | None = None) -> tuple[Tensor, Tensor]:
-    """Codes int8 (rows, columns) and scales (rows, groups) of a weight matrix (rows, columns).
-
-    Without groups the scale is float32, one per row. With groups it is float16 (0.5 bit per weight at groups of 32)
-    and codes are computed against the rounded scale, so that storage loses nothing more. Below 8 bit the code
-    range is not symmetric (-8..7 at 4 bit); each group takes, of some candidate scales, the one of least squared error:
-    the largest magnitude on 7, or on -8 (a negative scale where the positive side is longer), also clipped a little.
-    """
-    rows, columns = weight.shape
-    step = max(1, _CHUNK // max(columns, 1))
-    parts = [_quantize_rows(weight[i : i + step].detach().float(), bits, group_size) for i in range(0, rows, step)]
-    return torch.cat([codes for codes, _ in parts]), torch.cat([scale for _, scale in parts])
+    """Codes int8 (rows, columns) and scales (rows, groups) of a weight matrix (rows, columns); see `grids.fit`."""
+    codes, grid = fit(weight, Scheme(bits, 16, group_size))
+    return codes, grid.scale
 
 
 def dequantize_weight(codes: Tensor, scale: Tensor, group_size: int | None, dtype: torch.dtype) -> Tensor:
@@ -57,47 +43,31 @@ def quantize_activation(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tenso
     counts as the identity, the scale as a constant; arXiv 1308.3432); the value is the same with and without it. NaN
     and infinity in x come out as NaN, so that they are noticed.
     """
+    x, largest = _reach(x, dims)
+    return _rounded(x * (127.0 / largest)), largest.mul_(1.0 / 127.0)
+
+
+def quantize_static(x: Tensor, scale: Tensor) -> Tensor:
+    """Codes -127..127 (in float, shape of x) on a calibrated scale; what lies outside is clipped, without gradient."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return _rounded((x / scale.to(x.dtype)).clamp(-127, 127))
+
+
+def quantize_fp8(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Values of float8 e4m3 (held in float, shape of x) and scales shared over `dims`; gradient straight through."""
+    x, largest = _reach(x, dims)
+    values = x * (448.0 / largest)
+    nearest = values.detach().to(torch.float8_e4m3fn).to(values.dtype)
+    return values + (nearest - values).detach() if values.requires_grad else nearest, largest.mul_(1.0 / 448.0)
+
+
+def _reach(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     # the floor keeps the reciprocal finite: an all-zero token has codes 0
-    largest = x.detach().abs().amax(dims, keepdim=True).clamp_(min=1e-30)
-    codes = x * (127.0 / largest)
+    return x, x.detach().abs().amax(dims, keepdim=True).clamp_(min=1e-30)
+
+
+def _rounded(codes: Tensor) -> Tensor:
+    """Nearest integers of fresh values; in place where no gradient is asked for."""
     # the sum is exact: the difference to the nearest integer is representable
-    codes = codes + (codes.round() - codes).detach() if codes.requires_grad else codes.round_()
-    return codes, largest.mul_(1.0 / 127.0)
-
-
-def _quantize_rows(weight: Tensor, bits: int, group_size: int | None) -> tuple[Tensor, Tensor]:
-    rows, columns = weight.shape
-    low, high = code_range(bits)
-    size = columns if group_size is None else group_size
-    groups = math.ceil(columns / size)
-    padded = torch.nn.functional.pad(weight, (0, groups * size - columns)).view(rows, groups, size)
-    precision = torch.float32 if group_size is None else torch.float16
-    first, *others = (scale.clamp(-65504, 65504).to(precision) for scale in _candidate_scales(padded, bits))
-    error, chosen, codes = _try_scale(padded, first, low, high)
-    for scale in others:
-        new_error, new_scale, new_codes = _try_scale(padded, scale, low, high)
-        better = new_error < error
-        error = torch.where(better, new_error, error)
-        chosen = torch.where(better, new_scale, chosen)
-        codes = torch.where(better, new_codes, codes)
-    return codes.to(torch.int8).view(rows, -1)[:, :columns].contiguous(), chosen.squeeze(-1)
-
-
-def _try_scale(groups: Tensor, scale: Tensor, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared error, scale and codes (float) of quantizing groups (rows, groups, size) with one scale per group."""
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)  # all zero, or too small for float16
-    codes = (groups / scale.float()).round_().clamp_(low, high)
-    return (codes * scale.float() - groups).square_().sum(-1, keepdim=True), scale, codes
-
-
-def _candidate_scales(groups: Tensor, bits: int) -> list[Tensor]:
-    """Scales (rows, groups, 1) worth trying, the plain largest / top first."""
-    low, high = code_range(bits)
-    smallest, largest = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    reach = torch.maximum(largest, -smallest)
-    plain = reach / high
-    if bits == 8:
-        return [plain]
-    signed = torch.where(largest > -smallest, -reach, reach) / -low
-    return [scale * clip for clip in CLIPS for scale in (plain, signed)]
+    return codes + (codes.round() - codes).detach() if codes.requires_grad else codes.round_()

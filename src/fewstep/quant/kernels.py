@@ -1,13 +1,16 @@
-"""Which implementation multiplies a quantized Linear: ours (float arithmetic on integers) or torchao's int8 kernel.
+"""Which implementation multiplies a quantized layer: float arithmetic on integers, oneDNN's or torchao's int8 kernels.
 
+On a CPU with int8 instructions oneDNN (`native`) takes Linear and Conv2d with 8-bit activations and one scale per row.
 torchao serves dynamic W8A8 Linear layers on CUDA. It takes no convolution in that format and gives no gradient with
-respect to the input. On a CPU its int8 product can be faster than the float one (AVX512-VNNI), but where these
-instructions are missing pairs of products may saturate at 16 bit and the sum is silently wrong; so on a CPU it runs
-only if it was asked for and the product proves exact there (`benchmarks/quant_latency.py` measures both).
+respect to the input. Where a CPU lacks the instructions pairs of products may saturate at 16 bit and the sum is
+silently wrong; so both are tried first, and torchao runs on a CPU only if it was asked for
+(`benchmarks/quant_latency.py` measures all of them).
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from functools import lru_cache
 from typing import Any
 
@@ -15,9 +18,10 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError, nearest
+from fewstep.quant import native
 from fewstep.quant.scheme import Scheme
 
-BACKENDS = ("auto", "fewstep", "torchao")
+BACKENDS = ("auto", "fewstep", "torchao", "triton")
 
 
 def check_backend(name: str) -> str:
@@ -30,7 +34,16 @@ def check_backend(name: str) -> str:
         raise FewstepError("unknown quantization backend", value=name, mend=nearest(name, BACKENDS))
     if name == "torchao" and not torchao_installed():
         raise FewstepError("torchao is not installed or too old", mend="pip install 'torchao>=0.15', or use 'auto'.")
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        raise FewstepError("Triton is not installed", mend="It comes with PyTorch for CUDA on Linux; or use 'auto'.")
     return name
+
+
+def use_triton(backend: str, where: native.Geometry | None, x: Tensor) -> bool:
+    """Whether the int8 convolution in Triton serves an input: only if asked for, on CUDA or in Triton's interpreter."""
+    if backend != "triton" or where is None or where.groups != 1 or x.dim() != 4 or x.requires_grad:
+        return False
+    return x.is_cuda or (x.is_cpu and os.environ.get("TRITON_INTERPRET") == "1")
 
 
 def torchao_fits(scheme: Scheme, linear: bool) -> bool:
@@ -45,22 +58,30 @@ def use_torchao(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool) ->
     return torchao_installed() if on_cuda else backend == "torchao" and int8_product_exact()
 
 
-def torchao_reason(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool) -> str:
-    """Why a layer that torchao could take is ours, or nothing if that needs no word."""
-    if on_cuda or backend == "fewstep" or not torchao_fits(scheme, linear):
+def kernel_reason(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool, regular: bool = True) -> str:
+    """Why a layer does not run on an int8 kernel or on the one asked for, or nothing if that needs no word."""
+    if on_cuda or scheme.activation_bits == 16:
         return ""
-    if backend == "auto":
-        return "exact on any CPU; where the CPU has int8 instructions, backend='torchao' may be faster"
-    return "" if int8_product_exact() else "asked for torchao, but this CPU's int8 product saturates: ours is exact"
+    if backend == "torchao" and torchao_fits(scheme, linear) and not int8_product_exact():
+        return "asked for torchao, but this CPU's int8 product saturates: ours is exact"
+    if not scheme.integer_product:
+        return "scales vary inside the sum, which no int8 kernel takes: memory is saved, not time"
+    if not regular:
+        return "padding that is not even zeros, which the int8 kernel does not take"
+    return "" if native.available() else "this CPU's int8 product is missing or saturates: memory is saved, not time"
 
 
-def describe(scheme: Scheme, backend: str, *, linear: bool, on_cuda: bool) -> str:
-    """Name of the kernel for the report."""
+def describe(scheme: Scheme, backend: str, *, linear: bool, on_cuda: bool, regular: bool = True) -> str:
+    """Name of the kernel for the report; `regular` means that oneDNN knows the geometry of the layer."""
     if use_torchao(backend, scheme, linear=linear, on_cuda=on_cuda):
         return "torchao int8 dynamic"
     if scheme.activation_bits == 16:
         return "dequantize, float product"
-    return "int8 product in float" if scheme.group_size is None else "int8 x dequantized groups"
+    if not scheme.integer_product:
+        return "int8 x dequantized groups" if scheme.group_size else "rounded inputs, float product"
+    if on_cuda and regular and not linear and backend == "triton":
+        return "Triton int8 implicit product"
+    return "int8 product in float" if on_cuda or not regular or not native.available() else "oneDNN int8"
 
 
 def torchao_weight(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,10 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.quant.integer import apply_scale_, dequantize_weight, quantize_activation, quantize_weight
-from fewstep.quant.kernels import torchao_weight, use_torchao
+from fewstep.errors import FewstepError
+from fewstep.quant.grids import Grid, Stored, decode, fit
+from fewstep.quant.integer import apply_scale_, dequantize_weight, quantize_activation, quantize_fp8, quantize_static
+from fewstep.quant.kernels import torchao_weight, use_torchao, use_triton
+from fewstep.quant.native import Product, geometry
 from fewstep.quant.packing import pack, packed_columns, unpack, unpack_into
 from fewstep.quant.scheme import Scheme
+
+# Buffers that must keep their type: rounding them with `.half()` would change the weights
+KEPT = ("scale", "smooth", "input_scale", "up", "down")
 
 
 class QuantLayer(nn.Module):
@@ -21,6 +27,9 @@ class QuantLayer(nn.Module):
     Buffers:
         packed: int8 (out, bytes per row), the codes of the weight flattened to (out, rest).
         scale: (out, groups), float32 per row or float16 per group; keeps its type when the model is cast.
+        zero: int8 (out, bytes per row of groups), zero points packed as the codes are; asymmetric schemes only.
+        smooth: float32 (in,), by which inputs are divided; `input_scale`: float32 0-dim, of static activations.
+        up, down: (out, rank) and (rank, rest), the float branch of schemes with a rank; float16.
     Parameter:
         bias: the original one, or None.
 
@@ -34,6 +43,11 @@ class QuantLayer(nn.Module):
 
     packed: Tensor
     scale: Tensor
+    zero: Tensor | None
+    smooth: Tensor | None
+    input_scale: Tensor | None
+    up: Tensor | None
+    down: Tensor | None
     bias: nn.Parameter | None
     _dims: tuple[int, ...]  # dimensions of the input over which one activation scale is shared
     linear: bool
@@ -47,7 +61,14 @@ class QuantLayer(nn.Module):
         precision = torch.float32 if scheme.group_size is None else torch.float16
         stored = packed_columns(self.columns, scheme.weight_bits)
         self.register_buffer("packed", torch.empty(rows, stored, dtype=torch.int8, device="meta"))
-        self.register_buffer("scale", torch.empty(rows, groups, dtype=precision, device="meta"))
+        shape = (1 if scheme.per_tensor else rows, groups)
+        self.register_buffer("scale", torch.empty(shape, dtype=precision, device="meta"))
+        zeros = (shape[0], packed_columns(groups, scheme.weight_bits))
+        self._optional("zero", scheme.weight_format == "asym", zeros, torch.int8)
+        self._optional("smooth", scheme.smooth, (self._inputs(source),), torch.float32)
+        self._optional("input_scale", scheme.activation_format == "static", (), torch.float32)
+        self._optional("up", scheme.rank > 0, (rows, scheme.rank), torch.float16)
+        self._optional("down", scheme.rank > 0, (scheme.rank, self.columns), torch.float16)
         # decided here and not in forward, so that torch.compile sees a constant
         self._torchao = tuple(
             device
@@ -56,21 +77,81 @@ class QuantLayer(nn.Module):
             and use_torchao(backend, scheme, linear=self.linear, on_cuda=device == "cuda")
         )
         self._view: Any = None  # torchao's tensor over our buffers
+        self.native = self._native(source)
         self.register_parameter("bias", cast("nn.Parameter | None", source.bias))
+
+    def _native(self, source: Any) -> Product | None:
+        where = None if self.linear else geometry(source)
+        if not self.scheme.integer_product or (where is None and not self.linear):
+            return None
+        return Product(where, keep=self.scheme.weight_bits == 8)
+
+    def _optional(self, name: str, present: bool, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta") if present else None)
 
     @torch.no_grad()
     def load_float(self, weight: Tensor) -> None:
-        """Quantize a float weight of shape `weight_shape` into this layer (empty until now), on the weight's device."""
-        codes, scale = quantize_weight(weight.flatten(1), self.scheme.weight_bits, self.scheme.group_size)
-        self.packed, self.scale = pack(codes, self.scheme.weight_bits), scale
+        """Round a float weight of shape `weight_shape` into this layer (empty until now), on the weight's device.
+
+        Raises:
+            FewstepError: the scheme needs calibration or a float branch; see `fewstep.quant.methods`.
+        """
+        scheme = self.scheme
+        if scheme.smooth or scheme.rank or scheme.activation_format == "static":
+            raise FewstepError(
+                "this scheme has parts that a weight alone does not give",
+                value=str(scheme),
+                mend="Use quantize(model, scheme, calibration=...).",
+            )
+        self.load(Stored(scheme, *fit(weight.flatten(1), scheme)))
+
+    @torch.no_grad()
+    def load(self, stored: Stored) -> None:
+        """Take over codes, grid and corrections made for this layer's scheme."""
+        bits = self.scheme.weight_bits
+        self.packed, self.scale = pack(stored.codes, bits), stored.grid.scale
+        if stored.grid.zero is not None:
+            self.zero = pack(stored.grid.zero, bits)
+        for name in ("smooth", "input_scale"):
+            value = getattr(stored, name)
+            setattr(self, name, None if value is None else value.to(torch.float32))
+        for name in ("up", "down"):
+            value = getattr(stored, name)
+            setattr(self, name, None if value is None else value.to(torch.float16).contiguous())
+
+    def stored(self) -> Stored:
+        """What `load` took."""
+        return Stored(self.scheme, self.codes(), self.grid(), self.smooth, self.up, self.down, self.input_scale)
+
+    def weight_bytes(self) -> int:
+        """Bytes that stand for the weight: codes, scales, zero points, float branch, smoothing."""
+        parts = (self.packed, self.scale, self.zero, self.smooth, self.up, self.down)
+        return sum(part.nbytes for part in parts if part is not None)
 
     def codes(self) -> Tensor:
         """Integer weight codes, int8 (out, rest)."""
         return unpack(self.packed, self.scheme.weight_bits, self.columns)
 
+    def grid(self) -> Grid:
+        """Scales and zero points of the codes."""
+        if self.zero is None:
+            return Grid(self.scale)
+        return Grid(self.scale, unpack(self.zero, self.scheme.weight_bits, self.scale.shape[1]))
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight that the layer stands for, of shape `weight_shape`: float branch and smoothing included."""
+        weight = self.low_bit_weight(dtype)
+        if self.up is not None and self.down is not None:
+            weight = weight + (self.up.to(dtype) @ self.down.to(dtype)).view(self.weight_shape)
+        if self.smooth is not None:
+            weight = weight / self._per_input(self.smooth).to(dtype)
+        return weight
+
+    def low_bit_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight that the codes stand for, of shape `weight_shape`."""
-        if dtype not in (torch.float32, torch.float64):
+        if self.scheme.weight_format != "int":
+            weight = decode(self.codes(), self.grid(), self.scheme, dtype)
+        elif dtype not in (torch.float32, torch.float64):
             weight = dequantize_weight(self.codes(), self.scale, self.scheme.group_size, dtype)
         else:
             weight = apply_scale_(self._float_codes(dtype), self.scale, self.scheme.group_size)
@@ -87,15 +168,36 @@ class QuantLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer; shapes and memory formats as in the float layer it replaced."""
+        if self.smooth is not None:
+            x = x / self._per_input(self.smooth).to(x.dtype)
+        y = self._low_bit(x)
+        if self.up is not None and self.down is not None:
+            narrow = self._product(x, self.down.to(x.dtype).view(-1, *self.weight_shape[1:]), None)
+            y = y + self._mix(narrow, self.up.to(x.dtype))
+        return y
+
+    def _low_bit(self, x: Tensor) -> Tensor:
         half = x.dtype not in (torch.float32, torch.float64)
         if self.scheme.activation_bits == 16:
-            return self._product(x, self.dequantize(x.dtype), self._bias(x.dtype))
+            return self._product(x, self.low_bit_weight(x.dtype), self._bias(x.dtype))
         if x.device.type in self._torchao and not x.requires_grad:  # it has no gradient
             return F.linear(x, self._torchao_weight(x.dtype), self._bias(x.dtype))
-        codes, scale = quantize_activation(x, self._dims)
+        if self.native is not None and use_triton(self.backend, self.native.where, x):
+            return self._triton_product(x)
+        if self.native is not None and self.native.takes(x):
+            return self._native_product(self.native, x).to(x.dtype)
+        codes, scale = self._quantize_input(x)
         if half and x.is_cuda:  # tensor cores multiply half precision; the scales go in first so that nothing overflows
-            return self._product((codes * scale).to(x.dtype), self.dequantize(x.dtype), self._bias(x.dtype))
+            return self._product((codes * scale).to(x.dtype), self.low_bit_weight(x.dtype), self._bias(x.dtype))
         return self._integer_product(codes, scale).to(x.dtype)
+
+    def _quantize_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes held in float, and scales that broadcast with the output."""
+        if self.input_scale is not None:
+            return quantize_static(x, self.input_scale), self.input_scale
+        if self.scheme.activation_format == "fp8":
+            return quantize_fp8(x, self._dims)
+        return quantize_activation(x, self._dims)
 
     def _torchao_weight(self, dtype: torch.dtype) -> Tensor:
         """Made again when the buffers were replaced: moved, loaded or copied."""
@@ -104,13 +206,31 @@ class QuantLayer(nn.Module):
         return self._view
 
     def _integer_product(self, codes: Tensor, scale: Tensor) -> Tensor:
-        per_row = self.scheme.group_size is None
-        weight = self._float_codes(codes.dtype).view(self.weight_shape) if per_row else self.dequantize(codes.dtype)
-        y = self._product(codes, weight, None).mul_(scale)
+        per_row = self.scheme.integer_product
+        weight = self._float_codes(codes.dtype).view(self.weight_shape) if per_row else self.low_bit_weight(codes.dtype)
+        y = self._product(codes, weight, None)
         if per_row:
             y = y.mul_(self._per_channel(self.scale.to(y.dtype)))
+        y = y.mul_(scale)
         bias = self._bias(y.dtype)
         return y if bias is None else y.add_(self._per_channel(bias))
+
+    def _native_product(self, native: Product, x: Tensor) -> Tensor:
+        scale = self.scale.flatten().expand(self.weight_shape[0]).contiguous()
+        y = native(x, self.packed, lambda: self.codes().view(self.weight_shape), scale, self.input_scale)
+        bias = self._bias(y.dtype)
+        return y if bias is None else y.add_(self._per_channel(bias))
+
+    def _triton_product(self, x: Tensor) -> Tensor:
+        from fewstep.quant.triton_conv import convolve
+
+        where: Any = self.native and self.native.where
+        codes, steps = self._quantize_input(x)
+        steps = steps.float().flatten().expand(x.shape[0]).contiguous()
+        scale = self.scale.flatten().expand(self.weight_shape[0]).contiguous()
+        weight = self.codes().view(self.weight_shape)
+        y = convolve(codes.to(torch.int8), weight, steps, scale, self.bias, where, x.dtype)
+        return y.contiguous() if x.is_contiguous() else y
 
     def _float_codes(self, dtype: torch.dtype) -> Tensor:
         """Codes as floats, freshly allocated."""
@@ -126,13 +246,27 @@ class QuantLayer(nn.Module):
     def _per_channel(self, values: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _per_input(self, values: Tensor) -> Tensor:
+        """Values (in,) shaped to broadcast with the input, and with the weight."""
+        raise NotImplementedError
+
+    def _mix(self, narrow: Tensor, up: Tensor) -> Tensor:
+        """The wide end of the float branch."""
+        raise NotImplementedError
+
+    def _inputs(self, source: Any) -> int:
+        raise NotImplementedError
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLayer:
         """Move and cast as usual, but never round the scales: `.half()` must not change the weights."""
-        scale = self.scale
+        if self.native is not None:
+            self.native.clear()
+        kept = {name: value for name in KEPT if (value := getattr(self, name)) is not None}
         super()._apply(fn, recurse)
-        self.float_dtype = fn(torch.empty(0, dtype=self.float_dtype, device=scale.device)).dtype
-        if self.scale.dtype != scale.dtype:
-            self.scale = scale.to(self.scale.device)
+        self.float_dtype = fn(torch.empty(0, dtype=self.float_dtype, device=kept["scale"].device)).dtype
+        for name, value in kept.items():
+            if getattr(self, name).dtype != value.dtype:
+                setattr(self, name, value.to(getattr(self, name).device))
         return self
 
     def extra_repr(self) -> str:
@@ -162,6 +296,15 @@ class QuantLinear(QuantLayer):
 
     def _per_channel(self, values: Tensor) -> Tensor:
         return values.flatten()
+
+    def _per_input(self, values: Tensor) -> Tensor:
+        return values
+
+    def _mix(self, narrow: Tensor, up: Tensor) -> Tensor:
+        return F.linear(narrow, up)
+
+    def _inputs(self, source: nn.Linear) -> int:
+        return source.in_features
 
 
 class QuantConv2d(QuantLayer):
@@ -197,3 +340,12 @@ class QuantConv2d(QuantLayer):
 
     def _per_channel(self, values: Tensor) -> Tensor:
         return values.view(-1, 1, 1)
+
+    def _per_input(self, values: Tensor) -> Tensor:
+        return values.view(-1, 1, 1)
+
+    def _mix(self, narrow: Tensor, up: Tensor) -> Tensor:
+        return F.conv2d(narrow, up[:, :, None, None])
+
+    def _inputs(self, source: nn.Conv2d) -> int:
+        return source.in_channels

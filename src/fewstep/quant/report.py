@@ -114,8 +114,9 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def resident_bytes(model: nn.Module) -> int:
-    """Bytes that parameters and buffers of a model hold in memory."""
-    return tensor_bytes([*model.parameters(), *model.buffers()])
+    """Bytes that parameters and buffers of a model hold in memory, and the copies that its kernels keep."""
+    kept = (getattr(getattr(module, "native", None), "nbytes", 0) for module in model.modules())
+    return tensor_bytes([*model.parameters(), *model.buffers()]) + sum(kept)
 
 
 def disk_bytes(model: nn.Module) -> int:

@@ -1,45 +1,73 @@
-"""What a quantized layer stores and multiplies: the bit widths and the granularity of the scales, as one value."""
+"""What a quantized layer stores and multiplies, as one value: formats, bit widths, granularity, corrections."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, nearest
 
 WEIGHT_BITS = (2, 3, 4, 8)
 ACTIVATION_BITS = (8, 16)
+WEIGHT_FORMATS = ("int", "asym", "fp8", "nf4")
+ACTIVATION_FORMATS = ("dynamic", "static", "fp8")
 DEFAULT_GROUP = 32
-_NAME = re.compile(r"w(\d+)(?:a(\d+))?(?:g(\d+)|(row))?")
-_MEND = "Write w<bits>[a<8 or 16>][g<group size> or row], for instance w8a8, w4a8, w4a16, w8, w4a8g64, w4a8row."
+_WIDTH = {"fp8": 8, "nf4": 4}
+_NAME = re.compile(r"(?:w(\d+)|(fp8|nf4))(?:a(\d+|fp8))?(?:g(\d+)|(row|tensor))?((?:-[a-z0-9]+)*)")
+_OPTIONS = ("asym", "static", "smooth", "r<rank>")
+_MEND = (
+    "Write w<bits>, fp8 or nf4, then a8, a16 or afp8, then g<group size>, row or tensor, then options from "
+    f"-{', -'.join(_OPTIONS)}: for instance w8a8, w4a8, w4a16-asym, w8a8-static, w4g64, w4a8row, fp8afp8, w4a8-r32."
+)
 
 
-def default_group(weight_bits: int) -> int | None:
-    """Group size when none is named: one scale per output channel at 8 bit, per 32 inputs below."""
-    return None if weight_bits == 8 else DEFAULT_GROUP
+def default_group(weight_bits: int, weight_format: str = "int") -> int | None:
+    """Group size when none is named: one scale per output channel at 8 bit, per 32 inputs below, per 64 for NF4."""
+    if weight_bits == 8:
+        return None
+    return 64 if weight_format == "nf4" else DEFAULT_GROUP
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """Symmetric integer quantization of one layer.
+    """How one layer is stored and multiplied; `str` writes the name that `parse` reads.
 
     weight_bits:
         2, 3, 4 or 8; stored packed.
     activation_bits:
-        8: inputs are quantized at run time, scales and all; 16: inputs keep their float type.
+        8: inputs are quantized before the product; 16: inputs keep their float type.
     group_size:
         Input values (for a convolution: of in_channels * kh * kw, flattened) that share one scale; None shares it over
         the whole output channel.
+    weight_format:
+        `int` symmetric integers; `asym` integers with a zero point per scale; `fp8` float8 e4m3 (8 bit); `nf4` the 16
+        quantiles of a normal distribution (4 bit; arXiv 2305.14314).
+    activation_format:
+        At 8 bit: `dynamic` int8 with a scale per token or image at run time; `static` int8 with one calibrated scale
+        per layer; `fp8` e4m3 with a scale per token or image at run time.
+    per_tensor:
+        One weight scale for the whole layer.
+    smooth:
+        Inputs are divided by a stored vector, and weights multiplied by it (SmoothQuant, arXiv 2211.10438).
+    rank:
+        Rank of a float branch beside the low-bit product (SVDQuant, arXiv 2411.05007); 0 for none.
 
     Raises:
-        FewstepError: a width or group size that is not supported.
+        FewstepError: a width, format or group size that is not supported, or a combination that means nothing.
     """
 
     weight_bits: int
     activation_bits: int = 16
     group_size: int | None = None
+    weight_format: str = "int"
+    activation_format: str = "dynamic"
+    per_tensor: bool = False
+    smooth: bool = False
+    rank: int = 0
 
     def __post_init__(self) -> None:
+        _one_of("weight format", self.weight_format, WEIGHT_FORMATS)
+        _one_of("activation format", self.activation_format, ACTIVATION_FORMATS)
         if self.weight_bits not in WEIGHT_BITS:
             raise FewstepError("unsupported weight bits", value=self.weight_bits, mend=f"Use one of {WEIGHT_BITS}.")
         if self.activation_bits not in ACTIVATION_BITS:
@@ -50,31 +78,79 @@ class Scheme:
             raise FewstepError(
                 "group size too small", value=self.group_size, mend="Use at least 2, normally 32 to 128."
             )
+        if self.weight_bits != _WIDTH.get(self.weight_format, self.weight_bits):
+            raise FewstepError(f"{self.weight_format} weights have another width", value=self.weight_bits, mend=_MEND)
+        if self.activation_bits == 16 and self.activation_format != "dynamic":
+            raise FewstepError(f"{self.activation_format} activations are 8 bit", value=16, mend="Add a8.")
+        if self.per_tensor and self.group_size is not None:
+            raise FewstepError("one scale per tensor leaves no groups", value=self.group_size, mend=_MEND)
+        if self.rank < 0:
+            raise FewstepError("the rank of the float branch is negative", value=self.rank, mend="Use 0 for none.")
 
     @classmethod
     def parse(cls, name: str | Scheme) -> Scheme:
         """Read a name such as `w4a8`; `str` writes it again.
 
         Raises:
-            FewstepError: the name is malformed or asks for unsupported widths.
+            FewstepError: the name is malformed or asks for something unsupported.
         """
         if isinstance(name, Scheme):
             return name
         found = _NAME.fullmatch(name.strip().lower()) if isinstance(name, str) else None
         if found is None:
             raise FewstepError("unknown quantization scheme", value=name, mend=_MEND)
-        weight, activation, group, row = found.groups()
-        size = None if row else int(group) if group else default_group(int(weight))
-        return cls(int(weight), int(activation or 16), size)
+        weight, kind, activation, group, whole, rest = found.groups()
+        chosen = _options(name, rest)
+        kind = kind or ("asym" if chosen["asym"] else "int")
+        if chosen["asym"] and kind != "asym":
+            raise FewstepError("only integers have zero points", value=name, mend=_MEND)
+        if chosen["static"] and activation != "8":
+            raise FewstepError("static scales need int8 activations", value=name, mend="Add a8.")
+        bits = int(weight or _WIDTH[kind])
+        size = None if whole else int(group) if group else default_group(bits, kind)
+        how = "fp8" if activation == "fp8" else "static" if chosen["static"] else "dynamic"
+        wide = 8 if activation == "fp8" else int(activation or 16)
+        return cls(bits, wide, size, kind, how, whole == "tensor", bool(chosen["smooth"]), int(chosen["rank"]))
 
     def __str__(self) -> str:
-        name = f"w{self.weight_bits}a{self.activation_bits}"
-        if self.group_size == default_group(self.weight_bits):
-            return name
-        return name + ("row" if self.group_size is None else f"g{self.group_size}")
+        name = f"w{self.weight_bits}" if self.weight_format in ("int", "asym") else self.weight_format
+        name += "afp8" if self.activation_format == "fp8" else f"a{self.activation_bits}"
+        if self.per_tensor:
+            name += "tensor"
+        elif self.group_size != default_group(self.weight_bits, self.weight_format):
+            name += "row" if self.group_size is None else f"g{self.group_size}"
+        name += "-asym" if self.weight_format == "asym" else ""
+        name += "-static" if self.activation_format == "static" else ""
+        return name + ("-smooth" if self.smooth else "") + (f"-r{self.rank}" if self.rank else "")
+
+    @property
+    def integer_product(self) -> bool:
+        """Whether both factors of the product are symmetric integers and the scales can be taken out of the sum."""
+        return (
+            self.activation_bits == 8
+            and self.activation_format != "fp8"
+            and self.weight_format == "int"
+            and self.group_size is None
+        )
 
 
 def code_range(bits: int) -> tuple[int, int]:
     """Smallest and largest code. At 8 bit -128 is left out: symmetric, and one code of 256 costs nothing."""
     top = 2 ** (bits - 1) - 1
     return (-top if bits == 8 else -top - 1), top
+
+
+def _options(name: str, text: str) -> dict[str, int]:
+    chosen = {"asym": 0, "static": 0, "smooth": 0, "rank": 0}
+    for option in text.split("-")[1:]:
+        rank = re.fullmatch(r"r([1-9]\d*)", option)
+        key = "rank" if rank else option
+        if key not in chosen or (key == "rank" and rank is None) or chosen[key]:
+            raise FewstepError("unknown or repeated option of a quantization scheme", value=name, mend=_MEND)
+        chosen[key] = int(rank[1]) if rank else 1
+    return chosen
+
+
+def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise FewstepError(f"unknown {what}", value=value, mend=nearest(value, known))

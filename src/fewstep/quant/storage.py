@@ -17,9 +17,11 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from fewstep.errors import FewstepError, nearest
 from fewstep.quant.apply import dequantize, install, quantize
+from fewstep.quant.bos import install_separated, separated
 from fewstep.quant.kernels import check_backend
-from fewstep.quant.layers import QuantLayer
+from fewstep.quant.layers import KEPT, QuantLayer
 from fewstep.quant.scheme import Scheme
+from fewstep.quant.steps import install_stepped, tables_of
 
 VERSION = 1
 
@@ -47,11 +49,13 @@ class FewstepQuantConfig(QuantizationConfigMixin):
         backend: str = "auto",
         version: int = VERSION,
         quant_method: str = "fewstep",
+        first_token: list[str] | None = None,
+        tables: Mapping[str, list[int]] | None = None,
         **unknown: object,
     ) -> None:
         if unknown:
             key = next(iter(unknown))
-            known = ("scheme", "layers", "backend", "version")
+            known = ("scheme", "layers", "backend", "version", "first_token", "tables")
             raise FewstepError("unknown key in quantization_config", value=key, mend=nearest(key, known))
         if version != VERSION:
             raise FewstepError("unknown version of quantization_config", value=version, mend="Update fewstep.")
@@ -59,6 +63,8 @@ class FewstepQuantConfig(QuantizationConfigMixin):
         self.scheme, self.version = str(Scheme.parse(scheme)), version
         self.layers = {str(Scheme.parse(name)): list(names) for name, names in (layers or {}).items()}
         self.backend = check_backend(backend)
+        self.first_token = list(first_token or [])
+        self.tables = {name: list(choice) for name, choice in (tables or {}).items()}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -88,9 +94,9 @@ class FewstepQuantizer(DiffusersQuantizer):
     def check_if_quantized_param(
         self, model: Any, param_value: Any, param_name: str, state_dict: Any, **kwargs: Any
     ) -> bool:
-        """Scales only: diffusers would round them to `torch_dtype`; codes are integers and load as they are."""
+        """Scales and such: diffusers would round them to `torch_dtype`; codes are integers and load as they are."""
         path, _, leaf = param_name.rpartition(".")
-        return leaf == "scale" and isinstance(model.get_submodule(path), QuantLayer)
+        return leaf in KEPT and isinstance(model.get_submodule(path), QuantLayer)
 
     def create_quantized_param(
         self,
@@ -102,9 +108,9 @@ class FewstepQuantizer(DiffusersQuantizer):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Store the scale as it is in the file."""
-        layer = model.get_submodule(param_name.rpartition(".")[0])
-        layer.scale = state_dict[param_name].to(target_device)
+        """Store it as it is in the file."""
+        path, _, leaf = param_name.rpartition(".")
+        setattr(model.get_submodule(path), leaf, state_dict[param_name].to(target_device))
 
     def check_quantized_param_shape(
         self, param_name: str, current_param: Any, loaded_param: Any, **kwargs: Any
@@ -124,6 +130,8 @@ class FewstepQuantizer(DiffusersQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         if self.pre_quantized:
+            install_separated(model, self.quantization_config.first_token)
+            install_stepped(model, self.quantization_config.tables)
             install(model, self.quantization_config.schemes(), self.quantization_config.backend)
             model.register_to_config(quantization_config=self.quantization_config)
 
@@ -167,13 +175,16 @@ def attach(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: st
     by_scheme: dict[str, list[str]] = {}
     for name, layer_scheme in layers.items():
         by_scheme.setdefault(str(layer_scheme), []).append(name)
-    config = FewstepQuantConfig(str(scheme), by_scheme, backend)
+    config = FewstepQuantConfig(str(scheme), by_scheme, backend, first_token=separated(model), tables=tables_of(model))
     model.hf_quantizer = FewstepQuantizer(config, pre_quantized=True)
     model.quantization_method = config.quant_method
     model.register_to_config(quantization_config=config)
 
 
 def register() -> None:
-    """Make diffusers know the method `fewstep`; repeating it changes nothing."""
+    """Make diffusers and transformers know the method `fewstep`; repeating it changes nothing."""
     AUTO_QUANTIZER_MAPPING["fewstep"] = FewstepQuantizer
     AUTO_QUANTIZATION_CONFIG_MAPPING["fewstep"] = FewstepQuantConfig
+    from fewstep.quant import encoders
+
+    encoders.register()

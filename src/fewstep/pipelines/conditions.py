@@ -1,0 +1,29 @@
+"""Prompts, class labels or nothing: what a pipeline is calibrated and measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fewstep.data.prompts import load_prompts
+from fewstep.pipelines.calls import backbone_of, condition_kind
+
+
+def conditions_of(pipe: Any, source: str | Sequence[Any], count: int) -> list[Any] | None:
+    """`count` conditions of the kind that the pipeline takes; None for an unconditional one.
+
+    source: prompts, labels, or a prompt set by name (see `load_prompts`); class-conditional pipelines take every label
+        in turn where a name is given.
+
+    Raises:
+        FewstepError: the prompts cannot be read, or there are none.
+    """
+    kind = condition_kind(pipe)
+    if kind == "batch_size":
+        return None
+    if kind == "class_labels":
+        config: Any = backbone_of(pipe).config
+        labels = list(range(int(config.num_embeds_ada_norm))) if isinstance(source, str) else list(map(int, source))
+        return [labels[i % len(labels)] for i in range(count)]
+    prompts = load_prompts(source if isinstance(source, str) else list(map(str, source)), count)
+    return [prompts[i % len(prompts)] for i in range(count)]

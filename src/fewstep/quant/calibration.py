@@ -1,0 +1,280 @@
+"""What layers see when the model draws its own pictures: conditions times the plan's own times, collected once.
+
+Statistics are sums over a stream of inputs, so memory does not grow with the number of pictures; second moments of wide
+layers can go to disk, a few layers per pass over the same seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewstep.errors import FewstepError, NonFiniteError
+from fewstep.files import read_json, read_tensors, write_json, write_tensors
+
+VERSION = 1
+Run = Callable[[Sequence[Any], Sequence[int]], Any]
+"""(conditions, seeds of one batch) -> anything; must run the model with the plan it will be used with."""
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Inputs of one Linear or Conv2d, as rows of its matrix product (for a convolution: unfolded patches).
+
+    largest: (in,) largest magnitude per input feature or channel.  rows: how many entered `second`.
+    sample: (n, in * kh * kw), rows drawn evenly from the whole stream.
+    second: (convolution groups, K, K), mean of x x^T over rows; None if it was not asked for.
+    """
+
+    rows: int
+    largest: Tensor
+    sample: Tensor
+    second: Tensor | None = None
+
+    def reach(self, smooth: Tensor | None = None, percentile: float = 100.0) -> Tensor:
+        """Magnitude (0-dim) that inputs, divided by `smooth` (in,), do not exceed, or exceed that rarely."""
+        largest = self.largest if smooth is None else self.largest / smooth.to(self.largest)
+        if percentile >= 100:
+            return largest.max()
+        rows = self.sample.abs()
+        if smooth is not None:
+            rows = rows / smooth.to(rows).repeat_interleave(rows.shape[1] // len(smooth))
+        return rows.flatten().kthvalue(max(1, round(percentile / 100 * rows.numel()))).values
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics by layer name, and what they were collected from."""
+
+    layers: Mapping[str, LayerStatistics]
+    conditions: int
+    seeds: tuple[int, ...]
+    calls: int
+    times: tuple[float, ...] = ()
+    """Distinct network times at which the model was called, falling."""
+
+    def get(self, name: str) -> LayerStatistics | None:
+        """Statistics of a layer; None if no call reached it."""
+        return self.layers.get(name)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Calibration:
+        """Read what `calibrate(..., folder=...)` wrote; tensors are read when a layer is asked for.
+
+        Raises:
+            FewstepError: absent, half-written or of a newer version.
+        """
+        record = read_json(Path(folder) / "calibration.json")
+        if not isinstance(record, dict) or record.get("version") != VERSION:
+            mend = "Calibrate again, or update fewstep."
+            raise FewstepError("not a calibration of this version", value=str(folder), mend=mend)
+        layers = _Folder(Path(folder), tuple(record["layers"]))
+        return cls(layers, record["conditions"], tuple(record["seeds"]), record["calls"], tuple(record["times"]))
+
+
+def calibrate(
+    model: nn.Module,
+    run: Run,
+    conditions: Sequence[Any],
+    seeds: Sequence[int],
+    *,
+    batch: int = 8,
+    second: bool = True,
+    rows: int = 512,
+    sample: int = 64,
+    limit: float = 2e9,
+    folder: str | Path | None = None,
+) -> Calibration:
+    """Run the model on conditions with their seeds and collect statistics of every Linear and Conv2d input.
+
+    Args:
+        run: draws one batch with the plan to be used, such as `lambda c, s: generator(plan, c, s, "latent")`.
+        second: collect second moments (GPTQ, AdaRound; SmoothQuant and static scales do without).
+        rows: at most so many tokens or patches of one sample and call enter the second moments, drawn at random.
+        sample: rows kept per layer.
+        limit: bytes that second moments may take at once. With `folder` layers are done in several passes of that
+            size and written there; without, more than this is an error.
+
+    Raises:
+        FewstepError: no conditions, not one seed per condition, no layer reached, or more memory than `limit`.
+        NonFiniteError: a layer's input holds NaN or infinity; the message names the layer.
+    """
+    if not len(conditions) or len(conditions) != len(seeds):
+        raise FewstepError(
+            "calibration needs conditions and one seed for each", value=(len(conditions), len(seeds)),
+            mend="Give at least one prompt or label, and as many seeds.",
+        )  # fmt: skip
+    passes = _passes(model, second, limit, folder is not None)
+    done: dict[str, LayerStatistics] = {}
+    names: list[str] = []
+    times: dict[float, None] = {}
+    calls = 0
+    for layers in passes:
+        collectors = {name: _Collector(name, layer, second, rows, sample) for name, layer in layers.items()}
+        calls = _one_pass(model, run, collectors, conditions, seeds, batch, times)
+        found = {name: c.statistics() for name, c in collectors.items() if c.seen}
+        names += found
+        if folder is None:
+            done |= found
+            continue
+        for name, statistics in found.items():
+            _write_layer(Path(folder), name, statistics)
+    if not names:
+        raise FewstepError("no Linear or Conv2d was called during calibration", mend="Let `run` call this very model.")
+    result = Calibration(done, len(conditions), tuple(map(int, seeds)), calls, tuple(sorted(times, reverse=True)))
+    if folder is None:
+        return result
+    record = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    write_json(Path(folder) / "calibration.json", {**record, "layers": names, "version": VERSION})
+    return Calibration.load(folder)
+
+
+def patches(layer: nn.Module, x: Tensor) -> Tensor:
+    """Inputs of one call as rows (samples, rows, in * kh * kw) of the layer's matrix product, float32."""
+    x = x.detach().float()
+    if not isinstance(layer, nn.Conv2d):
+        return x.reshape(1 if x.ndim < 3 else x.shape[0], -1, x.shape[-1])
+    x = x if x.ndim == 4 else x[None]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, list(layer._reversed_padding_repeated_twice), mode=mode)
+    return F.unfold(x, layer.kernel_size, layer.dilation, 0, layer.stride).mT
+
+
+class _Collector:
+    """Running sums of one layer; one random stream per layer, so that the choice of rows does not depend on others."""
+
+    def __init__(self, name: str, layer: nn.Module, second: bool, rows: int, sample: int) -> None:
+        self.name, self.layer, self.rows, self.keep = name, layer, rows, sample
+        self.generator = torch.Generator().manual_seed(0)
+        self.groups, width = _second_shape(layer)
+        self.second = torch.zeros(self.groups, width, width) if second else None
+        self.largest: Tensor | None = None
+        self.seen, self.taken = 0, 0
+        self.sample, self.keys = torch.empty(0, self.groups * width), torch.empty(0)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        x = (inputs[0] if inputs else named["input"]).detach()
+        if not x.numel():
+            return
+        dims = [d for d in range(x.ndim) if d != (x.ndim - 3 if isinstance(self.layer, nn.Conv2d) else x.ndim - 1)]
+        largest = x.abs().amax(dims).float().cpu() if dims else x.abs().float().cpu()
+        if not bool(largest.isfinite().all()):
+            mend = "Check the weights, the prompts and the dtype (float16 overflows)."
+            raise NonFiniteError(f"the input of layer {self.name!r} holds NaN or infinity", mend=mend)
+        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+        self.seen += 1
+        # one sample at a time: patches of a whole batch would not fit
+        for one in x if x.ndim == 4 and isinstance(self.layer, nn.Conv2d) else [x]:
+            for rows in patches(self.layer, one):
+                self._take(rows)
+
+    def _take(self, rows: Tensor) -> None:
+        if len(rows) > self.rows:
+            rows = rows[torch.randperm(len(rows), generator=self.generator)[: self.rows].to(rows.device)]
+        if self.second is not None:
+            parts = rows.view(len(rows), self.groups, -1).transpose(0, 1)
+            self.second += (parts.mT @ parts).cpu()
+        self.taken += len(rows)
+        # every row of the stream draws a key and the smallest stay: an even draw without knowing the length
+        keys = torch.cat([self.keys, torch.rand(len(rows), generator=self.generator)])
+        order = keys.argsort()[: self.keep]
+        self.sample = torch.cat([self.sample, rows.cpu()])[order]
+        self.keys = keys[order]
+
+    def statistics(self) -> LayerStatistics:
+        largest = torch.empty(0) if self.largest is None else self.largest
+        second = None if self.second is None else self.second / max(self.taken, 1)
+        return LayerStatistics(self.taken, largest, self.sample, second)
+
+
+class _Folder(Mapping[str, LayerStatistics]):
+    """Layers on disk, read one at a time."""
+
+    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
+        self.folder, self.names = folder, names
+
+    def __getitem__(self, name: str) -> LayerStatistics:
+        if name not in self.names:
+            raise KeyError(name)
+        tensors = read_tensors(_file(self.folder, name))
+        return LayerStatistics(int(tensors["rows"]), tensors["largest"], tensors["sample"], tensors.get("second"))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _passes(model: nn.Module, second: bool, limit: float, on_disk: bool) -> list[dict[str, nn.Module]]:
+    """Layers whose second moments fit in memory together."""
+    passes: list[dict[str, nn.Module]] = [{}]
+    size = 0.0
+    for name, layer in model.named_modules():
+        if type(layer) not in (nn.Linear, nn.Conv2d):
+            continue
+        groups, width = _second_shape(layer)
+        own = 4 * groups * width * width if second else 0
+        if size + own > limit and passes[-1]:
+            if not on_disk:
+                raise FewstepError(
+                    "second moments of all layers need more memory than the limit",
+                    value=f"{limit / 1e9:g} GB",
+                    mend="Pass folder=... (several passes, kept on disk), a higher limit, or second=False.",
+                )
+            passes.append({})
+            size = 0.0
+        passes[-1][name] = layer
+        size += own
+    return passes
+
+
+def _second_shape(layer: nn.Module) -> tuple[int, int]:
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups, layer.weight[0].numel()
+    return 1, layer.in_features if isinstance(layer, nn.Linear) else 0
+
+
+@torch.no_grad()
+def _one_pass(
+    model: nn.Module, run: Run, collectors: Mapping[str, _Collector], conditions: Sequence[Any], seeds: Sequence[int],
+    batch: int, times: dict[float, None],
+) -> int:  # fmt: skip
+    count = [0]
+    signature = inspect.signature(model.forward)
+
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        count[0] += 1
+        given = signature.bind_partial(*args, **kwargs).arguments
+        for key in ("timestep", "timesteps", "t", "time"):
+            if key in given:
+                value = given[key]
+                times.update(dict.fromkeys(value.flatten().tolist() if isinstance(value, Tensor) else [float(value)]))
+
+    with ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(note, with_kwargs=True).remove)
+        for collector in collectors.values():
+            stack.callback(collector.layer.register_forward_pre_hook(collector, with_kwargs=True).remove)
+        for i in range(0, len(conditions), batch):
+            run(conditions[i : i + batch], seeds[i : i + batch])
+    return count[0]
+
+
+def _write_layer(folder: Path, name: str, statistics: LayerStatistics) -> None:
+    tensors = {"rows": torch.tensor(statistics.rows), "largest": statistics.largest, "sample": statistics.sample}
+    if statistics.second is not None:
+        tensors["second"] = statistics.second
+    write_tensors(_file(folder, name), tensors)
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"

@@ -1,0 +1,90 @@
+"""Text encoders of transformers in low bits: saved and loaded by their own `save_pretrained` and `from_pretrained`.
+
+The same method `fewstep`, the same `quantization_config` and the same layers as for models of diffusers (see
+`fewstep.quant.storage`); transformers has its own list of methods and its own way of loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from fewstep.errors import FewstepError
+from fewstep.quant.apply import install, quantize
+from fewstep.quant.bos import install_separated, separated
+from fewstep.quant.scheme import Scheme
+from fewstep.quant.storage import FewstepQuantConfig
+
+
+class EncoderQuantConfig(FewstepQuantConfig, QuantizationConfigMixin):
+    """`quantization_config` of a text encoder; the fields of `FewstepQuantConfig`."""
+
+
+class EncoderQuantizer(HfQuantizer):
+    """Lets transformers load and save models with `QuantLayer`s."""
+
+    quantization_config: EncoderQuantConfig
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        if self.pre_quantized:
+            install_separated(model, self.quantization_config.first_token)
+            install(model, self.quantization_config.schemes(), self.quantization_config.backend)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        config = self.quantization_config
+        if not self.pre_quantized:
+            quantize_encoder(model, config.scheme, backend=config.backend)
+        empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+        if empty:
+            mend = "The file is truncated: save the model again."
+            raise FewstepError("the quantized checkpoint lacks a tensor", value=empty[0], mend=mend)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Always: codes and scales are plain tensors."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Adapters on top train: the gradient passes through."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """No data-dependent control flow."""
+        return True
+
+
+def quantize_encoder(model: nn.Module, scheme: str | Scheme, **options: Any) -> Any:
+    """`fewstep.quant.quantize` for a model of transformers, which then saves and loads as any other.
+
+    Raises:
+        FewstepError: as `quantize`.
+    """
+    report = quantize(model, scheme, **{"rules": (), **options})
+    layers = {row.name: Scheme.parse(row.bits) for row in report.rows if row.quantized}
+    attach_encoder(model, Scheme.parse(scheme), layers, report.backend)
+    return report
+
+
+def attach_encoder(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
+    """Mark a model of transformers that was quantized in place, so that it saves what it needs to be loaded."""
+    by_scheme: dict[str, list[str]] = {}
+    for name, layer_scheme in layers.items():
+        by_scheme.setdefault(str(layer_scheme), []).append(name)
+    config = EncoderQuantConfig(str(scheme), by_scheme, backend, first_token=separated(model))
+    model.hf_quantizer = EncoderQuantizer(config, pre_quantized=True)
+    model.quantization_method = config.quant_method
+    model.config.quantization_config = config
+
+
+def register() -> None:
+    """Make transformers know the method `fewstep`; repeating it changes nothing."""
+    AUTO_QUANTIZER_MAPPING["fewstep"] = EncoderQuantizer
+    AUTO_QUANTIZATION_CONFIG_MAPPING["fewstep"] = EncoderQuantConfig

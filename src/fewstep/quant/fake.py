@@ -1,0 +1,173 @@
+"""Float twins of quantized layers for fine-tuning: same function, with straight-through gradients to every part.
+
+to_fake(model)     # packed -> trainable, output unchanged
+...train...
+to_packed(model)   # back, output unchanged again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.quant.apply import _make as make
+from fewstep.quant.apply import _places as places
+from fewstep.quant.apply import _replace as replace
+from fewstep.quant.grids import Grid, Stored, decode, encode
+from fewstep.quant.integer import quantize_activation, quantize_fp8
+from fewstep.quant.layers import QuantLayer
+from fewstep.quant.scheme import Scheme, code_range
+
+_TOP = {"fp8": 448.0, "nf4": 1.0}
+
+
+def fake_weight(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
+    """Round weights (rows, columns) to the grid and back, differentiable in weight and scale.
+
+    Straight through (arXiv 1308.3432): rounding counts as the identity, clipped weights get no gradient. What follows
+    for the scale is the learned step size of LSQ (arXiv 1902.08153, eq. 3).
+    """
+    spread = grid.columns(0, weight.shape[1], weight.shape[1], scheme)
+    scale = spread.scale.float()
+    zero = 0.0 if spread.zero is None else spread.zero.float()
+    levels = weight.float() / scale
+    if scheme.weight_format in _TOP:
+        top = _TOP[scheme.weight_format]
+        levels = levels.clamp(-top, top)
+        unit = Grid(torch.ones_like(scale))
+        plain = Scheme(scheme.weight_bits, weight_format=scheme.weight_format)
+        return _through(levels, lambda v: decode(encode(v, unit, plain), unit, plain)) * scale
+    half = 2 ** (scheme.weight_bits - 1)
+    low, high = (-half, half - 1) if scheme.weight_format == "asym" else code_range(scheme.weight_bits)
+    return (_through((levels + zero).clamp(low, high), torch.round) - zero) * scale
+
+
+def fake_static(x: Tensor, scale: Tensor) -> Tensor:
+    """Round inputs to 255 levels of a scale (0-dim) and back, differentiable in both."""
+    scale = scale.float()
+    return (_through((x.float() / scale).clamp(-127, 127), torch.round) * scale).to(x.dtype)
+
+
+class FakeLayer(nn.Module):
+    """Twin of one `QuantLayer`; its parameters are what the packed layer keeps, before rounding.
+
+    Attributes:
+        weight: of the layer's shape, what is rounded (smoothing and float branch already taken out).
+        scale: (out, groups) as in the packed layer, float32.
+        bias, input_scale, up, down: where the layer has them.
+    """
+
+    zero: Tensor | None
+    smooth: Tensor | None
+    input_scale: nn.Parameter | None
+    up: nn.Parameter | None
+    down: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, layer: QuantLayer, weight: Tensor | None = None) -> None:
+        super().__init__()
+        stored, self.scheme, self.backend = layer.stored(), layer.scheme, layer.backend
+        start = layer.low_bit_weight() if weight is None else _residual(layer, weight)
+        self.weight = nn.Parameter(start.detach().clone())
+        self.scale = nn.Parameter(stored.grid.scale.float().clone())
+        self.register_buffer("zero", stored.grid.zero)
+        self.register_buffer("smooth", stored.smooth)
+        for name in ("input_scale", "up", "down"):
+            value = getattr(stored, name)
+            self.register_parameter(name, None if value is None else nn.Parameter(value.float().clone()))
+        self.register_parameter("bias", layer.bias)
+        shape = make(cast("nn.Linear | nn.Conv2d", layer.to_float()), layer.scheme, layer.backend)
+        shape.bias = None
+        self._shape = [shape]  # in a list, so that it is no submodule: it lends its geometry and holds no tensors
+        self.train(layer.training)
+
+    def grid(self) -> Grid:
+        """Scales as they will be stored, float16 where groups share them, with the gradient passed through."""
+        scale = self.scale if self.scheme.group_size is None else _through(self.scale, lambda s: s.half().float())
+        return Grid(scale, self.zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer in float arithmetic on rounded values."""
+        weight = fake_weight(self.weight.flatten(1), self.grid(), self.scheme)
+        return self.product(x, weight.view_as(self.weight))
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer with this weight in the place of the rounded one; smoothing and float branch included."""
+        shape = self._shape[0]
+        if self.smooth is not None:
+            x = x / shape._per_input(self.smooth).to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        y = shape._product(self._inputs(x), weight.to(x.dtype), bias)
+        if self.up is not None and self.down is not None:
+            up, down = (_through(p, lambda v: v.half().float()).to(x.dtype) for p in (self.up, self.down))
+            y = y + shape._mix(shape._product(x, down.view(-1, *self.weight.shape[1:]), None), up)
+        return y
+
+    @torch.no_grad()
+    def packed(self) -> QuantLayer:
+        """The low-bit layer this one stands for."""
+        layer = make(cast("nn.Linear | nn.Conv2d", self._shape[0].to_float()), self.scheme, self.backend)
+        layer.register_parameter("bias", self.bias)
+        grid = self.grid()
+        if self.scheme.group_size is not None:
+            grid = Grid(grid.scale.half(), grid.zero)
+        codes = encode(self.weight.flatten(1), grid, self.scheme)
+        detached = (None if p is None else p.detach() for p in (self.up, self.down, self.input_scale))
+        layer.load(Stored(self.scheme, codes, Grid(grid.scale.detach(), grid.zero), self.smooth, *detached))
+        return layer.train(self.training)
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        if self.scheme.activation_bits == 16:
+            return x
+        if self.input_scale is not None:
+            return fake_static(x, self.input_scale)
+        dims = self._shape[0]._dims
+        codes, scale = (quantize_fp8 if self.scheme.activation_format == "fp8" else quantize_activation)(x, dims)
+        return (codes * scale).to(x.dtype)
+
+
+def to_fake(
+    model: nn.Module,
+    weights: Mapping[str, Tensor] | None = None,
+    kind: Callable[[QuantLayer, Tensor | None], FakeLayer] = FakeLayer,
+) -> nn.Module:
+    """Replace the quantized layers of a model by their twins, in place.
+
+    weights:
+        Float weights by layer name to start from (the original ones, for quantization-aware training); layers that are
+        not named start from their rounded weights, with unchanged output.
+    kind:
+        Makes the twin of a layer from it and its float weight or None.
+    """
+    where, given = places(model), weights or {}
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, QuantLayer):
+            replace(where[id(layer)], kind(layer, given.get(name)))
+    return model
+
+
+def to_packed(model: nn.Module) -> nn.Module:
+    """Replace the twins of a model by packed layers, in place; output unchanged up to float rounding."""
+    where = places(model)
+    for layer in list(model.modules()):
+        if isinstance(layer, FakeLayer):
+            replace(where[id(layer)], layer.packed())
+    return model
+
+
+def _through(values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    """Rounded values with the gradient of the identity."""
+    return values + (rounding(values.detach()) - values.detach())
+
+
+def _residual(layer: QuantLayer, weight: Tensor) -> Tensor:
+    """The part of a float weight that the layer rounds."""
+    weight = weight.float()
+    if layer.smooth is not None:
+        weight = weight * layer._per_input(layer.smooth)
+    if layer.up is not None and layer.down is not None:
+        weight = weight - (layer.up.float() @ layer.down.float()).view(layer.weight_shape)
+    return weight

@@ -1,0 +1,142 @@
+"""What a method is, their registry, and the one function that turns a float weight into what a layer stores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import FewstepError
+from fewstep.quant.calibration import LayerStatistics
+from fewstep.quant.grids import Grid, Stored, fit
+from fewstep.quant.methods import low_rank, smoothing
+from fewstep.quant.scheme import Scheme
+from fewstep.registry import Registry
+
+Rounder = Callable[[Tensor, Scheme, Tensor | None], tuple[Tensor, Grid]]
+"""(weight (rows, columns) float32, scheme, second moments (columns, columns) of the inputs or None) -> codes, grid."""
+
+
+def nearest(weight: Tensor, scheme: Scheme, second: Tensor | None = None) -> tuple[Tensor, Grid]:
+    """Round to nearest on the default grid."""
+    return fit(weight, scheme)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How codes are chosen, and what the method adds to a scheme.
+
+    strength:
+        alpha of SmoothQuant where the scheme is smooth: 0 leaves all difficulty in the activations, 1 in the weights.
+    smooth, rank:
+        Added to the scheme of each layer (a scheme may also name them itself).
+    percentile:
+        Of the magnitudes of the inputs, on which a static scale is put; 100 is the largest.
+    calibrated:
+        Whether second moments of the inputs are needed.
+    uniform:
+        Whether the method needs codes that are one step apart (integers).
+    """
+
+    round: Rounder = nearest
+    strength: float = 0.5
+    smooth: bool = False
+    rank: int = 0
+    percentile: float = 100.0
+    calibrated: bool = False
+    uniform: bool = False
+
+    def extend(self, scheme: Scheme, calibration: bool = True) -> Scheme:
+        """The scheme with the method's own parts; smoothing only where there is calibration to smooth by."""
+        smooth = scheme.smooth or (self.smooth and calibration)
+        return dataclasses.replace(scheme, smooth=smooth, rank=scheme.rank or self.rank)
+
+
+METHODS: Registry[Method] = Registry("quantization method", "fewstep.quant.methods")
+
+
+def method_of(spec: str | Method) -> Method:
+    """The method that a text such as `gptq`, `smoothquant:0.3` or `svdquant:16` names.
+
+    Raises:
+        FewstepError: unknown method, or one that does not understand its argument.
+    """
+    return spec if isinstance(spec, Method) else METHODS.load(spec)
+
+
+def fitting(
+    shape: torch.Size, scheme: Scheme, method: Method, statistics: LayerStatistics | None, groups: int = 1
+) -> tuple[Scheme, Method, str]:
+    """Scheme and method that a layer of this weight shape can carry, and the reason where they are less than asked."""
+    reasons = []
+    if groups > 1 and (scheme.smooth or scheme.rank):
+        scheme = dataclasses.replace(scheme, smooth=False, rank=0)
+        reasons.append("grouped convolution: no smoothing, no float branch")
+    rows, columns = shape[0], shape[1:].numel()
+    most = rows * columns // (4 * (rows + columns))  # the branch takes a quarter of the layer's weights at most
+    if scheme.rank > most:
+        scheme = dataclasses.replace(scheme, rank=most)
+        reasons.append(f"small layer: float branch of rank {most}")
+    if scheme.weight_format in ("fp8", "nf4") and method.uniform:
+        method = dataclasses.replace(method, round=nearest, calibrated=False)
+        reasons.append(f"{scheme.weight_format} has no uniform steps: rounded to nearest")
+    if statistics is None and (scheme.smooth or scheme.activation_format == "static" or method.calibrated):
+        static = scheme.activation_format == "static"
+        scheme = dataclasses.replace(
+            scheme, smooth=False, activation_format="dynamic" if static else scheme.activation_format
+        )
+        method = Method()
+        reasons.append("not reached by the calibration: rounded to nearest")
+    return scheme, method, "; ".join(reasons)
+
+
+@torch.no_grad()
+def store(
+    weight: Tensor, scheme: Scheme, method: Method, statistics: LayerStatistics | None = None, groups: int = 1
+) -> Stored:
+    """What a layer of float weight (out, in / groups, ...) stores under a scheme; runs on the weight's device.
+
+    Order: smoothing, then the float branch, then the method's rounding of what is left. Without statistics only
+    round-to-nearest schemes can be made.
+
+    Raises:
+        FewstepError: the scheme or the method needs statistics, or the layer cannot carry the scheme.
+    """
+    if statistics is None and (scheme.smooth or scheme.activation_format == "static" or method.calibrated):
+        raise FewstepError(
+            "this scheme or method needs calibration", value=str(scheme), mend="Pass calibration=calibrate(...)."
+        )
+    if groups > 1 and (scheme.smooth or scheme.rank):
+        raise FewstepError("grouped convolutions take neither smoothing nor a float branch", value=str(scheme))
+    matrix, spread = weight.flatten(1).float(), weight[0, 0].numel()
+    smooth = None
+    second = None if statistics is None or statistics.second is None else statistics.second.to(matrix.device)
+    if scheme.smooth and statistics is not None:
+        smooth = smoothing.divisors(matrix.view(*weight.shape[:2], -1), statistics.largest, method.strength)
+        wide = smooth.repeat_interleave(spread)
+        matrix = matrix * wide
+        second = None if second is None else second / (wide[:, None] * wide[None, :])
+    up, down = None, None
+    if scheme.rank:
+        up, down, codes, grid = low_rank.split(matrix, scheme, method.round, None if second is None else second[0])
+    else:
+        codes, grid = _round_groups(matrix, scheme, method, second, groups)
+    scale = None
+    if scheme.activation_format == "static" and statistics is not None:
+        scale = statistics.reach(smooth, method.percentile).clamp(min=1e-30) / 127
+    return Stored(scheme, codes, grid, smooth, up, down, scale)
+
+
+def _round_groups(
+    matrix: Tensor, scheme: Scheme, method: Method, second: Tensor | None, groups: int
+) -> tuple[Tensor, Grid]:
+    """Round the rows of each convolution group with the second moments of its own inputs."""
+    if groups == 1 or second is None or scheme.per_tensor:
+        return method.round(matrix, scheme, None if second is None else second.mean(0))
+    parts = [method.round(part, scheme, moments) for part, moments in zip(matrix.chunk(groups), second, strict=True)]
+    zeros = [grid.zero for _, grid in parts if grid.zero is not None]
+    grid = Grid(torch.cat([grid.scale for _, grid in parts]), torch.cat(zeros) if zeros else None)
+    return torch.cat([codes for codes, _ in parts]), grid

@@ -1,0 +1,276 @@
+"""What each layer alone costs at each bit width, content and quality measured apart (MixDQ, arXiv 2405.17873, 4.2).
+
+Quantizing cross attention or feed-forward layers changes what is drawn; quantizing convolutions or self-attention adds
+degradation. One metric ranks only one of the two: content layers are measured by the structural similarity of images,
+quality layers by the signal-to-noise ratio of the network's output.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewstep.errors import FewstepError
+from fewstep.quant.apply import quantize
+from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
+from fewstep.quant.scheme import Scheme
+
+CONTENT = (
+    "*attn2*", "*.ff.*", "*.ff_context.*", "*.net.*", "*.mlp.*", "*.ffn.*", "*feed_forward*", "*proj_mlp*",
+    "*add_?_proj", "*to_add_out", "*context*", "*caption*", "*txt*", "*encoder_hid*",
+)  # fmt: skip
+"""Layers through which the condition shapes the picture: text attention and feed-forward, in the names of diffusers."""
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+Table = dict[str, dict[str, float]]
+"""Metric of each layer at each scheme, higher is better: mean SSIM (content) or SQNR in dB (quality)."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A metric of the whole model as it is at the moment of the call, higher is better."""
+
+    name: str
+    run: Callable[[], Tensor]
+    metric: Callable[[Tensor, Tensor], float]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a layer takes at one scheme: bytes of its tensors, weight bits and activation bits."""
+
+    bytes: int
+    weight_bits: float
+    activation_bits: float
+
+
+def eligible(model: nn.Module) -> list[str]:
+    """Names of the Linear and Conv2d layers that can be quantized: of exactly these types, weights not shared."""
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, nn.Conv2d) and owners[id(module.weight)] == 1
+    ]
+
+
+def grouped(names: Sequence[str], content: Sequence[str] = CONTENT) -> dict[str, str]:
+    """`content` or `quality` for each layer, by globs of names."""
+    return {
+        name: "content" if any(fnmatchcase(f".{name}", pattern) for pattern in content) else "quality"
+        for name in names
+    }  # fmt: skip
+
+
+def measure(
+    model: nn.Module,
+    probes: Mapping[str, Probe],
+    groups: Mapping[str, str],
+    schemes: Sequence[str],
+    *,
+    known: Mapping[str, Mapping[str, float]] | None = None,
+    watch: Callable[[str, str, float], None] | None = None,
+) -> Table:
+    """The metric of every layer alone at every scheme, everything else in full precision.
+
+    Runs the real low-bit layers, one at a time; the model is itself again afterwards.
+
+    Args:
+        probes: the probe of each group.
+        groups: the group of each layer to measure.
+        known: values of an earlier, interrupted measurement; they are not measured again.
+        watch: called with layer, scheme and value after each measurement.
+
+    Raises:
+        FewstepError: a probe returned NaN or infinity, or a scheme does not fit a layer.
+    """
+    with torch.no_grad():
+        references = {group: probes[group].run() for group in sorted(set(groups.values()))}
+    for group, reference in references.items():
+        if not bool(reference.isfinite().all()):
+            raise FewstepError(
+                f"the full-precision model gives NaN or infinity on the {group} probe",
+                mend="Check the calibration prompts and the model's type (float16 overflows).",
+            )
+    table: Table = {}
+    for name, group in groups.items():
+        row = table.setdefault(name, {})
+        for scheme in schemes:
+            value = (known or {}).get(name, {}).get(scheme)
+            if value is None:
+                with lowered(model, name, scheme), torch.no_grad():
+                    value = probes[group].metric(references[group], probes[group].run())
+                if watch is not None:
+                    watch(name, scheme, value)
+            row[scheme] = value
+    return table
+
+
+@contextmanager
+def lowered(model: nn.Module, name: str, scheme: str) -> Iterator[QuantLayer]:
+    """The model with one layer quantized inside the context, itself again afterwards."""
+    source = model.get_submodule(name)
+    low = low_bit(source, scheme)
+    parent, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    setattr(owner, leaf, low)
+    try:
+        yield low
+    finally:
+        setattr(owner, leaf, source)
+
+
+def low_bit(layer: nn.Module, scheme: str) -> QuantLayer:
+    """The quantized twin of one Linear or Conv2d; the layer itself stays as it is.
+
+    Raises:
+        FewstepError: it cannot be quantized with this scheme.
+    """
+    holder = nn.Sequential(layer)
+    report = quantize(holder, scheme, rules=())
+    found = holder[0]
+    if not isinstance(found, QuantLayer):
+        raise FewstepError("a layer cannot be quantized", value=scheme, mend=report.rows[0].reason)
+    return found
+
+
+def damage_of(value: float, group: str) -> float:
+    """A damage that adds up over layers: 1 - SSIM, or the noise power relative to the signal.
+
+    The repository of arXiv 2405.17873 adds SSIM and decibels as they are. Independent errors add in power, not in
+    decibels: ten layers at 30 dB leave 20 dB, whatever a layer at 60 dB does.
+    """
+    if group == "content":
+        return max(1.0 - value, 0.0)
+    return 10 ** (-value / 10)
+
+
+def costs(model: nn.Module, names: Sequence[str], schemes: Sequence[str]) -> dict[str, dict[str, Cost]]:
+    """What each layer takes at each scheme, read off empty low-bit layers."""
+    found: dict[str, dict[str, Cost]] = {}
+    for name in names:
+        source: Any = model.get_submodule(name)
+        kind: Any = QuantLinear if isinstance(source, nn.Linear) else QuantConv2d
+        found[name] = {}
+        for given in schemes:
+            scheme = Scheme.parse(given)
+            tensors = [*(low := kind(source, scheme)).buffers(), *low.parameters()]
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            found[name][given] = Cost(size, scheme.weight_bits, scheme.activation_bits)
+    return found
+
+
+# --- what the probes run --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def recording(model: nn.Module, limit: int | None = None) -> Iterator[list[Call]]:
+    """Notes the arguments of the calls that the model gets inside the context, at most `limit` of them."""
+    calls: list[Call] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if limit is None or len(calls) < limit:
+            calls.append((_kept(args), _kept(kwargs)))
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+def replay(model: nn.Module, calls: Sequence[Call]) -> Tensor:
+    """Outputs of the model for recorded calls, flattened one after the other.
+
+    Raises:
+        FewstepError: there are no calls.
+    """
+    if not calls:
+        raise FewstepError("no call of the network was recorded", mend="Give at least one calibration prompt or label.")
+    with torch.no_grad():
+        return torch.cat([_flat(model(*args, **kwargs)) for args, kwargs in calls])
+
+
+def multiply_adds(model: nn.Module, call: Call, names: Sequence[str]) -> dict[str, int]:
+    """Multiply-adds of each named layer in one recorded call; 0 for a layer that does not run."""
+    found = dict.fromkeys(names, 0)
+    hooks = []
+    for name in names:
+        layer: Any = model.get_submodule(name)
+
+        def count(
+            _: nn.Module, __: Any, output: Tensor, name: str = name, columns: int = layer.weight[0].numel()
+        ) -> None:
+            found[name] += output.numel() * columns
+
+        hooks.append(layer.register_forward_hook(count))
+    try:
+        replay(model, [call])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------
+
+
+def sqnr(reference: Tensor, found: Tensor) -> float:
+    """Signal-to-quantization-noise ratio in dB, 10 log10(sum y^2 / sum (y_q - y)^2); 200 at most, and -200 for NaN."""
+    reference, found = reference.double(), found.double()
+    noise, signal = float((found - reference).square().sum()), float(reference.square().sum())
+    if not noise < float("inf"):
+        return -200.0
+    ratio = torch.tensor(max(signal, 1e-300) / max(noise, 1e-300), dtype=torch.float64)
+    return float((10 * ratio.log10()).clamp(-200, 200))
+
+
+def ssim(reference: Tensor, found: Tensor, window: int = 7) -> float:
+    """Mean structural similarity of images (B, C, H, W) in [0, 1] (Wang et al. 2004), uniform windows, float32.
+
+    MixDQ uses one window of nearly the whole image; a window larger than the image is cut to it. 0 where NaN.
+
+    Raises:
+        FewstepError: the shapes differ.
+    """
+    if reference.shape != found.shape:
+        raise FewstepError("images of different shapes", value=(tuple(reference.shape), tuple(found.shape)))
+    if not bool(found.isfinite().all()):
+        return 0.0
+    size = min(window, *reference.shape[-2:])
+    a, b = (x.double().flatten(0, -4) if x.ndim > 4 else x.double() for x in (reference, found))
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, size, 1)
+
+    count = size * size
+    unbiased = count / max(count - 1, 1)
+    ma, mb = mean(a), mean(b)
+    va, vb, cov = (unbiased * (mean(x) - m) for x, m in ((a * a, ma * ma), (b * b, mb * mb), (a * b, ma * mb)))
+    c1, c2 = 0.01**2, 0.03**2
+    value = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+    return float(value.mean())
+
+
+def _kept(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: _kept(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_kept(inner) for inner in value)
+    return value
+
+
+def _flat(output: Any) -> Tensor:
+    first = output if isinstance(output, Tensor) else output[0]
+    parts = [first] if isinstance(first, Tensor) else list(first)
+    return torch.cat([part.detach().float().flatten() for part in parts])

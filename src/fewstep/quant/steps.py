@@ -1,0 +1,133 @@
+"""Bits per layer and per step: a row of a plan names the table of bits that the network runs with.
+
+A layer whose scheme differs between tables is stored once per distinct scheme; all others once. `Row.network` is
+`bits:K` for table K (see `fewstep.variants`); without a name a network runs table 0.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewstep.errors import FewstepError
+from fewstep.quant.mixed import quantize_mixed
+from fewstep.quant.report import QuantReport
+from fewstep.variants import Changed, kind
+
+
+class Stepped(nn.Module):
+    """One layer in several precisions, of which the running table chooses one.
+
+    tables: index into `options` for each table.
+    """
+
+    def __init__(self, options: Sequence[nn.Module], tables: Sequence[int]) -> None:
+        super().__init__()
+        self.options = nn.ModuleList(options)
+        self.tables, self.active = tuple(tables), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the active option."""
+        return self.options[self.tables[self.active]](x)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the active option, for code that asks a layer for its weight or its type and device."""
+        return self.options[self.tables[self.active]].weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the active option."""
+        return self.options[self.tables[self.active]].bias  # type: ignore[return-value]
+
+
+def quantize_stepped(model: nn.Module, tables: Sequence[Mapping[str, str]], **options: Any) -> QuantReport:
+    """Quantize a model in place with several tables of schemes, for plans whose rows name `bits:0`, `bits:1`, ...
+
+    Args:
+        tables: scheme, or `float`, of every layer, as `quantize_mixed` takes one of them.
+        options: of `quantize_mixed`.
+
+    Raises:
+        FewstepError: no table, tables of different layers, or as `quantize_mixed`.
+    """
+    if not tables or any(set(table) != set(tables[0]) for table in tables):
+        raise FewstepError("tables of bits must be of the same layers", value=len(tables), mend="Give at least one.")
+    flat: dict[str, str] = {}
+    for name in tables[0]:
+        wanted = [table[name] for table in tables]
+        distinct = list(dict.fromkeys(wanted))
+        if len(distinct) == 1:
+            flat[name] = distinct[0]
+            continue
+        _put(model, name, Stepped(_copies(_layer(model, name), len(distinct)), [distinct.index(w) for w in wanted]))
+        flat |= {f"{name}.options.{k}": scheme for k, scheme in enumerate(distinct)}
+    return quantize_mixed(model, flat, **options)
+
+
+def tables_of(model: nn.Module) -> dict[str, list[int]]:
+    """Tables of every layer that has several precisions: the part of the configuration that rebuilds them."""
+    return {name: list(m.tables) for name, m in model.named_modules() if isinstance(m, Stepped)}
+
+
+def install_stepped(model: nn.Module, tables: Mapping[str, Sequence[int]]) -> None:
+    """Put float layers in several copies in the named places, for quantized ones to replace.
+
+    Raises:
+        FewstepError: the model has no such layer, or the tables are malformed.
+    """
+    for name, choice in tables.items():
+        if not choice or sorted(set(choice)) != list(range(len(set(choice)))):
+            raise FewstepError(f"malformed tables of bits of {name}", value=choice, mend="Save the model again.")
+        layer = _layer(model, name)
+        _put(model, name, Stepped(_copies(layer, len(set(choice))), choice).train(layer.training))
+
+
+@kind("bits")
+def bits(model: nn.Module, numbers: tuple[float, ...]) -> Changed:
+    """The network with table K of its bits."""
+    layers = [module for module in model.modules() if isinstance(module, Stepped)]
+    count = len(layers[0].tables) if layers else 1
+    if len(numbers) != 1 or numbers[0] not in range(count):
+        mend = f"The network has the tables 0 to {count - 1}." if count > 1 else "It has one."
+        raise FewstepError("there is no table of bits of this number", value=numbers, mend=mend)
+    return _running(layers, int(numbers[0]))
+
+
+@contextmanager
+def _running(layers: Sequence[Stepped], table: int) -> Iterator[None]:
+    with ExitStack() as after:
+        for layer in layers:
+            after.callback(setattr, layer, "active", layer.active)
+            layer.active = table
+        yield
+
+
+def _copies(layer: nn.Module, count: int) -> list[nn.Module]:
+    """The layer several times over the same weight, but with parameters of their own: none counts as shared."""
+    found = []
+    for _ in range(count):
+        twin = copy.copy(layer)
+        twin._parameters = {
+            name: None if p is None else nn.Parameter(p.data if name == "weight" else p.data.clone(), p.requires_grad)
+            for name, p in layer._parameters.items()
+        }
+        found.append(twin)
+    return found
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    layer = dict(model.named_modules()).get(name)
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        mend = "Load it with the model class and configuration it was saved from."
+        raise FewstepError("tables of bits name a layer that this model does not have", value=name, mend=mend)
+    return layer
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)

@@ -1,0 +1,316 @@
+"""A quantization run, unit by unit: open, record, choose bits, quantize each part, measure, report, save."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.errors import FewstepError
+from fewstep.files import read_json, write_json
+from fewstep.pipelines import (
+    Generator,
+    attach,
+    backbone_of,
+    identity_of,
+    load_pipeline,
+    plan_of,
+    save_pipeline,
+)
+from fewstep.pipelines.conditions import conditions_of
+from fewstep.plan import Plan
+from fewstep.quant import QuantReport, Rule, Scheme, quantize
+from fewstep.quant.bos import separate
+from fewstep.quant.calibration import calibrate
+from fewstep.quant.encoders import quantize_encoder
+from fewstep.quant.methods import method_of
+from fewstep.quant.mixed import quantize_mixed
+from fewstep.quant.sensitivity import Call, recording, replay, sqnr, ssim
+from fewstep.quant.split import split_skips
+from fewstep.runs import Run, environment
+from fewstep.runs.environment import best_device
+from fewstep.search import Family, Problem, searcher
+from fewstep.search.schedule import TeacherMatch
+from fewstep.systems.mixdq.choose import Chooser, file_bytes
+from fewstep.systems.mixdq.measure import growth, latency, verdict
+from fewstep.systems.mixdq.recipe import QuantizeRecipe
+from fewstep.systems.mixdq.report import layer_table, part_table, write_report
+
+VAE_RULES = (
+    Rule(("*.conv_in", "*.conv_out"), Scheme(8, 16), "first or last layer: its error reaches every pixel"),
+    Rule(("quant_conv", "post_quant_conv"), Scheme(8, 16), "between latents and network: small, and all passes it"),
+)
+
+
+def run(recipe: QuantizeRecipe, run: Run) -> Path:
+    """Execute a recipe in a run directory and return the report.
+
+    Leaves behind: `artifacts/pipeline` (a diffusers folder with the low-bit parts), the table of every layer in
+    `results.json`, and `report.html`.
+    """
+    job = Job(recipe, run)
+    job.quantize()
+    job.tune()
+    results = {
+        "recipe": recipe.plain(),
+        "environment": environment(),
+        "allocation": job.allocation,
+        "parts": job.parts,
+        "q_sched": job.tuned,
+        "measured": run.unit("measure", job.measure),
+        "calibration": job.provenance,
+    }
+    run.unit("pipeline", job.finished, save=save_pipeline, load=lambda folder: None, artifact="pipeline")
+    results["seconds"] = run.seconds()
+    write_json(run.path / "results.json", results)
+    if recipe.results:
+        write_json(recipe.results, results)
+    if not run.quiet:
+        import rich
+        from rich.markup import escape
+
+        for table in (layer_table(results), part_table(results)):
+            rich.print(table)
+        rich.print(escape(results["measured"]["verdict"]))
+    return write_report(run, recipe, results)
+
+
+class Job:
+    """What the units share: the full-precision pipeline, its plan, and the low-bit parts made so far."""
+
+    def __init__(self, recipe: QuantizeRecipe, run: Run) -> None:
+        self.recipe, self.run = recipe, run
+        self.device = best_device() if recipe.device == "auto" else recipe.device
+        self.pipe = load_pipeline(recipe.model, dtype=getattr(torch, recipe.dtype)).to(self.device)
+        for part in self.pipe.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False)
+        self.guidance = max(1.0, recipe.guidance)
+        plan = plan_of(self.pipe, recipe.steps, guidance_scale=recipe.guidance or None, **recipe.call)
+        self.plan: Plan = plan.replace(identity=identity_of(self.pipe, self.guidance))
+        self.allocation: dict[str, Any] = {}
+        self.parts: dict[str, dict[str, Any]] = {}
+        self.low: dict[str, nn.Module] = {}
+        self.tuned: dict[str, Any] = {}
+
+    # --- what everything is measured on -----------------------------------------------------------------------------
+
+    @cached_property
+    def items(self) -> tuple[list[Any] | None, list[int]]:
+        """Calibration conditions and seeds."""
+        settings = self.recipe.calibration
+        source = self.recipe.prompts(settings.conditions, held_out=False)
+        seeds = [3_000_017 * (settings.seed + 1) + i for i in range(settings.items)]
+        return conditions_of(self.pipe, source, settings.items), seeds
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the calibration was, for the record."""
+        conditions, seeds = self.items
+        return {"conditions": conditions, "seeds": seeds, "times": [float(row.network_time) for row in self.plan.rows]}
+
+    @cached_property
+    def calls(self) -> dict[str, list[Call]]:
+        """Calls of every network while the calibration items are drawn in full precision."""
+        conditions, seeds = self.items
+        with ExitStack() as stack, torch.no_grad():
+            found = {
+                name: stack.enter_context(recording(part))
+                for name, part in self.pipe.components.items()
+                if isinstance(part, nn.Module)
+            }
+            self._with()(self.plan, conditions, seeds, output="latent")
+        return found
+
+    def _with(self, **parts: nn.Module) -> Generator:
+        """A generator of the pipeline with some parts exchanged; prompts are encoded anew."""
+        return Generator(self._exchanged(parts), self.recipe.guidance, dict(self.recipe.call), self.recipe.batch)
+
+    def _exchanged(self, parts: Mapping[str, nn.Module]) -> Any:
+        """A pipeline of its own with all settings of the original; the original keeps its parts."""
+        pipe = copy.copy(self.pipe)
+        pipe.register_modules(**parts)
+        return pipe
+
+    def _drawing(self) -> Callable[[nn.Module], Tensor]:
+        """(backbone) -> images of the calibration items."""
+        conditions, seeds = self.items
+        generate = self._with()
+
+        def draw(model: nn.Module) -> Tensor:
+            setattr(generate.pipe, self.backbone, model)
+            with torch.no_grad():
+                return generate(self.plan, conditions, seeds)
+
+        return draw
+
+    @cached_property
+    def backbone(self) -> str:
+        """Name of the component that denoises."""
+        return "transformer" if getattr(self.pipe, "transformer", None) is not None else "unet"
+
+    # --- the parts --------------------------------------------------------------------------------------------------
+
+    def quantize(self) -> None:
+        """Every part that was asked for, each a unit of its own."""
+        wanted = self.recipe.parts
+        for name, part in self.pipe.components.items():
+            if not isinstance(part, nn.Module):
+                continue
+            if name == self.backbone and "backbone" in wanted:
+                self._part(name, part, self._low_backbone)
+            elif name.startswith("text_encoder") and "text" in wanted:
+                self._part(name, part, partial(self._low_encoder, name, part))
+            elif name in ("vae", "vqvae") and "vae" in wanted:
+                self._part(name, part, partial(self._low_vae, part))
+        if not self.low:
+            raise FewstepError("the pipeline has none of these parts", value=wanted, mend="Add backbone.")
+
+    def _part(self, name: str, source: Any, make: Callable[[], tuple[nn.Module, QuantReport, dict[str, Any]]]) -> None:
+        """Quantize one part and read it back from its file, so that what is measured is what was saved."""
+
+        def save(made: tuple[nn.Module, QuantReport, dict[str, Any]], draft: Path) -> None:
+            model: Any = made[0]
+            model.save_pretrained(draft)
+            write_json(draft / "quantization.json", {**made[1].to_dict(), **made[2]})
+
+        def load(folder: Path) -> Any:
+            self.parts[name] = {**read_json(folder / "quantization.json"), "file_bytes": file_bytes(folder)}
+            model = type(source).from_pretrained(folder, dtype=getattr(torch, self.recipe.dtype))
+            return model.to(self.device).eval().requires_grad_(False)
+
+        if not hasattr(source, "save_pretrained"):
+            raise FewstepError(f"{name} cannot be saved", value=type(source).__name__, mend="Leave this part out.")
+        self.low[name] = self.run.unit(f"quantize-{name}", make, save=save, load=load, artifact=f"parts/{name}")
+
+    def _low_backbone(self) -> tuple[nn.Module, QuantReport, dict[str, Any]]:
+        recipe = self.recipe
+        model = copy.deepcopy(backbone_of(self.pipe))
+        split = split_skips(model) if recipe.split_skips else []
+        apart = separate(model, self.calls[self.backbone]) if recipe.first_token else []
+        extra: dict[str, Any] = {"first_token": apart, "split_skips": split}
+        if recipe.scheme:
+            return model, quantize(model, recipe.scheme, **self._method(model, recipe.scheme)), extra
+        method = method_of(recipe.method)
+        if method.smooth or method.rank:
+            mend = "Use it with --scheme, or rtn, clip, gptq or adaround with a budget."
+            raise FewstepError("this method stores more than the allocation counts", value=recipe.method, mend=mend)
+        chooser = Chooser(recipe, self.run, model, self._drawing(), self.calls[self.backbone])
+        _ = chooser.budget  # a budget that cannot be met fails before hours of measurement
+        table = self.run.unit("sensitivity", chooser.measure)
+        chosen = self.run.unit("choose", lambda: chooser.choose(table))
+        schemes = chosen["schemes"]
+        reasons = chooser.reasons(table, schemes)
+        options = self._method(model, *recipe.allocation.candidates)
+        report = quantize_mixed(model, schemes, reasons=reasons, **options)
+        extra |= {"sensitivity": table, "groups": chooser.groups, "reasons": reasons}
+        extra["allocation"] = {k: v for k, v in chosen.items() if k != "schemes"}
+        return model, report, extra
+
+    def _method(self, model: nn.Module, *schemes: str) -> dict[str, Any]:
+        """Options of `quantize`: the method, and calibration where it or a scheme needs it."""
+        method = method_of(self.recipe.method)
+        static = any(Scheme.parse(s).activation_format == "static" or Scheme.parse(s).smooth for s in schemes)
+        if not (method.calibrated or method.smooth or static):
+            return {"method": self.recipe.method}
+        conditions, seeds = self.items
+        generate = self._with(**{self.backbone: model})
+
+        def draw(some: Any, numbers: Any) -> None:
+            with torch.no_grad():
+                generate(self.plan, None if conditions is None else list(some), list(numbers), output="latent")
+
+        given = [None] * len(seeds) if conditions is None else conditions
+        second = method.calibrated
+        return {
+            "method": self.recipe.method,
+            "calibration": calibrate(model, draw, given, seeds, batch=self.recipe.batch, second=second),
+        }
+
+    def _low_encoder(self, name: str, source: nn.Module) -> tuple[nn.Module, QuantReport, dict[str, Any]]:
+        model, calls = copy.deepcopy(source), self.calls[name]
+        apart = separate(model, calls) if self.recipe.first_token else []
+        truth = replay(model, calls)
+        ours = type(source).__module__.startswith("diffusers")
+        report = (quantize if ours else quantize_encoder)(model, self.recipe.text, rules=())
+        return model, report, {"first_token": apart, "sqnr": sqnr(truth, replay(model, calls))}
+
+    def _low_vae(self, source: nn.Module) -> tuple[nn.Module, QuantReport, dict[str, Any]]:
+        model = copy.deepcopy(source)
+        return model, quantize(model, self.recipe.vae, rules=VAE_RULES), {}
+
+    # --- the proof --------------------------------------------------------------------------------------------------
+
+    def finished(self) -> Any:
+        """The pipeline with all low-bit parts, following the plan that was tuned for it if there is one."""
+        pipe = self._exchanged(self.low)
+        if self.tuned:
+            attach(pipe, Plan.load(self.run.artifact("plan-q-sched.json")))
+        return pipe
+
+    def tune(self) -> None:
+        """Q-Sched last: two scalars per step, so that the result ends where full precision ends."""
+        self.allocation = self.parts.get(self.backbone, {}).get("allocation", {})
+        if not self.recipe.q_sched:
+            return
+        low = self._with(**self.low)
+        base = self.plan.replace(identity=identity_of(low.pipe, self.guidance))
+        conditions, seeds = self.items
+
+        def compute() -> dict[str, Any]:
+            def generate(plan: Plan, some: Any) -> Tensor:
+                kinds = None if conditions is None else [conditions[i] for i in some]
+                return low(plan, kinds, [seeds[i] for i in some], output="latent")
+
+            with torch.no_grad():
+                truth = self._with()(self.plan, conditions, seeds, output="latent")
+            problem = Problem(
+                base, Family("ramp"), TeacherMatch(generate, truth), log=self.run.scratch("q-sched") / "scores.jsonl"
+            )
+            searcher("coarse-to-fine")(problem, self.recipe.q_sched, 0)
+            outcome = problem.outcome()
+            return {"theta": list(outcome.theta), "value": outcome.value, "untuned": outcome.identity_value}
+
+        self.tuned = self.run.unit("q-sched", compute)
+        theta = torch.tensor(self.tuned["theta"], dtype=torch.float64)
+        Family("ramp").apply(base, theta).save(self.run.artifact("plan-q-sched.json"))
+
+    def measure(self) -> dict[str, Any]:
+        """Pictures on held-out conditions, bytes, memory and time: before, each part alone, all together."""
+        settings = self.recipe.evaluation
+        conditions = conditions_of(self.pipe, self.recipe.prompts(settings.conditions, held_out=True), settings.items)
+        seeds = [1_000_003 * 101 + i for i in range(settings.items)]
+        full, low = self._with(), self._with(**self.low)
+        plans = {"all": Plan.load(self.run.artifact("plan-q-sched.json"))} if self.tuned else {}
+        trials = {"all": low} if len(self.low) == 1 else {name: self._with(**{name: m}) for name, m in self.low.items()}
+        with torch.no_grad():
+            truth = full(self.plan, conditions, seeds)
+            pictures = {name: _fidelity(truth, made(self.plan, conditions, seeds)) for name, made in trials.items()}
+            if len(self.low) > 1:
+                pictures["all"] = _fidelity(truth, low(self.plan, conditions, seeds))
+            if plans:
+                pictures["all + Q-Sched"] = _fidelity(truth, low(plans["all"], conditions, seeds))
+        one = None if conditions is None else conditions[:1]
+        draws = {
+            name: lambda made=made: made(self.plan, one, seeds[:1]) for name, made in (("before", full), ("after", low))
+        }
+        with torch.no_grad():
+            peaks = {name: growth(draw, torch.device(self.device)) for name, draw in draws.items()}
+        milliseconds = latency(draws, settings.rounds) if settings.rounds else {}
+        rows = [row for part in self.parts.values() for row in part["rows"]]
+        return {
+            "pictures": pictures, "items": settings.items, "peak_growth": peaks, "milliseconds": milliseconds,
+            "verdict": verdict(milliseconds, rows),
+        }  # fmt: skip
+
+
+def _fidelity(truth: Tensor, found: Tensor) -> dict[str, float]:
+    error = float((truth - found).square().mean())
+    psnr = -10 * torch.tensor(max(error, 1e-20)).log10()
+    return {"psnr": float(psnr), "ssim": ssim(truth, found)}

@@ -1,0 +1,164 @@
+"""The tables of a quantization run, on the terminal and on a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.report import Block, Code, Column, Facts, Highlight, Highlights, Note, Page, Row, Table, save
+from fewstep.runs import Run
+from fewstep.systems.mixdq.recipe import QuantizeRecipe
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+Results = Mapping[str, Any]
+
+
+def rows_of(results: Results) -> list[dict[str, Any]]:
+    """Every layer of every part: name, shape, bits, kernel, sensitivity, reason, bytes."""
+    found = []
+    for part, values in results["parts"].items():
+        table = values.get("sensitivity", {})
+        for row in values["rows"]:
+            measured = table.get(row["name"], {}).get(row["bits"])
+            unit = "SSIM" if values.get("groups", {}).get(row["name"]) == "content" else "dB"
+            shown = "" if measured is None else f"{measured:.4g} {unit}"
+            reason = values.get("reasons", {}).get(row["name"]) or row["reason"] or "the scheme"
+            found.append({**row, "part": part, "sensitivity": shown, "reason": reason})
+    return found
+
+
+def layer_table(results: Results) -> RichTable:
+    """layer -> shape -> bits -> kernel -> sensitivity -> reason; equal layers of repeated blocks share a line."""
+    from rich.table import Table as RichTable
+
+    table = RichTable(title="Every layer", title_justify="left")
+    for column in ("layer", "shape", "bits", "kernel", "sensitivity", "reason"):
+        table.add_column(column, overflow="fold")
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows_of(results):
+        name = re.sub(r"\d+(?=\.|$)", "*", row["name"])
+        alone = row["name"] if row["sensitivity"] else name  # measured layers are all different
+        key = (row["part"], alone, row["bits"], row["kernel"], "" if row["sensitivity"] else row["reason"])
+        groups.setdefault(key, []).append(row)
+    for (part, name, bits, kernel, _), rows in groups.items():
+        shapes = {"x".join(map(str, row["shape"])) for row in rows}
+        shape = shapes.pop() if len(shapes) == 1 else "several"
+        count = f" ({len(rows)}x)" if len(rows) > 1 else ""
+        table.add_row(f"{part}.{name}{count}", shape, bits, kernel, rows[0]["sensitivity"], rows[0]["reason"])
+    return table
+
+
+def part_table(results: Results) -> RichTable:
+    """Bytes and fidelity of each part."""
+    from fewstep.report import to_rich
+
+    return to_rich(_parts(results))
+
+
+def write_report(run: Run, recipe: QuantizeRecipe, results: Results) -> Path:
+    """Write `report.html` into the run directory and return its path."""
+    measured = results["measured"]
+    blocks: list[Block] = [_highlights(results), Note("Speed", measured["verdict"]), _parts(results)]
+    if results["allocation"]:
+        blocks.append(_sweep(results["allocation"]))
+    blocks += [
+        _layers(results),
+        Facts("Environment", {k: str(v) for k, v in results["environment"].items()}),
+        Code("Use it", _use(run)),
+        Code("Command", results["environment"]["command"]),
+    ]
+    aim = recipe.scheme or recipe.budget or f"{recipe.effective_bits:g} bits per weight"
+    title = f"{recipe.model}: {aim}"
+    return save(Page(title, _sentence(results), blocks, label="Quantization"), run.path / "report.html")
+
+
+def _sentence(results: Results) -> str:
+    before, after = (sum(part[key] for part in results["parts"].values()) for key in ("disk_before", "disk_after"))
+    pictures = results["measured"]["pictures"]["all"]
+    return (
+        f"{size(before)} become {size(after)} on disk ({', '.join(results['parts'])}). On "
+        f"{results['measured']['items']} held-out items the pictures are at {pictures['psnr']:.1f} dB PSNR and "
+        f"{pictures['ssim']:.3f} SSIM from full precision with the same seeds."
+    )
+
+
+def _highlights(results: Results) -> Block:
+    before, after = (sum(part[key] for part in results["parts"].values()) for key in ("disk_before", "disk_after"))
+    items = [
+        Highlight(f"{before / max(after, 1):.2f}x", "smaller on disk", f"{size(before)} to {size(after)}"),
+        Highlight(f"{results['measured']['pictures']['all']['psnr']:.1f} dB", "PSNR to full precision", "held-out"),
+    ]
+    times = results["measured"]["milliseconds"]
+    if times:
+        change = times["before"] / times["after"]
+        items.append(
+            Highlight(f"{change:.2f}x", "speed", f"{times['before']:.0f} to {times['after']:.0f} ms per image")
+        )
+    return Highlights("At a glance", items)
+
+
+def _parts(results: Results) -> Table:
+    columns = [
+        Column("before", "MB"), Column("after", "MB"), Column("in memory", "MB"), Column("bits per weight", digits=2),
+        Column("PSNR alone", "dB", digits=1), Column("SSIM alone"), Column("first tokens apart", digits=0),
+    ]  # fmt: skip
+    rows = []
+    pictures = results["measured"]["pictures"]
+    for name, part in results["parts"].items():
+        seen = pictures.get(name) or pictures["all"]
+        apart = len(part.get("first_token", ()))
+        sizes = [part[key] / 1e6 for key in ("disk_before", "disk_after", "resident_after")]
+        rows.append(Row(name, [*sizes, part["bits_per_weight"], seen["psnr"], seen["ssim"], apart]))
+    for name in ("all", "all + Q-Sched"):
+        if name in pictures and (len(results["parts"]) > 1 or "Q-Sched" in name):
+            rows.append(Row(name, [None] * 4 + [pictures[name]["psnr"], pictures[name]["ssim"], None]))
+    growth = ", ".join(f"{k} {size(v)}" for k, v in results["measured"]["peak_growth"].items() if v is not None)
+    text = f"Memory beyond the weights while one image is drawn: {growth or 'not measured here'}."
+    return Table("Each part", columns, rows, text=text, corner="part")
+
+
+def _sweep(allocation: Results) -> Table:
+    columns = [
+        Column("bytes", digits=0), Column("sum of damages", digits=5), Column("image error", better="lower", digits=6),
+        Column("solution"),
+    ]  # fmt: skip
+    rows = [
+        Row(t["name"], [t["bytes"], t["damage"], t["error"], "optimal" if t["proven"] else "time limit"])
+        for t in allocation["tried"]
+    ]
+    text = (
+        "Each ratio of the two groups' average bits gives one solution of the integer programme; the image error (mean "
+        f"square to full precision over the calibration items) chose '{allocation['chosen']}'. The layers' budget was "
+        f"{allocation['budget']:,} bytes."
+    )
+    return Table("The sweep", columns, rows, text=text, corner="allocation")
+
+
+def _layers(results: Results) -> Table:
+    columns = [Column(name) for name in ("shape", "bits", "kernel", "sensitivity")]
+    columns += [Column("before", "B", digits=0), Column("after", "B", digits=0), Column("reason")]
+    rows = [
+        Row(
+            f"{r['part']}.{r['name']}",
+            ["x".join(map(str, r["shape"])), r["bits"], r["kernel"], r["sensitivity"], r["bytes_before"],
+             r["bytes_after"], r["reason"]],
+        )
+        for r in rows_of(results)
+    ]  # fmt: skip
+    return Table("Every layer, none skipped silently", columns, rows, corner="layer")
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e6:.2f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+
+
+def _use(run: Run) -> str:
+    return (
+        "import fewstep.pipelines\nfrom diffusers import DiffusionPipeline\n\n"
+        f'pipe = DiffusionPipeline.from_pretrained("{run.path / "artifacts" / "pipeline"}")'
+    )

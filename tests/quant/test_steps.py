@@ -1,0 +1,82 @@
+"""Bits per layer and per step: a plan's row runs the table it names, in memory and from the file."""
+
+import copy
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
+import tiny_pipelines as tiny
+
+from fewstep.errors import FewstepError
+from fewstep.pipelines import Generator, attach, load_pipeline, plan_of, save_pipeline
+from fewstep.quant.mixed import quantize_mixed
+from fewstep.quant.sensitivity import eligible
+from fewstep.quant.steps import Stepped, quantize_stepped
+from fewstep.variants import applied
+
+GIVEN = (torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), 3, torch.ones(1, 5, 32))
+
+
+def tables(model):
+    names = eligible(model)
+    low = dict.fromkeys(names, "w3a8")
+    high = {n: "w8a16" if k % 3 == 0 else "w3a8" for k, n in enumerate(names)}
+    return low, high
+
+
+@torch.no_grad()
+def test_each_table_is_the_model_quantized_with_it():
+    model = tiny.unet()
+    low, high = tables(model)
+    alone = []
+    for table in (low, high):
+        one = copy.deepcopy(model)
+        quantize_mixed(one, table)
+        alone.append(one(*GIVEN)[0])
+    quantize_stepped(model, [low, high])
+    assert torch.equal(model(*GIVEN)[0], alone[0])
+    for k in (0, 1):
+        with applied(model, f"bits:{k}"):
+            assert torch.equal(model(*GIVEN)[0], alone[k])
+    assert torch.equal(model(*GIVEN)[0], alone[0])
+    stepped = [m for m in model.modules() if isinstance(m, Stepped)]
+    assert len(stepped) == sum(low[n] != high[n] for n in low)
+
+
+@torch.no_grad()
+def test_a_plan_names_its_tables_and_the_folder_keeps_them(tmp_path):
+    pipe = tiny.stable_diffusion(tmp_path)
+    plan = plan_of(pipe, 3, **tiny.CALLS["sd"])
+    low, high = tables(pipe.unet)
+    full = copy.deepcopy(pipe)
+    quantize_stepped(pipe.unet, [low, high])
+    named = plan.replace(rows=tuple(dataclasses.replace(r, network=f"bits:{k % 2}") for k, r in enumerate(plan.rows)))
+    generate = Generator(pipe, 1.0, tiny.CALLS["sd"])
+    seen = []
+    first = next(m for m in pipe.unet.modules() if isinstance(m, Stepped))
+    hook = first.register_forward_hook(lambda *_: seen.append(first.active))
+    attach(pipe, named)
+    images = tiny.draw(pipe, "sd", ["a"], [0], steps=3)
+    hook.remove()
+    assert seen == [0, 1, 0]
+    assert not torch.equal(images, generate(plan, ["a"], [0]))
+    save_pipeline(pipe, tmp_path / "low")
+    again = load_pipeline(tmp_path / "low")
+    assert torch.equal(tiny.draw(again, "sd", ["a"], [0], steps=3), images)
+    assert not any(isinstance(m, Stepped) for m in full.unet.modules())
+
+
+def test_mistakes_are_named():
+    model = tiny.unet()
+    low, high = tables(model)
+    with pytest.raises(FewstepError, match="same layers"):
+        quantize_stepped(model, [low, {}])
+    quantize_stepped(model, [low, high])
+    with pytest.raises(FewstepError, match="tables 0 to 1"):
+        applied(model, "bits:2")
+    with pytest.raises(FewstepError, match="It has one"):
+        applied(tiny.unet(), "bits:1")
