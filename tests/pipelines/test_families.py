@@ -88,8 +88,9 @@ def test_fresh_noise_belongs_to_the_sample_and_not_to_the_batch(case):
         together = Generator(pipe, 1.0, tiny.CALLS[name], batch=3)(plan, conditions, SEEDS)
         torch.manual_seed(99)  # the global stream plays no part
         alone = Generator(pipe, 1.0, tiny.CALLS[name], batch=1)(plan, conditions, SEEDS)
-    assert torch.allclose(together, alone, atol=2e-5)
-    assert not torch.allclose(together[0], together[1], atol=1e-3)
+    # other noise changes pixels by whole units; rounding in states of several hundred by 1e-5
+    assert torch.allclose(together, alone, atol=1e-3)
+    assert not torch.allclose(together[0], together[1], atol=1e-1)
 
 
 def test_latents_and_traces_are_those_of_the_images(case):
