@@ -1,6 +1,6 @@
 """Latency and bytes of quantized layers against float ones, on the device at hand.
 
-    python benchmarks/quant_latency.py [--batch 16] [--rounds 9] [--out results/quant-latency.json]
+    python benchmarks/quant_latency.py [--batch 16] [--rounds 9] [--output results/quant-latency.json]
 
 Two parts: one evaluation of a small SD-like UNet under each scheme, and single layers of the shapes of Stable Diffusion
 1.5 at 512 x 512 in float32, bfloat16, torchao's dynamic int8 (Linear only: it takes no convolution) and ours. Each
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,8 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.cli.doctor import processor_flags
+from fewstep.files import write_json
 from fewstep.quant import native, quantize
 from fewstep.quant.report import resident_bytes
+from fewstep.runs.environment import environment
 
 
 def best_ms(calls: Sequence[Callable[[], Any]], rounds: int = 9) -> list[float]:
@@ -160,26 +161,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("results/quant-latency.json"))
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layers = layer_rows(device, arguments.rounds)
     result = {
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "capability": torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability(),
         "flags": processor_flags(),
         "exact_int8": device == "cuda" or native.available(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "unet": unet_rows(arguments.batch, device),
         "layers": layers,
         "speedup": speedups(layers),
+        "environment": environment(),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+    print(json.dumps({"unet": result["unet"], "speedup": result["speedup"]}, indent=2))
+    write_json(arguments.output, result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Bytes, memory and time of quantizing networks of their true size, read layer by layer from a folder.
 
-    python benchmarks/quant_true_size.py [--models sdxl-unet pixart flux] [--schemes w8a8 w4a8] [--out FILE]
+    python benchmarks/quant_true_size.py [--models sdxl-unet pixart flux] [--schemes w8a8 w4a8] [--output FILE]
 
 Weights are random, the configurations are those of the published models. A network is first written as bfloat16
 shards, then read with `load_quantized`. Memory is the process's anonymous memory (Linux), sampled every 2 ms: the
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import tempfile
 import threading
 import time
@@ -23,9 +22,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewstep.files import write_json
 from fewstep.quant import Scheme
 from fewstep.quant.apply import FEW_STEP_RULES, _decide, _make
 from fewstep.quant.stream import load_quantized
+from fewstep.runs.environment import environment
 
 SHARD = 1 << 28  # parameters
 BLOCK = 1 << 22  # random values, repeated
@@ -172,16 +173,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--schemes", nargs="+", default=["w8a8", "w4a8"])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("results/quant-true-size.json"))
     arguments = parser.parse_args()
     result = {
-        "device": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "rows": [row for name in arguments.models for row in rows(name, arguments.schemes)],
+        "environment": environment(),
     }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(arguments.output, result)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fewstep.data.prompts import load_prompts
-from fewstep.pipelines.calls import backbone_of, condition_kind
+from fewstep.pipelines.calls import class_count, condition_kind
 
 
 def conditions_of(pipe: Any, source: str | Sequence[Any], count: int) -> list[Any] | None:
@@ -22,8 +22,7 @@ def conditions_of(pipe: Any, source: str | Sequence[Any], count: int) -> list[An
     if kind == "batch_size":
         return None
     if kind == "class_labels":
-        config: Any = backbone_of(pipe).config
-        labels = list(range(int(config.num_embeds_ada_norm))) if isinstance(source, str) else list(map(int, source))
+        labels = list(range(class_count(pipe))) if isinstance(source, str) else list(map(int, source))
         return [labels[i % len(labels)] for i in range(count)]
     prompts = load_prompts(source if isinstance(source, str) else list(map(str, source)), count)
     return [prompts[i % len(prompts)] for i in range(count)]

@@ -14,11 +14,10 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from fewstep.errors import FewstepError
 from fewstep.quant.apply import install, quantize
 from fewstep.quant.bos import install_separated, separated
 from fewstep.quant.scheme import Scheme
-from fewstep.quant.storage import FewstepQuantConfig
+from fewstep.quant.storage import FewstepQuantConfig, by_scheme, refuse_truncated
 
 
 class EncoderQuantConfig(FewstepQuantConfig, QuantizationConfigMixin):
@@ -40,10 +39,7 @@ class EncoderQuantizer(HfQuantizer):
         config = self.quantization_config
         if not self.pre_quantized:
             quantize_encoder(model, config.scheme, backend=config.backend)
-        empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-        if empty:
-            mend = "The file is truncated: save the model again."
-            raise FewstepError("the quantized checkpoint lacks a tensor", value=empty[0], mend=mend)
+        refuse_truncated(model)
         return model
 
     def is_serializable(self) -> bool:
@@ -75,10 +71,7 @@ def quantize_encoder(model: nn.Module, scheme: str | Scheme, **options: Any) -> 
 
 def attach_encoder(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
     """Mark a model of transformers that was quantized in place, so that it saves what it needs to be loaded."""
-    by_scheme: dict[str, list[str]] = {}
-    for name, layer_scheme in layers.items():
-        by_scheme.setdefault(str(layer_scheme), []).append(name)
-    config = EncoderQuantConfig(str(scheme), by_scheme, backend, first_token=separated(model))
+    config = EncoderQuantConfig(str(scheme), by_scheme(layers), backend, first_token=separated(model))
     model.hf_quantizer = EncoderQuantizer(config, pre_quantized=True)
     model.quantization_method = config.quant_method
     model.config.quantization_config = config

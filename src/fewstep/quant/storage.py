@@ -14,6 +14,7 @@ from typing import Any
 from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from torch import nn
 
 from fewstep.errors import FewstepError, nearest
 from fewstep.quant.apply import dequantize, install, quantize
@@ -140,13 +141,7 @@ class FewstepQuantizer(DiffusersQuantizer):
         if not self.pre_quantized:
             quantize(model, config.scheme, backend=config.backend)
             self.quantization_config = model.hf_quantizer.quantization_config
-        empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-        if empty:
-            raise FewstepError(
-                "the quantized checkpoint lacks a tensor",
-                value=empty[0],
-                mend="The file is truncated: save the model again.",
-            )
+        refuse_truncated(model)
 
     def _dequantize(self, model: Any) -> Any:
         keep = model.hf_quantizer
@@ -172,13 +167,27 @@ class FewstepQuantizer(DiffusersQuantizer):
 
 def attach(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
     """Mark a model that was quantized in place, so that `save_pretrained` writes what `from_pretrained` needs."""
-    by_scheme: dict[str, list[str]] = {}
-    for name, layer_scheme in layers.items():
-        by_scheme.setdefault(str(layer_scheme), []).append(name)
-    config = FewstepQuantConfig(str(scheme), by_scheme, backend, first_token=separated(model), tables=tables_of(model))
+    first_token, tables = separated(model), tables_of(model)
+    config = FewstepQuantConfig(str(scheme), by_scheme(layers), backend, first_token=first_token, tables=tables)
     model.hf_quantizer = FewstepQuantizer(config, pre_quantized=True)
     model.quantization_method = config.quant_method
     model.register_to_config(quantization_config=config)
+
+
+def by_scheme(layers: Mapping[str, Scheme]) -> dict[str, list[str]]:
+    """The layers under the name of their scheme, as `config.json` lists them."""
+    found: dict[str, list[str]] = {}
+    for name, scheme in layers.items():
+        found.setdefault(str(scheme), []).append(name)
+    return found
+
+
+def refuse_truncated(model: nn.Module) -> None:
+    """Refuse a model with a tensor that its file did not bring (FewstepError)."""
+    empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if empty:
+        mend = "The file is truncated: save the model again."
+        raise FewstepError("the quantized checkpoint lacks a tensor", value=empty[0], mend=mend)
 
 
 def register() -> None:

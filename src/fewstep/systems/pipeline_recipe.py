@@ -7,9 +7,13 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from fewstep.models import SHIPPED
 from fewstep.pipelines import load_pipeline
 from fewstep.recipes.base import Recipe
 from fewstep.runs.environment import best_device
+
+Conditions = str | list[str] | list[int]
+"""A prompt set by name, prompts, or class labels; `auto` fits the pipeline (every label in turn, or prompts)."""
 
 
 class PipelineRecipe(Recipe):
@@ -33,6 +37,13 @@ class PipelineRecipe(Recipe):
     def place(self) -> str:
         """The device that `auto` stands for."""
         return best_device() if self.device == "auto" else self.device
+
+    def prompts(self, conditions: Conditions, held_out: bool) -> Conditions:
+        """What `auto` stands for: the calibration or the evaluation prompts."""
+        if conditions != "auto":
+            return conditions
+        split = "emoji" if self.model in SHIPPED else "general"
+        return f"{split}:evaluation" if held_out else f"{split}:calibration"
 
     def opened(self) -> Any:
         """The pipeline on its device; no weight takes a gradient (searches differentiate schedules)."""

@@ -19,7 +19,6 @@ from fewstep.pipelines import (
     attach,
     backbone_of,
     identity_of,
-    load_pipeline,
     plan_of,
     save_pipeline,
 )
@@ -34,7 +33,6 @@ from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.sensitivity import Call, recording, replay, sqnr, ssim
 from fewstep.quant.split import split_skips
 from fewstep.runs import Run, environment
-from fewstep.runs.environment import best_device
 from fewstep.search import Family, Problem, searcher
 from fewstep.search.schedule import TeacherMatch
 from fewstep.systems.mixdq.choose import Chooser, file_bytes
@@ -86,11 +84,7 @@ class Job:
 
     def __init__(self, recipe: QuantizeRecipe, run: Run) -> None:
         self.recipe, self.run = recipe, run
-        self.device = best_device() if recipe.device == "auto" else recipe.device
-        self.pipe = load_pipeline(recipe.model, dtype=getattr(torch, recipe.dtype)).to(self.device)
-        for part in self.pipe.components.values():
-            if isinstance(part, nn.Module):
-                part.requires_grad_(False)
+        self.device, self.pipe = recipe.place, recipe.opened()
         self.guidance = max(1.0, recipe.guidance)
         plan = plan_of(self.pipe, recipe.steps, guidance_scale=recipe.guidance or None, **recipe.call)
         self.plan: Plan = plan.replace(identity=identity_of(self.pipe, self.guidance))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from fewstep.errors import FewstepError
-from fewstep.models import SHIPPED
 from fewstep.quant import Scheme
-from fewstep.recipes.base import Part, Recipe
+from fewstep.recipes.base import Part
+from fewstep.systems.pipeline_recipe import Conditions, PipelineRecipe
 
-Conditions = str | list[str] | list[int]
 _UNITS = {"": 1, "B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
@@ -76,18 +75,11 @@ class Evaluation(Part):
     rounds: int = Field(5, ge=0)
 
 
-class QuantizeRecipe(Recipe):
+class QuantizeRecipe(PipelineRecipe):
     """Quantize a pipeline: a scheme for all layers, or a budget under which bits are chosen layer by layer."""
 
     kind: Literal["quantize"] = "quantize"
     model: str = "emoji-student"
-    """Shipped name, diffusers folder, or hub id."""
-    steps: int = Field(4, ge=1, le=1000)
-    guidance: float = Field(1.0, ge=0)
-    call: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the pipeline call: height, width, ..."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
     batch: int = Field(8, ge=1)
     scheme: str = ""
     """One scheme for the backbone, such as w4a8; first, last and conditioning layers get more."""
@@ -111,8 +103,6 @@ class QuantizeRecipe(Recipe):
     evaluation: Evaluation = Evaluation()
     q_sched: float = Field(0, ge=0)
     """Budget of a Q-Sched search against full precision on the result; 0 for none."""
-    results: str = ""
-    """A JSON file that also receives the numbers, besides the run directory."""
 
     @field_validator("scheme", "text", "vae")
     @classmethod
@@ -142,10 +132,3 @@ class QuantizeRecipe(Recipe):
     def bits(self) -> float:
         """`effective_bits`."""
         return self.effective_bits
-
-    def prompts(self, conditions: Conditions, held_out: bool) -> Conditions:
-        """What `auto` stands for."""
-        if conditions != "auto":
-            return conditions
-        split = "emoji" if self.model in SHIPPED else "general"
-        return f"{split}:evaluation" if held_out else f"{split}:calibration"

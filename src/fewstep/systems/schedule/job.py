@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.data.prompts import load_prompts
 from fewstep.errors import FewstepError
 from fewstep.files import read_tensors, write_json, write_tensors
 from fewstep.metrics import load_features
@@ -25,7 +24,7 @@ from fewstep.pipelines import (
     save_pipeline,
     trace,
 )
-from fewstep.pipelines.calls import class_count, condition_kind
+from fewstep.pipelines.conditions import conditions_of
 from fewstep.pipelines.process import training_scheduler
 from fewstep.plan import Plan
 from fewstep.report.terminal import to_rich
@@ -34,6 +33,7 @@ from fewstep.search import Family, Problem, searcher
 from fewstep.search.schedule import DistributionMatch, Found, Model, Task, TeacherMatch, Trajectory, method
 from fewstep.search.schedule.objectives import Generate
 from fewstep.solvers import SOLVERS, grids
+from fewstep.systems.pipeline_recipe import Conditions
 from fewstep.systems.schedule.baselines import diffusers_plans
 from fewstep.systems.schedule.recipe import ScheduleRecipe
 from fewstep.systems.schedule.report import tables, write_report
@@ -111,15 +111,8 @@ class _Job:
         seeds = [2_000_003 * (self.recipe.search.seed + 1) + i for i in range(count)]
         return self._conditions(self.recipe.search.conditions, count, held_out=False), seeds
 
-    def _conditions(self, wanted: Any, count: int, held_out: bool) -> list[Any] | None:
-        kind = condition_kind(self.pipe)
-        if kind == "batch_size":
-            return None
-        if kind == "class_labels":
-            labels = list(range(class_count(self.pipe))) if isinstance(wanted, str) else list(map(int, wanted))
-            return [labels[i % len(labels)] for i in range(count)]
-        prompts = load_prompts(self.recipe.prompts(wanted, held_out), count)
-        return [prompts[i % len(prompts)] for i in range(count)]
+    def _conditions(self, wanted: Conditions, count: int, held_out: bool) -> list[Any] | None:
+        return conditions_of(self.pipe, self.recipe.prompts(wanted, held_out), count)
 
     def _generate(self, conditions: list[Any] | None, seeds: list[int], output: str = "latent") -> Generate:
         def generate(plan: Plan, items: Sequence[int]) -> Tensor:

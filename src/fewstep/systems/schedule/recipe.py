@@ -6,19 +6,15 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fewstep.models import SHIPPED
 from fewstep.recipes.base import Part
 from fewstep.search import SEARCHERS
 from fewstep.search.schedule import METHODS
 from fewstep.search.schedule.space import PARTS
 from fewstep.solvers import FACTS, SOLVERS
-from fewstep.systems.pipeline_recipe import PipelineRecipe
+from fewstep.systems.pipeline_recipe import Conditions, PipelineRecipe
 
 PLAIN = [n for n in SOLVERS if FACTS[n].calls == 1 and not FACTS[n].stochastic]
 """Solvers that follow any grid, call once per time and draw no noise."""
-
-Conditions = str | list[str] | list[int]
-"""A prompt set by name, prompts, or class labels; `auto` fits the pipeline (every label in turn, or prompts)."""
 
 
 def _one_of(name: str, known: Any) -> str:
@@ -113,12 +109,3 @@ class ScheduleRecipe(PipelineRecipe):
         if self.teacher.steps <= self.steps:
             raise ValueError(f"teacher.steps must exceed steps ({self.teacher.steps} <= {self.steps})")
         return self
-
-    def prompts(self, conditions: Conditions, held_out: bool) -> str | list[str]:
-        """The prompt set that `auto` stands for."""
-        if isinstance(conditions, list):
-            return [str(c) for c in conditions]
-        if conditions != "auto":
-            return conditions
-        split = "emoji" if self.model in SHIPPED else "general"
-        return f"{split}:evaluation" if held_out else f"{split}:calibration"
