@@ -56,18 +56,23 @@ class ClassJudge:
     name: str = "class"
 
     @torch.no_grad()
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Ones and zeros (B,) for images (B, 3, H, W) in [0, 1] and names of classes.
+    def score(self, images: Tensor, prompts: Sequence[str | int]) -> Tensor:
+        """Ones and zeros (B,) for images (B, 3, H, W) in [0, 1] and names or numbers of classes.
 
         Raises:
             FewstepError: a prompt is not the name of a class.
         """
         names = list(self.network.config.names)
-        for prompt in prompts:
-            if prompt not in names:
-                raise FewstepError("the classifier has no such class", value=prompt, mend=nearest(prompt, names))
-        asked = torch.tensor([names.index(prompt) for prompt in prompts])
+        asked = torch.tensor([self._number(prompt, names) for prompt in prompts])
         return (self.network(images.float()).argmax(1).cpu() == asked).float()
+
+    @staticmethod
+    def _number(asked: str | int, names: list[str]) -> int:
+        if isinstance(asked, int) and 0 <= asked < len(names):
+            return asked
+        if asked not in names:
+            raise FewstepError("the classifier has no such class", value=asked, mend=nearest(str(asked), names))
+        return names.index(str(asked))
 
 
 def load_classifier(folder: str | Path) -> ClassNet:
