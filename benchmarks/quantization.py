@@ -89,7 +89,7 @@ class Subject:
 
     def __init__(self, name: str, run: Run, items: int, search: int) -> None:
         self.name, self.run, self.search = name, run, search
-        recipe = load("quantize", [f"model={name}", "scheme=w8a8", "batch=32", "calibration.items=32", *MODELS[name]])
+        recipe = load("quantize", [f"model={name}", "scheme=w8a8", "batch=32", "calibration.items=24", *MODELS[name]])
         self.job = Job(recipe, run)
         self.conditions = conditions_of(self.job.pipe, recipe.prompts("auto", held_out=True), items)
         self.seeds = [1_000_003 * 7 + i for i in range(items)]
@@ -230,7 +230,8 @@ def measured(subject: Subject, row: Row) -> dict[str, Any]:
             raise
         return {**about, "refused": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     found |= {"bytes": stored_bytes(model), "seconds": seconds}
-    if subject.search and (row.by == "fewstep" and not row.seed):
+    low = not row.scheme.startswith("w8") or row.method == "rtn"  # at 8 bit there is little to repair
+    if subject.search and row.by == "fewstep" and not row.seed and row.rules and low:
         found["q_sched"] = subject.score(subject.draw(model, subject.tuned(model)))
     return about | found
 
@@ -241,7 +242,7 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
     parser.add_argument("--items", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--search", type=float, default=16, help="budget of Q-Sched in passes over the items")
+    parser.add_argument("--search", type=float, default=30, help="budget of Q-Sched in passes over the items")
     parser.add_argument("--output", type=Path, default=Path("results/quantization.json"))
     parser.add_argument("--folder", type=Path, help="keeps what is measured; a temporary one unless given")
     given = parser.parse_args()
