@@ -3,8 +3,9 @@
     python benchmarks/quant_true_size.py [--models sdxl-unet pixart flux] [--schemes w8a8 w4a8] [--output FILE]
 
 Weights are random, the configurations are those of the published models. A network is first written as bfloat16
-shards, then read with `load_quantized`. Memory is the process's anonymous memory (Linux), sampled every 2 ms: the
-model itself, and what its making took beyond that. FLUX is too large to write: its bytes are read off empty layers.
+shards, then read with `load_quantized` in a process of its own. Memory is that process's anonymous memory (Linux),
+sampled every 2 ms: the model itself, and what its making took beyond that. FLUX is too large to write: its bytes are
+read off empty layers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +143,12 @@ def streamed(name: str, scheme: str, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run in a fresh process: memory that an earlier model left behind would hide what this one takes."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
 def counted(name: str, scheme: str) -> dict[str, Any]:
     """Bytes of the quantized model, read off layers without weights."""
     model, total = empty(name), 0
@@ -162,7 +172,7 @@ def rows(name: str, schemes: list[str]) -> list[dict[str, Any]]:
         if name not in TOO_LARGE:
             write_random(model, folder)
         for scheme in schemes:
-            row = counted(name, scheme) if name in TOO_LARGE else streamed(name, scheme, folder)
+            row = counted(name, scheme) if name in TOO_LARGE else _alone(streamed, name, scheme, folder)
             share = row["disk_bytes"] / (2 * parameters)
             found.append({"model": name, "scheme": scheme, "parameters": parameters, "of_bfloat16": share, **row})
             print(json.dumps(found[-1]), flush=True)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import read_json
 from fewstep.quant import apply as plain
-from fewstep.quant.grids import Grid, Stored, fit
+from fewstep.quant.grids import fit
 from fewstep.quant.kernels import check_backend, describe, kernel_reason
 from fewstep.quant.layers import QuantLayer
+from fewstep.quant.packing import pack
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme
 
@@ -204,15 +205,18 @@ def _layer(
     source.shape(key, module.weight.shape)
     rows, columns = module.weight.shape[0], module.weight.shape[1:].numel()
     step = rows if scheme.per_tensor else max(1, SLICE // columns)
-    codes, grids = torch.empty(rows, columns, dtype=torch.int8), []
-    for index, part in enumerate(source.slices(key, rows, step)):
-        _check_finite(part, key)
-        codes[index * step : (index + 1) * step], grid = fit(part.flatten(1), scheme)
-        grids.append(grid)
-    zeros = [grid.zero for grid in grids if grid.zero is not None]
     layer = plain._make(module, scheme, backend)
     layer.float_dtype = dtype
-    layer.load(Stored(scheme, codes, Grid(torch.cat([g.scale for g in grids]), torch.cat(zeros) if zeros else None)))
+    # what stays is allocated before what goes: otherwise the freed slices leave holes that the allocator never fills
+    for kind, buffer in list(layer.named_buffers(recurse=False)):
+        setattr(layer, kind, torch.empty_like(buffer, device="cpu"))
+    for start, part in zip(range(0, rows, step), source.slices(key, rows, step), strict=True):
+        _check_finite(part, key)
+        codes, grid = fit(part.flatten(1), scheme)
+        layer.packed[start : start + step] = pack(codes, scheme.weight_bits)
+        layer.scale[start : start + step] = grid.scale
+        if layer.zero is not None and grid.zero is not None:
+            layer.zero[start : start + step] = pack(grid.zero, scheme.weight_bits)
     return layer
 
 
