@@ -6,7 +6,7 @@
 Per row: bytes of the backbone, PSNR and structural similarity to full precision with equal seeds on held-out
 conditions (95 % bootstrap intervals over pictures), a judge that nothing was optimised on, the Frechet distance of its
 features to those of the full-precision pictures, and the PSNR after a Q-Sched search of equal budget on the calibration
-items. Methods that calibrate are repeated over calibration seeds. torchao, optimum-quanto and bitsandbytes enter
+items. Fast methods that calibrate are repeated over calibration seeds. torchao, optimum-quanto and bitsandbytes enter
 through their diffusers configurations; what cannot run here is listed with the reason.
 """
 
@@ -51,9 +51,9 @@ MODELS = {"emoji-student": ["steps=4"], "mnist-dit": ["steps=8", "guidance=1.5"]
 WIDTHS = ("w8a8", "w4a8", "w3a8", "w2a8")
 METHODS = ("rtn", "clip", "smoothquant", "gptq", "adaround", "brecq", "svdquant:8")
 NAIVE = ("w8a8tensor-static", "w8a8-static", "w4a8row", "w4a16")
-LEARNED = ("smoothquant", "gptq", "adaround", "brecq")
+REPEATED = ("smoothquant", "gptq", "svdquant:8")
 SLOW = ("adaround", "brecq")
-"""Minutes per model: not at 8 bit, where rounding hardly matters, and over seeds at 4 bit only."""
+"""Minutes per row: one calibration seed, and not at 8 bit, where rounding hardly matters."""
 BASELINES = ("torchao int8 dynamic", "torchao int8 weights", "torchao int4 weights", "quanto int8", "quanto int4",
              "quanto int2", "bitsandbytes nf4")  # fmt: skip
 
@@ -77,8 +77,7 @@ class Row:
 def table(seeds: list[int]) -> list[Row]:
     """All rows of one model."""
     ours = [Row("fewstep", s, m) for s in WIDTHS for m in METHODS if s != "w8a8" or m not in SLOW]
-    again = [("w4a8", m) for m in LEARNED] + [("w3a8", m) for m in LEARNED if m not in SLOW]
-    ours += [Row("fewstep", s, m, seed) for s, m in again for seed in seeds if seed]
+    ours += [Row("fewstep", s, m, n) for s in ("w4a8", "w3a8") for m in REPEATED for n in seeds if n]
     ours += [Row("fewstep", s, "rtn") for s in NAIVE]
     ours += [Row("fewstep", s, "rtn", rules=False) for s in (*WIDTHS, "w8a8tensor-static")]
     return ours + [Row(name.split()[0], name.partition(" ")[2], "") for name in BASELINES]
