@@ -47,8 +47,8 @@ def _model(name: str, found: dict[str, Any]) -> str:
     first = [r for r in rows if not r["seed"]]
     return f"""### {name}
 
-{listed(w.replace("=", " ") for w in s["call"])}; {s["items"]} held-out and {s["calibration_items"]} calibration items; full precision
-{found["full_bytes"]:,} bytes in float32.
+{listed(w.replace("=", " ") for w in s["call"])}; {s["items"]} held-out and {s["calibration_items"]} calibration items;
+full precision {found["full_bytes"]:,} bytes in float32.
 
 {table(["system", "bytes", "PSNR, dB", "SSIM", "judge", "Q-Sched, dB", "seconds"], [_row(r) for r in first])}
 
@@ -165,8 +165,8 @@ def _sizes(size: dict[str, Any]) -> str:
                      f"{r['of_bfloat16']:.3f}", seconds, extra, share])  # fmt: skip
     heads = ["network", "scheme", "10^9 weights", "GB", "of bfloat16", "seconds", "extra peak", "of the largest layer"]
     return f"""Random weights in the published configurations, read layer by layer from a folder (`load_quantized`),
-rounded to nearest. "Extra peak": memory beyond the finished model, also as a share of the largest layer's float32 copy. FLUX was
-only counted.
+rounded to nearest. "Extra peak": memory beyond the finished model, also as a share of the largest layer's float32 copy.
+FLUX was only counted.
 
 {table(heads, rows)}
 
