@@ -42,6 +42,31 @@ they do not.
 """
 
 
+def readme(quality: dict[str, Any], latency: dict[str, Any], size: dict[str, Any]) -> str:
+    """What a newcomer should know: bytes and fidelity at each width, speed, and how long the largest takes."""
+    rows = []
+    for name, found in quality["models"].items():
+        for width in WIDTHS:
+            plain = [r for r in found["rows"] if r["by"] == "fewstep" and r["rules"] and not r["seed"]]
+            same = [r for r in plain if r["scheme"] == width]
+            best = max(same, key=lambda r: r["psnr"]["mean"])
+            rtn = next(r for r in same if r["method"] == "rtn")
+            share = f"{rtn['bytes'] / (found['full_bytes'] / 2):.2f}"
+            rows.append(
+                [name, width, share, _interval(rtn["psnr"], 1), f"{best['psnr']['mean']:.1f} ({best['method']})"]
+            )
+    heads = ["model", "scheme", "bytes, of bfloat16", "PSNR rounded to nearest, dB", "best method, dB"]
+    fast = latency["speedup"]
+    unet = next(r for r in size["rows"] if r["model"] == "sdxl-unet" and r["scheme"] == "w4a8")
+    return f"""{table(heads, rows)}
+
+Against full precision with equal seeds, {quality["environment"]["device"]}. W8A8 on that processor, over Stable
+Diffusion's layer shapes: Linear {fast["Linear over float32"]["w8a8"]:.1f} times float32 and
+{fast["Linear over bfloat16"]["w8a8"]:.1f} times bfloat16, Conv2d {fast["Conv2d over float32"]["w8a8"]:.1f} and
+{fast["Conv2d over bfloat16"]["w8a8"]:.1f} times. SDXL's UNet ({unet["parameters"] / 1e9:.1f} billion weights) is read
+and rounded to w4a8 in {unet["seconds"]:.0f} s, to {unet["of_bfloat16"]:.2f} of its bfloat16 bytes."""
+
+
 def _model(name: str, found: dict[str, Any]) -> str:
     rows, s = found["rows"], found["settings"]
     first = [r for r in rows if not r["seed"]]
