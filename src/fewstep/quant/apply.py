@@ -15,8 +15,9 @@ from torch import nn
 from fewstep.errors import FewstepError, nearest
 from fewstep.quant.calibration import Calibration, LayerStatistics
 from fewstep.quant.kernels import check_backend, describe, kernel_reason
-from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
+from fewstep.quant.layers import QuantLayer
 from fewstep.quant.methods import Method, fitting, method_of, store
+from fewstep.quant.places import make_layer, places_of, put
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.split import HIDDEN, find_skips, split_skips
@@ -111,25 +112,25 @@ def quantize(
     _check_model(model)
     _check_calibration(model, chosen, how, calibration)
     chosen = how.extend(chosen, calibration is not None)
-    _check_patterns(model, skip)
+    check_patterns(model, skip)
     all_rules = [Rule(tuple(skip), None, "kept on request"), *rules] if skip else list(rules)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     disk, resident = disk_bytes(model), resident_bytes(model)
-    rows, layers, places = [], {}, _places(model)
+    rows, layers, places = [], {}, places_of(model)
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     for name, module in list(model.named_modules()):
         if not any(True for _ in module.parameters(recurse=False)):
             continue
-        target, reason = _decide(name, module, chosen, all_rules, owners)
+        target, reason = decide(name, module, chosen, all_rules, owners)
         if target is None or not isinstance(module, nn.Linear | nn.Conv2d):
-            rows.append(_kept_row(name, module, reason))
+            rows.append(kept_row(name, module, reason))
             continue
         statistics = None if calibration is None else calibration.get(name)
         layer, row = _quantize_layer(name, module, target, backend, reason, how, statistics)
-        _replace(places[id(module)], layer)
+        put(places[id(module)], layer)
         rows.append(row)
         layers[name] = layer.scheme
-    _register(model, chosen, layers, backend)
+    mark(model, chosen, layers, backend)
     stored = [layer for layer in model.modules() if isinstance(layer, QuantLayer)]
     bits = 8 * sum(layer.weight_bytes() for layer in stored)
     count = sum(layer.weight_shape.numel() for layer in stored)
@@ -141,10 +142,10 @@ def quantize(
 
 def dequantize(model: nn.Module) -> nn.Module:
     """Put float layers back in place; their weights keep the rounding they got, activations are exact again."""
-    places = _places(model)
+    places = places_of(model)
     for layer in list(model.modules()):
         if isinstance(layer, QuantLayer):
-            _replace(places[id(layer)], layer.to_float())
+            put(places[id(layer)], layer.to_float())
     if hasattr(model, "hf_quantizer"):
         del model.hf_quantizer
     return model
@@ -158,7 +159,7 @@ def install(model: nn.Module, layers: Mapping[str, Scheme], backend: str) -> Non
     """
     if any(f"{name}.{HIDDEN}" in layers for name in find_skips(model)):
         split_skips(model)
-    modules, places = dict(model.named_modules()), _places(model)
+    modules, places = dict(model.named_modules()), places_of(model)
     for name, scheme in layers.items():
         source = modules.get(name)
         if not isinstance(source, nn.Linear | nn.Conv2d):
@@ -167,7 +168,7 @@ def install(model: nn.Module, layers: Mapping[str, Scheme], backend: str) -> Non
                 value=name,
                 mend="Load it with the model class and configuration it was saved from.",
             )
-        _replace(places[id(source)], _make(source, scheme, backend))
+        put(places[id(source)], make_layer(source, scheme, backend))
 
 
 def _check_model(model: nn.Module) -> None:
@@ -202,7 +203,8 @@ def _check_calibration(model: nn.Module, scheme: Scheme, method: Method, calibra
             raise FewstepError("the calibration belongs to another model", value=name, mend=mend)
 
 
-def _check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
+def check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Raise a FewstepError for a pattern that names no layer."""
     if isinstance(patterns, str):
         raise FewstepError("skip must be a list of patterns", value=patterns, mend=f"Write [{patterns!r}].")
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
@@ -215,7 +217,7 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
-def _decide(
+def decide(
     name: str, module: nn.Module, scheme: Scheme, rules: Sequence[Rule], owners: Mapping[int, int]
 ) -> tuple[Scheme | None, str]:
     """Scheme for a module (None keeps it) and the reason, empty when the model's scheme simply applies."""
@@ -248,7 +250,7 @@ def _quantize_layer(
     before, linear, on_cuda = own_bytes(source), isinstance(source, nn.Linear), source.weight.is_cuda
     groups = 1 if isinstance(source, nn.Linear) else source.groups
     scheme, method, why = fitting(source.weight.shape, scheme, method, statistics, groups)
-    layer = _make(source, scheme, backend)
+    layer = make_layer(source, scheme, backend)
     layer.load(store(source.weight, scheme, method, statistics, groups))
     reason = "; ".join(filter(None, (reason, why)))
     regular = layer.native is not None
@@ -261,7 +263,8 @@ def _quantize_layer(
     return layer, row
 
 
-def _kept_row(name: str, module: nn.Module, reason: str) -> Row:
+def kept_row(name: str, module: nn.Module, reason: str) -> Row:
+    """The report's row of a module that keeps its float type."""
     parameters = list(module.parameters(recurse=False))
     size, first = own_bytes(module), parameters[0]
     kind = next((base.__name__ for base in (nn.Linear, nn.Conv2d) if isinstance(module, base)), type(module).__name__)
@@ -270,27 +273,7 @@ def _kept_row(name: str, module: nn.Module, reason: str) -> Row:
     return Row(name, kind, tuple(first.shape), weights, bits, "float", size, size, reason)
 
 
-def _make(source: nn.Linear | nn.Conv2d, scheme: Scheme, backend: str) -> QuantLayer:
-    layer = (QuantLinear if isinstance(source, nn.Linear) else QuantConv2d)(source, scheme, backend)  # type: ignore[arg-type]
-    return layer.train(source.training)
-
-
-def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Parents and attribute names under which each module hangs, by its id: a shared module has several."""
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
-    for parent in model.modules():
-        for name, child in parent._modules.items():
-            if child is not None:
-                places.setdefault(id(child), []).append((parent, name))
-    return places
-
-
-def _replace(places: list[tuple[nn.Module, str]], new: nn.Module) -> None:
-    for parent, name in places:
-        setattr(parent, name, new)
-
-
-def _register(model: nn.Module, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
+def mark(model: nn.Module, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
     """Tell a diffusers model how it is quantized, so that it saves and loads by itself."""
     diffusers = sys.modules.get("diffusers.models.modeling_utils")
     if diffusers is not None and isinstance(model, diffusers.ModelMixin):

@@ -13,12 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fewstep.quant.apply import _make as make
-from fewstep.quant.apply import _places as places
-from fewstep.quant.apply import _replace as replace
 from fewstep.quant.grids import Grid, Stored, decode, encode
 from fewstep.quant.integer import quantize_activation, quantize_fp8
 from fewstep.quant.layers import QuantLayer
+from fewstep.quant.places import make_layer, places_of, put
 from fewstep.quant.scheme import Scheme, code_range
 
 _TOP = {"fp8": 448.0, "nf4": 1.0}
@@ -79,7 +77,7 @@ class FakeLayer(nn.Module):
             value = getattr(stored, name)
             self.register_parameter(name, None if value is None else nn.Parameter(value.float().clone()))
         self.register_parameter("bias", layer.bias)
-        shape = make(cast("nn.Linear | nn.Conv2d", layer.to_float()), layer.scheme, layer.backend)
+        shape = make_layer(cast("nn.Linear | nn.Conv2d", layer.to_float()), layer.scheme, layer.backend)
         shape.bias = None
         self._shape = [shape]  # in a list, so that it is no submodule: it lends its geometry and holds no tensors
         self.train(layer.training)
@@ -109,7 +107,7 @@ class FakeLayer(nn.Module):
     @torch.no_grad()
     def packed(self) -> QuantLayer:
         """The low-bit layer this one stands for."""
-        layer = make(cast("nn.Linear | nn.Conv2d", self._shape[0].to_float()), self.scheme, self.backend)
+        layer = make_layer(cast("nn.Linear | nn.Conv2d", self._shape[0].to_float()), self.scheme, self.backend)
         layer.register_parameter("bias", self.bias)
         grid = self.grid()
         if self.scheme.group_size is not None:
@@ -142,19 +140,19 @@ def to_fake(
     kind:
         Makes the twin of a layer from it and its float weight or None.
     """
-    where, given = places(model), weights or {}
+    where, given = places_of(model), weights or {}
     for name, layer in list(model.named_modules()):
         if isinstance(layer, QuantLayer):
-            replace(where[id(layer)], kind(layer, given.get(name)))
+            put(where[id(layer)], kind(layer, given.get(name)))
     return model
 
 
 def to_packed(model: nn.Module) -> nn.Module:
     """Replace the twins of a model by packed layers, in place; output unchanged up to float rounding."""
-    where = places(model)
+    where = places_of(model)
     for layer in list(model.modules()):
         if isinstance(layer, FakeLayer):
-            replace(where[id(layer)], layer.packed())
+            put(where[id(layer)], layer.packed())
     return model
 
 

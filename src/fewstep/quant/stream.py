@@ -21,6 +21,7 @@ from fewstep.quant import apply as plain
 from fewstep.quant.grids import Grid, Stored, fit
 from fewstep.quant.kernels import check_backend, describe, kernel_reason
 from fewstep.quant.layers import QuantLayer
+from fewstep.quant.places import make_layer, places_of, put
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme
 
@@ -51,14 +52,14 @@ def load_quantized(
     folder, chosen, backend = Path(folder), Scheme.parse(scheme), check_backend(backend)
     _check_scheme(chosen)
     model = _empty(folder)
-    plain._check_patterns(model, skip)
+    plain.check_patterns(model, skip)
     all_rules = [plain.Rule(tuple(skip), None, "kept on request"), *rules] if skip else list(rules)
     parameters = list(model.parameters())
     size = sum(parameter.numel() for parameter in parameters) * dtype.itemsize
     disk, resident = size + disk_bytes(model), size + resident_bytes(model)  # the model holds only buffers now
     with ExitStack() as stack, torch.no_grad():
         rows, layers = _read(model, _Source(folder, variant, stack), chosen, all_rules, backend, dtype)
-    plain._register(model, chosen, layers, backend)
+    plain.mark(model, chosen, layers, backend)
     stored = [layer for layer in model.modules() if isinstance(layer, QuantLayer)]
     count = sum(layer.weight_shape.numel() for layer in stored)
     bits = 8 * sum(layer.weight_bytes() for layer in stored) / max(count, 1)
@@ -74,19 +75,19 @@ def _read(
     """Fill an empty model; the rows of its report, and the scheme of each quantized layer."""
     rows: list[Row] = []
     layers: dict[str, Scheme] = {}
-    places = plain._places(model)
+    places = places_of(model)
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     for name, module in list(model.named_modules()):
         _fill(model, name, module, source, dtype)
         if not any(True for _ in module.parameters(recurse=False)):
             continue
-        target, reason = plain._decide(name, module, scheme, rules, owners)
+        target, reason = plain.decide(name, module, scheme, rules, owners)
         if target is None or not isinstance(module, nn.Linear | nn.Conv2d):
             _fill(model, name, module, source, dtype, weight=True)
-            rows.append(plain._kept_row(name, module, reason))
+            rows.append(plain.kept_row(name, module, reason))
             continue
         layer = _layer(name, module, target, backend, source, dtype)
-        plain._replace(places[id(module)], layer)
+        put(places[id(module)], layer)
         rows.append(_row(name, layer, target, backend, reason, dtype))
         layers[name] = target
     return rows, layers
@@ -210,7 +211,7 @@ def _layer(
         codes[index * step : (index + 1) * step], grid = fit(part.flatten(1), scheme)
         grids.append(grid)
     zeros = [grid.zero for grid in grids if grid.zero is not None]
-    layer = plain._make(module, scheme, backend)
+    layer = make_layer(module, scheme, backend)
     layer.float_dtype = dtype
     layer.load(Stored(scheme, codes, Grid(torch.cat([g.scale for g in grids]), torch.cat(zeros) if zeros else None)))
     return layer

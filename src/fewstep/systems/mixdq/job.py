@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from fewstep.pipelines import (
     Generator,
     attach,
     backbone_of,
+    exchanged,
     identity_of,
     plan_of,
     save_pipeline,
@@ -124,13 +125,7 @@ class Job:
 
     def _with(self, **parts: nn.Module) -> Generator:
         """A generator of the pipeline with some parts exchanged; prompts are encoded anew."""
-        return Generator(self._exchanged(parts), self.recipe.guidance, dict(self.recipe.call), self.recipe.batch)
-
-    def _exchanged(self, parts: Mapping[str, nn.Module]) -> Any:
-        """A pipeline of its own with all settings of the original; the original keeps its parts."""
-        pipe = copy.copy(self.pipe)
-        pipe.register_modules(**parts)
-        return pipe
+        return Generator(exchanged(self.pipe, parts), self.recipe.guidance, dict(self.recipe.call), self.recipe.batch)
 
     def _drawing(self) -> Callable[[nn.Module], Tensor]:
         """(backbone) -> images of the calibration items."""
@@ -243,7 +238,7 @@ class Job:
 
     def finished(self) -> Any:
         """The pipeline with all low-bit parts, following the plan that was tuned for it if there is one."""
-        pipe = self._exchanged(self.low)
+        pipe = exchanged(self.pipe, self.low)
         if self.tuned:
             attach(pipe, Plan.load(self.run.artifact("plan-q-sched.json")))
         return pipe
