@@ -184,7 +184,7 @@ def model() -> tuple[nn.Module, torch.Tensor]:
 
 
 @pytest.mark.parametrize("method", ["rtn", "clip", "clip:99.9", "smoothquant", "gptq", "adaround:50", "svdquant:8"])
-@pytest.mark.parametrize("scheme", ["w4a8", "w4a16-asym", "nf4", "fp8afp8", "w8a8-static"])
+@pytest.mark.parametrize("scheme", ["w4a8", "w4a16-asym", "nf4", "fp8afp8", "w8a8-static", "nvfp4", "w8a8-affine"])
 def test_every_method_with_every_kind_of_scheme(method: str, scheme: str) -> None:
     network, x = model()
     with torch.no_grad():

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fewstep.quant import QuantConv2d, QuantLayer, QuantLinear, Scheme, native, quantize
+from fewstep.quant.calibration import calibrate
 from fewstep.quant.integer import quantize_activation
 from fewstep.quant.report import resident_bytes
 
@@ -121,6 +122,39 @@ def test_static_scales_clip_and_what_is_not_finite_is_noticed() -> None:
             finite = bad.isfinite()
             assert not (finite.all() if input_scale is not None else finite[1].all())
             assert input_scale is not None or finite[[0, 2]].all()
+
+
+@needs_int8
+@pytest.mark.parametrize(
+    "source", [nn.Linear(40, 12), nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.Conv2d(6, 6, 3, groups=2)]
+)
+@pytest.mark.parametrize("shift", [0.0, 1.0, 30.0])
+def test_affine_inputs_take_the_kernel_with_their_zero_point(source: nn.Module, shift: float) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(3, 40) if isinstance(source, nn.Linear) else torch.rand(3, 6, 9, 8)
+    x = 2 * x - 1 + shift
+    model = nn.Sequential(copy.deepcopy(source))
+    wanted = model(x).detach()
+    quantize(model, "w8a8-affine", rules=(), calibration=calibrate(model, lambda c, s: model(x), [0], [0]))
+    layer = model[0]
+    assert isinstance(layer, QuantLayer)
+    for seen in (x, 3 * x):  # inside the range, and clipped
+        result, reference = both(layer, seen)
+        assert torch.equal(result, reference)
+    assert float((layer(x) - wanted).norm() / wanted.norm()) < 0.02
+
+
+def test_one_sided_inputs_keep_twice_the_levels() -> None:
+    torch.manual_seed(0)
+    source = nn.Linear(64, 32, bias=False)
+    x = torch.nn.functional.gelu(3 * torch.randn(256, 64))
+    errors = []
+    for scheme in ("w8a8-static", "w8a8-affine"):
+        model = nn.Sequential(copy.deepcopy(source))
+        quantize(model, scheme, calibration=calibrate(model, lambda c, s, m=model: m(x), [0], [0]))
+        rounded = F.linear(x, model[0].dequantize())  # the error of the inputs alone
+        errors.append(float((model(x) - rounded).square().mean()))
+    assert errors[1] < 0.5 * errors[0]
 
 
 @needs_int8

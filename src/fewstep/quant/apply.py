@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import FewstepError, nearest
-from fewstep.quant.calibration import Calibration, LayerStatistics
+from fewstep.quant.calibration import Calibration
 from fewstep.quant.kernels import check_backend, describe, kernel_reason
 from fewstep.quant.layers import QuantLayer
 from fewstep.quant.methods import Method, fitting, method_of, store
@@ -21,6 +21,7 @@ from fewstep.quant.places import make_layer, places_of, put
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.split import HIDDEN, find_skips, split_skips
+from fewstep.quant.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Rule:
             weight,
             activation_bits=activation.activation_bits,
             activation_format=activation.activation_format,
+            activation_group=activation.activation_group,
             smooth=scheme.smooth,
             rank=scheme.rank,
         )
@@ -188,7 +190,7 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_calibration(model: nn.Module, scheme: Scheme, method: Method, calibration: Calibration | None) -> None:
-    needed = method.calibrated or scheme.smooth or scheme.activation_format == "static"
+    needed = method.calibrated or scheme.smooth or scheme.calibrated
     if calibration is None:
         if needed:
             mend = "Pass calibration=calibrate(model, run, prompts, seeds)."

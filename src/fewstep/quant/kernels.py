@@ -64,6 +64,8 @@ def kernel_reason(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool, 
         return ""
     if backend == "torchao" and torchao_fits(scheme, linear) and not int8_product_exact():
         return "asked for torchao, but this CPU's int8 product saturates: ours is exact"
+    if scheme.activation_bits == 4:
+        return "no kernel here multiplies 4-bit inputs: they are rounded, the product is in float"
     if not scheme.integer_product:
         return "scales vary inside the sum, which no int8 kernel takes: memory is saved, not time"
     if not regular:
@@ -78,7 +80,8 @@ def describe(scheme: Scheme, backend: str, *, linear: bool, on_cuda: bool, regul
     if scheme.activation_bits == 16:
         return "dequantize, float product"
     if not scheme.integer_product:
-        return "int8 x dequantized groups" if scheme.group_size else "rounded inputs, float product"
+        grouped = scheme.group_size and scheme.activation_bits == 8 and scheme.activation_group is None
+        return "int8 x dequantized groups" if grouped else "rounded inputs, float product"
     if on_cuda and regular and not linear and backend == "triton":
         return "Triton int8 implicit product"
     return "int8 product in float" if on_cuda or not regular or not native.available() else "oneDNN int8"

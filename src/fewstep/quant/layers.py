@@ -10,15 +10,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import FewstepError
+from fewstep.quant import fp4
 from fewstep.quant.grids import Grid, Stored, decode, fit
-from fewstep.quant.integer import apply_scale_, dequantize_weight, quantize_activation, quantize_fp8, quantize_static
+from fewstep.quant.integer import (
+    apply_scale_,
+    dequantize_weight,
+    quantize_activation,
+    quantize_affine,
+    quantize_fp8,
+    quantize_groups,
+    quantize_static,
+)
 from fewstep.quant.kernels import torchao_weight, use_torchao, use_triton
 from fewstep.quant.native import Product, geometry
 from fewstep.quant.packing import pack, packed_columns, unpack, unpack_into
-from fewstep.quant.scheme import Scheme
+from fewstep.quant.scheme import BLOCKS, Scheme
 
 # Buffers that must keep their type: rounding them with `.half()` would change the weights
-KEPT = ("scale", "smooth", "input_scale", "up", "down")
+KEPT = ("scale", "tensor_scale", "smooth", "input_scale", "up", "down")
 
 
 class QuantLayer(nn.Module):
@@ -26,9 +35,11 @@ class QuantLayer(nn.Module):
 
     Buffers:
         packed: int8 (out, bytes per row), the codes of the weight flattened to (out, rest).
-        scale: (out, groups), float32 per row or float16 per group; keeps its type when the model is cast.
+        scale: (out, groups), float32 per row, float16 per group, bytes for mxfp4 and nvfp4; keeps its type when the
+            model is cast. tensor_scale: float32 0-dim, of nvfp4.
         zero: int8 (out, bytes per row of groups), zero points packed as the codes are; asymmetric schemes only.
-        smooth: float32 (in,), by which inputs are divided; `input_scale`: float32 0-dim, of static activations.
+        smooth: float32 (in,), by which inputs are divided.
+        input_scale: float32 0-dim, of static and affine activations; input_zero: int32 0-dim, of affine ones.
         up, down: (out, rank) and (rank, rest), the float branch of schemes with a rank; float16.
     Parameter:
         bias: the original one, or None.
@@ -44,8 +55,10 @@ class QuantLayer(nn.Module):
     packed: Tensor
     scale: Tensor
     zero: Tensor | None
+    tensor_scale: Tensor | None
     smooth: Tensor | None
     input_scale: Tensor | None
+    input_zero: Tensor | None
     up: Tensor | None
     down: Tensor | None
     bias: nn.Parameter | None
@@ -58,7 +71,8 @@ class QuantLayer(nn.Module):
         self.weight_shape, self.float_dtype = source.weight.shape, source.weight.dtype
         rows, self.columns = self.weight_shape[0], self.weight_shape[1:].numel()
         groups = 1 if scheme.group_size is None else -(-self.columns // scheme.group_size)
-        precision = torch.float32 if scheme.group_size is None else torch.float16
+        block = scheme.weight_format in BLOCKS
+        precision = torch.uint8 if block else torch.float32 if scheme.group_size is None else torch.float16
         stored = packed_columns(self.columns, scheme.weight_bits)
         self.register_buffer("packed", torch.empty(rows, stored, dtype=torch.int8, device="meta"))
         shape = (1 if scheme.per_tensor else rows, groups)
@@ -66,7 +80,9 @@ class QuantLayer(nn.Module):
         zeros = (shape[0], packed_columns(groups, scheme.weight_bits))
         self._optional("zero", scheme.weight_format == "asym", zeros, torch.int8)
         self._optional("smooth", scheme.smooth, (self._inputs(source),), torch.float32)
-        self._optional("input_scale", scheme.activation_format == "static", (), torch.float32)
+        self._optional("tensor_scale", scheme.weight_format == "nvfp4", (), torch.float32)
+        self._optional("input_scale", scheme.calibrated, (), torch.float32)
+        self._optional("input_zero", scheme.activation_format == "affine", (), torch.int32)
         self._optional("up", scheme.rank > 0, (rows, scheme.rank), torch.float16)
         self._optional("down", scheme.rank > 0, (scheme.rank, self.columns), torch.float16)
         # decided here and not in forward, so that torch.compile sees a constant
@@ -97,7 +113,7 @@ class QuantLayer(nn.Module):
             FewstepError: the scheme needs calibration or a float branch; see `fewstep.quant.methods`.
         """
         scheme = self.scheme
-        if scheme.smooth or scheme.rank or scheme.activation_format == "static":
+        if scheme.smooth or scheme.rank or scheme.calibrated:
             raise FewstepError(
                 "this scheme has parts that a weight alone does not give",
                 value=str(scheme),
@@ -109,7 +125,10 @@ class QuantLayer(nn.Module):
     def load(self, stored: Stored) -> None:
         """Take over codes, grid and corrections made for this layer's scheme."""
         bits = self.scheme.weight_bits
-        self.packed, self.scale = pack(stored.codes, bits), stored.grid.scale
+        grid = stored.grid
+        self.packed = pack(stored.codes, bits)
+        self.scale = fp4.to_bytes(grid.scale, grid.whole) if self.scheme.weight_format in BLOCKS else grid.scale
+        self.tensor_scale, self.input_zero = grid.whole, stored.input_zero
         if stored.grid.zero is not None:
             self.zero = pack(stored.grid.zero, bits)
         for name in ("smooth", "input_scale"):
@@ -121,11 +140,12 @@ class QuantLayer(nn.Module):
 
     def stored(self) -> Stored:
         """What `load` took."""
-        return Stored(self.scheme, self.codes(), self.grid(), self.smooth, self.up, self.down, self.input_scale)
+        more = self.smooth, self.up, self.down, self.input_scale, self.input_zero
+        return Stored(self.scheme, self.codes(), self.grid(), *more)
 
     def weight_bytes(self) -> int:
         """Bytes that stand for the weight: codes, scales, zero points, float branch, smoothing."""
-        parts = (self.packed, self.scale, self.zero, self.smooth, self.up, self.down)
+        parts = (self.packed, self.scale, self.tensor_scale, self.zero, self.smooth, self.up, self.down)
         return sum(part.nbytes for part in parts if part is not None)
 
     def codes(self) -> Tensor:
@@ -134,6 +154,8 @@ class QuantLayer(nn.Module):
 
     def grid(self) -> Grid:
         """Scales and zero points of the codes."""
+        if self.scheme.weight_format in BLOCKS:
+            return Grid(fp4.from_bytes(self.scale, self.tensor_scale), None, self.tensor_scale)
         if self.zero is None:
             return Grid(self.scale)
         return Grid(self.scale, unpack(self.zero, self.scheme.weight_bits, self.scale.shape[1]))
@@ -182,10 +204,13 @@ class QuantLayer(nn.Module):
             return self._product(x, self.low_bit_weight(x.dtype), self._bias(x.dtype))
         if x.device.type in self._torchao and not x.requires_grad:  # it has no gradient
             return F.linear(x, self._torchao_weight(x.dtype), self._bias(x.dtype))
-        if self.native is not None and use_triton(self.backend, self.native.where, x):
+        if self.native is not None and self.input_zero is None and use_triton(self.backend, self.native.where, x):
             return self._triton_product(x)
         if self.native is not None and self.native.takes(x):
             return self._native_product(self.native, x).to(x.dtype)
+        if self.scheme.activation_group is not None:
+            seen = quantize_groups(x, self._dims, self.scheme.activation_group, self._top).to(x.dtype)
+            return self._product(seen, self.low_bit_weight(x.dtype), self._bias(x.dtype))
         codes, scale = self._quantize_input(x)
         if half and x.is_cuda:  # tensor cores multiply half precision; the scales go in first so that nothing overflows
             return self._product((codes * scale).to(x.dtype), self.low_bit_weight(x.dtype), self._bias(x.dtype))
@@ -193,11 +218,18 @@ class QuantLayer(nn.Module):
 
     def _quantize_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Codes held in float, and scales that broadcast with the output."""
+        if self.input_scale is not None and self.input_zero is not None:
+            return quantize_affine(x, self.input_scale, self.input_zero), self.input_scale
         if self.input_scale is not None:
             return quantize_static(x, self.input_scale), self.input_scale
         if self.scheme.activation_format == "fp8":
             return quantize_fp8(x, self._dims)
-        return quantize_activation(x, self._dims)
+        return quantize_activation(x, self._dims, self._top)
+
+    @property
+    def _top(self) -> int:
+        """Largest code of dynamic integers."""
+        return int(2 ** (self.scheme.activation_bits - 1) - 1)
 
     def _torchao_weight(self, dtype: torch.dtype) -> Tensor:
         """Made again when the buffers were replaced: moved, loaded or copied."""
@@ -217,7 +249,8 @@ class QuantLayer(nn.Module):
 
     def _native_product(self, native: Product, x: Tensor) -> Tensor:
         scale = self.scale.flatten().expand(self.weight_shape[0]).contiguous()
-        y = native(x, self.packed, lambda: self.codes().view(self.weight_shape), scale, self.input_scale)
+        given = self.input_scale, self.input_zero
+        y = native(x, self.packed, lambda: self.codes().view(self.weight_shape), scale, *given)
         bias = self._bias(y.dtype)
         return y if bias is None else y.add_(self._per_channel(bias))
 

@@ -2,8 +2,9 @@
 
 They take the codes of a layer as they are: integers times integers, summed in 32 bits. Their result equals that of the
 float product in `layers` bit for bit wherever that one is exact (partial sums below 2^24). The kernel wants unsigned
-inputs, so codes q go in as q + 128 with zero point 128; this is exact too. On processors without int8 dot products
-(VNNI, AMX) pairs of products may saturate at 16 bit; `available` tries, and the float product serves there.
+inputs, so codes q go in as q + 128 with zero point 128, affine ones with their own; this is exact too. On processors
+without int8 dot products (VNNI, AMX) pairs of products may saturate at 16 bit; `available` tries, and the float product
+serves there.
 
 oneDNN reads weights in a layout of its own. Making it costs about as much as 300 rows of the product, so it is kept
 beside the codes for 8-bit layers (one more byte per weight, see `keep`), and made per call for fewer bits.
@@ -63,7 +64,7 @@ class Product:
     def __init__(self, where: Geometry | None, keep: bool) -> None:
         self.where, self.keep = where, keep
         self._blocks: Tensor | None = None
-        self._made_from: tuple[Any, int] = (None, 0)
+        self._made_from: tuple[Any, int, int] = (None, 0, 0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Product:
         return Product(self.where, self.keep)  # opaque tensors cannot be copied
@@ -90,30 +91,34 @@ class Product:
         return (self.keep or rows >= WORTH) and available()
 
     def __call__(
-        self, x: Tensor, packed: Tensor, codes: Callable[[], Tensor], scale: Tensor, input_scale: Tensor | None
-    ) -> Tensor:
+        self, x: Tensor, packed: Tensor, codes: Callable[[], Tensor], scale: Tensor, input_scale: Tensor | None,
+        input_zero: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Product (float32, without bias) of x with codes int8 of the weight's shape and scale (out).
 
         packed:
             The tensor behind the codes; the kept copy lives as long as this does not change.
         input_scale:
             The calibrated scale of static activations; None measures one per token or image.
+        input_zero:
+            The calibrated zero point of affine activations.
         """
-        blocks = self._weight(packed, codes)
+        zero = None if input_zero is None else int(input_zero)
+        blocks = self._weight(packed, codes, _ZERO if zero is None else zero)
         if self.where is None:
-            y, steps = _linear(x, blocks, scale, input_scale)
+            y, steps = _linear(x, blocks, scale, input_scale, zero)
         else:
-            y, steps = _convolution(x, blocks, scale, input_scale, self.where)
+            y, steps = _convolution(x, blocks, scale, input_scale, self.where, zero)
         return y.mul_(steps)
 
-    def _weight(self, packed: Tensor, codes: Callable[[], Tensor]) -> Tensor:
+    def _weight(self, packed: Tensor, codes: Callable[[], Tensor], zero: int) -> Tensor:
         version = 0 if packed.is_inference() else packed._version
-        source, made = self._made_from
-        if self._blocks is not None and source is not None and source() is packed and made == version:
+        source, *made = self._made_from
+        if self._blocks is not None and source is not None and source() is packed and made == [version, zero]:
             return self._blocks
-        blocks = _blocks(codes(), self.where)
+        blocks = _blocks(codes(), self.where, zero)
         if self.keep:
-            self._blocks, self._made_from = blocks, (weakref.ref(packed), version)
+            self._blocks, self._made_from = blocks, (weakref.ref(packed), version, zero)
         return blocks
 
 
@@ -152,37 +157,54 @@ def available() -> bool:
     return torch.equal(product.long(), left.long() @ right.long().T) and torch.equal(convolved.double(), expected)
 
 
-def _blocks(codes: Tensor, where: Geometry | None) -> Tensor:
+def _blocks(codes: Tensor, where: Geometry | None, zero: int = _ZERO) -> Tensor:
     if where is None:
         return torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
     scale = torch.ones(codes.shape[0])
     steps = (list(where.stride), list(where.padding), list(where.dilation), where.groups)
-    return torch.ops.onednn.qconv_prepack(codes.contiguous(), scale, 1.0, _ZERO, *steps, None)
+    return torch.ops.onednn.qconv_prepack(codes.contiguous(), scale, 1.0, zero, *steps, None)
 
 
-def _linear(x: Tensor, blocks: Tensor, scale: Tensor, input_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    codes, steps = _quantize(x, (-1,), input_scale)
+def _linear(
+    x: Tensor, blocks: Tensor, scale: Tensor, input_scale: Tensor | None, zero: int | None = None
+) -> tuple[Tensor, Tensor]:
+    codes, steps = _quantize(x, (-1,), input_scale, zero)
     zeros = torch.zeros(scale.numel(), dtype=torch.int64)
     y = torch.ops.onednn.qlinear_pointwise(
-        codes.contiguous(), 1.0, _ZERO, blocks, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        codes.contiguous(),
+        1.0,
+        _ZERO if zero is None else zero,
+        blocks,
+        scale,
+        zeros,
+        None,
+        1.0,
+        0,
+        torch.float32,
+        "none",
+        [],
+        "",
     )
     return y, steps
 
 
 def _convolution(
-    x: Tensor, blocks: Tensor, scale: Tensor, input_scale: Tensor | None, where: Geometry
+    x: Tensor, blocks: Tensor, scale: Tensor, input_scale: Tensor | None, where: Geometry, zero: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    codes, steps = _quantize(x, (1, 2, 3), input_scale)
+    codes, steps = _quantize(x, (1, 2, 3), input_scale, zero)
     y = torch.ops.onednn.qconv_pointwise(
-        _channels_last(codes), 1.0, _ZERO, blocks, scale, torch.zeros(scale.numel(), dtype=torch.int64), None,
+        _channels_last(codes), 1.0, _ZERO if zero is None else zero, blocks, scale,
+        torch.zeros(scale.numel(), dtype=torch.int64), None,
         list(where.stride), list(where.padding), list(where.dilation), where.groups,
         1.0, 0, torch.float32, "none", [], "",
     )  # fmt: skip
     return (y.contiguous() if x.is_contiguous() else y), steps
 
 
-def _quantize(x: Tensor, dims: tuple[int, ...], input_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Codes + 128 as bytes, and the scales, both as `quantize_activation` and `quantize_static` define them.
+def _quantize(
+    x: Tensor, dims: tuple[int, ...], input_scale: Tensor | None, zero: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Codes + zero point as bytes, and the scales, as `quantize_activation`, `_static` and `_affine` define them.
 
     NaN and infinity have no code; they leave through the scale, which is then not finite either.
     """
@@ -191,7 +213,9 @@ def _quantize(x: Tensor, dims: tuple[int, ...], input_scale: Tensor | None) -> t
         largest = largest.clamp_(min=1e-30)
         codes, steps = (x * (127.0 / largest)).round_(), largest.mul_(1.0 / 127.0)
     else:
-        codes, steps = (x.float() / input_scale).round_().clamp_(-127, 127), input_scale + 0 * largest
+        low, high = (-127, 127) if zero is None else (-zero, 255 - zero)
+        codes, steps = (x.float() / input_scale).round_().clamp_(low, high), input_scale + 0 * largest
+        codes = codes if zero is None else codes.add_(zero - _ZERO)
     # twice as fast through int8 as straight to bytes
     return codes.to(torch.int8).view(torch.uint8).bitwise_xor_(_ZERO), steps
 

@@ -8,6 +8,7 @@ arXiv 2302.04304), while the targets are those of the full-precision network.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError, nearest
 from fewstep.quant.fake import FakeLayer, to_fake
-from fewstep.quant.grids import Grid, Stored
+from fewstep.quant.grids import Stored
 from fewstep.quant.layers import QuantLayer
 from fewstep.quant.methods.adaround import limits, rectified_sigmoid, start
 
@@ -145,8 +146,7 @@ def _kind(layer: QuantLayer, weight: Tensor | None) -> FakeLayer:
 
 
 def _with_codes(stored: Stored, codes: Tensor) -> Stored:
-    grid = Grid(stored.grid.scale, stored.grid.zero)
-    return Stored(stored.scheme, codes, grid, stored.smooth, stored.up, stored.down, stored.input_scale)
+    return dataclasses.replace(stored, codes=codes)
 
 
 def _uniform(layer: QuantLayer) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import read_json
 from fewstep.quant import apply as plain
-from fewstep.quant.grids import Grid, Stored, fit
+from fewstep.quant.grids import Stored, fit, joined
 from fewstep.quant.kernels import check_backend, describe, kernel_reason
 from fewstep.quant.layers import QuantLayer
 from fewstep.quant.places import make_layer, places_of, put
@@ -150,7 +150,7 @@ def _empty(folder: Path) -> nn.Module:
 
 
 def _check_scheme(scheme: Scheme) -> None:
-    if scheme.smooth or scheme.rank or scheme.activation_format == "static":
+    if scheme.smooth or scheme.rank or scheme.calibrated:
         mend = "Load the model whole and call quantize(model, scheme, calibration=...)."
         raise FewstepError("this scheme needs more than one slice of the weights", value=str(scheme), mend=mend)
 
@@ -204,16 +204,15 @@ def _layer(
     key = f"{name}.weight"
     source.shape(key, module.weight.shape)
     rows, columns = module.weight.shape[0], module.weight.shape[1:].numel()
-    step = rows if scheme.per_tensor else max(1, SLICE // columns)
+    step = rows if scheme.per_tensor or scheme.weight_format == "nvfp4" else max(1, SLICE // columns)
     codes, grids = torch.empty(rows, columns, dtype=torch.int8), []
     for index, part in enumerate(source.slices(key, rows, step)):
         _check_finite(part, key)
         codes[index * step : (index + 1) * step], grid = fit(part.flatten(1), scheme)
         grids.append(grid)
-    zeros = [grid.zero for grid in grids if grid.zero is not None]
     layer = make_layer(module, scheme, backend)
     layer.float_dtype = dtype
-    layer.load(Stored(scheme, codes, Grid(torch.cat([g.scale for g in grids]), torch.cat(zeros) if zeros else None)))
+    layer.load(Stored(scheme, codes, joined(grids)))
     return layer
 
 
