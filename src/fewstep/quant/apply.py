@@ -20,7 +20,7 @@ from fewstep.quant.methods import Method, fitting, method_of, store
 from fewstep.quant.places import make_layer, places_of, put
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme
-from fewstep.quant.split import HIDDEN, find_skips, split_skips
+from fewstep.quant.split import split_like
 from fewstep.quant.statistics import LayerStatistics
 
 
@@ -111,6 +111,9 @@ def quantize(
             finite; calibration that is missing or of another model.
     """
     chosen, backend, how = Scheme.parse(scheme), check_backend(backend), method_of(method)
+    if how.reconstruct:
+        mend = "Quantize with rtn and call fewstep.quant.reconstruct.reconstruct, or use `fewstep quantize`."
+        raise FewstepError("block reconstruction needs runs of the whole model", value=str(method), mend=mend)
     _check_model(model)
     _check_calibration(model, chosen, how, calibration)
     chosen = how.extend(chosen, calibration is not None)
@@ -159,8 +162,7 @@ def install(model: nn.Module, layers: Mapping[str, Scheme], backend: str) -> Non
     Raises:
         FewstepError: the model has no such Linear or Conv2d.
     """
-    if any(f"{name}.{HIDDEN}" in layers for name in find_skips(model)):
-        split_skips(model)
+    split_like(model, layers)
     modules, places = dict(model.named_modules()), places_of(model)
     for name, scheme in layers.items():
         source = modules.get(name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,31 @@ def reconstruct(
         pairs = [(args, kwargs, target) for (args, kwargs, _), (_, _, target) in zip(seen, wanted, strict=True)]
         done.append(_learn(name, block, original, layers, pairs, steps, rate, pull))
     return tuple(done)
+
+
+def blocks_of(model: nn.Module, run: Run) -> list[str]:
+    """Blocks of a quantized model that can be reconstructed, in the order in which `run` calls them.
+
+    Blocks are what diffusers says not to split (the smallest such modules), or the elements of lists of modules.
+    """
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    found = {n: m for n, m in model.named_modules() if n and type(m).__name__ in kinds}
+    if not found:
+        lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+        outer = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
+        found = {f"{n}.{k}": block for n, blocks in outer.items() for k, block in enumerate(blocks)}
+    found = {n: m for n, m in found.items() if not any(other.startswith(f"{n}.") for other in found)}
+    found = {n: m for n, m in found.items() if any(isinstance(x, QuantLayer) and _uniform(x) for x in m.modules())}
+    order: dict[str, None] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: order.setdefault(name)
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, block in found.items():
+            stack.callback(block.register_forward_pre_hook(note(name)).remove)
+        run(model)
+    return list(order)
 
 
 class _Soft(FakeLayer):

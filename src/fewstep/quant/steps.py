@@ -7,6 +7,8 @@ A layer whose scheme differs between tables is stored once per distinct scheme; 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
+from fewstep.quant.calibration import Calibration
 from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.report import QuantReport
 from fewstep.variants import Changed, kind
@@ -50,7 +53,7 @@ def quantize_stepped(model: nn.Module, tables: Sequence[Mapping[str, str]], **op
 
     Args:
         tables: scheme, or `float`, of every layer, as `quantize_mixed` takes one of them.
-        options: of `quantize_mixed`.
+        options: of `quantize_mixed`; a calibration of the model before counts for all copies of a layer.
 
     Raises:
         FewstepError: no table, tables of different layers, or as `quantize_mixed`.
@@ -66,7 +69,15 @@ def quantize_stepped(model: nn.Module, tables: Sequence[Mapping[str, str]], **op
             continue
         _put(model, name, Stepped(_copies(_layer(model, name), len(distinct)), [distinct.index(w) for w in wanted]))
         flat |= {f"{name}.options.{k}": scheme for k, scheme in enumerate(distinct)}
+    if options.get("calibration") is not None:
+        options["calibration"] = _for_copies(options["calibration"], flat)
     return quantize_mixed(model, flat, **options)
+
+
+def _for_copies(calibration: Calibration, names: Mapping[str, str]) -> Calibration:
+    """Statistics under the names of the copies that share them."""
+    found = {name: calibration.get(re.sub(r"\.options\.\d+$", "", name)) for name in names}
+    return dataclasses.replace(calibration, layers={name: seen for name, seen in found.items() if seen is not None})
 
 
 def tables_of(model: nn.Module) -> dict[str, list[int]]:

@@ -39,6 +39,8 @@ class Method:
         Whether second moments of the inputs are needed.
     uniform:
         Whether the method needs codes that are one step apart (integers).
+    reconstruct:
+        Steps of block reconstruction to follow (`fewstep.quant.reconstruct`), which needs runs of the whole model.
     """
 
     round: Rounder = nearest
@@ -48,6 +50,7 @@ class Method:
     percentile: float = 100.0
     calibrated: bool = False
     uniform: bool = False
+    reconstruct: int = 0
 
     def extend(self, scheme: Scheme, calibration: bool = True) -> Scheme:
         """The scheme with the method's own parts; smoothing only where there is calibration to smooth by."""
