@@ -68,7 +68,7 @@ def test_gradient_search_falls_back_to_the_kernel_that_has_a_gradient() -> None:
 
 
 def test_reports_name_the_kernel_and_its_reason() -> None:
-    model = nn.Sequential(nn.Linear(16, 16), nn.Flatten(), nn.Linear(16, 16))
+    model = nn.Sequential(nn.Linear(128, 256))
     auto = quantize(model, "w8a8").rows[0]
     if native.available():
         assert (auto.kernel, auto.reason) == ("oneDNN int8", "")

@@ -258,7 +258,9 @@ def _quantize_layer(
     layer.load(store(source.weight, scheme, method, statistics, groups))
     reason = "; ".join(filter(None, (reason, why)))
     regular = layer.native is not None
-    reason = reason or kernel_reason(backend, scheme, linear=linear, on_cuda=on_cuda, regular=regular)
+    reason = reason or kernel_reason(
+        backend, scheme, linear=linear, on_cuda=on_cuda, regular=regular, weights=source.weight.numel()
+    )
     row = Row(
         name, "Linear" if linear else "Conv2d", tuple(source.weight.shape), source.weight.numel(), str(scheme),
         describe(scheme, backend, linear=linear, on_cuda=on_cuda, regular=regular), before, own_bytes(layer), reason,

@@ -58,8 +58,13 @@ def use_torchao(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool) ->
     return torchao_installed() if on_cuda else backend == "torchao" and int8_product_exact()
 
 
-def kernel_reason(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool, regular: bool = True) -> str:
-    """Why a layer does not run on an int8 kernel or on the one asked for, or nothing if that needs no word."""
+def kernel_reason(
+    backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool, regular: bool = True, weights: int = 0
+) -> str:
+    """Why a layer does not run on an int8 kernel or on the one asked for, or nothing if that needs no word.
+
+    weights: how many the layer has, if known: a call of a tiny one is over before the kernel has begun.
+    """
     if on_cuda or scheme.activation_bits == 16:
         return ""
     if backend == "torchao" and torchao_fits(scheme, linear) and not int8_product_exact():
@@ -70,6 +75,9 @@ def kernel_reason(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool, 
         return "scales vary inside the sum, which no int8 kernel takes: memory is saved, not time"
     if not regular:
         return "padding that is not even zeros, which the int8 kernel does not take"
+    if weights and native.SMALL // weights > 256 and native.available():
+        rows = -(-native.SMALL // weights)
+        return f"tiny layer: int8 pays from {rows:,} rows of input on; below, the same integers are multiplied in float"
     return "" if native.available() else "this CPU's int8 product is missing or saturates: memory is saved, not time"
 
 

@@ -225,7 +225,9 @@ def _check_finite(weight: Tensor, name: str) -> None:
 def _row(name: str, layer: QuantLayer, scheme: Scheme, backend: str, reason: str, dtype: torch.dtype) -> Row:
     linear, regular = layer.linear, layer.native is not None
     bias = 0 if layer.bias is None else layer.bias.nbytes
-    reason = reason or kernel_reason(backend, scheme, linear=linear, on_cuda=False, regular=regular)
+    reason = reason or kernel_reason(
+        backend, scheme, linear=linear, on_cuda=False, regular=regular, weights=layer.weight_shape.numel()
+    )
     return Row(
         name, "Linear" if linear else "Conv2d", tuple(layer.weight_shape), layer.weight_shape.numel(), str(scheme),
         describe(scheme, backend, linear=linear, on_cuda=False, regular=regular),
