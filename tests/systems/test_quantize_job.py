@@ -198,6 +198,43 @@ def test_what_cannot_be_done_is_said_before_the_work(more, message, tmp_path):
     assert not (tmp_path / "run" / "units" / "sensitivity.json").exists()
 
 
+@pytest.mark.parametrize(("kind", "message"), [("dit", "labels is empty"), ("sd", "list is empty")])
+def test_empty_calibration_is_refused(kind, message, tmp_path):
+    with pytest.raises(FewstepError, match=message):
+        execute(tmp_path / "run", settings(kind, tmp_path, "effective_bits=5", "calibration.conditions=[]", *AUTO))
+
+
+@pytest.mark.parametrize("aim", [["effective_bits=5", *AUTO], ["scheme=w8a8-static"]])
+def test_a_network_that_gives_nan_is_refused(aim, tmp_path):
+    pipe = tiny.dit(tmp_path)
+    with torch.no_grad():
+        pipe.transformer.pos_embed.proj.bias[0] = float("nan")
+    save_pipeline(pipe, tmp_path / "model")
+    with pytest.raises(FewstepError, match="NaN"):
+        execute(tmp_path / "run", [f"model={tmp_path / 'model'}", *SMALL, *aim])
+    assert not (tmp_path / "run" / "artifacts" / "pipeline").exists()
+
+
+def test_half_written_and_newer_folders_are_refused(tmp_path):
+    execute(tmp_path / "run", settings("dit", tmp_path, "scheme=w4a8"))
+    folder = tmp_path / "run" / "artifacts" / "pipeline"
+    config = folder / "transformer" / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"version": 1', '"version": 2'))
+    with pytest.raises(FewstepError, match="Update fewstep"):
+        load_pipeline(folder)
+    config.write_text(text)
+    file = next((folder / "transformer").glob("*.safetensors"))
+    whole = file.read_bytes()
+    for part in (whole[:-1000], whole[:20], b""):
+        file.write_bytes(part)
+        with pytest.raises(FewstepError, match="cannot open"):
+            load_pipeline(folder)
+    file.unlink()
+    with pytest.raises(FewstepError, match="cannot open"):
+        load_pipeline(folder)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -178,6 +178,9 @@ def install(model: nn.Module, layers: Mapping[str, Scheme], backend: str) -> Non
 def _check_model(model: nn.Module) -> None:
     if isinstance(model, nn.Linear | nn.Conv2d):
         raise FewstepError("a single layer cannot be replaced in place", mend="Wrap it: torch.nn.Sequential(layer).")
+    if not any(isinstance(m, nn.Linear | nn.Conv2d | QuantLayer) for m in model.modules()):
+        mend = "Only these two kinds of layers have low-bit forms here."
+        raise FewstepError("the model has no Linear or Conv2d", value=type(model).__name__, mend=mend)
     if getattr(model, "hf_quantizer", None) is not None or any(isinstance(m, QuantLayer) for m in model.modules()):
         raise FewstepError("the model is quantized already", mend="Load the full-precision weights and quantize those.")
     for name, parameter in model.named_parameters():
