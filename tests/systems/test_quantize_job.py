@@ -51,7 +51,8 @@ def pictures(place, kind):
 
 @pytest.mark.parametrize(("kind", "budget"), [("sd", 150_000), ("dit", 180_000), ("flux", 65_000)])
 def test_a_budget_holds_and_the_folder_loads(kind, budget, tmp_path):
-    report = execute(tmp_path / "run", settings(kind, tmp_path, f"budget={budget}B", *AUTO))
+    joint = "allocation.joint=" + str(kind != "sd").lower()  # the largest does without, for time
+    report = execute(tmp_path / "run", settings(kind, tmp_path, f"budget={budget}B", joint, *AUTO))
     assert report.read_text().count("<section") >= 5
     results = read_json(tmp_path / "run" / "results.json")
     (name, part), *_ = results["parts"].items()
@@ -140,13 +141,21 @@ def test_bits_per_row_hold_the_compute_and_are_saved(tmp_path, monkeypatch):
     original = per_step.choose
     monkeypatch.setattr(per_step, "choose", lambda *given: seen.append(original(*given)) or ["more", "fewer", "scheme"])
     monkeypatch.setattr(per_step, "_error", lambda found, truth: next(numbers))
-    numbers = iter([*range(9), 1.0, 0.5])  # nine single rows, then one scheme and the choice
-    more = ["scheme=w4a8", "per_step=true", "steps=3", "corrections=[ptqd]", "calibration.ranges='ema:0.9'"]
+    numbers = iter([*range(9), 1.0, 0.5, 0.2])  # nine single rows, one scheme, the choice, more bits
+    more = [
+        "scheme=w4a8",
+        "per_step=true",
+        "rungs=[w3a8, w4a16, w8a8]",
+        "steps=3",
+        "corrections=[ptqd]",
+        "calibration.ranges='ema:0.9'",
+    ]
     execute(tmp_path / "run", [s for s in settings("sd", tmp_path, *more) if s != "steps=2"])
     results = read_json(tmp_path / "run" / "results.json")
     found = results["parts"]["unet"]["per_step"]
     assert len(seen) == 1
     assert found["rows"] == [2, 0, 1]
+    assert found["more"]["error"] == 0.2
     assert found["damage"] == {"fewer": [0, 1, 2], "scheme": [3, 4, 5], "more": [6, 7, 8]}
     pipe = load_pipeline(tmp_path / "run" / "artifacts" / "pipeline")
     assert [row.network for row in pipe.scheduler.plan.rows] == ["bits:2", "bits:0", "bits:1"]
@@ -154,6 +163,17 @@ def test_bits_per_row_hold_the_compute_and_are_saved(tmp_path, monkeypatch):
     assert stepped
     assert [str(option.scheme) for option in stepped[0].options] == ["w3a8", "w4a8", "w8a8"]
     assert not any(n in ("conv_in", "conv_out") for n, m in pipe.unet.named_modules() if isinstance(m, Stepped))
+
+
+def test_rungs_of_the_inputs_share_the_weights(tmp_path):
+    more = ["scheme=w8a8-affine", "per_step=true", "steps=3"]
+    execute(tmp_path / "run", [s for s in settings("dit", tmp_path, *more) if s != "steps=2"])
+    found = read_json(tmp_path / "run" / "results.json")["parts"]["transformer"]["per_step"]
+    assert set(found["rungs"]) == {"fewer", "scheme", "more"}
+    assert sum(found["rungs"][rung] for rung in found["choice"]) <= 3 * found["rungs"]["scheme"]
+    if found["rows"]:
+        assert found["bytes"] == pytest.approx(found["bytes_one"], rel=0.01)
+        assert found["error"] < found["error_one"]
 
 
 def test_the_rung_of_each_row_is_the_best_under_the_mean_compute():

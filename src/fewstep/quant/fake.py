@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fewstep.errors import FewstepError
 from fewstep.quant import fp4
 from fewstep.quant.grids import Grid, Stored, encode, snapped
 from fewstep.quant.integer import quantize_activation, quantize_fp8, quantize_groups
@@ -151,7 +152,14 @@ def to_fake(
         not named start from their rounded weights, with unchanged output.
     kind:
         Makes the twin of a layer from it and its float weight or None.
+
+    Raises:
+        FewstepError: a layer has several precisions over one weight (bits per step).
     """
+    for name, module in model.named_modules():
+        if getattr(module, "tied", dict)():
+            mend = "Train the model with one table of bits, then quantize it with several."
+            raise FewstepError("precisions that share one weight cannot be trained apart", value=name, mend=mend)
     where, given = places_of(model), weights or {}
     for name, layer in list(model.named_modules()):
         if isinstance(layer, QuantLayer):

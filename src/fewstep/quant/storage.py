@@ -23,7 +23,7 @@ from fewstep.quant.kernels import check_backend
 from fewstep.quant.layers import KEPT, QuantLayer
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.split import split_like
-from fewstep.quant.steps import install_stepped, tables_of
+from fewstep.quant.steps import install_stepped, tables_of, tie
 
 VERSION = 1
 
@@ -144,6 +144,7 @@ class FewstepQuantizer(DiffusersQuantizer):
             quantize(model, config.scheme, backend=config.backend)
             self.quantization_config = model.hf_quantizer.quantization_config
         refuse_truncated(model)
+        tie(model)
 
     def _dequantize(self, model: Any) -> Any:
         keep = model.hf_quantizer

@@ -66,7 +66,7 @@ def _options(job: Job, model: nn.Module) -> dict[str, Any]:
     plain = dataclasses.replace(method, reconstruct=0)
     schemes = [Scheme.parse(s) for s in ([recipe.scheme] if recipe.scheme else recipe.allocation.candidates)]
     if recipe.per_step:
-        schemes += [Scheme.parse(s) for s in recipe.allocation.candidates]
+        schemes += [Scheme.parse(s) for s in recipe.rungs]
     if not (method.calibrated or method.smooth or any(s.calibrated or s.smooth for s in schemes)):
         return {"method": plain}
     conditions, seeds = job.items

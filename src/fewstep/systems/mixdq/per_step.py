@@ -15,7 +15,7 @@ from fewstep.plan import Plan
 from fewstep.quant import QuantReport, Scheme
 from fewstep.quant import sensitivity as s
 from fewstep.quant.allocation import Allocation, Option, allocate
-from fewstep.quant.mixed import FLOAT
+from fewstep.quant.mixed import FLOAT, quantize_mixed
 from fewstep.quant.steps import quantize_stepped
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def per_step(
     Returns:
         Model, report, and what was measured, with `rows`: the table of each row, or nothing if all rows run alike.
     """
-    tables = ladder(full, report, job.recipe.allocation.candidates)
+    tables = ladder(full, report, job.recipe.rungs or around(job.recipe.scheme))
     names, rows = list(tables), len(job.plan.rows)
     if len(names) < 2 or rows < 2:
         return model, report, {"rows": [], "reason": "one row, or no candidate beside the scheme: nothing to choose"}
@@ -60,10 +60,35 @@ def per_step(
     stepped = quantize_stepped(low, [tables[rung] for rung in used], **options)
     with torch.no_grad():
         one, many = (_error(draw(m, r), truth) for m, r in ((model, []), (low, found["rows"])))
+    if "more" in tables:
+        found["more"] = _uniform(full, tables["more"], draw, truth, options)
     found |= {"error_one": one, "error": many, "bytes": stepped.disk_after, "bytes_one": report.disk_after}
     if many >= one:
         return model, report, {**found, "rows": [], "reason": "measured together it is not better than one scheme"}
     return low, stepped, {**found, "reason": "nearer to full precision than one scheme at the same mean compute"}
+
+
+def around(name: str) -> list[str]:
+    """A scheme with inputs of 4, 8 and 16 bit: the same weights, at three prices."""
+    scheme = Scheme.parse(name)
+    others = [
+        dataclasses.replace(
+            scheme, activation_bits=bits, activation_format="dynamic",
+            activation_group=None if bits == 16 else scheme.activation_group,
+        )
+        for bits in (4, 8, 16) if bits != scheme.activation_bits
+    ]  # fmt: skip
+    return [str(scheme), *map(str, others)]
+
+
+def _uniform(
+    full: nn.Module, table: Mapping[str, str], draw: Any, truth: Tensor, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the highest rung in every row would give: the other use of more bytes."""
+    high = copy.deepcopy(full)
+    report = quantize_mixed(high, table, **options)
+    with torch.no_grad():
+        return {"error": _error(draw(high, []), truth), "bytes": report.disk_after}
 
 
 def ladder(full: nn.Module, report: QuantReport, candidates: Sequence[str]) -> Tables:

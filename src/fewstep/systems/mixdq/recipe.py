@@ -116,7 +116,9 @@ class QuantizeRecipe(PipelineRecipe):
     calibration: Calibration = Calibration()
     evaluation: Evaluation = Evaluation()
     per_step: bool = False
-    """With a scheme: bits per row of the plan, from the candidates around the scheme, for the same mean compute."""
+    """With a scheme: bits per row of the plan, one rung below or above the scheme, for the same mean compute."""
+    rungs: list[str] = Field(default_factory=list)
+    """Schemes that rows may get; unless given, the scheme with 4-, 8- and 16-bit inputs, which share their weights."""
     corrections: list[Literal["ptqd", "stepbaq"]] = Field(default_factory=list)
     """Corrections of the mean errors to try in the plan; the best is kept if it helps on the calibration items."""
     q_sched: float = Field(0, ge=0)
@@ -126,6 +128,11 @@ class QuantizeRecipe(PipelineRecipe):
     @classmethod
     def _scheme(cls, name: str) -> str:
         return _parsed(name) if name else name
+
+    @field_validator("rungs")
+    @classmethod
+    def _rungs(cls, names: list[str]) -> list[str]:
+        return [_parsed(name) for name in names]
 
     @field_validator("budget")
     @classmethod

@@ -179,6 +179,12 @@ def _rows(found: Mapping[str, Any]) -> Block:
             f" Together {found['error']:.3g} against {found['error_one']:.3g}; {size(found['bytes'])} on disk against "
             f"{size(found['bytes_one'])}, since layers of several widths are kept once per width."
         )
+        if "more" in found:
+            ratio = found["rungs"]["more"] / found["rungs"]["scheme"]
+            text += (
+                f" More bits in every row would give {found['more']['error']:.3g} with {size(found['more']['bytes'])} "
+                f"and {ratio:.2f}x the bit operations."
+            )
     return Table("Bits per row", columns, rows, text=text, corner="row")
 
 
