@@ -173,6 +173,8 @@ def low_bit(layer: nn.Module, scheme: str, **options: Any) -> QuantLayer:
     Raises:
         FewstepError: it cannot be quantized with this scheme.
     """
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        raise FewstepError("a layer cannot be quantized", value=type(layer).__name__, mend="Leave it in float.")
     holder = nn.Sequential(layer)
     report = quantize(holder, scheme, rules=(), **options)
     found = holder[0]
