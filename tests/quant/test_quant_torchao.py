@@ -29,7 +29,7 @@ def test_torchao_and_our_kernel_agree(dtype: torch.dtype, monkeypatch: pytest.Mo
     ours, theirs = pair(backend="torchao")
     calls = []
     real = kernels.torchao_weight
-    monkeypatch.setattr("fewstep.quant.layers.torchao_weight", lambda *a: calls.append(1) or real(*a))
+    monkeypatch.setattr("fewstep.quant.layer.torchao_weight", lambda *a: calls.append(1) or real(*a))
     x = torch.randn(3, 5, 48)
     with torch.no_grad():
         expected = ours(x)

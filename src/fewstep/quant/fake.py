@@ -132,7 +132,7 @@ class FakeLayer(nn.Module):
             return fake_affine(x, self.input_scale, self.input_zero)
         if self.input_scale is not None:
             return fake_static(x, self.input_scale)
-        dims, top = self._shape[0]._dims, self._shape[0]._top
+        dims, top = self._shape[0]._dims, self.scheme.top
         if self.scheme.activation_group is not None:
             return quantize_groups(x, dims, self.scheme.activation_group, top).to(x.dtype)
         fp8 = self.scheme.activation_format == "fp8"

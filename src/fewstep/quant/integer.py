@@ -48,6 +48,20 @@ def quantize_activation(x: Tensor, dims: tuple[int, ...], top: int = 127) -> tup
     return _rounded(x * (top / largest)), largest.mul_(1.0 / top)
 
 
+def quantize_input(
+    x: Tensor, dims: tuple[int, ...], scheme: Scheme, scale: Tensor | None = None, zero: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Codes of the inputs of a layer (in float), and scales that broadcast with its output.
+
+    scale, zero: the calibrated ones of static and affine inputs.
+    """
+    if scale is not None:
+        return quantize_static(x, scale) if zero is None else quantize_affine(x, scale, zero), scale
+    if scheme.activation_format == "fp8":
+        return quantize_fp8(x, dims)
+    return quantize_activation(x, dims, scheme.top)
+
+
 def quantize_groups(x: Tensor, dims: tuple[int, ...], size: int, top: int) -> Tensor:
     """x rounded to `top` levels each side with a scale for every `size` features or channels, the last group shorter.
 

@@ -159,6 +159,11 @@ class Scheme:
         return name + ("-smooth" if self.smooth else "") + (f"-r{self.rank}" if self.rank else "")
 
     @property
+    def top(self) -> int:
+        """Largest code of dynamic integer inputs, symmetric."""
+        return int(2 ** (self.activation_bits - 1) - 1)
+
+    @property
     def calibrated(self) -> bool:
         """Whether the range of the inputs is calibrated and stored."""
         return self.activation_format in CALIBRATED
