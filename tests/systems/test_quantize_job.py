@@ -320,3 +320,31 @@ def test_the_command_line(tmp_path):
     assert "Done." in result.output
     wrong = CliRunner().invoke(app, ["quantize", "emoji-student", "--scheme", "w4b8", "--out", str(tmp_path / "no")])
     assert wrong.exit_code == 2
+
+
+def test_the_new_options_reach_the_recipe():
+    words = [
+        "quantize",
+        "emoji-student",
+        "--scheme",
+        "w3a8",
+        "--per-step",
+        "--corrections",
+        "ptqd,stepbaq",
+        "--dry-run",
+    ]
+    result = CliRunner().invoke(app, [*words, "--method", "svdquant:8"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    for line in ("per_step: true", "- ptqd", "- stepbaq", "method: svdquant:8"):
+        assert line in result.output
+
+
+def test_a_pipeline_goes_to_a_gguf_file(tmp_path):
+    pytest.importorskip("gguf")
+    save_pipeline(tiny.flux(tmp_path), tmp_path / "model")
+    words = ["export-gguf", str(tmp_path / "model"), str(tmp_path / "m.gguf"), "--type"]
+    result = CliRunner().invoke(app, [*words, "Q4_0"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "from_single_file" in result.output
+    assert (tmp_path / "m.gguf").stat().st_size > 1000
+    assert CliRunner().invoke(app, [*words, "Q9"]).exit_code == 2
