@@ -28,7 +28,8 @@ from torch import nn
 
 from fewstep.files import write_json
 from fewstep.quant import Scheme
-from fewstep.quant.apply import FEW_STEP_RULES, _decide, _make
+from fewstep.quant.apply import FEW_STEP_RULES, decide
+from fewstep.quant.places import make_layer
 from fewstep.quant.stream import load_quantized
 from fewstep.runs.environment import environment
 
@@ -154,10 +155,10 @@ def counted(name: str, scheme: str) -> dict[str, Any]:
     model, total = empty(name), 0
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     for path, module in model.named_modules():
-        target, _ = _decide(path, module, Scheme.parse(scheme), FEW_STEP_RULES, owners)
+        target, _ = decide(path, module, Scheme.parse(scheme), FEW_STEP_RULES, owners)
         kept = list(module.parameters(recurse=False))
         if target is not None and isinstance(module, nn.Linear | nn.Conv2d):
-            total += sum(buffer.nbytes for buffer in _make(module, target, "auto").buffers())
+            total += sum(buffer.nbytes for buffer in make_layer(module, target, "auto").buffers())
             kept = kept[1:]
         total += sum(2 * parameter.numel() for parameter in kept)
     return {"disk_bytes": total}

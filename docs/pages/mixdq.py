@@ -23,8 +23,9 @@ Written by `docs/make_pages.py` from `results/mixdq.json`. How it works: `src/fe
 Each layer alone is quantized at each width; layers through which the condition shapes the picture (text attention,
 feed-forward) are judged by the structural similarity of images, the others by the signal-to-noise ratio of the network
 output. An integer programme chooses widths under a byte budget of each group; a sweep over the ratio of the two groups'
-average bits gives several solutions, and the images of the calibration items decide. What layers make of a first text
-token that is the same for every prompt is kept in full precision.
+average bits gives several solutions, one programme over all layers with signal-to-noise alone another, and the images
+of the calibration items decide. What layers make of a first text token that is the same for every prompt is kept in
+full precision.
 
 ## Equal bytes
 
@@ -55,8 +56,9 @@ of a table stores at most the bytes of the uniform width; all have the first tok
   over all calibration items, where the released code compares bytes that wrap around on one image; activations have a
   scale per token or image at run time, where the released code has one calibrated scale per layer; layers with a
   constant first token are found in the calls, not by name.
-- Beyond: rows of a plan may run different tables of bits (`fewstep.quant.steps`), text encoders and autoencoders are
-  quantized too, Q-Sched can run last.
+- Beyond: rows of a plan may run different tables of bits (`--per-step`, `fewstep.quant.steps`), blocks can be
+  reconstructed and the plan corrected (`--method brecq`, `--corrections ptqd,stepbaq`), text encoders and
+  autoencoders are quantized too, Q-Sched can run last.
 - Not reproduced: the published numbers on SDXL-Turbo and LCM; their weights were not at hand.
 
 `{e["command"]}`, commit `{e["commit"]}`, {e["device"]}, {e["threads"]} thread(s), {results["seconds"]:.0f} s.

@@ -16,6 +16,7 @@ from fewstep.pipelines import (
     Generator,
     attach,
     backbone_of,
+    exchanged,
     identity_of,
     load_pipeline,
     plan_of,
@@ -55,7 +56,7 @@ def test_saved_low_bit_pipeline_loads_plainly_and_refuses_misuse(case, tmp_path)
     low = copy.deepcopy(backbone_of(pipe))
     quantize(low, "w4a8")
     part = "unet" if hasattr(pipe, "unet") else "transformer"
-    low_pipe = type(pipe)(**{**pipe.components, part: low})
+    low_pipe = exchanged(pipe, {part: low})
     tuned = plan.scaled([1.02, 1.0, 1.0, 0.99], [0.97, 1.0, 1.01, 1.0])
     attach(low_pipe, tuned.replace(identity=identity_of(low_pipe, 1.0)))
     wanted = draw(low_pipe, name, ["a"], [5])
@@ -100,13 +101,30 @@ def test_guided_executor_equals_the_guided_pipeline(tmp_path):
     assert torch.allclose(found.clamp(0, 1), wanted, atol=1e-4)
 
 
+def test_exchanged_parts_leave_settings_and_the_original_alone(tmp_path):
+    pipe = tiny.sdxl(tmp_path)
+    pipe.register_to_config(force_zeros_for_empty_prompt=False)
+    Generator(pipe, 1.0, tiny.CALLS["sdxl"])  # remembers prompts, with the original's text encoder
+    encoder, unet = copy.deepcopy(pipe.text_encoder), pipe.unet
+    with torch.no_grad():
+        encoder.get_input_embeddings().weight.mul_(2)
+    low = copy.deepcopy(unet)
+    other = exchanged(pipe, {"unet": low, "text_encoder": encoder})
+    assert other.config.force_zeros_for_empty_prompt is False
+    assert (pipe.unet is unet, other.unet is low, other.vae is pipe.vae) == (True, True, True)
+    before, after = (made.encode_prompt("a", device="cpu")[0] for made in (pipe, other))
+    assert not torch.equal(before, after)
+    save_pipeline(other, tmp_path / "other")
+    assert load_pipeline(tmp_path / "other").config.force_zeros_for_empty_prompt is False
+
+
 def test_trace_forced_along_another_sees_its_states(tmp_path):
     pipe = tiny.stable_diffusion(tmp_path)
     plan = plan_of(pipe, 4, guidance_scale=1.0, **tiny.CALLS["sd"])
     full = Generator(pipe, 1.0, tiny.CALLS["sd"], batch=3)
     low_unet = copy.deepcopy(pipe.unet)
     quantize(low_unet, "w4a8")
-    low = Generator(type(pipe)(**{**pipe.components, "unet": low_unet}), 1.0, tiny.CALLS["sd"], batch=3)
+    low = Generator(exchanged(pipe, {"unet": low_unet}), 1.0, tiny.CALLS["sd"], batch=3)
     along = trace(low, plan, PROMPTS, SEEDS)
     truth = trace(full, plan, PROMPTS, SEEDS, along=along)
     assert torch.equal(truth.states, along.states)

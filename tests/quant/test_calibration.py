@@ -136,3 +136,36 @@ def test_layers_that_were_not_reached_are_rounded_and_the_table_says_so() -> Non
     assert rows["used"].bits == "w8a8-static-smooth"
     assert rows["idle"].bits == "w8a8"
     assert "not reached" in rows["idle"].reason
+
+
+def test_ranges_follow_their_definitions(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    parts = [torch.randn(50, 3, generator=torch.Generator().manual_seed(s)) + 1 for s in range(4)]
+
+    def seen(ranges: str, **more: object) -> Calibration:
+        return calibrate(
+            model, lambda c, s: model(parts[s[0]]), [0] * 4, range(4), batch=1, sample=10**6, ranges=ranges, **more
+        )  # type: ignore[arg-type]
+
+    low, high = seen("max").layers["0"].span()
+    assert float(low) == float(torch.cat(parts).min())
+    assert float(high) == float(torch.cat(parts).max())
+    average = parts[0].amax(0)
+    for part in parts[1:]:
+        average = 0.8 * average + 0.2 * part.amax(0)
+    found = seen("ema:0.8", folder=tmp_path)
+    assert found.ranges == Calibration.load(tmp_path).ranges == "ema:0.8"
+    assert torch.allclose(found.layers["0"].highest, average)  # type: ignore[arg-type]
+    few = seen("percentile:90").layers["0"]
+    every = torch.cat(parts).flatten().sort().values
+    ends = tuple(float(end) for end in few.span())
+    assert ends == (float(every[30 - 1]), float(every[-30]))
+    assert float((torch.cat(parts).abs() <= few.reach()).float().mean()) == pytest.approx(0.9, abs=0.005)
+    divided = seen("max").layers["0"].span(torch.tensor([2.0, 2.0, 2.0]))
+    assert float(divided[1]) == pytest.approx(float(high) / 2)
+
+
+@pytest.mark.parametrize("ranges", ["min", "ema", "ema:1", "ema:x", "percentile:20", ""])
+def test_unknown_ranges_are_refused(ranges: str) -> None:
+    with pytest.raises(FewstepError, match="ranges"):
+        collect(network(), ranges=ranges)

@@ -10,7 +10,7 @@ from fewstep.models.mixture import Mixture
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Process, RectifiedFlow, VPDiscrete
-from fewstep.quant.corrections import OutputError, measure, ptqd, stepbaq
+from fewstep.quant.corrections import OutputError, compare, measure, ptqd, stepbaq
 from fewstep.sample import sample
 from fewstep.solvers.dpm_solver import dpm_solver_pp_2m
 from fewstep.solvers.first_order import ddim, euler
@@ -63,6 +63,25 @@ def test_channels_of_packed_tokens_are_last() -> None:
     bias = BIAS.view(1, 3)
     found = measure(plan, full, lambda x, t: full(x, t) + bias, seeds=range(4), shape=(16, 3), channels=-1)
     assert torch.allclose(found[0].mean.float(), bias, atol=1e-5)
+
+
+def test_recorded_outputs_give_the_same_errors_as_running() -> None:
+    plan = ddim(VP, Prediction(), grid())
+    rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def both(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        rows.append((full(x, time), worse(x, time)))
+        return rows[-1][1]
+
+    sample(plan, both, seeds=range(8), shape=SHAPE)
+    truth, output = (torch.stack(parts) for parts in zip(*rows, strict=True))
+    wanted = measure(plan, full, worse, seeds=range(8), shape=SHAPE)
+    for found, expected in zip(compare(truth, output), wanted, strict=True):
+        assert found.slope == pytest.approx(expected.slope)
+        assert torch.allclose(found.bias, expected.bias)
+        assert found.residual == pytest.approx(expected.residual, abs=1e-12)
+    with pytest.raises(FewstepError, match="equal shapes"):
+        compare(truth, output[:, :2])
 
 
 @pytest.mark.parametrize("solver", [ddim, dpm_solver_pp_2m])

@@ -20,10 +20,11 @@ IDS = torch.tensor([[0, 5, 9, 1], [0, 7, 3, 1]])
 
 
 @pytest.mark.parametrize("make", [tiny.clip_text, lambda: tiny.clip_text(projection=True), tiny.t5])
-def test_an_encoder_loads_as_it_was_saved(make, tmp_path):
+@pytest.mark.parametrize("scheme", ["w4a8", "nvfp4a8"])
+def test_an_encoder_loads_as_it_was_saved(make, scheme, tmp_path):
     model = make()
     truth = model(IDS)[0]
-    report = quantize_encoder(model, "w4a8")
+    report = quantize_encoder(model, scheme)
     assert report.coverage > 0.5
     low = model(IDS)[0]
     assert not torch.equal(low, truth)
@@ -34,7 +35,7 @@ def test_an_encoder_loads_as_it_was_saved(make, tmp_path):
     assert torch.equal(again(IDS)[0], low)
     half = type(model).from_pretrained(tmp_path / "encoder", dtype=torch.bfloat16)
     scales = [m.scale for m in half.modules() if isinstance(m, QuantLinear)]
-    assert {s.dtype for s in scales} <= {torch.float16, torch.float32}
+    assert {s.dtype for s in scales} <= {torch.float16, torch.float32, torch.uint8}
 
 
 def test_a_clip_encoder_keeps_its_first_token(tmp_path):

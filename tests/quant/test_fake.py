@@ -14,6 +14,7 @@ from fewstep.quant.grids import Grid, decode, encode, fit
 SCHEMES = [
     "w8a8", "w4a8", "w3a16", "w2a16", "w4a16-asym", "w4a8row-asym", "w8a8tensor", "nf4", "nf4a8", "fp8", "fp8afp8",
     "w8a8-static", "w4a8-smooth-r4", "w4a8-static-smooth",
+    "w8a8-affine", "w4a4", "w4a4-ag8", "mxfp4", "nvfp4a8",
 ]  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def test_twin_is_the_same_function_and_packs_to_the_same_layer(scheme: str) -> N
     for name, m in packed.named_modules():
         if isinstance(m, QuantLayer):
             assert torch.equal(m.codes(), before[name].codes)
-            assert torch.equal(m.scale, before[name].grid.scale)
+            assert torch.equal(m.grid().scale, before[name].grid.scale)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -87,7 +88,7 @@ def test_static_inputs_have_a_gradient_to_their_scale() -> None:
     assert float(scale.grad) == pytest.approx(3 - 2.6 + 127, abs=1e-4)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("scheme", ["w4a8", "w2a16", "nf4", "fp8"])
+@pytest.mark.parametrize("scheme", ["w4a8", "w2a16", "nf4", "fp8", "mxfp4", "nvfp4"])
 def test_rounding_agrees_with_the_packed_codes(scheme: str) -> None:
     torch.manual_seed(0)
     kind, weight = Scheme.parse(scheme), torch.randn(6, 70)

@@ -28,6 +28,8 @@ FORMATS = [
     "nf4row",
     "fp8",
     "fp8g16",
+    "mxfp4",
+    "nvfp4",
 ]
 
 
@@ -119,6 +121,13 @@ LAYERS = [
     "w8afp8",
     "w8a8-static",
     "w4a8-static",
+    "w8a8-affine",
+    "w4a8-affine",
+    "w4a4",
+    "w4a4g16-ag4",
+    "mxfp4a8",
+    "nvfp4",
+    "nvfp4a4-ag5",
 ]
 
 
@@ -137,14 +146,19 @@ def test_layers_are_float_products_of_rounded_factors(scheme: str) -> None:
     found, inputs = layers(scheme)
     for layer, x in zip(found, inputs, strict=True):
         dims = (-1,) if isinstance(layer, QuantLinear) else (1, 2, 3)
-        kind = layer.scheme.activation_format if layer.scheme.activation_bits == 8 else "none"
+        kind = layer.scheme.activation_format if layer.scheme.activation_bits < 16 else "none"
+        top, group = 2 ** (layer.scheme.activation_bits - 1) - 1, layer.scheme.activation_group
         seen = x.double()
         if kind == "static":
             assert layer.input_scale is not None
             seen = (seen / layer.input_scale).round().clamp(-127, 127) * layer.input_scale
+        elif kind == "affine":
+            step, zero = layer.input_scale, layer.input_zero
+            seen = ((seen / step + zero).round().clamp(0, 255) - zero) * step
         elif kind == "dynamic":
-            scale = seen.abs().amax(dims, keepdim=True) / 127
-            seen = (seen / scale).round() * scale
+            parts = [seen] if group is None else seen.split(group, dims[0])
+            scales = [part.abs().amax(dims, keepdim=True) / top for part in parts]
+            seen = torch.cat([(p / s).round() * s for p, s in zip(parts, scales, strict=True)], dims[0])
         elif kind == "fp8":
             scale = x.abs().amax(dims, keepdim=True) / 448
             seen = (x / scale).to(torch.float8_e4m3fn).double() * scale

@@ -184,7 +184,7 @@ def model() -> tuple[nn.Module, torch.Tensor]:
 
 
 @pytest.mark.parametrize("method", ["rtn", "clip", "clip:99.9", "smoothquant", "gptq", "adaround:50", "svdquant:8"])
-@pytest.mark.parametrize("scheme", ["w4a8", "w4a16-asym", "nf4", "fp8afp8", "w8a8-static"])
+@pytest.mark.parametrize("scheme", ["w4a8", "w4a16-asym", "nf4", "fp8afp8", "w8a8-static", "nvfp4", "w8a8-affine"])
 def test_every_method_with_every_kind_of_scheme(method: str, scheme: str) -> None:
     network, x = model()
     with torch.no_grad():
@@ -242,8 +242,15 @@ def test_a_bad_method_is_refused_with_a_mend(spec: str) -> None:
     assert caught.value.mend
 
 
+def test_block_reconstruction_says_what_it_needs() -> None:
+    network, _ = model()
+    with pytest.raises(FewstepError, match="runs of the whole model"):
+        quantize(network, "w4a8", method="brecq:50")
+    assert not any(isinstance(m, QuantLayer) for m in network.modules())
+
+
 def test_calibrated_methods_ask_for_calibration() -> None:
-    assert METHODS.kinds() == ["adaround", "clip", "gptq", "rtn", "smoothquant", "svdquant"]
+    assert METHODS.kinds() == ["adaround", "brecq", "clip", "gptq", "rtn", "smoothquant", "svdquant"]
     for method in ("gptq", "adaround", "smoothquant"):
         with pytest.raises(FewstepError, match="calibration"):
             quantize(model()[0], "w4a8", method=method)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fewstep.quant import QuantConv2d, QuantLayer, QuantLinear, Scheme, native, quantize
+from fewstep.quant.calibration import calibrate
 from fewstep.quant.integer import quantize_activation
 from fewstep.quant.report import resident_bytes
 
@@ -19,6 +20,8 @@ def layer_of(source: nn.Linear | nn.Conv2d, scheme: str) -> QuantLayer:
     layer = (QuantLinear if isinstance(source, nn.Linear) else QuantConv2d)(source, Scheme.parse(scheme))  # type: ignore[arg-type]
     layer.load_float(source.weight)
     native.keep(layer)  # also for few rows, also below 8 bit
+    if layer.native is not None:
+        layer.native.least = 0
     return layer
 
 
@@ -26,6 +29,7 @@ def both(layer: QuantLayer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     """What the int8 kernel gives, and what the float product of the same integers gives."""
     with torch.no_grad():
         assert layer.native is not None
+        layer.native.least = 0
         assert layer.native.takes(x)
         result = layer(x)
         kept, layer.native = layer.native, None
@@ -124,17 +128,69 @@ def test_static_scales_clip_and_what_is_not_finite_is_noticed() -> None:
 
 
 @needs_int8
+def test_tiny_calls_take_the_float_product_and_the_table_says_so() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 512), nn.Conv2d(8, 8, 3, stride=2, padding=1))
+    report = quantize(model, "w8a8", rules=())
+    reasons = {row.name: row.reason for row in report.rows}
+    assert "4,096 rows" in reasons["0"]
+    assert reasons["1"] == ""
+    small, large, conv = (layer.native for layer in model)
+    assert not small.takes(torch.zeros(4095, 32))
+    assert small.takes(torch.zeros(4096, 32))
+    assert large.takes(torch.zeros(1, 256, 32))
+    side = 2 * 86  # 576 weights at every second place of both sides
+    assert conv.takes(torch.zeros(1, 8, side, side))
+    assert not conv.takes(torch.zeros(1, 8, side - 4, side - 4))
+
+
+@needs_int8
+@pytest.mark.parametrize(
+    "source", [nn.Linear(40, 12), nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.Conv2d(6, 6, 3, groups=2)]
+)
+@pytest.mark.parametrize("shift", [0.0, 1.0, 30.0])
+def test_affine_inputs_take_the_kernel_with_their_zero_point(source: nn.Module, shift: float) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(3, 40) if isinstance(source, nn.Linear) else torch.rand(3, 6, 9, 8)
+    x = 2 * x - 1 + shift
+    model = nn.Sequential(copy.deepcopy(source))
+    wanted = model(x).detach()
+    quantize(model, "w8a8-affine", rules=(), calibration=calibrate(model, lambda c, s: model(x), [0], [0]))
+    layer = model[0]
+    assert isinstance(layer, QuantLayer)
+    for seen in (x, 3 * x):  # inside the range, and clipped
+        result, reference = both(layer, seen)
+        assert torch.equal(result, reference)
+    assert float((layer(x) - wanted).norm() / wanted.norm()) < 0.02
+
+
+def test_one_sided_inputs_keep_twice_the_levels() -> None:
+    torch.manual_seed(0)
+    source = nn.Linear(64, 32, bias=False)
+    x = torch.nn.functional.gelu(3 * torch.randn(256, 64))
+    errors = []
+    for scheme in ("w8a8-static", "w8a8-affine"):
+        model = nn.Sequential(copy.deepcopy(source))
+        quantize(model, scheme, calibration=calibrate(model, lambda c, s, m=model: m(x), [0], [0]))
+        rounded = F.linear(x, model[0].dequantize())  # the error of the inputs alone
+        errors.append(float((model(x) - rounded).square().mean()))
+    assert errors[1] < 0.5 * errors[0]
+
+
+@needs_int8
 def test_the_kept_copy_follows_the_codes() -> None:
     torch.manual_seed(0)
     first, second = nn.Sequential(nn.Linear(24, 8)), nn.Sequential(nn.Linear(24, 8))
     x = torch.randn(5, 24)
     for model in (first, second):
         quantize(model, "w8a8", rules=())
+        model[0].native.least = 0
     before = resident_bytes(first)
     with torch.no_grad():
         old, other = first(x), second(x)
         assert resident_bytes(first) == before + 24 * 8
         twin = copy.deepcopy(first)
+        twin[0].native.least = 0
         first.load_state_dict(second.state_dict())  # in place
         assert torch.equal(first(x), other)
         first[0].packed = twin[0].packed.clone()  # replaced
@@ -153,6 +209,7 @@ def test_fewer_bits_keep_no_copy_and_few_rows_take_the_float_product() -> None:
     layer = QuantLinear(nn.Linear(8, 8), Scheme.parse("w4a8row"))
     layer.load_float(torch.randn(8, 8))
     assert layer.native is not None
+    layer.native.least = 0
     assert not layer.native.takes(torch.randn(native.WORTH - 1, 8))
     x = torch.randn(native.WORTH, 8)
     assert layer.native.takes(x)
@@ -163,6 +220,8 @@ def test_fewer_bits_keep_no_copy_and_few_rows_take_the_float_product() -> None:
 def test_what_needs_a_gradient_or_has_groups_takes_the_float_product() -> None:
     layer = QuantLinear(nn.Linear(64, 8), Scheme.parse("w8a8"))
     assert layer.native is not None
+    layer.native.least = 0
+    assert layer.native.takes(torch.randn(4, 64)) == native.available()
     assert not layer.native.takes(torch.randn(4, 64, requires_grad=True))
     assert not layer.native.takes(torch.randn(4, 64, dtype=torch.float64))
     assert QuantLinear(nn.Linear(64, 8), Scheme.parse("w4a8")).native is None

@@ -113,6 +113,36 @@ def test_twice_single_meta_and_nan_are_refused() -> None:
     assert isinstance(broken[0], nn.Conv2d)
 
 
+def test_layer_types_without_low_bit_form_are_listed_or_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Conv1d(2, 2, 3), nn.ConvTranspose2d(2, 2, 3), nn.Bilinear(2, 2, 2))
+    report = quantize(model, "w8a8", rules=())
+    reasons = {row.name: row.reason for row in report.rows if not row.quantized}
+    assert set(reasons) == {"1", "2", "3"}
+    assert set(reasons.values()) == {"not a Linear or Conv2d"}
+    with pytest.raises(FewstepError, match="no Linear or Conv2d"):
+        quantize(nn.Sequential(nn.Conv3d(1, 1, 3), nn.LayerNorm(4)), "w8a8")
+
+
+@pytest.mark.parametrize("scheme", ["w4g48", "w3g7-asym", "w8a8g10", "w4a4g48-ag7", "mxfp4"])
+def test_a_group_that_does_not_divide_leaves_a_shorter_last_one(scheme: str) -> None:
+    torch.manual_seed(0)
+    source, x = nn.Linear(100, 6), torch.randn(3, 100)
+    model = nn.Sequential(copy.deepcopy(source))
+    quantize(model, scheme, rules=())
+    layer = model[0]
+    assert isinstance(layer, QuantLayer)
+    size = layer.scheme.group_size or 1
+    assert layer.scale.shape == (6, -(-100 // size))
+    # the last group has a scale of its own: what lies before it does not change its weights
+    with torch.no_grad():
+        source.weight[:, : 100 - 100 % size] *= 50
+    other = nn.Sequential(copy.deepcopy(source))
+    quantize(other, scheme, rules=())
+    ends = [m[0].dequantize()[:, 100 - 100 % size :] for m in (model, other)]  # type: ignore[operator]
+    assert torch.equal(*ends)
+    assert model(x).shape == (3, 6)
+
+
 class Special(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) + 1

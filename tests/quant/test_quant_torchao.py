@@ -29,7 +29,7 @@ def test_torchao_and_our_kernel_agree(dtype: torch.dtype, monkeypatch: pytest.Mo
     ours, theirs = pair(backend="torchao")
     calls = []
     real = kernels.torchao_weight
-    monkeypatch.setattr("fewstep.quant.layers.torchao_weight", lambda *a: calls.append(1) or real(*a))
+    monkeypatch.setattr("fewstep.quant.layer.torchao_weight", lambda *a: calls.append(1) or real(*a))
     x = torch.randn(3, 5, 48)
     with torch.no_grad():
         expected = ours(x)
@@ -68,7 +68,7 @@ def test_gradient_search_falls_back_to_the_kernel_that_has_a_gradient() -> None:
 
 
 def test_reports_name_the_kernel_and_its_reason() -> None:
-    model = nn.Sequential(nn.Linear(16, 16), nn.Flatten(), nn.Linear(16, 16))
+    model = nn.Sequential(nn.Linear(128, 256))
     auto = quantize(model, "w8a8").rows[0]
     if native.available():
         assert (auto.kernel, auto.reason) == ("oneDNN int8", "")

@@ -8,7 +8,7 @@ from torch import nn
 
 from fewstep.errors import FewstepError
 from fewstep.quant import QuantLayer, quantize
-from fewstep.quant.reconstruct import reconstruct
+from fewstep.quant.reconstruct import blocks_of, reconstruct
 
 
 class Block(nn.Module):
@@ -62,6 +62,21 @@ def test_blocks_get_better_and_so_does_the_network(scheme: str) -> None:
     assert end < 0.8 * start
     assert end == pytest.approx(errors[1].after, rel=1e-3)  # the last block's output is the network's
     assert sum(isinstance(m, QuantLayer) for m in low.modules()) == 6
+
+
+def test_blocks_are_found_in_running_order() -> None:
+    class Backwards(Network):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in reversed(list(self.blocks)):
+                x = block(x, scale=torch.tensor(1.5))[0]
+            return x
+
+    low = Backwards()
+    assert blocks_of(low, run) == []  # nothing is quantized
+    quantize(low, "w4a8", rules=(), skip=["blocks.0.token"])
+    assert blocks_of(low, run) == ["blocks.1", "blocks.0"]
+    low._no_split_modules = ["Linear"]  # type: ignore[assignment]
+    assert blocks_of(low, run) == []  # only the skipped layer is such a module, and it is float
 
 
 def test_a_block_that_does_not_get_better_stays() -> None:

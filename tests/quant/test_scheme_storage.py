@@ -15,6 +15,7 @@ from fewstep.quant.calibration import calibrate
     [
         ("w4a16-asym", "rtn"), ("w3a8g48-asym", "gptq"), ("w8a8tensor", "rtn"), ("nf4", "clip"), ("fp8afp8", "rtn"),
         ("w8a8-static", "smoothquant"), ("w4a8", "svdquant:4"), ("w4a8-static", "svdquant:4"), ("w2a16", "adaround:3"),
+        ("w8a8-affine", "rtn"), ("mxfp4a8", "rtn"), ("nvfp4", "gptq"), ("w4a4g16-ag16", "svdquant:4"),
     ],
 )  # fmt: skip
 def test_saved_and_loaded_model_is_the_same_function(
@@ -39,10 +40,10 @@ def test_loading_in_half_precision_keeps_scales_and_branches(
 ) -> None:
     model = build_unet()
     calibration = calibrate(model, lambda c, s: evaluate(model), ["a"], [1])
-    quantize(model, "w4a8-static", method="svdquant:4", calibration=calibration)
+    quantize(model, "nvfp4a8-affine", method="svdquant:4", calibration=calibration)
     model.save_pretrained(tmp_path)  # type: ignore[operator]
     loaded = type(model).from_pretrained(tmp_path, torch_dtype=torch.bfloat16)  # type: ignore[attr-defined]
     for name, value in loaded.state_dict().items():
-        if name.rpartition(".")[2] in ("scale", "smooth", "input_scale", "up", "down"):
+        if name.rpartition(".")[2] in ("scale", "tensor_scale", "input_zero", "smooth", "input_scale", "up", "down"):
             assert torch.equal(value, model.state_dict()[name]), name
             assert value.dtype == model.state_dict()[name].dtype

@@ -123,7 +123,9 @@ def test_costs_are_those_of_the_real_layers(recorded):
     net, calls = recorded
     names = s.eligible(net)
     cost = s.costs(net, names, ["w8a8", "w4a16"])
-    assert cost["out"]["w8a8"] == s.Cost(4 * 8 + 4 * 4 + 4 * 4, 8, 8)  # codes, float32 scales, float32 bias
+    assert cost["out"]["w8a8"] == s.Cost(
+        4 * 8 + 4 * 4 + 4 * 4, 8, 8, ("packed", "scale")
+    )  # codes, float32 scales, float32 bias
     assert cost["out"]["w4a16"].bytes == 4 * 4 + 4 * 2 + 4 * 4  # one group of 8, float16 scale
     assert cost["out"]["w4a16"].activation_bits == 16
     counts = s.multiply_adds(net, calls[0], names)

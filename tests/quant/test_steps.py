@@ -13,6 +13,8 @@ import tiny_pipelines as tiny
 
 from fewstep.errors import FewstepError
 from fewstep.pipelines import Generator, attach, load_pipeline, plan_of, save_pipeline
+from fewstep.quant.calibration import calibrate
+from fewstep.quant.fake import to_fake
 from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.sensitivity import eligible
 from fewstep.quant.steps import Stepped, quantize_stepped
@@ -68,6 +70,37 @@ def test_a_plan_names_its_tables_and_the_folder_keeps_them(tmp_path):
     again = load_pipeline(tmp_path / "low")
     assert torch.equal(tiny.draw(again, "sd", ["a"], [0], steps=3), images)
     assert not any(isinstance(m, Stepped) for m in full.unet.modules())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", ["nvfp4{}-smooth", "w4{}-r2"])
+def test_precisions_of_inputs_alone_share_one_weight(scheme, tmp_path):
+    model = tiny.unet()
+    names = eligible(model)
+    schemes = [scheme.format(a) for a in ("a4", "a8", "a16")]
+    tables = [dict.fromkeys(names, s) for s in schemes]
+    calibration = calibrate(model, lambda c, s: model(*GIVEN), [0], [0])
+    alone = []
+    for table in tables:
+        one = copy.deepcopy(model)
+        report = quantize_mixed(one, table, calibration=calibration)
+        alone.append(one(*GIVEN)[0])
+    stepped = quantize_stepped(model, tables, calibration=calibration)
+    assert stepped.disk_after == report.disk_after
+    assert stepped.resident_after <= report.resident_after * 1.01
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(again.state_dict())
+    moved = copy.deepcopy(again).to(torch.float64).to(torch.float32)
+    for found in (model, again, twin, moved):
+        for k in range(3):
+            with applied(found, f"bits:{k}"):
+                assert torch.equal(found(*GIVEN)[0], alone[k])
+        layer = next(m for m in found.modules() if isinstance(m, Stepped))
+        assert layer.options[2].packed is layer.options[0].packed
+    with pytest.raises(FewstepError, match="trained apart"):
+        to_fake(model)
 
 
 def test_mistakes_are_named():

@@ -15,7 +15,7 @@ Build = Callable[[], nn.Module]
 Evaluate = Callable[..., torch.Tensor]
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a16-asym", "w8a8tensor", "nf4"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a16-asym", "w8a8tensor", "nf4", "nvfp4"])
 def test_it_is_the_model_that_quantize_makes(
     build: Build, evaluate: Evaluate, tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "fewstep quantize emoji-student --scheme w4a8",
             "fewstep quantize my-pipeline --effective-bits 4.5 --out runs/four-and-a-half",
+            "fewstep quantize my-pipeline --scheme w4a8 --method svdquant --per-step --corrections ptqd,stepbaq",
             "fewstep quantize my-pipeline --budget 2.5GB --parts backbone,text,vae --q-sched 60",
         )
     )(quantize)
@@ -29,11 +30,17 @@ def quantize(
     effective_bits: Annotated[
         float, typer.Option(min=0, help="The same as stored bits per weight, scales included.")
     ] = 0,
-    method: Annotated[str, typer.Option(help="rtn (seconds), clip, gptq, adaround, smoothquant, svdquant.")] = "rtn",
+    method: Annotated[
+        str, typer.Option(help="rtn (seconds), clip, gptq, adaround, brecq, smoothquant, svdquant.")
+    ] = "rtn",
     parts: Annotated[str, typer.Option(help="What to quantize: backbone, text, vae, with commas.")] = "backbone",
     steps: Annotated[int, typer.Option(min=1, help="Steps at which the pipeline will run.")] = 4,
     guidance: Annotated[float, typer.Option(help="guidance_scale of the pipeline; 1 is without.")] = 1.0,
     q_sched: Annotated[float, typer.Option(min=0, help="Budget of a Q-Sched search on the result.")] = 0,
+    corrections: Annotated[str, typer.Option(help="Corrections of the plan to try: ptqd, stepbaq, with commas.")] = "",
+    per_step: Annotated[
+        bool, typer.Option("--per-step", help="With --scheme: bits per step, same mean compute.")
+    ] = False,
     overrides: Overrides = None,
     out: Out = None,
     fresh: Fresh = False,
@@ -50,6 +57,7 @@ def quantize(
     chosen = {
         "model": model, "scheme": f"'{scheme}'", "budget": f"'{budget}'", "effective_bits": effective_bits,
         "method": method, "parts": f"[{parts}]", "steps": steps, "guidance": guidance, "q_sched": q_sched,
+        "corrections": f"[{corrections}]", "per_step": str(per_step).lower(),
     }  # fmt: skip
     settings = [f"{key}={value}" for key, value in chosen.items()]
     aim = scheme or budget or f"{effective_bits:g}bits"

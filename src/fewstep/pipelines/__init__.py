@@ -2,7 +2,7 @@
 
 from fewstep.pipelines.calls import backbone_of
 from fewstep.pipelines.generate import Generator, Trace, trace
-from fewstep.pipelines.load import attach, identity_of, load_pipeline, plan_of, save_pipeline
+from fewstep.pipelines.load import attach, exchanged, identity_of, load_pipeline, plan_of, save_pipeline
 from fewstep.pipelines.process import process_of
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Trace",
     "attach",
     "backbone_of",
+    "exchanged",
     "identity_of",
     "load_pipeline",
     "plan_of",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fewstep.data.prompts import load_prompts
+from fewstep.errors import FewstepError
 from fewstep.pipelines.calls import class_count, condition_kind
 
 
@@ -23,6 +24,8 @@ def conditions_of(pipe: Any, source: str | Sequence[Any], count: int) -> list[An
         return None
     if kind == "class_labels":
         labels = list(range(class_count(pipe))) if isinstance(source, str) else list(map(int, source))
+        if not labels:
+            raise FewstepError("the list of class labels is empty", mend="Give at least one label.")
         return [labels[i % len(labels)] for i in range(count)]
     prompts = load_prompts(source if isinstance(source, str) else list(map(str, source)), count)
     return [prompts[i % len(prompts)] for i in range(count)]

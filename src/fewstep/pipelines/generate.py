@@ -65,7 +65,7 @@ class Generator:
             raise FewstepError("unknown output", value=output, mend=nearest(output, ("image", "latent")))
         parts = []
         for given, some in self.batches(conditions, seeds):
-            runner = _Runner.following(plan, some, latent=output == "latent")
+            runner = Runner.following(plan, some, latent=output == "latent")
             parts.append(self.run(runner, given, some))
         return torch.cat(parts)
 
@@ -82,7 +82,7 @@ class Generator:
             part = slice(first, first + self.batch)
             yield None if conditions is None else conditions[part], seeds[part]
 
-    def run(self, runner: _Runner, conditions: Sequence[Any] | None, seeds: Sequence[int]) -> Tensor:
+    def run(self, runner: Runner, conditions: Sequence[Any] | None, seeds: Sequence[int]) -> Tensor:
         """One pipeline call with a scheduler of this module; images or, if it stops early, its last state."""
         given = arguments(self.pipe, conditions, len(seeds), self.guidance, **self.call)
         kept, self.pipe.scheduler = self.pipe.scheduler, runner
@@ -118,7 +118,7 @@ def _pictures(result: Any) -> Tensor:
     raise FewstepError("the pipeline returned neither images nor frames", value=type(result).__name__)
 
 
-class _Runner(PlanScheduler):
+class Runner(PlanScheduler):
     """Runs one call: draws fresh noise from the call's streams whatever the pipeline passes, keeps the last state."""
 
     count: int
@@ -128,6 +128,7 @@ class _Runner(PlanScheduler):
 
     @classmethod
     def following(cls, plan: Plan, seeds: Sequence[int], latent: bool = False) -> Self:
+        """A runner of the plan with one stream of noise per seed; `latent` stops before the state is decoded."""
         runner = cls.from_plan(plan)
         runner.count, runner.latent, runner.generators = len(seeds), latent, Noise(seeds).generators
         return runner
@@ -141,6 +142,7 @@ class _Runner(PlanScheduler):
         return_dict: bool = True,
         **_: Any,
     ) -> Any:
+        """One row; the state after the last one is kept in `final`."""
         streams = self.generators  # several pipelines (FLUX, SD3, Wan, DiT) pass none
         if len(sample) == 2 * self.count:  # DiT guides by doubling the states
             streams = [torch.Generator(g.device).set_state(g.get_state()) for g in streams] + streams
@@ -217,7 +219,7 @@ def trace(
     return Trace(torch.cat([s for s, _ in parts], 1), torch.cat([o for _, o in parts], 1))
 
 
-class _Tracer(_Runner):
+class _Tracer(Runner):
     """Notes what it is given, and may force the states."""
 
     forced: Tensor | None

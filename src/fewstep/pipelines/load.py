@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,3 +152,16 @@ def plan_of(pipe: Any, steps: int, **call: Any) -> Plan:
         return plan
     record = recorded(pipe, steps, **call)
     return Plan.from_scheduler(record.scheduler, steps, set_timesteps=record.times, step=record.step)
+
+
+def exchanged(pipe: Any, parts: Mapping[str, Any]) -> Any:
+    """A pipeline of its own with some components exchanged and all settings kept; the original keeps its components.
+
+    Making it anew from `pipe.components` would lose what the configuration says beside them
+    (`force_zeros_for_empty_prompt`, `is_distilled`, ...).
+    """
+    other = copy.copy(pipe)
+    if getattr(vars(other).get("encode_prompt"), "remembers", False):
+        del other.encode_prompt  # it encodes with the text encoders of the original
+    other.register_modules(**parts)
+    return other

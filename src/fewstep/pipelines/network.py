@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError
 from fewstep.pipelines.calls import Stop
-from fewstep.pipelines.generate import Generator, _Runner
+from fewstep.pipelines.generate import Generator, Runner
 from fewstep.plan import Plan, Row
 from fewstep.prediction import Prediction
 
@@ -59,7 +59,7 @@ class PipelineNetwork:
         return generate.run(asker, conditions, seeds)
 
 
-class _Asker(_Runner):
+class _Asker(Runner):
     """Hands over the state that waits, if any, and then keeps the network's output and stops."""
 
     waiting: Tensor | None

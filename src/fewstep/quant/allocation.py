@@ -84,7 +84,8 @@ def allocate(options: Options, bytes_budget: int, bops_budget: int | None = None
 def check_budget(what: str, budget: float, smallest: float) -> None:
     """Raise a FewstepError that names the smallest possible budget if this one lies below."""
     if budget < smallest:
-        mend = f"The smallest possible is {smallest:,.0f}: allow more, or candidates with fewer bits."
+        least = f"{smallest:,.0f}" if smallest >= 100 else f"{smallest:g}"
+        mend = f"The smallest possible is {least}: allow more, or candidates with fewer bits."
         raise FewstepError(f"the budget of {what} is too small", value=budget, mend=mend)
 
 

@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 from fewstep.errors import FewstepError, nearest
-from fewstep.quant.calibration import Calibration, LayerStatistics
+from fewstep.quant.calibration import Calibration
 from fewstep.quant.kernels import check_backend, describe, kernel_reason
-from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
+from fewstep.quant.layers import QuantLayer
 from fewstep.quant.methods import Method, fitting, method_of, store
+from fewstep.quant.places import make_layer, places_of, put
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme
-from fewstep.quant.split import HIDDEN, find_skips, split_skips
+from fewstep.quant.split import split_like
+from fewstep.quant.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Rule:
             weight,
             activation_bits=activation.activation_bits,
             activation_format=activation.activation_format,
+            activation_group=activation.activation_group,
             smooth=scheme.smooth,
             rank=scheme.rank,
         )
@@ -108,28 +111,31 @@ def quantize(
             finite; calibration that is missing or of another model.
     """
     chosen, backend, how = Scheme.parse(scheme), check_backend(backend), method_of(method)
+    if how.reconstruct:
+        mend = "Quantize with rtn and call fewstep.quant.reconstruct.reconstruct, or use `fewstep quantize`."
+        raise FewstepError("block reconstruction needs runs of the whole model", value=str(method), mend=mend)
     _check_model(model)
     _check_calibration(model, chosen, how, calibration)
     chosen = how.extend(chosen, calibration is not None)
-    _check_patterns(model, skip)
+    check_patterns(model, skip)
     all_rules = [Rule(tuple(skip), None, "kept on request"), *rules] if skip else list(rules)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     disk, resident = disk_bytes(model), resident_bytes(model)
-    rows, layers, places = [], {}, _places(model)
+    rows, layers, places = [], {}, places_of(model)
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     for name, module in list(model.named_modules()):
         if not any(True for _ in module.parameters(recurse=False)):
             continue
-        target, reason = _decide(name, module, chosen, all_rules, owners)
+        target, reason = decide(name, module, chosen, all_rules, owners)
         if target is None or not isinstance(module, nn.Linear | nn.Conv2d):
-            rows.append(_kept_row(name, module, reason))
+            rows.append(kept_row(name, module, reason))
             continue
         statistics = None if calibration is None else calibration.get(name)
         layer, row = _quantize_layer(name, module, target, backend, reason, how, statistics)
-        _replace(places[id(module)], layer)
+        put(places[id(module)], layer)
         rows.append(row)
         layers[name] = layer.scheme
-    _register(model, chosen, layers, backend)
+    mark(model, chosen, layers, backend)
     stored = [layer for layer in model.modules() if isinstance(layer, QuantLayer)]
     bits = 8 * sum(layer.weight_bytes() for layer in stored)
     count = sum(layer.weight_shape.numel() for layer in stored)
@@ -141,10 +147,10 @@ def quantize(
 
 def dequantize(model: nn.Module) -> nn.Module:
     """Put float layers back in place; their weights keep the rounding they got, activations are exact again."""
-    places = _places(model)
+    places = places_of(model)
     for layer in list(model.modules()):
         if isinstance(layer, QuantLayer):
-            _replace(places[id(layer)], layer.to_float())
+            put(places[id(layer)], layer.to_float())
     if hasattr(model, "hf_quantizer"):
         del model.hf_quantizer
     return model
@@ -156,9 +162,8 @@ def install(model: nn.Module, layers: Mapping[str, Scheme], backend: str) -> Non
     Raises:
         FewstepError: the model has no such Linear or Conv2d.
     """
-    if any(f"{name}.{HIDDEN}" in layers for name in find_skips(model)):
-        split_skips(model)
-    modules, places = dict(model.named_modules()), _places(model)
+    split_like(model, layers)
+    modules, places = dict(model.named_modules()), places_of(model)
     for name, scheme in layers.items():
         source = modules.get(name)
         if not isinstance(source, nn.Linear | nn.Conv2d):
@@ -167,12 +172,15 @@ def install(model: nn.Module, layers: Mapping[str, Scheme], backend: str) -> Non
                 value=name,
                 mend="Load it with the model class and configuration it was saved from.",
             )
-        _replace(places[id(source)], _make(source, scheme, backend))
+        put(places[id(source)], make_layer(source, scheme, backend))
 
 
 def _check_model(model: nn.Module) -> None:
     if isinstance(model, nn.Linear | nn.Conv2d):
         raise FewstepError("a single layer cannot be replaced in place", mend="Wrap it: torch.nn.Sequential(layer).")
+    if not any(isinstance(m, nn.Linear | nn.Conv2d | QuantLayer) for m in model.modules()):
+        mend = "Only these two kinds of layers have low-bit forms here."
+        raise FewstepError("the model has no Linear or Conv2d", value=type(model).__name__, mend=mend)
     if getattr(model, "hf_quantizer", None) is not None or any(isinstance(m, QuantLayer) for m in model.modules()):
         raise FewstepError("the model is quantized already", mend="Load the full-precision weights and quantize those.")
     for name, parameter in model.named_parameters():
@@ -187,7 +195,7 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_calibration(model: nn.Module, scheme: Scheme, method: Method, calibration: Calibration | None) -> None:
-    needed = method.calibrated or scheme.smooth or scheme.activation_format == "static"
+    needed = method.calibrated or scheme.smooth or scheme.calibrated
     if calibration is None:
         if needed:
             mend = "Pass calibration=calibrate(model, run, prompts, seeds)."
@@ -202,7 +210,8 @@ def _check_calibration(model: nn.Module, scheme: Scheme, method: Method, calibra
             raise FewstepError("the calibration belongs to another model", value=name, mend=mend)
 
 
-def _check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
+def check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Raise a FewstepError for a pattern that names no layer."""
     if isinstance(patterns, str):
         raise FewstepError("skip must be a list of patterns", value=patterns, mend=f"Write [{patterns!r}].")
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
@@ -215,7 +224,7 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
-def _decide(
+def decide(
     name: str, module: nn.Module, scheme: Scheme, rules: Sequence[Rule], owners: Mapping[int, int]
 ) -> tuple[Scheme | None, str]:
     """Scheme for a module (None keeps it) and the reason, empty when the model's scheme simply applies."""
@@ -248,11 +257,13 @@ def _quantize_layer(
     before, linear, on_cuda = own_bytes(source), isinstance(source, nn.Linear), source.weight.is_cuda
     groups = 1 if isinstance(source, nn.Linear) else source.groups
     scheme, method, why = fitting(source.weight.shape, scheme, method, statistics, groups)
-    layer = _make(source, scheme, backend)
+    layer = make_layer(source, scheme, backend)
     layer.load(store(source.weight, scheme, method, statistics, groups))
     reason = "; ".join(filter(None, (reason, why)))
     regular = layer.native is not None
-    reason = reason or kernel_reason(backend, scheme, linear=linear, on_cuda=on_cuda, regular=regular)
+    reason = reason or kernel_reason(
+        backend, scheme, linear=linear, on_cuda=on_cuda, regular=regular, weights=source.weight.numel()
+    )
     row = Row(
         name, "Linear" if linear else "Conv2d", tuple(source.weight.shape), source.weight.numel(), str(scheme),
         describe(scheme, backend, linear=linear, on_cuda=on_cuda, regular=regular), before, own_bytes(layer), reason,
@@ -261,7 +272,8 @@ def _quantize_layer(
     return layer, row
 
 
-def _kept_row(name: str, module: nn.Module, reason: str) -> Row:
+def kept_row(name: str, module: nn.Module, reason: str) -> Row:
+    """The report's row of a module that keeps its float type."""
     parameters = list(module.parameters(recurse=False))
     size, first = own_bytes(module), parameters[0]
     kind = next((base.__name__ for base in (nn.Linear, nn.Conv2d) if isinstance(module, base)), type(module).__name__)
@@ -270,27 +282,7 @@ def _kept_row(name: str, module: nn.Module, reason: str) -> Row:
     return Row(name, kind, tuple(first.shape), weights, bits, "float", size, size, reason)
 
 
-def _make(source: nn.Linear | nn.Conv2d, scheme: Scheme, backend: str) -> QuantLayer:
-    layer = (QuantLinear if isinstance(source, nn.Linear) else QuantConv2d)(source, scheme, backend)  # type: ignore[arg-type]
-    return layer.train(source.training)
-
-
-def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Parents and attribute names under which each module hangs, by its id: a shared module has several."""
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
-    for parent in model.modules():
-        for name, child in parent._modules.items():
-            if child is not None:
-                places.setdefault(id(child), []).append((parent, name))
-    return places
-
-
-def _replace(places: list[tuple[nn.Module, str]], new: nn.Module) -> None:
-    for parent, name in places:
-        setattr(parent, name, new)
-
-
-def _register(model: nn.Module, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
+def mark(model: nn.Module, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
     """Tell a diffusers model how it is quantized, so that it saves and loads by itself."""
     diffusers = sys.modules.get("diffusers.models.modeling_utils")
     if diffusers is not None and isinstance(model, diffusers.ModelMixin):

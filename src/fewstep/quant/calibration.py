@@ -20,35 +20,11 @@ from torch.nn import functional as F
 
 from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.files import read_json, read_tensors, write_json, write_tensors
+from fewstep.quant.statistics import LayerStatistics, ranges_of
 
-VERSION = 1
+VERSION = 2
 Run = Callable[[Sequence[Any], Sequence[int]], Any]
 """(conditions, seeds of one batch) -> anything; must run the model with the plan it will be used with."""
-
-
-@dataclass(frozen=True)
-class LayerStatistics:
-    """Inputs of one Linear or Conv2d, as rows of its matrix product (for a convolution: unfolded patches).
-
-    largest: (in,) largest magnitude per input feature or channel.  rows: how many entered `second`.
-    sample: (n, in * kh * kw), rows drawn evenly from the whole stream.
-    second: (convolution groups, K, K), mean of x x^T over rows; None if it was not asked for.
-    """
-
-    rows: int
-    largest: Tensor
-    sample: Tensor
-    second: Tensor | None = None
-
-    def reach(self, smooth: Tensor | None = None, percentile: float = 100.0) -> Tensor:
-        """Magnitude (0-dim) that inputs, divided by `smooth` (in,), do not exceed, or exceed that rarely."""
-        largest = self.largest if smooth is None else self.largest / smooth.to(self.largest)
-        if percentile >= 100:
-            return largest.max()
-        rows = self.sample.abs()
-        if smooth is not None:
-            rows = rows / smooth.to(rows).repeat_interleave(rows.shape[1] // len(smooth))
-        return rows.flatten().kthvalue(max(1, round(percentile / 100 * rows.numel()))).values
 
 
 @dataclass(frozen=True)
@@ -61,6 +37,8 @@ class Calibration:
     calls: int
     times: tuple[float, ...] = ()
     """Distinct network times at which the model was called, falling."""
+    ranges: str = "max"
+    """How ranges were taken; see `calibrate`."""
 
     def get(self, name: str) -> LayerStatistics | None:
         """Statistics of a layer; None if no call reached it."""
@@ -78,7 +56,8 @@ class Calibration:
             mend = "Calibrate again, or update fewstep."
             raise FewstepError("not a calibration of this version", value=str(folder), mend=mend)
         layers = _Folder(Path(folder), tuple(record["layers"]))
-        return cls(layers, record["conditions"], tuple(record["seeds"]), record["calls"], tuple(record["times"]))
+        rest = tuple(record["seeds"]), record["calls"], tuple(record["times"]), record["ranges"]
+        return cls(layers, record["conditions"], *rest)
 
 
 def calibrate(
@@ -91,6 +70,7 @@ def calibrate(
     second: bool = True,
     rows: int = 512,
     sample: int = 64,
+    ranges: str = "max",
     limit: float = 2e9,
     folder: str | Path | None = None,
 ) -> Calibration:
@@ -101,11 +81,15 @@ def calibrate(
         second: collect second moments (GPTQ, AdaRound; SmoothQuant and static scales do without).
         rows: at most so many tokens or patches of one sample and call enter the second moments, drawn at random.
         sample: rows kept per layer.
+        ranges: of static activations and smoothing. `max`: all that was seen. `ema:0.95`: extremes of the calls,
+            averaged with weight 0.95 on what was before (ViDiT-Q, arXiv 2406.02540). `percentile:99.9`: of the sampled
+            values.
         limit: bytes that second moments may take at once. With `folder` layers are done in several passes of that
             size and written there; without, more than this is an error.
 
     Raises:
-        FewstepError: no conditions, not one seed per condition, no layer reached, or more memory than `limit`.
+        FewstepError: unknown `ranges`, no conditions, not one seed per condition, no layer reached, or more memory
+            than `limit`.
         NonFiniteError: a layer's input holds NaN or infinity; the message names the layer.
     """
     if not len(conditions) or len(conditions) != len(seeds):
@@ -113,13 +97,16 @@ def calibrate(
             "calibration needs conditions and one seed for each", value=(len(conditions), len(seeds)),
             mend="Give at least one prompt or label, and as many seeds.",
         )  # fmt: skip
+    momentum, percentile = ranges_of(ranges)
     passes = _passes(model, second, limit, folder is not None)
     done: dict[str, LayerStatistics] = {}
     names: list[str] = []
     times: dict[float, None] = {}
     calls = 0
     for layers in passes:
-        collectors = {name: _Collector(name, layer, second, rows, sample) for name, layer in layers.items()}
+        collectors = {
+            name: _Collector(name, layer, second, rows, sample, momentum, percentile) for name, layer in layers.items()
+        }
         calls = _one_pass(model, run, collectors, conditions, seeds, batch, times)
         found = {name: c.statistics() for name, c in collectors.items() if c.seen}
         names += found
@@ -130,7 +117,8 @@ def calibrate(
             _write_layer(Path(folder), name, statistics)
     if not names:
         raise FewstepError("no Linear or Conv2d was called during calibration", mend="Let `run` call this very model.")
-    result = Calibration(done, len(conditions), tuple(map(int, seeds)), calls, tuple(sorted(times, reverse=True)))
+    seen = tuple(map(int, seeds)), calls, tuple(sorted(times, reverse=True))
+    result = Calibration(done, len(conditions), *seen, ranges)
     if folder is None:
         return result
     record = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
@@ -152,12 +140,15 @@ def patches(layer: nn.Module, x: Tensor) -> Tensor:
 class _Collector:
     """Running sums of one layer; one random stream per layer, so that the choice of rows does not depend on others."""
 
-    def __init__(self, name: str, layer: nn.Module, second: bool, rows: int, sample: int) -> None:
+    def __init__(
+        self, name: str, layer: nn.Module, second: bool, rows: int, sample: int, momentum: float, percentile: float
+    ) -> None:
+        self.momentum, self.percentile = momentum, percentile
         self.name, self.layer, self.rows, self.keep = name, layer, rows, sample
         self.generator = torch.Generator().manual_seed(0)
         self.groups, width = _second_shape(layer)
         self.second = torch.zeros(self.groups, width, width) if second else None
-        self.largest: Tensor | None = None
+        self.ends: tuple[Tensor, Tensor] | None = None
         self.seen, self.taken = 0, 0
         self.sample, self.keys = torch.empty(0, self.groups * width), torch.empty(0)
 
@@ -166,16 +157,25 @@ class _Collector:
         if not x.numel():
             return
         dims = [d for d in range(x.ndim) if d != (x.ndim - 3 if isinstance(self.layer, nn.Conv2d) else x.ndim - 1)]
-        largest = x.abs().amax(dims).float().cpu() if dims else x.abs().float().cpu()
-        if not bool(largest.isfinite().all()):
+        ends = (x.amin(dims), x.amax(dims)) if dims else (x, x)
+        ends = ends[0].float().cpu(), ends[1].float().cpu()
+        if not all(bool(end.isfinite().all()) for end in ends):
             mend = "Check the weights, the prompts and the dtype (float16 overflows)."
             raise NonFiniteError(f"the input of layer {self.name!r} holds NaN or infinity", mend=mend)
-        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+        self.ends = self._merged(ends)
         self.seen += 1
         # one sample at a time: patches of a whole batch would not fit
         for one in x if x.ndim == 4 and isinstance(self.layer, nn.Conv2d) else [x]:
             for rows in patches(self.layer, one):
                 self._take(rows)
+
+    def _merged(self, ends: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.ends is None:
+            return ends
+        if self.momentum:
+            low, high = (torch.lerp(new, old, self.momentum) for old, new in zip(self.ends, ends, strict=True))
+            return low, high
+        return torch.minimum(self.ends[0], ends[0]), torch.maximum(self.ends[1], ends[1])
 
     def _take(self, rows: Tensor) -> None:
         if len(rows) > self.rows:
@@ -191,9 +191,10 @@ class _Collector:
         self.keys = keys[order]
 
     def statistics(self) -> LayerStatistics:
-        largest = torch.empty(0) if self.largest is None else self.largest
+        low, high = (torch.empty(0), torch.empty(0)) if self.ends is None else self.ends
         second = None if self.second is None else self.second / max(self.taken, 1)
-        return LayerStatistics(self.taken, largest, self.sample, second)
+        largest = torch.maximum(high, -low)
+        return LayerStatistics(self.taken, largest, self.sample, second, low, high, self.percentile)
 
 
 class _Folder(Mapping[str, LayerStatistics]):
@@ -206,7 +207,10 @@ class _Folder(Mapping[str, LayerStatistics]):
         if name not in self.names:
             raise KeyError(name)
         tensors = read_tensors(_file(self.folder, name))
-        return LayerStatistics(int(tensors["rows"]), tensors["largest"], tensors["sample"], tensors.get("second"))
+        ends = tensors["lowest"], tensors["highest"], float(tensors["percentile"])
+        return LayerStatistics(
+            int(tensors["rows"]), tensors["largest"], tensors["sample"], tensors.get("second"), *ends
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -270,9 +274,14 @@ def _one_pass(
 
 
 def _write_layer(folder: Path, name: str, statistics: LayerStatistics) -> None:
-    tensors = {"rows": torch.tensor(statistics.rows), "largest": statistics.largest, "sample": statistics.sample}
-    if statistics.second is not None:
-        tensors["second"] = statistics.second
+    tensors = {
+        "rows": torch.tensor(statistics.rows),
+        "percentile": torch.tensor(statistics.percentile, dtype=torch.float64),
+    }
+    for key in ("largest", "sample", "second", "lowest", "highest"):
+        value = getattr(statistics, key)
+        if value is not None:
+            tensors[key] = value
     write_tensors(_file(folder, name), tensors)
 
 

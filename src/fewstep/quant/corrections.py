@@ -68,6 +68,25 @@ def measure(
     return tuple(one.result() for one in sums)
 
 
+def compare(full: Tensor, low: Tensor, *, channels: int = 0) -> tuple[OutputError, ...]:
+    """Errors of outputs (rows, samples, ...) that both networks gave on equal states, row by row.
+
+    channels: dimension of one sample that holds channels, as in `measure`.
+
+    Raises:
+        FewstepError: the shapes differ, or there are no samples.
+    """
+    if full.shape != low.shape or full.ndim < 3 or not full.numel():
+        shapes = tuple(full.shape), tuple(low.shape)
+        raise FewstepError("outputs to compare need equal shapes (rows, samples, ...)", value=shapes)
+    found = []
+    for truth, output in zip(full, low, strict=True):
+        sums = _Sums(truth.ndim - 1, channels)
+        sums.add(truth, output)
+        found.append(sums.result())
+    return tuple(found)
+
+
 def ptqd(plan: Plan, errors: Sequence[OutputError], *, rising_only: bool = True) -> Plan:
     """The plan with n_k -> (n_k - bias_k) / (1 + slope_k), and the residual's variance taken from each row's noise.
 

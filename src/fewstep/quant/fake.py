@@ -13,15 +13,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fewstep.quant.apply import _make as make
-from fewstep.quant.apply import _places as places
-from fewstep.quant.apply import _replace as replace
-from fewstep.quant.grids import Grid, Stored, decode, encode
-from fewstep.quant.integer import quantize_activation, quantize_fp8
+from fewstep.errors import FewstepError
+from fewstep.quant import fp4
+from fewstep.quant.grids import Grid, Stored, encode, snapped
+from fewstep.quant.integer import quantize_activation, quantize_fp8, quantize_groups
 from fewstep.quant.layers import QuantLayer
+from fewstep.quant.places import make_layer, places_of, put
 from fewstep.quant.scheme import Scheme, code_range
 
-_TOP = {"fp8": 448.0, "nf4": 1.0}
+_TOP = {"fp8": 448.0, "nf4": 1.0, "mxfp4": fp4.TOP, "nvfp4": fp4.TOP}
 
 
 def fake_weight(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
@@ -37,12 +37,16 @@ def fake_weight(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     if scheme.weight_format in _TOP:
         top = _TOP[scheme.weight_format]
         levels = levels.clamp(-top, top)
-        unit = Grid(torch.ones_like(scale))
-        plain = Scheme(scheme.weight_bits, weight_format=scheme.weight_format)
-        return _through(levels, lambda v: decode(encode(v, unit, plain), unit, plain)) * scale
+        return _through(levels, lambda v: snapped(v, scheme)) * scale
     half = 2 ** (scheme.weight_bits - 1)
     low, high = (-half, half - 1) if scheme.weight_format == "asym" else code_range(scheme.weight_bits)
     return (_through((levels + zero).clamp(low, high), torch.round) - zero) * scale
+
+
+def fake_affine(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Round inputs to 256 levels of a scale (0-dim) around a zero point and back, differentiable in x and scale."""
+    scale = scale.float()
+    return (_through((x.float() / scale).clamp(-zero, 255 - zero), torch.round) * scale).to(x.dtype)
 
 
 def fake_static(x: Tensor, scale: Tensor) -> Tensor:
@@ -61,7 +65,9 @@ class FakeLayer(nn.Module):
     """
 
     zero: Tensor | None
+    whole: Tensor | None
     smooth: Tensor | None
+    input_zero: Tensor | None
     input_scale: nn.Parameter | None
     up: nn.Parameter | None
     down: nn.Parameter | None
@@ -74,20 +80,22 @@ class FakeLayer(nn.Module):
         self.weight = nn.Parameter(start.detach().clone())
         self.scale = nn.Parameter(stored.grid.scale.float().clone())
         self.register_buffer("zero", stored.grid.zero)
+        self.register_buffer("whole", stored.grid.whole)
+        self.register_buffer("input_zero", stored.input_zero)
         self.register_buffer("smooth", stored.smooth)
         for name in ("input_scale", "up", "down"):
             value = getattr(stored, name)
             self.register_parameter(name, None if value is None else nn.Parameter(value.float().clone()))
         self.register_parameter("bias", layer.bias)
-        shape = make(cast("nn.Linear | nn.Conv2d", layer.to_float()), layer.scheme, layer.backend)
+        shape = make_layer(cast("nn.Linear | nn.Conv2d", layer.to_float()), layer.scheme, layer.backend)
         shape.bias = None
         self._shape = [shape]  # in a list, so that it is no submodule: it lends its geometry and holds no tensors
         self.train(layer.training)
 
     def grid(self) -> Grid:
-        """Scales as they will be stored, float16 where groups share them, with the gradient passed through."""
-        scale = self.scale if self.scheme.group_size is None else _through(self.scale, lambda s: s.half().float())
-        return Grid(scale, self.zero)
+        """Scales as they will be stored (float16 where groups share them), with the gradient passed through."""
+        kept = Grid(self.scale.detach(), self.zero, self.whole).rounded(self.scheme).scale.float()
+        return Grid(_through(self.scale, lambda s: kept), self.zero, self.whole)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer in float arithmetic on rounded values."""
@@ -109,23 +117,26 @@ class FakeLayer(nn.Module):
     @torch.no_grad()
     def packed(self) -> QuantLayer:
         """The low-bit layer this one stands for."""
-        layer = make(cast("nn.Linear | nn.Conv2d", self._shape[0].to_float()), self.scheme, self.backend)
+        layer = make_layer(cast("nn.Linear | nn.Conv2d", self._shape[0].to_float()), self.scheme, self.backend)
         layer.register_parameter("bias", self.bias)
-        grid = self.grid()
-        if self.scheme.group_size is not None:
-            grid = Grid(grid.scale.half(), grid.zero)
+        grid = Grid(self.scale.detach(), self.zero, self.whole).rounded(self.scheme)
         codes = encode(self.weight.flatten(1), grid, self.scheme)
-        detached = (None if p is None else p.detach() for p in (self.up, self.down, self.input_scale))
-        layer.load(Stored(self.scheme, codes, Grid(grid.scale.detach(), grid.zero), self.smooth, *detached))
+        up, down, step = (None if p is None else p.detach() for p in (self.up, self.down, self.input_scale))
+        layer.load(Stored(self.scheme, codes, grid, self.smooth, up, down, step, self.input_zero))
         return layer.train(self.training)
 
     def _inputs(self, x: Tensor) -> Tensor:
         if self.scheme.activation_bits == 16:
             return x
+        if self.input_scale is not None and self.input_zero is not None:
+            return fake_affine(x, self.input_scale, self.input_zero)
         if self.input_scale is not None:
             return fake_static(x, self.input_scale)
-        dims = self._shape[0]._dims
-        codes, scale = (quantize_fp8 if self.scheme.activation_format == "fp8" else quantize_activation)(x, dims)
+        dims, top = self._shape[0]._dims, self.scheme.top
+        if self.scheme.activation_group is not None:
+            return quantize_groups(x, dims, self.scheme.activation_group, top).to(x.dtype)
+        fp8 = self.scheme.activation_format == "fp8"
+        codes, scale = quantize_fp8(x, dims) if fp8 else quantize_activation(x, dims, top)
         return (codes * scale).to(x.dtype)
 
 
@@ -141,20 +152,27 @@ def to_fake(
         not named start from their rounded weights, with unchanged output.
     kind:
         Makes the twin of a layer from it and its float weight or None.
+
+    Raises:
+        FewstepError: a layer has several precisions over one weight (bits per step).
     """
-    where, given = places(model), weights or {}
+    for name, module in model.named_modules():
+        if getattr(module, "tied", dict)():
+            mend = "Train the model with one table of bits, then quantize it with several."
+            raise FewstepError("precisions that share one weight cannot be trained apart", value=name, mend=mend)
+    where, given = places_of(model), weights or {}
     for name, layer in list(model.named_modules()):
         if isinstance(layer, QuantLayer):
-            replace(where[id(layer)], kind(layer, given.get(name)))
+            put(where[id(layer)], kind(layer, given.get(name)))
     return model
 
 
 def to_packed(model: nn.Module) -> nn.Module:
     """Replace the twins of a model by packed layers, in place; output unchanged up to float rounding."""
-    where = places(model)
+    where = places_of(model)
     for layer in list(model.modules()):
         if isinstance(layer, FakeLayer):
-            replace(where[id(layer)], layer.packed())
+            put(where[id(layer)], layer.packed())
     return model
 
 

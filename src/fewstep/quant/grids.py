@@ -1,8 +1,8 @@
 """The values that low-bit weights can take: fitting a grid to a matrix, the nearest codes on it, and back.
 
-A code stands for `scale * code` (int), `scale * (code - zero)` (asym), `scale * e4m3(code)` (fp8) or
-`scale * NF4[code]`. Codes are int8, so that they pack alike; NF4 indices are shifted by 8, asymmetric codes by half
-their range, e4m3 keeps its bit pattern.
+A code stands for `scale * code` (int), `scale * (code - zero)` (asym), `scale * e4m3(code)` (fp8), `scale * NF4[code]`
+or `scale * e2m1(code)` (mxfp4, nvfp4; see `fp4`). Codes are int8, so that they pack alike; NF4 indices are shifted by
+8, asymmetric codes by half their range, e4m3 and e2m1 keep their bit pattern.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.quant.scheme import Scheme, code_range
+from fewstep.quant import fp4
+from fewstep.quant.scheme import BLOCKS, Scheme, code_range
 
 # Fractions of the largest magnitude tried as the clipping point below 8 bit: clipping one outlier makes the step finer
 # for all its neighbours. On normal weights in groups of 32: 0.3 dB more at 4 bit, 0.6 dB at 2 bit; on whole rows more.
@@ -32,17 +33,25 @@ _CHUNK = 1 << 20  # weights quantized at once: temporaries stay in cache
 
 @dataclass(frozen=True)
 class Grid:
-    """Scales (rows, groups), one (1, 1) per tensor; zero points int8 of the same shape where the format has them."""
+    """Scales (rows, groups), one (1, 1) per tensor; zero points int8 of the same shape where the format has them.
+
+    whole: of nvfp4, the scale of the tensor (0-dim), which is part of `scale` already.
+    """
 
     scale: Tensor
     zero: Tensor | None = None
+    whole: Tensor | None = None
 
     def columns(self, start: int, stop: int, total: int, scheme: Scheme) -> Grid:
         """The grid spread to the columns start to stop of `total`: tensors that broadcast with (rows, stop - start)."""
         if scheme.group_size is None or self.scale.shape[1] == 1:
             return self
         which = torch.arange(start, min(stop, total), device=self.scale.device) // scheme.group_size
-        return Grid(self.scale[:, which], None if self.zero is None else self.zero[:, which])
+        return Grid(self.scale[:, which], None if self.zero is None else self.zero[:, which], self.whole)
+
+    def rounded(self, scheme: Scheme) -> Grid:
+        """The grid with its scales as they can be stored: of any positive ones, the nearest."""
+        return Grid(_storable(self.scale, scheme, self.whole), self.zero, self.whole)
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,8 @@ class Stored:
     """All that a quantized layer keeps of its weight, flattened to (out, rest); what `scheme` does not name is None.
 
     codes: int8 (out, rest).  smooth: (in,), by which inputs are divided.  up, down: (out, rank) and (rank, rest).
-    input_scale: 0-dim, the calibrated scale of the int8 inputs (after the division).
+    input_scale: 0-dim, the calibrated scale of the 8-bit inputs (after the division).  input_zero: int32 0-dim, the
+    code from 0 to 255 that stands for 0, of affine inputs.
     """
 
     scheme: Scheme
@@ -60,13 +70,14 @@ class Stored:
     up: Tensor | None = None
     down: Tensor | None = None
     input_scale: Tensor | None = None
+    input_zero: Tensor | None = None
 
 
 def encode(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     """Nearest codes, int8 (rows, columns), of weights (rows, columns)."""
     spread = grid.columns(0, weight.shape[1], weight.shape[1], scheme)
     zero = None if spread.zero is None else spread.zero.float()
-    return _encode(weight.float(), spread.scale.float(), zero, scheme)
+    return _encode(weight.float(), spread.scale.float(), zero, scheme, grid.whole)
 
 
 def decode(codes: Tensor, grid: Grid, scheme: Scheme, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -77,15 +88,21 @@ def decode(codes: Tensor, grid: Grid, scheme: Scheme, dtype: torch.dtype = torch
     return (_decode(codes, zero, scheme, wide) * spread.scale.to(wide)).to(dtype)
 
 
+def snapped(levels: Tensor, scheme: Scheme) -> Tensor:
+    """Weights over their scales, each moved to the nearest value of a format without zero points."""
+    one = torch.ones((), device=levels.device)
+    return _decode(_encode(levels, one, None, scheme), None, scheme, torch.float32)
+
+
 def fit(
     weight: Tensor, scheme: Scheme, clips: Sequence[float] | None = None, importance: Tensor | None = None
 ) -> tuple[Tensor, Grid]:
     """Codes and grid of a weight matrix (rows, columns): of some candidate scales, the one of least squared error.
 
     Without groups the scale is float32, one per row (or tensor). With groups it is float16 (0.5 bit per weight at
-    groups of 32) and codes are computed against the rounded scale, so that storage loses nothing more. Symmetric codes
-    below 8 bit are not symmetric in range (-8..7 at 4 bit): the largest magnitude is put on 7, or on -8 (a negative
-    scale where the positive side is longer).
+    groups of 32) and codes are computed against the rounded scale, so that storage loses nothing more; mxfp4 and nvfp4
+    take the scales of their definitions. Symmetric codes below 8 bit are not symmetric in range (-8..7 at 4 bit): the
+    largest magnitude is put on 7, or on -8 (a negative scale where the positive side is longer).
 
     clips:
         Fractions of the largest magnitude tried as the clipping point; by default `CLIPS` below 8 bit, 1 at 8.
@@ -93,21 +110,30 @@ def fit(
         Weights of the squared errors, (columns,): mean squares of the inputs.
     """
     if clips is None:
-        clips = (1.0,) if scheme.weight_bits == 8 or scheme.weight_format == "nf4" else CLIPS
+        clips = CLIPS if scheme.weight_bits < 8 and scheme.weight_format in ("int", "asym") else (1.0,)
     if scheme.per_tensor:
         flat = weight.reshape(1, -1)
         spread = None if importance is None else importance.expand(weight.shape[0], -1).reshape(-1)
-        codes, grid = _fit_rows(flat.detach().float(), dataclasses.replace(scheme, per_tensor=False), clips, spread)
+        plain = dataclasses.replace(scheme, per_tensor=False)
+        codes, grid = _fit_rows(flat.detach().float(), plain, clips, spread, None)
         return codes.view(weight.shape), grid
+    whole = fp4.tensor_scale(weight) if scheme.weight_format == "nvfp4" else None
     rows, columns = weight.shape
     step = max(1, _CHUNK // max(columns, 1))
-    parts = [_fit_rows(weight[i : i + step].detach().float(), scheme, clips, importance) for i in range(0, rows, step)]
-    zeros = [grid.zero for _, grid in parts if grid.zero is not None]
-    grid = Grid(torch.cat([grid.scale for _, grid in parts]), torch.cat(zeros) if zeros else None)
-    return torch.cat([codes for codes, _ in parts]), grid
+    chunks = (weight[i : i + step].detach().float() for i in range(0, rows, step))
+    parts = [_fit_rows(chunk, scheme, clips, importance, whole) for chunk in chunks]
+    return torch.cat([codes for codes, _ in parts]), joined([grid for _, grid in parts])
 
 
-def _fit_rows(weight: Tensor, scheme: Scheme, clips: Sequence[float], importance: Tensor | None) -> tuple[Tensor, Grid]:
+def joined(grids: Sequence[Grid]) -> Grid:
+    """The grid of rows that were fitted apart."""
+    zeros = [grid.zero for grid in grids if grid.zero is not None]
+    return Grid(torch.cat([grid.scale for grid in grids]), torch.cat(zeros) if zeros else None, grids[0].whole)
+
+
+def _fit_rows(
+    weight: Tensor, scheme: Scheme, clips: Sequence[float], importance: Tensor | None, whole: Tensor | None
+) -> tuple[Tensor, Grid]:
     rows, columns = weight.shape
     size = columns if scheme.group_size is None else scheme.group_size
     groups = math.ceil(columns / size)
@@ -115,13 +141,12 @@ def _fit_rows(weight: Tensor, scheme: Scheme, clips: Sequence[float], importance
     padded = torch.nn.functional.pad(weight, (0, extra)).view(rows, groups, size)
     if importance is not None:
         importance = torch.nn.functional.pad(importance.float(), (0, extra)).view(groups, size)
-    precision = torch.float32 if scheme.group_size is None else torch.float16
     best: tuple[Tensor, Tensor, Tensor, Tensor | None] | None = None
     for raw, low in _candidates(padded, scheme, clips):
-        scale = raw.clamp(-65504, 65504).to(precision)
+        scale = raw if scheme.weight_format == "mxfp4" else _storable(raw, scheme, whole)
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)  # all zero, or too small for float16
         zero = None if low is None else _zero_point(low, scale.float(), scheme.weight_bits)
-        codes = _encode(padded, scale.float(), zero, scheme)
+        codes = _encode(padded, scale.float(), zero, scheme, whole)
         error = _decode(codes, zero, scheme, torch.float32).mul_(scale.float()).sub_(padded).square_()
         total = (error if importance is None else error * importance).sum(-1, keepdim=True)
         if best is None:
@@ -135,7 +160,7 @@ def _fit_rows(weight: Tensor, scheme: Scheme, clips: Sequence[float], importance
     if best is None:
         raise ValueError("no candidate scale")
     _, scale, codes, zero = best
-    grid = Grid(scale.squeeze(-1), None if zero is None else zero.squeeze(-1).to(torch.int8))
+    grid = Grid(scale.squeeze(-1), None if zero is None else zero.squeeze(-1).to(torch.int8), whole)
     return codes.view(rows, -1)[:, :columns].contiguous(), grid
 
 
@@ -143,6 +168,10 @@ def _candidates(groups: Tensor, scheme: Scheme, clips: Sequence[float]) -> list[
     """Scales (rows, groups, 1) worth trying, plain ones first; for asymmetric codes with the smallest value."""
     smallest, largest = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     reach = torch.maximum(largest, -smallest)
+    if scheme.weight_format == "mxfp4":
+        return [(fp4.power_of_two(reach * clip), None) for clip in clips]
+    if scheme.weight_format == "nvfp4":
+        return [(reach * clip / fp4.TOP, None) for clip in clips]
     if scheme.weight_format in ("fp8", "nf4"):
         top = _E4M3_MAX if scheme.weight_format == "fp8" else 1.0
         return [(reach * (clip / top), None) for clip in clips]
@@ -164,8 +193,21 @@ def _zero_point(low: Tensor, scale: Tensor, bits: int) -> Tensor:
     return (-low / scale).round_().clamp_(0, 2 * half - 1) - half
 
 
-def _encode(weight: Tensor, scale: Tensor, zero: Tensor | None, scheme: Scheme) -> Tensor:
+def _storable(scale: Tensor, scheme: Scheme, whole: Tensor | None) -> Tensor:
+    """float16 where groups share scales, float32 else; what the bytes of mxfp4 and nvfp4 can hold, as float32."""
+    if whole is not None:
+        return whole * fp4.block_scale(scale, whole)
+    if scheme.weight_format == "mxfp4":
+        return fp4.nearest_power(scale)
+    return scale.float() if scheme.group_size is None else scale.clamp(-65504, 65504).half()
+
+
+def _encode(weight: Tensor, scale: Tensor, zero: Tensor | None, scheme: Scheme, whole: Tensor | None = None) -> Tensor:
+    if whole is not None:  # in the order of operations that public kernels use: ties fall to the same side
+        return fp4.encode(weight * ((1 / whole) / fp4.block_scale(scale, whole)))
     levels = weight / scale
+    if scheme.weight_format in BLOCKS:
+        return fp4.encode(levels)
     if scheme.weight_format == "fp8":
         return levels.clamp_(-_E4M3_MAX, _E4M3_MAX).to(torch.float8_e4m3fn).view(torch.int8)
     if scheme.weight_format == "nf4":
@@ -181,6 +223,8 @@ def _decode(codes: Tensor, zero: Tensor | None, scheme: Scheme, dtype: torch.dty
     """Values before the scale, freshly allocated."""
     if scheme.weight_format == "fp8":
         return codes.contiguous().view(torch.float8_e4m3fn).to(dtype)
+    if scheme.weight_format in BLOCKS:
+        return fp4.decode(codes, dtype)
     if scheme.weight_format == "nf4":
         return torch.tensor(NF4, dtype=dtype, device=codes.device)[codes.long() + 8]
     values = codes.to(dtype, copy=True)

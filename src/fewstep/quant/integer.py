@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fewstep.quant.grids import fit
 from fewstep.quant.scheme import Scheme
@@ -36,21 +37,55 @@ def apply_scale_(values: Tensor, scale: Tensor, group_size: int | None) -> Tenso
     return values
 
 
-def quantize_activation(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Codes -127..127 (integers held in float, shape of x) and scales (x.shape with `dims` reduced to 1).
+def quantize_activation(x: Tensor, dims: tuple[int, ...], top: int = 127) -> tuple[Tensor, Tensor]:
+    """Codes -top..top (integers held in float, shape of x) and scales (x.shape with `dims` reduced to 1).
 
     One scale is shared over `dims`. The gradient of the codes with respect to x is the straight-through one (rounding
     counts as the identity, the scale as a constant; arXiv 1308.3432); the value is the same with and without it. NaN
     and infinity in x come out as NaN, so that they are noticed.
     """
     x, largest = _reach(x, dims)
-    return _rounded(x * (127.0 / largest)), largest.mul_(1.0 / 127.0)
+    return _rounded(x * (top / largest)), largest.mul_(1.0 / top)
+
+
+def quantize_input(
+    x: Tensor, dims: tuple[int, ...], scheme: Scheme, scale: Tensor | None = None, zero: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Codes of the inputs of a layer (in float), and scales that broadcast with its output.
+
+    scale, zero: the calibrated ones of static and affine inputs.
+    """
+    if scale is not None:
+        return quantize_static(x, scale) if zero is None else quantize_affine(x, scale, zero), scale
+    if scheme.activation_format == "fp8":
+        return quantize_fp8(x, dims)
+    return quantize_activation(x, dims, scheme.top)
+
+
+def quantize_groups(x: Tensor, dims: tuple[int, ...], size: int, top: int) -> Tensor:
+    """x rounded to `top` levels each side with a scale for every `size` features or channels, the last group shorter.
+
+    dims: over which one scale would be shared without groups, from the end; the first of them is divided.
+    """
+    axis = x.ndim + dims[0]
+    count = x.shape[axis]
+    extra = -count % size
+    wide = F.pad(x, [0, 0] * (-dims[0] - 1) + [0, extra]) if extra else x
+    groups = wide.unflatten(axis, (-1, size))
+    codes, scale = quantize_activation(groups, tuple(range(axis + 1, groups.ndim)), top)
+    return (codes * scale).flatten(axis, axis + 1).narrow(axis, 0, count)
 
 
 def quantize_static(x: Tensor, scale: Tensor) -> Tensor:
     """Codes -127..127 (in float, shape of x) on a calibrated scale; what lies outside is clipped, without gradient."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     return _rounded((x / scale.to(x.dtype)).clamp(-127, 127))
+
+
+def quantize_affine(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Codes 0..255 less the zero point (in float, shape of x) on a calibrated scale; what lies outside is clipped."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return _rounded((x / scale.to(x.dtype)).clamp(-zero, 255 - zero))
 
 
 def quantize_fp8(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -58,16 +58,26 @@ def use_torchao(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool) ->
     return torchao_installed() if on_cuda else backend == "torchao" and int8_product_exact()
 
 
-def kernel_reason(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool, regular: bool = True) -> str:
-    """Why a layer does not run on an int8 kernel or on the one asked for, or nothing if that needs no word."""
+def kernel_reason(
+    backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool, regular: bool = True, weights: int = 0
+) -> str:
+    """Why a layer does not run on an int8 kernel or on the one asked for, or nothing if that needs no word.
+
+    weights: how many the layer has, if known: a call of a tiny one is over before the kernel has begun.
+    """
     if on_cuda or scheme.activation_bits == 16:
         return ""
     if backend == "torchao" and torchao_fits(scheme, linear) and not int8_product_exact():
         return "asked for torchao, but this CPU's int8 product saturates: ours is exact"
+    if scheme.activation_bits == 4:
+        return "no kernel here multiplies 4-bit inputs: they are rounded, the product is in float"
     if not scheme.integer_product:
         return "scales vary inside the sum, which no int8 kernel takes: memory is saved, not time"
     if not regular:
         return "padding that is not even zeros, which the int8 kernel does not take"
+    if weights and native.SMALL // weights > 256 and native.available():
+        rows = -(-native.SMALL // weights)
+        return f"tiny layer: int8 pays from {rows:,} rows of input on; below, the same integers are multiplied in float"
     return "" if native.available() else "this CPU's int8 product is missing or saturates: memory is saved, not time"
 
 
@@ -78,7 +88,8 @@ def describe(scheme: Scheme, backend: str, *, linear: bool, on_cuda: bool, regul
     if scheme.activation_bits == 16:
         return "dequantize, float product"
     if not scheme.integer_product:
-        return "int8 x dequantized groups" if scheme.group_size else "rounded inputs, float product"
+        grouped = scheme.group_size and scheme.activation_bits == 8 and scheme.activation_group is None
+        return "int8 x dequantized groups" if grouped else "rounded inputs, float product"
     if on_cuda and regular and not linear and backend == "triton":
         return "Triton int8 implicit product"
     return "int8 product in float" if on_cuda or not regular or not native.available() else "oneDNN int8"

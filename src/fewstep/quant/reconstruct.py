@@ -8,8 +8,9 @@ arXiv 2302.04304), while the targets are those of the full-precision network.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError, nearest
 from fewstep.quant.fake import FakeLayer, to_fake
-from fewstep.quant.grids import Grid, Stored
+from fewstep.quant.grids import Stored
 from fewstep.quant.layers import QuantLayer
 from fewstep.quant.methods.adaround import limits, rectified_sigmoid, start
 
@@ -74,6 +75,31 @@ def reconstruct(
         pairs = [(args, kwargs, target) for (args, kwargs, _), (_, _, target) in zip(seen, wanted, strict=True)]
         done.append(_learn(name, block, original, layers, pairs, steps, rate, pull))
     return tuple(done)
+
+
+def blocks_of(model: nn.Module, run: Run) -> list[str]:
+    """Blocks of a quantized model that can be reconstructed, in the order in which `run` calls them.
+
+    Blocks are what diffusers says not to split (the smallest such modules), or the elements of lists of modules.
+    """
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    found = {n: m for n, m in model.named_modules() if n and type(m).__name__ in kinds}
+    if not found:
+        lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+        outer = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
+        found = {f"{n}.{k}": block for n, blocks in outer.items() for k, block in enumerate(blocks)}
+    found = {n: m for n, m in found.items() if not any(other.startswith(f"{n}.") for other in found)}
+    found = {n: m for n, m in found.items() if any(isinstance(x, QuantLayer) and _uniform(x) for x in m.modules())}
+    order: dict[str, None] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: order.setdefault(name)
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, block in found.items():
+            stack.callback(block.register_forward_pre_hook(note(name)).remove)
+        run(model)
+    return list(order)
 
 
 class _Soft(FakeLayer):
@@ -145,8 +171,7 @@ def _kind(layer: QuantLayer, weight: Tensor | None) -> FakeLayer:
 
 
 def _with_codes(stored: Stored, codes: Tensor) -> Stored:
-    grid = Grid(stored.grid.scale, stored.grid.zero)
-    return Stored(stored.scheme, codes, grid, stored.smooth, stored.up, stored.down, stored.input_scale)
+    return dataclasses.replace(stored, codes=codes)
 
 
 def _uniform(layer: QuantLayer) -> bool:

@@ -8,23 +8,31 @@ from dataclasses import dataclass
 from fewstep.errors import FewstepError, nearest
 
 WEIGHT_BITS = (2, 3, 4, 8)
-ACTIVATION_BITS = (8, 16)
-WEIGHT_FORMATS = ("int", "asym", "fp8", "nf4")
-ACTIVATION_FORMATS = ("dynamic", "static", "fp8")
+ACTIVATION_BITS = (4, 8, 16)
+WEIGHT_FORMATS = ("int", "asym", "fp8", "nf4", "mxfp4", "nvfp4")
+ACTIVATION_FORMATS = ("dynamic", "static", "affine", "fp8")
+CALIBRATED = ("static", "affine")
+"""Formats of activations whose range is calibrated."""
 DEFAULT_GROUP = 32
-_WIDTH = {"fp8": 8, "nf4": 4}
-_NAME = re.compile(r"(?:w(\d+)|(fp8|nf4))(?:a(\d+|fp8))?(?:g(\d+)|(row|tensor))?((?:-[a-z0-9]+)*)")
-_OPTIONS = ("asym", "static", "smooth", "r<rank>")
+BLOCKS = {"mxfp4": 32, "nvfp4": 16}
+"""Formats whose definition fixes how many weights share a scale."""
+_WIDTH = {"fp8": 8, "nf4": 4, "mxfp4": 4, "nvfp4": 4}
+_NAME = re.compile(r"(?:w(\d+)|(fp8|nf4|mxfp4|nvfp4))(?:a(\d+|fp8))?(?:g(\d+)|(row|tensor))?((?:-[a-z0-9]+)*)")
+_OPTIONS = ("asym", "static", "affine", "smooth", "r<rank>", "ag<group of inputs>")
 _MEND = (
-    "Write w<bits>, fp8 or nf4, then a8, a16 or afp8, then g<group size>, row or tensor, then options from "
-    f"-{', -'.join(_OPTIONS)}: for instance w8a8, w4a8, w4a16-asym, w8a8-static, w4g64, w4a8row, fp8afp8, w4a8-r32."
+    "Write w<bits>, fp8, nf4, mxfp4 or nvfp4, then a4, a8, a16 or afp8, then g<group size>, row or tensor, then "
+    f"options from -{', -'.join(_OPTIONS)}: for instance w8a8, w4a8, w4a4g64-ag64, w4a16-asym, w8a8-static, w4g64, "
+    "w4a8row, fp8afp8, mxfp4a8, w4a8-r32."
 )
 
 
 def default_group(weight_bits: int, weight_format: str = "int") -> int | None:
-    """Group size when none is named: one scale per output channel at 8 bit, per 32 inputs below, per 64 for NF4."""
+    """Group size when none is named: one scale per output channel at 8 bit, per 32 inputs below, per 64 for NF4,
+    16 for NVFP4."""
     if weight_bits == 8:
         return None
+    if weight_format in BLOCKS:
+        return BLOCKS[weight_format]
     return 64 if weight_format == "nf4" else DEFAULT_GROUP
 
 
@@ -35,22 +43,26 @@ class Scheme:
     weight_bits:
         2, 3, 4 or 8; stored packed.
     activation_bits:
-        8: inputs are quantized before the product; 16: inputs keep their float type.
+        4 or 8: inputs are quantized before the product; 16: inputs keep their float type.
     group_size:
         Input values (for a convolution: of in_channels * kh * kw, flattened) that share one scale; None shares it over
         the whole output channel.
     weight_format:
         `int` symmetric integers; `asym` integers with a zero point per scale; `fp8` float8 e4m3 (8 bit); `nf4` the 16
-        quantiles of a normal distribution (4 bit; arXiv 2305.14314).
+        quantiles of a normal distribution (4 bit; arXiv 2305.14314); `mxfp4` the 16 values of e2m1 with a power of two
+        per 32 inputs (OCP Microscaling 1.0); `nvfp4` the same values with an e4m3 scale per 16 inputs and a float32
+        scale per tensor.
     activation_format:
-        At 8 bit: `dynamic` int8 with a scale per token or image at run time; `static` int8 with one calibrated scale
-        per layer; `fp8` e4m3 with a scale per token or image at run time.
+        `dynamic` integers with a scale per token or image at run time. At 8 bit also: `static` with one calibrated
+        scale per layer; `affine` with a calibrated scale and zero point; `fp8` e4m3 with a scale at run time.
     per_tensor:
         One weight scale for the whole layer.
     smooth:
         Inputs are divided by a stored vector, and weights multiplied by it (SmoothQuant, arXiv 2211.10438).
     rank:
         Rank of a float branch beside the low-bit product (SVDQuant, arXiv 2411.05007); 0 for none.
+    activation_group:
+        Input features or channels of a token or image that share one dynamic scale; None shares it over all.
 
     Raises:
         FewstepError: a width, format or group size that is not supported, or a combination that means nothing.
@@ -64,6 +76,7 @@ class Scheme:
     per_tensor: bool = False
     smooth: bool = False
     rank: int = 0
+    activation_group: int | None = None
 
     def __post_init__(self) -> None:
         _one_of("weight format", self.weight_format, WEIGHT_FORMATS)
@@ -80,12 +93,29 @@ class Scheme:
             )
         if self.weight_bits != _WIDTH.get(self.weight_format, self.weight_bits):
             raise FewstepError(f"{self.weight_format} weights have another width", value=self.weight_bits, mend=_MEND)
-        if self.activation_bits == 16 and self.activation_format != "dynamic":
-            raise FewstepError(f"{self.activation_format} activations are 8 bit", value=16, mend="Add a8.")
-        if self.per_tensor and self.group_size is not None:
-            raise FewstepError("one scale per tensor leaves no groups", value=self.group_size, mend=_MEND)
+        if self.activation_bits != 8 and self.activation_format != "dynamic":
+            mend = "Write a8." if self.activation_format != "fp8" else "Write afp8."
+            raise FewstepError(f"{self.activation_format} activations are 8 bit", value=self.activation_bits, mend=mend)
+        self._check_groups()
         if self.rank < 0:
             raise FewstepError("the rank of the float branch is negative", value=self.rank, mend="Use 0 for none.")
+
+    def _check_groups(self) -> None:
+        block = BLOCKS.get(self.weight_format)
+        if self.per_tensor and self.group_size is not None:
+            raise FewstepError("one scale per tensor leaves no groups", value=self.group_size, mend=_MEND)
+        if block is not None and self.group_size != block:
+            mend = f"Write {self.weight_format} without a group."
+            raise FewstepError(
+                f"{self.weight_format} has one scale per {block} weights", value=self.group_size, mend=mend
+            )
+        if self.activation_group is None:
+            return
+        if self.activation_bits == 16 or self.activation_format != "dynamic":
+            raise FewstepError("only dynamic integers have groups of inputs", value=self.activation_group, mend=_MEND)
+        if self.activation_group < 2:
+            mend = "Use at least 2, normally 32 to 128."
+            raise FewstepError("group of inputs too small", value=self.activation_group, mend=mend)
 
     @classmethod
     def parse(cls, name: str | Scheme) -> Scheme:
@@ -104,13 +134,17 @@ class Scheme:
         kind = kind or ("asym" if chosen["asym"] else "int")
         if chosen["asym"] and kind != "asym":
             raise FewstepError("only integers have zero points", value=name, mend=_MEND)
-        if chosen["static"] and activation != "8":
-            raise FewstepError("static scales need int8 activations", value=name, mend="Add a8.")
+        if chosen["static"] and chosen["affine"]:
+            raise FewstepError("affine inputs are static already", value=name, mend="Leave -static out.")
+        if (chosen["static"] or chosen["affine"]) and activation != "8":
+            raise FewstepError("calibrated scales need int8 activations", value=name, mend="Add a8.")
         bits = int(weight or _WIDTH[kind])
         size = None if whole else int(group) if group else default_group(bits, kind)
-        how = "fp8" if activation == "fp8" else "static" if chosen["static"] else "dynamic"
+        calibrated = "static" if chosen["static"] else "affine" if chosen["affine"] else "dynamic"
+        how = "fp8" if activation == "fp8" else calibrated
         wide = 8 if activation == "fp8" else int(activation or 16)
-        return cls(bits, wide, size, kind, how, whole == "tensor", bool(chosen["smooth"]), int(chosen["rank"]))
+        more = bool(chosen["smooth"]), chosen["rank"], chosen["ag"] or None
+        return cls(bits, wide, size, kind, how, whole == "tensor", *more)
 
     def __str__(self) -> str:
         name = f"w{self.weight_bits}" if self.weight_format in ("int", "asym") else self.weight_format
@@ -120,8 +154,19 @@ class Scheme:
         elif self.group_size != default_group(self.weight_bits, self.weight_format):
             name += "row" if self.group_size is None else f"g{self.group_size}"
         name += "-asym" if self.weight_format == "asym" else ""
-        name += "-static" if self.activation_format == "static" else ""
+        name += f"-{self.activation_format}" if self.activation_format in CALIBRATED else ""
+        name += f"-ag{self.activation_group}" if self.activation_group else ""
         return name + ("-smooth" if self.smooth else "") + (f"-r{self.rank}" if self.rank else "")
+
+    @property
+    def top(self) -> int:
+        """Largest code of dynamic integer inputs, symmetric."""
+        return int(2 ** (self.activation_bits - 1) - 1)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the range of the inputs is calibrated and stored."""
+        return self.activation_format in CALIBRATED
 
     @property
     def integer_product(self) -> bool:
@@ -131,6 +176,7 @@ class Scheme:
             and self.activation_format != "fp8"
             and self.weight_format == "int"
             and self.group_size is None
+            and self.activation_group is None
         )
 
 
@@ -141,13 +187,13 @@ def code_range(bits: int) -> tuple[int, int]:
 
 
 def _options(name: str, text: str) -> dict[str, int]:
-    chosen = {"asym": 0, "static": 0, "smooth": 0, "rank": 0}
+    chosen = {"asym": 0, "static": 0, "affine": 0, "smooth": 0, "rank": 0, "ag": 0}
     for option in text.split("-")[1:]:
-        rank = re.fullmatch(r"r([1-9]\d*)", option)
-        key = "rank" if rank else option
-        if key not in chosen or (key == "rank" and rank is None) or chosen[key]:
+        number = re.fullmatch(r"(r|ag)([1-9]\d*)", option)
+        key = {"r": "rank", "ag": "ag"}[number[1]] if number else option
+        if key not in chosen or (key in ("rank", "ag") and number is None) or chosen[key]:
             raise FewstepError("unknown or repeated option of a quantization scheme", value=name, mend=_MEND)
-        chosen[key] = int(rank[1]) if rank else 1
+        chosen[key] = int(number[2]) if number else 1
     return chosen
 
 

@@ -7,6 +7,7 @@ quality layers by the signal-to-noise ratio of the network's output.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fewstep.errors import FewstepError
 from fewstep.quant.apply import quantize
+from fewstep.quant.calibration import Calibration
+from fewstep.quant.fidelity import sqnr, ssim
 from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
+from fewstep.quant.methods import Method, fitting, method_of
+from fewstep.quant.methods.base import nearest
 from fewstep.quant.scheme import Scheme
+from fewstep.quant.statistics import LayerStatistics
 
 CONTENT = (
     "*attn2*", "*.ff.*", "*.ff_context.*", "*.net.*", "*.mlp.*", "*.ffn.*", "*feed_forward*", "*proj_mlp*",
@@ -29,7 +34,15 @@ CONTENT = (
 )  # fmt: skip
 """Layers through which the condition shapes the picture: text attention and feed-forward, in the names of diffusers."""
 
+__all__ = [
+    "CONTENT", "Call", "Cost", "Maker", "Probe", "Table", "costs", "damage_of", "eligible", "fitted", "grouped",
+    "low_bit", "lowered", "maker", "measure", "multiply_adds", "recording", "replay", "rounding_to_nearest", "sqnr",
+    "ssim",
+]  # fmt: skip
+
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+Maker = Callable[[str, nn.Module, str], QuantLayer]
+"""(name, layer, scheme) -> its quantized twin."""
 Table = dict[str, dict[str, float]]
 """Metric of each layer at each scheme, higher is better: mean SSIM (content) or SQNR in dB (quality)."""
 
@@ -45,11 +58,12 @@ class Probe:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a layer takes at one scheme: bytes of its tensors, weight bits and activation bits."""
+    """What a layer takes at one scheme: bytes of its tensors, weight and activation bits, names of its buffers."""
 
     bytes: int
     weight_bits: float
     activation_bits: float
+    parts: tuple[str, ...] = ()
 
 
 def eligible(model: nn.Module) -> list[str]:
@@ -74,8 +88,9 @@ def measure(
     model: nn.Module,
     probes: Mapping[str, Probe],
     groups: Mapping[str, str],
-    schemes: Sequence[str],
+    schemes: Sequence[str] | Mapping[str, Sequence[str]],
     *,
+    make: Maker | None = None,
     known: Mapping[str, Mapping[str, float]] | None = None,
     watch: Callable[[str, str, float], None] | None = None,
 ) -> Table:
@@ -86,6 +101,8 @@ def measure(
     Args:
         probes: the probe of each group.
         groups: the group of each layer to measure.
+        schemes: to measure, the same for all or those of each layer.
+        make: makes the twin of a layer; by default rounded to nearest, without calibration.
         known: values of an earlier, interrupted measurement; they are not measured again.
         watch: called with layer, scheme and value after each measurement.
 
@@ -103,10 +120,10 @@ def measure(
     table: Table = {}
     for name, group in groups.items():
         row = table.setdefault(name, {})
-        for scheme in schemes:
+        for scheme in schemes[name] if isinstance(schemes, Mapping) else schemes:
             value = (known or {}).get(name, {}).get(scheme)
             if value is None:
-                with lowered(model, name, scheme), torch.no_grad():
+                with lowered(model, name, scheme, make), torch.no_grad():
                     value = probes[group].metric(references[group], probes[group].run())
                 if watch is not None:
                     watch(name, scheme, value)
@@ -115,10 +132,10 @@ def measure(
 
 
 @contextmanager
-def lowered(model: nn.Module, name: str, scheme: str) -> Iterator[QuantLayer]:
+def lowered(model: nn.Module, name: str, scheme: str, make: Maker | None = None) -> Iterator[QuantLayer]:
     """The model with one layer quantized inside the context, itself again afterwards."""
     source = model.get_submodule(name)
-    low = low_bit(source, scheme)
+    low = (make or maker())(name, source, scheme)
     parent, _, leaf = name.rpartition(".")
     owner = model.get_submodule(parent)
     setattr(owner, leaf, low)
@@ -128,14 +145,38 @@ def lowered(model: nn.Module, name: str, scheme: str) -> Iterator[QuantLayer]:
         setattr(owner, leaf, source)
 
 
-def low_bit(layer: nn.Module, scheme: str) -> QuantLayer:
-    """The quantized twin of one Linear or Conv2d; the layer itself stays as it is.
+def maker(method: str | Method = "rtn", calibration: Calibration | None = None) -> Maker:
+    """Makes twins with what the method adds to a scheme (smoothing, float branch), and calibrated inputs.
+
+    They round to nearest: gptq or adaround would multiply the time of a measurement.
+    """
+    plain = rounding_to_nearest(method)
+
+    def make(name: str, layer: nn.Module, scheme: str) -> QuantLayer:
+        if calibration is None:
+            return low_bit(layer, scheme, method=plain)
+        seen = calibration.get(name)
+        alone = dataclasses.replace(calibration, layers={} if seen is None else {"0": seen})
+        return low_bit(layer, scheme, method=plain, calibration=alone)
+
+    return make
+
+
+def rounding_to_nearest(method: str | Method) -> Method:
+    """What a method stores, without the work of its rounding."""
+    return dataclasses.replace(method_of(method), round=nearest, calibrated=False, reconstruct=0)
+
+
+def low_bit(layer: nn.Module, scheme: str, **options: Any) -> QuantLayer:
+    """The quantized twin of one Linear or Conv2d; the layer itself stays as it is. Options as of `quantize`.
 
     Raises:
         FewstepError: it cannot be quantized with this scheme.
     """
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        raise FewstepError("a layer cannot be quantized", value=type(layer).__name__, mend="Leave it in float.")
     holder = nn.Sequential(layer)
-    report = quantize(holder, scheme, rules=())
+    report = quantize(holder, scheme, rules=(), **options)
     found = holder[0]
     if not isinstance(found, QuantLayer):
         raise FewstepError("a layer cannot be quantized", value=scheme, mend=report.rows[0].reason)
@@ -153,18 +194,30 @@ def damage_of(value: float, group: str) -> float:
     return 10 ** (-value / 10)
 
 
-def costs(model: nn.Module, names: Sequence[str], schemes: Sequence[str]) -> dict[str, dict[str, Cost]]:
-    """What each layer takes at each scheme, read off empty low-bit layers."""
+def fitted(
+    layer: Any, scheme: str, method: str | Method = "rtn", statistics: LayerStatistics | None = None
+) -> str:  # fmt: skip
+    """The scheme that a layer gets when this one is asked for: with the method's parts, as far as it carries them."""
+    how, groups = method_of(method), getattr(layer, "groups", 1)
+    wanted = how.extend(Scheme.parse(scheme), statistics is not None)
+    return str(fitting(layer.weight.shape, wanted, how, statistics, groups)[0])
+
+
+def costs(
+    model: nn.Module, names: Sequence[str], schemes: Sequence[str] | Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, Cost]]:
+    """What each layer takes at each scheme (the same for all, or its own), read off empty low-bit layers."""
     found: dict[str, dict[str, Cost]] = {}
     for name in names:
         source: Any = model.get_submodule(name)
         kind: Any = QuantLinear if isinstance(source, nn.Linear) else QuantConv2d
         found[name] = {}
-        for given in schemes:
+        for given in schemes[name] if isinstance(schemes, Mapping) else schemes:
             scheme = Scheme.parse(given)
             tensors = [*(low := kind(source, scheme)).buffers(), *low.parameters()]
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            found[name][given] = Cost(size, scheme.weight_bits, scheme.activation_bits)
+            parts = tuple(key for key, _ in low.named_buffers())
+            found[name][given] = Cost(size, scheme.weight_bits, scheme.activation_bits, parts)
     return found
 
 
@@ -218,46 +271,6 @@ def multiply_adds(model: nn.Module, call: Call, names: Sequence[str]) -> dict[st
         for hook in hooks:
             hook.remove()
     return found
-
-
-# --- metrics --------------------------------------------------------------------------------------------------------
-
-
-def sqnr(reference: Tensor, found: Tensor) -> float:
-    """Signal-to-quantization-noise ratio in dB, 10 log10(sum y^2 / sum (y_q - y)^2); 200 at most, and -200 for NaN."""
-    reference, found = reference.double(), found.double()
-    noise, signal = float((found - reference).square().sum()), float(reference.square().sum())
-    if not noise < float("inf"):
-        return -200.0
-    ratio = torch.tensor(max(signal, 1e-300) / max(noise, 1e-300), dtype=torch.float64)
-    return float((10 * ratio.log10()).clamp(-200, 200))
-
-
-def ssim(reference: Tensor, found: Tensor, window: int = 7) -> float:
-    """Mean structural similarity of images (B, C, H, W) in [0, 1] (Wang et al. 2004), uniform windows, float32.
-
-    MixDQ uses one window of nearly the whole image; a window larger than the image is cut to it. 0 where NaN.
-
-    Raises:
-        FewstepError: the shapes differ.
-    """
-    if reference.shape != found.shape:
-        raise FewstepError("images of different shapes", value=(tuple(reference.shape), tuple(found.shape)))
-    if not bool(found.isfinite().all()):
-        return 0.0
-    size = min(window, *reference.shape[-2:])
-    a, b = (x.double().flatten(0, -4) if x.ndim > 4 else x.double() for x in (reference, found))
-
-    def mean(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, size, 1)
-
-    count = size * size
-    unbiased = count / max(count - 1, 1)
-    ma, mb = mean(a), mean(b)
-    va, vb, cov = (unbiased * (mean(x) - m) for x, m in ((a * a, ma * ma), (b * b, mb * mb), (a * b, ma * mb)))
-    c1, c2 = 0.01**2, 0.03**2
-    value = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
-    return float(value.mean())
 
 
 def _kept(value: Any) -> Any:

@@ -8,6 +8,7 @@ linear in its inputs, so it is the sum of two convolutions, one per half, and ea
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -80,6 +81,13 @@ def split_skips(model: nn.Module) -> list[str]:
         source: Any = model.get_submodule(name)
         setattr(model.get_submodule(parent), leaf, SplitConv2d(source, channels))
     return list(found)
+
+
+def split_like(model: nn.Module, names: Iterable[str]) -> None:
+    """Split the convolutions of a model whose halves are among these layers of a saved one."""
+    halves = tuple(f"{name}.{HIDDEN}" for name in find_skips(model))
+    if any(f"{name}.".startswith(f"{half}.") for name in names for half in halves):
+        split_skips(model)
 
 
 def merge_skips(model: nn.Module) -> nn.Module:

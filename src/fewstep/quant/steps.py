@@ -1,22 +1,31 @@
 """Bits per layer and per step: a row of a plan names the table of bits that the network runs with.
 
-A layer whose scheme differs between tables is stored once per distinct scheme; all others once. `Row.network` is
-`bits:K` for table K (see `fewstep.variants`); without a name a network runs table 0.
+A layer whose scheme differs between tables is stored once per distinct scheme, all others once; schemes that differ in
+their activations alone (`w4a4`, `w4a8`, `w4a16`) share one set of codes, so that bits per step then cost no bytes.
+`Row.network` is `bits:K` for table K (see `fewstep.variants`); without a name a network runs table 0.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
+from fewstep.quant.calibration import Calibration
+from fewstep.quant.layers import QuantLayer
 from fewstep.quant.mixed import quantize_mixed
-from fewstep.quant.report import QuantReport
+from fewstep.quant.report import QuantReport, disk_bytes, resident_bytes
+from fewstep.quant.scheme import Scheme
 from fewstep.variants import Changed, kind
+
+SHARED = ("packed", "scale", "tensor_scale", "zero", "smooth", "up", "down", "bias")
+"""Tensors of a layer that do not depend on how its inputs are quantized."""
 
 
 class Stepped(nn.Module):
@@ -29,6 +38,33 @@ class Stepped(nn.Module):
         super().__init__()
         self.options = nn.ModuleList(options)
         self.tables, self.active = tuple(tables), 0
+        self.register_state_dict_post_hook(_without_shared)
+        self.register_load_state_dict_pre_hook(_with_shared)
+
+    def tied(self) -> dict[int, int]:
+        """The option whose weight each other one uses, by their numbers; known from their schemes."""
+        seen: dict[Scheme, int] = {}
+        found = {}
+        for k, option in enumerate(self.options):
+            if isinstance(option, QuantLayer):
+                first = seen.setdefault(_storage(option.scheme), k)
+                if first != k:
+                    found[k] = first
+        return found
+
+    def tie(self) -> None:
+        """Let options of equal weight schemes hold the same tensors."""
+        for k, first in self.tied().items():
+            for name in SHARED:
+                if name == "bias":
+                    self.options[k].register_parameter(name, self.options[first].bias)  # type: ignore[arg-type]
+                else:
+                    setattr(self.options[k], name, getattr(self.options[first], name))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stepped:
+        super()._apply(fn, recurse)
+        self.tie()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """As the active option."""
@@ -50,7 +86,7 @@ def quantize_stepped(model: nn.Module, tables: Sequence[Mapping[str, str]], **op
 
     Args:
         tables: scheme, or `float`, of every layer, as `quantize_mixed` takes one of them.
-        options: of `quantize_mixed`.
+        options: of `quantize_mixed`; a calibration of the model before counts for all copies of a layer.
 
     Raises:
         FewstepError: no table, tables of different layers, or as `quantize_mixed`.
@@ -66,7 +102,45 @@ def quantize_stepped(model: nn.Module, tables: Sequence[Mapping[str, str]], **op
             continue
         _put(model, name, Stepped(_copies(_layer(model, name), len(distinct)), [distinct.index(w) for w in wanted]))
         flat |= {f"{name}.options.{k}": scheme for k, scheme in enumerate(distinct)}
-    return quantize_mixed(model, flat, **options)
+    if options.get("calibration") is not None:
+        options["calibration"] = _for_copies(options["calibration"], flat)
+    report = quantize_mixed(model, flat, **options)
+    if not tie(model):
+        return report
+    return dataclasses.replace(report, disk_after=disk_bytes(model), resident_after=resident_bytes(model))
+
+
+def tie(model: nn.Module) -> int:
+    """Let options of equal weight schemes share their tensors; returns how many do. After loading, or quantizing."""
+    stepped = [module for module in model.modules() if isinstance(module, Stepped)]
+    for module in stepped:
+        module.tie()
+    return sum(len(module.tied()) for module in stepped)
+
+
+def _storage(scheme: Scheme) -> Scheme:
+    """What a scheme says about weights alone."""
+    return dataclasses.replace(scheme, activation_bits=16, activation_format="dynamic", activation_group=None)
+
+
+def _without_shared(module: Stepped, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for k in module.tied():
+        for name in SHARED:
+            state.pop(f"{prefix}options.{k}.{name}", None)
+
+
+def _with_shared(module: Stepped, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for k, first in module.tied().items():
+        for name in SHARED:
+            source = f"{prefix}options.{first}.{name}"
+            if source in state:
+                state.setdefault(f"{prefix}options.{k}.{name}", state[source])
+
+
+def _for_copies(calibration: Calibration, names: Mapping[str, str]) -> Calibration:
+    """Statistics under the names of the copies that share them."""
+    found = {name: calibration.get(re.sub(r"\.options\.\d+$", "", name)) for name in names}
+    return dataclasses.replace(calibration, layers={name: seen for name, seen in found.items() if seen is not None})
 
 
 def tables_of(model: nn.Module) -> dict[str, list[int]]:

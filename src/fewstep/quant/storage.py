@@ -22,7 +22,8 @@ from fewstep.quant.bos import install_separated, separated
 from fewstep.quant.kernels import check_backend
 from fewstep.quant.layers import KEPT, QuantLayer
 from fewstep.quant.scheme import Scheme
-from fewstep.quant.steps import install_stepped, tables_of
+from fewstep.quant.split import split_like
+from fewstep.quant.steps import install_stepped, tables_of, tie
 
 VERSION = 1
 
@@ -132,6 +133,7 @@ class FewstepQuantizer(DiffusersQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         if self.pre_quantized:
             install_separated(model, self.quantization_config.first_token)
+            split_like(model, self.quantization_config.tables)
             install_stepped(model, self.quantization_config.tables)
             install(model, self.quantization_config.schemes(), self.quantization_config.backend)
             model.register_to_config(quantization_config=self.quantization_config)
@@ -142,6 +144,7 @@ class FewstepQuantizer(DiffusersQuantizer):
             quantize(model, config.scheme, backend=config.backend)
             self.quantization_config = model.hf_quantizer.quantization_config
         refuse_truncated(model)
+        tie(model)
 
     def _dequantize(self, model: Any) -> Any:
         keep = model.hf_quantizer

@@ -21,7 +21,7 @@ from fewstep.quant import apply as plain
 from fewstep.quant.grids import fit
 from fewstep.quant.kernels import check_backend, describe, kernel_reason
 from fewstep.quant.layers import QuantLayer
-from fewstep.quant.packing import pack
+from fewstep.quant.places import make_layer, places_of, put
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme
 
@@ -52,14 +52,14 @@ def load_quantized(
     folder, chosen, backend = Path(folder), Scheme.parse(scheme), check_backend(backend)
     _check_scheme(chosen)
     model = _empty(folder)
-    plain._check_patterns(model, skip)
+    plain.check_patterns(model, skip)
     all_rules = [plain.Rule(tuple(skip), None, "kept on request"), *rules] if skip else list(rules)
     parameters = list(model.parameters())
     size = sum(parameter.numel() for parameter in parameters) * dtype.itemsize
     disk, resident = size + disk_bytes(model), size + resident_bytes(model)  # the model holds only buffers now
     with ExitStack() as stack, torch.no_grad():
         rows, layers = _read(model, _Source(folder, variant, stack), chosen, all_rules, backend, dtype)
-    plain._register(model, chosen, layers, backend)
+    plain.mark(model, chosen, layers, backend)
     stored = [layer for layer in model.modules() if isinstance(layer, QuantLayer)]
     count = sum(layer.weight_shape.numel() for layer in stored)
     bits = 8 * sum(layer.weight_bytes() for layer in stored) / max(count, 1)
@@ -75,19 +75,19 @@ def _read(
     """Fill an empty model; the rows of its report, and the scheme of each quantized layer."""
     rows: list[Row] = []
     layers: dict[str, Scheme] = {}
-    places = plain._places(model)
+    places = places_of(model)
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     for name, module in list(model.named_modules()):
         _fill(model, name, module, source, dtype)
         if not any(True for _ in module.parameters(recurse=False)):
             continue
-        target, reason = plain._decide(name, module, scheme, rules, owners)
+        target, reason = plain.decide(name, module, scheme, rules, owners)
         if target is None or not isinstance(module, nn.Linear | nn.Conv2d):
             _fill(model, name, module, source, dtype, weight=True)
-            rows.append(plain._kept_row(name, module, reason))
+            rows.append(plain.kept_row(name, module, reason))
             continue
         layer = _layer(name, module, target, backend, source, dtype)
-        plain._replace(places[id(module)], layer)
+        put(places[id(module)], layer)
         rows.append(_row(name, layer, target, backend, reason, dtype))
         layers[name] = target
     return rows, layers
@@ -150,7 +150,7 @@ def _empty(folder: Path) -> nn.Module:
 
 
 def _check_scheme(scheme: Scheme) -> None:
-    if scheme.smooth or scheme.rank or scheme.activation_format == "static":
+    if scheme.smooth or scheme.rank or scheme.calibrated:
         mend = "Load the model whole and call quantize(model, scheme, calibration=...)."
         raise FewstepError("this scheme needs more than one slice of the weights", value=str(scheme), mend=mend)
 
@@ -204,19 +204,14 @@ def _layer(
     key = f"{name}.weight"
     source.shape(key, module.weight.shape)
     rows, columns = module.weight.shape[0], module.weight.shape[1:].numel()
-    step = rows if scheme.per_tensor else max(1, SLICE // columns)
-    layer = plain._make(module, scheme, backend)
+    step = rows if scheme.per_tensor or scheme.weight_format == "nvfp4" else max(1, SLICE // columns)
+    layer = make_layer(module, scheme, backend)
     layer.float_dtype = dtype
     # what stays is allocated before what goes: otherwise the freed slices leave holes that the allocator never fills
-    for kind, buffer in list(layer.named_buffers(recurse=False)):
-        setattr(layer, kind, torch.empty_like(buffer, device="cpu"))
+    layer.allocate()
     for start, part in zip(range(0, rows, step), source.slices(key, rows, step), strict=True):
         _check_finite(part, key)
-        codes, grid = fit(part.flatten(1), scheme)
-        layer.packed[start : start + step] = pack(codes, scheme.weight_bits)
-        layer.scale[start : start + step] = grid.scale
-        if layer.zero is not None and grid.zero is not None:
-            layer.zero[start : start + step] = pack(grid.zero, scheme.weight_bits)
+        layer.load_rows(start, *fit(part.flatten(1), scheme))
     return layer
 
 
@@ -229,7 +224,9 @@ def _check_finite(weight: Tensor, name: str) -> None:
 def _row(name: str, layer: QuantLayer, scheme: Scheme, backend: str, reason: str, dtype: torch.dtype) -> Row:
     linear, regular = layer.linear, layer.native is not None
     bias = 0 if layer.bias is None else layer.bias.nbytes
-    reason = reason or kernel_reason(backend, scheme, linear=linear, on_cuda=False, regular=regular)
+    reason = reason or kernel_reason(
+        backend, scheme, linear=linear, on_cuda=False, regular=regular, weights=layer.weight_shape.numel()
+    )
     return Row(
         name, "Linear" if linear else "Conv2d", tuple(layer.weight_shape), layer.weight_shape.numel(), str(scheme),
         describe(scheme, backend, linear=linear, on_cuda=False, regular=regular),

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.quant.calibration import LayerStatistics
-from fewstep.quant.grids import Grid, Stored, fit
+from fewstep.quant.grids import Grid, Stored, fit, joined
 from fewstep.quant.methods import low_rank, smoothing
 from fewstep.quant.scheme import Scheme
+from fewstep.quant.statistics import LayerStatistics, input_range
 from fewstep.registry import Registry
 
 Rounder = Callable[[Tensor, Scheme, Tensor | None], tuple[Tensor, Grid]]
@@ -39,6 +39,8 @@ class Method:
         Whether second moments of the inputs are needed.
     uniform:
         Whether the method needs codes that are one step apart (integers).
+    reconstruct:
+        Steps of block reconstruction to follow (`fewstep.quant.reconstruct`), which needs runs of the whole model.
     """
 
     round: Rounder = nearest
@@ -48,6 +50,7 @@ class Method:
     percentile: float = 100.0
     calibrated: bool = False
     uniform: bool = False
+    reconstruct: int = 0
 
     def extend(self, scheme: Scheme, calibration: bool = True) -> Scheme:
         """The scheme with the method's own parts; smoothing only where there is calibration to smooth by."""
@@ -80,14 +83,12 @@ def fitting(
     if scheme.rank > most:
         scheme = dataclasses.replace(scheme, rank=most)
         reasons.append(f"small layer: float branch of rank {most}")
-    if scheme.weight_format in ("fp8", "nf4") and method.uniform:
+    if scheme.weight_format not in ("int", "asym") and method.uniform:
         method = dataclasses.replace(method, round=nearest, calibrated=False)
         reasons.append(f"{scheme.weight_format} has no uniform steps: rounded to nearest")
-    if statistics is None and (scheme.smooth or scheme.activation_format == "static" or method.calibrated):
-        static = scheme.activation_format == "static"
-        scheme = dataclasses.replace(
-            scheme, smooth=False, activation_format="dynamic" if static else scheme.activation_format
-        )
+    if statistics is None and (scheme.smooth or scheme.calibrated or method.calibrated):
+        how = "dynamic" if scheme.calibrated else scheme.activation_format
+        scheme = dataclasses.replace(scheme, smooth=False, activation_format=how)
         method = Method()
         reasons.append("not reached by the calibration: rounded to nearest")
     return scheme, method, "; ".join(reasons)
@@ -105,7 +106,7 @@ def store(
     Raises:
         FewstepError: the scheme or the method needs statistics, or the layer cannot carry the scheme.
     """
-    if statistics is None and (scheme.smooth or scheme.activation_format == "static" or method.calibrated):
+    if statistics is None and (scheme.smooth or scheme.calibrated or method.calibrated):
         raise FewstepError(
             "this scheme or method needs calibration", value=str(scheme), mend="Pass calibration=calibrate(...)."
         )
@@ -124,19 +125,15 @@ def store(
         up, down, codes, grid = low_rank.split(matrix, scheme, method.round, None if second is None else second[0])
     else:
         codes, grid = _round_groups(matrix, scheme, method, second, groups)
-    scale = None
-    if scheme.activation_format == "static" and statistics is not None:
-        scale = statistics.reach(smooth, method.percentile).clamp(min=1e-30) / 127
-    return Stored(scheme, codes, grid, smooth, up, down, scale)
+    ranges = (None, None) if statistics is None else input_range(scheme, statistics, smooth, method.percentile)
+    return Stored(scheme, codes, grid, smooth, up, down, *ranges)
 
 
 def _round_groups(
     matrix: Tensor, scheme: Scheme, method: Method, second: Tensor | None, groups: int
 ) -> tuple[Tensor, Grid]:
     """Round the rows of each convolution group with the second moments of its own inputs."""
-    if groups == 1 or second is None or scheme.per_tensor:
+    if groups == 1 or second is None or scheme.per_tensor or scheme.weight_format == "nvfp4":
         return method.round(matrix, scheme, None if second is None else second.mean(0))
     parts = [method.round(part, scheme, moments) for part, moments in zip(matrix.chunk(groups), second, strict=True)]
-    zeros = [grid.zero for _, grid in parts if grid.zero is not None]
-    grid = Grid(torch.cat([grid.scale for _, grid in parts]), torch.cat(zeros) if zeros else None)
-    return torch.cat([codes for codes, _ in parts]), grid
+    return torch.cat([codes for codes, _ in parts]), joined([grid for _, grid in parts])

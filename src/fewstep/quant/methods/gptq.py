@@ -12,7 +12,7 @@ from fewstep.errors import FewstepError
 from fewstep.quant.grids import Grid, decode, encode, fit
 from fewstep.quant.methods.base import METHODS, Method
 from fewstep.quant.methods.low_rank import output_error
-from fewstep.quant.scheme import Scheme
+from fewstep.quant.scheme import BLOCKS, Scheme
 
 
 def compensate(
@@ -52,7 +52,8 @@ def compensate(
 
 def _per_column(scheme: Scheme) -> Scheme:
     """The scheme for a single column whose grid is already spread."""
-    return Scheme(scheme.weight_bits, weight_format=scheme.weight_format)
+    block = BLOCKS.get(scheme.weight_format)
+    return Scheme(scheme.weight_bits, group_size=block, weight_format=scheme.weight_format)
 
 
 def _upper_factor(hessian: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from fewstep.files import read_json, write_json
 from fewstep.pipelines import (
     Generator,
     attach,
-    backbone_of,
+    exchanged,
     identity_of,
     plan_of,
     save_pipeline,
@@ -26,17 +26,16 @@ from fewstep.pipelines.conditions import conditions_of
 from fewstep.plan import Plan
 from fewstep.quant import QuantReport, Rule, Scheme, quantize
 from fewstep.quant.bos import separate
-from fewstep.quant.calibration import calibrate
 from fewstep.quant.encoders import quantize_encoder
-from fewstep.quant.methods import method_of
-from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.sensitivity import Call, recording, replay, sqnr, ssim
-from fewstep.quant.split import split_skips
 from fewstep.runs import Run, environment
 from fewstep.search import Family, Problem, searcher
 from fewstep.search.schedule import TeacherMatch
-from fewstep.systems.mixdq.choose import Chooser, file_bytes
+from fewstep.systems.mixdq.backbone import low_backbone
+from fewstep.systems.mixdq.choose import file_bytes
+from fewstep.systems.mixdq.correct import corrected
 from fewstep.systems.mixdq.measure import growth, latency, verdict
+from fewstep.systems.mixdq.per_step import named
 from fewstep.systems.mixdq.recipe import QuantizeRecipe
 from fewstep.systems.mixdq.report import layer_table, part_table, write_report
 
@@ -54,12 +53,14 @@ def run(recipe: QuantizeRecipe, run: Run) -> Path:
     """
     job = Job(recipe, run)
     job.quantize()
+    job.correct()
     job.tune()
     results = {
         "recipe": recipe.plain(),
         "environment": environment(),
         "allocation": job.allocation,
         "parts": job.parts,
+        "corrections": job.corrections,
         "q_sched": job.tuned,
         "measured": run.unit("measure", job.measure),
         "calibration": job.provenance,
@@ -91,7 +92,9 @@ class Job:
         self.allocation: dict[str, Any] = {}
         self.parts: dict[str, dict[str, Any]] = {}
         self.low: dict[str, nn.Module] = {}
+        self.corrections: dict[str, Any] = {}
         self.tuned: dict[str, Any] = {}
+        self.plans: dict[str, Plan] = {}
 
     # --- what everything is measured on -----------------------------------------------------------------------------
 
@@ -119,28 +122,22 @@ class Job:
                 for name, part in self.pipe.components.items()
                 if isinstance(part, nn.Module)
             }
-            self._with()(self.plan, conditions, seeds, output="latent")
+            self.with_parts()(self.plan, conditions, seeds, output="latent")
         return found
 
-    def _with(self, **parts: nn.Module) -> Generator:
+    def with_parts(self, **parts: nn.Module) -> Generator:
         """A generator of the pipeline with some parts exchanged; prompts are encoded anew."""
-        return Generator(self._exchanged(parts), self.recipe.guidance, dict(self.recipe.call), self.recipe.batch)
+        return Generator(exchanged(self.pipe, parts), self.recipe.guidance, dict(self.recipe.call), self.recipe.batch)
 
-    def _exchanged(self, parts: Mapping[str, nn.Module]) -> Any:
-        """A pipeline of its own with all settings of the original; the original keeps its parts."""
-        pipe = copy.copy(self.pipe)
-        pipe.register_modules(**parts)
-        return pipe
-
-    def _drawing(self) -> Callable[[nn.Module], Tensor]:
-        """(backbone) -> images of the calibration items."""
+    def drawing(self, output: str = "image") -> Callable[[nn.Module], Tensor]:
+        """(backbone) -> images, or latents, of the calibration items."""
         conditions, seeds = self.items
-        generate = self._with()
+        generate = self.with_parts()
 
         def draw(model: nn.Module) -> Tensor:
             setattr(generate.pipe, self.backbone, model)
             with torch.no_grad():
-                return generate(self.plan, conditions, seeds)
+                return generate(self.plan, conditions, seeds, output)
 
         return draw
 
@@ -158,7 +155,7 @@ class Job:
             if not isinstance(part, nn.Module):
                 continue
             if name == self.backbone and "backbone" in wanted:
-                self._part(name, part, self._low_backbone)
+                self._part(name, part, partial(low_backbone, self))
             elif name.startswith("text_encoder") and "text" in wanted:
                 self._part(name, part, partial(self._low_encoder, name, part))
             elif name in ("vae", "vqvae") and "vae" in wanted:
@@ -183,50 +180,6 @@ class Job:
             raise FewstepError(f"{name} cannot be saved", value=type(source).__name__, mend="Leave this part out.")
         self.low[name] = self.run.unit(f"quantize-{name}", make, save=save, load=load, artifact=f"parts/{name}")
 
-    def _low_backbone(self) -> tuple[nn.Module, QuantReport, dict[str, Any]]:
-        recipe = self.recipe
-        model = copy.deepcopy(backbone_of(self.pipe))
-        split = split_skips(model) if recipe.split_skips else []
-        apart = separate(model, self.calls[self.backbone]) if recipe.first_token else []
-        extra: dict[str, Any] = {"first_token": apart, "split_skips": split}
-        if recipe.scheme:
-            return model, quantize(model, recipe.scheme, **self._method(model, recipe.scheme)), extra
-        method = method_of(recipe.method)
-        if method.smooth or method.rank:
-            mend = "Use it with --scheme, or rtn, clip, gptq or adaround with a budget."
-            raise FewstepError("this method stores more than the allocation counts", value=recipe.method, mend=mend)
-        chooser = Chooser(recipe, self.run, model, self._drawing(), self.calls[self.backbone])
-        _ = chooser.budget  # a budget that cannot be met fails before hours of measurement
-        table = self.run.unit("sensitivity", chooser.measure)
-        chosen = self.run.unit("choose", lambda: chooser.choose(table))
-        schemes = chosen["schemes"]
-        reasons = chooser.reasons(table, schemes)
-        options = self._method(model, *recipe.allocation.candidates)
-        report = quantize_mixed(model, schemes, reasons=reasons, **options)
-        extra |= {"sensitivity": table, "groups": chooser.groups, "reasons": reasons}
-        extra["allocation"] = {k: v for k, v in chosen.items() if k != "schemes"}
-        return model, report, extra
-
-    def _method(self, model: nn.Module, *schemes: str) -> dict[str, Any]:
-        """Options of `quantize`: the method, and calibration where it or a scheme needs it."""
-        method = method_of(self.recipe.method)
-        static = any(Scheme.parse(s).activation_format == "static" or Scheme.parse(s).smooth for s in schemes)
-        if not (method.calibrated or method.smooth or static):
-            return {"method": self.recipe.method}
-        conditions, seeds = self.items
-        generate = self._with(**{self.backbone: model})
-
-        def draw(some: Any, numbers: Any) -> None:
-            with torch.no_grad():
-                generate(self.plan, None if conditions is None else list(some), list(numbers), output="latent")
-
-        given = [None] * len(seeds) if conditions is None else conditions
-        second = method.calibrated
-        return {
-            "method": self.recipe.method,
-            "calibration": calibrate(model, draw, given, seeds, batch=self.recipe.batch, second=second),
-        }
-
     def _low_encoder(self, name: str, source: nn.Module) -> tuple[nn.Module, QuantReport, dict[str, Any]]:
         model, calls = copy.deepcopy(source), self.calls[name]
         apart = separate(model, calls) if self.recipe.first_token else []
@@ -242,19 +195,43 @@ class Job:
     # --- the proof --------------------------------------------------------------------------------------------------
 
     def finished(self) -> Any:
-        """The pipeline with all low-bit parts, following the plan that was tuned for it if there is one."""
-        pipe = self._exchanged(self.low)
-        if self.tuned:
-            attach(pipe, Plan.load(self.run.artifact("plan-q-sched.json")))
+        """The pipeline with all low-bit parts, following the plan that was made for it if there is one."""
+        pipe = exchanged(self.pipe, self.low)
+        if self.plans:
+            attach(pipe, list(self.plans.values())[-1])
         return pipe
+
+    @property
+    def rows(self) -> list[int]:
+        """The table of bits of each row; nothing where all rows run alike."""
+        return list(self.parts.get(self.backbone, {}).get("per_step", {}).get("rows", []))
+
+    @cached_property
+    def base(self) -> Plan:
+        """The plan of the low-bit pipeline before anything is corrected or searched."""
+        low = exchanged(self.pipe, self.low)
+        return named(self.plan, self.rows).replace(identity=identity_of(low, self.guidance))
+
+    def correct(self) -> None:
+        """The plan with the best correction of the mean errors, if one helps."""
+        self.allocation = self.parts.get(self.backbone, {}).get("allocation", {})
+        if self.rows:
+            self._keep("rows", self.base)
+        if self.recipe.corrections:
+            self.corrections, plan = corrected(self, self.base, self.recipe.corrections)
+            if plan is not None:
+                self._keep(self.corrections["kept"], plan)
+
+    def _keep(self, name: str, plan: Plan) -> None:
+        plan.save(self.run.artifact(f"plan-{name.lower()}.json"))
+        self.plans[name] = plan
 
     def tune(self) -> None:
         """Q-Sched last: two scalars per step, so that the result ends where full precision ends."""
-        self.allocation = self.parts.get(self.backbone, {}).get("allocation", {})
         if not self.recipe.q_sched:
             return
-        low = self._with(**self.low)
-        base = self.plan.replace(identity=identity_of(low.pipe, self.guidance))
+        low = self.with_parts(**self.low)
+        base = list(self.plans.values())[-1] if self.plans else self.base
         conditions, seeds = self.items
 
         def compute() -> dict[str, Any]:
@@ -263,7 +240,7 @@ class Job:
                 return low(plan, kinds, [seeds[i] for i in some], output="latent")
 
             with torch.no_grad():
-                truth = self._with()(self.plan, conditions, seeds, output="latent")
+                truth = self.with_parts()(self.plan, conditions, seeds, output="latent")
             problem = Problem(
                 base, Family("ramp"), TeacherMatch(generate, truth), log=self.run.scratch("q-sched") / "scores.jsonl"
             )
@@ -273,26 +250,34 @@ class Job:
 
         self.tuned = self.run.unit("q-sched", compute)
         theta = torch.tensor(self.tuned["theta"], dtype=torch.float64)
-        Family("ramp").apply(base, theta).save(self.run.artifact("plan-q-sched.json"))
+        self._keep("Q-Sched", Family("ramp").apply(base, theta))
 
     def measure(self) -> dict[str, Any]:
         """Pictures on held-out conditions, bytes, memory and time: before, each part alone, all together."""
         settings = self.recipe.evaluation
         conditions = conditions_of(self.pipe, self.recipe.prompts(settings.conditions, held_out=True), settings.items)
         seeds = [1_000_003 * 101 + i for i in range(settings.items)]
-        full, low = self._with(), self._with(**self.low)
-        plans = {"all": Plan.load(self.run.artifact("plan-q-sched.json"))} if self.tuned else {}
-        trials = {"all": low} if len(self.low) == 1 else {name: self._with(**{name: m}) for name, m in self.low.items()}
+        full, low = self.with_parts(), self.with_parts(**self.low)
+        plain = self.base if self.rows else self.plan
+        later = {name: plan for name, plan in self.plans.items() if name != "rows"}
+        alone = list(self.low) if len(self.low) == 1 else []
+        trials = (
+            {"all": low} if len(self.low) == 1 else {name: self.with_parts(**{name: m}) for name, m in self.low.items()}
+        )
         with torch.no_grad():
             truth = full(self.plan, conditions, seeds)
-            pictures = {name: _fidelity(truth, made(self.plan, conditions, seeds)) for name, made in trials.items()}
+            pictures = {
+                name: _fidelity(truth, made(plain if self.backbone in (name, *alone) else self.plan, conditions, seeds))
+                for name, made in trials.items()
+            }
             if len(self.low) > 1:
-                pictures["all"] = _fidelity(truth, low(self.plan, conditions, seeds))
-            if plans:
-                pictures["all + Q-Sched"] = _fidelity(truth, low(plans["all"], conditions, seeds))
+                pictures["all"] = _fidelity(truth, low(plain, conditions, seeds))
+            for name, plan in later.items():
+                pictures[f"all + {name}"] = _fidelity(truth, low(plan, conditions, seeds))
         one = None if conditions is None else conditions[:1]
         draws = {
-            name: lambda made=made: made(self.plan, one, seeds[:1]) for name, made in (("before", full), ("after", low))
+            name: lambda made=made, plan=plan: made(plan, one, seeds[:1])
+            for name, made, plan in (("before", full, self.plan), ("after", low, plain))
         }
         with torch.no_grad():
             peaks = {name: growth(draw, torch.device(self.device)) for name, draw in draws.items()}

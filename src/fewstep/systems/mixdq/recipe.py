@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fewstep.errors import FewstepError
 from fewstep.quant import Scheme
+from fewstep.quant.statistics import ranges_of
 from fewstep.recipes.base import Part
 from fewstep.systems.pipeline_recipe import Conditions, PipelineRecipe
 
@@ -47,6 +48,8 @@ class Allocation(Part):
     """Bit operations of a network call, as a share of those with 16-bit weights and activations; 0 for no limit."""
     ratios: list[float] = Field(default_factory=lambda: [0.46, 0.56, 0.66, 0.76, 0.86, 0.96, 1.06, 1.16, 1.26, 1.36])
     """Average bits of the content layers over those of the quality layers: one solution each, judged on images."""
+    joint: bool = True
+    """Also try one programme over all layers with SQNR alone, which costs network calls for the content layers."""
     content: list[str] = Field(default_factory=list)
     """Globs of content layers; cross attention and feed-forward unless given."""
     window: int = Field(7, ge=2)
@@ -65,6 +68,17 @@ class Calibration(Part):
     items: int = Field(8, ge=2)
     """Pairs of condition and seed."""
     seed: int = 0
+    ranges: str = "max"
+    """Of static inputs: max, ema:0.95 (averages of extremes) or percentile:99.9."""
+
+    @field_validator("ranges")
+    @classmethod
+    def _ranges(cls, text: str) -> str:
+        try:
+            ranges_of(text)
+        except FewstepError as error:
+            raise ValueError(str(error)) from error
+        return text
 
 
 class Evaluation(Part):
@@ -101,6 +115,12 @@ class QuantizeRecipe(PipelineRecipe):
     allocation: Allocation = Allocation()
     calibration: Calibration = Calibration()
     evaluation: Evaluation = Evaluation()
+    per_step: bool = False
+    """With a scheme: bits per row of the plan, one rung below or above the scheme, for the same mean compute."""
+    rungs: list[str] = Field(default_factory=list)
+    """Schemes that rows may get; unless given, the scheme with 4-, 8- and 16-bit inputs, which share their weights."""
+    corrections: list[Literal["ptqd", "stepbaq"]] = Field(default_factory=list)
+    """Corrections of the mean errors to try in the plan; the best is kept if it helps on the calibration items."""
     q_sched: float = Field(0, ge=0)
     """Budget of a Q-Sched search against full precision on the result; 0 for none."""
 
@@ -108,6 +128,11 @@ class QuantizeRecipe(PipelineRecipe):
     @classmethod
     def _scheme(cls, name: str) -> str:
         return _parsed(name) if name else name
+
+    @field_validator("rungs")
+    @classmethod
+    def _rungs(cls, names: list[str]) -> list[str]:
+        return [_parsed(name) for name in names]
 
     @field_validator("budget")
     @classmethod
@@ -124,6 +149,15 @@ class QuantizeRecipe(PipelineRecipe):
         given = [n for n, v in (("scheme", self.scheme), ("budget", self.budget), ("effective_bits", self.bits)) if v]
         if len(given) > 1:
             raise ValueError(f"give one of scheme, budget and effective_bits, not {' and '.join(given)}")
+        if self.per_step and self.method.startswith("brecq"):
+            raise ValueError(
+                "per_step keeps layers in several copies, which brecq cannot learn together: use one of them"
+            )
+        if self.per_step and not self.scheme:
+            raise ValueError(
+                "per_step needs a scheme: rows of other bits keep layers in several copies, which a budget of bytes "
+                "that is met has no room for"
+            )
         if not given and "backbone" in self.parts:
             raise ValueError("say what is wanted: scheme (such as w4a8), budget (2.5GB) or effective_bits (4.5)")
         return self

@@ -65,6 +65,7 @@ def write_report(run: Run, recipe: QuantizeRecipe, results: Results) -> Path:
     blocks: list[Block] = [_highlights(results), Note("Speed", measured["verdict"]), _parts(results)]
     if results["allocation"]:
         blocks.append(_sweep(results["allocation"]))
+    blocks += _learned(results)
     blocks += [
         _layers(results),
         Facts("Environment", {k: str(v) for k, v in results["environment"].items()}),
@@ -136,6 +137,55 @@ def _sweep(allocation: Results) -> Table:
         f"{allocation['budget']:,} bytes."
     )
     return Table("The sweep", columns, rows, text=text, corner="allocation")
+
+
+def _learned(results: Results) -> list[Block]:
+    """What came after rounding: blocks reconstructed, bits per row, corrections of the plan."""
+    blocks: list[Block] = []
+    for part in results["parts"].values():
+        if part.get("reconstruction"):
+            columns = [Column("before", better="lower", digits=6), Column("after", digits=6), Column("kept")]
+            rows = [
+                Row(e["name"], [e["before"], e["after"], "yes" if e["kept"] else "no"]) for e in part["reconstruction"]
+            ]
+            blocks.append(Table("Blocks reconstructed", columns, rows, text="Mean squared error of their outputs."))
+        if part.get("per_step"):
+            blocks.append(_rows(part["per_step"]))
+    if results["corrections"]:
+        found = results["corrections"]
+        columns = [Column("error of the latents", better="lower", digits=6), Column("")]
+        rows = [
+            Row(name, [t.get("error"), t.get("reason", "kept" if name == found["kept"] else "")])
+            for name, t in found["tried"].items()
+        ]
+        text = "Mean square to full precision over the calibration items; the least one is the plan of the result."
+        blocks.append(Table("Corrections of the plan", columns, rows, text=text, corner="correction"))
+    return blocks
+
+
+def _rows(found: Mapping[str, Any]) -> Block:
+    if "damage" not in found:
+        return Note("Bits per row", found["reason"])
+    columns = [Column(f"{rung} alone", better="lower", digits=6) for rung in found["damage"]] + [Column("chosen")]
+    values = zip(*found["damage"].values(), found["choice"], strict=True)
+    rows = [Row(str(k), list(row)) for k, row in enumerate(values)]
+    text = (
+        "Mean square of the latents to full precision when only this row runs the rung. Result: "
+        + found["reason"]
+        + "."
+    )
+    if "error" in found:
+        text += (
+            f" Together {found['error']:.3g} against {found['error_one']:.3g}; {size(found['bytes'])} on disk against "
+            f"{size(found['bytes_one'])}, since layers of several widths are kept once per width."
+        )
+        if "more" in found:
+            ratio = found["rungs"]["more"] / found["rungs"]["scheme"]
+            text += (
+                f" More bits in every row would give {found['more']['error']:.3g} with {size(found['more']['bytes'])} "
+                f"and {ratio:.2f}x the bit operations."
+            )
+    return Table("Bits per row", columns, rows, text=text, corner="row")
 
 
 def _layers(results: Results) -> Table:

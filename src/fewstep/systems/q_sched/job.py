@@ -19,6 +19,7 @@ from fewstep.pipelines import (
     Generator,
     attach,
     backbone_of,
+    exchanged,
     identity_of,
     plan_of,
     save_pipeline,
@@ -205,7 +206,7 @@ class _Job:
             return kind.from_pretrained(folder, dtype=getattr(torch, self.recipe.dtype))
 
         model = self.run.unit("quantize", compute, save=save, load=load, artifact="quantized-backbone")
-        return type(full)(**{**full.components, name: model.to(device)})
+        return exchanged(full, {name: model.to(device)})
 
     def _family(self, name: str) -> Family:
         settings = self.recipe.search
