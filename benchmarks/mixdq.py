@@ -1,7 +1,7 @@
 """MixDQ's claims on the emoji student: mixed precision at equal bytes, order of layers over seeds, the first token.
 
     python benchmarks/mixdq.py
-    python benchmarks/mixdq.py --items 16 --seeds 0 --out /tmp/quick.json
+    python benchmarks/mixdq.py --items 16 --seeds 0 --output quick.json
 
 All layers are treated alike (no rules for first and last layers), so that every row of a block stores the same bytes.
 PSNR to full precision with equal seeds on held-out prompts, 95 % bootstrap intervals over prompts; the judge is the
@@ -31,6 +31,7 @@ from fewstep.recipes import load
 from fewstep.rewards import load_reward
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
+from fewstep.systems.mixdq.backbone import options_of
 from fewstep.systems.mixdq.choose import Chooser
 from fewstep.systems.mixdq.job import Job
 from fewstep.systems.q_sched.names import place
@@ -57,7 +58,7 @@ class Bench:
     def draw(self, model: torch.nn.Module) -> Tensor:
         """Held-out pictures of a backbone."""
         with torch.no_grad():
-            return self.job._with(unet=model)(self.job.plan, self.prompts, self.seeds)
+            return self.job.with_parts(unet=model)(self.job.plan, self.prompts, self.seeds)
 
     def model(self, apart: bool = True) -> torch.nn.Module:
         """A fresh copy of the backbone."""
@@ -65,6 +66,12 @@ class Bench:
         if apart:
             separate(model, self.job.calls["unet"])
         return model
+
+    def options(self, model: torch.nn.Module, scheme: str) -> dict:
+        """What `quantize` needs for a scheme: calibration for static inputs."""
+        job = copy.copy(self.job)
+        job.recipe = self.recipe.model_copy(update={"scheme": scheme})
+        return options_of(job, model)
 
     def score(self, model: torch.nn.Module) -> dict:
         """PSNR of every picture, structural similarity, and the judge."""
@@ -83,17 +90,9 @@ class Bench:
 def choosers(bench: Bench) -> tuple[Chooser, dict, dict]:
     """A chooser with its table, and the table in which every layer is measured by SQNR."""
     model = bench.model()
-    chooser = Chooser(bench.recipe, bench.run, model, bench.job._drawing(), bench.job.calls["unet"])
+    chooser = Chooser(bench.recipe, bench.run, model, bench.job.drawing(), bench.job.calls["unet"], {"method": "rtn"})
     table = bench.run.unit("sensitivity", chooser.measure)
     return chooser, table, model
-
-
-def by_sqnr(chooser: Chooser, table: dict) -> dict:
-    """Damages of every layer from the network's output alone."""
-    names = [name for name, group in chooser.groups.items() if group == "content"]
-    probe = sensitivity.Probe("SQNR", lambda: sensitivity.replay(chooser.model, chooser.calls), sensitivity.sqnr)
-    more = sensitivity.measure(chooser.model, {"quality": probe}, dict.fromkeys(names, "quality"), WIDTHS)
-    return {**table, **more}
 
 
 def options(chooser: Chooser, damage) -> dict[str, list[Option]]:
@@ -106,9 +105,11 @@ def equal_bytes(bench: Bench, chooser: Chooser, table: dict, sqnrs: dict) -> lis
     for uniform in BUDGETS:
         budget = sum(row[uniform].bytes for row in chooser.costs.values())
         chooser.__dict__["budget"] = budget  # instead of the recipe's
-        chosen = chooser.choose(table)
+        chosen = chooser.choose(table, {})
+        joint = chooser.choose(table, {n: sqnrs[n] for n, g in chooser.groups.items() if g == "content"})
         plans: dict[str, dict[str, str]] = {f"uniform {uniform}": dict.fromkeys(chooser.names, uniform)}
         plans["MixDQ"] = chosen["schemes"]
+        plans["MixDQ, SQNR alone in its sweep"] = joint["schemes"]
         noise = options(chooser, lambda n, s: sensitivity.damage_of(sqnrs[n][s], "quality"))
         plans["SQNR only"] = allocate(noise, budget).schemes
         for k in range(RANDOM):
@@ -142,7 +143,7 @@ def first_token(bench: Bench) -> dict:
     for scheme in [*WIDTHS, NAIVE]:
         for apart in (False, True):
             model = bench.model(apart)
-            quantize(model, scheme, rules=(), **bench.job._method(model, scheme))
+            quantize(model, scheme, rules=(), **bench.options(model, scheme))
             found[f"{scheme}{', first token apart' if apart else ''}"] = bench.score(model)
     return found
 
@@ -178,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("results/mixdq.json"))
+    parser.add_argument("--output", type=Path, default=Path("results/mixdq.json"))
     parser.add_argument(
         "--folder", type=Path, default=None, help="keeps what is measured; a temporary one unless given"
     )
@@ -193,7 +194,7 @@ def main() -> None:
         first = first or (bench, chooser)
         print(f"seed {seed}: sensitivities after {time.perf_counter() - begun:.0f} s", flush=True)
     bench, chooser = first
-    sqnrs = bench.run.unit("sqnr", lambda: by_sqnr(chooser, tables[0]))
+    sqnrs = bench.run.unit("sqnr", lambda: {**tables[0], **chooser.measure_ratios()})
     results = {
         "settings": {
             "model": bench.recipe.model, "steps": bench.recipe.steps, "items": given.items, "seeds": given.seeds,
@@ -215,9 +216,9 @@ def main() -> None:
     for part in [*(b["rows"] for b in results["blocks"]), results["first_token"]]:
         for row in part.values():
             row.pop("each", None)
-    write_json(given.out, results)
+    write_json(given.output, results)
     print(results["stability"], results["additivity"]["correlation"])
-    print(f"{given.out}: {results['seconds']:.0f} s")
+    print(f"{given.output}: {results['seconds']:.0f} s")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from fewstep.runs import Run
 from fewstep.runs.environment import environment
 from fewstep.search import Family, Problem, searcher
 from fewstep.search.schedule import TeacherMatch
+from fewstep.systems.mixdq.backbone import options_of
 from fewstep.systems.mixdq.job import Job
 from fewstep.systems.q_sched.names import place
 
@@ -105,15 +106,16 @@ class Subject:
     @torch.no_grad()
     def draw(self, model: nn.Module, plan: Any = None) -> Tensor:
         """Held-out pictures of a backbone."""
-        generate = self.job._with(**{self.job.backbone: model})
+        generate = self.job.with_parts(**{self.job.backbone: model})
         return generate(plan or self.job.plan, self.conditions, self.seeds)
 
     def calibration(self, model: nn.Module, seed: int) -> Calibration:
         """Statistics of all layers on the calibration items of a seed."""
-        job = Job(self.job.recipe.model_copy(update={
-            "calibration": self.job.recipe.calibration.model_copy(update={"seed": seed}), "method": "gptq",
-        }), self.run)  # fmt: skip
-        return job._method(model, "w8a8")["calibration"]
+        job = copy.copy(self.job)
+        calibration = job.recipe.calibration.model_copy(update={"seed": seed})
+        job.recipe = job.recipe.model_copy(update={"calibration": calibration, "method": "gptq"})
+        job.__dict__.pop("items", None)
+        return options_of(job, model)["calibration"]
 
     @cached_property
     def calibrations(self) -> dict[int, Calibration]:
@@ -141,13 +143,13 @@ class Subject:
         @torch.no_grad()
         def run(model: nn.Module) -> None:
             some = None if conditions is None else conditions[:16]
-            self.job._with(**{self.job.backbone: model})(self.job.plan, some, seeds[:16], output="latent")
+            self.job.with_parts(**{self.job.backbone: model})(self.job.plan, some, seeds[:16], output="latent")
 
         reconstruct(full, low, run, blocks_of(low), calls=8, steps=100)
 
     def tuned(self, model: nn.Module) -> Any:
         """The plan that Q-Sched finds on the calibration items."""
-        generate = self.job._with(**{self.job.backbone: model})
+        generate = self.job.with_parts(**{self.job.backbone: model})
         base = self.job.plan.replace(identity=identity_of(generate.pipe, self.job.guidance))
         conditions, seeds = self.job.items
 
@@ -156,7 +158,7 @@ class Subject:
             return made(plan, kinds, [seeds[i] for i in some], output="latent")
 
         with torch.no_grad():
-            truth = latents(self.job._with(), self.job.plan, range(len(seeds)))
+            truth = latents(self.job.with_parts(), self.job.plan, range(len(seeds)))
         log = Path(tempfile.mkdtemp()) / "scores.jsonl"
         problem = Problem(base, Family("ramp"), TeacherMatch(lambda p, s: latents(generate, p, s), truth), log=log)
         searcher("coarse-to-fine")(problem, self.search, 0)

@@ -32,7 +32,7 @@ def low_backbone(job: Job) -> tuple[nn.Module, QuantReport, dict[str, Any]]:
     apart = separate(model, job.calls[job.backbone]) if recipe.first_token else []
     extra: dict[str, Any] = {"first_token": apart, "split_skips": split}
     full = copy.deepcopy(model) if method_of(recipe.method).reconstruct or recipe.per_step else None
-    options = _options(job, model)
+    options = options_of(job, model)
     if recipe.scheme:
         report = quantize(model, recipe.scheme, **options)
         if recipe.per_step and full is not None:
@@ -60,7 +60,7 @@ def _chosen(job: Job, model: nn.Module, options: dict[str, Any], extra: dict[str
     return report
 
 
-def _options(job: Job, model: nn.Module) -> dict[str, Any]:
+def options_of(job: Job, model: nn.Module) -> dict[str, Any]:
     """Options of `quantize`: the method, and calibration where it or a scheme needs it."""
     recipe, method = job.recipe, method_of(job.recipe.method)
     plain = dataclasses.replace(method, reconstruct=0)
