@@ -124,6 +124,8 @@ class Batch:
         from a trajectory store.
     size, shape:
         Number of samples and the shape of one.
+    step, steps:
+        Which step of how many this is: for schedules (warm-ups, shrinking intervals).
     """
 
     size: int
@@ -133,6 +135,13 @@ class Batch:
     negative: Condition | None = None
     path: Tensor | None = None
     times: Tensor | None = None
+    step: int = 0
+    steps: int = 1
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done, in [0, 1)."""
+        return self.step / max(1, self.steps)
 
 
 @dataclass(frozen=True)
