@@ -14,7 +14,7 @@ from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers import grids
-from fewstep.solvers.stages import Stages, settled
+from fewstep.solvers.stages import Stages, Update, settled
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Steps:
     def plan(self, process: Process, prediction: Prediction) -> Plan:
         """The plan that runs the student in any pipeline; carries no guidance, which is inside the student."""
         s = Stages(process, prediction, grids.given(self.times))
-        updates = []
+        updates: list[Update] = []
         for k, jump in enumerate(self.jumps):
             if k + 1 == len(s):
                 updates.append((s.data(k), 0.0))
