@@ -35,7 +35,7 @@ def rates(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def levels(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma at times (B,), float64; time 0 is the data itself, also where the process keeps some noise there."""
+    """alpha and sigma at times (B,), float64; time 0 is the data, also where the process keeps some noise there."""
     clean = t == 0
     alpha, sigma = process.alpha(t.double()), process.sigma(t.double())
     return torch.where(clean, torch.ones_like(alpha), alpha), torch.where(clean, torch.zeros_like(sigma), sigma)
@@ -88,9 +88,7 @@ class Frame:
         if boundary is not None:
             if bool((s != 0).any()):
                 mend = "Use no boundary, or jumps to time 0."
-                raise FewstepError(
-                    "the consistency boundary belongs to jumps to time 0", value=float(s.max()), mend=mend
-                )
+                raise FewstepError("this boundary belongs to jumps to time 0", value=float(s.max()), mend=mend)
             keep, gain = boundary(process, t)
         return cls(keep, gain, drift, alpha_rate - alpha * drift)
 

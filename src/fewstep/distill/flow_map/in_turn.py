@@ -27,8 +27,6 @@ class InTurn:
 
     def __call__(self, cast: Cast, batch: Batch, made: Made | None, generator: torch.Generator) -> Loss:
         """The loss of the present stage; logged: its number, from 0."""
-        for k, (until, term) in enumerate(self.stages):
-            if batch.progress < until:
-                break
-        loss, numbers = term(cast, batch, made, generator)
+        k = sum(batch.progress >= until for until, _ in self.stages[:-1])
+        loss, numbers = self.stages[k][1](cast, batch, made, generator)
         return loss, {**numbers, "stage": torch.tensor(float(k))}

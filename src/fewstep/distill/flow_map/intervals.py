@@ -88,8 +88,8 @@ class Curved:
 
     def __call__(self, process: Process, batch: Batch) -> Tensor:
         """parts + 1 times."""
-        ends = [ratio ** (1 / self.rho) for ratio in (self.lowest, self.highest)]
-        ratio = torch.linspace(*ends, _count(self.parts, batch), dtype=torch.float64) ** self.rho
+        low, high = (ratio ** (1 / self.rho) for ratio in (self.lowest, self.highest))
+        ratio = torch.linspace(low, high, _count(self.parts, batch), dtype=torch.float64) ** self.rho
         times = process.time(-ratio.log()).clamp(0, process.noisiest)
         return torch.cat([torch.zeros(1, dtype=torch.float64), times])
 

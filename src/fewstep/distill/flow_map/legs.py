@@ -1,7 +1,7 @@
 """Legs of a two-leg target: ways to carry states from one time down to another without gradient.
 
-A leg is called with (cast, jump, states x (B, ...), times t and `to` (B,)) and returns the states at `to` and the forward
-passes it took. Samples whose leg has no length stay where they are.
+A leg is called with (cast, jump, states x (B, ...), times t and `to` (B,)) and returns the states at `to` and the
+forward passes it took. Samples whose leg has no length stay where they are.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Solver:
 def heun(model: Model, x: Tensor, clean: Tensor, there: Tensor, again: Tensor, t: Tensor, to: Tensor) -> Tensor:
     """Second-order step from t to `to` from clean predictions at (x, t) and (`there`, `to`).
 
-    The noise-free direction at the end is turned back to the start of the step, so that a flow of constant data and noise
-    is followed exactly whatever the process: z' = cos z + sin (v + v') / 2 on the circle z = x / sqrt(alpha^2 + sigma^2).
+    On the circle z = x / sqrt(alpha^2 + sigma^2), dz/dphi = v. The velocity at the end is turned back to the start before
+    the mean of the two is taken: z' = cos z + sin (v + v') / 2 is exact where data and noise do not change on the way.
     """
     (alpha, sigma), (alpha_end, sigma_end) = levels(model.process, t), levels(model.process, to)
     phi, phi_end = torch.atan2(sigma, alpha), torch.atan2(sigma_end, alpha_end)

@@ -59,7 +59,8 @@ class FlowMapTerm:
         """The loss; logged: the mean distance before weights, and the forward passes beside the student's own."""
         batch, made = portion(batch, made, self.share)
         with torch.no_grad():
-            jump = self._jump(cast, batch, made, generator)
+            blank = prepared(cast, batch, self.times, self.guidance, generator, self.boundary)
+            jump = replace(blank, sight=self.source(cast, batch, made, blank, generator))
         live = jump.ask(cast.student, jump.x, jump.t, jump.s)
         with torch.no_grad():
             aim = self.target(cast, jump, live.detach())
@@ -73,25 +74,6 @@ class FlowMapTerm:
             "passes": torch.tensor(float(aim.passes)),
         }
 
-    def _jump(self, cast: Cast, batch: Batch, made: Made | None, generator: torch.Generator) -> Jump:
-        process = cast.student.process
-        times = self.times(batch, process, generator)
-        scale = self.guidance.draw(batch, process, times.t, generator)
-        blank = Jump(
-            sight=Sight(torch.empty(0)),
-            times=times,
-            frame=Frame.of(process, times.t, times.s, self.boundary),
-            condition=self.guidance.tell(students_view(batch.condition), scale),
-            teacher_condition=teachers_view(batch.condition),
-            negative=teachers_view(batch.negative),
-            scale=scale,
-            seed=int(torch.randint(2**31, (1,), generator=generator)),
-            step=batch.step,
-            steps=batch.steps,
-            boundary=self.boundary,
-        )
-        return replace(blank, sight=self.source(cast, batch, made, blank, generator))
-
     def _compared(self, cast: Cast, jump: Jump, live: Tensor, aim: Aim) -> tuple[Tensor, Tensor]:
         """What the student gave and what it should have given, in the space of the loss."""
         space: Space = "state" if self.carried else self.space
@@ -102,6 +84,33 @@ class FlowMapTerm:
         if self.normalise is not None:
             wanted = normalised(given.detach(), wanted, self.normalise)
         return given, wanted.detach()
+
+
+def prepared(
+    cast: Cast,
+    batch: Batch,
+    law: TimesLaw,
+    guidance: Guidance,
+    generator: torch.Generator,
+    boundary: Boundary | None = None,
+) -> Jump:
+    """The jumps of a batch without their states."""
+    process = cast.student.process
+    times = law(batch, process, generator)
+    scale = guidance.draw(batch, process, times.t, generator)
+    return Jump(
+        sight=Sight(torch.empty(0)),
+        times=times,
+        frame=Frame.of(process, times.t, times.s, boundary),
+        condition=guidance.tell(students_view(batch.condition), scale),
+        teacher_condition=teachers_view(batch.condition),
+        negative=teachers_view(batch.negative),
+        scale=scale,
+        seed=int(torch.randint(2**31, (1,), generator=generator)),
+        step=batch.step,
+        steps=batch.steps,
+        boundary=boundary,
+    )
 
 
 def normalised(given: Tensor, wanted: Tensor, c: float) -> Tensor:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from fewstep.distill.core import Batch, Cast, Loss, Made, noise_like
 from fewstep.distill.flow_map.continuous import Eulerian
-from fewstep.distill.flow_map.frame import Frame
 from fewstep.distill.flow_map.guidance import Guidance
 from fewstep.distill.flow_map.intervals import TimesLaw
-from fewstep.distill.flow_map.jump import Jump, Sight, students_view, teachers_view
+from fewstep.distill.flow_map.jump import students_view
 from fewstep.distill.flow_map.sources import like_of, mixed, prior
+from fewstep.distill.flow_map.term import prepared
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,9 @@ class VelocityDistillation:
         else:
             sample = made.clean
         with torch.no_grad():
-            times = self.times(batch, process, generator)
-            scale = self.guidance.draw(batch, process, times.t, generator)
+            blank = prepared(cast, batch, self.times, self.guidance, generator)
             fresh = noise_like(tuple(sample.shape), generator, sample)
-            jump = Jump(
-                sight=Sight(mixed(cast, sample.detach(), fresh, times.t).x, clean=sample.detach(), noise=fresh),
-                times=times,
-                frame=Frame.of(process, times.t, times.s),
-                condition=condition,
-                teacher_condition=teachers_view(batch.condition),
-                negative=teachers_view(batch.negative),
-                scale=scale,
-                seed=int(torch.randint(2**31, (1,), generator=generator)),
-                step=batch.step,
-                steps=batch.steps,
-            )
+            jump = replace(blank, sight=mixed(cast, sample.detach(), fresh, blank.t))
             live = jump.ask(student, jump.x, jump.t, jump.s)
             gap, passes = self.residual.residual(cast, jump, live)
         loss = (sample - (sample.detach() + gap)).square().mean()
