@@ -7,6 +7,7 @@ at t is `drift x + pace D`. All are linear in D, so a difference of predictions 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -28,10 +29,10 @@ def rates(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
     """Derivatives of alpha and sigma at times (B,), in float64."""
     with torch.enable_grad():
         point = t.detach().double().requires_grad_()
-        anchor = 0.0 * point  # a constant alpha (VE) has no graph of its own
-        return tuple(  # type: ignore[return-value]
-            torch.autograd.grad((f(point) + anchor).sum(), point)[0] for f in (process.alpha, process.sigma)
-        )
+        # a constant alpha (VE) has no graph of its own
+        sums = [(f(point) + 0.0 * point).sum() for f in (process.alpha, process.sigma)]
+        alpha, sigma = (torch.autograd.grad(total, point)[0] for total in sums)
+        return alpha, sigma
 
 
 def levels(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,12 +62,12 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Frame:
-    """The coefficients (B,) of jumps from t to s, in float64."""
+    """The coefficients (B,) of jumps from t to s, in float64; those of the velocity are computed when first asked for."""
 
     keep: Tensor
     gain: Tensor
-    drift: Tensor
-    pace: Tensor
+    process: Process
+    t: Tensor
 
     @classmethod
     def of(cls, process: Process, t: Tensor, s: Tensor, boundary: Boundary | None = None) -> Frame:
@@ -80,8 +81,6 @@ class Frame:
         alpha, sigma = levels(process, t)
         if bool((sigma <= 0).any()):
             raise FewstepError("a jump must start at a noisy time", value=float(t.min()), mend="Draw larger times.")
-        alpha_rate, sigma_rate = rates(process, t)
-        drift = sigma_rate / sigma
         alpha_end, sigma_end = levels(process, s)
         keep = sigma_end / sigma
         gain = alpha_end - alpha * keep
@@ -90,11 +89,30 @@ class Frame:
                 mend = "Use no boundary, or jumps to time 0."
                 raise FewstepError("this boundary belongs to jumps to time 0", value=float(s.max()), mend=mend)
             keep, gain = boundary(process, t)
-        return cls(keep, gain, drift, alpha_rate - alpha * drift)
+        return cls(keep, gain, process, t)
+
+    @cached_property
+    def _velocity(self) -> tuple[Tensor, Tensor]:
+        alpha, sigma = levels(self.process, self.t)
+        alpha_rate, sigma_rate = rates(self.process, self.t)
+        drift = sigma_rate / sigma
+        return drift, alpha_rate - alpha * drift
+
+    @property
+    def drift(self) -> Tensor:
+        """Factor (B,) of the state in the velocity at t."""
+        return self._velocity[0]
+
+    @property
+    def pace(self) -> Tensor:
+        """Factor (B,) of the clean prediction in the velocity at t; -1 / t on the straight path."""
+        return self._velocity[1]
 
     def scale(self, space: Space) -> Tensor:
         """Derivative (B,) of the value in a space with respect to D."""
-        return {"clean": torch.ones_like(self.gain), "state": self.gain, "velocity": self.pace}[space]
+        if space == "velocity":
+            return self.pace
+        return self.gain if space == "state" else torch.ones_like(self.gain)
 
     def express(self, clean: Tensor, x: Tensor, space: Space) -> Tensor:
         """A clean prediction (B, ...) at states x (B, ...) as a value of another space."""

@@ -66,8 +66,9 @@ class Solver:
 def heun(model: Model, x: Tensor, clean: Tensor, there: Tensor, again: Tensor, t: Tensor, to: Tensor) -> Tensor:
     """Second-order step from t to `to` from clean predictions at (x, t) and (`there`, `to`).
 
-    On the circle z = x / sqrt(alpha^2 + sigma^2), dz/dphi = v. The velocity at the end is turned back to the start before
-    the mean of the two is taken: z' = cos z + sin (v + v') / 2 is exact where data and noise do not change on the way.
+    On the circle z = x / sqrt(alpha^2 + sigma^2), dz/dphi = v. The velocity at the end is turned back to the start
+    before the mean of the two is taken: z' = cos z + sin (v + v') / 2 is exact where data and noise do not
+    change on the way.
     """
     (alpha, sigma), (alpha_end, sigma_end) = levels(model.process, t), levels(model.process, to)
     phi, phi_end = torch.atan2(sigma, alpha), torch.atan2(sigma_end, alpha_end)

@@ -5,7 +5,8 @@ Both run without gradient and outside of autocast: differences of bfloat16 outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,7 @@ class Slope:
     def along(self, predict: Predict, process: Process, x: Tensor, velocity: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """d/dt of D(x(t), t, s) with dx/dt = `velocity` and the end s fixed; (B, ...)."""
         if self.how == "jvp":
-            return _forward(predict, (x, t, s), (velocity, torch.ones_like(t), torch.zeros_like(s)))
+            return _forward(lambda state, time: predict(state, time, s), (x, t), (velocity, torch.ones_like(t)))
         low, high = self._around(process, t, s, torch.full_like(t, process.noisiest))
 
         def at(time: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ class Slope:
     def in_end(self, predict: Predict, process: Process, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """d/ds of D(x, t, s); (B, ...)."""
         if self.how == "jvp":
-            return _forward(predict, (x, t, s), (torch.zeros_like(x), torch.zeros_like(t), torch.ones_like(s)))
+            return _forward(lambda end: predict(x, t, end), (s,), (torch.ones_like(s),))
         low, high = self._around(process, s, torch.zeros_like(s), t)
         return _difference(lambda end: predict(x, t, end), low, high, x)
 
@@ -69,19 +70,24 @@ class Slope:
         return torch.minimum(time_at(process, down), time), torch.maximum(time_at(process, up), time)
 
 
-def _forward(predict: Predict, point: tuple[Tensor, ...], towards: tuple[Tensor, ...]) -> Tensor:
-    x = point[0]
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), plain_attention(), forward_ad.dual_level():
+def _forward(predict: Callable[..., Tensor], point: tuple[Tensor, ...], towards: tuple[Tensor, ...]) -> Tensor:
+    with torch.no_grad(), _full_precision(), plain_attention(), forward_ad.dual_level():
         duals = [forward_ad.make_dual(p, v.to(p)) for p, v in zip(point, towards, strict=True)]
         try:
-            tangent = forward_ad.unpack_dual(predict(*duals)).tangent
+            value, tangent = forward_ad.unpack_dual(predict(*duals))
         except (NotImplementedError, RuntimeError) as error:
             mend = "Use Slope('difference')."
             raise FewstepError(f"no forward-mode derivative of this student: {error}", mend=mend) from error
-        return torch.zeros_like(x) if tangent is None else tangent
+        return torch.zeros_like(value) if tangent is None else tangent
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        yield
 
 
 def _difference(at: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, like: Tensor) -> Tensor:
-    with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+    with torch.no_grad(), _full_precision():
         width = (high - low).clamp(min=torch.finfo(torch.float64).tiny ** 0.5)
         return column(1 / width, like) * (at(high) - at(low))
