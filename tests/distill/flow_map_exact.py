@@ -53,7 +53,7 @@ class ExactMap:
 
     def __call__(self, x, time, target_time):
         t, s = (self.process.from_network_time(v) for v in (time, target_time))
-        still = s >= t
+        still = s >= t * (1 - 1e-9)  # the quotient below has no digits left there
         s = torch.where(still, t / 2, s)
         (a, b), (c, d) = levels(self.process, t), levels(self.process, s)
         landed = gaussian_map(self.process, x, t, s, self.mean, self.std)

@@ -1,5 +1,7 @@
 """Limits of short legs: exact at the exact flow map, equal to the papers' formulas on networks that are wrong."""
 
+import dataclasses
+
 import pytest
 import torch
 from flow_map_exact import (
@@ -182,16 +184,16 @@ def test_residuals_of_all_paths_are_one_residual():
 
 
 def test_velocity_distillation_sees_the_true_gap_through_the_jacobian():
-    """u_theta - v = grad X_{0,t} (v_S - v), v_S the velocity of what the student makes; its gradient is -2 R / numbers."""
+    """u_theta - v = grad X_{0,t} (v_S - v), v_S the velocity of what the student makes; gradient -2 R / numbers."""
     process = RectifiedFlow()
     wrong_mean, wrong_std = MEAN + 0.5, 1.2 * STD
     shift = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     student = exact_student(process, wrong_mean, wrong_std)
-    network = student.network
-    moved = type(student)(
-        lambda x, time, target_time: network(x, time, target_time) + shift, process, student.prediction, True
-    )
-    cast = Cast(student=moved, teacher=exact_teacher(process))
+
+    def moved(x, time, target_time):
+        return student.network(x, time, target_time) + shift
+
+    cast = Cast(student=dataclasses.replace(student, network=moved), teacher=exact_teacher(process))
     batch, law = batch_of(), fixed(T, 0.0)
     loss, numbers = VelocityDistillation(law)(cast, batch, None, generator(3))
     loss.backward()
@@ -213,14 +215,12 @@ def test_velocity_distillation_sees_the_true_gap_through_the_jacobian():
 def test_descent_on_velocity_distillation_moves_the_students_mean_to_the_data():
     process = RectifiedFlow()
     shift = torch.full((3,), 0.8, dtype=torch.float64, requires_grad=True)
-    network = exact_student(process).network
-    student = type(exact_student(process))(
-        lambda x, time, end: network(x, time, end) + shift, process, exact_student(process).prediction, False
-    )
-    one = type(student)(
-        lambda x, time: network(x, time, torch.zeros_like(time)) + shift, process, student.prediction, False
-    )
-    cast = Cast(student=one, teacher=exact_teacher(process))
+    student = exact_student(process)
+
+    def moved(x, time, target_time):
+        return student.network(x, time, target_time) + shift
+
+    cast = Cast(student=dataclasses.replace(student, network=moved), teacher=exact_teacher(process))
     loss, _ = VelocityDistillation(fixed(0.5, 0.0))(cast, batch_of(256), None, generator())
     loss.backward()
     assert bool((shift.grad > 0).all())
