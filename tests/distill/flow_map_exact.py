@@ -84,7 +84,9 @@ class Rough(nn.Module):
     def forward(self, x, time, target_time=None, **_):
         self.calls += len(x) // 4 if len(x) % 4 == 0 else 1
         target_time = time if target_time is None else target_time
-        clocks = [self.process.from_network_time(v)[:, None] / self.process.noisiest for v in (time, target_time)]
+        clocks = [
+            (self.process.from_network_time(v)[:, None] / self.process.noisiest).to(x) for v in (time, target_time)
+        ]
         hidden = torch.tanh(self.first(torch.cat([x, *clocks], 1)))
         return self.last(self.dropout(hidden))
 
