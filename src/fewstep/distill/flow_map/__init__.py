@@ -4,7 +4,7 @@ from fewstep.distill.flow_map.continuous import Eulerian, Lagrangian
 from fewstep.distill.flow_map.directions import Data, Mixed, Own, SelfGuided, Teacher
 from fewstep.distill.flow_map.frame import Boundary, Frame
 from fewstep.distill.flow_map.guidance import Guidance, sinusoid
-from fewstep.distill.flow_map.in_turn import InTurn
+from fewstep.distill.flow_map.in_turn import InTurn, Together
 from fewstep.distill.flow_map.intervals import (
     Back,
     Below,
@@ -91,6 +91,7 @@ __all__ = [
     "Teacher",
     "TeacherRollout",
     "Times",
+    "Together",
     "TwoLeg",
     "Until",
     "VelocityDistillation",

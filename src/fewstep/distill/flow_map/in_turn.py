@@ -1,4 +1,4 @@
-"""Terms one after another: stages of one training, each with its own source and target."""
+"""Terms one after another, and terms together: stages of one training, each with its own sources and targets."""
 
 from __future__ import annotations
 
@@ -30,3 +30,17 @@ class InTurn:
         k = sum(batch.progress >= until for until, _ in self.stages[:-1])
         loss, numbers = self.stages[k][1](cast, batch, made, generator)
         return loss, {**numbers, "stage": torch.tensor(float(k))}
+
+
+@dataclass(frozen=True)
+class Together:
+    """The sum of two terms, as one stage; numbers of the second are named after it."""
+
+    first: Term
+    second: Term
+    name: str = "second"
+
+    def __call__(self, cast: Cast, batch: Batch, made: Made | None, generator: torch.Generator) -> Loss:
+        """The sum."""
+        (a, numbers), (b, more) = (term(cast, batch, made, generator) for term in (self.first, self.second))
+        return a + b, {**numbers, self.name: b.detach(), **{f"{self.name}/{k}": v for k, v in more.items()}}
