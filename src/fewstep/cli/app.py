@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli import doctor, generate, inspect, plan, quantize, run, search, train
+from fewstep.cli import distill, doctor, generate, inspect, plan, quantize, run, search, train
 from fewstep.cli.shell import Commands
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ def _fewstep(
 run.add_to(app)
 search.add_to(app)
 quantize.add_to(app)
+distill.add_to(app)
 app.add_typer(plan.app, name="plan")
 generate.add_to(app)
 inspect.add_to(app)

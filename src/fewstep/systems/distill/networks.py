@@ -1,0 +1,92 @@
+"""Teacher, student and critic made of one pipeline's network, in the ways that memory allows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.distill.core import Model
+from fewstep.distill.engine import Engine, assemble
+from fewstep.distill.method import Method
+from fewstep.errors import FewstepError
+from fewstep.pipelines import backbone_of
+from fewstep.pipelines.encoded import Encoded
+from fewstep.pipelines.two_times import TwoTimes
+from fewstep.prediction import Prediction
+from fewstep.process import Process
+from fewstep.systems.distill.batches import Batches
+from fewstep.systems.distill.recipe import Training
+
+
+def engine_of(
+    pipe: Any,
+    method: Method,
+    process: Process,
+    prediction: Prediction,
+    encoded: Encoded,
+    batches: Batches,
+    settings: Training,
+) -> Engine:
+    """The engine: the pipeline's own network is the teacher, the others begin as copies of it in float32."""
+    base = backbone_of(pipe)
+    teacher = Model(encoded.network(base), process, prediction)
+    twin = _twin(settings)
+    student = student_of(pipe, method, settings, twin)
+    made = assemble(method, teacher, base, encoded.network, batches, encoded.shape, student=student, twin=twin)
+    parts: list[Any] = [m for module in made.modules.values() for m in module.modules()]
+    for part in [m for m in parts if hasattr(m, "dropout_prob")]:
+        part.dropout_prob = 0.0  # diffusers drops labels anew in every block and call: noise that nobody asked for
+    if settings.gradient_checkpointing:
+        for part in [m for m in parts if hasattr(m, "enable_gradient_checkpointing")]:
+            part.enable_gradient_checkpointing()
+    return made
+
+
+def student_of(
+    pipe: Any, method: Method, settings: Training, twin: Callable[[nn.Module, str], nn.Module] | None = None
+) -> nn.Module:
+    """The student before training: what its stored weights are loaded into as well."""
+    base = backbone_of(pipe)
+    if settings.lora:
+        raise FewstepError("LoRA students come next", value=settings.lora, mend="Set train.lora=0.")
+    if method.two_times:
+        return TwoTimes.of(base).float().requires_grad_(True)
+    return (twin or _twin(settings))(base, "student")
+
+
+def finished(student: nn.Module, method: Method, process: Process) -> nn.Module:
+    """The trained student as a pipeline runs it."""
+    student = student.eval().requires_grad_(False)
+    if isinstance(student, TwoTimes):
+        told = [float(process.network_time(t)) for t in method.steps.times]
+        ends = [float(process.network_time(t)) for t in method.steps.jumps]
+        student.finish(list(zip(told, ends, strict=True)))
+    return student
+
+
+def with_network(pipe: Any, network: nn.Module) -> Any:
+    """The pipeline with another network; the one given stays as it is."""
+    name = next(n for n in ("transformer", "unet") if getattr(pipe, n, None) is not None)
+    other = copy.copy(pipe)
+    other.register_modules(**{name: network})
+    return other
+
+
+def _twin(settings: Training) -> Callable[[nn.Module, str], nn.Module]:
+    def copied(module: nn.Module, role: str) -> nn.Module:
+        if isinstance(module, TwoTimes):
+            fresh = TwoTimes.of(module.inner)
+            fresh.load_state_dict(module.state_dict())
+            return fresh.float()
+        return copy.deepcopy(module).float().requires_grad_(True)
+
+    return copied
+
+
+def place_of(pipe: Any) -> torch.device:
+    """Where the pipeline's network lies."""
+    return next(backbone_of(pipe).parameters()).device
