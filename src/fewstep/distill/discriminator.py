@@ -94,7 +94,7 @@ class ConvHead(nn.Module):
     def __init__(self, channels: int, hidden: int = 256, layers: int = 3) -> None:
         super().__init__()
         stages: list[nn.Module] = []
-        for width in [channels] + [hidden] * (layers - 1):
+        for width in ([channels] + [hidden] * (layers - 1))[:layers]:
             stages += [nn.Conv2d(width, hidden, 4, 2, 1), nn.GroupNorm(min(32, hidden), hidden), nn.SiLU()]
         self.net = nn.Sequential(*stages, nn.Conv2d(hidden if layers else channels, hidden, 3, 1, 1))
         self.out = nn.Linear(hidden, 1)
@@ -149,20 +149,24 @@ class Heads:
         Raises:
             FewstepError: the source needs conditions, and the channels are not given.
         """
-        found = dict(self.channels or self._find(cast, shape))
-        return Discriminator({name: self._head(width) for name, width in found.items()})
+        if self.channels is not None:
+            return Discriminator({name: self._head(width) for name, width in self.channels.items()})
+        found = self._find(cast, shape)
+        heads = {n: self._head(positions(f).shape[2], min(f.shape[2:], default=1)) for n, f in found.items()}
+        return Discriminator(heads)
 
-    def _head(self, channels: int) -> nn.Module:
+    def _head(self, channels: int, side: int = 8) -> nn.Module:
         if self.kind == "mean":
             return MeanHead(self.over)
-        return PointHead(channels, self.hidden) if self.kind == "point" else ConvHead(channels, self.hidden)
+        if self.kind == "point":
+            return PointHead(channels, self.hidden)
+        return ConvHead(channels, self.hidden, layers=min(3, side.bit_length() - 1))  # each halves the side
 
     @torch.no_grad()
-    def _find(self, cast: Cast, shape: tuple[int, ...]) -> Mapping[str, int]:
+    def _find(self, cast: Cast, shape: tuple[int, ...]) -> Mapping[str, Tensor]:
         t = torch.full((2,), 0.5 * cast.student.process.noisiest, dtype=torch.float64)
         try:
-            found = self.source(cast, Batch(2, shape), torch.zeros(2, *shape), t)
+            return self.source(cast, Batch(2, shape), torch.zeros(2, *shape), t)
         except (TypeError, KeyError, AttributeError, RuntimeError) as error:
             mend = "Give `channels`: the number of channels of each feature by name."
             raise FewstepError(f"the features could not be looked at ({error})", mend=mend) from error
-        return {name: positions(feature).shape[2] for name, feature in found.items()}

@@ -30,20 +30,15 @@ class Polynomial:
 
 @dataclass(frozen=True)
 class Radial:
-    """Mean over widths of exp(-|a - b|^2 / (2 width^2)).
-
-    relative: widths are multiples of the (detached) root mean squared distance within the second set.
-    """
+    """Mean over widths of exp(-|a - b|^2 / (2 width^2))."""
 
     widths: tuple[float, ...] = (0.25, 0.5, 1.0)
-    relative: bool = True
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """(n, m)."""
         # not cdist, whose gradient is undefined at distance 0
         square = (a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T).clamp(min=0)
-        unit = 2 * b.detach().var(0).sum() if self.relative else square.new_ones(())
-        return torch.stack([torch.exp(-square / (2 * width**2 * unit)) for width in self.widths]).mean(0)
+        return torch.stack([torch.exp(-square / (2 * width**2)) for width in self.widths]).mean(0)
 
 
 def discrepancy(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
@@ -70,11 +65,13 @@ class Moments:
     """Discrepancy of the student's samples from the real ones of the batch in a feature space.
 
     features: samples (B, ...) -> (B, d), with a gradient; decodes latents where it must. Judge the result by others.
+    unit: divide features by the root mean squared distance of two real ones, which the widths of a radial kernel want.
     """
 
     features: Callable[[Tensor], Tensor] = flat
     kernel: Kernel = Polynomial()
     scale: float = 1.0
+    unit: bool = False
 
     def __call__(self, cast: Cast, batch: Batch, made: Made | None, generator: torch.Generator) -> Loss:
         """The loss; float32 at least, for a cubic kernel overflows in half precision.
@@ -88,5 +85,7 @@ class Moments:
         with torch.no_grad():
             real = self.features(batch.clean)
         wide = torch.promote_types(real.dtype, torch.float32)
-        loss = discrepancy(self.features(x).to(wide), real.to(wide), self.kernel)
+        real = real.to(wide)
+        size = (2 * real.var(0).sum()).sqrt() if self.unit else 1.0
+        loss = discrepancy(self.features(x).to(wide) / size, real / size, self.kernel)
         return self.scale * loss, {"discrepancy": loss.detach()}
