@@ -62,7 +62,7 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Frame:
-    """The coefficients (B,) of jumps from t to s, in float64; those of the velocity are computed when first asked for."""
+    """The coefficients (B,) of jumps from t to s, in float64; those of the velocity are computed when asked for."""
 
     keep: Tensor
     gain: Tensor

@@ -14,7 +14,8 @@ def yonos(process: Process, *, steps: int = 1, guidance: float = 1.0) -> Method:
     """Scale distillation: the teacher sees an easier condition at the same state and time (arXiv 2401.17258).
 
     Conditions named `teacher.NAME` go to the teacher alone, in place of the student's NAME: for super-resolution the
-    picture of half the scale factor, both made from one degradation. Repeat with the student as teacher for larger ones.
+    picture of half the scale factor, both made from one degradation. Repeat with the student as teacher for larger
+    ones.
     """
     term = FlowMapTerm(
         Intervals(Uniform(1e-3, 1.0), equal=1.0),
