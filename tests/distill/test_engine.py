@@ -101,7 +101,7 @@ def test_no_forward_pass_that_the_method_does_not_need():
 
 def test_numbers_are_named_after_their_terms():
     seen = play(engine(METHOD))
-    assert set(seen[0][2]) == {"loss", "x", "x/size"}
+    assert set(seen[0][2]) == {"loss", "x", "x/size", "samples/spread"}
     assert set(seen[1][2]) == {"critic"}
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli import distill, doctor, generate, inspect, plan, quantize, run, search, train
+from fewstep.cli import bench, distill, doctor, generate, inspect, plan, quantize, run, search, train
 from fewstep.cli.shell import Commands
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ search.add_to(app)
 quantize.add_to(app)
 distill.add_to(app)
 app.add_typer(plan.app, name="plan")
+app.add_typer(bench.app, name="bench")
 generate.add_to(app)
 inspect.add_to(app)
 train.add_to(app)

@@ -61,7 +61,8 @@ class Engine:
             self._alone("student")
             if self.method.rollout is not None:
                 made[0] = self.method.rollout(self.cast, batch, generator)
-            return total(self.method.terms, self.cast, batch, made[0], generator)
+            value, numbers = total(self.method.terms, self.cast, batch, made[0], generator)
+            return value, numbers if made[0] is None else {**numbers, "samples/spread": spread(made[0].clean)}
 
         yield ("student",), student
         ratios = {name: self.tracking(name).ratio for name in self.modules if name != "student"}
@@ -125,6 +126,11 @@ class Engine:
         for name, parameters in self._free.items():  # type: ignore[attr-defined]
             for parameter in parameters:
                 parameter.requires_grad_(name in parties)
+
+
+def spread(samples: Tensor) -> Tensor:
+    """Standard deviation over the batch, averaged over coordinates: falls when the student collapses."""
+    return samples.detach().float().std(0, correction=0).mean()
 
 
 def total(terms: Mapping[str, Term], cast: Cast, batch: Batch, made: Made | None, generator: torch.Generator) -> Loss:

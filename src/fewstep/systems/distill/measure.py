@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewstep.files import read_tensors, write_tensors
 from fewstep.metrics import evaluate, load_features
+from fewstep.models import placed
 from fewstep.plan import Plan
 from fewstep.solvers import SOLVERS, grids
 
@@ -57,7 +58,7 @@ def compare(job: Job, trained: dict[str, Any]) -> tuple[dict[str, Any], dict[str
             systems,
             reference,
             names,
-            [load_features(spec) for spec in settings.features],
+            [load_features(placed(spec)) for spec in settings.features],
             compare=[(STUDENT, TEACHER_FEW)],
         ),
     )
