@@ -4,7 +4,16 @@ from gaussians import FLOW, batch_of, cast_of, counted, generator, labels, made_
 from torch import nn
 
 from fewstep.distill.core import Batch, Model
-from fewstep.distill.rollout import NoisedData, RandomSchedule, Simulation, between, first_state, one_step, simulate
+from fewstep.distill.rollout import (
+    NoisedData,
+    RandomSchedule,
+    Simulation,
+    between,
+    first_state,
+    first_time,
+    one_step,
+    simulate,
+)
 from fewstep.distill.score.relay import Relay, finish
 from fewstep.distill.steps import Steps, evenly
 from fewstep.errors import FewstepError
@@ -132,6 +141,17 @@ def test_first_states_have_the_scale_of_the_process():
     assert float(first_state(VE(), 2.5, noise)) == 2.5
     assert float(first_state(VPDiscrete.from_betas(), 625.0, noise)) == pytest.approx(1, abs=1e-12)
     assert float(first_state(FLOW, 0.75, noise)) == pytest.approx(0.625**0.5)
+
+
+def test_one_step_students_start_where_their_family_does():
+    assert first_time(VE()) == pytest.approx(2.5)
+    assert first_time(FLOW) == 1.0
+    assert first_time(VPDiscrete.from_betas()) == 0.625 * 999
+
+
+def test_the_first_calls_alone():
+    index = Simulation(Steps(FOUR), each=True, first=2)(cast_of(affine()[0]), batch_of(200), generator()).index
+    assert set(index.tolist()) == {0, 1}
 
 
 def test_noised_data():

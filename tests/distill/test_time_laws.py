@@ -16,6 +16,7 @@ from fewstep.distill.times import (
     Points,
     Uniform,
     annealed_beta,
+    everywhere,
     shifted,
     within,
 )
@@ -83,6 +84,13 @@ def test_karras_ends_where_the_papers_do():
     assert float(sigma.min()) == pytest.approx(0.002, rel=1e-2)
     u = (sigma ** (1 / 7) - 0.002 ** (1 / 7)) / (80 ** (1 / 7) - 0.002 ** (1 / 7))
     assert follows(u[:SIZE], stats.uniform(0, 0.8).cdf)
+
+
+def test_everywhere_is_uniform_on_each_clock():
+    assert follows(everywhere(FLOW)(SIZE, FLOW, generator()), stats.uniform(0.02, 0.96).cdf)
+    sigma = everywhere(EDM, 0.1, 0.9)(SIZE, EDM, generator())
+    u = (sigma ** (1 / 7) - 0.002 ** (1 / 7)) / (80 ** (1 / 7) - 0.002 ** (1 / 7))
+    assert follows(u, stats.uniform(0.1, 0.8).cdf)
 
 
 def test_logit_normal():

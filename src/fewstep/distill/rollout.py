@@ -32,6 +32,8 @@ class Simulation:
         Draw the call of every sample for itself, rather than one for the batch.
     last:
         Always run to the last call.
+    first:
+        Draw among so many first calls alone.
     fixed:
         Use the first noise again between the calls instead of fresh noise.
     through:
@@ -41,13 +43,14 @@ class Simulation:
     steps: Steps
     each: bool = False
     last: bool = False
+    first: int | None = None
     fixed: bool = False
     through: bool = False
 
     def __call__(self, cast: Cast, batch: Batch, generator: torch.Generator) -> Made:
         """Samples from the drawn call."""
         within(cast.student.process, self.steps.times)
-        index = _drawn(len(self.steps), batch.size, generator, self.each, self.last)
+        index = _drawn(self.first or len(self.steps), batch.size, generator, self.each, self.last)
         return simulate(cast, batch, self.steps, index, generator, self.fixed, self.through)
 
 
@@ -120,6 +123,18 @@ def simulate(
     with torch.set_grad_enabled(through and torch.is_grad_enabled()):
         state = walk(cast.student, batch, steps, state, begin, index, generator, noise if fixed else None)
     return last_call(cast.student, batch, steps, state, index)
+
+
+def first_time(process: Process, sigma: float = 2.5, part: float = 0.625) -> float:
+    """Where one-step students start: the noisiest time if it holds no data, else where the SiD family does.
+
+    That is `sigma` where noise has no upper end (EDM), and this part of the range where the noisiest state still holds
+    data that a noise prediction cannot read (625 of 1000 for Stable Diffusion).
+    """
+    alpha = process.alpha(process.noisiest)
+    if alpha == 1:
+        return process.time(-math.log(sigma))
+    return process.noisiest if alpha < 1e-6 else part * process.noisiest
 
 
 def first_state(process: Process, time: float, noise: Tensor) -> Tensor:

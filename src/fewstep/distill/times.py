@@ -73,9 +73,10 @@ class LogNormal:
 
 @dataclass(frozen=True)
 class Karras:
-    """sigma / alpha on the curve of EDM's grid at u uniform in [0, top]: SiD's law (arXiv 2404.04057)."""
+    """sigma / alpha on the curve of EDM's grid at u uniform in [bottom, top]: SiD's law (arXiv 2404.04057)."""
 
     top: float = 0.8
+    bottom: float = 0.0
     rho: float = 7.0
     lowest: float = 0.002
     highest: float = 80.0
@@ -84,7 +85,8 @@ class Karras:
     def __call__(self, size: int, process: Process, generator: torch.Generator, made: Made | None = None) -> Tensor:
         """Times (size,)."""
         low, high = self.lowest ** (1 / self.rho), self.highest ** (1 / self.rho)
-        ratio = (low + self.top * _uniform(size, generator) * (high - low)) ** self.rho
+        u = self.bottom + (self.top - self.bottom) * _uniform(size, generator)
+        ratio = (low + u * (high - low)) ** self.rho
         return _clamped(process, process.time(-ratio.log()), self.least)
 
 
@@ -187,6 +189,11 @@ class Points:
         within(process, self.times)
         chosen = torch.randint(len(self.times), (size,), generator=generator)
         return torch.tensor(self.times, dtype=torch.float64)[chosen]
+
+
+def everywhere(process: Process, low: float = 0.02, high: float = 0.98) -> Law:
+    """DMD's law of noise levels: uniform in time; on EDM's curve where noise has no upper end (DMD2 on EDM)."""
+    return Karras(high, low) if process.alpha(process.noisiest) == 1 else Uniform(low, high)
 
 
 def shifted(u: Tensor, shift: float) -> Tensor:
