@@ -87,11 +87,11 @@ class Curved:
     rho: float = 7.0
 
     def __call__(self, process: Process, batch: Batch) -> Tensor:
-        """parts + 1 times."""
+        """parts + 1 times; fewer where the process has no such ratios."""
         low, high = (ratio ** (1 / self.rho) for ratio in (self.lowest, self.highest))
         ratio = torch.linspace(low, high, _count(self.parts, batch), dtype=torch.float64) ** self.rho
         times = process.time(-ratio.log()).clamp(0, process.noisiest)
-        return torch.cat([torch.zeros(1, dtype=torch.float64), times])
+        return torch.cat([torch.zeros(1, dtype=torch.float64), times]).unique()
 
 
 # --- ends -----------------------------------------------------------------------------------------------------------

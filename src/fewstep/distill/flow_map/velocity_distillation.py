@@ -12,7 +12,7 @@ from fewstep.distill.flow_map.guidance import Guidance
 from fewstep.distill.flow_map.intervals import TimesLaw
 from fewstep.distill.flow_map.jump import students_view
 from fewstep.distill.flow_map.sources import like_of, mixed, prior
-from fewstep.distill.flow_map.term import prepared
+from fewstep.distill.flow_map.term import normalised, prepared
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,14 @@ class VelocityDistillation:
 
     times:
         Where x' is judged; its jumps must end at the data.
+    normalise:
+        c: R becomes R / (|R| + c) per sample, which keeps its direction and bounds a step.
     """
 
     times: TimesLaw
     residual: Eulerian = field(default_factory=Eulerian)
     guidance: Guidance = field(default_factory=Guidance)
+    normalise: float | None = None
     factor: float = 1.0
 
     def __call__(self, cast: Cast, batch: Batch, made: Made | None, generator: torch.Generator) -> Loss:
@@ -48,5 +51,7 @@ class VelocityDistillation:
             jump = replace(blank, sight=mixed(cast, sample.detach(), fresh, blank.t))
             live = jump.ask(student, jump.x, jump.t, jump.s)
             gap, passes = self.residual.residual(cast, jump, live)
+            if self.normalise is not None:
+                gap = -normalised(torch.zeros_like(gap), -gap, self.normalise)
         loss = (sample - (sample.detach() + gap)).square().mean()
         return self.factor * loss, {"gap": gap.square().mean().sqrt(), "passes": torch.tensor(float(passes + 1))}

@@ -21,13 +21,14 @@ def mdt(
     distillation: float = 1.0,
     derivative: str = "difference",
     delta: float = 5e-3,
-    normalise: float | None = None,
+    normalise: float | None = 0.1,
     fresh: float = 0.0,
 ) -> Method:
     """MDT-dist: velocity matching and velocity distillation of a network of one time (arXiv 2509.04406).
 
     guidance, sample_guidance: of matching and of distillation; the authors' 40 and 100 count from 0. normalise: of the
-    whole residual, which keeps the fixed point; the released code normalises the derivative alone, which does not.
+    whole residual, which keeps the fixed point; the released code normalises the derivative alone, which does not; None
+    is the paper's text, which needs its learning rate of 1e-8.
     fresh: 0 samples as the authors do; 1 noises anew, which is what a map to the data is meant for.
     """
     times, residual = Intervals(LogitNormal(1.0, 1.0)), Eulerian(slope=Slope(derivative, delta))
@@ -37,7 +38,7 @@ def mdt(
             times, residual, guidance=Guidance(guidance), normalise=normalise, factor=matching
         )
     if distillation:
-        terms["distillation"] = VelocityDistillation(times, residual, Guidance(sample_guidance), distillation)
+        terms["distillation"] = VelocityDistillation(times, residual, Guidance(sample_guidance), normalise, distillation)
     guided = (guidance, sample_guidance) != (1.0, 1.0)
     return Method(
         terms,
