@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,14 +52,22 @@ class Encoded:
             return some, None
         return some, {name: row.expand(len(numbers), *row.shape[1:]) for name, row in self.negative.items()}
 
-    def network(self, module: nn.Module) -> Callable[..., Tensor]:
+    def network(self, module: nn.Module) -> Conditional:
         """The module as `network(x, time, **condition)`."""
-        backbone, fixed = Backbone(module, self.time_scale), dict(self.fixed)
+        return Conditional(module, Backbone(module, self.time_scale), self.fixed)
 
-        def call(x: Tensor, time: Tensor, **condition: Any) -> Tensor:
-            return backbone(x, time, **_nested({**fixed, **condition}))
 
-        return call
+@dataclass(frozen=True, eq=False)
+class Conditional:
+    """A network of diffusers with its fixed arguments bound; `model` is the module itself."""
+
+    model: nn.Module
+    backbone: Backbone
+    fixed: Mapping[str, Any]
+
+    def __call__(self, x: Tensor, time: Tensor, **condition: Any) -> Tensor:
+        """Raw output (B, ...) for scaled states at network times (B,)."""
+        return self.backbone(x, time, **_nested({**self.fixed, **condition}))
 
 
 def encode(generate: Generator, process: Process, conditions: Sequence[Any] | None) -> Encoded:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewstep.data import load as load_pictures
 from fewstep.data.prompts import load_prompts
 from fewstep.distill.health import advice
-from fewstep.distill.method import method
+from fewstep.distill.method import method, options_of
 from fewstep.distill.store import Header, Solve, Store, write
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, read_tensors, write_folder, write_json, write_tensors
@@ -27,7 +27,15 @@ from fewstep.runs import Run, environment
 from fewstep.solvers import SOLVERS, grids
 from fewstep.systems.distill.batches import Batches, Conditioned, FromData, FromStore
 from fewstep.systems.distill.measure import compare
-from fewstep.systems.distill.networks import engine_of, finished, place_of, student_of, with_network
+from fewstep.systems.distill.networks import (
+    channels_of,
+    engine_of,
+    finished,
+    middle_of,
+    place_of,
+    student_of,
+    with_network,
+)
 from fewstep.systems.distill.recipe import DistillRecipe
 from fewstep.systems.distill.report import write_report
 from fewstep.systems.pipeline_recipe import Conditions
@@ -72,8 +80,19 @@ class Job:
         self.recipe, self.run = recipe, run
         self.pipe = recipe.opened()
         self.process, self.prediction = process_of(self.pipe, **recipe.call)
-        self.method = method(recipe.method, self.process, **recipe.method_options())
         self.generator = Generator(self.pipe, recipe.guidance, dict(recipe.call), recipe.batch)
+        # the needs of a method are known without its networks, and what it must be told of them needs its conditions
+        self.method = method(recipe.method, self.process, **recipe.method_options())
+        self.method = method(recipe.method, self.process, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """Options of the method, with what it is to know of this network: where an adversary looks at it."""
+        options, known, network = self.recipe.method_options(), options_of(self.recipe.method), backbone_of(self.pipe)
+        if "modules" in known and self.method.adversary is not None:
+            names = options.setdefault("modules", [middle_of(network)])
+            if "channels" in known:
+                options.setdefault("channels", channels_of(network, names, self.encoded, self.process))
+        return options
 
     @cached_property
     def plan(self) -> Plan:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from fewstep.distill.core import Model
+from fewstep.distill.discriminator import positions
 from fewstep.distill.engine import Engine, assemble
 from fewstep.distill.method import Method
+from fewstep.distill.taps import watch
 from fewstep.errors import FewstepError
 from fewstep.pipelines import backbone_of
 from fewstep.pipelines.encoded import Encoded
@@ -56,6 +58,39 @@ def student_of(
     if method.two_times:
         return TwoTimes.of(base).float().requires_grad_(True)
     return (twin or _twin(settings))(base, "student")
+
+
+def middle_of(network: nn.Module) -> str:
+    """The name of the block half-way through, whose outputs adversaries look at.
+
+    Raises:
+        FewstepError: no list of blocks.
+    """
+    if isinstance(getattr(network, "mid_block", None), nn.Module):
+        return "mid_block"
+    stacks = {name: module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
+    # of the lists that lie in no other list, the longest is the trunk
+    outer = {n: m for n, m in stacks.items() if not any(n.startswith(f"{other}.") for other in stacks)}
+    if not outer:
+        raise FewstepError(
+            f"{type(network).__name__} has no blocks", mend="Name the adversary's: options.modules=[...]."
+        )
+    name = max(outer, key=lambda n: len(outer[n]))
+    middle = len(outer[name]) // 2
+    # a block of two streams returns both: the feed-forward of the picture's is one tensor
+    return f"{name}.{middle}.ff" if hasattr(outer[name][middle], "ff_context") else f"{name}.{middle}"
+
+
+@torch.no_grad()
+def channels_of(network: nn.Module, names: Sequence[str], encoded: Encoded, process: Process) -> dict[str, int]:
+    """Channels of what these modules of the network put out, by one call on zeros."""
+    place = next(network.parameters()).device
+    model = Model(encoded.network(network), process, Prediction())
+    condition, _ = encoded.pick(torch.zeros(1, dtype=torch.long))
+    with watch(model, names) as seen:
+        time = torch.full((1,), 0.5 * process.noisiest, dtype=torch.float64)
+        model.raw(torch.zeros(1, *encoded.shape, device=place), time, condition)
+    return {name: positions(feature).shape[2] for name, feature in seen.items()}
 
 
 def finished(student: nn.Module, method: Method, process: Process) -> nn.Module:
