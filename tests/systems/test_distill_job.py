@@ -17,7 +17,7 @@ import tiny_pipelines as tiny
 
 from fewstep.cli import app
 from fewstep.distill.core import noise_like
-from fewstep.distill.method import Method, Target, preset
+from fewstep.distill.method import Critic, Method, Target, preset
 from fewstep.distill.steps import evenly
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
@@ -52,12 +52,19 @@ def regress(guidance):
     return term
 
 
+def follow(cast, batch, made, generator):
+    """Some loss of a critic."""
+    t = torch.full((batch.size,), 0.5 * cast.student.process.noisiest, dtype=torch.float64)
+    return cast.critic.clean(batch.clean, t, batch.condition).square().mean(), {}
+
+
 @preset("test-regression")
-def regression(process, *, steps: int = 4, guidance: float = 1.0, two: bool = False, needs: str = "data"):
+def regression(process, *, steps: int = 4, guidance: float = 1.0, two: bool = False, needs: str = "data", critic=False):
     """Regression of the teacher, for tests."""
     asked = {needs} | ({"guidance"} if guidance != 1 else set())
+    follows = Critic(follow) if critic else None
     parts = {"terms": {"match": regress(guidance)}, "target": Target(0.9), "needs": frozenset(asked)}
-    return Method(steps=evenly(process, steps, 0.0), two_times=two, **parts)
+    return Method(steps=evenly(process, steps, 0.0), two_times=two, critic=follows, **parts)
 
 
 def settings(kind, folder, *more):
@@ -103,6 +110,36 @@ def test_the_students_pictures_are_those_that_its_saved_pipeline_draws(tmp_path)
     items = ["a b", "c d"] * 10
     again = Generator(pipe, 1.0, {}, 20)(pipe.scheduler.plan, items, [7 * 1_000_003 + i for i in range(20)])
     assert (measured[0].float() / 255 - again).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("kind", ["dit", "sd3"])
+def test_a_lora_student_shares_the_base_of_its_teacher(kind, tmp_path):
+    """Trained as adapters on one base, whose weights stay; its pipeline draws what was measured."""
+    overrides = settings(
+        kind, tmp_path, "guidance=1", "train.lora=2", "train.learning_rate=0.01", "options.critic=true",
+        "train.gradient_checkpointing=true",
+    )  # fmt: skip
+    execute(tmp_path / "run", overrides)
+    kept = read_tensors(tmp_path / "run" / "artifacts" / "student" / "student.safetensors")
+    assert all("lora_" in name for name in kept)
+    assert any(bool(value.any()) for name, value in kept.items() if "lora_B" in name)
+    memory = read_json(tmp_path / "run" / "results.json")["training"]["memory"]
+    assert memory["critic: weights"] < 0.6 * memory["transformer: frozen"]
+    measured = read_tensors(tmp_path / "run" / "artifacts" / "images" / "student.safetensors")["images"]
+    few = read_tensors(tmp_path / "run" / "artifacts" / "images" / "teacher--as-few-steps.safetensors")["images"]
+    assert not torch.equal(measured, few)
+    pipe = load_pipeline(tmp_path / "run" / "artifacts" / "pipeline")
+    call = tiny.CALLS.get(kind, {})
+    items = [0, 1, 2] if kind == "dit" else ["x"] * 3
+    Generator(pipe, 1.0, call)(pipe.scheduler.plan, items, [0, 1, 2])
+    teacher = backbone_of(load_pipeline(tmp_path / "model")).state_dict()
+    own = backbone_of(pipe).state_dict()
+    if kind == "sd3":  # base and adapter lie side by side
+        assert (tmp_path / "run" / "artifacts" / "pipeline" / "adapters").exists()
+        assert all(torch.equal(value, own.get(name, own.get(name.replace(".weight", ".base_layer.weight").replace(
+            ".bias", ".base_layer.bias")))) for name, value in teacher.items())  # fmt: skip
+    else:
+        assert any(not torch.equal(value, own[name]) for name, value in teacher.items())
 
 
 def test_batches_pair_states_with_their_conditions(tmp_path):

@@ -54,12 +54,12 @@ class Encoded:
 
     def network(self, module: nn.Module) -> Conditional:
         """The module as `network(x, time, **condition)`."""
-        return Conditional(module, Backbone(module, self.time_scale), self.fixed)
+        return Conditional(getattr(module, "inner", module), Backbone(module, self.time_scale), self.fixed)
 
 
 @dataclass(frozen=True, eq=False)
 class Conditional:
-    """A network of diffusers with its fixed arguments bound; `model` is the module itself."""
+    """A network of diffusers with its fixed arguments bound; `model` is the module with the blocks, below wrappers."""
 
     model: nn.Module
     backbone: Backbone

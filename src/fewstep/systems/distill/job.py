@@ -33,6 +33,7 @@ from fewstep.systems.distill.networks import (
     finished,
     middle_of,
     place_of,
+    released,
     student_of,
     with_network,
 )
@@ -223,7 +224,10 @@ class Job:
             self.run.say(described(told))
             if settings.pictures_every:
                 stage = self._drawing(stage, engine.modules["student"])
-            progress = fit(stage, config, self.run.scratch("train"), accelerator_for(config), quiet=self.run.quiet)
+            try:
+                progress = fit(stage, config, self.run.scratch("train"), accelerator_for(config), quiet=self.run.quiet)
+            finally:
+                released(engine)
             record = {"settings": config.model_dump(mode="json"), "seconds": progress.seconds, "memory": told}
             tensors = engine.modules["student"].state_dict()
             return {"tensors": tensors, "record": {**record, "steps": progress.step, "history": progress.history}}
@@ -256,8 +260,7 @@ class Job:
 
     def network(self, trained: dict[str, Any]) -> nn.Module:
         """The trained student."""
-        student = student_of(self.pipe, self.method, self.recipe.train)
-        student.load_state_dict(trained["tensors"])
+        student = student_of(self.pipe, self.method, self.recipe.train, trained["tensors"])
         return finished(student, self.method, self.process).to(place_of(self.pipe))
 
     def student(self, trained: dict[str, Any]) -> Any:

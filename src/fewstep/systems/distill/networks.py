@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.distill.core import Model
 from fewstep.distill.discriminator import positions
@@ -17,6 +17,7 @@ from fewstep.distill.taps import watch
 from fewstep.errors import FewstepError
 from fewstep.pipelines import backbone_of
 from fewstep.pipelines.encoded import Encoded
+from fewstep.pipelines.shared import Role, SharedBase
 from fewstep.pipelines.two_times import TwoTimes
 from fewstep.prediction import Prediction
 from fewstep.process import Process
@@ -35,29 +36,46 @@ def engine_of(
 ) -> Engine:
     """The engine: the pipeline's own network is the teacher, the others begin as copies of it in float32."""
     base = backbone_of(pipe)
-    teacher = Model(encoded.network(base), process, prediction)
-    twin = _twin(settings)
-    student = student_of(pipe, method, settings, twin)
+    shared = SharedBase(base, settings.lora) if settings.lora else None
+    if shared is not None and method.two_times:
+        raise FewstepError("a student with two times trains all its weights", value=settings.lora, mend="train.lora=0.")
+    twin = _twin(shared)
+    teacher = Model(encoded.network(base if shared is None else shared.frozen()), process, prediction)
+    student = TwoTimes.of(base).float().requires_grad_(True) if method.two_times else None
     made = assemble(method, teacher, base, encoded.network, batches, encoded.shape, student=student, twin=twin)
     parts: list[Any] = [m for module in made.modules.values() for m in module.modules()]
     for part in [m for m in parts if hasattr(m, "dropout_prob")]:
         part.dropout_prob = 0.0  # diffusers drops labels anew in every block and call: noise that nobody asked for
-    if settings.gradient_checkpointing:
+    if settings.gradient_checkpointing and shared is not None:
+        shared.recompute_activations()
+    elif settings.gradient_checkpointing:
         for part in [m for m in parts if hasattr(m, "enable_gradient_checkpointing")]:
             part.enable_gradient_checkpointing()
     return made
 
 
-def student_of(
-    pipe: Any, method: Method, settings: Training, twin: Callable[[nn.Module, str], nn.Module] | None = None
-) -> nn.Module:
-    """The student before training: what its stored weights are loaded into as well."""
+def released(engine: Engine) -> None:
+    """Give a shared base back to the pipeline as it was."""
+    for module in engine.modules.values():
+        if isinstance(module, Role):
+            module.shared.close()
+
+
+def student_of(pipe: Any, method: Method, settings: Training, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A student with these weights: a network of diffusers.
+
+    One that was trained as LoRA keeps its adapter, so that the pipeline is stored as base and adapter; where diffusers
+    knows no adapters for its class, the adapter is added into the weights.
+    """
     base = backbone_of(pipe)
     if settings.lora:
-        raise FewstepError("LoRA students come next", value=settings.lora, mend="Set train.lora=0.")
-    if method.two_times:
-        return TwoTimes.of(base).float().requires_grad_(True)
-    return (twin or _twin(settings))(base, "student")
+        fresh: Any = copy.deepcopy(base)
+        shared = SharedBase(fresh, settings.lora)
+        shared.role("student").load_state_dict(dict(tensors))
+        return fresh if hasattr(fresh, "add_adapter") else shared.merged()
+    student: nn.Module = TwoTimes.of(base).float() if method.two_times else copy.deepcopy(base).float()
+    student.load_state_dict(dict(tensors))
+    return student
 
 
 def middle_of(network: nn.Module) -> str:
@@ -111,7 +129,14 @@ def with_network(pipe: Any, network: nn.Module) -> Any:
     return other
 
 
-def _twin(settings: Training) -> Callable[[nn.Module, str], nn.Module]:
+def _twin(shared: SharedBase | None) -> Callable[[nn.Module, str], nn.Module]:
+    def adapter(module: nn.Module, role: str) -> nn.Module:
+        assert shared is not None
+        made = shared.role(role)
+        if isinstance(module, Role):
+            made.load_state_dict(module.state_dict())
+        return made
+
     def copied(module: nn.Module, role: str) -> nn.Module:
         if isinstance(module, TwoTimes):
             fresh = TwoTimes.of(module.inner)
@@ -119,7 +144,7 @@ def _twin(settings: Training) -> Callable[[nn.Module, str], nn.Module]:
             return fresh.float()
         return copy.deepcopy(module).float().requires_grad_(True)
 
-    return copied
+    return copied if shared is None else adapter
 
 
 def place_of(pipe: Any) -> torch.device:
