@@ -151,15 +151,15 @@ def test_shrinking_middles_follow_the_schedule_of_easy_consistency_tuning():
 )
 def test_stored_pairs_are_those_of_the_key_states(pairs, allowed):
     stored = torch.tensor([1.0, 0.9, 0.4, 0.0])
-    times = drawn(StoredPairs(pairs, keys=(0, 2, 3)), batch=dataclasses.replace(MANY, times=stored))
+    times = drawn(StoredPairs(pairs, keys=(1.0, 0.401, 0.0)), batch=dataclasses.replace(MANY, times=stored))
     assert set(zip(times.start.tolist(), times.stop.tolist(), strict=True)) == allowed
     assert torch.equal(times.t, stored.double()[times.start])
     assert torch.equal(times.s, stored.double()[times.stop])
 
 
 def test_key_states_outside_of_the_store_are_refused():
-    with pytest.raises(FewstepError, match="key states"):
-        drawn(StoredPairs(keys=(0, 9)), batch=dataclasses.replace(MANY, times=torch.tensor([1.0, 0.0])))
+    with pytest.raises(FewstepError, match="lacks a key state"):
+        drawn(StoredPairs(keys=(1.0, 0.5, 0.0)), batch=dataclasses.replace(MANY, times=torch.tensor([1.0, 0.0])))
     with pytest.raises(FewstepError, match="trajectory store"):
         drawn(StoredPairs())
 

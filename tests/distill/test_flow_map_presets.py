@@ -20,7 +20,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 
 PRESETS = {
-    "accvideo": {"steps": 2, "keys": (0, 8, 16), "adversarial": 0.0},
+    "accvideo": {"steps": 2, "adversarial": 0.0},
     "alpha_flow": {},
     "cmt": {},
     "consistency_distillation": {},
@@ -191,7 +191,7 @@ def teachers_distance(steps):
 
 
 TRAINED = {
-    "accvideo": (2, 0.25, 300, {"keys": (0, 8, 16)}),
+    "accvideo": (2, 0.25, 300, {}),
     "alpha_flow": (1, 0.25, 300, {"teacher": True}),
     "cmt": (1, 0.05, 300, {}),
     "consistency_distillation": (2, 0.25, 300, {}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,8 +59,10 @@ class Intervals:
         t, s = torch.maximum(t, s), torch.minimum(t, s)
         if self.equal:
             s = torch.where(torch.rand(batch.size, generator=generator) < self.equal, t, s)
-        m = None if self.middle is None else self.middle(t, s, batch, process)
-        return Times(t, s, m)
+        if self.middle is None:
+            return Times(t, s)
+        m = self.middle(t, s, batch, process)
+        return Times(t, s, torch.minimum(torch.maximum(m, s), t))  # rounding may leave the interval
 
 
 # --- grids --------------------------------------------------------------------------------------------------------
@@ -231,11 +233,11 @@ class StoredPairs:
     """Jumps between stored states: `all` pairs, `consecutive` ones, from any `to-end`, or the `whole` way only.
 
     keys:
-        Positions of the states to use, noisiest first; every one unless given.
+        Times of the states to use, noisiest first, such as those of the student's steps and 0; every one unless given.
     """
 
     pairs: str = "all"
-    keys: tuple[int, ...] | None = None
+    keys: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.pairs not in PAIRS:
@@ -245,15 +247,12 @@ class StoredPairs:
         """Times of one batch.
 
         Raises:
-            FewstepError: the batch has no stored times, or a key lies outside of them.
+            FewstepError: the batch has no stored times, or none at a key.
         """
         if batch.times is None:
             raise FewstepError("stored pairs need a trajectory store", mend="Make one of the teacher's trajectories.")
         stored = batch.times.double().cpu()
-        keys = torch.tensor(self.keys if self.keys is not None else range(len(stored)))
-        if len(keys) < 2 or int(keys.max()) >= len(stored):
-            mend = f"The store has {len(stored)} states."
-            raise FewstepError("key states must be two at least and lie in the store", value=self.keys, mend=mend)
+        keys = torch.arange(len(stored)) if self.keys is None else positions(stored, self.keys, process)
         start, stop = self._draw(len(keys), batch.size, generator)
         return Times(stored[keys[start]], stored[keys[stop]], None, keys[start], keys[stop])
 
@@ -267,6 +266,25 @@ class StoredPairs:
             return chosen[:, 0], chosen[:, 1]
         start = torch.randint(count - 1, (size,), generator=generator)
         return start, start + 1 if self.pairs == "consecutive" else last
+
+
+NEAR = 2e-3
+"""As a share of the range: how far a stored time may lie from the key that it stands for (999 / 2 and 499)."""
+
+
+def positions(stored: Tensor, keys: Sequence[float], process: Process) -> Tensor:
+    """Which of the stored times (K,) the keys are.
+
+    Raises:
+        FewstepError: fewer than two keys, or one that no stored time is near to.
+    """
+    wanted = torch.tensor(keys, dtype=torch.float64)
+    away, found = (stored.double().cpu()[:, None] - wanted).abs().min(0)
+    if len(wanted) < 2 or bool((away > NEAR * process.noisiest).any()):
+        held = [round(float(t), 4) for t in stored]
+        mend = f"The store has {held}: make it with a multiple of the student's steps."
+        raise FewstepError("the store lacks a key state", value=[round(float(t), 4) for t in wanted], mend=mend)
+    return found
 
 
 def before(grid: Tensor, t: Tensor, skip: int) -> Tensor:

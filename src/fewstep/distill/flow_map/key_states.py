@@ -16,6 +16,7 @@ from fewstep.distill.adversary import LOSSES
 from fewstep.distill.core import Batch, Cast, Loss, Made
 from fewstep.distill.discriminator import Heads, Source
 from fewstep.distill.flow_map.frame import Frame
+from fewstep.distill.flow_map.intervals import positions
 from fewstep.distill.flow_map.sources import stored
 from fewstep.errors import FewstepError
 
@@ -68,29 +69,22 @@ class FoolAtKeys:
 
 @dataclass(frozen=True)
 class JudgeAtKeys:
-    """The discriminator's own loss.
-
-    keys:
-        Positions of the key states in the store, noisiest first; every one unless given.
-    """
+    """The discriminator's own loss."""
 
     source: Source
-    keys: tuple[int, ...] | None = None
     loss: str = "softplus"
 
     def __call__(self, cast: Cast, batch: Batch, made: Made | None, generator: torch.Generator) -> Loss:
         """The loss, and the mean logits of both sides.
 
         Raises:
-            FewstepError: no store, or its key times are not those of the student's steps.
+            FewstepError: no store, or none of its states lies where the student's call led to.
         """
         with torch.no_grad():
             state, until, key = landed(cast, made)
             path, times = stored(batch), batch.times
-            at = key + 1 if self.keys is None else self.keys[key + 1]
-            if times is None or abs(float(times[at]) - float(until[0])) > 1e-3 * cast.student.process.noisiest:
-                mend = "Give the store, or its keys, at the times of the steps."
-                raise FewstepError("key states lie at other times than the student's", value=float(until[0]), mend=mend)
+            keys = (cast.student.process.noisiest, float(until[0]))
+            at = int(positions(times, keys, cast.student.process)[1])  # type: ignore[arg-type]
             seen = [self.source(cast, batch, x.to(state), until) for x in (path[:, at], state)]
         real, fake = (cast.need("adversary")(features, key) for features in seen)
         return LOSSES[self.loss][1](real, fake).mean(), {"real": real.detach().mean(), "fake": fake.detach().mean()}

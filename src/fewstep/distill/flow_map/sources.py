@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.distill.core import Batch, Cast, Made, noise_like
 from fewstep.distill.flow_map.frame import column, levels
@@ -46,7 +46,7 @@ class PureNoise:
 
     def __call__(self, cast: Cast, batch: Batch, made: Made | None, blank: Jump, generator: torch.Generator) -> Sight:
         """Noise at the scale of the process."""
-        noise = noise_like((batch.size, *batch.shape), generator, like_of(batch))
+        noise = unit_noise(cast, batch, generator)
         return Sight(prior(cast, noise), noise=noise)
 
 
@@ -103,7 +103,7 @@ class TeacherRollout:
 
     def __call__(self, cast: Cast, batch: Batch, made: Made | None, blank: Jump, generator: torch.Generator) -> Sight:
         """States of the teacher."""
-        noise = noise_like((batch.size, *batch.shape), generator, like_of(batch))
+        noise = unit_noise(cast, batch, generator)
         top = torch.full_like(blank.t, cast.teacher.process.noisiest)
         return Sight(Solver(self.order, self.steps)(cast, blank, prior(cast, noise), top, blank.t)[0])
 
@@ -125,15 +125,14 @@ class StudentRollout:
         Raises:
             FewstepError: there is neither a roll-out nor steps, or no noise to use again.
         """
-        shape, like = (batch.size, *batch.shape), like_of(batch)
-        noise = noise_like(shape, generator, like)
+        noise = unit_noise(cast, batch, generator)
         if made is not None and not self.same_noise:
             return mixed(cast, made.clean.detach(), noise, blank.t)
         if self.steps is None:
             mend = "Give the source the steps of the student."
             raise FewstepError("the student's own samples need a roll-out or steps", mend=mend)
         clean = self.steps.sample(cast.student, noise, students_view(batch.condition), generator)
-        return mixed(cast, clean, noise if self.same_noise else noise_like(shape, generator, like), blank.t)
+        return mixed(cast, clean, noise if self.same_noise else unit_noise(cast, batch, generator), blank.t)
 
 
 def mixed(cast: Cast, clean: Tensor, noise: Tensor, t: Tensor) -> Sight:
@@ -160,12 +159,12 @@ def stored(batch: Batch) -> Tensor:
     return batch.path
 
 
-def like_of(batch: Batch) -> Tensor | None:
-    """A tensor on the device of the batch, in the dtype of its samples, None where nothing tells."""
-    for tensor in (batch.clean, batch.path):
-        if tensor is not None:
-            return tensor
-    condition = next(iter((batch.condition or {}).values()), None)
-    if condition is None:
-        return None
-    return torch.empty(0, device=condition.device)
+def unit_noise(cast: Cast, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Standard normal noise for a batch, like its data or trajectories, else in float32 beside the student."""
+    given = [value for value in (batch.clean, batch.path) if value is not None]
+    like = given[0] if given else None
+    if like is None:
+        network = cast.student.network
+        weights = list(network.parameters())[:1] if isinstance(network, nn.Module) else []
+        like = next((torch.empty(0, device=v.device) for v in (*(batch.condition or {}).values(), *weights)), None)
+    return noise_like((batch.size, *batch.shape), generator, like)

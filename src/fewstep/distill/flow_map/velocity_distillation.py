@@ -11,7 +11,7 @@ from fewstep.distill.flow_map.continuous import Eulerian
 from fewstep.distill.flow_map.guidance import Guidance
 from fewstep.distill.flow_map.intervals import TimesLaw
 from fewstep.distill.flow_map.jump import students_view
-from fewstep.distill.flow_map.sources import like_of, mixed, prior
+from fewstep.distill.flow_map.sources import mixed, prior, unit_noise
 from fewstep.distill.flow_map.term import normalised, prepared
 
 
@@ -40,7 +40,7 @@ class VelocityDistillation:
         student, process = cast.student, cast.student.process
         condition = students_view(batch.condition)
         if made is None:
-            noise = noise_like((batch.size, *batch.shape), generator, like_of(batch))
+            noise = unit_noise(cast, batch, generator)
             top = torch.full((batch.size,), process.noisiest, dtype=torch.float64)
             sample = student.clean(prior(cast, noise), top, condition, torch.zeros_like(top))
         else:

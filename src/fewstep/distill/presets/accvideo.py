@@ -17,23 +17,22 @@ def accvideo(
     process: Process,
     *,
     steps: int = 5,
-    keys: tuple[int, ...] | None = None,
     adversarial: float = 0.1,
     source: Source = samples,
     head: str = "point",
 ) -> Method:
     """AccVideo: jumps between stored key states of the teacher, and an adversary at each (arXiv 2503.19462).
 
-    keys: positions in the store of the steps' times and of the end; unless given the store has just those. source:
-    where the discriminator's features come from, the teacher's last blocks in the paper. No data, no noising.
+    Key states are those at the times of the student's steps. source: where the discriminator's features come from, the
+    teacher's last blocks in the paper. No data, no noising.
     """
     chain = evenly(process, steps, fresh=0.0)
     terms: dict[str, Term] = {
-        "stored": FlowMapTerm(StoredPairs("consecutive", keys), TwoLeg(Stored()), StoredPath()),
+        "stored": FlowMapTerm(StoredPairs("consecutive", (*chain.times, 0.0)), TwoLeg(Stored()), StoredPath()),
     }
     if adversarial:
         terms["adversarial"] = FoolAtKeys(source, adversarial)
-    heads = Adversary(KeyHeads(source, steps, head), JudgeAtKeys(source, keys), Tracking())
+    heads = Adversary(KeyHeads(source, steps, head), JudgeAtKeys(source), Tracking())
     return Method(
         terms,
         chain,
