@@ -12,6 +12,7 @@ from torch import nn
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, read_tensors, write_folder, write_json, write_tensors
 from fewstep.train.ema import EMA
+from fewstep.train.power_ema import PowerEMA
 
 
 def save_checkpoint(
@@ -20,12 +21,14 @@ def save_checkpoint(
     optimizers: Mapping[str, torch.optim.Optimizer],
     ema: EMA,
     progress: Mapping[str, Any],
+    power: PowerEMA | None = None,
 ) -> None:
     """Write modules, optimizer moments, averages and progress (JSON: step, history, seconds) atomically."""
     tensors: dict[str, torch.Tensor] = {}
     for name, module in modules.items():
         tensors |= {f"module/{name}/{key}": value.clone() for key, value in module.state_dict().items()}
     tensors |= {f"ema/{key}": value for key, value in ema.shadow.items()}
+    tensors |= {f"power/{key}": value for key, value in (power.state() if power else {}).items()}
     for party, optimizer in optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():
             for key, value in moments.items():
@@ -39,7 +42,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], ema: EMA
+    folder: Path,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    ema: EMA,
+    power: PowerEMA | None = None,
 ) -> dict[str, Any] | None:
     """Restore everything in place and return the progress, or None where there is no checkpoint.
 
@@ -53,6 +60,8 @@ def load_checkpoint(
         for name, module in modules.items():
             module.load_state_dict(_under(tensors, f"module/{name}/"))
         ema.load(_under(tensors, "ema/"), progress.pop("ema_updates"))
+        if power is not None:
+            power.load(_under(tensors, "power/"), progress["step"])
         for party, optimizer in optimizers.items():
             _load_optimizer(optimizer, _under(tensors, f"optimizer/{party}/"))
     except (KeyError, RuntimeError, ValueError) as error:

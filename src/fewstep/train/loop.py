@@ -17,6 +17,7 @@ from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.train.checkpoint import load_checkpoint, save_checkpoint
 from fewstep.train.ema import EMA
 from fewstep.train.optimizers import optimizer_of
+from fewstep.train.power_ema import PowerEMA
 from fewstep.train.stage import Party, Stage, StageConfig
 
 
@@ -51,8 +52,9 @@ def fit(stage: Stage, config: StageConfig, out: Path | None, accelerator: Accele
     parties = {name: _Trained.of(party, config) for name, party in stage.all_parties().items()}
     optimizers = {name: party.optimizer for name, party in parties.items()}
     ema = EMA(stage.averaged(), config.ema)
+    power = PowerEMA(stage.averaged(), config.ema_widths) if config.ema_widths else None
     stored = {**stage.modules, **stage.state}
-    kept = None if out is None else load_checkpoint(out / "checkpoint", stored, optimizers, ema)
+    kept = None if out is None else load_checkpoint(out / "checkpoint", stored, optimizers, ema, power)
     progress = Progress(**(kept or {}))
     for party in parties.values():
         party.optimizer = accelerator.prepare(party.optimizer)
@@ -61,6 +63,8 @@ def fit(stage: Stage, config: StageConfig, out: Path | None, accelerator: Accele
         while progress.step < config.steps:
             numbers = _step(stage, config, accelerator, parties, progress.step)
             ema.update(stage.averaged())
+            if power is not None:
+                power.update(stage.averaged())
             progress.step += 1
             if stage.after is not None:
                 stage.after(progress.step)
@@ -73,7 +77,9 @@ def fit(stage: Stage, config: StageConfig, out: Path | None, accelerator: Accele
             if out is not None and (done or progress.step % config.checkpoint_every == 0):
                 progress.window = record.sums(progress.step)
                 if accelerator.is_main_process:
-                    save_checkpoint(out / "checkpoint", stored, optimizers, ema, vars(progress))
+                    save_checkpoint(out / "checkpoint", stored, optimizers, ema, vars(progress), power)
+                    if power is not None:
+                        power.store(out / "averages")
     ema.copy_to(stage.averaged())
     return progress
 

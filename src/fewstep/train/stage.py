@@ -33,6 +33,9 @@ class StageConfig(BaseModel):
     warmup: int = Field(100, ge=0, description="steps of linear warm-up before the cosine decay")
     clip_norm: Positive = 1.0
     ema: Fraction = 0.999
+    ema_widths: tuple[float, ...] = Field(
+        (), description="relative widths of averages that are stored, to choose a width afterwards: [0.05, 0.1]"
+    )
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = Field(

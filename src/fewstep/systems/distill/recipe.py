@@ -56,6 +56,8 @@ class Training(Part):
     learning_rate: float | None = Field(None, gt=0)
     warmup: int | None = Field(None, ge=0)
     ema: float | None = Field(None, ge=0, lt=1)
+    ema_widths: list[float] = Field(default_factory=list)
+    """Widths of averages to choose from afterwards (`fewstep.train.power_ema.reconstruct`), such as [0.05, 0.1]."""
     clip_norm: float | None = Field(None, gt=0)
     weight_decay: float | None = Field(None, ge=0)
     decay: Literal["cosine", "constant"] | None = None
