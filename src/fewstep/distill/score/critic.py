@@ -51,11 +51,14 @@ class Denoising:
         noise = noise_like(tuple(x.shape), generator, x)
         noisy = self.noising(critic.process, made, t, noise)
         alpha, sigma = scales(critic.process, t, x)
-        implied = (noisy - alpha * x) / sigma
+        implied = noise if self.noising is direct else (noisy - alpha * x) / sigma
         raw = guided_raw(critic, batch, dropped(batch, self.drop, generator), noisy, t, self.guidance)
-        a, b = critic.prediction.weights(alpha, sigma)
-        p, m = critic.prediction.sample(alpha, sigma)
-        miss = raw - (a * x + b * implied) if self.own else p * noisy + m * raw - x
+        if self.own:
+            a, b = critic.prediction.weights(alpha, sigma)
+            miss = raw - (a * x + b * implied)
+        else:
+            p, m = critic.prediction.sample(alpha, sigma)
+            miss = p * noisy + m * raw - x
         error = miss.square().flatten(1).mean(1)
         weight = product(self.weights, cast, batch, View(x, noisy, t, alpha, sigma)).flatten()
         if self.importance != "none":
