@@ -120,9 +120,13 @@ class Jump:
 @contextmanager
 def same_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Random numbers inside (dropout) depend on the seed alone; those outside do not notice."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        # the generators themselves: torch.manual_seed walks the stack for every backend, at a millisecond a call
+        torch.random.default_generator.manual_seed(seed)
+        if on_gpu:
+            index = torch.cuda.current_device() if device.index is None else device.index
+            torch.cuda.default_generators[index].manual_seed(seed)
         yield
 
 
