@@ -21,6 +21,7 @@ from fewstep.distill.score import (
     Power,
     Ratio,
     Scales,
+    Scheduled,
     Sum,
     Tilt,
     squared,
@@ -340,6 +341,32 @@ def test_ratios_read_features_of_the_call_that_is_made_anyway(who):
     assert torch.allclose(found, plain * r[:, None].detach(), rtol=1e-4)
     with pytest.raises(FewstepError, match="read from features"):
         gradient_of(replace(branch, taps=None), x, cast, batch_of(SIZE))
+
+
+def test_terms_may_change_as_the_training_goes_on():
+    x = leaf()
+    term = Scheduled(lambda batch: Branch(Match(), Points((0.2 + batch.progress,))))
+    for step in (0, 5):
+        batch = replace(batch_of(SIZE, **labels(SIZE)), step=step, steps=10)
+        wanted, _, _ = gradient_of(Branch(Match(), Points((0.2 + step / 10,))), x, batch=batch)
+        assert torch.equal(gradient_of(term, x, batch=batch)[0], wanted)
+
+
+@pytest.mark.parametrize("direction", [Match(), Identity(1.0)])
+def test_half_precision_is_widened_before_networks_are_compared(direction):
+    seen = []
+
+    def network(x, time, label):
+        seen.append(x.dtype)
+        return TEACHER.network(x, time, label)
+
+    cast = cast_of(Model(network, FLOW, Prediction("velocity")), CRITIC)
+    x = leaf().detach().bfloat16().requires_grad_(True)
+    found, _, _ = gradient_of(Branch(direction, Points((0.4,))), x, cast)
+    wanted, _, _ = gradient_of(Branch(direction, Points((0.4,))), x.detach().float().requires_grad_(True), cast)
+    assert seen == [torch.float32] * 2
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), wanted, rtol=0.01)
 
 
 # --- signals and mistakes

@@ -142,8 +142,8 @@ RUNS = [
     ("ladd", {"steps": 2, "source": samples, "penalty": 1.0}, 600, False, 80),
     ("mmd_ddm", {"steps": 2, "kernel": "radial"}, 300, False, 30),
 ]
-"""Name, options, training steps, whether Adam goes without momentum, and the distance expected at most (the runs that set
-these bounds came to half of them). Where the critic follows close behind, momentum makes the student overshoot."""
+"""Name, options, training steps, whether Adam goes without momentum, and the distance expected at most (the runs that
+set these bounds came to half of them). Where the critic follows close behind, momentum makes the student overshoot."""
 
 
 @pytest.mark.slow

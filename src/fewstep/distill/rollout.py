@@ -144,14 +144,15 @@ def first_state(process: Process, time: float, noise: Tensor) -> Tensor:
 
 
 def needed(made: Made | None) -> Made:
-    """What the student made, or a clear error.
+    """What the student made, in float32 at least: differences of predictions lose their digits in half precision.
 
     Raises:
         FewstepError: there is none.
     """
     if made is None:
         raise FewstepError("this objective judges samples of the student", mend="Give the method a roll-out.")
-    return made
+    width = torch.promote_types(made.clean.dtype, torch.float32)
+    return dataclasses.replace(made, clean=made.clean.to(width), state=made.state.to(width))
 
 
 def rows_of(batch: Batch, rows: Tensor) -> Batch:

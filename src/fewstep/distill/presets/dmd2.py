@@ -25,13 +25,15 @@ def dmd2(
     adversarial: float = 5e-3,
     modules: Sequence[str] = ("mid_block",),
     channels: Mapping[str, int] | None = None,
+    reads: str = "critic",
     simulate: bool = True,
     each: bool = True,
     floor: float = 1e-5,
 ) -> Method:
     """DMD2: backward simulation, five critic updates per student's, adversary on critic features (arXiv 2405.14867).
 
-    adversarial: 0 trains without data. modules, channels: the critic's layers that the adversary reads. simulate: False
+    adversarial: 0 trains without data. reads, modules, channels: whose layers the adversary reads; the critic's are
+    trained with it, the teacher's (FastGen, a port with another adversary) not. simulate: False
     starts from noised data as FastGen does (a mismatch with sampling). each: a random call per sample; the paper draws
     one for the batch, which the critic must forget between steps. floor: of the normaliser; 0.1 for data of few
     dimensions, where the error of single samples nearly vanishes. Heads are pointwise, the paper's convolutional.
@@ -41,10 +43,10 @@ def dmd2(
     terms: dict[str, Term] = {"score": Branch(Match(guidance), levels, (PerError(guidance, floor),))}
     adversary = None
     if adversarial:
-        taps = Taps("critic", tuple(modules))
+        taps, joint = Taps(reads, tuple(modules)), reads == "critic"
         terms["adversarial"] = Fool(taps, all_levels, scale=adversarial)
-        judge = Judge(taps, all_levels, scale=1e-2, train_source=True)
-        adversary = Adversary(Heads(taps, channels=channels), judge, Tracking(ratio), with_critic=True)
+        judge = Judge(taps, all_levels, scale=1e-2, train_source=joint)
+        adversary = Adversary(Heads(taps, channels=channels), judge, Tracking(ratio), with_critic=joint)
     rollout: Rollout = Simulation(run, each) if simulate else NoisedData(run)
     needs = ({"guidance"} if guidance != 1 else set()) | ({"data"} if adversarial or not simulate else set())
     return Method(

@@ -18,13 +18,14 @@ def sid(
     guidance: float = 1.0,
     critic_guidance: float | None = None,
     start: float | None = None,
+    drop: float = 0.0,
     floor: float = 1e-5,
 ) -> Method:
     """SiD: the Fisher divergence by the score identity, differentiated through teacher and critic (arXiv 2404.04057).
 
     guidance: of teacher and, unless `critic_guidance` is given, critic alike (LSG, arXiv 2406.01561). start: process
     time of the call. alpha above 1 is safe from a good start only; 1 always descends on Gaussians.
-    floor: as in dmd2.
+    drop: rate of the critic's samples without condition (LSG: 0.1). floor: as in dmd2.
     """
     theirs = guidance if critic_guidance is None else critic_guidance
     time = first_time(process) if start is None else start
@@ -34,7 +35,7 @@ def sid(
         {"score": Branch(Identity(alpha, guidance, theirs), levels, (PerError(guidance, floor),))},
         Steps((time,)),
         one_step(time),
-        Critic(Denoising(LogNormal(-1.2, 1.2) if unbounded else levels, guidance=theirs)),
+        Critic(Denoising(LogNormal(-1.2, 1.2) if unbounded else levels, guidance=theirs, drop=drop)),
         needs=frozenset({"guidance"} if (guidance, theirs) != (1.0, 1.0) else ()),
         settings=Settings(learning_rate=1e-5, betas=(0.0, 0.999)),
     )

@@ -1,6 +1,6 @@
 """Score distillation: directions, weights and noise levels that make DMD, SiD, SIM, TDM and their relatives."""
 
-from fewstep.distill.score.branch import Branch
+from fewstep.distill.score.branch import Branch, Scheduled
 from fewstep.distill.score.critic import Denoising
 from fewstep.distill.score.directions import ElementHuber, Guidance, Huber, Identity, Match, Power, Sum, squared
 from fewstep.distill.score.regularisers import MeanVariance, Pairs, Raise
@@ -22,6 +22,7 @@ __all__ = [
     "Raise",
     "Ratio",
     "Scales",
+    "Scheduled",
     "Sum",
     "Tilt",
     "direct",

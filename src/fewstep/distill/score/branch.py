@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.distill.core import Batch, Cast, Loss, Made, noise_like
+from fewstep.distill.core import Batch, Cast, Loss, Made, Term, noise_like
 from fewstep.distill.discriminator import Taps
 from fewstep.distill.rollout import needed, rows_of, rows_of_made
 from fewstep.distill.score.directions import Direction, Slope, squared
@@ -61,7 +61,8 @@ class Branch:
             weight = scale * product(self.weights, cast, batch, view)
             share = len(view.clean) / len(whole)
             worth = share * (weight.flatten() * value).mean()
-        return carry(made.clean, weight * gradient, whole.numel(), worth), health(view)
+            pull = weight.to(gradient.dtype) * gradient
+        return carry(made.clean, pull, whole.numel(), worth), health(view)
 
     def _view(self, cast: Cast, batch: Batch, made: Made, t: Tensor, noise: Tensor) -> View:
         needs: Needs = self.direction.needs.union(*(weight.needs for weight in self.weights))
@@ -69,6 +70,17 @@ class Branch:
             leaf = dataclasses.replace(made, clean=_leaf(made.clean, self.direction.through), state=made.state.detach())
             noisy = self.noising(cast.student.process, leaf, t, noise)
             return look(cast, batch, leaf, noisy, t, needs, self.taps)
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A term that changes as the training goes on, such as one whose noise levels are `annealed_beta(batch.step)`."""
+
+    make: Callable[[Batch], Term]
+
+    def __call__(self, cast: Cast, batch: Batch, made: Made | None, generator: torch.Generator) -> Loss:
+        """The loss of this step's term."""
+        return self.make(batch)(cast, batch, made, generator)
 
 
 def carry(x: Tensor, gradient: Tensor, count: int, value: Tensor) -> Tensor:
