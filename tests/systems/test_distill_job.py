@@ -22,6 +22,8 @@ from fewstep.distill.steps import evenly
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
 from fewstep.pipelines import Generator, backbone_of, load_pipeline, save_pipeline
+from fewstep.pipelines.conditions import conditions_of
+from fewstep.quant.layers import QuantLayer
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
 from fewstep.systems.distill import run
@@ -140,6 +142,20 @@ def test_a_lora_student_shares_the_base_of_its_teacher(kind, tmp_path):
             ".bias", ".base_layer.bias")))) for name, value in teacher.items())  # fmt: skip
     else:
         assert any(not torch.equal(value, own[name]) for name, value in teacher.items())
+
+
+def test_a_student_trained_through_its_rounding_is_stored_in_low_bits(tmp_path):
+    overrides = settings("dit", tmp_path, "guidance=1", "train.quantize=w8a8", "train.q_sched=3", "teacher.steps=2")
+    execute(tmp_path / "run", overrides)
+    pipe = load_pipeline(tmp_path / "run" / "artifacts" / "pipeline")
+    assert any(isinstance(module, QuantLayer) for module in backbone_of(pipe).modules())
+    assert pipe.scheduler.plan.identity.quantization != "none"
+    scores = tmp_path / "run" / "artifacts" / "scratch" / "q-sched" / "scores.jsonl"
+    assert len(scores.read_text().splitlines()) >= 2
+    measured = read_tensors(tmp_path / "run" / "artifacts" / "images" / "student.safetensors")["images"]
+    labels = conditions_of(pipe, "", 20)
+    again = Generator(pipe, 1.0, {}, 20)(pipe.scheduler.plan, labels, [7_000_021 + i for i in range(20)])
+    assert (measured[0].float() / 255 - again).abs().max() < 0.02
 
 
 def test_batches_pair_states_with_their_conditions(tmp_path):

@@ -39,6 +39,7 @@ from fewstep.systems.distill.networks import (
 )
 from fewstep.systems.distill.recipe import DistillRecipe
 from fewstep.systems.distill.report import write_report
+from fewstep.systems.distill.tune import tuned
 from fewstep.systems.pipeline_recipe import Conditions
 from fewstep.train.classes import class_numbers
 from fewstep.train.distillation import defaults, stage_of
@@ -56,8 +57,9 @@ def run(recipe: DistillRecipe, run: Run) -> Path:
     """
     job = Job(recipe, run)
     trained = job.train()
-    run.unit("pipeline", lambda: job.student(trained), save=save_pipeline, load=lambda folder: None)
-    numbers, pictures = compare(job, trained)
+    plan = tuned(job, trained)
+    run.unit("pipeline", lambda: job.student(trained, plan), save=save_pipeline, load=lambda folder: None)
+    numbers, pictures = compare(job, trained, plan)
     results = {
         "recipe": recipe.plain(),
         "environment": environment(),
@@ -71,7 +73,7 @@ def run(recipe: DistillRecipe, run: Run) -> Path:
         write_json(recipe.results, results)
     for line in results["health"]:
         run.say(f"[yellow]{line}[/yellow]")
-    return write_report(run, recipe, results, trained["record"]["history"], job.plan, pictures)
+    return write_report(run, recipe, results, trained["record"]["history"], plan, pictures)
 
 
 class Job:
@@ -263,10 +265,13 @@ class Job:
         student = student_of(self.pipe, self.method, self.recipe.train, trained["tensors"])
         return finished(student, self.method, self.process).to(place_of(self.pipe))
 
-    def student(self, trained: dict[str, Any]) -> Any:
+    def student(self, trained: dict[str, Any], plan: Plan) -> Any:
         """The pipeline of the student, which follows its plan."""
-        pipe = with_network(self.pipe, self.network(trained).to(next(backbone_of(self.pipe).parameters()).dtype))
-        attach(pipe, self.plan.replace(identity=identity_of(pipe, 1.0)))
+        network = self.network(trained)
+        if not self.recipe.train.quantize:  # low-bit layers keep the types of their scales
+            network = network.to(next(backbone_of(self.pipe).parameters()).dtype)
+        pipe = with_network(self.pipe, network)
+        attach(pipe, plan.replace(identity=identity_of(pipe, 1.0)))
         return pipe
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STUDENT, TEACHER_FEW, TEACHER = "student", "teacher, as few steps", "teacher"
 
 
-def compare(job: Job, trained: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def compare(job: Job, trained: dict[str, Any], plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metrics of student and teacher against fresh samples of the teacher, and pictures of equal seeds."""
     settings = job.recipe.evaluation
     conditions = job.conditions(settings.conditions, True, settings.items)
@@ -35,7 +35,7 @@ def compare(job: Job, trained: dict[str, Any]) -> tuple[dict[str, Any], dict[str
         def compute() -> Tensor:
             with torch.no_grad():
                 if name == STUDENT:
-                    parts = [job.draw(network, job.plan, conditions, s) for s in some]
+                    parts = [job.draw(network, plan, conditions, s) for s in some]
                 else:
                     parts = [job.generator(_plan(job, few, name), conditions, s) for s in some]
             return (torch.stack(parts) * 255).round().to(torch.uint8).cpu()

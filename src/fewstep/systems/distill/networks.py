@@ -21,6 +21,8 @@ from fewstep.pipelines.shared import Role, SharedBase
 from fewstep.pipelines.two_times import TwoTimes
 from fewstep.prediction import Prediction
 from fewstep.process import Process
+from fewstep.quant import quantize
+from fewstep.quant.fake import to_fake, to_packed
 from fewstep.systems.distill.batches import Batches
 from fewstep.systems.distill.recipe import Training
 
@@ -42,6 +44,8 @@ def engine_of(
     twin = _twin(shared)
     teacher = Model(encoded.network(base if shared is None else shared.frozen()), process, prediction)
     student = TwoTimes.of(base).float().requires_grad_(True) if method.two_times else None
+    if settings.quantize:
+        student = rounded(base, method, settings)
     made = assemble(method, teacher, base, encoded.network, batches, encoded.shape, student=student, twin=twin)
     parts: list[Any] = [m for module in made.modules.values() for m in module.modules()]
     for part in [m for m in parts if hasattr(m, "dropout_prob")]:
@@ -73,9 +77,31 @@ def student_of(pipe: Any, method: Method, settings: Training, tensors: Mapping[s
         shared = SharedBase(fresh, settings.lora)
         shared.role("student").load_state_dict(dict(tensors))
         return fresh if hasattr(fresh, "add_adapter") else shared.merged()
+    if settings.quantize:
+        learned = rounded(base, method, settings)
+        learned.load_state_dict(dict(tensors))
+        return to_packed(learned)
     student: nn.Module = TwoTimes.of(base).float() if method.two_times else copy.deepcopy(base).float()
     student.load_state_dict(dict(tensors))
     return student
+
+
+def rounded(base: nn.Module, method: Method, settings: Training) -> nn.Module:
+    """A student that computes with rounded weights and inputs, and learns through the rounding (straight through).
+
+    Raises:
+        FewstepError: together with LoRA or a second time.
+    """
+    if settings.lora or method.two_times:
+        what = "LoRA" if settings.lora else "two times"
+        raise FewstepError(
+            f"a quantized student cannot be one of {what}", mend="Set train.quantize='' or train.lora=0."
+        )
+    model: Any = copy.deepcopy(base).float()
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    weights = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    quantize(model, settings.quantize, backend="fewstep")
+    return to_fake(model, weights).requires_grad_(True)
 
 
 def middle_of(network: nn.Module) -> str:

@@ -66,6 +66,8 @@ class Training(Part):
     """Rank of adapters on one frozen base that serves teacher, critic and student; 0: all weights."""
     quantize: str = ""
     """Train the student through the rounding of this scheme, such as w8a8 (quantization-aware)."""
+    q_sched: float = Field(0, ge=0)
+    """Budget of a Q-Sched search of two scalars per step when the training is over; 0 for none."""
     gradient_checkpointing: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_every: int = Field(100, ge=1)
