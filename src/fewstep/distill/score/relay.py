@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.distill.core import Batch, Cast, Loss, Made, Term, noise_like
-from fewstep.distill.rollout import last_call, needed, next_state, noise_between, rows_of, rows_of_made, walk
+from fewstep.distill.rollout import last_call, needed, next_state, noise_between, noised, rows_of, rows_of_made, walk
 from fewstep.distill.steps import Steps
 from fewstep.errors import FewstepError
 
@@ -30,7 +30,9 @@ def finish(cast: Cast, batch: Batch, made: Made, steps: Steps, generator: torch.
             state[here] = next_state(cast.student, steps, k, left.state[here], left.clean[here], noise)
     end = torch.full_like(begin, last)
     state = walk(cast.student, part, steps, state, begin + 1, end, generator, None)
-    return clean.index_put((rows.to(clean.device),), last_call(cast.student, part, steps, state, end).clean)
+    return clean.index_put(
+        (rows.to(clean.device),), last_call(cast.student, part, steps, state, end).clean.to(clean.dtype)
+    )
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Relay:
         times = torch.tensor(self.steps.times, dtype=torch.float64)
         clean = finish(cast, batch, made, self.steps, generator)
         noise = noise_like(tuple(clean.shape), generator, clean)
-        state = cast.student.process.add_noise(clean, noise, times[index])
+        state = noised(cast.student.process, clean, times[index], noise)
         with torch.set_grad_enabled(self.learn and torch.is_grad_enabled()):
             later = last_call(cast.student, batch, self.steps, state, index)
         return self.term(cast, batch, later, generator)
