@@ -82,11 +82,12 @@ def test_the_gradient_is_weight_times_delta(direction, weight):
 
 def test_the_published_stop_gradient_loss_has_the_same_gradient_and_value():
     x = leaf()
-    found, value, _ = gradient_of(Branch(Match(), Points((0.4,))), x)
+    found, value, numbers = gradient_of(Branch(Match(), Points((0.4,))), x)
     Fc, _, Gc, _ = predictions(x)
     loss = 0.5 * (x - (x - (Gc - Fc)).detach()).square().mean()
     assert torch.allclose(found, torch.autograd.grad(loss, x)[0])
     assert value == pytest.approx(float(loss.detach()))
+    assert float(numbers["pull"]) == pytest.approx(float((SIZE * found).square().mean().sqrt()))
 
 
 def test_element_huber_is_the_published_loss_of_tdm():

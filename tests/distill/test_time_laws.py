@@ -17,7 +17,9 @@ from fewstep.distill.times import (
     Uniform,
     annealed_beta,
     everywhere,
+    part_of,
     shifted,
+    time_at,
     within,
 )
 from fewstep.errors import FewstepError
@@ -76,6 +78,11 @@ def test_log_normal_is_of_the_noise_to_signal_ratio():
         assert follows(-process.lam(times), stats.norm(-0.5, 0.4).cdf)
 
 
+def test_log_normal_of_edm_is_not_cut():
+    sigma = LogNormal()(SIZE, EDM, generator())
+    assert follows(sigma.log(), stats.norm(-1.2, 1.2).cdf)
+
+
 def test_karras_ends_where_the_papers_do():
     sigma = Karras(0.8, least=0.0)(200_000, EDM, generator())
     top = (0.2 * 0.002 ** (1 / 7) + 0.8 * 80 ** (1 / 7)) ** 7
@@ -131,6 +138,19 @@ def test_an_anchor_at_the_clean_end_leaves_the_least_time():
     least = torch.full((3,), 0.02, dtype=torch.float64)
     assert torch.equal(Cleaner(0.02)(3, FLOW, generator(), made(0.01, 0, 3)), least)
     assert torch.equal(Interval(0.02)(3, FLOW, generator(), made(0.02, 0, 3)), least)
+
+
+def test_intervals_without_upper_end_are_uniform_on_the_curve_of_edm():
+    def curve(sigma):
+        return (sigma ** (1 / 7) - 0.002 ** (1 / 7)) / (80 ** (1 / 7) - 0.002 ** (1 / 7))
+
+    u = curve(Interval(0.02, 0.0)(SIZE, EDM, generator(), made(20.0, 1.0)))
+    assert follows(u, stats.uniform(curve(1.0), curve(20.0) - curve(1.0)).cdf)
+    u = curve(Cleaner(0.02)(SIZE, EDM, generator(), made(1.0, 0.0)))
+    assert follows(u, stats.uniform(0.02, curve(1.0) - 0.02).cdf)
+    t = torch.tensor([0.01, 2.0, 80.0], dtype=torch.float64)
+    assert torch.allclose(time_at(EDM, part_of(EDM, t)), t)
+    assert float(part_of(EDM, t)[-1]) == pytest.approx(1)
 
 
 def test_points():

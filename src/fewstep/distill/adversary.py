@@ -66,7 +66,8 @@ class Fool:
             logits = cast.need("adversary")(self.source(cast, batch, _noised(cast, x, t, noise), t))
             loss = scale * LOSSES[self.loss][0](logits).flatten(1).mean(1).sum() / size
             (gradient,) = torch.autograd.grad(loss, x)
-        return carry(made.clean, gradient, 1, loss.detach()), {"fooled": logits.detach().mean()}
+        pull = (gradient * whole.numel()).square().mean().sqrt()  # in the units of a score branch's
+        return carry(made.clean, gradient, 1, loss.detach()), {"fooled": logits.detach().mean(), "pull": pull}
 
 
 @dataclass(frozen=True)

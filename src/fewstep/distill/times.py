@@ -63,7 +63,7 @@ class LogNormal:
 
     mean: float = -1.2
     std: float = 1.2
-    least: float = 1e-3
+    least: float = 2.5e-5
 
     def __call__(self, size: int, process: Process, generator: torch.Generator, made: Made | None = None) -> Tensor:
         """Times (size,)."""
@@ -136,7 +136,7 @@ class Interval:
     """Uniform on the interval of the student's last call, from its end to its start: TDM (arXiv 2503.06674).
 
     least, margin:
-        Fractions of the range: never below `least`, and so much below the start of the interval.
+        Fractions of the range (see `part_of`): never below `least`, and so much below the start of the interval.
     whole:
         Up to the noisiest time instead of the start (TDM's overlapping variant).
     """
@@ -148,11 +148,10 @@ class Interval:
     def __call__(self, size: int, process: Process, generator: torch.Generator, made: Made | None = None) -> Tensor:
         """Times (size,)."""
         made = _needed(made, process)
-        top = process.noisiest
-        high = torch.full_like(made.time, top) if self.whole else made.time
-        low = made.until.clamp(min=self.least * top)
-        high = torch.maximum(high - self.margin * top, low)
-        return low + (high - low) * _uniform(size, generator)
+        high = torch.ones_like(made.time) if self.whole else part_of(process, made.time)
+        low = part_of(process, made.until).clamp(min=self.least)
+        high = torch.maximum(high - self.margin, low)
+        return time_at(process, low + (high - low) * _uniform(size, generator))
 
 
 @dataclass(frozen=True)
@@ -170,8 +169,8 @@ class Cleaner:
         """Times (size,)."""
         made = _needed(made, process)
         low = shifted(torch.tensor(self.least, dtype=torch.float64), 1 / self.shift)
-        high = torch.maximum(shifted(made.time / process.noisiest, 1 / self.shift), low)
-        return process.noisiest * shifted(low + (high - low) * _uniform(size, generator), self.shift)
+        high = torch.maximum(shifted(part_of(process, made.time), 1 / self.shift), low)
+        return time_at(process, shifted(low + (high - low) * _uniform(size, generator), self.shift))
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,28 @@ class Points:
 
 def everywhere(process: Process, low: float = 0.02, high: float = 0.98) -> Law:
     """DMD's law of noise levels: uniform in time; on EDM's curve where noise has no upper end (DMD2 on EDM)."""
-    return Karras(high, low) if process.alpha(process.noisiest) == 1 else Uniform(low, high)
+    return Karras(high, low) if endless(process) else Uniform(low, high)
+
+
+def endless(process: Process) -> bool:
+    """Whether noise has no upper end (VE): its range is then measured on EDM's curve, sigma^(1/7), not in sigma."""
+    return process.alpha(process.noisiest) == 1
+
+
+def part_of(process: Process, t: Tensor) -> Tensor:
+    """Fractions of the range of times (B,)."""
+    if not endless(process):
+        return t / process.noisiest
+    low, high = 0.002 ** (1 / 7), process.noisiest ** (1 / 7)
+    return (t ** (1 / 7) - low) / (high - low)
+
+
+def time_at(process: Process, u: Tensor) -> Tensor:
+    """Times of fractions (B,) of the range (inverse of `part_of`)."""
+    if not endless(process):
+        return process.noisiest * u
+    low, high = 0.002 ** (1 / 7), process.noisiest ** (1 / 7)
+    return (low + u * (high - low)) ** 7
 
 
 def shifted(u: Tensor, shift: float) -> Tensor:

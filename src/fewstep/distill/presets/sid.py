@@ -6,7 +6,7 @@ from fewstep.distill.method import Critic, Method, Settings, preset
 from fewstep.distill.rollout import first_time, one_step
 from fewstep.distill.score import Branch, Denoising, Identity, PerError
 from fewstep.distill.steps import Steps
-from fewstep.distill.times import Karras, LogNormal, Uniform
+from fewstep.distill.times import Karras, LogNormal, Uniform, endless
 from fewstep.process import Process
 
 
@@ -29,7 +29,7 @@ def sid(
     """
     theirs = guidance if critic_guidance is None else critic_guidance
     time = first_time(process) if start is None else start
-    unbounded = process.alpha(process.noisiest) == 1
+    unbounded = endless(process)
     levels = Karras(0.8) if unbounded else Uniform(0.02, 0.98)
     return Method(
         {"score": Branch(Identity(alpha, guidance, theirs), levels, (PerError(guidance, floor),))},

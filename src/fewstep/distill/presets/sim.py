@@ -6,7 +6,7 @@ from fewstep.distill.method import Critic, Method, Settings, preset
 from fewstep.distill.rollout import first_time, one_step
 from fewstep.distill.score import Branch, Denoising, Huber, Identity
 from fewstep.distill.steps import Steps
-from fewstep.distill.times import Karras, LogNormal, Uniform
+from fewstep.distill.times import Karras, LogNormal, Uniform, endless
 from fewstep.process import Process
 
 
@@ -18,7 +18,7 @@ def sim(process: Process, *, huber: float = 0.00054, guidance: float = 1.0, star
     constant is not published). start: process time of the call.
     """
     time = first_time(process) if start is None else start
-    unbounded = process.alpha(process.noisiest) == 1
+    unbounded = endless(process)
     levels = Karras(0.8) if unbounded else Uniform(0.02, 0.98)
     return Method(
         {"score": Branch(Identity(1.0, guidance), levels, slope=Huber(huber))},

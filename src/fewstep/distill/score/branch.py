@@ -43,7 +43,7 @@ class Branch:
     taps: Taps | None = None
 
     def __call__(self, cast: Cast, batch: Batch, made: Made | None, generator: torch.Generator) -> Loss:
-        """The loss and what to watch: gap, cosine, away, spread (see `health`)."""
+        """The loss and what to watch: gap, cosine, away, spread (see `health`), and `pull`, the rms of the gradient."""
         made = needed(made)
         process, whole = cast.student.process, made.clean
         t = self.times(batch.size, process, generator, made)
@@ -62,7 +62,8 @@ class Branch:
             share = len(view.clean) / len(whole)
             worth = share * (weight.flatten() * value).mean()
             pull = weight.to(gradient.dtype) * gradient
-        return carry(made.clean, pull, whole.numel(), worth), health(view)
+        numbers = {**health(view), "pull": pull.square().mean().sqrt()}
+        return carry(made.clean, pull, whole.numel(), worth), numbers
 
     def _view(self, cast: Cast, batch: Batch, made: Made, t: Tensor, noise: Tensor) -> View:
         needs: Needs = self.direction.needs.union(*(weight.needs for weight in self.weights))
