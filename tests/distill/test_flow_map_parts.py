@@ -34,6 +34,7 @@ from fewstep.distill.flow_map import (
     Even,
     Features,
     FlowMapTerm,
+    Frame,
     Halving,
     Inside,
     Instant,
@@ -55,6 +56,7 @@ from fewstep.distill.flow_map import (
     TeacherRollout,
     Together,
     Until,
+    Windows,
     sinusoid,
 )
 from fewstep.distill.steps import Steps
@@ -217,6 +219,19 @@ def test_reflow_of_exact_pairs_is_straight_and_keeps_the_data():
     assert losses[0] < 1e-24
     assert losses[1] > 0.1
     assert torch.allclose(Steps((1.0,), 0.0).sample(student, noise, None, generator()), clean)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_windows_join_the_ends_of_the_teachers_own_way(name):
+    """One clean prediction leads from the state to both edges, and the exact flow from the upper to the lower one."""
+    process = PROCESSES[name]
+    cast, law = exact_cast(process), Intervals(Uniform(0.1, 1.0), Edge(Even(3)))
+    jump = jump_of(cast, law, batch_of(32), Windows(Even(3), steps=60, order=2))
+    clean, upper = jump.known("clean"), jump.s + process.noisiest / 3
+    ends = [Frame.of(process, jump.t, end).express(clean, jump.x, "state") for end in (upper, jump.s)]
+    assert torch.allclose(ends[1], jump.known("arrival"), atol=1e-9)
+    exact = gaussian_map(process, ends[0], upper, jump.s)
+    assert float((ends[1] - exact).norm() / (ends[0] - exact).norm()) < 1e-2
 
 
 @pytest.mark.parametrize("name", PROCESSES)

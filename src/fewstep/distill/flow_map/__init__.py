@@ -32,6 +32,7 @@ from fewstep.distill.flow_map.sources import (
     StoredPath,
     StudentRollout,
     TeacherRollout,
+    Windows,
 )
 from fewstep.distill.flow_map.targets import Aim, Instant, TwoLeg, semigroup
 from fewstep.distill.flow_map.term import FlowMapTerm
@@ -95,6 +96,7 @@ __all__ = [
     "TwoLeg",
     "Until",
     "VelocityDistillation",
+    "Windows",
     "semigroup",
     "sinusoid",
 ]

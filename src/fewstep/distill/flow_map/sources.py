@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fewstep.distill.core import Batch, Cast, Made, noise_like
 from fewstep.distill.flow_map.frame import column, levels
-from fewstep.distill.flow_map.jump import Jump, Sight, students_view
+from fewstep.distill.flow_map.intervals import Even, Grid, before
+from fewstep.distill.flow_map.jump import Jump, Sight, Times, students_view
 from fewstep.distill.flow_map.legs import Solver
 from fewstep.distill.flow_map.schedules import Varying, value_at
 from fewstep.distill.steps import Steps
@@ -106,6 +107,32 @@ class TeacherRollout:
         noise = unit_noise(cast, batch, generator)
         top = torch.full_like(blank.t, cast.teacher.process.noisiest)
         return Sight(Solver(self.order, self.steps)(cast, blank, prior(cast, noise), top, blank.t)[0])
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Reflow within windows of time, without a store (PeRFlow, arXiv 2405.07510).
+
+    Data is noised to the upper edge of the window that t lies in and solved by the teacher to the lower one; the pair
+    (data, noise) whose path joins the two states takes the place of the original: a straight line on the straight path.
+    The jumps must end at the lower edge (`Edge` of the same grid).
+    """
+
+    grid: Grid = field(default_factory=lambda: Even(4))
+    steps: int = 8
+    order: int = 1
+
+    def __call__(self, cast: Cast, batch: Batch, made: Made | None, blank: Jump, generator: torch.Generator) -> Sight:
+        """States on the joining paths."""
+        process = cast.student.process
+        upper = before(self.grid(process, batch), blank.t, 0)
+        start = NoisedData()(cast, batch, made, replace(blank, times=Times(upper, blank.s)), generator).x
+        end, _ = Solver(self.order, self.steps)(cast, blank, start, upper, blank.s)
+        (alpha, sigma), (alpha_end, sigma_end) = levels(process, upper), levels(process, blank.s)
+        determinant = alpha_end * sigma - alpha * sigma_end
+        clean = column(sigma / determinant, end) * end - column(sigma_end / determinant, end) * start
+        noise = column(alpha_end / determinant, end) * start - column(alpha / determinant, end) * end
+        return replace(mixed(cast, clean, noise, blank.t), arrival=end)
 
 
 @dataclass(frozen=True)

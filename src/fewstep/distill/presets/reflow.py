@@ -8,8 +8,11 @@ from torch import Tensor
 
 from fewstep.distill.flow_map import (
     Data,
+    Edge,
     EndPointPairs,
+    Even,
     FlowMapTerm,
+    Guidance,
     Inside,
     Instant,
     Intervals,
@@ -24,6 +27,7 @@ from fewstep.distill.flow_map import (
     Student,
     Together,
     TwoLeg,
+    Windows,
 )
 from fewstep.distill.flow_map.metrics import Metric
 from fewstep.distill.method import Method, Settings, Target, preset
@@ -46,6 +50,27 @@ def reflow(process: Process, *, steps: int = 2, anneal: float = 0.0) -> Method:
         evenly(process, steps, fresh=0.0),
         needs=frozenset({"store"}),
         settings=Settings(learning_rate=1e-6, warmup=1000, ema=0.9999),
+    )
+
+
+@preset("perflow")
+def perflow(process: Process, *, steps: int = 4, guidance: float = 1.0, sub_steps: int = 8, order: int = 1) -> Method:
+    """PeRFlow: reflow within as many windows of time as steps, solved while training (arXiv 2405.07510).
+
+    sub_steps, order: of the teacher's solver across a window.
+    """
+    windows = Even(steps)
+    term = FlowMapTerm(
+        Intervals(Uniform(1e-3, 1.0), Edge(windows)),
+        Instant(Data()),
+        Windows(windows, sub_steps, order),
+        guidance=Guidance(guidance),
+    )
+    return Method(
+        {"reflow": term},
+        evenly(process, steps, fresh=0.0),
+        needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
+        settings=Settings(learning_rate=8e-5),
     )
 
 
