@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewstep.data import load as load_pictures
 from fewstep.data.prompts import load_prompts
 from fewstep.distill.health import advice
-from fewstep.distill.method import method, options_of
+from fewstep.distill.method import Method, method, options_of
 from fewstep.distill.store import Header, Solve, Store, write
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, read_tensors, write_folder, write_json, write_tensors
@@ -76,6 +76,11 @@ def run(recipe: DistillRecipe, run: Run) -> Path:
     return write_report(run, recipe, results, trained["record"]["history"], plan, pictures)
 
 
+def takes_guidance(name: str, made: Method) -> bool:
+    """Whether a method has a guidance of its own, or learns from samples of the teacher, which have it inside."""
+    return "guidance" in options_of(name) or bool(made.needs & {"data", "store"})
+
+
 class Job:
     """What the units share: the pipeline, its process, the method, its conditions and data."""
 
@@ -87,6 +92,8 @@ class Job:
         # the needs of a method are known without its networks, and what it must be told of them needs its conditions
         self.method = method(recipe.method, self.process, **recipe.method_options())
         self.method = method(recipe.method, self.process, **self._options())
+        if recipe.guidance != 1 and not takes_guidance(recipe.method, self.method):
+            raise FewstepError(f"{recipe.method} takes no guidance from its teacher", mend="Set guidance=1.")
 
     def _options(self) -> dict[str, Any]:
         """Options of the method, with what it is to know of this network: where an adversary looks at it."""
@@ -173,7 +180,7 @@ class Job:
             shape=self.encoded.shape,
             count=settings.count,
             shard=max(1, min(64, settings.count)),
-            seed=3_000_003 * (self.recipe.train.seed + 1),
+            seed=3_000_003 * (settings.seed + 1),
             conditions=tuple(conditions or ()),
         )
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fewstep.distill.method import options_of, presets
+from fewstep.distill.method import method, options_of, presets
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import read_json, write_json
+from fewstep.process import RectifiedFlow
 from fewstep.recipes.loader import resolve
 from fewstep.runs import Run, environment
 from fewstep.systems.distill.cost import passes_per_step
-from fewstep.systems.distill.job import Job, run
+from fewstep.systems.distill.job import Job, run, takes_guidance
 from fewstep.systems.distill.recipe import DistillRecipe
 
 FIRST = ("dmd2", "lcm", "tdm", "sid", "pcm", "mean_flow", "progressive", "mmd_ddm")
@@ -113,17 +114,17 @@ def _entry(contest: Contest, name: str, steps: int, seed: int, place: Path) -> d
 
 
 def _recipe(contest: Contest, name: str, steps: int, seed: int, updates: int, place: Path) -> DistillRecipe:
-    known = options_of(name)
+    guidance = contest.guidance if takes_guidance(name, method(name, RectifiedFlow())) else 1.0
     train = {"steps": updates, "batch": contest.batch, "learning_rate": contest.learning_rate, "seed": seed}
     values = {
         "kind": "distill",
         "model": contest.model,
         "method": name,
         "steps": steps,
-        "guidance": contest.guidance if "guidance" in known else 1.0,
+        "guidance": guidance,
         "train": {**train, "checkpoint_every": max(1, updates // 4)},
         # one store for all entries: what the teacher draws for data is shared, and counted once
-        "data": {"folder": str(place.parent / f"teacher-{contest.guidance if 'guidance' in known else 1.0:g}")},
+        "data": {"folder": str(place.parent / f"teacher-{guidance:g}")},
     }
     recipe = resolve(values, contest.overrides)
     assert isinstance(recipe, DistillRecipe)

@@ -43,6 +43,8 @@ class Data(Part):
     """States that are kept of each trajectory besides the last; 0: all."""
     folder: str = ""
     """The trajectory store, which several workers may fill; in the run directory unless given."""
+    seed: int = 0
+    """Of the teacher's trajectories."""
     size: int = Field(64, ge=8)
     """Side of the pictures in pixels."""
 
@@ -118,8 +120,6 @@ class DistillRecipe(PipelineRecipe):
         for name in self.options:
             if name not in known:
                 raise ValueError(f"{self.method} has no option {name}. {nearest(name, known)}")
-        if self.guidance != 1 and "guidance" not in known and "guidance" not in self.options:
-            raise ValueError(f"{self.method} takes no guidance from its teacher; set guidance=1")
         return self
 
     def method_options(self) -> dict[str, Any]:
