@@ -206,7 +206,7 @@ TRAINED = {
     "mf_rae": (1, 0.25, 400, {"equal": 0.25, "stages": (0.6, 0.95)}),
     "mlcm": (2, 0.75, 400, {"guidance": 1.0, "first_stage": 0.4}),
     "pcm": (2, 0.25, 300, {}),
-    "perflow": (1, 0.25, 300, {"sub_steps": 16}),
+    "perflow": (1, 0.25, 200, {}),
     "progressive": (1, 0.25, 400, {"start": 8, "every": 100}),
     "reflow": (1, 0.25, 300, {}),
     "scm": (2, 0.5, 300, {}),

@@ -38,7 +38,8 @@ def mdt(
             times, residual, guidance=Guidance(guidance), normalise=normalise, factor=matching
         )
     if distillation:
-        terms["distillation"] = VelocityDistillation(times, residual, Guidance(sample_guidance), normalise, distillation)
+        scale = Guidance(sample_guidance)
+        terms["distillation"] = VelocityDistillation(times, residual, scale, normalise, distillation)
     guided = (guidance, sample_guidance) != (1.0, 1.0)
     return Method(
         terms,
