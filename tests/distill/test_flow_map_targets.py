@@ -48,7 +48,7 @@ from fewstep.distill.flow_map import (
 from fewstep.distill.times import Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
-from fewstep.process import RectifiedFlow, VPDiscrete
+from fewstep.process import VE, RectifiedFlow, VPDiscrete
 
 T, M, S = (0.9, 0.6, 0.4, 0.75), (0.5, 0.55, 0.1, 0.6), (0.2, 0.5, 0.05, 0.0)
 STRAIGHT = RectifiedFlow()
@@ -389,6 +389,9 @@ def test_mistakes_are_named():
         FlowMapTerm(fixed(T, S), Instant())(cast, empty, None, generator())
     with pytest.raises(FewstepError, match="noisy time"):
         FlowMapTerm(fixed(0.0, 0.0), Instant())(cast, batch_of(), None, generator())
+    edm = Cast(exact_cast(VE(20.0)).student, exact_teacher(VE(20.0)))
+    with pytest.raises(FewstepError, match="no network time for the data"):
+        FlowMapTerm(fixed(T, 0.0), Eulerian())(edm, batch_of(), None, generator())
     with pytest.raises(FewstepError, match="arrival"):
         FlowMapTerm(fixed(T, S), TwoLeg(Stored()))(cast, batch_of(), None, generator())
 

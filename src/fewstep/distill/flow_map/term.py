@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from fewstep.distill.core import Batch, Cast, Loss, Made
+from fewstep.distill.core import Batch, Cast, Loss, Made, Model
 from fewstep.distill.flow_map.frame import Boundary, Frame, Space, column
 from fewstep.distill.flow_map.guidance import Guidance
 from fewstep.distill.flow_map.intervals import TimesLaw
@@ -60,6 +61,7 @@ class FlowMapTerm:
         batch, made = portion(batch, made, self.share)
         with torch.no_grad():
             blank = prepared(cast, batch, self.times, self.guidance, generator, self.boundary)
+            tellable(cast.student, blank.s)
             jump = replace(blank, sight=self.source(cast, batch, made, blank, generator))
         live = jump.ask(cast.student, jump.x, jump.t, jump.s)
         with torch.no_grad():
@@ -111,6 +113,17 @@ def prepared(
         steps=batch.steps,
         boundary=boundary,
     )
+
+
+def tellable(student: Model, s: Tensor) -> None:
+    """Refuse to tell a student of time 0 where the clock of its process has no number for it (VE: log sigma).
+
+    Raises:
+        FewstepError: the student takes two times, and some jumps end at the data.
+    """
+    if student.two_times and not math.isfinite(student.process.network_time(0.0)) and bool((s == 0).any()):
+        mend = "Use a process whose clock is finite at the data, or a method of one time."
+        raise FewstepError(f"{type(student.process).__name__} has no network time for the data", value=0.0, mend=mend)
 
 
 def normalised(given: Tensor, wanted: Tensor, c: float) -> Tensor:
