@@ -16,9 +16,11 @@ from fewstep.distill.times import (
     Points,
     Uniform,
     annealed_beta,
+    endless,
     everywhere,
     part_of,
     shifted,
+    straight,
     time_at,
     within,
 )
@@ -151,6 +153,11 @@ def test_intervals_without_upper_end_are_uniform_on_the_curve_of_edm():
     t = torch.tensor([0.01, 2.0, 80.0], dtype=torch.float64)
     assert torch.allclose(time_at(EDM, part_of(EDM, t)), t)
     assert float(part_of(EDM, t)[-1]) == pytest.approx(1)
+
+
+def test_kinds_of_processes():
+    assert [endless(p) for p in (FLOW, VP, EDM)] == [False, False, True]
+    assert [straight(p) for p in (FLOW, RectifiedFlow(3.0), VP, EDM)] == [True, True, False, False]
 
 
 def test_points():

@@ -200,6 +200,12 @@ def endless(process: Process) -> bool:
     return process.alpha(process.noisiest) == 1
 
 
+def straight(process: Process) -> bool:
+    """Whether data and noise are mixed with alpha + sigma = 1, as in rectified flows."""
+    middle = 0.5 * process.noisiest
+    return abs(process.alpha(middle) + process.sigma(middle) - 1) < 1e-6
+
+
 def part_of(process: Process, t: Tensor) -> Tensor:
     """Fractions of the range of times (B,)."""
     if not endless(process):

@@ -10,9 +10,10 @@ from fewstep.distill.core import Term
 from fewstep.distill.discriminator import Heads, Taps
 from fewstep.distill.method import Adversary, Critic, Method, Settings, preset
 from fewstep.distill.rollout import Simulation
-from fewstep.distill.score import Branch, Denoising, Identity, Scales
+from fewstep.distill.score import Branch, Denoising, Identity, PerError, Scales
+from fewstep.distill.score.weights import Weight
 from fewstep.distill.steps import evenly
-from fewstep.distill.times import LogitNormal
+from fewstep.distill.times import Law, LogitNormal, everywhere, straight
 from fewstep.process import Process
 
 
@@ -29,15 +30,21 @@ def sid_few_step(
     channels: Mapping[str, int] | None = None,
     fresh: float = 1.0,
     each: bool = True,
+    floor: float = 1e-5,
 ) -> Method:
     """Few-step SiD: one student and one critic for all calls, chosen at random per batch (2505.12674, 2509.25127).
 
     guidance, critic_guidance: (4.5, 4.5) LSG, (1, 0) Zero-CFG, (1, -1) Anti-CFG. adversarial: above 0 needs data; its
     heads are small networks on critic features, where the paper reads the features themselves as logits. each: a random
     call per sample; the paper draws one for the batch, which collapses at large learning rates.
+    floor: as in dmd2, used where the process is not a flow (there the noise levels and weights are those of SiD-DiT).
     """
-    run, levels = evenly(process, steps, fresh), LogitNormal(math.log(2), 1.6, least=0.01)
-    terms: dict[str, Term] = {"score": Branch(Identity(alpha, guidance, critic_guidance), levels, (Scales(alpha=1),))}
+    run = evenly(process, steps, fresh)
+    levels: Law = everywhere(process)
+    weight: Weight = PerError(guidance, floor)
+    if straight(process):
+        levels, weight = LogitNormal(math.log(2), 1.6, least=0.01), Scales(alpha=1)
+    terms: dict[str, Term] = {"score": Branch(Identity(alpha, guidance, critic_guidance), levels, (weight,))}
     adversary = None
     if adversarial:
         taps = Taps("critic", tuple(modules))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
 from fewstep.distill.method import Critic, Method, Settings, Tracking, preset
 from fewstep.distill.rollout import Simulation
 from fewstep.distill.score import Branch, Denoising, ElementHuber, Match, PerError, Scales, onward
 from fewstep.distill.steps import Steps
-from fewstep.distill.times import Interval
+from fewstep.distill.times import Interval, time_at
 from fewstep.process import Process
 
 
@@ -16,11 +18,13 @@ def tdm(
 ) -> Method:
     """TDM: what a deterministic step leads to, noised on within that step's own interval (arXiv 2503.06674).
 
-    start: first call as a part of the range (the demo: 0.9). overlap: noise up to the noisiest time instead, which
-    makes one critic follow several laws. The number of steps is not told to the networks (TDM-unify).
+    start: first call as a part of the range (the demo: 0.9), used where the noisiest state holds data. overlap: noise
+    up to the noisiest time instead, which makes one critic follow several laws. The number of steps is not told to the
+    networks (TDM-unify).
     """
-    first = process.noisiest if process.alpha(process.noisiest) < 1e-6 else start * process.noisiest
-    run = Steps(tuple(first * (1 - k / steps) for k in range(steps)), fresh=0.0)
+    first = 1.0 if process.alpha(process.noisiest) < 1e-6 else start
+    parts = torch.tensor([first * (1 - k / steps) for k in range(steps)], dtype=torch.float64)
+    run = Steps(tuple(time_at(process, parts).tolist()), fresh=0.0)
     levels = Interval(whole=overlap)
     student = Branch(Match(guidance), levels, (PerError(guidance),), ElementHuber(1e-3), noising=onward)
     critic = Denoising(levels, own=False, weights=(Scales(2, -2, most=5.0),), noising=onward, importance="tempered")
