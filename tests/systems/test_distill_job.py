@@ -158,6 +158,34 @@ def test_a_student_trained_through_its_rounding_is_stored_in_low_bits(tmp_path):
     assert (measured[0].float() / 255 - again).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("kind", ["dit", "sd"])
+def test_students_share_out_the_conditions(kind, tmp_path):
+    """Each learns from its own conditions alone, and one saved pipeline sends every sample to its owner."""
+    SEEN.clear()
+    few = "data.conditions=" + ("[0, 1, 2, 3]" if kind == "dit" else "[a b, c, d e f, g h]")
+    more = ("guidance=1", "train.students=2", "train.learning_rate=0.01", few)
+    execute(tmp_path / "run", settings(kind, tmp_path, *more))
+    name = "class_labels" if kind == "dit" else "encoder_hidden_states"
+    seen = [batch.condition[name] for batch in SEEN]
+    # a look at one batch before the training, then three steps, of each student
+    first, second = torch.cat(seen[:3]).unique(dim=0), torch.cat(seen[-3:]).unique(dim=0)
+    assert not any(torch.equal(a, b) for a in first for b in second)
+    pipe = load_pipeline(tmp_path / "run" / "artifacts" / "pipeline")
+    network = backbone_of(pipe)
+    assert len(network.students) == 2
+    states = [s.state_dict() for s in network.students]
+    assert any(not torch.equal(states[0][k], states[1][k]) for k in states[0])
+    for k, owned in enumerate((first, second)):
+        assert set(network.owners(owned).tolist()) == {k}
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    mixed = torch.stack([second[0], first[0]])
+    time = torch.tensor([500.0, 500.0])
+    with torch.no_grad():
+        both = network(x, timestep=time, **{name: mixed}, return_dict=False)[0]
+        apart = [network.students[1 - i](x[i : i + 1], timestep=time[:1], **{name: mixed[i : i + 1]}) for i in (0, 1)]
+    torch.testing.assert_close(both, torch.cat([a.sample for a in apart]), atol=1e-5, rtol=1e-5)
+
+
 def test_batches_pair_states_with_their_conditions(tmp_path):
     """The teacher's trajectories come with the prompt that they were drawn from."""
     SEEN.clear()

@@ -41,7 +41,7 @@ def test_every_method_takes_steps_on_real_networks(name, kind, models, tmp_path)
     with Run(tmp_path / "run", recipe.plain(), quiet=True) as run:
         job = Job(recipe, run)
         before = {k: v.clone() for k, v in backbone_of(job.pipe).state_dict().items()}
-        trained = job.train()
+        trained = job.train()[0]
         after = backbone_of(job.pipe).state_dict()
         assert all(torch.equal(before[k], after[k]) for k in before), "the teacher changed"
         assert all(bool(v.isfinite().all()) for v in trained["tensors"].values())

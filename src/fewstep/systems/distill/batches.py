@@ -17,16 +17,18 @@ Batches = Callable[[torch.Generator], Batch]
 
 @dataclass(frozen=True, eq=False)
 class Conditioned:
-    """Conditions at random, nothing else."""
+    """Conditions at random, nothing else; `owned` are the numbers that may be drawn, all unless given."""
 
     encoded: Encoded
     size: int
     device: torch.device
+    owned: Tensor | None = None
 
     def __call__(self, generator: torch.Generator) -> Batch:
         """A batch."""
-        numbers = torch.randint(max(1, self.encoded.count), (self.size,), generator=generator)
-        return self.of(numbers)
+        count = max(1, self.encoded.count) if self.owned is None else len(self.owned)
+        numbers = torch.randint(count, (self.size,), generator=generator)
+        return self.of(numbers if self.owned is None else self.owned[numbers])
 
     def of(
         self, numbers: Tensor, clean: Tensor | None = None, path: Tensor | None = None, times: Tensor | None = None

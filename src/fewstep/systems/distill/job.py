@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fewstep.pipelines import Generator, attach, backbone_of, identity_of, proce
 from fewstep.pipelines.calls import class_count, condition_kind
 from fewstep.pipelines.conditions import conditions_of
 from fewstep.pipelines.encoded import Encoded, encode
+from fewstep.pipelines.routed import Routed, deciding, partition
 from fewstep.plan import Plan
 from fewstep.report.images import grid, save_png
 from fewstep.runs import Run, environment
@@ -60,20 +61,26 @@ def run(recipe: DistillRecipe, run: Run) -> Path:
     plan = tuned(job, trained)
     run.unit("pipeline", lambda: job.student(trained, plan), save=save_pipeline, load=lambda folder: None)
     numbers, pictures = compare(job, trained, plan)
+    advised = [line for one in trained for line in advice(one["record"]["history"])]
     results = {
         "recipe": recipe.plain(),
         "environment": environment(),
-        "training": {k: v for k, v in trained["record"].items() if k != "history"},
-        "health": advice(trained["record"]["history"]),
+        "training": {k: v for k, v in trained[0]["record"].items() if k != "history"},
+        "students": len(trained),
+        "health": advised,
         "evaluation": numbers,
         "seconds": run.seconds(),
     }
     write_json(run.path / "results.json", results)
     if recipe.results:
         write_json(recipe.results, results)
-    for line in results["health"]:
+    for line in advised:
         run.say(f"[yellow]{line}[/yellow]")
-    return write_report(run, recipe, results, trained["record"]["history"], plan, pictures)
+    return write_report(run, recipe, results, trained[0]["record"]["history"], plan, pictures)
+
+
+Trained = list[dict[str, Any]]
+"""Of every student its tensors and the record of its training."""
 
 
 def takes_guidance(name: str, made: Method) -> bool:
@@ -144,20 +151,43 @@ class Job:
         place = {caption: i for i, caption in enumerate(known)}
         return images, list(known), torch.tensor([place[caption] for caption in captions])
 
-    @cached_property
-    def batches(self) -> Batches:
-        """The stream of batches that the method needs."""
-        given = Conditioned(self.encoded, self.recipe.train.batch, place_of(self.pipe))
+    def batches(self, student: int = 0) -> Batches:
+        """The stream of batches that the method needs, of the conditions that this student owns."""
+        owned = None if self.owners is None else (self.owners == student).nonzero().flatten()
+        given = Conditioned(self.encoded, self.recipe.train.batch, place_of(self.pipe), owned)
         if not self.method.needs & {"data", "store"}:
             return given
-        if self.pictures is None:
+        if owned is None and self.pictures is None:
             return FromStore(given, self.store)
+        if "store" in self.method.needs:
+            raise FewstepError("several students need a method without trajectories", value=self.recipe.method)
+        latents, numbers = self.latents
+        mine = torch.ones(len(numbers), dtype=torch.bool) if owned is None else torch.isin(numbers, owned)
+        if not mine.any():
+            raise FewstepError(f"student {student} owns no data", mend="Give more data, or train fewer students.")
+        return FromData(given, latents[mine], numbers[mine])
+
+    @cached_property
+    def owners(self) -> Tensor | None:
+        """Which student owns each condition (N,); None where there is one student."""
+        return None if self._parts is None else self._parts[0]
+
+    @cached_property
+    def _parts(self) -> tuple[Tensor, Tensor | None] | None:
+        """Owners of the conditions, and the centres of their parts."""
+        count, tensors = self.recipe.train.students, self.encoded.tensors
+        return None if count == 1 else partition(tensors[deciding(tensors)].cpu(), count)
+
+    @cached_property
+    def latents(self) -> tuple[Tensor, Tensor]:
+        """All data (N, ...) with the numbers of their conditions (N,): real pictures, or the teacher's samples."""
+        if self.pictures is None:
+            return self.store.ends()
         images, _, numbers = self.pictures
         if getattr(self.pipe, "vae", None) is None:
-            latents = images.float() / 127.5 - 1
-        else:
-            latents = encode_pictures(self.pipe.vae, images, [""] * len(images), numbers[:, None], given.device).both[0]
-        return FromData(given, latents, numbers)
+            return images.float() / 127.5 - 1, numbers
+        found = encode_pictures(self.pipe.vae, images, [""] * len(images), numbers[:, None], place_of(self.pipe))
+        return found.both[0], numbers
 
     @cached_property
     def store(self) -> Store:
@@ -220,28 +250,33 @@ class Job:
         device = "cuda" if place_of(self.pipe).type == "cuda" else "cpu"
         return StageConfig(**{**defaults(self.method.settings), **own, "device": device})
 
-    def train(self) -> dict[str, Any]:
-        """Tensors of the student and the record of its training."""
-
-        def compute() -> dict[str, Any]:
-            config, settings = self.config(), self.recipe.train
-            engine = engine_of(
-                self.pipe, self.method, self.process, self.prediction, self.encoded, self.batches, settings
+    def train(self) -> Trained:
+        """Of every student its tensors and the record of its training."""
+        names = ["student", *(f"student-{k}" for k in range(1, self.recipe.train.students))]
+        return [
+            self.run.unit(
+                name.replace("student", "train"), partial(self._train, k), save=_keep, load=_kept, artifact=name
             )
-            stage = stage_of(engine, config, lambda folder: None)
-            told = estimate(stage, config, {n: m for n, m in self.pipe.components.items() if isinstance(m, nn.Module)})
-            self.run.say(described(told))
-            if settings.pictures_every:
-                stage = self._drawing(stage, engine.modules["student"])
-            try:
-                progress = fit(stage, config, self.run.scratch("train"), accelerator_for(config), quiet=self.run.quiet)
-            finally:
-                released(engine)
-            record = {"settings": config.model_dump(mode="json"), "seconds": progress.seconds, "memory": told}
-            tensors = engine.modules["student"].state_dict()
-            return {"tensors": tensors, "record": {**record, "steps": progress.step, "history": progress.history}}
+            for k, name in enumerate(names)
+        ]
 
-        return self.run.unit("train", compute, save=_keep, load=_kept, artifact="student")
+    def _train(self, student: int) -> dict[str, Any]:
+        config, settings = self.config(), self.recipe.train
+        batches = self.batches(student)
+        engine = engine_of(self.pipe, self.method, self.process, self.prediction, self.encoded, batches, settings)
+        stage = stage_of(engine, config, lambda folder: None)
+        told = estimate(stage, config, {n: m for n, m in self.pipe.components.items() if isinstance(m, nn.Module)})
+        self.run.say(described(told))
+        if settings.pictures_every:
+            stage = self._drawing(stage, engine.modules["student"])
+        place = self.run.scratch("train" if student == 0 else f"train-{student}")
+        try:
+            progress = fit(stage, config, place, accelerator_for(config), quiet=self.run.quiet)
+        finally:
+            released(engine)
+        record = {"settings": config.model_dump(mode="json"), "seconds": progress.seconds, "memory": told}
+        tensors = engine.modules["student"].state_dict()
+        return {"tensors": tensors, "record": {**record, "steps": progress.step, "history": progress.history}}
 
     def _drawing(self, stage: Any, student: nn.Module) -> Any:
         """The stage with a sheet of samples every so many steps; draws from seeds of its own."""
@@ -267,12 +302,25 @@ class Job:
         with torch.no_grad():
             return generate(plan, conditions, seeds)
 
-    def network(self, trained: dict[str, Any]) -> nn.Module:
-        """The trained student."""
-        student = student_of(self.pipe, self.method, self.recipe.train, trained["tensors"])
-        return finished(student, self.method, self.process).to(place_of(self.pipe))
+    def network(self, trained: Trained) -> nn.Module:
+        """The trained student; several become one network that routes each condition to its owner.
 
-    def student(self, trained: dict[str, Any], plan: Plan) -> Any:
+        Raises:
+            FewstepError: several students of a kind that cannot be put together.
+        """
+        place, settings = place_of(self.pipe), self.recipe.train
+        students = [student_of(self.pipe, self.method, settings, one["tensors"]) for one in trained]
+        students = [finished(student, self.method, self.process) for student in students]
+        if self._parts is None:
+            return students[0].to(place)
+        if self.method.two_times or settings.lora or settings.quantize:
+            raise FewstepError("several students must train all weights of a network with one time", mend="lora=0.")
+        owners, centres = self._parts
+        name = deciding(self.encoded.tensors)
+        table = [] if centres is not None else _table(self.encoded.tensors[name].cpu(), owners)
+        return Routed.of(students, name, table, centres).to(place)
+
+    def student(self, trained: Trained, plan: Plan) -> Any:
         """The pipeline of the student, which follows its plan."""
         network = self.network(trained)
         if not self.recipe.train.quantize:  # low-bit layers keep the types of their scales
@@ -280,6 +328,13 @@ class Job:
         pipe = with_network(self.pipe, network)
         attach(pipe, plan.replace(identity=identity_of(pipe, 1.0)))
         return pipe
+
+
+def _table(labels: Tensor, owners: Tensor) -> list[int]:
+    """The owner of every class label up to the largest."""
+    table = torch.zeros(int(labels.max()) + 1, dtype=torch.long)
+    table[labels] = owners
+    return [int(k) for k in table]
 
 
 def _keep(trained: dict[str, Any], draft: Path) -> None:

@@ -15,12 +15,12 @@ from fewstep.plan import Plan
 from fewstep.solvers import SOLVERS, grids
 
 if TYPE_CHECKING:
-    from fewstep.systems.distill.job import Job
+    from fewstep.systems.distill.job import Job, Trained
 
 STUDENT, TEACHER_FEW, TEACHER = "student", "teacher, as few steps", "teacher"
 
 
-def compare(job: Job, trained: dict[str, Any], plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def compare(job: Job, trained: Trained, plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metrics of student and teacher against fresh samples of the teacher, and pictures of equal seeds."""
     settings = job.recipe.evaluation
     conditions = job.conditions(settings.conditions, True, settings.items)

@@ -64,6 +64,8 @@ class Training(Part):
     weight_decay: float | None = Field(None, ge=0)
     decay: Literal["cosine", "constant"] | None = None
     optimizer: Literal["adamw", "adamw8bit"] | None = None
+    students: int = Field(1, ge=1)
+    """So many students share out the conditions, each trained on its own (Multi-Student Distillation)."""
     lora: int = Field(0, ge=0)
     """Rank of adapters on one frozen base that serves teacher, critic and student; 0: all weights."""
     quantize: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,13 +15,13 @@ from fewstep.search import Family, Problem, searcher
 from fewstep.search.schedule import DistributionMatch
 
 if TYPE_CHECKING:
-    from fewstep.systems.distill.job import Job
+    from fewstep.systems.distill.job import Job, Trained
 
 ITEMS = 64
 """Pairs of condition and seed that every candidate is drawn with."""
 
 
-def tuned(job: Job, trained: dict[str, Any]) -> Plan:
+def tuned(job: Job, trained: Trained) -> Plan:
     """The student's plan after the search; the plan as it was where no budget is given.
 
     The student's samples as a set are compared with the teacher's (features of decoded pictures): a student need not
