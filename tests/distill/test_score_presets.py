@@ -1,6 +1,7 @@
 """The methods of score distillation: what a step costs, and that each makes a good student of a mixture in seconds."""
 
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from fewstep.distill.core import Batch, Cast
 from fewstep.distill.discriminator import samples
 from fewstep.distill.engine import total
 from fewstep.distill.method import method, options_of
-from fewstep.distill.toy import standard
+from fewstep.distill.toy import Toy, standard
 from fewstep.errors import FewstepError
+from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
 from fewstep.train.toy import train_toy
 
@@ -144,6 +146,21 @@ RUNS = [
 ]
 """Name, options, training steps, whether Adam goes without momentum, and the distance expected at most (the runs that
 set these bounds came to half of them). Where the critic follows close behind, momentum makes the student overshoot."""
+
+
+@lru_cache(maxsize=1)
+def discrete():
+    """The mixture in a discrete process of variance-preserving noise, with v-prediction."""
+    return Toy(process=VPDiscrete.from_betas(), prediction=Prediction("v_prediction"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), [("tdm", TWO), ("sid_few_step", {"steps": 2, "floor": 0.1})])
+def test_students_on_a_discrete_process(name, options):
+    toy = discrete()
+    made = method(name, toy.process, **options)
+    teacher = toy.distance(toy.samples(toy.teacher(), made))
+    assert train_toy(toy, made, steps=300).distance < min(0.5 * teacher, 40)
 
 
 @pytest.mark.slow
