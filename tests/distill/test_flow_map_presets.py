@@ -194,7 +194,7 @@ def teachers_distance(steps):
 TRAINED = {
     "accvideo": (2, 0.25, 150, {}),
     "alpha_flow": (1, 0.5, 400, {"teacher": True, "equal": 0.25}),
-    "cmt": (1, 0.05, 300, {}),
+    "cmt": (1, 0.1, 300, {}),
     "consistency_distillation": (2, 0.25, 300, {}),
     "ctm": (2, 0.5, 250, {"anchor": 0.02, "decay": 0.9}),
     "ect": (2, 0.75, 500, {"c": 1.0, "stages": 3}),
