@@ -214,6 +214,27 @@ def test_mistakes_are_told_before_anything_is_trained(tmp_path):
         execute(tmp_path / "run", settings("ddim", tmp_path, "guidance=2.0"))
 
 
+@pytest.mark.parametrize("how", ["train.lora=2", "options.two=true", "train.quantize=w8a8"])
+def test_sheets_are_drawn_while_any_student_trains_and_change_nothing(how, tmp_path):
+    base = settings("dit", tmp_path, "guidance=1", how)
+    kept = []
+    for name, every in (("drawing", 2), ("not", 0)):
+        execute(tmp_path / name, [*base, f"train.pictures_every={every}"])
+        kept.append(read_tensors(tmp_path / name / "artifacts" / "student" / "student.safetensors"))
+    assert (tmp_path / "drawing" / "artifacts" / "samples" / "000002.png").stat().st_size > 0
+    assert all(torch.equal(kept[0][key], kept[1][key]) for key in kept[0])
+
+
+def test_kinds_of_students_that_do_not_go_together_are_refused(tmp_path):
+    for how in (
+        ["train.lora=2", "train.quantize=w8a8"],
+        ["train.lora=2", "options.two=true"],
+        ["train.students=2", "train.lora=1"],
+    ):
+        with pytest.raises(FewstepError, match="student"):
+            execute(tmp_path / str(len(how[0])), settings("dit", tmp_path, "guidance=1", *how))
+
+
 def test_the_command_lists_every_method():
     shown = CliRunner().invoke(app, ["distill"])
     assert shown.exit_code == 0

@@ -52,7 +52,10 @@ def counting(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Passes]]:
 
 def passes_per_step(job: Job, steps: int = 2) -> float:
     """Samples forward per update of the student, every network and follower included; trains nothing."""
-    engine = engine_of(job.pipe, job.method, job.process, job.prediction, job.encoded, job.batches(), job.recipe.train)
+    given = job.material
+    engine = engine_of(
+        job.pipe, job.method, job.process, job.prediction, given.encoded, given.batches(), job.recipe.train
+    )
     with counting({"teacher": backbone_of(job.pipe), **_networks(engine)}) as seen:
         for step in range(steps):
             for _, compute in engine.turns(step, steps, torch.Generator().manual_seed(step)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,26 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.data import load as load_pictures
-from fewstep.data.prompts import load_prompts
 from fewstep.distill.health import advice
 from fewstep.distill.method import Method, method, options_of
-from fewstep.distill.store import Header, Solve, Store, write
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, read_tensors, write_folder, write_json, write_tensors
-from fewstep.pipelines import Generator, attach, backbone_of, identity_of, process_of, save_pipeline, trace
-from fewstep.pipelines.calls import class_count, condition_kind
-from fewstep.pipelines.conditions import conditions_of
-from fewstep.pipelines.encoded import Encoded, encode
-from fewstep.pipelines.routed import Routed, deciding, partition
+from fewstep.pipelines import Generator, attach, backbone_of, identity_of, process_of, save_pipeline
+from fewstep.pipelines.routed import Routed, deciding
 from fewstep.plan import Plan
 from fewstep.report.images import grid, save_png
 from fewstep.runs import Run, environment
-from fewstep.solvers import SOLVERS, grids
-from fewstep.systems.distill.batches import Batches, Conditioned, FromData, FromStore
+from fewstep.systems.distill.material import Material
 from fewstep.systems.distill.measure import compare
 from fewstep.systems.distill.networks import (
     channels_of,
+    drawable,
     engine_of,
     finished,
     middle_of,
@@ -41,10 +36,7 @@ from fewstep.systems.distill.networks import (
 from fewstep.systems.distill.recipe import DistillRecipe
 from fewstep.systems.distill.report import write_report
 from fewstep.systems.distill.tune import tuned
-from fewstep.systems.pipeline_recipe import Conditions
-from fewstep.train.classes import class_numbers
 from fewstep.train.distillation import defaults, stage_of
-from fewstep.train.latents import encode as encode_pictures
 from fewstep.train.loop import accelerator_for, fit
 from fewstep.train.memory import described, estimate
 from fewstep.train.stage import StageConfig
@@ -98,9 +90,14 @@ class Job:
         self.generator = Generator(self.pipe, recipe.guidance, dict(recipe.call), recipe.batch)
         # the needs of a method are known without its networks, and what it must be told of them needs its conditions
         self.method = method(recipe.method, self.process, **recipe.method_options())
+        self.material = Material(recipe, run, self.generator, self.process, self.prediction, self.method.needs)
         self.method = method(recipe.method, self.process, **self._options())
         if recipe.guidance != 1 and not takes_guidance(recipe.method, self.method):
             raise FewstepError(f"{recipe.method} takes no guidance from its teacher", mend="Set guidance=1.")
+        train = recipe.train
+        if train.students > 1 and (self.method.two_times or train.lora or train.quantize):
+            what = "several students train all weights of a network with one time"
+            raise FewstepError(what, value=train.students, mend="Set train.students=1.")
 
     def _options(self) -> dict[str, Any]:
         """Options of the method, with what it is to know of this network: where an adversary looks at it."""
@@ -108,138 +105,13 @@ class Job:
         if "modules" in known and self.method.adversary is not None:
             names = options.setdefault("modules", [middle_of(network)])
             if "channels" in known:
-                options.setdefault("channels", channels_of(network, names, self.encoded, self.process))
+                options.setdefault("channels", channels_of(network, names, self.material.encoded, self.process))
         return options
 
     @cached_property
     def plan(self) -> Plan:
         """How the student is run."""
         return self.method.steps.plan(self.process, self.prediction)
-
-    # --- conditions, data -------------------------------------------------------------------------------------------
-
-    def conditions(self, wanted: Conditions, held_out: bool, count: int | None = None) -> list[Any] | None:
-        """Prompts or labels of that many items, or all that there are."""
-        source = self.recipe.prompts(wanted, held_out)
-        if count is None:
-            kind = condition_kind(self.pipe)
-            count = {"batch_size": 1, "class_labels": class_count(self.pipe) if kind == "class_labels" else 1}.get(kind)
-            if count is None:
-                count = len(load_prompts(source if isinstance(source, str) else list(map(str, source))))
-        return conditions_of(self.pipe, source, count)
-
-    @cached_property
-    def encoded(self) -> Encoded:
-        """What the network is told, for all conditions of the training."""
-        source = self.pictures[1] if self.pictures else self.conditions(self.recipe.data.conditions, held_out=False)
-        return encode(self.generator, self.process, source)
-
-    @cached_property
-    def pictures(self) -> tuple[Tensor, list[Any], Tensor] | None:
-        """Real pictures (N, 3, H, W), their different conditions, and which each has (N,); None without."""
-        data = self.recipe.data
-        if data.source == "teacher" or not self.method.needs & {"data", "store"}:
-            return None
-        if "store" in self.method.needs:
-            mend = "Leave data.source=teacher: its trajectories are made for you."
-            raise FewstepError(f"{self.recipe.method} learns from trajectories of the teacher", mend=mend)
-        images, captions = load_pictures(data.source, "train", data.size)
-        if condition_kind(self.pipe) == "class_labels":
-            numbers = class_numbers(captions, self.pipe.labels)
-            return images, list(range(class_count(self.pipe))), numbers
-        known = sorted(set(captions))
-        place = {caption: i for i, caption in enumerate(known)}
-        return images, list(known), torch.tensor([place[caption] for caption in captions])
-
-    def batches(self, student: int = 0) -> Batches:
-        """The stream of batches that the method needs, of the conditions that this student owns."""
-        owned = None if self.owners is None else (self.owners == student).nonzero().flatten()
-        given = Conditioned(self.encoded, self.recipe.train.batch, place_of(self.pipe), owned)
-        if not self.method.needs & {"data", "store"}:
-            return given
-        if owned is None and self.pictures is None:
-            return FromStore(given, self.store)
-        if "store" in self.method.needs:
-            raise FewstepError("several students need a method without trajectories", value=self.recipe.method)
-        latents, numbers = self.latents
-        mine = torch.ones(len(numbers), dtype=torch.bool) if owned is None else torch.isin(numbers, owned)
-        if not mine.any():
-            raise FewstepError(f"student {student} owns no data", mend="Give more data, or train fewer students.")
-        return FromData(given, latents[mine], numbers[mine])
-
-    @cached_property
-    def owners(self) -> Tensor | None:
-        """Which student owns each condition (N,); None where there is one student."""
-        return None if self._parts is None else self._parts[0]
-
-    @cached_property
-    def _parts(self) -> tuple[Tensor, Tensor | None] | None:
-        """Owners of the conditions, and the centres of their parts."""
-        count, tensors = self.recipe.train.students, self.encoded.tensors
-        return None if count == 1 else partition(tensors[deciding(tensors)].cpu(), count)
-
-    @cached_property
-    def latents(self) -> tuple[Tensor, Tensor]:
-        """All data (N, ...) with the numbers of their conditions (N,): real pictures, or the teacher's samples."""
-        if self.pictures is None:
-            return self.store.ends()
-        images, _, numbers = self.pictures
-        if getattr(self.pipe, "vae", None) is None:
-            return images.float() / 127.5 - 1, numbers
-        found = encode_pictures(self.pipe.vae, images, [""] * len(images), numbers[:, None], place_of(self.pipe))
-        return found.both[0], numbers
-
-    @cached_property
-    def store(self) -> Store:
-        """Trajectories of the teacher, made here where they are absent."""
-        settings = self.recipe.data
-        place = Path(settings.folder) if settings.folder else self.run.scratch("trajectories")
-        header = self._header(self.conditions(settings.conditions, held_out=False))
-        with self.run.progress("trajectories of the teacher", total=header.count) as advance:
-            write(place, header, self._solve(header), advance)
-        return Store.open(place, process=self.process)
-
-    def _header(self, conditions: Sequence[Any] | None) -> Header:
-        settings = self.recipe.data
-        return Header(
-            times=tuple(self.teacher_times[i] for i in self._kept),
-            process=repr(self.process),
-            model=str(identity_of(self.pipe).model),
-            solver=f"{self.recipe.teacher.solver}, {self.recipe.teacher.steps} steps",
-            guidance=self.recipe.guidance,
-            shape=self.encoded.shape,
-            count=settings.count,
-            shard=max(1, min(64, settings.count)),
-            seed=3_000_003 * (settings.seed + 1),
-            conditions=tuple(conditions or ()),
-        )
-
-    def _solve(self, header: Header) -> Solve:
-        def solve(seeds: Sequence[int], numbers: Sequence[int]) -> Tensor:
-            given = [header.conditions[i] for i in numbers] if header.conditions else None
-            seen = trace(self.generator, self.teacher, given, list(seeds))
-            states = torch.cat([seen.states, seen.final[None]]).transpose(0, 1)
-            return states[:, self._kept].cpu()
-
-        return solve
-
-    @cached_property
-    def teacher(self) -> Plan:
-        """The many-step plan of the teacher."""
-        settings = self.recipe.teacher
-        return SOLVERS[settings.solver](self.process, self.prediction, grids.uniform(self.process, settings.steps))
-
-    @cached_property
-    def teacher_times(self) -> list[float]:
-        """Process times of its states, the data at the end."""
-        return [float(row.time) for row in self.teacher.rows] + [0.0]
-
-    @cached_property
-    def _kept(self) -> list[int]:
-        """Which of its states a store keeps."""
-        rows, wanted = self.recipe.teacher.steps, self.recipe.data.states or self.recipe.teacher.steps
-        wanted = min(wanted, rows)
-        return [round(i * rows / wanted) for i in range(wanted)] + [rows]
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -262,8 +134,10 @@ class Job:
 
     def _train(self, student: int) -> dict[str, Any]:
         config, settings = self.config(), self.recipe.train
-        batches = self.batches(student)
-        engine = engine_of(self.pipe, self.method, self.process, self.prediction, self.encoded, batches, settings)
+        batches = self.material.batches(student)
+        engine = engine_of(
+            self.pipe, self.method, self.process, self.prediction, self.material.encoded, batches, settings
+        )
         stage = stage_of(engine, config, lambda folder: None)
         told = estimate(stage, config, {n: m for n, m in self.pipe.components.items() if isinstance(m, nn.Module)})
         self.run.say(described(told))
@@ -280,19 +154,14 @@ class Job:
 
     def _drawing(self, stage: Any, student: nn.Module) -> Any:
         """The stage with a sheet of samples every so many steps; draws from seeds of its own."""
-        import dataclasses
-
-        count = 8
-        conditions = self.conditions(self.recipe.evaluation.conditions, True, count)
+        seeds = list(range(8))
+        conditions = self.material.conditions(self.recipe.evaluation.conditions, True, len(seeds))
 
         def after(step: int) -> None:
             stage.after(step)
             if step % self.recipe.train.pictures_every == 0:
-                images = self.draw(finished_now(student), self.plan, conditions, list(range(count)))
+                images = self.draw(drawable(student, self.method, self.process), self.plan, conditions, seeds)
                 save_png(grid(images), self.run.artifact(f"samples/{step:06d}.png"))
-
-        def finished_now(module: nn.Module) -> nn.Module:
-            return module.eval()
 
         return dataclasses.replace(stage, after=after)
 
@@ -303,21 +172,15 @@ class Job:
             return generate(plan, conditions, seeds)
 
     def network(self, trained: Trained) -> nn.Module:
-        """The trained student; several become one network that routes each condition to its owner.
-
-        Raises:
-            FewstepError: several students of a kind that cannot be put together.
-        """
-        place, settings = place_of(self.pipe), self.recipe.train
-        students = [student_of(self.pipe, self.method, settings, one["tensors"]) for one in trained]
+        """The trained student; several become one network that routes each condition to its owner."""
+        place = place_of(self.pipe)
+        students = [student_of(self.pipe, self.method, self.recipe.train, one["tensors"]) for one in trained]
         students = [finished(student, self.method, self.process) for student in students]
-        if self._parts is None:
+        if self.material.parts is None:
             return students[0].to(place)
-        if self.method.two_times or settings.lora or settings.quantize:
-            raise FewstepError("several students must train all weights of a network with one time", mend="lora=0.")
-        owners, centres = self._parts
-        name = deciding(self.encoded.tensors)
-        table = [] if centres is not None else _table(self.encoded.tensors[name].cpu(), owners)
+        owners, centres = self.material.parts
+        name = deciding(self.material.encoded.tensors)
+        table = [] if centres is not None else _table(self.material.encoded.tensors[name].cpu(), owners)
         return Routed.of(students, name, table, centres).to(place)
 
     def student(self, trained: Trained, plan: Plan) -> Any:

@@ -23,7 +23,7 @@ STUDENT, TEACHER_FEW, TEACHER = "student", "teacher, as few steps", "teacher"
 def compare(job: Job, trained: Trained, plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metrics of student and teacher against fresh samples of the teacher, and pictures of equal seeds."""
     settings = job.recipe.evaluation
-    conditions = job.conditions(settings.conditions, True, settings.items)
+    conditions = job.material.conditions(settings.conditions, True, settings.items)
     names = [str(i) for i in range(settings.items)] if conditions is None else [str(c) for c in conditions]
     seeds = [[1_000_003 * s + i for i in range(settings.items)] for s in settings.seeds]
     network = job.network(trained)
@@ -50,7 +50,7 @@ def compare(job: Job, trained: Trained, plan: Plan) -> tuple[dict[str, Any], dic
         )
 
     systems = {name: drawn(name, conditions, seeds) for name in (STUDENT, TEACHER_FEW, TEACHER)}
-    others = job.conditions(settings.conditions, True, settings.reference)
+    others = job.material.conditions(settings.conditions, True, settings.reference)
     reference = drawn("reference", others, [[7_000_003 + i for i in range(settings.reference)]])[0]
     numbers = job.run.unit(
         "evaluate",
@@ -68,4 +68,4 @@ def compare(job: Job, trained: Trained, plan: Plan) -> tuple[dict[str, Any], dic
 
 
 def _plan(job: Job, few: Plan, name: str) -> Plan:
-    return few if name == TEACHER_FEW else job.teacher
+    return few if name == TEACHER_FEW else job.material.teacher

@@ -139,12 +139,20 @@ def channels_of(network: nn.Module, names: Sequence[str], encoded: Encoded, proc
 
 def finished(student: nn.Module, method: Method, process: Process) -> nn.Module:
     """The trained student as a pipeline runs it."""
-    student = student.eval().requires_grad_(False)
+    return drawable(student, method, process).requires_grad_(False)
+
+
+def drawable(student: nn.Module, method: Method, process: Process) -> nn.Module:
+    """The student, in training or after, as a pipeline can call it; the loop sets it to training again."""
+    if isinstance(student, Role):
+        student.shared.use(student.name)
+        inner: nn.Module = student.inner
+        return inner
     if isinstance(student, TwoTimes):
         told = [float(process.network_time(t)) for t in method.steps.times]
         ends = [float(process.network_time(t)) for t in method.steps.jumps]
         student.finish(list(zip(told, ends, strict=True)))
-    return student
+    return student.eval()
 
 
 def with_network(pipe: Any, network: nn.Module) -> Any:

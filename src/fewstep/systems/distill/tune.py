@@ -33,7 +33,7 @@ def tuned(job: Job, trained: Trained) -> Plan:
 
     def compute() -> Plan:
         network = job.network(trained)
-        conditions = job.conditions(job.recipe.data.conditions, False, ITEMS)
+        conditions = job.material.conditions(job.recipe.data.conditions, False, ITEMS)
         seeds = [5_000_003 * (job.recipe.train.seed + 1) + i for i in range(ITEMS)]
 
         def generate(plan: Plan, items: Sequence[int]) -> Tensor:
@@ -42,7 +42,7 @@ def tuned(job: Job, trained: Trained) -> Plan:
 
         features = load_features(placed(job.recipe.evaluation.features[0]))
         with torch.no_grad():
-            reference = features(job.generator(job.teacher, conditions, [s + ITEMS for s in seeds]))
+            reference = features(job.generator(job.material.teacher, conditions, [s + ITEMS for s in seeds]))
         objective = DistributionMatch(generate, features, reference, ITEMS)
         family = Family("ramp")
         problem = Problem(job.plan, family, objective, log=job.run.scratch("q-sched") / "scores.jsonl")
