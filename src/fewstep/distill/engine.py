@@ -72,6 +72,7 @@ class Engine:
             given = self._again(batch, None if k else made[0], generator)
             for parties, terms in self._followers(k, ratios):
                 yield parties, self._turn(parties, terms, batch, given, generator)
+        self._alone(*self.modules)  # as before the step
 
     def after(self, step: int) -> None:
         """What follows the updates of step `step` (from 1): the slow student moves, the critic is pulled."""

@@ -97,9 +97,7 @@ def _parts(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
 def _eight_bit(inside: Mapping[str, torch.Tensor], parameter: torch.Tensor, signed: bool) -> torch.Tensor:
     from torchao.optim.subclass_8bit import OptimState8bit
 
-    made: torch.Tensor = OptimState8bit.__tensor_unflatten__(
-        dict(inside), [signed, parameter.shape, parameter.dtype], None, None
-    )
+    made: torch.Tensor = OptimState8bit.__tensor_unflatten__(dict(inside), [signed, parameter.dtype], None, None)
     return made
 
 
