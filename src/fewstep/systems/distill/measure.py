@@ -59,6 +59,7 @@ def compare(job: Job, trained: Trained, plan: Plan) -> tuple[dict[str, Any], dic
             reference,
             names,
             [load_features(placed(spec)) for spec in settings.features],
+            paired_to=TEACHER,
             compare=[(STUDENT, TEACHER_FEW)],
         ),
     )

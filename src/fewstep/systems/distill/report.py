@@ -53,7 +53,7 @@ def write_report(
         *_curves(history),
         plan_table(plan, "The plan", "How the student is run; saved with it."),
         Facts("Memory before activations", {k: shown(v) for k, v in results["training"]["memory"].items()}),
-        Facts("Training", {k: str(v) for k, v in results["training"]["settings"].items()}),
+        Facts("Training", _settings(results)),
         Facts("Environment", {k: str(v) for k, v in results["environment"].items()}),
         Code("Use it", _use(run)),
         Code("Command", results["environment"]["command"]),
@@ -135,6 +135,12 @@ def _curves(history: Sequence[Mapping[str, float]]) -> list[Block]:
         if curves:
             figures.append(Figure(title, lines(curves, xlabel="updates of the student", ylabel="mean of 20 steps")))
     return figures
+
+
+def _settings(results: Results) -> dict[str, str]:
+    """What the loop was told; the data of a distillation are told in its recipe."""
+    told = results["training"]["settings"]
+    return {name: str(value) for name, value in told.items() if name not in ("data", "size")}
 
 
 def _use(run: Run) -> str:
