@@ -82,7 +82,8 @@ class Backbone:
     """
 
     def __init__(self, model: nn.Module, time_scale: float = 1.0) -> None:
-        parameters = inspect.signature(model.forward).parameters
+        # a wrapper such as `fewstep.pipelines.two_times.TwoTimes` passes on what it is given to the network inside
+        parameters = inspect.signature(getattr(model, "inner", model).forward).parameters
         names = [n for n in ("sample", "hidden_states", "x") if n in parameters]
         times = [n for n in ("timestep", "timesteps", "t") if n in parameters]
         if not names or not times:

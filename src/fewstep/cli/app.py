@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli import doctor, export, generate, inspect, plan, quantize, run, search, train
+from fewstep.cli import bench, distill, doctor, export, generate, inspect, plan, quantize, run, search, train
 from fewstep.cli.shell import Commands
 
 app = typer.Typer(
@@ -42,7 +42,9 @@ run.add_to(app)
 search.add_to(app)
 quantize.add_to(app)
 export.add_to(app)
+distill.add_to(app)
 app.add_typer(plan.app, name="plan")
+app.add_typer(bench.app, name="bench")
 generate.add_to(app)
 inspect.add_to(app)
 train.add_to(app)

@@ -31,3 +31,9 @@ def shipped(name: str) -> Path:
         mend = "Reinstall fewstep, or make it with `fewstep train`."
         raise FewstepError(f"this installation lacks the weights of {name}", value=str(folder), mend=mend)
     return folder
+
+
+def placed(spec: str) -> str:
+    """A spec such as `clip:emoji-judge` with the shipped model's name replaced by its folder."""
+    kind, _, name = spec.partition(":")
+    return f"{kind}:{shipped(name)}" if name in SHIPPED else spec

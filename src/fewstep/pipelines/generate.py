@@ -190,10 +190,11 @@ def _bytes(value: Any) -> int:
 
 @dataclass
 class Trace:
-    """Per row, the state the network saw and its raw output after guidance: each (K, B, ...)."""
+    """Per row, the state the network saw and its raw output after guidance, each (K, B, ...); and the end (B, ...)."""
 
     states: Tensor
     outputs: Tensor
+    final: Tensor
 
 
 def trace(
@@ -213,10 +214,11 @@ def trace(
         runner.forced = None if along is None else along.states[:, done : done + len(some)]
         runner.states, runner.outputs = [], []
         with torch.no_grad():
-            generate.run(runner, given, some)
-        parts.append((torch.stack(runner.states), torch.stack(runner.outputs)))
+            final = generate.run(runner, given, some)
+        parts.append((torch.stack(runner.states), torch.stack(runner.outputs), final))
         done += len(some)
-    return Trace(torch.cat([s for s, _ in parts], 1), torch.cat([o for _, o in parts], 1))
+    states, outputs, finals = zip(*parts, strict=True)
+    return Trace(torch.cat(states, 1), torch.cat(outputs, 1), torch.cat(finals))
 
 
 class _Tracer(Runner):

@@ -33,6 +33,7 @@ class Kind:
 
 
 _KINDS: dict[str, Kind] = {
+    "distill": Kind("fewstep.systems.distill:DistillRecipe", "fewstep.systems.distill:run"),
     "q-sched": Kind("fewstep.systems.q_sched:QSchedRecipe", "fewstep.systems.q_sched:run"),
     "quantize": Kind("fewstep.systems.mixdq:QuantizeRecipe", "fewstep.systems.mixdq:run"),
     "schedule": Kind("fewstep.systems.schedule:ScheduleRecipe", "fewstep.systems.schedule:run"),

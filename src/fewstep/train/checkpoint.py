@@ -12,22 +12,27 @@ from torch import nn
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, read_tensors, write_folder, write_json, write_tensors
 from fewstep.train.ema import EMA
+from fewstep.train.power_ema import PowerEMA
 
 
 def save_checkpoint(
     folder: Path,
     modules: Mapping[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
+    optimizers: Mapping[str, torch.optim.Optimizer],
     ema: EMA,
     progress: Mapping[str, Any],
+    power: PowerEMA | None = None,
 ) -> None:
     """Write modules, optimizer moments, averages and progress (JSON: step, history, seconds) atomically."""
     tensors: dict[str, torch.Tensor] = {}
     for name, module in modules.items():
         tensors |= {f"module/{name}/{key}": value.clone() for key, value in module.state_dict().items()}
     tensors |= {f"ema/{key}": value for key, value in ema.shadow.items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
+    tensors |= {f"power/{key}": value for key, value in (power.state() if power else {}).items()}
+    for party, optimizer in optimizers.items():
+        for index, moments in optimizer.state_dict()["state"].items():
+            for key, value in moments.items():
+                tensors |= _parts(f"optimizer/{party}/{index}/{key}", torch.as_tensor(value))
 
     def fill(draft: Path) -> None:
         write_tensors(draft / "state.safetensors", tensors)
@@ -37,7 +42,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, ema: EMA
+    folder: Path,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    ema: EMA,
+    power: PowerEMA | None = None,
 ) -> dict[str, Any] | None:
     """Restore everything in place and return the progress, or None where there is no checkpoint.
 
@@ -51,17 +60,45 @@ def load_checkpoint(
         for name, module in modules.items():
             module.load_state_dict(_under(tensors, f"module/{name}/"))
         ema.load(_under(tensors, "ema/"), progress.pop("ema_updates"))
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in _under(tensors, "optimizer/").items():
-            index, field = key.split("/")
-            state.setdefault(int(index), {})[field] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if power is not None:
+            power.load(_under(tensors, "power/"), progress["step"])
+        for party, optimizer in optimizers.items():
+            _load_optimizer(optimizer, _under(tensors, f"optimizer/{party}/"))
     except (KeyError, RuntimeError, ValueError) as error:
         raise FewstepError(
             f"the checkpoint {folder} belongs to another model ({error})",
             mend="Choose a new output folder, or the settings that this one was started with.",
         ) from error
     return progress
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, torch.Tensor]) -> None:
+    """Moments by the number of their parameter; 8-bit moments are put together from the tensors inside."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for key, value in stored.items():
+        index, field, *inner = key.split("/")
+        if not inner:
+            state.setdefault(int(index), {})[field] = value
+        elif field not in state.setdefault(int(index), {}):
+            inside = {k.split("/")[2]: v for k, v in stored.items() if k.startswith(f"{index}/{field}/")}
+            state[int(index)][field] = _eight_bit(inside, parameters[int(index)], signed=field == "exp_avg")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _parts(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A plain tensor, or the tensors inside one of torchao's 8-bit moments."""
+    if not hasattr(value, "__tensor_flatten__"):
+        return {name: value}
+    names, _ = value.__tensor_flatten__()
+    return {f"{name}/{inner}": getattr(value, inner) for inner in names}
+
+
+def _eight_bit(inside: Mapping[str, torch.Tensor], parameter: torch.Tensor, signed: bool) -> torch.Tensor:
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    made: torch.Tensor = OptimState8bit.__tensor_unflatten__(dict(inside), [signed, parameter.dtype], None, None)
+    return made
 
 
 def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -16,14 +16,14 @@ class EMA:
 
     def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self.shadow = {name: tensor.detach().clone() for name, tensor in _named(modules)}
+        self.shadow = {name: tensor.detach().clone() for name, tensor in named(modules)}
 
     @torch.no_grad()
     def update(self, modules: Mapping[str, nn.Module]) -> None:
         """Take one step towards the present weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, tensor in _named(modules):
+        for name, tensor in named(modules):
             shadow = self.shadow[name]
             if shadow.is_floating_point():
                 shadow.lerp_(tensor.to(shadow.dtype), 1 - decay)
@@ -33,7 +33,7 @@ class EMA:
     @torch.no_grad()
     def copy_to(self, modules: Mapping[str, nn.Module]) -> None:
         """Put the averaged weights into the modules."""
-        for name, tensor in _named(modules):
+        for name, tensor in named(modules):
             tensor.copy_(self.shadow[name])
 
     def load(self, shadow: Mapping[str, torch.Tensor], updates: int) -> None:
@@ -43,7 +43,8 @@ class EMA:
         self.updates = updates
 
 
-def _named(modules: Mapping[str, nn.Module]) -> Iterable[tuple[str, torch.Tensor]]:
+def named(modules: Mapping[str, nn.Module]) -> Iterable[tuple[str, torch.Tensor]]:
+    """Every tensor of the modules by `MODULE.NAME`."""
     for module_name, module in modules.items():
         for name, tensor in module.state_dict().items():
             yield f"{module_name}.{name}", tensor

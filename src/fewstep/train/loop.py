@@ -16,86 +16,164 @@ from torch import nn
 from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.train.checkpoint import load_checkpoint, save_checkpoint
 from fewstep.train.ema import EMA
-from fewstep.train.stage import Stage, StageConfig
+from fewstep.train.optimizers import optimizer_of
+from fewstep.train.power_ema import PowerEMA
+from fewstep.train.stage import Party, Stage, StageConfig
 
 
 @dataclass
 class Progress:
-    """Where a run stands: steps done, seconds spent (over all resumptions) and the recorded losses."""
+    """Where a run stands: steps done, seconds spent (over all resumptions) and the recorded losses.
+
+    Each record is the mean over the steps since the last one; `window` is what has been summed for the next.
+    """
 
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    window: dict[str, float] = field(default_factory=dict)
 
 
-def fit(stage: Stage, config: StageConfig, out: Path, accelerator: Accelerator) -> Progress:
+def fit(stage: Stage, config: StageConfig, out: Path | None, accelerator: Accelerator, quiet: bool = False) -> Progress:
     """Train until `config.steps`, resuming from `out/checkpoint`; leaves the averaged weights in the modules.
 
     The randomness of a step depends on (seed, step, process) only, so a resumed run repeats the uninterrupted
     one exactly and no state of a random generator needs storing.
 
+    Args:
+        out: where the checkpoint goes; None keeps none.
+        quiet: show no progress.
+
     Raises:
-        NonFiniteError: the loss is NaN or infinite.
+        NonFiniteError: a loss is NaN or infinite; the message says whose and when, the last checkpoint is good.
     """
     for module in (*stage.modules.values(), *stage.frozen.values(), *stage.state.values()):
         module.to(accelerator.device)
-    parameters = [p for module in stage.modules.values() for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
-    )
-    ema = EMA(stage.modules, config.ema)
+    parties = {name: _Trained.of(party, config) for name, party in stage.all_parties().items()}
+    optimizers = {name: party.optimizer for name, party in parties.items()}
+    ema = EMA(stage.averaged(), config.ema)
+    power = PowerEMA(stage.averaged(), config.ema_widths) if config.ema_widths else None
     stored = {**stage.modules, **stage.state}
-    progress = Progress(**(load_checkpoint(out / "checkpoint", stored, optimizer, ema) or {}))
-    optimizer = accelerator.prepare(optimizer)
-    began, before = time.monotonic(), progress.seconds
-    with _Display(accelerator, config.steps) as show:
+    kept = None if out is None else load_checkpoint(out / "checkpoint", stored, optimizers, ema, power)
+    progress = Progress(**(kept or {}))
+    for party in parties.values():
+        party.optimizer = accelerator.prepare(party.optimizer)
+    record, began, before = _Record(progress.window), time.monotonic(), progress.seconds
+    with _Display(accelerator, config.steps, quiet) as show:
         while progress.step < config.steps:
-            numbers = _step(stage, config, accelerator, optimizer, parameters, progress.step)
-            ema.update(stage.modules)
+            numbers = _step(stage, config, accelerator, parties, progress.step)
+            ema.update(stage.averaged())
+            if power is not None:
+                power.update(stage.averaged())
             progress.step += 1
             if stage.after is not None:
                 stage.after(progress.step)
             progress.seconds = before + time.monotonic() - began
-            if progress.step % 20 == 0 or progress.step == config.steps:
-                progress.history.append({"step": progress.step, **{k: float(v) for k, v in numbers.items()}})
-                if not math.isfinite(progress.history[-1]["loss"]):
-                    raise NonFiniteError(f"the loss at step {progress.step} is not finite", mend="Lower learning_rate.")
-            show(progress, numbers, config.batch * accelerator.num_processes)
+            record.add(numbers)
             done = progress.step == config.steps
-            if (done or progress.step % config.checkpoint_every == 0) and accelerator.is_main_process:
-                save_checkpoint(out / "checkpoint", stored, optimizer, ema, vars(progress))
-    ema.copy_to(stage.modules)
+            if progress.step % 20 == 0 or done:
+                progress.history.append(record.mean(progress.step))
+            show(progress, numbers, config.batch * accelerator.num_processes)
+            if out is not None and (done or progress.step % config.checkpoint_every == 0):
+                progress.window = record.sums(progress.step)
+                if accelerator.is_main_process:
+                    save_checkpoint(out / "checkpoint", stored, optimizers, ema, vars(progress), power)
+                    if power is not None:
+                        power.store(out / "averages")
+    ema.copy_to(stage.averaged())
     return progress
 
 
+@dataclass
+class _Trained:
+    """A party at work: its optimizer, its parameters and its share of the learning rate."""
+
+    optimizer: Any
+    parameters: list[nn.Parameter]
+    modules: Mapping[str, nn.Module]
+    rate: float
+
+    @classmethod
+    def of(cls, party: Party, config: StageConfig) -> _Trained:
+        parameters = [p for module in party.modules.values() for p in module.parameters() if p.requires_grad]
+        rate = config.learning_rate * party.learning_rate
+        optimizer = optimizer_of(config.optimizer, parameters, rate, party.betas, config.weight_decay)
+        return cls(optimizer, parameters, party.modules, party.learning_rate)
+
+    def at(self, learning_rate: float) -> None:
+        """Set the learning rate of the coming update."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):  # torchao's optimizers keep it on the device
+                group["lr"].fill_(self.rate * learning_rate)
+            else:
+                group["lr"] = self.rate * learning_rate
+
+
 def _step(
-    stage: Stage,
-    config: StageConfig,
-    accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    step: int,
+    stage: Stage, config: StageConfig, accelerator: Accelerator, parties: Mapping[str, _Trained], step: int
 ) -> dict[str, torch.Tensor | float]:
     seed = (config.seed * 1_000_003 + step) * 1009 + accelerator.process_index
     torch.manual_seed(seed)  # for dropout and the like inside the modules
     generator = torch.Generator().manual_seed(seed)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, config)
-    for module in stage.modules.values():
-        module.train()
-    with accelerator.autocast():
-        loss, numbers = stage.loss(stage.batch(generator), generator)
-    accelerator.backward(loss)
-    _average_gradients(accelerator, parameters)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {"loss": loss.detach(), **numbers, "gradient": norm}
+    rate = learning_rate(step, config)
+    for party in parties.values():
+        party.at(rate)
+        for module in party.modules.values():
+            module.train()
+    told: dict[str, torch.Tensor | float] = {}
+    for names, compute in stage.all_turns(step, generator):
+        with accelerator.autocast():
+            loss, numbers = compute()
+        accelerator.backward(loss)
+        told = {**told, **numbers} if "loss" in told else {**told, "loss": loss.detach(), **numbers}
+        for name in names:
+            party = parties[name]
+            _average_gradients(accelerator, party.parameters)
+            norm = torch.nn.utils.clip_grad_norm_(party.parameters, config.clip_norm)
+            told["gradient" if len(parties) == 1 else f"{name}/gradient"] = norm
+            party.optimizer.step()
+            party.optimizer.zero_grad(set_to_none=True)
+    return told
+
+
+class _Record:
+    """Sums of the numbers of each step, on their device: reading one would make every step wait for it."""
+
+    def __init__(self, sums: Mapping[str, float]) -> None:
+        self._sums: dict[str, Any] = {k: torch.tensor(v, dtype=torch.float64) for k, v in sums.items()}
+
+    def add(self, numbers: Mapping[str, Any]) -> None:
+        """One step."""
+        for name, value in {**numbers, "steps": 1.0}.items():
+            value = value.double() if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
+            have = self._sums.get(name)
+            self._sums[name] = value if have is None else have.to(value.device) + value
+
+    def sums(self, step: int) -> dict[str, float]:
+        """The numbers to go on with later (NonFiniteError, so that no spoiled checkpoint is written)."""
+        sums = {name: float(value) for name, value in self._sums.items()}
+        spoiled = [name for name, value in sums.items() if not math.isfinite(value)]
+        if spoiled:
+            first = [name for name in spoiled if not name.endswith("gradient")] or spoiled
+            raise NonFiniteError(
+                f"{' and '.join(first[:3])} became NaN or infinite within the steps before {step}",
+                mend="The last checkpoint is good. Lower learning_rate or clip_norm, then run the same command.",
+            )
+        return sums
+
+    def mean(self, step: int) -> dict[str, float]:
+        """Means since the last call, with the step; begins anew."""
+        sums = self.sums(step)
+        count = sums.pop("steps")
+        self._sums = {}
+        return {"step": step, **{name: value / count for name, value in sums.items()}}
 
 
 def learning_rate(step: int, config: StageConfig) -> float:
-    """Linear warm-up, then a cosine down to zero at `config.steps`."""
+    """Linear warm-up, then a cosine down to zero at `config.steps`, or no decay."""
     warm = min(1.0, (step + 1) / (config.warmup + 1))
+    if config.decay == "constant":
+        return config.learning_rate * warm
     rest = max(0.0, (step - config.warmup) / max(1, config.steps - config.warmup))
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * rest))
 
@@ -127,7 +205,7 @@ def accelerator_for(config: StageConfig) -> Accelerator:
 class _Display:
     """Progress with loss, pictures per second and time left; plain lines where there is no terminal."""
 
-    def __init__(self, accelerator: Accelerator, steps: int) -> None:
+    def __init__(self, accelerator: Accelerator, steps: int, quiet: bool = False) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.bar = Progress(
@@ -136,11 +214,11 @@ class _Display:
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]} · {task.fields[rate]} img/s · left"),
             TimeRemainingColumn(),
-            disable=not accelerator.is_main_process,
+            disable=quiet or not accelerator.is_main_process,
             transient=True,
         )
-        self.plain = accelerator.is_main_process and not self.bar.console.is_terminal
-        self.steps, self.loss, self.start = steps, 0.0, (0, 0.0)
+        self.plain = not quiet and accelerator.is_main_process and not self.bar.console.is_terminal
+        self.steps, self.loss, self.start, self.quiet = steps, 0.0, (0, 0.0), quiet
 
     def __enter__(self):  # type: ignore[no-untyped-def]
         self.bar.disable = self.bar.disable or self.plain
@@ -154,7 +232,7 @@ class _Display:
     def _show(self, progress: Progress, numbers: Mapping[str, Any], batch: int) -> None:
         if self.start == (0, 0.0):
             self.start = (progress.step - 1, progress.seconds)
-        if progress.step % 10:
+        if self.quiet or progress.step % 10:
             return
         loss = float(numbers["loss"])
         self.loss = loss if self.loss == 0.0 else 0.9 * self.loss + 0.1 * loss

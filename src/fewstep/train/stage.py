@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,12 +33,35 @@ class StageConfig(BaseModel):
     warmup: int = Field(100, ge=0, description="steps of linear warm-up before the cosine decay")
     clip_norm: Positive = 1.0
     ema: Fraction = 0.999
+    ema_widths: tuple[float, ...] = Field(
+        (), description="relative widths of averages that are stored, to choose a width afterwards: [0.05, 0.1]"
+    )
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast on CUDA, float32 on CPU (bfloat16 pays on few CPUs)"
     )
     checkpoint_every: Count = 200
+    decay: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
+    optimizer: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit: moments in 8 bits (torchao)")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+
+
+Turn = tuple[tuple[str, ...], Callable[[], tuple[torch.Tensor, Mapping[str, Any]]]]
+"""Whose optimizers step, and the loss they step on with further numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Party:
+    """Modules with an optimizer of their own.
+
+    learning_rate: as a multiple of the setting. betas: of Adam. averaged: whether an EMA of it is kept and saved.
+    """
+
+    modules: Mapping[str, nn.Module]
+    learning_rate: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    averaged: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +69,7 @@ class Stage:
     """Everything the loop needs, and nothing about how it loops.
 
     Attributes:
-        modules: what is trained, by name; checkpointed and averaged.
+        modules: what is trained, by name; checkpointed and averaged. One optimizer unless there are `parties`.
         frozen: what the loss needs on the same device, untouched.
         batch: pictures and conditions of one step, drawn from the step's own generator (on the CPU).
         loss: scalar loss and further numbers to show; draws its noise from the same generator.
@@ -54,6 +77,9 @@ class Stage:
         after: called after each optimizer step, for instance to move a target network; its modules must be
             among `state`.
         state: modules that are checkpointed but neither trained nor averaged.
+        parties: where several are trained on losses of their own; together they hold all `modules`.
+        turns: (step, generator) -> the updates of a step in order, each computed when it is asked for; one update of
+            everything on `batch` and `loss` unless given.
     """
 
     modules: Mapping[str, nn.Module]
@@ -63,3 +89,20 @@ class Stage:
     frozen: Mapping[str, nn.Module] = field(default_factory=dict)
     state: Mapping[str, nn.Module] = field(default_factory=dict)
     after: Callable[[int], None] | None = None
+    parties: Mapping[str, Party] = field(default_factory=dict)
+    turns: Callable[[int, torch.Generator], Iterator[Turn]] | None = None
+
+    def all_parties(self) -> Mapping[str, Party]:
+        """The parties; a stage without them is one."""
+        return self.parties or {"model": Party(self.modules)}
+
+    def averaged(self) -> dict[str, nn.Module]:
+        """The modules whose average is the result."""
+        return {name: m for party in self.all_parties().values() if party.averaged for name, m in party.modules.items()}
+
+    def all_turns(self, step: int, generator: torch.Generator) -> Iterator[Turn]:
+        """The updates of a step."""
+        if self.turns is not None:
+            yield from self.turns(step, generator)
+        else:
+            yield ("model",), lambda: self.loss(self.batch(generator), generator)

@@ -1,0 +1,1 @@
+"""Train students: score, trajectory, moment and adversarial objectives as parts; a method is a list of them."""

@@ -1,0 +1,197 @@
+"""Where the states come from that jumps start at: data, pairs, stored trajectories, the teacher, the student itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.distill.core import Batch, Cast, Made, noise_like
+from fewstep.distill.flow_map.frame import column, levels
+from fewstep.distill.flow_map.intervals import Even, Grid, before
+from fewstep.distill.flow_map.jump import Jump, Sight, Times, students_view
+from fewstep.distill.flow_map.legs import Solver
+from fewstep.distill.flow_map.schedules import Varying, value_at
+from fewstep.distill.steps import Steps
+from fewstep.errors import FewstepError
+
+
+class Source(Protocol):
+    """Where jumps start."""
+
+    def __call__(self, cast: Cast, batch: Batch, made: Made | None, blank: Jump, generator: torch.Generator) -> Sight:
+        """States (B, ...) at `blank.t`; `blank` is the jump without its states: times, conditions and guidance."""
+
+
+@dataclass(frozen=True)
+class NoisedData:
+    """Real data with fresh noise."""
+
+    def __call__(self, cast: Cast, batch: Batch, made: Made | None, blank: Jump, generator: torch.Generator) -> Sight:
+        """States of the batch's data.
+
+        Raises:
+            FewstepError: the batch has no data.
+        """
+        if batch.clean is None:
+            raise FewstepError("noised data needs data", mend="Give a data set, or use a source without data.")
+        return mixed(cast, batch.clean, noise_like(tuple(batch.clean.shape), generator, batch.clean), blank.t)
+
+
+@dataclass(frozen=True)
+class PureNoise:
+    """Fresh noise; the jumps must start at the noisiest time."""
+
+    def __call__(self, cast: Cast, batch: Batch, made: Made | None, blank: Jump, generator: torch.Generator) -> Sight:
+        """Noise at the scale of the process."""
+        noise = unit_noise(cast, batch, generator)
+        return Sight(prior(cast, noise), noise=noise)
+
+
+@dataclass(frozen=True)
+class EndPointPairs:
+    """Stored pairs of noise and the teacher's sample, mixed at t: reflow.
+
+    anneal:
+        beta: the noise becomes sqrt(1 - beta^2) noise + beta fresh; 1 is independent, 0 paired (SlimFlow, arXiv
+        2407.12718, sec. 3.1).
+    symmetry:
+        (B, ...) -> (B, ...), applied to both ends of half of the pairs: right only where the teacher commutes with it.
+    """
+
+    anneal: Varying = 0.0
+    symmetry: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, cast: Cast, batch: Batch, made: Made | None, blank: Jump, generator: torch.Generator) -> Sight:
+        """States on the way between the ends."""
+        path = stored(batch)
+        sigma = cast.student.process.sigma(float(batch.times[0]))  # type: ignore[index]
+        noise, clean = path[:, 0] / sigma, path[:, -1]
+        if self.symmetry is not None:
+            flip = column((torch.rand(batch.size, generator=generator) < 0.5).double(), clean) > 0
+            noise, clean = (torch.where(flip, self.symmetry(part), part) for part in (noise, clean))
+        beta = value_at(self.anneal, batch)
+        if beta > 0:
+            fresh = noise_like(tuple(noise.shape), generator, noise)
+            noise = (1 - beta**2) ** 0.5 * noise + beta * fresh
+        sight = mixed(cast, clean, noise, blank.t)
+        return Sight(sight.x, clean, noise, arrival=clean)
+
+
+@dataclass(frozen=True)
+class StoredPath:
+    """States of stored trajectories, at the positions of the jumps' ends."""
+
+    def __call__(self, cast: Cast, batch: Batch, made: Made | None, blank: Jump, generator: torch.Generator) -> Sight:
+        """States at the starts, and those at the ends."""
+        path, start, stop = stored(batch), blank.times.start, blank.times.stop
+        if start is None or stop is None:
+            raise FewstepError("stored states need jumps between stored times", mend="Use StoredPairs.")
+        rows = torch.arange(batch.size, device=path.device)
+        begin, end = (path[rows, at.to(path.device)] for at in (start, stop))
+        return Sight(begin, clean=path[:, -1], arrival=end)
+
+
+@dataclass(frozen=True)
+class TeacherRollout:
+    """The teacher's own states, by guided steps from fresh noise down to t: no data, no mismatch (MLCM, 2406.05768)."""
+
+    steps: int = 8
+    order: int = 1
+
+    def __call__(self, cast: Cast, batch: Batch, made: Made | None, blank: Jump, generator: torch.Generator) -> Sight:
+        """States of the teacher."""
+        noise = unit_noise(cast, batch, generator)
+        top = torch.full_like(blank.t, cast.teacher.process.noisiest)
+        return Sight(Solver(self.order, self.steps)(cast, blank, prior(cast, noise), top, blank.t)[0])
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Reflow within windows of time, without a store (PeRFlow, arXiv 2405.07510).
+
+    Data is noised to the upper edge of the window that t lies in and solved by the teacher to the lower one; the pair
+    (data, noise) whose path joins the two states takes the place of the original: a straight line on the straight path.
+    The jumps must end at the lower edge (`Edge` of the same grid).
+    """
+
+    grid: Grid = field(default_factory=lambda: Even(4))
+    steps: int = 8
+    order: int = 1
+
+    def __call__(self, cast: Cast, batch: Batch, made: Made | None, blank: Jump, generator: torch.Generator) -> Sight:
+        """States on the joining paths."""
+        process = cast.student.process
+        upper = before(self.grid(process, batch), blank.t, 0)
+        start = NoisedData()(cast, batch, made, replace(blank, times=Times(upper, blank.s)), generator).x
+        end, _ = Solver(self.order, self.steps)(cast, blank, start, upper, blank.s)
+        (alpha, sigma), (alpha_end, sigma_end) = levels(process, upper), levels(process, blank.s)
+        determinant = alpha_end * sigma - alpha * sigma_end
+        clean = column(sigma / determinant, end) * end - column(sigma_end / determinant, end) * start
+        noise = column(alpha_end / determinant, end) * start - column(alpha / determinant, end) * end
+        return replace(mixed(cast, clean, noise, blank.t), arrival=end)
+
+
+@dataclass(frozen=True)
+class StudentRollout:
+    """Samples of the student, noised again: those of the method's roll-out, or of `steps` where there is none.
+
+    same_noise:
+        Noise again with the noise that the sample was made from (TLCM's algorithm 2); fresh noise otherwise.
+    """
+
+    steps: Steps | None = None
+    same_noise: bool = False
+
+    def __call__(self, cast: Cast, batch: Batch, made: Made | None, blank: Jump, generator: torch.Generator) -> Sight:
+        """Noised samples.
+
+        Raises:
+            FewstepError: there is neither a roll-out nor steps, or no noise to use again.
+        """
+        noise = unit_noise(cast, batch, generator)
+        if made is not None and not self.same_noise:
+            return mixed(cast, made.clean.detach(), noise, blank.t)
+        if self.steps is None:
+            mend = "Give the source the steps of the student."
+            raise FewstepError("the student's own samples need a roll-out or steps", mend=mend)
+        clean = self.steps.sample(cast.student, noise, students_view(batch.condition), generator)
+        return mixed(cast, clean, noise if self.same_noise else unit_noise(cast, batch, generator), blank.t)
+
+
+def mixed(cast: Cast, clean: Tensor, noise: Tensor, t: Tensor) -> Sight:
+    """States alpha clean + sigma noise at times (B,)."""
+    alpha, sigma = levels(cast.student.process, t)
+    return Sight(column(alpha, clean) * clean + column(sigma, clean) * noise, clean, noise)
+
+
+def prior(cast: Cast, noise: Tensor) -> Tensor:
+    """States at the noisiest time of unit noise, as samplers start: of variance alpha^2 + sigma^2 (VE: sigma^2)."""
+    process = cast.student.process
+    alpha, sigma = process.alpha(process.noisiest), process.sigma(process.noisiest)
+    return noise * (sigma if alpha == 1 else (alpha**2 + sigma**2) ** 0.5)
+
+
+def stored(batch: Batch) -> Tensor:
+    """Stored states (B, K, ...).
+
+    Raises:
+        FewstepError: the batch has none.
+    """
+    if batch.path is None or batch.times is None:
+        raise FewstepError("this source needs a trajectory store", mend="Make one of the teacher's trajectories.")
+    return batch.path
+
+
+def unit_noise(cast: Cast, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Standard normal noise for a batch, like its data or trajectories, else in float32 beside the student."""
+    given = [value for value in (batch.clean, batch.path) if value is not None]
+    like = given[0] if given else None
+    if like is None:
+        network = cast.student.network
+        weights = list(network.parameters())[:1] if isinstance(network, nn.Module) else []
+        like = next((torch.empty(0, device=v.device) for v in (*(batch.condition or {}).values(), *weights)), None)
+    return noise_like((batch.size, *batch.shape), generator, like)

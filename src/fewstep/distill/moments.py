@@ -1,0 +1,91 @@
+"""Maximum mean discrepancy: a loss between two sets of samples, no teacher or critic (MMD-DDM, arXiv 2301.07969)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.distill.core import Batch, Cast, Loss, Made
+from fewstep.distill.rollout import needed
+from fewstep.errors import FewstepError
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+"""Features (n, d) and (m, d) -> values (n, m)."""
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """(a . b / d + offset)^degree: the kernel of KID is cubic. Degree 1 matches the means alone."""
+
+    degree: int = 3
+    offset: float = 1.0
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """(n, m)."""
+        return (a @ b.T / a.shape[1] + self.offset) ** self.degree
+
+
+@dataclass(frozen=True)
+class Radial:
+    """Mean over widths of exp(-|a - b|^2 / (2 width^2))."""
+
+    widths: tuple[float, ...] = (0.25, 0.5, 1.0)
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """(n, m)."""
+        # not cdist, whose gradient is undefined at distance 0
+        square = (a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T).clamp(min=0)
+        return torch.stack([torch.exp(-square / (2 * width**2)) for width in self.widths]).mean(0)
+
+
+def discrepancy(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
+    """Unbiased estimate of the squared discrepancy of sets x (n, d) and y (m, d); may be negative.
+
+    Raises:
+        FewstepError: fewer than two samples on a side.
+    """
+    n, m = len(x), len(y)
+    if n < 2 or m < 2:
+        raise FewstepError("two sets of two samples at least are needed", value=(n, m), mend="Use a larger batch.")
+    xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
+    within = (xx.sum() - xx.diagonal().sum()) / (n * (n - 1)) + (yy.sum() - yy.diagonal().sum()) / (m * (m - 1))
+    return within - 2 * xy.mean()
+
+
+def flat(x: Tensor) -> Tensor:
+    """The samples' own numbers as features."""
+    return x.flatten(1)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Discrepancy of the student's samples from the real ones of the batch in a feature space.
+
+    features: samples (B, ...) -> (B, d), with a gradient; decodes latents where it must. Judge the result by others.
+    unit: divide features by the root mean squared distance of two real ones, which the widths of a radial kernel want.
+    """
+
+    features: Callable[[Tensor], Tensor] = flat
+    kernel: Kernel = Polynomial()
+    scale: float = 1.0
+    unit: bool = False
+
+    def __call__(self, cast: Cast, batch: Batch, made: Made | None, generator: torch.Generator) -> Loss:
+        """The loss; float32 at least, for a cubic kernel overflows in half precision.
+
+        Raises:
+            FewstepError: the batch holds no data.
+        """
+        x = needed(made).clean
+        if batch.clean is None:
+            raise FewstepError("this objective compares with real data", mend="Give the distillation data.")
+        with torch.no_grad():
+            real = self.features(batch.clean)
+        wide = torch.promote_types(real.dtype, torch.float32)
+        real = real.to(wide)
+        size = (2 * real.var(0).sum()).sqrt() if self.unit else 1.0
+        loss = discrepancy(self.features(x).to(wide) / size, real / size, self.kernel)
+        return self.scale * loss, {"discrepancy": loss.detach()}

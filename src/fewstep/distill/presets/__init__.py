@@ -1,0 +1,1 @@
+"""Published methods as data, one module each: a function `(process, *, options) -> Method` under `@preset(name)`."""

@@ -1,0 +1,35 @@
+"""Distribution matching distillation, one step."""
+
+from __future__ import annotations
+
+from fewstep.distill.core import Term
+from fewstep.distill.method import Critic, Method, Settings, Tracking, preset
+from fewstep.distill.rollout import Simulation
+from fewstep.distill.score import Branch, Denoising, Match, Pairs, PerError
+from fewstep.distill.steps import evenly
+from fewstep.distill.times import everywhere
+from fewstep.process import Process
+
+
+@preset("dmd")
+def dmd(process: Process, *, guidance: float = 3.0, pairs: float = 0.25, floor: float = 1e-5) -> Method:
+    """DMD: critic against guided teacher, and regression on the teacher's own paths (arXiv 2311.18828).
+
+    pairs: weight of the regression, 0 without a trajectory store. The paper's distance is LPIPS; here mean squares.
+    floor: as in dmd2.
+    """
+    steps = evenly(process, 1)
+    levels = everywhere(process)
+    terms: dict[str, Term] = {"score": Branch(Match(guidance), levels, (PerError(guidance, floor),))}
+    needs = {"guidance"} if guidance != 1 else set()
+    if pairs:
+        terms["pairs"] = Pairs(pairs)
+        needs.add("store")
+    return Method(
+        terms,
+        steps,
+        Simulation(steps),
+        Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio=1)),
+        needs=frozenset(needs),
+        settings=Settings(learning_rate=1e-5, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
+    )

@@ -1,0 +1,122 @@
+"""Average velocities between any two times: MeanFlow, its distillation, alpha-Flow, Lagrangian flow maps."""
+
+from __future__ import annotations
+
+from fewstep.distill.flow_map import (
+    Adaptive,
+    Data,
+    Eulerian,
+    FlowMapTerm,
+    Guidance,
+    Intervals,
+    Lagrangian,
+    Other,
+    Part,
+    Ramp,
+    SameNoise,
+    SelfGuided,
+    Slope,
+    Solver,
+    Squared,
+    Student,
+    Teacher,
+    TwoLeg,
+)
+from fewstep.distill.flow_map.directions import Direction
+from fewstep.distill.method import Method, Settings, preset
+from fewstep.distill.steps import evenly
+from fewstep.distill.times import LogitNormal, Uniform
+from fewstep.process import Process
+
+SETTINGS = Settings(learning_rate=1e-4, betas=(0.9, 0.95), ema=0.9999)
+
+
+@preset("mean_flow")
+def mean_flow(
+    process: Process,
+    *,
+    steps: int = 1,
+    guidance: float = 1.0,
+    teacher: bool = False,
+    omega: float = 1.0,
+    kappa: float = 0.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    derivative: str = "jvp",
+    equal: float = 0.75,
+    power: float = 1.0,
+    c: float = 1e-2,
+) -> Method:
+    """MeanFlow: the average velocity satisfies its own differential equation (arXiv 2505.13447).
+
+    teacher: the teacher's velocity (with `guidance`) in place of the data's, the distillation form (2511.13019).
+    omega, kappa, interval: MeanFlow's own guidance, without a teacher.
+    """
+    law = LogitNormal(-0.4, 1.0)
+    direction: Direction = Teacher() if teacher else Data()
+    if (omega, kappa) != (1.0, 0.0):
+        direction = SelfGuided(omega, kappa, interval, direction)
+    needs = {"data"} | ({"guidance"} if guidance != 1 or (omega, kappa) != (1.0, 0.0) else set())
+    term = FlowMapTerm(
+        Intervals(law, Other(law), equal=equal),
+        Eulerian(direction, Slope(derivative)),
+        metric=Squared(total=True),
+        weights=(Adaptive(power, c),),
+        guidance=Guidance(guidance),
+    )
+    steps_ = evenly(process, steps, fresh=0.0)
+    return Method({"mean_flow": term}, steps_, needs=frozenset(needs), two_times=True, settings=SETTINGS)
+
+
+@preset("alpha_flow")
+def alpha_flow(
+    process: Process,
+    *,
+    steps: int = 1,
+    teacher: bool = False,
+    guidance: float = 1.0,
+    least: float = 0.05,
+    equal: float = 0.5,
+) -> Method:
+    """alpha-Flow: discrete MeanFlow, from flow matching (share 1) towards the limit (arXiv 2510.20771).
+
+    least: share of the jump that the first leg still takes at the end of the training.
+    """
+    law = LogitNormal(-0.4, 1.0)
+    share = Ramp(1.0, least, 0.2, 0.8)
+    term = FlowMapTerm(
+        Intervals(law, Other(law), Part(share), equal),
+        TwoLeg(Solver() if teacher else SameNoise(), Student()),
+        metric=Squared(total=True),
+        weights=(Adaptive(),),
+        guidance=Guidance(guidance),
+    )
+    needs = frozenset({"data", "guidance"} if teacher and guidance != 1 else {"data"})
+    steps_ = evenly(process, steps, fresh=0.0)
+    return Method({"mean_flow": term}, steps_, needs=needs, two_times=True, settings=SETTINGS)
+
+
+@preset("lagrangian")
+def lagrangian(
+    process: Process,
+    *,
+    steps: int = 1,
+    guidance: float = 1.0,
+    derivative: str = "jvp",
+    equal: float = 0.25,
+    least: float = 0.01,
+) -> Method:
+    """Lagrangian map distillation: the landing point moves with the teacher (arXiv 2406.07507).
+
+    The only derivative is in the end time: cheap, and safe with fused attention by `derivative="difference"`.
+    """
+    law = Uniform(least, 1.0)
+    term = FlowMapTerm(
+        Intervals(law, Other(law), equal=equal),
+        Lagrangian(slope=Slope(derivative)),
+        metric=Squared(total=True),
+        weights=(Adaptive(0.5, 1e-3),),
+        guidance=Guidance(guidance),
+    )
+    needs = frozenset({"data", "guidance"} if guidance != 1 else {"data"})
+    steps_ = evenly(process, steps, fresh=0.0)
+    return Method({"flow_map": term}, steps_, needs=needs, two_times=True, settings=SETTINGS)

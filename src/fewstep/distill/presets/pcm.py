@@ -1,0 +1,86 @@
+"""Phased consistency: jumps to the edge of the own segment of the trajectory."""
+
+from __future__ import annotations
+
+from fewstep.distill.flow_map import (
+    Back,
+    Edge,
+    ElementHuber,
+    Even,
+    FlowMapTerm,
+    Guidance,
+    Intervals,
+    InTurn,
+    Solver,
+    Squared,
+    Student,
+    StudentRollout,
+    TeacherRollout,
+    TwoLeg,
+)
+from fewstep.distill.flow_map.metrics import Metric
+from fewstep.distill.method import Method, Settings, preset
+from fewstep.distill.steps import evenly
+from fewstep.process import Process
+
+
+@preset("pcm")
+def pcm(process: Process, *, steps: int = 4, guidance: float = 5.0, parts: int = 48, huber: float = 1e-3) -> Method:
+    """Phased consistency model: as many segments as steps, sampled without fresh noise (arXiv 2405.18407)."""
+    grid = Even(parts)
+    term = FlowMapTerm(
+        Intervals(grid, Edge(Even(steps)), Back(grid)),
+        TwoLeg(Solver(), Student()),
+        metric=ElementHuber(huber),
+        space="state",
+        guidance=Guidance(guidance),
+    )
+    return Method(
+        {"consistency": term},
+        evenly(process, steps, fresh=0.0),
+        needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
+        settings=Settings(learning_rate=5e-6),
+    )
+
+
+@preset("mlcm")
+def mlcm(
+    process: Process,
+    *,
+    steps: int = 4,
+    guidance: float = 8.0,
+    segments: int = 8,
+    parts: int = 48,
+    sub_steps: int = 3,
+    rollout: int = 4,
+    first_stage: float = 12 / 14,
+    metric: Metric = Squared(),
+) -> Method:
+    """Multistep latent consistency without data: segments on the teacher's states, then milestones (arXiv 2406.05768).
+
+    metric: the paper's is the distance of features of a latent perceptual network (`Features`).
+    sub_steps, rollout: DDIM steps between milestones (p), and steps of the student that make its own states (q).
+    """
+    fine, coarse, scale = Even(parts), Even(segments), Guidance(guidance)
+    within = FlowMapTerm(
+        Intervals(fine, Edge(coarse), Back(fine)),
+        TwoLeg(Solver(), Student()),
+        TeacherRollout(segments),
+        metric,
+        space="state",
+        guidance=scale,
+    )
+    between = FlowMapTerm(
+        Intervals(coarse, middle=Back(coarse)),
+        TwoLeg(Solver(steps=sub_steps), Student()),
+        StudentRollout(evenly(process, rollout)),
+        metric,
+        space="state",
+        guidance=scale,
+    )
+    return Method(
+        {"consistency": InTurn(((first_stage, within), (1.0, between)))},
+        evenly(process, steps),
+        needs=frozenset({"guidance"} if guidance != 1 else ()),
+        settings=Settings(learning_rate=1e-4),
+    )

@@ -1,0 +1,116 @@
+"""Straight lines between the teacher's noise and its samples: reflow, InstaFlow's distillation, SlimFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from fewstep.distill.flow_map import (
+    Data,
+    Edge,
+    EndPointPairs,
+    Even,
+    FlowMapTerm,
+    Guidance,
+    Inside,
+    Instant,
+    Intervals,
+    InTurn,
+    PureNoise,
+    Ramp,
+    Solver,
+    Squared,
+    Stored,
+    StoredPairs,
+    StoredPath,
+    Student,
+    Together,
+    TwoLeg,
+    Windows,
+)
+from fewstep.distill.flow_map.metrics import Metric
+from fewstep.distill.method import Method, Settings, Target, preset
+from fewstep.distill.steps import evenly
+from fewstep.distill.times import Uniform
+from fewstep.process import Process
+
+EVERYWHERE = Intervals(Uniform(1e-3, 1.0), equal=1.0)
+
+
+@preset("reflow")
+def reflow(process: Process, *, steps: int = 2, anneal: float = 0.0) -> Method:
+    """Reflow: flow matching between the paired ends of stored trajectories (arXiv 2209.03003; InstaFlow 2309.06380).
+
+    anneal: share of the training over which the pairs are loosened (SlimFlow); 0 is plain reflow.
+    """
+    beta = Ramp(1.0, 0.0, last=anneal) if anneal else 0.0
+    return Method(
+        {"reflow": FlowMapTerm(EVERYWHERE, Instant(Data()), EndPointPairs(beta))},
+        evenly(process, steps, fresh=0.0),
+        needs=frozenset({"store"}),
+        settings=Settings(learning_rate=1e-6, warmup=1000, ema=0.9999),
+    )
+
+
+@preset("perflow")
+def perflow(process: Process, *, steps: int = 4, guidance: float = 1.0, sub_steps: int = 8, order: int = 1) -> Method:
+    """PeRFlow: reflow within as many windows of time as steps, solved while training (arXiv 2405.07510).
+
+    sub_steps, order: of the teacher's solver across a window.
+    """
+    windows = Even(steps)
+    term = FlowMapTerm(
+        Intervals(Uniform(1e-3, 1.0), Edge(windows)),
+        Instant(Data()),
+        Windows(windows, sub_steps, order),
+        guidance=Guidance(guidance),
+    )
+    return Method(
+        {"reflow": term},
+        evenly(process, steps, fresh=0.0),
+        needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
+        settings=Settings(learning_rate=8e-5),
+    )
+
+
+@preset("instaflow")
+def instaflow(process: Process, *, metric: Metric = Squared()) -> Method:
+    """InstaFlow's last stage: one step to the stored end of a straightened flow (arXiv 2309.06380).
+
+    Run `reflow` first, store trajectories of its student, and distil that student on them; metric: L2, then LPIPS.
+    """
+    return Method(
+        {"end": FlowMapTerm(StoredPairs("whole"), TwoLeg(Stored()), StoredPath(), metric, space="state")},
+        evenly(process, 1, fresh=0.0),
+        needs=frozenset({"store"}),
+        settings=Settings(learning_rate=1e-6, warmup=1000, ema=0.9999),
+    )
+
+
+@preset("slim_flow")
+def slim_flow(
+    process: Process,
+    *,
+    reflow_steps: int = 800_000,
+    distil_steps: int = 400_000,
+    metric: Metric = Squared(),
+    symmetry: Callable[[Tensor], Tensor] | None = None,
+) -> Method:
+    """SlimFlow: annealed reflow, then one step from exact pairs and from two steps of its own flow (arXiv 2407.12718).
+
+    For a student smaller than its teacher. The training must take reflow_steps + distil_steps updates. symmetry: of the
+    teacher, such as a flip of pictures, applied to both ends of half of the pairs.
+    """
+    share = reflow_steps / (reflow_steps + distil_steps)
+    straighten = FlowMapTerm(EVERYWHERE, Instant(Data()), EndPointPairs(Ramp(1.0, 0.0, last=0.375 * share), symmetry))
+    pairs = FlowMapTerm(StoredPairs("whole"), TwoLeg(Stored()), StoredPath(), metric, space="state")
+    flow = TwoLeg(Student("student"), Solver(who="target"))
+    two_steps = FlowMapTerm(Inside(0.2, 0.8), flow, PureNoise(), metric, space="state")
+    return Method(
+        {"slim_flow": InTurn(((share, straighten), (1.0, Together(pairs, two_steps, "two_steps"))))},
+        evenly(process, 1, fresh=0.0),
+        target=Target(every=reflow_steps),
+        needs=frozenset({"store"}),
+        settings=Settings(learning_rate=2e-4, betas=(0.9, 0.999), warmup=5000, ema=0.9999),
+    )

@@ -1,0 +1,63 @@
+"""Few-step SiD: the uniform mixture over all calls of the student, and the three kinds of guidance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from fewstep.distill.adversary import Fool, Judge
+from fewstep.distill.core import Term
+from fewstep.distill.discriminator import Heads, Taps
+from fewstep.distill.method import Adversary, Critic, Method, Settings, preset
+from fewstep.distill.rollout import Simulation
+from fewstep.distill.score import Branch, Denoising, Identity, PerError, Scales
+from fewstep.distill.score.weights import Weight
+from fewstep.distill.steps import evenly
+from fewstep.distill.times import Law, LogitNormal, everywhere, straight
+from fewstep.process import Process
+
+
+@preset("sid_few_step")
+def sid_few_step(
+    process: Process,
+    *,
+    steps: int = 4,
+    alpha: float = 1.0,
+    guidance: float = 1.0,
+    critic_guidance: float = 1.0,
+    adversarial: float = 0.0,
+    modules: Sequence[str] = ("mid_block",),
+    channels: Mapping[str, int] | None = None,
+    fresh: float = 1.0,
+    each: bool = True,
+    floor: float = 1e-5,
+) -> Method:
+    """Few-step SiD: one student and one critic for all calls, chosen at random per batch (2505.12674, 2509.25127).
+
+    guidance, critic_guidance: (4.5, 4.5) LSG, (1, 0) Zero-CFG, (1, -1) Anti-CFG. adversarial: above 0 needs data; its
+    heads are small networks on critic features, where the paper reads the features themselves as logits. each: a random
+    call per sample; the paper draws one for the batch, which collapses at large learning rates.
+    floor: as in dmd2, used where the process is not a flow (there the noise levels and weights are those of SiD-DiT).
+    """
+    run = evenly(process, steps, fresh)
+    levels: Law = everywhere(process)
+    weight: Weight = PerError(guidance, floor)
+    if straight(process):
+        levels, weight = LogitNormal(math.log(2), 1.6, least=0.01), Scales(alpha=1)
+    terms: dict[str, Term] = {"score": Branch(Identity(alpha, guidance, critic_guidance), levels, (weight,))}
+    adversary = None
+    if adversarial:
+        taps = Taps("critic", tuple(modules))
+        terms["adversarial"] = Fool(taps, levels, "bce", adversarial)
+        judge = Judge(taps, levels, "bce", same_noise=True, train_source=True)
+        adversary = Adversary(Heads(taps, channels=channels), judge, with_critic=True)
+    guided = (guidance, critic_guidance) != (1.0, 1.0)
+    return Method(
+        terms,
+        run,
+        Simulation(run, each),
+        Critic(Denoising(levels, guidance=critic_guidance)),
+        adversary,
+        needs=frozenset(({"guidance"} if guided else set()) | ({"data"} if adversarial else set())),
+        settings=Settings(learning_rate=1e-6, betas=(0.0, 0.999)),
+    )

@@ -1,0 +1,68 @@
+"""What a step of a method costs, counted where it happens: samples that pass through a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.distill.engine import Engine
+from fewstep.pipelines import backbone_of
+from fewstep.systems.distill.job import Job
+from fewstep.systems.distill.networks import engine_of
+
+
+@dataclass
+class Passes:
+    """Samples through networks: forward, and backward, which costs about two forward."""
+
+    forward: int = 0
+    backward: int = 0
+
+    @property
+    def total(self) -> int:
+        """In units of one sample forward."""
+        return self.forward + 2 * self.backward
+
+
+@contextmanager
+def counting(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Passes]]:
+    """Count the calls of each module; a call whose output takes a gradient counts as one backward too."""
+    seen = {name: Passes() for name in modules}
+
+    def hook(name: str):  # type: ignore[no-untyped-def]
+        def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            first: Tensor = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+            seen[name].forward += len(first)
+            seen[name].backward += len(first) if first.requires_grad else 0
+
+        return note
+
+    handles = [m.register_forward_hook(hook(name), with_kwargs=True) for name, m in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def passes_per_step(job: Job, steps: int = 2) -> float:
+    """Samples forward per update of the student, every network and follower included; trains nothing."""
+    given = job.material
+    engine = engine_of(
+        job.pipe, job.method, job.process, job.prediction, given.encoded, given.batches(), job.recipe.train
+    )
+    with counting({"teacher": backbone_of(job.pipe), **_networks(engine)}) as seen:
+        for step in range(steps):
+            for _, compute in engine.turns(step, steps, torch.Generator().manual_seed(step)):
+                compute()
+    return sum(p.total for p in seen.values()) / steps
+
+
+def _networks(engine: Engine) -> dict[str, nn.Module]:
+    """The networks of the engine; an adversary on features of others is not one of them."""
+    return {n: m for n, m in {**engine.modules, **engine.slow}.items() if n != "adversary"}

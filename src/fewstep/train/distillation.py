@@ -1,0 +1,61 @@
+"""A distillation as a stage of the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fewstep.distill.engine import Engine
+from fewstep.distill.method import Settings
+from fewstep.train.stage import Party, Stage, StageConfig, Turn
+
+
+def stage_of(
+    engine: Engine,
+    config: StageConfig,
+    save: Callable[[Path], None],
+    frozen: Mapping[str, nn.Module] | None = None,
+) -> Stage:
+    """The stage: parties are the student (averaged), and the critic and adversary that the method has.
+
+    frozen: modules that must be on the device, such as the teacher's.
+    """
+    parties = {}
+    for name, module in engine.modules.items():
+        tracking = engine.tracking(name)
+        betas = tracking.betas or engine.method.settings.betas
+        parties[name] = Party({name: module}, tracking.learning_rate, betas, averaged=name == "student")
+
+    def turns(step: int, generator: torch.Generator) -> Iterator[Turn]:
+        return engine.turns(step, config.steps, generator)
+
+    def unused(*_: object) -> tuple[torch.Tensor, dict[str, float]]:
+        raise NotImplementedError("a distillation has turns")
+
+    return Stage(
+        modules=engine.modules,
+        batch=lambda generator: {},
+        loss=unused,
+        save=save,
+        frozen=frozen or {},
+        state=engine.slow,
+        after=engine.after,
+        parties=parties,
+        turns=turns,
+    )
+
+
+def defaults(settings: Settings) -> dict[str, object]:
+    """A method's own settings as those of the loop."""
+    return {
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "warmup": settings.warmup,
+        "decay": "cosine" if settings.decay else "constant",
+        "clip_norm": settings.clip_norm,
+        "ema": settings.ema,
+        "optimizer": settings.optimizer,
+    }

@@ -1,0 +1,359 @@
+"""Sources, intervals, metrics, weights and schedules of trajectory objectives, each against what defines it."""
+
+import dataclasses
+
+import pytest
+import torch
+from flow_map_exact import (
+    MEAN,
+    PROCESSES,
+    STD,
+    batch_of,
+    exact_cast,
+    exact_student,
+    exact_teacher,
+    fixed,
+    gaussian_map,
+    generator,
+    jump_of,
+    rough,
+)
+
+from fewstep.distill.core import Batch, Cast, Made, Model
+from fewstep.distill.flow_map import (
+    Adaptive,
+    Back,
+    Below,
+    Curved,
+    Data,
+    Dyadic,
+    Earlier,
+    Edge,
+    ElementHuber,
+    EndPointPairs,
+    Even,
+    Features,
+    FlowMapTerm,
+    Frame,
+    Halving,
+    Inside,
+    Instant,
+    Intervals,
+    InTurn,
+    InverseStep,
+    Learned,
+    Length,
+    Other,
+    Part,
+    PseudoHuber,
+    PureNoise,
+    Ramp,
+    Shrinking,
+    Snr,
+    Squared,
+    StoredPairs,
+    StudentRollout,
+    TeacherRollout,
+    Together,
+    Until,
+    Windows,
+    sinusoid,
+)
+from fewstep.distill.steps import Steps
+from fewstep.distill.times import LogNormal, Uniform
+from fewstep.errors import FewstepError
+from fewstep.prediction import Prediction
+from fewstep.process import VE, RectifiedFlow, VPDiscrete
+
+STRAIGHT = RectifiedFlow()
+MANY = Batch(size=4000, shape=(3,))
+
+
+def drawn(law, process=STRAIGHT, batch=MANY):
+    return law(batch, process, generator())
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+LAWS = {
+    "consistency": Intervals(Even(20), middle=Back(Even(20))),
+    "edm": Intervals(Curved(18, highest=20.0), Below(), Back(Curved(18, highest=20.0), 3)),
+    "segments": Intervals(Even(20), Edge(Even(4)), Back(Even(20))),
+    "halves": Intervals(Even(8), Earlier(Even(8)), Part(0.5)),
+    "any two": Intervals(Uniform(), Other(Uniform()), Part(0.3), equal=0.25),
+    "shrinking": Intervals(LogNormal(), middle=Shrinking()),
+    "dyadic": Dyadic(4),
+    "inside": Inside(),
+}
+
+
+@pytest.mark.parametrize("process", [STRAIGHT, VE(20.0), VPDiscrete.from_betas()], ids=["straight", "ve", "vp"])
+@pytest.mark.parametrize("name", LAWS)
+def test_times_of_a_jump_are_ordered_and_inside_the_process(name, process):
+    times = drawn(LAWS[name], process)
+    middle = times.s if times.m is None else times.m
+    assert bool((times.t <= process.noisiest).all() and (times.t > 0).all() and (times.s >= 0).all())
+    assert bool((times.s <= middle + 1e-12).all() and (middle <= times.t + 1e-12).all())
+    assert times.t.dtype == torch.float64
+
+
+def test_segments_end_at_their_own_lower_edge():
+    times = drawn(LAWS["segments"])
+    assert torch.allclose(times.s, ((times.t / 0.25) - 1e-9).floor() * 0.25, atol=1e-9)
+    assert bool((times.m - (times.t - 0.05)).abs().max() < 1e-9)
+
+
+def test_first_legs_stop_at_the_end_of_a_jump():
+    times = drawn(Intervals(Even(20), Edge(Even(4)), Back(Even(20), 8)))
+    assert torch.allclose(times.m, torch.maximum(times.t - 0.4, times.s), atol=1e-9)
+
+
+def test_progressive_grids_halve_with_the_stages():
+    grid = Even(Halving(8, every=10, least=2))
+    for step, parts in ((0, 8), (9, 8), (10, 4), (20, 2), (90, 2)):
+        times = drawn(Intervals(grid, Earlier(grid), Part(0.5)), batch=dataclasses.replace(MANY, step=step))
+        assert torch.allclose(times.t - times.s, torch.full_like(times.t, 1 / parts))
+        assert torch.allclose(times.m, (times.t + times.s) / 2)
+
+
+def test_dyadic_jumps_start_at_multiples_of_their_length():
+    times = drawn(Dyadic(4))
+    length = times.t - times.s
+    assert set(length.tolist()) == {1.0, 0.5, 0.25, 0.125}
+    assert torch.equal(times.t / length, (times.t / length).round())
+    assert torch.equal(times.m, times.t - length / 2)
+
+
+def test_the_asked_share_of_jumps_has_no_length():
+    times = drawn(Intervals(Uniform(), Other(Uniform()), equal=0.3))
+    assert abs(float((times.t == times.s).double().mean()) - 0.3) < 0.03
+
+
+def test_shrinking_middles_follow_the_schedule_of_easy_consistency_tuning():
+    """r / t = 1 - q^-(stage + 1) (1 + 8 sigmoid(-t)) in EDM's time, never below 0, closer in later stages."""
+    process, gaps = VE(80.0), []
+    for step in (0, 50, 99):
+        batch = dataclasses.replace(MANY, step=step, steps=100)
+        times = drawn(Intervals(LogNormal(-1.1, 2.0), middle=Shrinking(2.0, 4)), process, batch)
+        stage = step * 4 // 100
+        ratio = 1 - 2.0 ** -(stage + 1) * (1 + 8 * torch.sigmoid(-times.t))
+        assert torch.allclose(times.m, times.t * ratio.clamp(min=0), atol=1e-9)
+        gaps.append(float(((times.t - times.m) / times.t).mean()))
+    assert gaps[0] > gaps[1] > gaps[2]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "allowed"),
+    [
+        ("all", {(0, 2), (0, 3), (2, 3)}),
+        ("consecutive", {(0, 2), (2, 3)}),
+        ("to-end", {(0, 3), (2, 3)}),
+        ("whole", {(0, 3)}),
+    ],
+)
+def test_stored_pairs_are_those_of_the_key_states(pairs, allowed):
+    stored = torch.tensor([1.0, 0.9, 0.4, 0.0])
+    times = drawn(StoredPairs(pairs, keys=(1.0, 0.401, 0.0)), batch=dataclasses.replace(MANY, times=stored))
+    assert set(zip(times.start.tolist(), times.stop.tolist(), strict=True)) == allowed
+    assert torch.equal(times.t, stored.double()[times.start])
+    assert torch.equal(times.s, stored.double()[times.stop])
+
+
+def test_key_states_outside_of_the_store_are_refused():
+    with pytest.raises(FewstepError, match="lacks a key state"):
+        drawn(StoredPairs(keys=(1.0, 0.5, 0.0)), batch=dataclasses.replace(MANY, times=torch.tensor([1.0, 0.0])))
+    with pytest.raises(FewstepError, match="trajectory store"):
+        drawn(StoredPairs())
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+def pairs_batch(size=4000, process=STRAIGHT):
+    noise = torch.randn(size, 3, generator=generator(), dtype=torch.float64)
+    ends = [torch.full((size,), v, dtype=torch.float64) for v in (process.noisiest, 0.0)]
+    sigma = process.sigma(process.noisiest)
+    clean = gaussian_map(process, sigma * noise, *ends)
+    times = torch.tensor([process.noisiest, 0.0], dtype=torch.float64)
+    return Batch(size, (3,), path=torch.stack([sigma * noise, clean], 1), times=times), noise, clean
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+def test_annealed_noise_stays_standard_normal(beta):
+    """x1 becomes sqrt(1 - beta^2) x1 + beta fresh: unit variance, correlation sqrt(1 - beta^2) with the pair's."""
+    batch, noise, clean = pairs_batch()
+    sight = jump_of(exact_cast(STRAIGHT), fixed(0.5, 0.5), batch, EndPointPairs(beta)).sight
+    assert abs(float(sight.noise.var()) - 1) < 0.05
+    assert abs(float((sight.noise * noise).mean()) - (1 - beta**2) ** 0.5) < 0.03
+    assert torch.equal(sight.clean, clean)
+    assert torch.allclose(sight.x, 0.5 * sight.clean + 0.5 * sight.noise)
+
+
+def test_pairs_are_unit_noise_on_processes_of_other_scale():
+    batch, noise, _ = pairs_batch(process=VE(20.0))
+    sight = jump_of(exact_cast(VE(20.0)), fixed(0.5, 0.5), batch, EndPointPairs()).sight
+    assert torch.allclose(sight.noise, noise)
+
+
+def test_a_symmetry_turns_both_ends_of_half_of_the_pairs():
+    batch, noise, clean = pairs_batch()
+    sight = jump_of(exact_cast(STRAIGHT), fixed(0.5, 0.5), batch, EndPointPairs(symmetry=torch.neg)).sight
+    turned = torch.isclose(sight.clean, -clean).all(1)
+    assert abs(float(turned.double().mean()) - 0.5) < 0.03
+    assert torch.allclose(sight.noise, torch.where(turned[:, None], -noise, noise))
+
+
+def test_reflow_of_exact_pairs_is_straight_and_keeps_the_data():
+    """Gaussian ends are paired linearly: v = noise - clean is a function of x_t, and one Euler step gives the data."""
+    batch, noise, clean = pairs_batch()
+
+    def straight(x, time):
+        t = (time / 1000)[:, None]
+        z = (x - (1 - t) * MEAN) / ((1 - t) * STD + t)
+        return z - (MEAN + STD * z)
+
+    student = Model(straight, STRAIGHT, Prediction("velocity"))
+    cast = Cast(student, exact_teacher(STRAIGHT))
+    law = Intervals(Uniform(1e-3, 1.0), equal=1.0)
+    losses = [FlowMapTerm(law, Instant(Data()), EndPointPairs(b))(cast, batch, None, generator())[0] for b in (0, 0.5)]
+    assert losses[0] < 1e-24
+    assert losses[1] > 0.1
+    assert torch.allclose(Steps((1.0,), 0.0).sample(student, noise, None, generator()), clean)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_windows_join_the_ends_of_the_teachers_own_way(name):
+    """One clean prediction leads from the state to both edges, and the exact flow from the upper to the lower one."""
+    process = PROCESSES[name]
+    cast, law = exact_cast(process), Intervals(Uniform(0.1, 1.0), Edge(Even(3)))
+    jump = jump_of(cast, law, batch_of(32), Windows(Even(3), steps=60, order=2))
+    clean, upper = jump.known("clean"), jump.s + process.noisiest / 3
+    ends = [Frame.of(process, jump.t, end).express(clean, jump.x, "state") for end in (upper, jump.s)]
+    assert torch.allclose(ends[1], jump.known("arrival"), atol=1e-9)
+    exact = gaussian_map(process, ends[0], upper, jump.s)
+    assert float((ends[1] - exact).norm() / (ends[0] - exact).norm()) < 1e-2
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_teachers_rollout_arrives_at_the_states_of_its_flow(name):
+    """Many second-order steps of the exact teacher from noise: the exact map's states."""
+    process = PROCESSES[name]
+    cast = exact_cast(process)
+    batch = Batch(size=64, shape=(3,), clean=torch.zeros(64, 3, dtype=torch.float64))
+    errors = []
+    for steps in (64, 128):
+        jump = jump_of(cast, fixed(0.4, 0.0), batch, TeacherRollout(steps, order=2))
+        start = jump_of(cast, fixed(1.0, 0.0), batch, PureNoise())
+        exact = gaussian_map(process, start.x, start.t, jump.t)
+        errors.append(float((jump.x - exact).norm()))
+    assert errors[1] < 0.5 * errors[0] < 0.1 * float(exact.norm())
+
+
+def test_a_students_rollout_is_its_own_samples_noised_again():
+    """An exact student makes data of the right law in two steps; noise may be that of the sample."""
+    student = exact_student(STRAIGHT)
+    cast = Cast(student, exact_teacher(STRAIGHT))
+    batch = Batch(4000, (3,), clean=torch.zeros(1, dtype=torch.float64))
+    steps = Steps((1.0, 0.5), 0.0)
+    sight = jump_of(cast, fixed(0.5, 0.0), batch, StudentRollout(steps, same_noise=True)).sight
+    assert torch.allclose(sight.clean.mean(0), MEAN, atol=0.06)
+    assert torch.allclose(sight.clean.std(0), STD, atol=0.06)
+    assert torch.allclose(sight.clean, MEAN + STD * sight.noise, atol=1e-9)
+    fresh = jump_of(cast, fixed(0.5, 0.0), batch, StudentRollout(steps)).sight
+    assert abs(float((fresh.noise * (fresh.clean - MEAN)).mean())) < 0.05
+    with pytest.raises(FewstepError, match="roll-out or steps"):
+        jump_of(cast, fixed(0.5, 0.0), batch, StudentRollout())
+
+
+def test_what_a_rollout_made_is_noised_again():
+    made = Made(*(torch.ones(4, 3, dtype=torch.float64, requires_grad=True),) * 2, *(torch.zeros(4),) * 3)
+    cast, batch = exact_cast(STRAIGHT), batch_of()
+    seen = StudentRollout()(cast, batch, made, jump_of(cast, fixed(0.5, 0.0)), generator())
+    assert torch.equal(seen.clean, made.clean.detach())
+    assert not seen.x.requires_grad
+
+
+# --- metrics and weights ----------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_their_formulas():
+    a, b = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.zeros(2, 2)
+    assert torch.allclose(Squared()(a, b), torch.tensor([12.5, 0.0]))
+    assert torch.allclose(Squared(total=True)(a, b), torch.tensor([25.0, 0.0]))
+    assert torch.allclose(PseudoHuber(12.0)(a, b), torch.tensor([1.0, 0.0]))
+    assert torch.allclose(PseudoHuber()(a, b), torch.tensor([5.0, 0.0]), atol=1e-6)
+    assert torch.allclose(ElementHuber(4.0)(a, b)[0], torch.tensor(((5.0 - 4) + (32**0.5 - 4)) / 2))
+    assert torch.allclose(Features(lambda x: 2 * x)(a, b), 4 * Squared()(a, b))
+
+
+def test_the_gradient_of_the_norm_itself_is_finite_at_zero():
+    x = torch.zeros(2, 3, requires_grad=True)
+    PseudoHuber()(x, torch.zeros(2, 3)).sum().backward()
+    assert bool(x.grad.isfinite().all())
+
+
+def test_weights_are_their_formulas():
+    cast = Cast(rough(STRAIGHT), exact_teacher(STRAIGHT))
+    jump = jump_of(cast, fixed((0.5, 0.25, 0.8, 1.0), (0.1, 0.25, 0.2, 0.0), (0.4, 0.25, 0.3, 0.5)))
+    one = torch.ones(4, dtype=torch.float64)
+    snr = torch.tensor([1.0, 9.0, 0.0625, 0.0], dtype=torch.float64)
+    expected = {
+        Length(2.0): torch.tensor([0.16, 0.0, 0.36, 1.0]).double(),
+        InverseStep(): torch.tensor([10.0, 0.0, 2.0, 2.0]).double(),
+        Snr("truncated"): snr.clamp(min=1),
+        Snr("plus_one"): snr + 1,
+        Snr("clamped", 5.0): snr.clamp(max=5),
+        Snr("plain"): snr,
+    }
+    for weight, wanted in expected.items():
+        assert torch.allclose(weight(cast, jump, one), wanted), weight
+
+
+def test_adaptive_weights_carry_no_gradient():
+    distance = torch.tensor([4.0, 0.25], requires_grad=True)
+    Adaptive(0.5, 0.0)(None, None, distance).sum().backward()
+    assert torch.allclose(distance.grad, torch.tensor([0.5, 2.0]))
+
+
+def test_a_learned_weight_is_best_at_minus_the_logarithm_of_the_distance():
+    """exp(phi) d - phi is least at phi = -log d: the head learns the scale of the loss at each time."""
+    phi = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
+    network = rough(STRAIGHT).network
+    network.uncertainty = lambda time: phi.expand(len(time))
+    cast = Cast(Model(network, STRAIGHT, two_times=True), exact_teacher(STRAIGHT))
+    jump = jump_of(cast, fixed(0.5, 0.0))
+    distance = torch.full((4,), torch.e, dtype=torch.float64)
+    Learned()(cast, jump, distance).sum().backward()
+    assert abs(float(phi.grad)) < 1e-12
+    with pytest.raises(FewstepError, match="uncertainty"):
+        Learned()(Cast(rough(STRAIGHT), exact_teacher(STRAIGHT)), jump, distance)
+
+
+def test_the_embedding_of_guidance_is_that_of_diffusers():
+    from diffusers import LatentConsistencyModelPipeline
+
+    scale = torch.tensor([1.5, 8.0])
+    theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, scale - 1, 256)
+    assert torch.allclose(sinusoid(256)(scale), theirs, atol=1e-3)
+
+
+# --- schedules and stages ---------------------------------------------------------------------------------------------
+
+
+def test_schedules():
+    ramp = Ramp(1.0, 0.0, 0.2, 0.6)
+    assert [round(ramp(step, 10), 6) for step in (0, 2, 4, 6, 9)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+    assert [Until(3.0, 1.0, 5)(step, 10) for step in (4, 5)] == [3.0, 1.0]
+
+
+def test_terms_take_turns_and_add_up():
+    def term(value):
+        return lambda *_: (torch.tensor(value), {"x": torch.tensor(value)})
+
+    turns = InTurn(((0.5, term(1.0)), (1.0, Together(term(2.0), term(3.0)))))
+    seen = [turns(None, Batch(1, (1,), step=step, steps=4), None, None) for step in range(4)]
+    assert [float(loss) for loss, _ in seen] == [1.0, 1.0, 5.0, 5.0]
+    assert [float(numbers["stage"]) for _, numbers in seen] == [0.0, 0.0, 1.0, 1.0]
+    assert float(seen[3][1]["second"]) == 3.0
+    with pytest.raises(FewstepError, match="rise to 1"):
+        InTurn(((0.5, term(1.0)),))

@@ -1,0 +1,138 @@
+"""Times stay on the CPU and states on the device: every part runs with states on another device than the CPU.
+
+The device is torch's `meta`, which computes shapes alone and refuses to mix with the CPU as CUDA does.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep.distill.adversary import Fool, Judge
+from fewstep.distill.core import Batch, Cast, Model
+from fewstep.distill.discriminator import Discriminator, PointHead, Taps
+from fewstep.distill.moments import Moments, Radial
+from fewstep.distill.rollout import NoisedData, RandomSchedule, Simulation, between
+from fewstep.distill.score import (
+    Branch,
+    Denoising,
+    Guidance,
+    Huber,
+    Identity,
+    Match,
+    MeanVariance,
+    Pairs,
+    PerError,
+    Ratio,
+    Scales,
+    Tilt,
+    onward,
+)
+from fewstep.distill.score.relay import Relay
+from fewstep.distill.steps import Steps
+from fewstep.distill.times import Cleaner, Interval, Uniform
+from fewstep.prediction import Prediction
+from fewstep.process import RectifiedFlow
+
+SIZE = 8
+FLOW = RectifiedFlow()
+CHAIN, FRESH = Steps((1.0, 0.75, 0.5, 0.25), 0.0), Steps((1.0, 0.75, 0.5, 0.25))
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 4)
+        self.outer = nn.Linear(4, 3)
+
+    def forward(self, x, time, label):
+        return self.outer(self.inner(x) + time[:, None] + label[:, None])
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def cast():
+    networks = [Tiny().to("meta") for _ in range(3)]
+    student, teacher, critic = (Model(n, FLOW, Prediction("velocity")) for n in networks)
+    return Cast(student, teacher, critic, adversary=Discriminator({"inner": PointHead(4)}).to("meta"))
+
+
+@pytest.fixture
+def batch():
+    def there(*shape):
+        return torch.zeros(*shape, device="meta")
+
+    return Batch(
+        SIZE,
+        (3,),
+        there(SIZE, 3),
+        {"label": there(SIZE)},
+        {"label": there(SIZE)},
+        path=there(SIZE, 2, 3),
+        times=torch.tensor([1.0, 0.0], dtype=torch.float64),
+    )
+
+
+def runs(term, cast, batch, rollout=None):
+    made = (rollout or Simulation(CHAIN, each=True))(cast, batch, generator())
+    assert made.clean.device.type == "meta"
+    assert made.time.device.type == "cpu"
+    loss, numbers = term(cast, batch, made, generator())
+    assert loss.device.type == "meta"
+    assert all(value.device.type == "meta" for value in numbers.values())
+    loss.backward()
+
+
+ROLLOUTS = [
+    Simulation(CHAIN, each=True),
+    Simulation(FRESH, each=True),
+    Simulation(FRESH, fixed=True),
+    Simulation(Steps(FRESH.times, 0.4), each=True),
+    Simulation(CHAIN, last=True, through=True),
+    NoisedData(FRESH),
+    RandomSchedule(2, 5),
+]
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS, ids=range(len(ROLLOUTS)))
+def test_rollouts(rollout, cast, batch):
+    runs(Moments(kernel=Radial(), unit=True), cast, batch, rollout)
+    without_data = Batch(SIZE, (3,), condition=batch.condition)
+    if not isinstance(rollout, NoisedData):
+        assert rollout(cast, without_data, generator()).clean.device.type == "meta"
+
+
+TAPS = Taps("critic", ("inner",))
+TERMS = [
+    Branch(Match(3.0), Uniform(), (PerError(3.0), Scales(2, -2), Tilt(lambda x, batch: x.sum(1)))),
+    Branch(Match(3.0), Interval(), noising=onward),
+    Branch(Guidance(), Cleaner(), (PerError(),), active=between(0.4, 0.8)),
+    Branch(Identity(1.2, 2.0, -1.0), Uniform(), (PerError(),), slope=Huber()),
+    Branch(Match(2.0), Uniform(), (Ratio("forward_kl"),), taps=TAPS),
+    Fool(TAPS, Uniform(), active=between(0.4, 0.8)),
+    Pairs(),
+    MeanVariance(),
+    Relay(FRESH, (0.5, 0.25), Fool(TAPS, Uniform())),
+]
+
+
+@pytest.mark.parametrize("term", TERMS, ids=range(len(TERMS)))
+def test_terms_of_the_student(term, cast, batch):
+    runs(term, cast, batch)
+
+
+OTHERS = [
+    Denoising(Uniform()),
+    Denoising(Interval(), own=False, weights=(Scales(2, -2, 5.0),), noising=onward, importance="full", drop=0.5),
+    Denoising(Uniform(), guidance=-1.0),
+    Judge(TAPS, Uniform(), penalty=1.0),
+    Judge(TAPS, Uniform(), train_source=True, active=between(0.4, 0.8)),
+    Relay(FRESH, (0.25,), Judge(TAPS, Uniform()), learn=False),
+]
+
+
+@pytest.mark.parametrize("term", OTHERS, ids=range(len(OTHERS)))
+def test_terms_of_the_others(term, cast, batch):
+    runs(term, cast, batch)

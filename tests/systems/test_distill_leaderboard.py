@@ -1,0 +1,75 @@
+"""The leaderboard on a tiny pipeline: budgets are counted passes, finished entries are kept, seeds are summarised."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
+import tiny_pipelines as tiny
+
+from fewstep.errors import FewstepError
+from fewstep.pipelines import save_pipeline
+from fewstep.systems.distill.cost import counting
+from fewstep.systems.distill.leaderboard import Contest, compete, summary
+
+SMALL = (
+    "teacher.steps=2", "teacher.solver=ddim", "data.count=6", "evaluation.items=20", "evaluation.reference=40",
+    "evaluation.seeds=[7]", "evaluation.pictures=0", "evaluation.features=[pixels]", "batch=20",
+)  # fmt: skip
+
+
+def test_passes_are_samples_and_a_backward_counts_twice():
+    layer = nn.Linear(2, 2)
+    with counting({"a": layer}) as seen:
+        layer(torch.zeros(3, 2))
+        with torch.no_grad():
+            layer(torch.zeros(5, 2))
+    assert (seen["a"].forward, seen["a"].backward) == (8, 3)
+    assert seen["a"].total == 8 + 2 * 3
+    layer(torch.zeros(3, 2))
+    assert seen["a"].forward == 8
+
+
+def test_equal_budgets_give_unequal_updates_and_nothing_is_run_twice(tmp_path):
+    save_pipeline(tiny.dit(None), tmp_path / "model")
+    contest = Contest(
+        str(tmp_path / "model"), ("reflow", "diff_instruct"), steps=(1,), seeds=(0, 1), budget=200, batch=4,
+        overrides=SMALL,
+    )  # fmt: skip
+    found = compete(contest, tmp_path / "runs", say=lambda line: None)
+    rows = found["entries"]
+    assert [row["failed"] for row in rows if "failed" in row] == []
+    for row in rows:
+        assert row["updates"] == max(1, int(200 / row["passes_per_update"]))
+    # reflow: one call with gradient of 4 samples; diff_instruct: student, critic and teacher
+    per_update = {row["method"]: row["passes_per_update"] for row in rows}
+    assert per_update["reflow"] == 4 * 3
+    assert per_update["diff_instruct"] > per_update["reflow"]
+    assert {line["seeds"] for line in found["summary"]} == {2}
+    report = next((tmp_path / "runs").glob("reflow-1-0/results.json"))
+    before = report.stat().st_mtime_ns
+    units = {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("units/*.json")}
+    again = compete(contest, tmp_path / "runs", say=lambda line: None)
+    assert again["entries"] == rows
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("units/*.json")} == units
+    assert report.stat().st_mtime_ns >= before
+
+
+def test_the_summary_is_mean_and_deviation_over_seeds():
+    rows = [
+        {"method": "m", "steps": 1, "seed": s, "updates": 5, "seconds": 2.0 * s, "bytes_before_activations": 1,
+         "student": {"frechet": v}, "teacher_few": {"frechet": 9.0}}
+        for s, v in ((0, 1.0), (1, 3.0))
+    ]  # fmt: skip
+    line = summary([*rows, {"method": "m", "steps": 1, "seed": 2, "failed": "no"}])[0]
+    assert line["metrics"]["frechet"] == {"mean": 2.0, "deviation": pytest.approx(2**0.5)}
+    assert line["seeds"] == 2
+    assert line["seconds"] == 1.0
+
+
+def test_unknown_methods_are_told():
+    with pytest.raises(FewstepError, match="unknown distillation method"):
+        Contest(methods=("dmd3",)).entries()
