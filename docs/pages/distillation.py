@@ -1,0 +1,121 @@
+"""The page of the distillation methods: what there is, and all of them on one mixture with its exact teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from parts import listed, table
+
+from fewstep.distill.method import method, presets
+from fewstep.process import RectifiedFlow
+
+RESULTS, PAGE = ("distillation-toy.json",), "distillation.md"
+
+
+def page(results: dict[str, Any]) -> str:
+    """docs/systems/distillation.md, whole; every number and every verdict comes from the results."""
+    e, s = results["environment"], results["settings"]
+    counts = sorted({row["steps"] for row in results["rows"]})
+    blocks = "\n\n".join(_block(results, count) for count in counts)
+    return f"""# Distillation methods side by side
+
+Written by `docs/make_pages.py` from `results/distillation-toy.json`. Parts and presets: `src/fewstep/distill`.
+
+    fewstep distill                      # list the methods
+    fewstep distill dmd2 --set model=PATH_OR_ID --set steps=4 --set guidance=3
+    fewstep bench distill                # methods on one teacher, equal budgets of network passes
+
+## What there is
+
+A method is a page of data: terms of the student's loss, a roll-out, a critic, an adversary, a slow student, and the
+steps that the student is run with. "needs": real data (the teacher's own samples serve too), stored trajectories, or a
+negative condition by default; "two times": the network is also told where its jump ends.
+
+{_methods()}
+
+## One mixture, equal budgets
+
+Eight Gaussians on a circle with the exact teacher, a rectified flow; a student of 20,000 weights that begins as a
+regression of the teacher. Each training may spend {s["budget"]:,} sample passes (forward through any network 1,
+backward 2 more) at batches of {s["batch"]}; learning rate ({listed(s["rates"])}) and momentum
+({listed(s["momenta"])}) are chosen per line by a seed that is not shown, at half the budget. Energy distance from fresh data times 1000: mean over
+{len(s["seeds"])} seeds of training, 95 % interval of that mean; data against data:
+{results["references"]["data"]["distance"]:.1f}. "Rarest": the least populated mode's share of an eighth, over all seeds
+(0: a mode was lost). Making the stored trajectories costs {results["store_passes"]:,} passes more, once.
+
+{blocks}
+
+## How far this carries
+
+- In the plane a critic or an adversary has almost nothing to learn and regression has no texture to blur: the order of
+  methods on images may be another. What it does show: that each method's parts are right, and what it costs.
+- Options that the papers set for images were changed for points: {_options(results)}.
+- Left out: {listed(f"{name} ({why})" for name, why in results["left_out"].items())}.
+
+`python benchmarks/{e["command"]}`, commit `{e["commit"]}`, {e["device"]}, {e["threads"]} thread(s),
+{results["seconds"]:.0f} s.
+"""
+
+
+def readme(results: dict[str, Any]) -> str:
+    """The best of each number of steps."""
+    lines = []
+    for count in sorted({row["steps"] for row in results["rows"]}):
+        good = sorted(_good(results, count), key=lambda row: row["distance"]["mean"])
+        teacher = results["references"][f"teacher, {count}"]["distance"]
+        best = [f"`{row['method']}` {row['distance']['mean']:.1f}" for row in good[:5]]
+        below = sum(row["distance"]["high"] < teacher for row in good)
+        lines.append([count, f"{teacher:.0f}", ", ".join(best), f"{below} of {_tried(results, count)}"])
+    return table(["steps", "exact teacher, Euler", "nearest students", "methods nearer than the teacher"], lines)
+
+
+def _good(results: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    return [row for row in results["rows"] if row["steps"] == count and row["distance"]]
+
+
+def _tried(results: dict[str, Any], count: int) -> int:
+    return sum(row["steps"] == count for row in results["rows"])
+
+
+def _block(results: dict[str, Any], count: int) -> str:
+    rows = [row for row in results["rows"] if row["steps"] == count]
+    references = results["references"]
+    teacher, untrained = (references[f"{name}, {count}"]["distance"] for name in ("teacher", "untrained"))
+    rows.sort(key=lambda row: row["distance"]["mean"] if row["distance"] else float("inf"))
+    cells = []
+    for row in rows:
+        d = row["distance"]
+        shown = f"{d['mean']:.1f} ({d['low']:.1f} to {d['high']:.1f})" if d else "a seed diverged"
+        setting = f"{row['learning_rate']:g}, {row['momentum']:g}"
+        seconds = [seed["seconds"] for seed in row["seeds"] if "seconds" in seed]
+        spent = f"{sum(seconds) / len(seconds):.0f}" if seconds else ""
+        cost = f"{row['passes_per_update']:.1f}"
+        cells.append([row["method"], shown, f"{row['rarest']:.2f}", cost, row["updates"], setting, spent])
+    heads = ["method", "distance", "rarest", "passes per sample", "updates", "rate, momentum", "seconds"]
+    worse = [row["method"] for row in rows if not row["distance"] or row["distance"]["high"] >= teacher]
+    name = "step" if count == 1 else "steps"
+    return f"""### {count} {name}
+
+The exact teacher in as many Euler steps: {teacher:.1f}; the untrained student: {untrained:.1f}.
+
+{table(heads, cells)}
+
+Not better than the teacher beyond the interval: {listed(worse)}."""
+
+
+def _methods() -> str:
+    rows = []
+    for name, about in presets().items():
+        made = method(name, RectifiedFlow())
+        beside = [word for word in ("critic", "adversary") if getattr(made, word) is not None]
+        if made.target is not None and not made.target.live:
+            beside.append("slow student")
+        cells = [", ".join(sorted(made.needs)), ", ".join(beside), "yes" if made.two_times else ""]
+        rows.append([f"`{name}`", about.rstrip("."), *cells])
+    return table(["name", "method", "needs", "networks beside", "two times"], rows)
+
+
+def _options(results: dict[str, Any]) -> str:
+    return listed(
+        f"`{name}` ({', '.join(f'{k}={v}' for k, v in given.items())})" for name, given in results["options"].items()
+    )
