@@ -39,8 +39,8 @@ Eight Gaussians on a circle with the exact teacher, a rectified flow; a student 
 regression of the teacher. Each training may spend {s["budget"]:,} sample passes (forward through any network 1,
 backward 2 more) at batches of {s["batch"]}; learning rate ({listed(s["rates"])}) and momentum
 ({listed(s["momenta"])}) are chosen per line by a seed that is not shown, at half the budget. Energy
-distance from fresh data times 1000: mean over {len(s["seeds"])} seeds of training, 95 % interval of that mean; data against data:
-{results["references"]["data"]["distance"]:.1f}. "Rarest": the least populated mode's share of an eighth, over all seeds
+distance from fresh data times 1000: mean over {len(s["seeds"])} seeds of training, 95 % interval of that mean;
+data against data: {results["references"]["data"]["distance"]:.1f}. "Rarest": the least populated mode's share of an eighth, over all seeds
 (0: a mode was lost). Making the stored trajectories costs {results["store_passes"]:,} passes more, once.
 
 {blocks}
