@@ -41,7 +41,8 @@ backward 2 more) at batches of {s["batch"]}; learning rate ({listed(s["rates"])}
 ({listed(s["momenta"])}) are chosen per line by a seed that is not shown, at half the budget. Energy
 distance from fresh data times 1000: mean over {len(s["seeds"])} seeds of training, 95 % interval of that mean;
 data against data: {results["references"]["data"]["distance"]:.1f}. "Rarest": the least populated mode's share of an
-eighth, over all seeds (0: a mode was lost). Making the stored trajectories costs {results["store_passes"]:,} passes more, once.
+eighth, over all seeds (0: a mode was lost). Making the stored trajectories costs {results["store_passes"]:,} passes
+more, once.
 
 {blocks}
 

@@ -6,9 +6,10 @@ to nearest, and kept as codes; its full-precision weight is never in memory as a
 
 from __future__ import annotations
 
+import ctypes
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -87,6 +88,8 @@ def _read(
             rows.append(plain.kept_row(name, module, reason))
             continue
         layer = _layer(name, module, target, backend, source, dtype)
+        if layer.weight_shape.numel() > SLICE:
+            _give_back()
         put(places[id(module)], layer)
         rows.append(_row(name, layer, target, backend, reason, dtype))
         layers[name] = target
@@ -213,6 +216,12 @@ def _layer(
         _check_finite(part, key)
         layer.load_rows(start, *fit(part.flatten(1), scheme))
     return layer
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: the allocator of glibc would keep more than a large layer of it."""
+    with suppress(OSError, AttributeError):  # other systems, other allocators
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _check_finite(weight: Tensor, name: str) -> None:
