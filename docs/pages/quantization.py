@@ -121,26 +121,28 @@ def _verdicts(found: dict[str, Any]) -> str:
     harmless = [t for t in rows if t.startswith("w4a8 ") and rows[t]["judge_against_full"]["high"] >= 0]
     all4 = [t for t in rows if t.startswith("w4a8 ")]
     if all4:
-        lines.append(f"- W4A8 without a loss that the judge sees: {listed(harmless)} (of {len(all4)} methods).")
+        lines.append(f"- W4A8 without a loss that the judge sees: {listed(harmless)} (of {len(all4)} rows).")
     for width in WIDTHS:
         mine = {t: r for t, r in rows.items() if t.startswith(f"{width} ") and r["rules"]}
         if mine:
             order = sorted(mine, key=lambda t: -mine[t]["psnr"]["mean"])
             best = mine[order[0]]
             close = [t for t in order[1:] if mine[t]["psnr"]["high"] >= best["psnr"]["low"]]
-            lines.append(f"- Best at {width}: {order[0]}; within its interval: {listed(close)}.")
+            more = best["bytes"] / min(r["bytes"] for r in mine.values())
+            size = f" (with {more:.2f} times the bytes)" if more > 1.05 else ""
+            lines.append(f"- Best at {width}: {order[0]}{size}; within its interval: {listed(close)}.")
     gained = [t for t, r in rows.items() if "q_sched" in r and r["q_sched"]["psnr"]["low"] > r["psnr"]["high"]]
     lost = [t for t, r in rows.items() if "q_sched" in r and r["q_sched"]["psnr"]["high"] < r["psnr"]["low"]]
     tried = sum("q_sched" in r for r in rows.values())
     lines.append(
         f"- Q-Sched gains beyond both intervals in {len(gained)} of {tried} rows and loses beyond them in {len(lost)}."
     )
-    others = [r for r in found["rows"] if r["by"] != "fewstep" and "psnr" in r]
+    others = [r for r in found["rows"] if r["by"] != "fewstep" and "int4" in r["scheme"] and "psnr" in r]
     if others:
-        least = min(r["bytes"] for r in others)
+        least, mine4 = min(r["bytes"] for r in others), rows["w4a8 rtn"]["bytes"]
+        why = ": they leave convolutions in float" if least > 1.5 * mine4 else ""
         lines.append(
-            f"- The other libraries leave convolutions in float: their smallest backbone has {least:,} bytes, ours at "
-            f"w4a8 {rows['w4a8 rtn']['bytes']:,}."
+            f"- At 4 bit the smallest backbone of the other libraries has {least:,} bytes, ours {mine4:,}{why}."
         )
     return "\n".join(lines)
 
