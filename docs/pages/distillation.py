@@ -22,7 +22,7 @@ def page(results: dict[str, Any]) -> str:
 Written by `docs/make_pages.py` from `results/distillation-toy.json`. Parts and presets: `src/fewstep/distill`.
 
     fewstep distill                      # list the methods
-    fewstep distill dmd2 --set model=PATH_OR_ID --set steps=4 --set guidance=3
+    fewstep distill dmd2 --model PATH_OR_ID --steps 4 --guidance 3
     fewstep bench distill                # methods on one teacher, equal budgets of network passes
 
 ## What there is

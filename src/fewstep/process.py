@@ -80,7 +80,7 @@ class Process(ABC):
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Noisy states of shape (B, ...) for clean data and noise of that shape at times of shape (B,)."""
         shape = (-1,) + (1,) * (clean.ndim - 1)
-        alpha, sigma = (f(t.double()).to(clean.dtype).reshape(shape) for f in (self._alpha, self._sigma))
+        alpha, sigma = (f(t.double()).to(clean).reshape(shape) for f in (self._alpha, self._sigma))
         return alpha * clean + sigma * noise
 
 
