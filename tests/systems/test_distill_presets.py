@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
 import tiny_pipelines as tiny
 
 from fewstep.distill.method import options_of, presets
+from fewstep.errors import FewstepError
 from fewstep.pipelines import backbone_of, save_pipeline
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
@@ -18,6 +19,8 @@ from fewstep.systems.distill.job import Job
 
 METHODS = [name for name in presets() if not name.startswith("test-")]
 ONE_STEP_ONLY = {name for name in METHODS if "steps" not in options_of(name)}
+SHORT = {"progressive": {"start": 2, "every": 2}, "slim_flow": {"reflow_steps": 1, "distil_steps": 1}}
+"""Stages that fit in two updates."""
 QUICK = ["teacher.steps=4", "teacher.solver=ddim", "train.steps=2", "train.batch=4", "data.count=6", "batch=8"]
 
 
@@ -37,6 +40,7 @@ def test_every_method_takes_steps_on_real_networks(name, kind, models, tmp_path)
     call = json.dumps(tiny.CALLS.get(kind, {}))
     steps = 1 if name in ONE_STEP_ONLY else 2
     settings = [f"model={models[kind]}", f"method={name}", f"call={call}", f"guidance={guidance}", f"steps={steps}"]
+    settings.append(f"options={json.dumps(SHORT.get(name, {}))}")
     recipe = load("distill", [*QUICK, *settings])
     with Run(tmp_path / "run", recipe.plain(), quiet=True) as run:
         job = Job(recipe, run)
@@ -50,3 +54,12 @@ def test_every_method_takes_steps_on_real_networks(name, kind, models, tmp_path)
         numbers = trained["record"]["history"][-1]
         assert all(abs(v) < float("inf") for v in numbers.values())
         assert job.plan.steps == len(job.method.steps)
+
+
+def test_a_training_shorter_than_the_stages_is_refused(models, tmp_path):
+    recipe = load("distill", [*QUICK, f"model={models['dit']}", "method=progressive", "steps=1"])
+    with (
+        Run(tmp_path / "run", recipe.plain(), quiet=True) as run,
+        pytest.raises(FewstepError, match="stages take 20000 updates"),
+    ):
+        Job(recipe, run).train()

@@ -120,6 +120,8 @@ class Method:
         teacher is conditional).
     two_times:
         Whether the student's network takes the time that its jump ends at.
+    updates:
+        How many its stages take; a shorter training is refused, because it would end before the last of them.
     """
 
     terms: Mapping[str, Term]
@@ -131,6 +133,7 @@ class Method:
     needs: frozenset[str] = frozenset()
     two_times: bool = False
     settings: Settings = field(default_factory=Settings)
+    updates: int = 0
 
     def __post_init__(self) -> None:
         if not self.terms:

@@ -10,6 +10,7 @@ from torch import nn
 
 from fewstep.distill.engine import Engine
 from fewstep.distill.method import Settings
+from fewstep.errors import FewstepError
 from fewstep.train.stage import Party, Stage, StageConfig, Turn
 
 
@@ -22,7 +23,16 @@ def stage_of(
     """The stage: parties are the student (averaged), and the critic and adversary that the method has.
 
     frozen: modules that must be on the device, such as the teacher's.
+
+    Raises:
+        FewstepError: the training would end before the method's last stage.
     """
+    if config.steps < engine.method.updates:
+        raise FewstepError(
+            f"this method's stages take {engine.method.updates} updates",
+            value=config.steps,
+            mend="Train as long, or shorten the stages by the method's options (`every`, `reflow_steps`, ...).",
+        )
     parties = {}
     for name, module in engine.modules.items():
         tracking = engine.tracking(name)

@@ -57,4 +57,5 @@ def progressive(
         target=Target(every=every),
         needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
         settings=Settings(learning_rate=1e-4),
+        updates=every * (start // steps).bit_length(),
     )

@@ -113,4 +113,5 @@ def slim_flow(
         target=Target(every=reflow_steps),
         needs=frozenset({"store"}),
         settings=Settings(learning_rate=2e-4, betas=(0.9, 0.999), warmup=5000, ema=0.9999),
+        updates=reflow_steps + distil_steps,
     )

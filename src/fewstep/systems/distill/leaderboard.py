@@ -131,6 +131,15 @@ def _recipe(contest: Contest, name: str, steps: int, seed: int, updates: int, pl
     return recipe
 
 
+def _stages(known: Mapping[str, Any], steps: int, updates: int) -> dict[str, int]:
+    """Options that lay the stages of a method over the whole training, where it counts them in updates."""
+    if "reflow_steps" in known:
+        return {"reflow_steps": max(1, updates * 2 // 3), "distil_steps": max(1, updates - updates * 2 // 3)}
+    if {"start", "every"} <= set(known):
+        return {"every": max(2, updates // (int(known["start"]) // steps).bit_length())}
+    return {}
+
+
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Mean and standard deviation over seeds of every metric, one line per method and number of steps."""
     groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
