@@ -88,11 +88,9 @@ def _block(results: dict[str, Any], count: int) -> str:
         d = row["distance"]
         shown = f"{d['mean']:.1f} ({d['low']:.1f} to {d['high']:.1f})" if d else "a seed diverged"
         setting = f"{row['learning_rate']:g}, {row['momentum']:g}"
-        seconds = [seed["seconds"] for seed in row["seeds"] if "seconds" in seed]
-        spent = f"{sum(seconds) / len(seconds):.0f}" if seconds else ""
         cost = f"{row['passes_per_update']:.1f}"
-        cells.append([row["method"], shown, f"{row['rarest']:.2f}", cost, row["updates"], setting, spent])
-    heads = ["method", "distance", "rarest", "passes per sample", "updates", "rate, momentum", "seconds"]
+        cells.append([row["method"], shown, f"{row['rarest']:.2f}", cost, row["updates"], setting])
+    heads = ["method", "distance", "rarest", "passes per sample", "updates", "rate, momentum"]
     worse = [row["method"] for row in rows if not row["distance"] or row["distance"]["high"] >= teacher]
     name = "step" if count == 1 else "steps"
     return f"""### {count} {name}
