@@ -1,11 +1,12 @@
 # make demo   the main job on the shipped model: quantize, search, measure, report (runs/demo/report.html)
 # make test   what CI runs: formatting, types, layers, tests
+# make test-thorough   what it leaves out: every distillation method trained on a mixture
 # Both set up .venv on a fresh machine; a second call goes straight to work. PYTHON=... chooses the interpreter,
 # PIP_FLAGS=... is passed to pip install (another index, a local wheel folder).
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format clean
+.PHONY: demo test test-thorough lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,6 +19,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest
+
+test-thorough: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m thorough
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -217,8 +217,14 @@ TRAINED = {
 """(calls, the fraction of the teacher's energy distance that must be reached, updates, options)."""
 
 
+EVERY_TIME = {"lcm", "mean_flow", "progressive"}
+"""What `make test` trains; the others are for `make test-thorough`."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in EVERY_TIME else pytest.mark.thorough) for n in TRAINED]
+)
 def test_each_method_beats_its_teacher_at_equal_calls(name):
     """Eight Gaussians on a circle, exact teacher, straight path; energy distance of 2000 samples."""
     from fewstep.train.toy import train_toy

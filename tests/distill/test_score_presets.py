@@ -148,6 +148,10 @@ RUNS = [
 set these bounds came to half of them). Where the critic follows close behind, momentum makes the student overshoot."""
 
 
+EVERY_TIME = {"tdm", "mmd_ddm", "sim"}
+"""What `make test` trains; the others are for `make test-thorough`."""
+
+
 @lru_cache(maxsize=1)
 def discrete():
     """The mixture in a discrete process of variance-preserving noise, with v-prediction."""
@@ -155,6 +159,7 @@ def discrete():
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "options"), [("tdm", TWO), ("sid_few_step", {"steps": 2, "floor": 0.1})])
 def test_students_on_a_discrete_process(name, options):
     toy = discrete()
@@ -165,7 +170,11 @@ def test_students_on_a_discrete_process(name, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "options", "steps", "plain", "most"), RUNS, ids=[f"{r[0]}-{k}" for k, r in enumerate(RUNS)]
+    ("name", "options", "steps", "plain", "most"),
+    [
+        pytest.param(*run, id=f"{run[0]}-{k}", marks=() if run[0] in EVERY_TIME else pytest.mark.thorough)
+        for k, run in enumerate(RUNS)
+    ],
 )
 def test_students_of_a_mixture(name, options, steps, plain, most):
     toy = standard()
