@@ -126,8 +126,8 @@ def _contest(found: dict[str, Any]) -> str:
     rows += [["the teacher", steps, "", *(f"{few[steps][name]:.3f}" for name in metrics)] for steps in few]
     return f"""`{c["model"]}`, a budget of {c["budget"]:,} sample passes, batches of {c["batch"]}, learning rate
 {c["learning_rate"]:g} for all, no tuning. Against fresh samples of the teacher in 24 steps, in the features of a digit
-classifier that no training saw; mean ± standard deviation over {len(c["seeds"])} seeds of training. The last line is the teacher in as
-few steps.
+classifier that no training saw; mean ± standard deviation over {len(c["seeds"])} seeds of training.
+The last line is the teacher in as few steps.
 
 {table(["method", "steps", "updates", *metrics.values()], rows)}
 
