@@ -98,13 +98,16 @@ PAPERS: tuple[Paper, ...] = (
         "call. Where teacher and critic are exact all calls share the optimum, so that one student and one critic "
         "serve them all and no step is embedded. Guidance is replaced by what the critic is told: nothing (Zero-CFG) "
         "or a negative guidance (Anti-CFG), which pushes samples along their own conditional direction.",
-        here="SiD's identity at alpha 1 on a roll-out to a random call. On flows noise levels and weights are those of "
-        "the released code for transformers (arXiv 2509.25127), logit-normal (log 2, 1.6) and 1 - sigma; elsewhere "
-        "DMD's. The drawn call is one per sample, the paper's one per batch. The adversary has small heads on the "
-        "critic's features, where the paper reads features as logits (`Heads(kind='mean')`).",
+        here="SiD's identity at alpha 1 on a roll-out to a random call. On flows the noise levels are those of the "
+        "released code for transformers (arXiv 2509.25127), logit-normal (log 2, 1.6), elsewhere DMD's. The weight is "
+        "SiD's 1 / mean|x - F|; that code's 1 - sigma is `signal=True`. With it a few samples between the modes of a "
+        "mixture, where the teacher's Jacobian is large, rule a step, and students of several calls collapse. "
+        "`critic_rate` lets the critic follow faster, which large learning rates need. The drawn call is one per "
+        "sample, the paper's one per batch. The adversary has small heads on the critic's features, where the paper "
+        "reads features as logits (`Heads(kind='mean')`).",
         missing="The halving of both losses when the adversary sets in.",
         claims=("sid_few_step",),
-        options=("steps", "guidance", "critic_guidance", "adversarial", "fresh"),
+        options=("steps", "guidance", "critic_guidance", "adversarial", "signal", "critic_rate", "fresh"),
     ),
     Paper(
         name="sim",

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from claims.claim import Question, drawn
 from claims.msd import PARTS, SMALL, Routed
-from distillation_claims import WIDTH, known
+from distillation_claims import WIDTH, known, usable
 
 from fewstep.distill.digits import CLASSES, DigitBed, DigitJudge, DigitNetwork
 from fewstep.distill.method import Method, method
@@ -110,3 +110,12 @@ def test_a_student_that_makes_no_numbers_is_an_error(bed):
     broken = bed.model(lambda x, time, **_: torch.full_like(x, float("nan")))
     with pytest.raises(FewstepError, match="not finite"):
         drawn(bed, broken, made.steps)
+
+
+def test_usable_settings_are_those_near_the_best_of_all_arms():
+    def tried(*scores):
+        return {"tried": [{"draws": None if s is None else {"": {"frechet": s}}} for s in scores]}
+
+    rows = {"a": tried(1.0, 1.9, 2.1), "b": tried(None, 2.0)}
+    usable(rows)
+    assert [row["usable"] for row in rows.values()] == [2, 1]

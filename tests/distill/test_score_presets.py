@@ -140,6 +140,7 @@ RUNS = [
     ("f_distill", {**ONE, **TWO, **TAPS, "ratio": 3}, 250, True, 60),
     ("flash_dmd", {**ONE, **TWO, "source": samples, "pull": 0.003, "adversarial": 1.0, "ratio": 3}, 300, True, 35),
     ("sid_few_step", {"steps": 2}, 400, False, 45),
+    ("sid_few_step", {"steps": 4, "floor": 0.1, "critic_rate": 5.0}, 200, False, 40),
     ("tdm", TWO, 400, False, 30),
     ("ladd", {"steps": 2, "source": samples, "penalty": 1.0}, 600, False, 80),
     ("mmd_ddm", {"steps": 2, "kernel": "radial"}, 300, False, 30),
