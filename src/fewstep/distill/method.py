@@ -145,6 +145,11 @@ class Method:
             raise FewstepError("this adversary is trained with a critic", mend="Give the method a critic.")
 
 
+def needing(*, data: bool = False, store: bool = False, guided: bool = False) -> frozenset[str]:
+    """`Method.needs` in words; guided: the teacher is asked without its condition too."""
+    return frozenset(need for need, is_so in {"data": data, "store": store, "guidance": guided}.items() if is_so)
+
+
 Preset = Callable[..., Method]
 _PRESETS: dict[str, Preset] = {}
 

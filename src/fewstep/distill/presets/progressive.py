@@ -15,7 +15,7 @@ from fewstep.distill.flow_map import (
     TwoLeg,
     Until,
 )
-from fewstep.distill.method import Method, Settings, Target, preset
+from fewstep.distill.method import Method, Settings, Target, needing, preset
 from fewstep.distill.steps import evenly
 from fewstep.errors import FewstepError
 from fewstep.process import Process
@@ -55,7 +55,7 @@ def progressive(
         {"halving": term},
         evenly(process, steps, fresh=0.0),
         target=Target(every=every),
-        needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
+        needs=needing(data=True, guided=guidance != 1),
         settings=Settings(learning_rate=1e-4),
         updates=every * (start // steps).bit_length(),
     )
