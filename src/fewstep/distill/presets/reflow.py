@@ -110,7 +110,7 @@ def slim_flow(
     return Method(
         {"slim_flow": InTurn(((share, straighten), (1.0, Together(pairs, two_steps, "two_steps"))))},
         evenly(process, 1, fresh=0.0),
-        target=Target(every=reflow_steps),
+        target=Target(every=reflow_steps, until=reflow_steps),
         needs=needing(store=True),
         settings=Settings(learning_rate=2e-4, betas=(0.9, 0.999), warmup=5000, ema=0.9999),
         updates=reflow_steps + distil_steps,
