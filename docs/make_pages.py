@@ -5,7 +5,8 @@ python docs/make_pages.py --check  # fail if a page is not what the results say
 
 A page is a module of docs/pages: `PAGE` (its file under docs/systems), `RESULTS` (names of its results; absent ones
 leave the page out) or `results()`, `page(*results) -> str`, and if it likes `images(*results)` (SVG by file name) and
-`readme(*results)` (the block of the README between its markers). A module with `pages() -> {file: str}` writes several.
+`readme(*results)` (the block of the README between its markers). A module with `pages() -> {file: str}` writes several,
+and `readme()` the block that its `BLOCK` names.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def pages() -> dict[Path, str]:
     for module in modules():
         if hasattr(module, "pages"):
             found |= {ROOT / "docs" / "systems" / name: made.rstrip() + "\n" for name, made in module.pages().items()}
+            text = _between(text, module.BLOCK, module.readme())
             continue
         results = results_of(module)
         if results is None:

@@ -15,7 +15,7 @@ from fewstep.distill.outline import outline
 from fewstep.files import read_json
 from fewstep.process import RectifiedFlow
 
-RESULTS = Path(__file__).parent.parent.parent / "results"
+BLOCK, RESULTS = "papers", Path(__file__).parent.parent.parent / "results"
 BOARDS = {
     "distillation-toy.json": ("eight Gaussians in the plane", "energy distance x 1000"),
     "distillation-digits.json": ("8x8 digits", "Frechet distance"),
@@ -33,6 +33,24 @@ def pages() -> dict[str, str]:
     """Every page by its file name."""
     boards = {name: read_json(RESULTS / name) for name in BOARDS if (RESULTS / name).exists()}
     return {f"{paper.name}.md": page(paper, boards) for paper in papers()}
+
+
+def readme() -> str:
+    """Every paper with its page and what its claims came to."""
+    rows = [
+        [f"{paper.title} ({paper.arxiv})", f"[{paper.name}](docs/systems/{paper.name}.md)", _verdicts(paper)]
+        for paper in papers()
+    ]
+    return table(["paper", "page", "its claims on 8x8 digits"], rows)
+
+
+def _verdicts(paper: Paper) -> str:
+    files = [RESULTS / f"claim-{name}.json" for name in paper.claims]
+    said = [answer["verdict"] for file in files if file.exists() for answer in read_json(file)["answers"]]
+    counts = [
+        (said.count(verdict), word) for verdict, word in (("yes", "yes"), ("no", "no"), ("open", "not told apart"))
+    ]
+    return ", ".join(f"{count} {word}" for count, word in counts if count) or "on the leaderboards"
 
 
 def page(paper: Paper, boards: dict[str, Any]) -> str:
