@@ -83,6 +83,11 @@ class Toy:
         """Largest network time."""
         return max(1.0, abs(self.process.network_time(self.process.noisiest)))
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one point."""
+        return (self.mixture.dimension,)
+
     def teacher(self) -> Model:
         """The exact denoiser."""
         network = self.mixture.network(self.process, self.prediction)
