@@ -23,7 +23,7 @@ from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
 from fewstep.pipelines import Generator, backbone_of, load_pipeline, save_pipeline
 from fewstep.pipelines.conditions import conditions_of
-from fewstep.quant.layers import QuantLayer
+from fewstep.quant.layer import QuantLayer
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
 from fewstep.systems.distill import run
