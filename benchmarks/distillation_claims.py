@@ -17,6 +17,7 @@ import importlib
 import itertools
 import pkgutil
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def known() -> dict[str, Claim]:
     return found
 
 
-def bed_of(run: Run, steps: int) -> DigitBed:
+def bed_of(folder: Path, steps: int) -> DigitBed:
     """The teacher and the judge, trained once."""
 
     def save(bed: DigitBed, draft: Path) -> None:
@@ -59,12 +60,16 @@ def bed_of(run: Run, steps: int) -> DigitBed:
             module.eval().requires_grad_(False)
         return DigitBed(load_digits(), parts["teacher"], parts["judge"])  # type: ignore[arg-type]
 
-    return run.unit("bed", lambda: train_digits(steps, width=WIDTH), save=save, load=load, artifact="bed.safetensors")
+    def compute() -> DigitBed:
+        return train_digits(steps, width=WIDTH)
+
+    with Run(folder / "bed", {"teacher": steps}, quiet=True) as run:
+        return run.unit("bed", compute, save=save, load=load, artifact="bed.safetensors")
 
 
 def asked(claim: Claim, bed: DigitBed, run: Run, given: argparse.Namespace) -> dict[str, Any]:
     """Train every arm, answer every question."""
-    rows = {name: _arm(claim, name, arm, bed, run, given) for name, arm in claim.arms.items()}
+    rows = {name: compared(name, arm, bed, run, given, claim.rates, claim.momenta) for name, arm in claim.arms.items()}
     seeds: dict[str, list[Numbers]] = {n: row["seeds"] for n, row in rows.items() if None not in row["seeds"]}
     answers = [q.answer(seeds) for q in claim.questions if q.better in seeds and q.than in seeds]
     usable(rows)
@@ -78,11 +83,20 @@ def usable(rows: dict[str, dict[str, Any]], worse: float = 2.0) -> None:
         row["usable"] = sum(score(t["draws"]) <= worse * best for t in row["tried"])
 
 
-def _arm(claim: Claim, name: str, arm: Arm, bed: DigitBed, run: Run, given: argparse.Namespace) -> dict[str, Any]:
+def compared(
+    name: str,
+    arm: Arm,
+    bed: DigitBed,
+    run: Run,
+    given: argparse.Namespace,
+    rates: Sequence[float],
+    momenta: Sequence[float],
+) -> dict[str, Any]:
+    """Tune and train one arm; units of the run, so that a killed one goes on."""
     per_update = arm.passes(bed, given.batch)
     updates = max(8, int(given.budget * arm.share / per_update)) if arm.share else 0
     unit = "".join(c if c.isalnum() else "-" for c in name)
-    grid = list(itertools.product(claim.rates, claim.momenta))[: None if arm.share else 1]
+    grid = list(itertools.product(rates, momenta))[: None if arm.share else 1]
     tried = [
         run.unit(f"{unit}-tune-{k}", partial(_trained, arm, bed, updates // 4, given.batch, TUNING_SEED, *setting))
         for k, setting in enumerate(grid)
@@ -143,8 +157,7 @@ def main() -> None:
         if name not in known():
             parser.error(f"no claim {name!r}; there are {', '.join(known())}")
         begun = time.perf_counter()
-        with Run(given.folder / "bed", {"teacher": given.teacher}, quiet=True) as run:
-            bed = bed_of(run, given.teacher)
+        bed = bed_of(given.folder, given.teacher)
         with Run(given.folder / name, settings, quiet=True) as run:
             found = asked(known()[name], bed, run, given)
         found |= {"settings": settings, "references": references(bed)}
