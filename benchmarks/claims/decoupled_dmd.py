@@ -29,12 +29,15 @@ CLAIM = Claim(
     },
     questions=(
         Question("guidance alone", "matching alone", "right", higher=True),
+        Question("matching alone", "guidance alone", "precision", higher=True),
         Question("matching alone", "guidance alone", "spread", higher=True),
         Question("matching alone", "guidance alone"),
         Question("both, decoupled", "both, shared levels"),
         Question("both, decoupled", "both, all levels"),
+        Question("both, decoupled", "both, shared levels", "precision", higher=True),
         Question("both, decoupled", "both, shared levels", "spread", higher=True),
         Question("both, decoupled", "both, shared levels", "right", higher=True),
         Question("both, decoupled", "matching alone", "right", higher=True),
     ),
+    rates=(1e-4, 3e-4, 1e-3),
 )

@@ -18,7 +18,9 @@ from fewstep.distill.method import Method, method
 
 PARTS = ((0, 1, 2), (3, 4), (5, 6, 7), (8, 9))
 SMALL, WARM = 60, 1500
-"""Width of which four networks have together the weights of one of width 128; updates of its warm start."""
+ONE, ALL = 0.4, 1.6
+"""Width of which four networks have together the weights of one of width 128; updates of its warm start. Shares of the
+budget: of one student, and of four that are updated as often, each on samples of its own."""
 
 
 class Routed(nn.Module):
@@ -101,12 +103,12 @@ CLAIM = Claim(
     "lacks gives the one as many as all four. Four of width 60 have together the weights of one of 128 and begin, "
     "like every small student here, as a regression of the teacher that is outside the budget.",
     arms={
-        "one": Students(matching, share=0.25),
-        "one, four times the updates": Students(matching),
-        "four": Students(matching, parts=PARTS),
-        "four, a quarter each": Students(matching, parts=PARTS, share=0.25),
-        "one small": Students(matching, width=SMALL),
-        "four small": Students(matching, width=SMALL, parts=PARTS),
+        "one": Students(matching, share=ONE),
+        "one, four times the updates": Students(matching, share=ALL),
+        "four": Students(matching, parts=PARTS, share=ALL),
+        "four, a quarter each": Students(matching, parts=PARTS, share=ONE),
+        "one small": Students(matching, width=SMALL, share=ALL),
+        "four small": Students(matching, width=SMALL, parts=PARTS, share=ALL),
     },
     questions=(
         Question("four", "one"),
@@ -116,4 +118,5 @@ CLAIM = Claim(
         Question("four small", "one"),
         Question("four small", "one, four times the updates"),
     ),
+    rates=(1e-4, 3e-4, 1e-3),
 )

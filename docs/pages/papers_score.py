@@ -20,7 +20,6 @@ PAPERS: tuple[Paper, ...] = (
         "level. The call starts at sigma 1 where noise has no upper end, else at the noisiest time.",
         missing="The paper's second use, improving a GAN's generator. Networks run without dropout.",
         claims=("sim",),
-        options=("start", "mean", "std"),
     ),
     Paper(
         name="dmd",
@@ -35,7 +34,6 @@ PAPERS: tuple[Paper, ...] = (
         "square, the paper's LPIPS (`Pairs(distance=...)` takes another).",
         missing="LPIPS is not among the dependencies.",
         claims=("sim",),
-        options=("guidance", "pairs", "floor"),
     ),
     Paper(
         name="dmd2",
@@ -54,7 +52,6 @@ PAPERS: tuple[Paper, ...] = (
         missing="The adversary's heads are pointwise, the paper's convolutional (`Heads(kind='conv')` makes such "
         "ones). Warm start of the one-step SDXL student on pairs: train `dmd` with its pairs first.",
         claims=("tdm", "flash_dmd", "decoupled_dmd"),
-        options=("steps", "guidance", "ratio", "adversarial", "modules"),
     ),
     Paper(
         name="f-distill",
@@ -68,7 +65,7 @@ PAPERS: tuple[Paper, ...] = (
         "by its running mean in each tenth of the time range, and h by its mean over the batch. The features come "
         "from the critic's own call, so that the weight costs no pass. Seven divergences by name.",
         missing="FastGen reads the teacher's features instead.",
-        options=("divergence", "steps", "guidance", "ratio", "adversarial"),
+        options=("options.divergence=jensen_shannon",),
     ),
     Paper(
         name="sid",
@@ -87,7 +84,7 @@ PAPERS: tuple[Paper, ...] = (
         "guidance (arXiv 2406.01561). On bounded processes the noise levels are DMD's, else those of the code.",
         missing="SiDA's adversary in one step (few-step SiD has it).",
         claims=("sim",),
-        options=("alpha", "guidance", "critic_guidance", "start", "drop"),
+        options=("options.alpha=1.0",),
     ),
     Paper(
         name="sid-few-step",
@@ -100,14 +97,14 @@ PAPERS: tuple[Paper, ...] = (
         "or a negative guidance (Anti-CFG), which pushes samples along their own conditional direction.",
         here="SiD's identity at alpha 1 on a roll-out to a random call. On flows the noise levels are those of the "
         "released code for transformers (arXiv 2509.25127), logit-normal (log 2, 1.6), elsewhere DMD's. The weight is "
-        "SiD's 1 / mean|x - F|; that code's 1 - sigma is `signal=True`. With it a few samples between the modes of a "
-        "mixture, where the teacher's Jacobian is large, rule a step, and students of several calls collapse. "
-        "`critic_rate` lets the critic follow faster, which large learning rates need. The drawn call is one per "
-        "sample, the paper's one per batch. The adversary has small heads on the critic's features, where the paper "
-        "reads features as logits (`Heads(kind='mean')`).",
+        "SiD's 1 / mean|x - F|; that code's 1 - sigma is `signal=True`. It leaves little of the noisiest levels, "
+        "which tell where the whole mixture lies, and students of several calls collapse at learning rates that the "
+        "other weight bears. `critic_rate` lets the critic follow faster, which large learning rates need. The drawn "
+        "call is one per sample, the paper's one per batch. The adversary has small heads on the critic's features, "
+        "where the paper reads features as logits (`Heads(kind='mean')`).",
         missing="The halving of both losses when the adversary sets in.",
         claims=("sid_few_step",),
-        options=("steps", "guidance", "critic_guidance", "adversarial", "signal", "critic_rate", "fresh"),
+        options=("options.critic_guidance=0.0",),
     ),
     Paper(
         name="sim",
@@ -122,7 +119,6 @@ PAPERS: tuple[Paper, ...] = (
         "the root of the dimension (that of improved consistency training).",
         missing="The paper's constant is not published.",
         claims=("sim",),
-        options=("huber", "guidance", "start"),
     ),
     Paper(
         name="tdm",
@@ -140,7 +136,6 @@ PAPERS: tuple[Paper, ...] = (
         "ablation.",
         missing="Telling student and critic the number of steps (TDM-unify), fine-tuning of the teacher beforehand.",
         claims=("tdm",),
-        options=("steps", "guidance", "start", "overlap"),
     ),
     Paper(
         name="decoupled-dmd",
@@ -157,7 +152,6 @@ PAPERS: tuple[Paper, ...] = (
         "variance in place of the critic: the term `MeanVariance`.",
         missing="The paper's runs keep DMD2's adversary for SDXL; here it is left out.",
         claims=("decoupled_dmd",),
-        options=("steps", "guidance", "match", "cleaner", "ratio"),
     ),
     Paper(
         name="flash-dmd",
@@ -174,7 +168,7 @@ PAPERS: tuple[Paper, ...] = (
         "structure ends, the adversary's weight and the pull are not published: half, DMD2's and SenseFlow's.",
         missing="The second stage (preference pairs at noisy calls, alternating with distillation), SAM.",
         claims=("flash_dmd",),
-        options=("steps", "noisy", "guidance", "adversarial", "ratio", "pull"),
+        options=("options.ratio=1",),
     ),
     Paper(
         name="ladd",
@@ -187,7 +181,7 @@ PAPERS: tuple[Paper, ...] = (
         here="Roll-out `NoisedData`, hinge loss, heads on the teacher's features at logit-normal noise levels, "
         "approximate R1 (arXiv 2501.08316). Samples of the teacher serve as data where a recipe names no other.",
         missing="Convolutional heads on tokens laid out as a map; a discriminator told of the prompt.",
-        options=("steps", "loss", "penalty", "mean", "std"),
+        options=("options.penalty=1000",),
     ),
     Paper(
         name="mmd-ddm",
@@ -202,13 +196,13 @@ PAPERS: tuple[Paper, ...] = (
         "the paper's at 1 - 1/steps of the range. Features are any function of samples: judge by others.",
         missing="Inception and CLIP are not shipped. The condition of a sample is not compared, as in the paper.",
         claims=("mmd_ddm",),
-        options=("steps", "kernel"),
+        options=("options.kernel=radial",),
     ),
     Paper(
         name="msd",
         title="Multi-student Diffusion Distillation for Better One-step Generators",
         arxiv="2410.23274",
-        presets=(),
+        presets=("dmd2",),
         idea="Conditions are shared out among several one-step students, each distilled on its own part; a sample "
         "costs one network, storage grows with their number. A student smaller than the teacher first learns to "
         "denoise as the teacher does, because it cannot begin with its weights.",
@@ -218,5 +212,6 @@ PAPERS: tuple[Paper, ...] = (
         missing="Pairs for the regression are those of a student's own conditions; the paper shares the full set. A "
         "recipe trains students of the teacher's size.",
         claims=("msd",),
+        options=("train.students=4", "steps=1"),
     ),
 )
