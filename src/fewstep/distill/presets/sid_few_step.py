@@ -41,8 +41,8 @@ def sid_few_step(
     call per sample; the paper draws one for the batch, which collapses at large learning rates.
     On flows the noise levels are those of SiD-DiT. signal: its weight alpha (there 1 - sigma) in place of SiD's
     1 / mean |x - F| (floor as in dmd2); it all but silences the noisiest levels, which tell where the whole mixture
-    lies: students of several calls collapse at rates that the latter bears. critic_rate: the critic's learning rate over
-    the student's, 1 in the paper; more, such as TDM's 5, where rates are large and the critic lags.
+    lies: students of several calls collapse at rates that the latter bears. critic_rate: the critic's learning rate
+    over the student's, 1 in the paper; more, such as TDM's 5, where rates are large and the critic lags.
     """
     run = evenly(process, steps, fresh)
     levels: Law = LogitNormal(math.log(2), 1.6, least=0.01) if straight(process) else everywhere(process)
