@@ -18,7 +18,7 @@ PAPERS: tuple[Paper, ...] = (
         "noise levels for branch and critic, one update of the critic per update of the student. Differences of clean "
         "predictions stand for differences of scores: the factor alpha/sigma^2 between them is a weight of the noise "
         "level. The call starts at sigma 1 where noise has no upper end, else at the noisiest time.",
-        missing="The paper's second use, improving a GAN's generator. Networks run without dropout.",
+        missing="The paper's second use, improving a GAN's generator. The dropout masks that its networks share.",
         claims=("sim",),
     ),
     Paper(
@@ -46,9 +46,9 @@ PAPERS: tuple[Paper, ...] = (
         "a gradient and noised again (backward simulation).",
         here="Roll-out `Simulation` with fresh noise, DMD's branch, `Denoising` critic with ratio 5, softplus "
         "adversary on the critic's middle, trained together with the critic. The first critic update reuses the "
-        "samples that the student was judged on, the others simulate new ones, as a step of the paper does. The call "
-        "is drawn per sample; `each=False` draws one per batch as the paper does. `simulate=False` and "
-        "`reads='teacher'` are FastGen's port.",
+        "samples that the student was judged on, the others simulate new ones. The call is drawn per sample; "
+        "`each=False` draws one per batch as the paper does. `simulate=False` and `reads='teacher'` are FastGen's "
+        "port.",
         missing="The adversary's heads are pointwise, the paper's convolutional (`Heads(kind='conv')` makes such "
         "ones). Warm start of the one-step SDXL student on pairs: train `dmd` with its pairs first.",
         claims=("tdm", "flash_dmd", "decoupled_dmd"),
@@ -148,7 +148,7 @@ PAPERS: tuple[Paper, ...] = (
         "student's input, matching all.",
         here="Two branches, `Match` and `Guidance`, each with its noise, its noise levels and DMD's normaliser with a "
         "floor of 0.1 (that of CDM; the paper gives none). `Cleaner` draws below the student's own time, before any "
-        "shift of the schedule. With one shared re-noising the sum is DMD bit for bit, which a test checks. Mean and "
+        "shift of the schedule. With one shared re-noising the sum is DMD, which a test checks. Mean and "
         "variance in place of the critic: the term `MeanVariance`.",
         missing="The paper's runs keep DMD2's adversary for SDXL; here it is left out.",
         claims=("decoupled_dmd",),
@@ -194,7 +194,7 @@ PAPERS: tuple[Paper, ...] = (
         here="`Simulation(last=True, through=True)` and the term `Moments` with a cubic kernel; the linear one matches "
         "means alone, the radial one wants features of unit size and gets them. The grid begins at the noisiest time, "
         "the paper's at 1 - 1/steps of the range. Features are any function of samples: judge by others.",
-        missing="Inception and CLIP are not shipped. The condition of a sample is not compared, as in the paper.",
+        missing="Inception and CLIP are not shipped. Conditions are not compared: the paper's models have none.",
         claims=("mmd_ddm",),
         options=("options.kernel=radial",),
     ),
@@ -206,9 +206,10 @@ PAPERS: tuple[Paper, ...] = (
         idea="Conditions are shared out among several one-step students, each distilled on its own part; a sample "
         "costs one network, storage grows with their number. A student smaller than the teacher first learns to "
         "denoise as the teacher does, because it cannot begin with its weights.",
-        here="`train.students` of a recipe, with any method: labels are shared out in order, embeddings by balanced "
-        "nearest centres. The students are saved as one network (`fewstep.pipelines.Routed`) that sends each sample "
-        "to its owner, so that every pipeline runs it. Small students: the arms of the claim below.",
+        here="`train.students` of a recipe, with any method: labels are shared out in order, embeddings by slices "
+        "along their first principal axis and then the nearest mean. The students are saved as one network "
+        "(`fewstep.pipelines.Routed`) that sends each sample to its owner, so that every pipeline runs it. Small "
+        "students: the arms of the claim below.",
         missing="Pairs for the regression are those of a student's own conditions; the paper shares the full set. A "
         "recipe trains students of the teacher's size.",
         claims=("msd",),
