@@ -170,7 +170,8 @@ def main() -> None:
 def told(answer: dict[str, Any]) -> str:
     """An answer in a line."""
     d = answer["difference"]
-    arms = f"{answer['better']} against {answer['than']}, {answer['metric']} {answer['draw']}"
+    there = answer["draw"] if answer["than_draw"] is None else answer["than_draw"]
+    arms = f"{answer['better']} {answer['draw']} against {answer['than']} {there}, {answer['metric']}"
     return f"{arms}: {d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f}): {answer['verdict']}"
 
 
