@@ -39,5 +39,4 @@ CLAIM = Claim(
         Question("both, decoupled", "both, shared levels", "right", higher=True),
         Question("both, decoupled", "matching alone", "right", higher=True),
     ),
-    rates=(1e-4, 3e-4, 1e-3),
 )

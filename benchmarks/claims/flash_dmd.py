@@ -55,5 +55,4 @@ CLAIM = Claim(
         Question("adversary at clean calls", "adversary at every call"),
         Question("adversary at clean calls", "ratio 1, as many passes"),
     ),
-    rates=(1e-4, 3e-4, 1e-3),
 )

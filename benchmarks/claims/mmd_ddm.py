@@ -72,5 +72,4 @@ CLAIM = Claim(
         Question("tuned, features", "tuned, pixels, radial"),
         Question("tuned, pixels, radial", "tuned, pixels, linear"),
     ),
-    rates=(1e-4, 3e-4, 1e-3),
 )

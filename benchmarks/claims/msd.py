@@ -118,5 +118,4 @@ CLAIM = Claim(
         Question("four small", "one"),
         Question("four small", "one, four times the updates"),
     ),
-    rates=(1e-4, 3e-4, 1e-3),
 )

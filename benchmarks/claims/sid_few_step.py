@@ -53,5 +53,4 @@ CLAIM = Claim(
         Question("Zero-CFG", "guidance", "recall", "4 calls", higher=True),
         Question("Zero-CFG", "guidance", draw="4 calls"),
     ),
-    rates=(1e-4, 3e-4, 1e-3),
 )

@@ -32,5 +32,4 @@ CLAIM = Claim(
         Question("TDM", "TDM, overlapping"),
         Question("TDM", "DMD2, ratio 1", "recall", higher=True),
     ),
-    rates=(1e-4, 3e-4, 1e-3),
 )
