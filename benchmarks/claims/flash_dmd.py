@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from claims.claim import Arm, Claim, Make, Question
-from fewstep.distill.method import Tracking, method
+from fewstep.distill.method import Method, Tracking, method
+from fewstep.process import Process
 
 PULL, WEIGHT = 0.03, 0.1
 TAPS = {"guidance": 1.0, "floor": 0.1, "modules": ("blocks.1",)}
@@ -17,8 +18,9 @@ FEW = 9.5 / 31.5
 def matching(ratio: int, pull: float = 0.0) -> Make:
     """DMD2's matching without its adversary."""
 
-    def make(process, updates):  # type: ignore[no-untyped-def]
+    def make(process: Process, updates: int) -> Method:
         made = method("dmd2", process, steps=4, guidance=1.0, adversarial=0.0, floor=0.1)
+        assert made.critic is not None
         critic = dataclasses.replace(made.critic, tracking=Tracking(ratio, pull=pull))
         return dataclasses.replace(made, critic=critic)
 
