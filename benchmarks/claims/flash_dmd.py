@@ -32,7 +32,8 @@ CLAIM = Claim(
     says="A critic pulled towards the student follows it at one update instead of five, and an adversary for the clean "
     "calls alone beats one added at every call.",
     asks=f"Four steps. The first three arms make equally many updates of the student, two of them at {FEW:.0%} of the "
-    "passes. The adversaries read the teacher's features: there is no SAM of 8x8 digits.",
+    "passes. The adversaries read the teacher's features: there is no SAM of 8x8 digits; "
+    "what they look at is not counted.",
     arms={
         "ratio 5": Arm(matching(5)),
         "ratio 1": Arm(matching(1), share=FEW),

@@ -45,8 +45,8 @@ CLAIM = Claim(
     "the diversity that guidance takes away.",
     asks=f"Four calls, equal passes; guidance {GUIDANCE:g}. Right: share of samples that the judge puts in the class "
     "asked for; spread: how varied the samples of a class are, 1 as the data. The paper's Zero-CFG has an adversary on "
-    "real data beside it, so it is asked with and without. Ten classes that are easy to tell apart need no guidance: "
-    "what is left to see is what it costs.",
+    "real data beside it, so it is asked with (what that looks at is not counted) and without. Ten classes that are "
+    "easy to tell apart need no guidance: what is left to see is what it costs.",
     arms={
         "mixture": Arm(guided(1.0, 1.0), first_calls),
         "last call alone": Arm(guided(1.0, 1.0, last=True), first_calls),

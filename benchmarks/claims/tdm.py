@@ -13,7 +13,7 @@ CLAIM = Claim(
     paper="Learning Few-Step Diffusion Models by Trajectory Distribution Matching (arXiv 2503.06674)",
     says="Matching each interval of a deterministic trajectory beats DMD2 and consistency distillation at equal cost.",
     asks="Four steps, equal passes, the same tuning. DMD2 also with one update of its critic per update of the "
-    "student, for the paper's five cost it three quarters of its updates.",
+    "student, for the paper's five cost it three quarters of its updates. What its adversary looks at is not counted.",
     arms={
         "TDM": Arm(lambda process, updates: method("tdm", process, steps=4, guidance=1.0)),
         "TDM, overlapping": Arm(lambda process, updates: method("tdm", process, steps=4, guidance=1.0, overlap=True)),
