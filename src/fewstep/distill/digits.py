@@ -220,11 +220,17 @@ def told(labels: Tensor) -> Condition:
 
 
 def train_digits(
-    steps: int = 6000, size: int = 256, width: int = 128, seed: int = 0, data: Digits | None = None
+    steps: int = 6000,
+    size: int = 256,
+    width: int = 128,
+    seed: int = 0,
+    data: Digits | None = None,
+    prediction: Prediction = Prediction("velocity"),
 ) -> DigitBed:
     """Teacher (flow matching, one label in ten dropped, averaged weights) and judge, both from the train part.
 
-    data: other samples (N, size) with classes 0, 1, ..., in place of the digits.
+    data: other samples (N, size) with classes 0, 1, ..., in place of the digits. prediction: `velocity`, or `sample`
+    where samples have more numbers than the network is wide, so that noise does not fit through it.
     """
     data = load_digits(seed) if data is None else data
     numbers, classes = data.train.shape[1], int(data.train_labels.max()) + 1
@@ -232,8 +238,9 @@ def train_digits(
         torch.manual_seed(seed)
         judge, network = DigitJudge(numbers, classes), DigitNetwork(width, size=numbers, classes=classes)
         _classify(judge, data)
-        _match(network, data, steps, size, torch.Generator().manual_seed(seed))
-    return DigitBed(data, network.eval().requires_grad_(False), judge.eval().requires_grad_(False))
+        _match(network, data, steps, size, torch.Generator().manual_seed(seed), prediction)
+    parts = network.eval().requires_grad_(False), judge.eval().requires_grad_(False)
+    return DigitBed(data, *parts, prediction=prediction)
 
 
 def _classify(judge: DigitJudge, data: Digits, steps: int = 1500, size: int = 128) -> None:
@@ -247,7 +254,14 @@ def _classify(judge: DigitJudge, data: Digits, steps: int = 1500, size: int = 12
         optimizer.step()
 
 
-def _match(network: DigitNetwork, data: Digits, steps: int, size: int, generator: torch.Generator) -> None:
+def _match(
+    network: DigitNetwork,
+    data: Digits,
+    steps: int,
+    size: int,
+    generator: torch.Generator,
+    prediction: Prediction,
+) -> None:
     averaged = copy.deepcopy(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -257,7 +271,8 @@ def _match(network: DigitNetwork, data: Digits, steps: int, size: int, generator
         clean, labels = data.train[rows], data.train_labels[rows].masked_fill(drop, network.classes)
         noise, t = torch.randn(clean.shape, generator=generator), torch.rand(size, 1, generator=generator)
         found = network((1 - t) * clean + t * noise, 1000 * t[:, 0], class_labels=labels)
-        loss = (found - (noise - clean)).square().mean()
+        wanted = clean if prediction.kind == "sample" else noise - clean
+        loss = (found - wanted).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
