@@ -72,9 +72,9 @@ def asked(claim: Claim, bed: DigitBed, run: Run, given: argparse.Namespace) -> d
 
 def _arm(claim: Claim, name: str, arm: Arm, bed: DigitBed, run: Run, given: argparse.Namespace) -> dict[str, Any]:
     per_update = arm.passes(bed, given.batch)
-    updates = max(8, int(given.budget * arm.share / per_update))
+    updates = max(8, int(given.budget * arm.share / per_update)) if arm.share else 0
     unit = "".join(c if c.isalnum() else "-" for c in name)
-    grid = list(itertools.product(claim.rates, claim.momenta))
+    grid = list(itertools.product(claim.rates, claim.momenta))[: None if arm.share else 1]
     tried = [
         run.unit(f"{unit}-tune-{k}", partial(_trained, arm, bed, updates // 4, given.batch, TUNING_SEED, *setting))
         for k, setting in enumerate(grid)
@@ -96,6 +96,7 @@ def _arm(claim: Claim, name: str, arm: Arm, bed: DigitBed, run: Run, given: argp
     return {
         "passes_per_update": per_update / given.batch, "updates": updates, "width": arm.width or WIDTH,
         "learning_rate": best[0], "momentum": best[1], "summary": summary, "seeds": seeds,
+        "tried": [{"learning_rate": r, "momentum": m, "draws": t} for (r, m), t in zip(grid, tried, strict=True)],
     }  # fmt: skip
 
 

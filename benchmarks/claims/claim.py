@@ -41,7 +41,7 @@ class Arm:
     width:
         Of the student, with random weights; 0: the teacher's width and weights.
     share:
-        Of the budget of network passes.
+        Of the budget of network passes; 0: the teacher itself, untrained, in the method's steps.
     """
 
     make: Make
@@ -62,14 +62,21 @@ class Arm:
 
     def train(self, bed: DigitBed, updates: int, batch: int, seed: int, **settings: Any) -> Numbers:
         """Train once and measure every draw."""
-        method = self.make(bed.process, updates)
+        method = self.make(bed.process, max(1, updates))
+        if not self.share:
+            return self.measured(bed, bed.teacher(), method)
+        student = self._trained(bed, method, updates, batch, seed, **settings)
+        return self.measured(bed, student, method)
+
+    def _trained(self, bed: DigitBed, method: Method, updates: int, batch: int, seed: int, **settings: Any) -> Model:
+        """A finished student."""
         betas = (settings.pop("momentum", method.settings.betas[0]), method.settings.betas[1])
         method = dataclasses.replace(method, settings=dataclasses.replace(method.settings, betas=betas))
         student = self._student(bed, seed)
         engine, _ = distil(
             self.bed(bed), method, steps=updates, batch=batch, seed=seed, student=student, warmup=0, **settings
         )
-        return self.measured(bed, engine.cast.student, method)
+        return engine.cast.student
 
     def measured(self, bed: DigitBed, student: Model, method: Method) -> Numbers:
         """Measurements of a finished student."""
