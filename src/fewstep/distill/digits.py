@@ -24,8 +24,8 @@ CLASSES, PIXELS, GROUPS = 10, 64, 6
 class DigitNetwork(nn.Module):
     """A residual perceptron: digits (B, size) at network time (B,) with classes (B,) to a raw output (B, size).
 
-    Class `classes` means "any". The end of a jump enters by a layer that is zero at the start, so that a student with two
-    times begins as the network with one. `blocks.1` is the middle, where adversaries look.
+    Class `classes` means "any". The end of a jump enters by a layer that is zero at the start, so that a student with
+    two times begins as the network with one. `blocks.1` is the middle, where adversaries look.
     """
 
     def __init__(self, width: int = 128, depth: int = 3, size: int = PIXELS, classes: int = CLASSES) -> None:
@@ -271,8 +271,9 @@ def _match(
         clean, labels = data.train[rows], data.train_labels[rows].masked_fill(drop, network.classes)
         noise, t = torch.randn(clean.shape, generator=generator), torch.rand(size, 1, generator=generator)
         found = network((1 - t) * clean + t * noise, 1000 * t[:, 0], class_labels=labels)
-        wanted = clean if prediction.kind == "sample" else noise - clean
-        loss = (found - wanted).square().mean()
+        direct = prediction.kind != "sample"
+        gap = found - (noise - clean) if direct else (found - clean) / t.clamp(min=0.05)
+        loss = gap.square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

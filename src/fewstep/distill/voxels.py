@@ -83,7 +83,7 @@ def _classes(file: Path) -> list[np.ndarray[Any, Any]]:
     try:
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:  # AttributeError: one bare array
         raise FewstepError("these voxels cannot be read", value=str(file), mend="Give an .npz file.") from error
     if "voxels" in arrays:
         if arrays["voxels"].ndim == 5 and arrays["voxels"].shape[1:] == (FULL, FULL, FULL, 4):
