@@ -7,7 +7,8 @@ A teacher (flow matching, 270,000 weights) is trained once. Every arm of a claim
 through any network counts one, backward two more) and the same tuning: learning rate and momentum from the claim's
 grid, at a quarter of the budget, by a seed that is not reported. Quality: Frechet distance from held-out digits in the
 features of a classifier that no training saw, precision, recall, share of right classes, spread within classes.
-Killed, the same command goes on.
+Claims about shapes run where `--voxels` gives them (.npz of 32^3 occupancy, see fewstep.distill.voxels), else are left
+out. Killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import importlib
 import itertools
 import pkgutil
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,12 @@ import torch
 from claims.claim import Arm, Claim, Numbers, score
 
 from fewstep.distill.digits import DigitBed, DigitJudge, DigitNetwork, train_digits
+from fewstep.distill.voxels import VoxelBed, load_voxels, train_voxels
 from fewstep.errors import FewstepError
 from fewstep.files import read_tensors, write_json, write_tensors
 from fewstep.metrics.intervals import seed_interval
 from fewstep.models.digits import load_digits
+from fewstep.prediction import Prediction
 from fewstep.runs import Run, environment
 
 TUNING_SEED, WIDTH = 1000, 128
@@ -45,36 +49,54 @@ def known() -> dict[str, Claim]:
     return found
 
 
-def bed_of(run: Run, steps: int) -> DigitBed:
-    """The teacher and the judge, trained once."""
+def bed_of(folder: Path, steps: int, voxels: Sequence[Path] = ()) -> DigitBed:
+    """The teacher and the judge of the digits, or of these shapes, trained once."""
+    data = load_voxels(voxels) if voxels else load_digits()
+    size, classes = data.train.shape[1], int(data.train_labels.max()) + 1
 
     def save(bed: DigitBed, draft: Path) -> None:
         parts = {"teacher": bed.network, "judge": bed.judge}
         write_tensors(draft, {f"{n}.{k}": v for n, m in parts.items() for k, v in m.state_dict().items()})
 
     def load(place: Path) -> DigitBed:
-        tensors, parts = read_tensors(place), {"teacher": DigitNetwork(WIDTH), "judge": DigitJudge()}
+        network, judge = DigitNetwork(WIDTH, size=size, classes=classes), DigitJudge(size, classes)
+        tensors, parts = read_tensors(place), {"teacher": network, "judge": judge}
         for name, module in parts.items():
             module.load_state_dict({k.partition(".")[2]: v for k, v in tensors.items() if k.startswith(f"{name}.")})
             module.eval().requires_grad_(False)
-        return DigitBed(load_digits(), parts["teacher"], parts["judge"])  # type: ignore[arg-type]
+        if voxels:
+            return VoxelBed(data, network, judge, prediction=Prediction("sample"))
+        return DigitBed(data, network, judge)
 
-    return run.unit("bed", lambda: train_digits(steps, width=WIDTH), save=save, load=load, artifact="bed.safetensors")
+    def compute() -> DigitBed:
+        return train_voxels(data, steps, WIDTH) if voxels else train_digits(steps, width=WIDTH)
+
+    with Run(folder / ("voxels" if voxels else "bed"), {"teacher": steps}, quiet=True) as run:
+        return run.unit("bed", compute, save=save, load=load, artifact="bed.safetensors")
 
 
 def asked(claim: Claim, bed: DigitBed, run: Run, given: argparse.Namespace) -> dict[str, Any]:
     """Train every arm, answer every question."""
-    rows = {name: _arm(claim, name, arm, bed, run, given) for name, arm in claim.arms.items()}
+    rows = {name: compared(name, arm, bed, run, given, claim.rates, claim.momenta) for name, arm in claim.arms.items()}
     seeds: dict[str, list[Numbers]] = {n: row["seeds"] for n, row in rows.items() if None not in row["seeds"]}
     answers = [q.answer(seeds) for q in claim.questions if q.better in seeds and q.than in seeds]
     return {"paper": claim.paper, "says": claim.says, "asks": claim.asks, "arms": rows, "answers": answers}
 
 
-def _arm(claim: Claim, name: str, arm: Arm, bed: DigitBed, run: Run, given: argparse.Namespace) -> dict[str, Any]:
+def compared(
+    name: str,
+    arm: Arm,
+    bed: DigitBed,
+    run: Run,
+    given: argparse.Namespace,
+    rates: Sequence[float],
+    momenta: Sequence[float],
+) -> dict[str, Any]:
+    """Tune and train one arm; units of the run, so that a killed one goes on."""
     per_update = arm.passes(bed, given.batch)
     updates = max(8, int(given.budget * arm.share / per_update)) if arm.share else 0
     unit = "".join(c if c.isalnum() else "-" for c in name)
-    grid = list(itertools.product(claim.rates, claim.momenta))[: None if arm.share else 1]
+    grid = list(itertools.product(rates, momenta))[: None if arm.share else 1]
     tried = [
         run.unit(f"{unit}-tune-{k}", partial(_trained, arm, bed, updates // 4, given.batch, TUNING_SEED, *setting))
         for k, setting in enumerate(grid)
@@ -127,6 +149,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--budget", type=int, default=600_000, help="sample passes of one training")
     parser.add_argument("--teacher", type=int, default=6000, help="updates of the teacher")
+    parser.add_argument("--voxels", type=Path, nargs="+", default=[], help="shapes, for the claims that need them")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--folder", type=Path, default=Path("runs/distillation-claims"))
     given = parser.parse_args()
@@ -134,9 +157,11 @@ def main() -> None:
     for name in given.claims or known():
         if name not in known():
             parser.error(f"no claim {name!r}; there are {', '.join(known())}")
+        if known()[name].voxels and not given.voxels:
+            print(f"{name}: left out, it needs --voxels FILES_OR_FOLDERS (.npz of 32^3 shapes)", flush=True)
+            continue
         begun = time.perf_counter()
-        with Run(given.folder / "bed", {"teacher": given.teacher}, quiet=True) as run:
-            bed = bed_of(run, given.teacher)
+        bed = bed_of(given.folder, given.teacher, given.voxels if known()[name].voxels else ())
         with Run(given.folder / name, settings, quiet=True) as run:
             found = asked(known()[name], bed, run, given)
         found |= {"settings": settings, "references": references(bed)}

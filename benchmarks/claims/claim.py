@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from fewstep.distill.steps import Steps
 from fewstep.errors import FewstepError
 from fewstep.metrics.intervals import seed_interval
 from fewstep.process import Process
-from fewstep.systems.distill.cost import counting
+from fewstep.systems.distill.cost import passes_of
 from fewstep.train.toy import distil, engine_of
 
 Make = Callable[[Process, int], Method]
@@ -53,12 +53,7 @@ class Arm:
     def passes(self, bed: DigitBed, batch: int, steps: int = 4) -> float:
         """Samples through networks per update of the student; backward counts two more."""
         engine = engine_of(self.bed(bed), self.make(bed.process, steps), batch, self._student(bed, 0))
-        networks = {n: m for n, m in {**engine.modules, **engine.slow}.items() if n != "adversary"}
-        with counting({"teacher": bed.network, **networks}) as found:
-            for step in range(steps):
-                for _, compute in engine.turns(step, steps, torch.Generator().manual_seed(step)):
-                    compute()
-        return sum(p.total for p in found.values()) / steps
+        return passes_of(engine, bed.network, steps)
 
     def train(self, bed: DigitBed, updates: int, batch: int, seed: int, **settings: Any) -> Numbers:
         """Train once and measure every draw."""
@@ -113,7 +108,8 @@ class Question:
 class Claim:
     """What a paper says, and how it is asked here.
 
-    paper: title and arXiv id. says: its claim in a sentence. asks: how it was made small.
+    paper: title and arXiv id. says: its claim in a sentence. asks: how it was made small. voxels: asked of shapes that
+    the user gives, not of digits.
     """
 
     paper: str
@@ -123,7 +119,7 @@ class Claim:
     questions: tuple[Question, ...]
     rates: tuple[float, ...] = (3e-4, 1e-3)
     momenta: tuple[float, ...] = (0.0, 0.9)
-    more: Mapping[str, Any] = field(default_factory=dict)
+    voxels: bool = False
 
 
 def drawn(bed: DigitBed, student: Model, steps: Steps) -> dict[str, float]:

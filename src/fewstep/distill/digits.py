@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 
 CLASSES, PIXELS, GROUPS = 10, 64, 6
+STORED, POINTS = 4096, 16
 
 
 class DigitNetwork(nn.Module):
@@ -156,12 +158,9 @@ class DigitBed:
 
         return batch
 
-    def stored(self, guidance: float = 1.0, count: int = 4096, points: int = 16, seed: int = 99) -> DigitBed:
+    def stored(self, guidance: float = 1.0, count: int = STORED, points: int = POINTS, seed: int = 99) -> DigitBed:
         """The bed with trajectories of the teacher (`points` jumps, four Euler steps each) in place of real digits."""
-        labels = torch.arange(count) % self.network.classes
-        generator = torch.Generator().manual_seed(seed)
-        states, times = self.walk(guidance, labels, generator, 4 * points)
-        return replace(self, store=Trajectories(torch.stack(states[::4], 1), times[::4], labels))
+        return replace(self, store=_trajectories(self, guidance, count, points, seed))
 
     def walk(
         self, guidance: float, labels: Tensor, generator: torch.Generator, steps: int
@@ -212,6 +211,13 @@ class DigitBed:
     def asked(self) -> Tensor:
         """Classes that an evaluation asks for: those of the held-out digits, several times over."""
         return self.data.test_labels.repeat(GROUPS)
+
+
+@lru_cache(maxsize=8)
+def _trajectories(bed: DigitBed, guidance: float, count: int, points: int, seed: int) -> Trajectories:
+    labels = torch.arange(count) % bed.network.classes
+    states, times = bed.walk(guidance, labels, torch.Generator().manual_seed(seed), 4 * points)
+    return Trajectories(torch.stack(states[::4], 1), times[::4], labels)
 
 
 def told(labels: Tensor) -> Condition:

@@ -106,6 +106,7 @@ def _entry(contest: Contest, name: str, steps: int, seed: int, place: Path) -> d
         "seed": seed,
         "updates": updates,
         "passes_per_update": per_step,
+        "commit": results["environment"]["commit"],  # of the training: a resumed contest may be younger
         "seconds": results["training"]["seconds"],
         "bytes_before_activations": sum(results["training"]["memory"].values()),
         "health": results["health"],
