@@ -30,7 +30,7 @@ class Chain(Arm):
         """Those of both, by their shares of the updates."""
         assert self.first is not None
         before = self.first.passes(bed, batch, steps)
-        return self.part * before + (1 - self.part) * super().passes(bed, batch, steps)
+        return self.part * before + (1 - self.part) * super().passes(self.first.bed(bed), batch, steps)
 
     def _trained(self, bed: DigitBed, method: Method, updates: int, batch: int, seed: int, **settings: Any) -> Model:
         assert self.first is not None
