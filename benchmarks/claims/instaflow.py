@@ -57,7 +57,7 @@ CLAIM = Claim(
     "reflow. The paper says it of students that their own size binds, so it is also asked of a sixth of the weights, "
     "from random ones.",
     arms={
-        "teacher": Flow(straighten, flow, share=0.0),
+        "teacher": Flow(straighten, flow, pairs, share=0.0),
         "reflow": Flow(straighten, flow, pairs),
         "direct": Arm(distil, one, pairs),
         "reflow, then distilled": chain(),

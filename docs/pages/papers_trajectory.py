@@ -36,8 +36,9 @@ PAPERS: tuple[Paper, ...] = (
         "denoising loss. TCD (arXiv 2402.19159) keeps the network of one time: its clean prediction is carried to the "
         "end time by a DDIM step.",
         here="`ctm`: ends uniform below the start, a teacher leg over `skip` points of EDM's grid, `carried` "
-        "comparison by the slow student, and denoising as a second term of weight `anchor`. `tcd`: the same ends, compared where "
-        "they land. Sampling with share gamma of fresh noise is `Steps(fresh=gamma)`, in the saved plan too.",
+        "comparison by the slow student, and denoising as a second term of weight `anchor`. `tcd`: the same ends, "
+        "compared where they land. Sampling with share gamma of fresh noise is `Steps(fresh=gamma)`, in the "
+        "saved plan too.",
         missing="CTM's adversarial loss; its adaptive balance of the losses; the random number of grid points of the "
         "teacher's leg (`skip` is fixed); LPIPS. A process without a finite clock at the data (VE) cannot be given to "
         "students of two times.",
@@ -229,6 +230,7 @@ PAPERS: tuple[Paper, ...] = (
         "`teacher.NAME` reach the teacher in place of NAME; make both from one degradation, or the mean is wrong. "
         "Repeat with the student as teacher for larger factors.",
         missing="The decoder's fine-tuning, on which the paper's perceptual claims rest. Pictures of two scales are "
-        "the caller's batches: no recipe makes them. No claim was asked.",
+        "the caller's batches: no recipe makes them.",
+        claims=("yonos",),
     ),
 )

@@ -9,6 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+from claims import yonos
 from claims.chain import Chain, Flow, after, straightness
 from claims.claim import Arm
 
@@ -150,3 +151,22 @@ def test_options_of_presets_that_the_claims_compare(bed):
         made = method("slim_flow", process, reflow_steps=5, distil_steps=5, anneal=anneal)
         found = made.terms["slim_flow"].stages[0][1].source.anneal
         assert ((found if isinstance(found, float) else found(start.step, start.steps)) > 0) is fresh
+
+
+def test_the_easier_task_s_teacher_sees_what_the_student_cannot(bed, monkeypatch):
+    """Blurring twice is blurring once at the larger factor, so the targets' mean is right; both see the same state."""
+    digits = bed.data.test[:5]
+    assert torch.allclose(yonos.blurred(yonos.blurred(digits, yonos.EASY), yonos.HARD), yonos.blurred(digits, 4))
+    assert len(yonos.blurred(digits, yonos.HARD)[0].unique()) <= 4
+    monkeypatch.setattr(yonos, "TEACHER", 3)
+    yonos.scaled.cache_clear()
+    hard = yonos.scaled(bed)
+    batch = hard.batches(16)(torch.Generator().manual_seed(0))
+    assert torch.equal(batch.condition["teacher.low"], yonos.blurred(batch.clean, yonos.EASY))
+    assert torch.equal(batch.condition["low"], yonos.blurred(batch.clean, yonos.HARD))
+    arm = yonos.CLAIM.arms["scale distilled"]
+    assert arm.passes(bed, 16) == 4 * 16  # the teacher is counted
+    assert yonos.CLAIM.arms["direct"].passes(bed, 16) == 3 * 16
+    truth = bed.data.test.repeat(yonos.GROUPS, 1)
+    assert hard.measures(truth, bed.asked())["error"] == 0
+    assert hard.measures(truth + 0.5, bed.asked())["error"] == pytest.approx(0.5)
