@@ -75,7 +75,7 @@ def pooled(grid: np.ndarray[Any, Any], side: int) -> np.ndarray[Any, Any]:
     if FULL % side:
         raise FewstepError("32 voxels do not divide into so many cells", value=side, mend="Use 4, 8 or 16.")
     part = FULL // side
-    return grid.reshape(-1, side, part, side, part, side, part).any(axis=(2, 4, 6))
+    return np.asarray(grid.reshape(-1, side, part, side, part, side, part).any(axis=(2, 4, 6)))
 
 
 def _classes(file: Path) -> list[np.ndarray[Any, Any]]:
