@@ -135,7 +135,10 @@ def test_options_of_presets_that_the_claims_compare(bed):
     """MLCM within segments alone, on data or without; SlimFlow's one step from pairs alone."""
     process = bed.process
     alone = method("mlcm", process, guidance=1.0, first_stage=1.0)
-    assert len(alone.terms["consistency"].stages) == 1
+    other = method("mlcm", process, guidance=1.0, first_stage=0.0)
+    whole = method("mlcm", process, guidance=1.0).terms["consistency"].stages
+    assert alone.terms["consistency"].stages == ((1.0, whole[0][1]),)
+    assert other.terms["consistency"].stages == whole[1:]
     assert alone.needs == frozenset()
     assert method("mlcm", process, guidance=1.0, data=True).needs == {"data"}
     batch = dataclasses.replace(stored(bed).batches(8)(torch.Generator().manual_seed(0)), step=9, steps=10)

@@ -61,7 +61,7 @@ def mlcm(
     """Multistep latent consistency without data: segments on the teacher's states, then milestones (arXiv 2406.05768).
 
     metric: the paper's is the distance of features of a latent perceptual network (`Features`).
-    first_stage: share of the training within segments; 1 leaves the milestones out. data: noised data instead of the
+    first_stage: share of the training within segments; 1 or 0 leaves a stage out. data: noised data instead of the
     teacher's states, which the paper argues against.
     sub_steps, rollout: DDIM steps between milestones (p), and steps of the student that make its own states (q).
     """
@@ -82,7 +82,7 @@ def mlcm(
         space="state",
         guidance=scale,
     )
-    stages = ((first_stage, within), (1.0, between)) if first_stage < 1 else ((1.0, within),)
+    stages = ((first_stage, within),) * (first_stage > 0) + ((1.0, between),) * (first_stage < 1)
     return Method(
         {"consistency": InTurn(stages)},
         evenly(process, steps),
