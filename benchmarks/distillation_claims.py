@@ -80,7 +80,15 @@ def asked(claim: Claim, bed: DigitBed, run: Run, given: argparse.Namespace) -> d
     rows = {name: compared(name, arm, bed, run, given, claim.rates, claim.momenta) for name, arm in claim.arms.items()}
     seeds: dict[str, list[Numbers]] = {n: row["seeds"] for n, row in rows.items() if None not in row["seeds"]}
     answers = [q.answer(seeds) for q in claim.questions if q.better in seeds and q.than in seeds]
+    usable(rows)
     return {"paper": claim.paper, "says": claim.says, "asks": claim.asks, "arms": rows, "answers": answers}
+
+
+def usable(rows: dict[str, dict[str, Any]], worse: float = 2.0) -> None:
+    """Add to every arm the settings tried whose score is at most `worse` times the best score of any arm."""
+    best = min(score(t["draws"]) for row in rows.values() for t in row["tried"])
+    for row in rows.values():
+        row["usable"] = sum(score(t["draws"]) <= worse * best for t in row["tried"])
 
 
 def compared(
@@ -174,7 +182,8 @@ def main() -> None:
 def told(answer: dict[str, Any]) -> str:
     """An answer in a line."""
     d = answer["difference"]
-    arms = f"{answer['better']} against {answer['than']}, {answer['metric']} {answer['draw']}"
+    there = answer["draw"] if answer["than_draw"] is None else answer["than_draw"]
+    arms = f"{answer['better']} {answer['draw']} against {answer['than']} {there}, {answer['metric']}"
     return f"{arms}: {d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f}): {answer['verdict']}"
 
 
