@@ -34,6 +34,7 @@ def noised(process, updates):
 
 CLAIM = Claim(
     paper="AccVideo (arXiv 2503.19462)",
+    rates=(3e-4, 1e-3, 3e-3),
     says="States that the teacher made itself teach better than noised data, the more so the less the data match it; "
     "an adversary at each key time helps.",
     asks="Four steps. Equal updates of the three regressions: the jumps from noised data are solved while training by "

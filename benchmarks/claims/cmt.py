@@ -36,6 +36,7 @@ def mid(pairs: str, last):
 
 CLAIM = Claim(
     paper="Consistency mid-training (arXiv 2509.24526), MF-RAE (arXiv 2511.13019)",
+    rates=(3e-4, 1e-3, 3e-3),
     says="Regression of jumps between stored states of the teacher is a cheap and steady start for MeanFlow and for "
     "consistency models, whose own training from a diffusion model is long and brittle.",
     asks="Equal passes; mid-training takes half of the updates, which are cheaper than the others. The store's passes "

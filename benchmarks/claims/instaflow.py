@@ -50,6 +50,7 @@ def chain(width: int = 0) -> Chain:
 
 CLAIM = Claim(
     paper="InstaFlow (arXiv 2309.06380)",
+    rates=(3e-4, 1e-3, 3e-3),
     says="Distilling a teacher into one step fails where its noise and its samples are joined by a rough map; reflow "
     "joins them anew by straighter paths, and distilling after it works.",
     asks="One step, equal passes. All arms share the teacher's store of 4,096 pairs (64 Euler steps), which is not "

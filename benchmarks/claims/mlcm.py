@@ -30,6 +30,7 @@ def segments(process, updates, **options):
 
 CLAIM = Claim(
     paper="Multistep Latent Consistency / TLCM (arXiv 2406.05768)",
+    rates=(3e-4, 1e-3, 3e-3),
     says="Consistency within segments, then between their edges, gives one model for two to eight steps; its states "
     "come from the teacher, so that no data is needed and none can mismatch.",
     asks="One model per arm, measured in 1, 2, 4 and 8 steps at equal passes; the teacher's states cost passes, noised "

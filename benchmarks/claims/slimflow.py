@@ -44,6 +44,7 @@ def distilled(two_steps: float):
 
 CLAIM = Claim(
     paper="SlimFlow (arXiv 2407.12718)",
+    rates=(3e-4, 1e-3, 3e-3),
     says="A student smaller than its teacher cannot begin with the teacher's weights; pairs loosened at first replace "
     "that, and two steps of its own flow from fresh noise help one step where pairs are few.",
     asks="Students of half the teacher's weights, random at first. Reflow at equal passes: pairs loosened over half of "
