@@ -51,6 +51,7 @@ CLAIM = Claim(
         Question("stored", "teacher"),
         Question("stored", "noised data"),
         Question("stored", "noised, mirrored data"),
+        Question("noised data", "noised, mirrored data"),
         Question("stored, adversary", "stored"),
         Question("stored, adversary", "stored", "recall", higher=True),
     ),

@@ -86,6 +86,7 @@ PAPERS: tuple[Paper, ...] = (
         "2210.03142) and is inside the student from then on.",
         missing="The guidance scale as an input of the student; the stochastic sampler of the second paper; averaged "
         "weights as the next stage's teacher: it is the live student's.",
+        options=("options.every=2500",),
     ),
     Paper(
         name="scm",
@@ -179,6 +180,7 @@ PAPERS: tuple[Paper, ...] = (
         missing="The pairs of the second stage are the teacher's, not the small flow's, and the frozen flow is the "
         "live student's, not its average. LPIPS; the exponential and cosine schedules.",
         claims=("slimflow",),
+        options=("options.reflow_steps=6000", "options.distil_steps=4000"),
     ),
     Paper(
         name="mdt-dist",
