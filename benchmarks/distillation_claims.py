@@ -28,12 +28,11 @@ import torch
 from claims.claim import Arm, Claim, Numbers, score
 
 from fewstep.distill.digits import DigitBed, DigitJudge, DigitNetwork, train_digits
-from fewstep.distill.voxels import VoxelBed, load_voxels, train_voxels
+from fewstep.distill.voxels import PREDICTION, VoxelBed, load_voxels, train_voxels
 from fewstep.errors import FewstepError
 from fewstep.files import read_tensors, write_json, write_tensors
 from fewstep.metrics.intervals import seed_interval
 from fewstep.models.digits import load_digits
-from fewstep.prediction import Prediction
 from fewstep.runs import Run, environment
 
 TUNING_SEED, WIDTH = 1000, 128
@@ -65,7 +64,7 @@ def bed_of(folder: Path, steps: int, voxels: Sequence[Path] = ()) -> DigitBed:
             module.load_state_dict({k.partition(".")[2]: v for k, v in tensors.items() if k.startswith(f"{name}.")})
             module.eval().requires_grad_(False)
         if voxels:
-            return VoxelBed(data, network, judge, prediction=Prediction("sample"))
+            return VoxelBed(data, network, judge, prediction=PREDICTION)
         return DigitBed(data, network, judge)
 
     def compute() -> DigitBed:

@@ -10,7 +10,6 @@ from fewstep.distill import digits
 from fewstep.distill.digits import DigitJudge, DigitNetwork
 from fewstep.distill.voxels import VoxelBed, load_voxels, overlap, pooled, train_voxels
 from fewstep.errors import FewstepError
-from fewstep.prediction import Prediction
 
 
 @pytest.fixture
@@ -97,17 +96,18 @@ def test_held_out_shapes_cover_themselves_and_one_shape_covers_one(files):
     assert one["nearest"] < 1
 
 
-def test_a_teacher_of_shapes_predicts_clean_ones_and_learns(files, monkeypatch):
-    """Nearer to held-out shapes than an untrained network; students have as many voxels and classes."""
+def test_a_teacher_of_shapes_learns_them_and_is_the_identity_without_noise(files, monkeypatch):
+    """Half-noised held-out shapes are told better than by an untrained network; students have its sizes."""
     monkeypatch.setattr(digits, "_classify", lambda judge, data: None)  # the judge is not asked
-    data, found = load_voxels([files], 4), []
-    for steps in (1, 700):
+    data, errors = load_voxels([files], 4), []
+    noise = torch.randn(data.test.shape, generator=torch.Generator().manual_seed(0))
+    for steps in (1, 600):
         bed = train_voxels(data, steps, width=16)
-        assert bed.prediction == Prediction("sample")
-        labels = bed.asked()
-        states, _ = bed.walk(1.0, labels, torch.Generator().manual_seed(0), 8)
-        found.append(bed.measures(states[-1], labels)["nearest"])
-    assert found[1] > 1.5 * found[0]
+        half, end = (torch.full((len(noise),), t, dtype=torch.float64) for t in (0.5, 1e-6))
+        found = bed.teacher().clean((data.test + noise) / 2, half, digits.told(data.test_labels))
+        errors.append(float((found - data.test).square().mean()))
+        assert torch.allclose(bed.teacher().clean(data.test, end), data.test, atol=1e-4)
+    assert errors[1] < 0.9 * errors[0]
     student, batch = bed.fresh(8, 0), bed.batches(6)(torch.Generator().manual_seed(0))
     assert (student.size, student.classes) == (64, 3)
     assert set(batch.negative["class_labels"].tolist()) == {3}

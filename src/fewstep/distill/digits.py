@@ -235,8 +235,8 @@ def train_digits(
 ) -> DigitBed:
     """Teacher (flow matching, one label in ten dropped, averaged weights) and judge, both from the train part.
 
-    data: other samples (N, size) with classes 0, 1, ..., in place of the digits. prediction: `velocity`, or `sample`
-    where samples have more numbers than the network is wide, so that noise does not fit through it.
+    data: other samples (N, size) with classes 0, 1, ..., in place of the digits. prediction: `velocity`, or `edm` where
+    samples have more numbers than the network is wide, so that noise does not fit through it.
     """
     data = load_digits(seed) if data is None else data
     numbers, classes = data.train.shape[1], int(data.train_labels.max()) + 1
@@ -276,10 +276,9 @@ def _match(
         drop = torch.rand(size, generator=generator) < 0.1
         clean, labels = data.train[rows], data.train_labels[rows].masked_fill(drop, network.classes)
         noise, t = torch.randn(clean.shape, generator=generator), torch.rand(size, 1, generator=generator)
-        found = network((1 - t) * clean + t * noise, 1000 * t[:, 0], class_labels=labels)
-        direct = prediction.kind != "sample"
-        gap = found - (noise - clean) if direct else (found - clean) / t.clamp(min=0.05)
-        loss = gap.square().mean()
+        scale, (a, b) = prediction.input_scale(1 - t, t), prediction.weights(1 - t, t)
+        found = network(scale * ((1 - t) * clean + t * noise), 1000 * t[:, 0], class_labels=labels)
+        loss = (found - (a * clean + b * noise)).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

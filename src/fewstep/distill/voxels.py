@@ -16,6 +16,9 @@ from fewstep.models.digits import Digits
 from fewstep.prediction import Prediction
 
 FULL, SIDE, TEST = 32, 8, 0.2
+PREDICTION = Prediction("edm", sigma_data=1.0)
+"""A clean prediction, as noise does not fit through a narrow network, that is the state itself where noise ends: maps
+to the data have nothing else that holds them there."""
 
 
 class VoxelBed(DigitBed):
@@ -98,5 +101,5 @@ def _classes(file: Path) -> list[np.ndarray[Any, Any]]:
 
 def train_voxels(data: Digits, steps: int = 6000, width: int = 128, seed: int = 0) -> VoxelBed:
     """Teacher and judge of these shapes."""
-    bed = train_digits(steps, width=width, seed=seed, data=data, prediction=Prediction("sample"))
+    bed = train_digits(steps, width=width, seed=seed, data=data, prediction=PREDICTION)
     return VoxelBed(**vars(bed))
