@@ -198,7 +198,8 @@ PAPERS: tuple[Paper, ...] = (
         "two terms are drawn apart, those of the paper are shared. Guidance of 41 and 101 are the authors' 40 and "
         "100 for TRELLIS; other models want far less.",
         missing="TRELLIS itself and its sparse latents; gradient clipping by a running percentile; the small learning "
-        "rates belong to those guidance scales.",
+        "rates belong to those guidance scales. Networks that predict clean data: nothing holds the map at the data, "
+        "and it collapses.",
         claims=("mdt", "mdt_voxels"),
         options=("guidance=3", "options.sample_guidance=3"),
     ),
