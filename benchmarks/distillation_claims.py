@@ -7,7 +7,8 @@ A teacher (flow matching, 270,000 weights) is trained once. Every arm of a claim
 through any network counts one, backward two more) and the same tuning: learning rate and momentum from the claim's
 grid, at a quarter of the budget, by a seed that is not reported. Quality: Frechet distance from held-out digits in the
 features of a classifier that no training saw, precision, recall, share of right classes, spread within classes.
-Killed, the same command goes on.
+Claims about shapes run where `--voxels` gives them (.npz of 32^3 occupancy, see fewstep.distill.voxels), else are left
+out. Killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 from claims.claim import Arm, Claim, Numbers, score
 
 from fewstep.distill.digits import DigitBed, DigitJudge, DigitNetwork, train_digits
+from fewstep.distill.voxels import PREDICTION, VoxelBed, load_voxels, train_voxels
 from fewstep.errors import FewstepError
 from fewstep.files import read_tensors, write_json, write_tensors
 from fewstep.metrics.intervals import seed_interval
@@ -46,24 +48,29 @@ def known() -> dict[str, Claim]:
     return found
 
 
-def bed_of(folder: Path, steps: int) -> DigitBed:
-    """The teacher and the judge, trained once."""
+def bed_of(folder: Path, steps: int, voxels: Sequence[Path] = ()) -> DigitBed:
+    """The teacher and the judge of the digits, or of these shapes, trained once."""
+    data = load_voxels(voxels) if voxels else load_digits()
+    size, classes = data.train.shape[1], int(data.train_labels.max()) + 1
 
     def save(bed: DigitBed, draft: Path) -> None:
         parts = {"teacher": bed.network, "judge": bed.judge}
         write_tensors(draft, {f"{n}.{k}": v for n, m in parts.items() for k, v in m.state_dict().items()})
 
     def load(place: Path) -> DigitBed:
-        tensors, parts = read_tensors(place), {"teacher": DigitNetwork(WIDTH), "judge": DigitJudge()}
+        network, judge = DigitNetwork(WIDTH, size=size, classes=classes), DigitJudge(size, classes)
+        tensors, parts = read_tensors(place), {"teacher": network, "judge": judge}
         for name, module in parts.items():
             module.load_state_dict({k.partition(".")[2]: v for k, v in tensors.items() if k.startswith(f"{name}.")})
             module.eval().requires_grad_(False)
-        return DigitBed(load_digits(), parts["teacher"], parts["judge"])  # type: ignore[arg-type]
+        if voxels:
+            return VoxelBed(data, network, judge, prediction=PREDICTION)
+        return DigitBed(data, network, judge)
 
     def compute() -> DigitBed:
-        return train_digits(steps, width=WIDTH)
+        return train_voxels(data, steps, WIDTH) if voxels else train_digits(steps, width=WIDTH)
 
-    with Run(folder / "bed", {"teacher": steps}, quiet=True) as run:
+    with Run(folder / ("voxels" if voxels else "bed"), {"teacher": steps}, quiet=True) as run:
         return run.unit("bed", compute, save=save, load=load, artifact="bed.safetensors")
 
 
@@ -149,6 +156,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--budget", type=int, default=600_000, help="sample passes of one training")
     parser.add_argument("--teacher", type=int, default=6000, help="updates of the teacher")
+    parser.add_argument("--voxels", type=Path, nargs="+", default=[], help="shapes, for the claims that need them")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--folder", type=Path, default=Path("runs/distillation-claims"))
     given = parser.parse_args()
@@ -156,8 +164,11 @@ def main() -> None:
     for name in given.claims or known():
         if name not in known():
             parser.error(f"no claim {name!r}; there are {', '.join(known())}")
+        if known()[name].voxels and not given.voxels:
+            print(f"{name}: left out, it needs --voxels FILES_OR_FOLDERS (.npz of 32^3 shapes)", flush=True)
+            continue
         begun = time.perf_counter()
-        bed = bed_of(given.folder, given.teacher)
+        bed = bed_of(given.folder, given.teacher, given.voxels if known()[name].voxels else ())
         with Run(given.folder / name, settings, quiet=True) as run:
             found = asked(known()[name], bed, run, given)
         found |= {"settings": settings, "references": references(bed)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -108,7 +108,8 @@ class Question:
 class Claim:
     """What a paper says, and how it is asked here.
 
-    paper: title and arXiv id. says: its claim in a sentence. asks: how it was made small.
+    paper: title and arXiv id. says: its claim in a sentence. asks: how it was made small. voxels: asked of shapes that
+    the user gives, not of digits.
     """
 
     paper: str
@@ -118,7 +119,7 @@ class Claim:
     questions: tuple[Question, ...]
     rates: tuple[float, ...] = (3e-4, 1e-3)
     momenta: tuple[float, ...] = (0.0, 0.9)
-    more: Mapping[str, Any] = field(default_factory=dict)
+    voxels: bool = False
 
 
 def drawn(bed: DigitBed, student: Model, steps: Steps) -> dict[str, float]:
