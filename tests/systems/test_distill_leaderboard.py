@@ -10,9 +10,12 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
 import tiny_pipelines as tiny
 
+from fewstep.distill.core import Model
+from fewstep.distill.taps import features
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
 from fewstep.pipelines import save_pipeline
+from fewstep.process import RectifiedFlow
 from fewstep.systems.distill.cost import counting
 from fewstep.systems.distill.leaderboard import Contest, compete, summary
 
@@ -32,6 +35,25 @@ def test_passes_are_samples_and_a_backward_counts_twice():
     assert seen["a"].total == 8 + 2 * 3
     layer(torch.zeros(3, 2))
     assert seen["a"].forward == 8
+
+
+def test_a_call_that_an_adversary_leaves_early_counts():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model = Model(Told(network), RectifiedFlow())
+    with counting({"a": model.network}) as seen:
+        features(model, ("inner.0",), torch.zeros(4, 2), torch.full((4,), 0.5), None, early=True)
+    assert (seen["a"].forward, seen["a"].backward) == (4, 4)
+
+
+class Told(nn.Module):
+    """A network that listens to no time."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
 
 
 def test_equal_budgets_give_unequal_updates_and_nothing_is_run_twice(tmp_path):
