@@ -47,18 +47,18 @@ from fewstep.systems.distill.job import Job
 from fewstep.systems.distill.networks import drawable, student_of
 from fewstep.train import run as train
 
-TRAIN, SIDE, DRAWN = 2000, 32, 1000
-STEPS, FEW = (5, 10, 25), (1, 2)
+TRAIN, SIDE, DRAWN = 2000, 32, 600
+STEPS, FEW = {"flow-short": (5,), "flow": (5, 20)}, (1, 2)
 DECODER = "channels=[8,16,32,32]"
-UPDATES = {"encoder": 800, "vae": 800, "rae": 800, "svg": 800, "flow-short": 200, "flow": 800, "mean-flow": 300}
+UPDATES = {"encoder": 400, "vae": 400, "rae": 400, "svg": 400, "flow-short": 100, "flow": 400, "mean-flow": 150}
 STAGE = {
     "encoder": ["batch=64"],
-    "vae": ["batch=32", DECODER, "latent_channels=8", "kl_weight=2e-3"],
-    "rae": ["batch=32", DECODER],
-    "svg": ["batch=32", DECODER],
+    "vae": ["batch=24", DECODER, "latent_channels=8", "kl_weight=2e-3"],
+    "rae": ["batch=24", DECODER],
+    "svg": ["batch=24", DECODER],
 }
 FLOW = ["objective=flow", "batch=64", "width=64", "layers=3", "heads=4", "learning_rate=2e-3", "ema=0.99", "warmup=50"]
-STUDENT = {"batch": 64, "learning_rate": 1e-3, "ema": 0.99, "warmup": 20}
+STUDENT = {"batch": 32, "learning_rate": 1e-3, "ema": 0.99, "warmup": 20}
 METHODS = {"mean_flow": {}, "mf_rae": {}}
 
 
@@ -94,10 +94,9 @@ class Bench:
         return self.run.unit(name, compute)
 
     def quality(self, pictures: Tensor, labels: Tensor) -> dict[str, float]:
-        with torch.no_grad():
-            seen = torch.cat([self.judge(part.float()).argmax(1) for part in pictures.split(250)])
-        right = float((seen == labels).double().mean())
-        return {"frechet": frechet(self.features(pictures), self.real), "right": right}
+        features = self.features(pictures)
+        seen = self.judge.head(features.float()).argmax(1)
+        return {"frechet": frechet(features, self.real), "right": float((seen == labels).double().mean())}
 
 
 # --- autoencoders ----------------------------------------------------------------------------------------------------
@@ -148,18 +147,21 @@ def flow(bench: Bench, name: str, latent: str, seed: int) -> dict[str, Any]:
     """Train the transformer in a latent and draw with few steps."""
     folder = f"{name}-{latent}-{seed}"
     own = [*FLOW, f"vae={bench.folder(latent)}", f"steps={bench.updates[name]}", f"seed={seed}"]
-    return {**bench.trained(folder, "dit", own), "steps": bench.run.unit(f"{folder}-drawn", partial(drawn, bench, folder))}
+    return {
+        **bench.trained(folder, "dit", own),
+        "steps": bench.run.unit(f"{folder}-drawn", partial(drawn, bench, folder, STEPS[name])),
+    }
 
 
 @torch.no_grad()
-def drawn(bench: Bench, folder: str) -> dict[str, Any]:
+def drawn(bench: Bench, folder: str, counts: tuple[int, ...]) -> dict[str, Any]:
     pipe = load_pipeline(bench.folder(folder))
     process, prediction = process_of(pipe)
     labels = torch.arange(DRAWN) % 10
     found = {}
-    for steps in STEPS:
+    for steps in counts:
         plan = SOLVERS["ddim"](process, prediction, grids.uniform(process, steps))
-        pictures = Generator(pipe, 1.0, batch=250)(plan, labels.tolist(), list(range(DRAWN)))
+        pictures = Generator(pipe, 1.0, batch=200)(plan, labels.tolist(), list(range(DRAWN)))
         found[str(steps)] = bench.quality(pictures, labels)
     return found
 
@@ -173,7 +175,7 @@ def mean_flow(bench: Bench, name: str, latent: str, seed: int) -> dict[str, Any]
     data = {"source": str(bench.data), "size": SIDE} if name == "mean_flow" else {"count": 500}
     wanted = {
         "model": str(bench.folder(f"flow-{latent}-{seed}")), "method": name, "options": METHODS[name], "steps": 1,
-        "guidance": 1.0, "batch": 250, "teacher": {"steps": 16, "solver": "ddim"}, "data": data, "device": "cpu",
+        "guidance": 1.0, "batch": 200, "teacher": {"steps": 16, "solver": "ddim"}, "data": data, "device": "cpu",
         "train": {**STUDENT, "steps": updates, "seed": seed, "checkpoint_every": 50},
     }  # fmt: skip
 
@@ -185,7 +187,12 @@ def mean_flow(bench: Bench, name: str, latent: str, seed: int) -> dict[str, Any]
             record = trained[0]["record"]
             steps = {str(n): few(bench, job, trained[0]["tensors"], n) for n in FEW}
         norms = [line["gradient"] for line in record["history"]]
-        return {"updates": record["steps"], "seconds": record["seconds"], "largest_gradient": max(norms), "steps": steps}
+        return {
+            "updates": record["steps"],
+            "seconds": record["seconds"],
+            "largest_gradient": max(norms),
+            "steps": steps,
+        }
 
     return bench.run.unit(folder, compute)
 
@@ -274,7 +281,7 @@ def main() -> None:
         flows: dict[str, dict[str, Any]] = {}
         for name in ("flow-short", "flow"):
             rows = {z: [flow(bench, name, z, s) for s in given.seeds] for z in ("vae", "rae", "svg")}
-            flows[name] = {z: over_seeds(found, STEPS) for z, found in rows.items()}
+            flows[name] = {z: over_seeds(found, STEPS[name]) for z, found in rows.items()}
             say(name)
         students, raw = {}, {}
         for name in METHODS:
@@ -300,9 +307,9 @@ def main() -> None:
         },
         "autoencoders": coded, "null": null, "flows": flows,
         "versus_vae": {
-            n: {z: versus(table, z, "vae", STEPS) for z in ("rae", "svg")} for n, table in flows.items()
+            n: {z: versus(table, z, "vae", STEPS[n]) for z in ("rae", "svg")} for n, table in flows.items()
         },
-        "svg_versus_rae": {n: versus(table, "svg", "rae", STEPS) for n, table in flows.items()},
+        "svg_versus_rae": {n: versus(table, "svg", "rae", STEPS[n]) for n, table in flows.items()},
         "students": students,
         "student_cost": {
             name: [{k: r[k] for k in ("updates", "seconds", "largest_gradient")} for r in rows]

@@ -27,9 +27,7 @@ class Encoder(nn.Module):
         FewstepError: the model has no patches (a convolutional network).
     """
 
-    def __init__(
-        self, model: Any, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
-    ) -> None:
+    def __init__(self, model: Any, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
         if not isinstance(getattr(model.config, "patch_size", None), int):
             what = f"{type(model).__name__} has no square patches"

@@ -57,7 +57,9 @@ class FeatureAutoencoder(ModelMixin, ConfigMixin):
             norm_num_groups=norm_num_groups,
             mid_block_add_attention=False,
         )
-        self.residual = Residual(sample_size, self.factor, residual_channels, residual_settings) if residual_channels else None
+        self.residual = (
+            Residual(sample_size, self.factor, residual_channels, residual_settings) if residual_channels else None
+        )
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.zeros(width))
@@ -105,9 +107,7 @@ class FeatureAutoencoder(ModelMixin, ConfigMixin):
         found = posterior((self.features(x / 2 + 0.5) - column(self.mean)) / column(self.std))
         return AutoencoderKLOutput(latent_dist=found) if return_dict else (found,)
 
-    def decode(
-        self, z: Tensor, return_dict: bool = True, generator: object = None
-    ) -> DecoderOutput | tuple[Tensor]:
+    def decode(self, z: Tensor, return_dict: bool = True, generator: object = None) -> DecoderOutput | tuple[Tensor]:
         """Pictures, about in [-1, 1], of standardised features."""
         x = self.decoder(z * column(self.std) + column(self.mean))
         return DecoderOutput(sample=x) if return_dict else (x,)

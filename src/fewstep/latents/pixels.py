@@ -39,9 +39,7 @@ class PixelAutoencoder(ModelMixin, ConfigMixin):
         found = posterior((x - column(self.mean)) / column(self.std))
         return AutoencoderKLOutput(latent_dist=found) if return_dict else (found,)
 
-    def decode(
-        self, z: Tensor, return_dict: bool = True, generator: object = None
-    ) -> DecoderOutput | tuple[Tensor]:
+    def decode(self, z: Tensor, return_dict: bool = True, generator: object = None) -> DecoderOutput | tuple[Tensor]:
         """Pictures in [-1, 1] from standardised ones."""
         x = z * column(self.std) + column(self.mean)
         return DecoderOutput(sample=x) if return_dict else (x,)

@@ -76,9 +76,7 @@ def build(config: Config) -> Stage:
 Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def noise_loss(
-    network: Network, given: Batch, cumulative: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
+def noise_loss(network: Network, given: Batch, cumulative: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Mean squared error of the noise at stratified times (arXiv 2006.11239, eq. 14)."""
     clean, time = given["clean"], stratified_times(len(given["clean"]), cumulative, generator)
     noise = torch.randn(clean.shape, generator=generator)

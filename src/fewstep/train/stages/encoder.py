@@ -20,17 +20,15 @@ class Config(StageConfig):
 
     steps: Count = 1000
     batch: Count = 128
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 2e-3
     weight_decay: Weight = 1e-4
     ema: Fraction = 0.99
     patch: int = Field(8, ge=1, description="side of a token in pixels")
     width: Count = 64
     layers: Count = 3
     heads: Count = 4
-    projector: Count = Field(256, description="width of the space that the loss is computed in")
-    invariance: Weight = Field(25.0, description="weight of the distance between two views")
-    variance: Weight = Field(25.0, description="weight of the deviations that fall short of 1")
-    covariance: Weight = Field(1.0, description="weight of what dimensions have in common")
+    projector: Count = Field(64, description="width of the space that the loss is computed in")
+    temperature: Positive = 0.1
     turn: Weight = Field(15.0, description="largest rotation of a view in degrees")
     zoom: Fraction = Field(0.3, description="largest change of scale of a view")
     move: Fraction = Field(0.15, description="largest shift of a view, in sides of the picture")
@@ -38,7 +36,7 @@ class Config(StageConfig):
 
 
 def build(config: Config) -> Stage:
-    """VICReg (arXiv 2105.04906) on the mean of the tokens of two views; no pairs of other pictures, no teacher."""
+    """SimCLR (arXiv 2002.05709) on the mean of the tokens of two views of each picture."""
     images, _ = load(config.data, "train", config.size)
     torch.manual_seed(config.seed)
     encoder = small_encoder(config.size, config.patch, config.width, config.layers, config.heads)
@@ -57,9 +55,7 @@ def build(config: Config) -> Stage:
     def loss(given: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         both = torch.cat(given["views"]).to(parameter.device)
         a, b = projector(encoder(both).mean((2, 3))).float().chunk(2)
-        parts = vicreg(a, b)
-        total = config.invariance * parts[0] + config.variance * parts[1] + config.covariance * parts[2]
-        return total, dict(zip(("invariance", "variance", "covariance"), (float(p.detach()) for p in parts), strict=True))
+        return contrastive(a, b, config.temperature), {}
 
     def save(out: Path) -> None:
         encoder.eval().half().save_pretrained(out)
@@ -67,17 +63,13 @@ def build(config: Config) -> Stage:
     return Stage(modules={"encoder": encoder, "projector": projector}, batch=batch, loss=loss, save=save)
 
 
-def vicreg(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Invariance, variance and covariance terms of two views (B, d) (arXiv 2105.04906, eq. 1 to 5)."""
-    invariance = F.mse_loss(a, b)
-    variance, covariance = a.new_zeros(()), a.new_zeros(())
-    for x in (a, b):
-        centred = x - x.mean(0)
-        deviation = (centred.square().sum(0) / (len(x) - 1) + 1e-4).sqrt()
-        variance = variance + F.relu(1 - deviation).mean() / 2
-        shared = centred.T @ centred / (len(x) - 1)
-        covariance = covariance + (shared.square().sum() - shared.diagonal().square().sum()) / x.shape[1]
-    return invariance, variance, covariance
+def contrastive(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of finding a picture's other view among all 2 B - 1 (arXiv 2002.05709, eq. 1); views (B, d)."""
+    both = F.normalize(torch.cat([a, b]), dim=1)
+    alike = both @ both.T / temperature
+    alike = alike.masked_fill(torch.eye(len(both), dtype=torch.bool, device=both.device), -torch.inf)
+    other = (torch.arange(len(both), device=both.device) + len(a)) % len(both)
+    return F.cross_entropy(alike, other)
 
 
 def view(pictures: Tensor, config: Config, generator: torch.Generator) -> Tensor:
