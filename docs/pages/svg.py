@@ -35,8 +35,8 @@ distillation: the claim is that such a latent is easier to learn, and straighter
 
 ## Digits: equal decoders, equal updates of the transformer
 
-{s["train"]:,} digits of 32x32 pixels; 4x4 tokens in every latent, decoders of the same blocks. Those of RAE and SVG took
-{u["rae"]} updates on these digits ({", ".join(s["stages"]["rae"])}); the VAE is the shipped one, with
+{s["train"]:,} digits of 32x32 pixels; 4x4 tokens in every latent, decoders of the same blocks. Those of RAE and SVG
+took {u["rae"]} updates on these digits ({", ".join(s["stages"]["rae"])}); the VAE is the shipped one, with
 {a["vae"]["steps"]:,} updates of {a["vae"]["batch"]} on all training digits of MNIST: the baseline has the advantage.
 The judge is a classifier trained on other digits. "Probe": a linear classifier on the latents of held-out digits.
 Reconstructions of the held-out digits; their own Fréchet distance to all is {a["vae"]["original"]["frechet"]:.2f} and

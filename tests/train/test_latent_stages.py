@@ -34,6 +34,8 @@ def root(tmp_path_factory):
     run("dit", [*flow, f"vae={root / 'rae'}"], root / "dit-rae")
     run("dit", [*flow, f"vae={root / 'svg'}", "shift=3"], root / "dit-svg")
     run("dit", [*flow, "vae=pixels", "patch=4"], root / "dit-pixels")
+    shape = ["channels=[16,32]", "text_width=16", "text_layers=1"]
+    run("teacher", [*own, f"vae={root / 'svg'}", *shape], root / "teacher")
     return root
 
 
@@ -54,6 +56,14 @@ def test_pipelines_in_any_latent_draw_in_plain_diffusers(root, name):
     images = pipe([0, 2], 2.0, torch.Generator().manual_seed(0), num_inference_steps=3, output_type="pt").images
     assert images.shape == (2, 3, 16, 16)
     assert torch.isfinite(images).all()
+
+
+def test_text_to_image_pipelines_take_features_as_well(root):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(root / "teacher", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(["a", "b"], num_inference_steps=2, output_type="pt").images.shape == (2, 3, 16, 16)
 
 
 def test_a_flow_tells_its_process_and_its_shift(root):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
 from fewstep.latents.encoders import Encoder, small_encoder
-from fewstep.latents.surface import channel_statistics, column, posterior, some
+from fewstep.latents.surface import channel_statistics, column, posterior
 
 SMALL = 1e-6
 
@@ -117,7 +117,10 @@ class FeatureAutoencoder(ModelMixin, ConfigMixin):
         self.eval()
         place = self.mean.device
         if self.residual is not None:
-            self.residual.measure([part.to(place) for part in some(pictures)], self.tokens)
+            residual = self.residual
+            own = channel_statistics(pictures, lambda part: residual.raw(part.to(place)))
+            tokens = channel_statistics(pictures, lambda part: self.tokens(part.to(place)))
+            residual.alignment.copy_(torch.stack([values.mean() for values in (*own, *tokens)]))
         mean, std = channel_statistics(pictures, lambda part: self.features(part.to(place)))
         self.mean.copy_(mean)
         self.std.copy_(std)
@@ -142,7 +145,10 @@ class Residual(nn.Module):
         return self.head(self.trunk(pictures).movedim(1, -1)).movedim(-1, 1)
 
     def forward(self, pictures: Tensor, tokens: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Aligned channels (B, R, h, w); training uses the batch's statistics, evaluation the stored ones."""
+        """Aligned channels (B, R, h, w): by the batch's statistics in training, else by the stored ones.
+
+        The published code takes those of the batch always.
+        """
         raw = self.raw(pictures)
         stored = torch.stack([*spread(raw), *spread(tokens)]) if self.training else self.alignment
         mean, std, to_mean, to_std = stored.detach().unbind()
@@ -150,12 +156,6 @@ class Residual(nn.Module):
         if dropped is None:
             return aligned
         return torch.where(dropped[:, None, None, None], column(self.missing), aligned)
-
-    @torch.no_grad()
-    def measure(self, parts: Sequence[Tensor], tokens_of: Any) -> None:
-        """Store the statistics of all these pictures together; the published code takes those of every batch."""
-        raw, tokens = (torch.cat([f(part) for part in parts]) for f in (self.raw, tokens_of))
-        self.alignment.copy_(torch.stack([*spread(raw), *spread(tokens)]))
 
 
 def spread(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ def column(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
-def some(pictures: Tensor) -> Iterator[Tensor]:
+def _some(pictures: Tensor) -> Iterator[Tensor]:
     """At most about a thousand evenly spaced pictures (N, 3, H, W), in parts, as float32 in [0, 1]."""
     for part in pictures[:: max(1, len(pictures) // MOST)].split(PART):
         yield part.float() / 255 if part.dtype == torch.uint8 else part.float()
@@ -33,7 +33,7 @@ def some(pictures: Tensor) -> Iterator[Tensor]:
 def channel_statistics(pictures: Tensor, encode: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C,) of every channel of `encode` over pictures (N, 3, H, W), in float64 sums."""
     count, total, square = 0, torch.zeros(()), torch.zeros(())
-    for part in some(pictures):
+    for part in _some(pictures):
         found = encode(part).double().cpu()
         count += found.numel() // found.shape[1]
         total, square = total + found.sum((0, 2, 3)), square + found.square().sum((0, 2, 3))
