@@ -40,8 +40,9 @@ amounts than those of `mean_flow`, which has a forward derivative in each.
 
 {_students(results)}
 
-"Largest gradient": the largest mean norm over 20 updates, before clipping, of all seeds. Fréchet distances, paired by
-seed, 95 % interval of the difference:
+"Largest gradient": the largest mean norm over 20 updates, before clipping, of all seeds; that of `mf_rae` is of its
+first stage, whose plain regression has no adaptive weight. Fréchet distances, paired by seed, 95 % interval of the
+difference; less is better:
 
 {_verdicts(results)}
 
