@@ -109,7 +109,7 @@ def _premise(results: dict[str, Any]) -> str:
     if ours - theirs > half:
         return f"The paper's premise holds here: the features show classes better than the VAE's latents ({change})."
     return (
-        "The paper's premise, features that show classes better than a VAE's latents, is not met by this small encoder\n"
+        "The paper's premise, features that show classes better than a VAE's latents, is not met by this encoder\n"
         f"({change}): what follows tests the machinery and this encoder, not DINO."
     )
 
