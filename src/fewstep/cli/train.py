@@ -20,7 +20,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def train(
-    stage: Annotated[str, typer.Argument(help="vae, clip, judge, teacher, student, quality, dit, classifier or oms.")],
+    stage: Annotated[
+        str,
+        typer.Argument(help="vae, clip, judge, teacher, student, quality, dit, classifier, oms, encoder, rae or svg."),
+    ],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the result; runs/train-STAGE unless given.")] = None,
 ) -> None:

@@ -55,6 +55,22 @@ def forget_unused(model: Any, classes: int) -> None:
         block.norm1.emb.class_embedder.embedding_table.weight[classes:NO_CLASS] = 0
 
 
+def flow_scheduler(shift: float) -> Any:
+    """A rectified flow whose times are shifted towards noise, sampled by Euler steps.
+
+    diffusers' own flow schedulers cannot run in a `DiTPipeline`, which scales its inputs; this one can.
+    """
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=shift,
+        solver_order=1,
+        timestep_spacing="trailing",
+    )
+
+
 def class_pipeline(vae: nn.Module, transformer: nn.Module, scheduler: Any, names: Sequence[str]) -> Any:
     """A `DiTPipeline` that knows its classes by name."""
     from diffusers import DiTPipeline

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fewstep.errors import FewstepError
+from fewstep.latents import PixelAutoencoder, normalised, open_autoencoder
 from fewstep.train.pictures import flippable, signed
 
 
@@ -44,10 +45,9 @@ def encode(
 ) -> Latents:
     """Scaled posterior means of every picture and its mirror."""
     vae = vae.to(device).eval()
-    scale = vae.config.scaling_factor
 
     def latent(part: torch.Tensor) -> torch.Tensor:
-        return vae.encode(part).latent_dist.mean.float().cpu() * scale
+        return normalised(vae, vae.encode(part).latent_dist.mean.float()).cpu()
 
     may_flip = torch.tensor([flippable(caption) for caption in captions])
     plain, mirror = [], []
@@ -66,12 +66,15 @@ def stratified_times(count: int, cumulative: torch.Tensor, generator: torch.Gene
     return (slices * len(cumulative)).long()
 
 
-def open_vae(path: str) -> Any:
-    """The autoencoder folder of an earlier stage, in float32."""
-    from diffusers import AutoencoderKL
+def open_vae(spec: str, images: torch.Tensor) -> Any:
+    """The latents to train in, float32: a folder of stage vae, rae or svg, or what `fewstep.latents` knows by name.
 
-    _need(path, "config.json", "vae")
-    return AutoencoderKL.from_pretrained(path, dtype=torch.float32).requires_grad_(False)
+    images: of the training, (N, 3, H, W) uint8; the statistics of pixels are theirs.
+    """
+    found = open_autoencoder(spec, images.shape[-1])
+    if isinstance(found, PixelAutoencoder):
+        found.measure(images)
+    return found
 
 
 def open_pipeline(path: str) -> Any:

@@ -19,7 +19,7 @@ from fewstep.files import write_folder, write_json
 from fewstep.train.loop import Progress, accelerator_for, fit
 from fewstep.train.stage import StageConfig
 
-STAGES = ("vae", "clip", "judge", "teacher", "student", "quality", "dit", "classifier", "oms")
+STAGES = ("vae", "clip", "judge", "teacher", "student", "quality", "dit", "classifier", "oms", "encoder", "rae", "svg")
 
 
 def run(stage: str, overrides: Sequence[str], out: str | Path) -> Path:

@@ -33,7 +33,7 @@ def build(config: Config) -> Stage:
     """UNet and text encoder trained together on latents; loss is the mean squared error of v (arXiv 2202.00512)."""
     images, captions = load(config.data, "train", config.size)
     tokenizer = train_tokenizer(captions)
-    vae = open_vae(config.vae)
+    vae = open_vae(config.vae, images)
     cuda = config.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     latents = encode(vae, images, captions, tokens_of(tokenizer, captions), device)
