@@ -40,6 +40,10 @@ class Engine:
     batches: Callable[[torch.Generator], Batch]
 
     def __post_init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Look up the parameters again; a trainer that replaces them calls this."""
         free = {name: [p for p in m.parameters() if p.requires_grad] for name, m in self.modules.items()}
         object.__setattr__(self, "_free", free)
 

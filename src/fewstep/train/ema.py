@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from fewstep.train.shards import like
+
 
 class EMA:
     """Averages the floating-point parameters of named modules; buffers and integers are copied.
@@ -39,7 +41,7 @@ class EMA:
     def load(self, shadow: Mapping[str, torch.Tensor], updates: int) -> None:
         """Continue from stored averages."""
         for name, tensor in self.shadow.items():
-            tensor.copy_(shadow[name])
+            tensor.copy_(like(shadow[name], tensor))
         self.updates = updates
 
 
