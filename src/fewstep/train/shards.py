@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,10 +54,10 @@ class Shards:
 
         _check(modules)
         mesh = init_device_mesh(device.type, (processes.count(),))
-        self._modules = []
+        self._modules: list[Any] = []
         for module in modules.values():
             if any(True for _ in module.parameters()):
-                made = fully_shard(module, mesh=mesh, reshard_after_forward=False)
+                made: Any = fully_shard(module, mesh=mesh, reshard_after_forward=False)
                 made.set_requires_gradient_sync(False)
                 made.set_reshard_after_backward(False)
                 self._modules.append(made)

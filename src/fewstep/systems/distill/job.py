@@ -136,7 +136,7 @@ class Job:
                 load=_kept,
                 artifact=name,
                 together=True,
-            )  # fmt: skip
+            )
             for k, name in enumerate(names)
         ]
 
