@@ -164,7 +164,7 @@ except t.FewstepError as error:
 def test_an_error_of_one_process_ends_all_and_is_told(tmp_path):
     codes, (first, second) = launch(tmp_path, WRONG, check=False)
     assert codes == [2, 2]
-    assert "gradient became NaN or infinite within the steps before 6" in first
+    assert "gradient became NaN or infinite" in first
     assert "loss became NaN" in second
     assert "B: process 0 lost the others" in first
     assert "B: the data of process 1 are gone" in second

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.distill.core import Batch, Cast, Loss, Made, Model, Term
 from fewstep.distill.method import Method, Tracking
+from fewstep.distill.times import within
 from fewstep.errors import FewstepError
 
 Turn = tuple[tuple[str, ...], Callable[[], Loss]]
@@ -31,6 +32,9 @@ class Engine:
         `target` where the method keeps a slow student; moved, not trained.
     batches:
         A batch from the step's generator.
+
+    Raises:
+        FewstepError: networks of different processes, or a student run at times outside of them.
     """
 
     method: Method
@@ -40,6 +44,8 @@ class Engine:
     batches: Callable[[torch.Generator], Batch]
 
     def __post_init__(self) -> None:
+        _check_processes(self.cast)
+        within(self.cast.student.process, self.method.steps.times)
         self.renew()
 
     def renew(self) -> None:
@@ -88,7 +94,14 @@ class Engine:
             towards(self.modules["critic"], student, critic.tracking.pull)
 
     def _draw(self, step: int, steps: int, generator: torch.Generator) -> Batch:
-        return replace(self.batches(generator), step=step, steps=steps)
+        try:
+            batch = self.batches(generator)
+        except (StopIteration, IndexError) as error:
+            raise FewstepError(
+                f"the data ended at step {step} of {steps}",
+                mend="Batches are drawn from a generator, for ever: let the stream begin anew.",
+            ) from error
+        return replace(batch, step=step, steps=steps)
 
     def _again(self, batch: Batch, made: Made | None, generator: torch.Generator) -> Made | None:
         """The student's samples without gradient: those it was judged on, or fresh ones."""
@@ -222,6 +235,19 @@ def assemble(
         cast["adversary"] = modules["adversary"]
     _check_needs(method, batches)
     return Engine(method, Cast(**cast), modules, slow, batches)
+
+
+def _check_processes(cast: Cast) -> None:
+    """States at equal times go from one network to another: all must mean the same noise by a time."""
+    own = repr(cast.student.process)
+    for name in ("teacher", "critic", "target"):
+        other = getattr(cast, name)
+        if other is not None and repr(other.process) != own:
+            raise FewstepError(
+                f"the student's process is {own}, the {name}'s is another",
+                value=repr(other.process),
+                mend="Open both with the scheduler that the teacher was trained with; predictions may differ.",
+            )
 
 
 def _check_needs(method: Method, batches: Callable[[torch.Generator], Batch]) -> None:

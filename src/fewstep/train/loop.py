@@ -27,6 +27,10 @@ from fewstep.train.shards import wanted as sharded
 from fewstep.train.stage import Party, Stage, StageConfig
 
 
+TOO_LARGE = 1e12
+"""Losses and norms above this have exploded; clipping can keep the weights finite for long after that."""
+
+
 @dataclass
 class Progress:
     """Where a run stands: steps done, seconds spent (over all resumptions) and the recorded losses.
@@ -128,7 +132,7 @@ def _step(
     shards: Shards | None,
 ) -> dict[str, torch.Tensor | float]:
     seed = (config.seed * 1_000_003 + step) * 1009 + processes.index()
-    torch.manual_seed(seed)  # for dropout and the like inside the modules
+    _seed(seed)
     generator = torch.Generator().manual_seed(seed)
     rate = learning_rate(step, config)
     for party in parties.values():
@@ -152,6 +156,16 @@ def _step(
             party.optimizer.zero_grad(set_to_none=True)
             processes.share([b for m in party.modules.values() for b in m.buffers() if b.is_floating_point()])
     return told
+
+
+def _seed(seed: int) -> None:
+    """Seed the global generators, for dropout and the like inside the modules.
+
+    As `torch.manual_seed`, which notes a stack trace per kind of device at every call.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 def _average(shards: Shards | None, parameters: list[nn.Parameter]) -> None:
@@ -194,11 +208,11 @@ class _Record:
     def sums(self, step: int) -> dict[str, float]:
         """The numbers to go on with later (NonFiniteError, so that no spoiled checkpoint is written)."""
         sums = {name: float(value) for name, value in self._sums.items()}
-        spoiled = [name for name, value in sums.items() if not math.isfinite(value)]
+        spoiled = [name for name, value in sums.items() if not abs(value) < TOO_LARGE]
         if spoiled:
             first = [name for name in spoiled if not name.endswith("gradient")] or spoiled
             raise NonFiniteError(
-                f"{' and '.join(first[:3])} became NaN or infinite within the steps before {step}",
+                f"{' and '.join(first[:3])} became NaN or infinite (above {TOO_LARGE:g}) within the steps before {step}",
                 mend="The last checkpoint is good. Lower learning_rate or clip_norm, then run the same command.",
             )
         return sums
