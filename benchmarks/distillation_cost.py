@@ -3,8 +3,8 @@
     python benchmarks/distillation_cost.py
     python benchmarks/distillation_cost.py --fastgen PATH_TO_A_CHECKOUT --output quick.json --repetitions 3
 
-Speed: DMD2 and LCM with the loop of `fewstep distill` and with `plain_loops.py`, in turns, on one thread; seconds of the
-processor per update, so that other programs on the machine do not count. Memory: a process of its own per case; the
+Speed: DMD2 and LCM with the loop of `fewstep distill` and with `plain_loops.py`, in turns, on one thread; seconds of
+the processor per update, so that other programs on the machine do not count. Memory: a process of its own per case; the
 kernel's peak of resident memory over the updates, less what the imports took; large blocks go back to the system at
 once (MALLOC_MMAP_THRESHOLD_), so that the peak is what lay in memory together and not what the allocator kept.
 """

@@ -55,7 +55,7 @@ def over(t: Tensor, like: Tensor) -> Tensor:
 
 
 class DMD2(Plain):
-    """arXiv 2405.14867 without its adversary: backward simulation, one random call per batch, `ratio` critic updates."""
+    """arXiv 2405.14867 without its adversary: backward simulation, a random call per batch, `ratio` critic updates."""
 
     def __init__(self, *given: Any, steps: int = 4, ratio: int = 5, floor: float = 1e-5, **more: Any) -> None:
         super().__init__(*given, **more)

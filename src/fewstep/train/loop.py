@@ -26,7 +26,6 @@ from fewstep.train.shards import Shards, whole
 from fewstep.train.shards import wanted as sharded
 from fewstep.train.stage import Party, Stage, StageConfig
 
-
 TOO_LARGE = 1e12
 """Losses and norms above this have exploded; clipping can keep the weights finite for long after that."""
 
@@ -212,7 +211,7 @@ class _Record:
         if spoiled:
             first = [name for name in spoiled if not name.endswith("gradient")] or spoiled
             raise NonFiniteError(
-                f"{' and '.join(first[:3])} became NaN or infinite (above {TOO_LARGE:g}) within the steps before {step}",
+                f"{' and '.join(first[:3])} became NaN or infinite within the steps before {step}",
                 mend="The last checkpoint is good. Lower learning_rate or clip_norm, then run the same command.",
             )
         return sums
