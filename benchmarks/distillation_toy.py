@@ -18,26 +18,25 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fewstep.distill.core import Batch, Model, flow_step
 from fewstep.distill.discriminator import samples
 from fewstep.distill.engine import assemble
-from fewstep.distill.method import Method, method, options_of, presets
+from fewstep.distill.method import Method, method, options_of, presets, stages_over
 from fewstep.distill.steps import evenly
-from fewstep.distill.toy import PointNetwork, Toy
+from fewstep.distill.toy import PointNetwork, StoredToy, Toy
 from fewstep.errors import FewstepError
 from fewstep.files import write_json
 from fewstep.metrics.intervals import seed_interval
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
-from fewstep.systems.distill.cost import counting
+from fewstep.systems.distill.cost import passes_of
 from fewstep.train.toy import train_toy
 
 RATES, MOMENTA, TUNING_SEED = (5e-4, 2e-3), (0.0, 0.9), 1000
@@ -55,49 +54,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
 LEFT_OUT = {"yonos": "its teacher sees an easier condition; the mixture has none"}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Stored(Toy):
-    """The toy with stored trajectories of its exact teacher beside the data."""
+class Exact(nn.Module):
+    """A teacher without weights as a module, so that its calls can be counted."""
 
-    def batches(self, size: int, data: bool = True) -> Any:
-        """Batches of the toy, each with as many stored trajectories."""
-        inner = super().batches(size, data)
-        path, times = trajectories(self)
+    def __init__(self, network: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.network = network
 
-        def batch(generator: torch.Generator) -> Batch:
-            rows = torch.randint(len(path), (size,), generator=generator)
-            return dataclasses.replace(inner(generator), path=path[rows], times=times)
-
-        return batch
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.network(x, time)
 
 
-@lru_cache(maxsize=1)
-def trajectories(toy: Toy, points: int = 16, count: int = 4096, between: int = 4) -> tuple[Tensor, Tensor]:
-    """States (count, points + 1, 2) of the teacher's flow by fine steps, and their times."""
-    teacher, last = toy.teacher(), points * between
-    times = torch.linspace(toy.process.noisiest, 0, last + 1, dtype=torch.float64)
-    states = [torch.randn(count, 2, generator=torch.Generator().manual_seed(99))]
-    x = states[0]
-    for k in range(last):
-        t, to = (times[j].expand(count) for j in (k, k + 1))
-        x = flow_step(toy.process, x, teacher.clean(x, t), t, to)
-        if (k + 1) % between == 0:
-            states.append(x)
-    return torch.stack(states, 1), times[::between]
-
-
-def made(name: str, toy: Toy, steps: int, updates: int = 0) -> Method:
-    """The preset with the toy's options; stages that are counted in updates are cut to the run."""
+def made(name: str, toy: Toy, steps: int, updates: int) -> Method:
+    """The preset with the toy's options, its stages laid over the run."""
     known, options = options_of(name), dict(OPTIONS.get(name, {}))
     if "guidance" in known:
         options["guidance"] = 1.0
     if "steps" in known:
         options["steps"] = steps
-    if name == "slim_flow":
-        options |= {"reflow_steps": max(1, updates * 2 // 3), "distil_steps": max(1, updates - updates * 2 // 3)}
-    if name == "progressive":
-        options |= {"start": 8, "every": max(1, updates // (1 + int(math.log2(8 / steps))))}
-    return method(name, toy.process, **options)
+    return method(name, toy.process, **options, **stages_over(name, updates, **options))
 
 
 def entries(names: list[str], steps: list[int]) -> Iterator[tuple[str, int]]:
@@ -109,31 +84,19 @@ def entries(names: list[str], steps: list[int]) -> Iterator[tuple[str, int]]:
 
 def passes(toy: Toy, chosen: Method, batch: int, steps: int = 4) -> float:
     """Sample passes per update of the student, by counting."""
-    seen = [0]
-
-    def counted(x: Tensor, time: Tensor) -> Tensor:
-        out = inner.network(x, time)
-        seen[0] += len(out) * (3 if out.requires_grad else 1)
-        return out
-
     inner = toy.teacher()
-    teacher = Model(counted, inner.process, inner.prediction)
+    teacher = Exact(inner.network)
     student = PointNetwork(toy.mixture.dimension, toy.width, toy.horizon) if chosen.two_times else None
     engine = assemble(
         chosen,
-        teacher,
+        dataclasses.replace(inner, network=teacher),
         toy.start(),
         lambda module: module,
         toy.batches(batch),
         (toy.mixture.dimension,),
         student=student,
     )
-    networks = {n: m for n, m in {**engine.modules, **engine.slow}.items() if n != "adversary"}
-    with counting(networks) as found:
-        for step in range(steps):
-            for _, compute in engine.turns(step, steps, torch.Generator().manual_seed(step)):
-                compute()
-    return (seen[0] + sum(p.total for p in found.values())) / steps
+    return passes_of(engine, teacher, steps)
 
 
 def trained(
@@ -195,7 +158,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/distillation-toy.json"))
     parser.add_argument("--folder", type=Path, default=Path("runs/distillation-toy"))
     given = parser.parse_args()
-    begun, toy = time.perf_counter(), Stored()
+    begun, toy = time.perf_counter(), StoredToy()
     settings = {"batch": given.batch, "budget": given.budget, "seeds": given.seeds}
     rows = []
     with Run(given.folder, settings, quiet=True) as run:

@@ -37,15 +37,14 @@ from fewstep.pipelines.conditions import conditions_of
 from fewstep.quant import quantize
 from fewstep.quant.calibration import Calibration
 from fewstep.quant.reconstruct import reconstruct
+from fewstep.quant.report import tensor_bytes
 from fewstep.quant.sensitivity import ssim
 from fewstep.recipes import load
 from fewstep.rewards import load_reward
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
-from fewstep.search import Family, Problem, searcher
-from fewstep.search.schedule import TeacherMatch
 from fewstep.systems.mixdq.backbone import options_of
-from fewstep.systems.mixdq.job import Job
+from fewstep.systems.mixdq.job import Job, scaled
 from fewstep.systems.q_sched.names import place
 
 MODELS = {"emoji-student": ["steps=4"], "mnist-dit": ["steps=8", "guidance=1.5"]}
@@ -151,19 +150,8 @@ class Subject:
         """The plan that Q-Sched finds on the calibration items."""
         generate = self.job.with_parts(**{self.job.backbone: model})
         base = self.job.plan.replace(identity=identity_of(generate.pipe, self.job.guidance))
-        conditions, seeds = self.job.items
-
-        def latents(made: Any, plan: Any, some: Any) -> Tensor:
-            kinds = None if conditions is None else [conditions[i] for i in some]
-            return made(plan, kinds, [seeds[i] for i in some], output="latent")
-
-        with torch.no_grad():
-            truth = latents(self.job.with_parts(), self.job.plan, range(len(seeds)))
         log = Path(tempfile.mkdtemp()) / "scores.jsonl"
-        problem = Problem(base, Family("ramp"), TeacherMatch(lambda p, s: latents(generate, p, s), truth), log=log)
-        searcher("coarse-to-fine")(problem, self.search, 0)
-        theta = torch.tensor(problem.outcome().theta, dtype=torch.float64)
-        return Family("ramp").apply(base, theta)
+        return scaled(base, self.job.searched(generate, base, self.search, log).theta)
 
     @torch.no_grad()
     def score(self, images: Tensor) -> dict[str, Any]:
@@ -209,15 +197,8 @@ def baseline(subject: Subject, row: Row) -> nn.Module:
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """Bytes of all tensors, those inside of tensor subclasses included."""
-
-    def size(tensor: Any) -> int:
-        if hasattr(tensor, "__tensor_flatten__"):
-            return sum(size(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
-        return tensor.numel() * tensor.element_size()
-
-    tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    return sum(size(t) for t in tensors.values())
+    """Bytes of all tensors of any library's model."""
+    return tensor_bytes([*model.parameters(), *model.buffers()])
 
 
 def measured(subject: Subject, row: Row) -> dict[str, Any]:

@@ -5,7 +5,8 @@ python docs/make_pages.py --check  # fail if a page is not what the results say
 
 A page is a module of docs/pages: `PAGE` (its file under docs/systems), `RESULTS` (names of its results; absent ones
 leave the page out) or `results()`, `page(*results) -> str`, and if it likes `images(*results)` (SVG by file name) and
-`readme(*results)` (the block of the README between its markers).
+`readme(*results)` (the block of the README between its markers). A module with `pages() -> {file: str}` writes several,
+and `readme()` the block that its `BLOCK` names.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def modules() -> list[ModuleType]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         found.append(module)
-    return [module for module in found if hasattr(module, "PAGE")]
+    return [module for module in found if hasattr(module, "PAGE") or hasattr(module, "pages")]
 
 
 def results_of(module: ModuleType) -> tuple[Any, ...] | None:
@@ -51,6 +52,10 @@ def pages() -> dict[Path, str]:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     for module in modules():
+        if hasattr(module, "pages"):
+            found |= {ROOT / "docs" / "systems" / name: made.rstrip() + "\n" for name, made in module.pages().items()}
+            text = _between(text, module.BLOCK, module.readme())
+            continue
         results = results_of(module)
         if results is None:
             continue

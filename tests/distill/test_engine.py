@@ -147,6 +147,18 @@ def test_the_slow_student_moves_as_told(decay, every):
     assert not any(p.requires_grad for p in made.slow["target"].parameters())
 
 
+def test_the_target_of_stages_rests_in_the_last_one():
+    """Three stages of two steps: it moves where the second and the third begin, and not within a longer last stage."""
+    made = engine(Method({"x": matched}, Steps((1.0,)), target=Target(every=2, until=4)))
+    weight, moved = made.modules["student"].layer.weight, []
+    for step in range(1, 10):
+        weight.data.add_(1.0)
+        made.after(step)
+        if torch.equal(made.slow["target"].layer.weight, weight):
+            moved.append(step)
+    assert moved == [2, 4]
+
+
 def test_a_live_target_is_the_student_itself():
     made = engine(Method({"x": matched}, Steps((1.0,)), target=Target()))
     assert made.cast.target is made.cast.student

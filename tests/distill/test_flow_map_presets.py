@@ -1,7 +1,6 @@
 """Trajectory methods: all are assembled and run; in the slow tier each beats its teacher at equal student calls."""
 
 import dataclasses
-import functools
 import itertools
 
 import pytest
@@ -11,10 +10,10 @@ from torch import nn
 from fewstep.distill.core import Batch, Cast, Model, flow_step
 from fewstep.distill.engine import assemble
 from fewstep.distill.flow_map import FlowMapTerm
-from fewstep.distill.method import method, presets
+from fewstep.distill.method import method, presets, stages_over
 from fewstep.distill.steps import evenly
 from fewstep.distill.times import Points
-from fewstep.distill.toy import PointNetwork, Toy
+from fewstep.distill.toy import PointNetwork, StoredToy, Toy
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
@@ -45,37 +44,7 @@ PRESETS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class StoreToy(Toy):
-    """The toy with stored trajectories of its exact teacher beside the data."""
-
-    def batches(self, size, data=True):
-        inner = super().batches(size, data)
-        path, times = trajectories(self)
-
-        def batch(generator):
-            rows = torch.randint(len(path), (size,), generator=generator)
-            return dataclasses.replace(inner(generator), path=path[rows], times=times)
-
-        return batch
-
-
-@functools.lru_cache
-def trajectories(toy, points=16, count=4096, between=10):
-    """States (count, points + 1, 2) of the teacher's flow by fine steps, and their times."""
-    process, teacher = toy.process, toy.teacher()
-    times = torch.linspace(process.noisiest, 0, points * between + 1, dtype=torch.float64)
-    x = torch.randn(count, 2, generator=torch.Generator().manual_seed(99))
-    states = [x]
-    for k in range(points * between):
-        t, to = (times[j].expand(count) for j in (k, k + 1))
-        x = flow_step(process, x, teacher.clean(x, t), t, to)
-        if (k + 1) % between == 0:
-            states.append(x)
-    return torch.stack(states, 1), times[::between]
-
-
-TOY = StoreToy()
+TOY = StoredToy(between=10)
 
 
 def test_every_trajectory_preset_is_listed_here():
@@ -135,6 +104,30 @@ def test_guided_presets_ask_for_a_negative_condition(name):
 def test_progressive_distillation_wants_a_power_of_two():
     with pytest.raises(FewstepError, match="halving"):
         method("progressive", RectifiedFlow(), steps=1, start=6)
+
+
+@pytest.mark.parametrize(("calls", "stages"), [(1, 4), (2, 3), (4, 2), (8, 1)])
+@pytest.mark.parametrize("updates", [4, 11, 400])
+def test_stages_are_laid_over_a_training_of_any_length(calls, stages, updates):
+    """All halvings take place, the last stage ends with the training, and none is longer than its share."""
+    laid = stages_over("progressive", updates, steps=calls)
+    made = method("progressive", RectifiedFlow(), steps=calls, **laid)
+    assert updates - stages < made.updates <= updates
+    assert made.target.until == made.updates - laid["every"]
+    grid = made.terms["halving"].times.start.parts
+    assert [grid(k * laid["every"], updates) for k in range(stages)] == [calls * 2**k for k in range(stages)][::-1]
+    assert grid(updates - 1, updates) == calls
+
+
+def test_two_stages_of_slim_flow_share_a_training_two_to_one():
+    made = method("slim_flow", RectifiedFlow(), **stages_over("slim_flow", 90))
+    assert (made.updates, made.target.every) == (90, 60)
+    assert made.terms["slim_flow"].stages[0][0] == pytest.approx(2 / 3)
+
+
+def test_stages_that_are_shares_need_no_laying():
+    assert stages_over("mlcm", 100) == {}
+    assert stages_over("lcm", 100, steps=2) == {}
 
 
 def test_an_easier_condition_gives_the_same_optimum():

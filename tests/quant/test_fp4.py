@@ -6,7 +6,7 @@ from torch import nn
 
 from fewstep.quant import QuantLinear, Scheme, fp4, quantize
 from fewstep.quant.grids import decode, fit
-from fewstep.quant.layers import QuantLayer
+from fewstep.quant.layer import QuantLayer
 
 
 def weights() -> torch.Tensor:

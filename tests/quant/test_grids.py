@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fewstep.quant import QuantConv2d, QuantLinear, Scheme, quantize
 from fewstep.quant.calibration import calibrate
 from fewstep.quant.grids import NF4, Grid, decode, encode, fit
-from fewstep.quant.layers import QuantLayer
+from fewstep.quant.layer import QuantLayer
 
 FORMATS = [
     "w8",

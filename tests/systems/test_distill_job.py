@@ -23,10 +23,11 @@ from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
 from fewstep.pipelines import Generator, backbone_of, load_pipeline, save_pipeline
 from fewstep.pipelines.conditions import conditions_of
-from fewstep.quant.layers import QuantLayer
+from fewstep.quant.layer import QuantLayer
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
 from fewstep.systems.distill import run
+from fewstep.systems.distill.measure import different
 
 SMALL = [
     "steps=2", "teacher.steps=4", "teacher.solver=ddim", "train.steps=3", "train.batch=4", "data.count=8",
@@ -88,6 +89,7 @@ def test_a_distillation_leaves_a_pipeline_that_runs_by_its_plan(kind, guidance, 
     overrides = settings(kind, tmp_path, f"guidance={guidance}", f"options.two={str(two).lower()}")
     report = execute(tmp_path / "run", overrides)
     assert report.read_text().count("<section") >= 5
+    assert ("item 1<" in report.read_text()) == (kind == "ddim")  # the others name their conditions
     results = read_json(tmp_path / "run" / "results.json")
     assert set(results["evaluation"]["systems"]) == {"student", "teacher", "teacher, as few steps"}
     assert results["training"]["steps"] == 3
@@ -112,6 +114,14 @@ def test_the_students_pictures_are_those_that_its_saved_pipeline_draws(tmp_path)
     items = ["a b", "c d"] * 10
     again = Generator(pipe, 1.0, {}, 20)(pipe.scheduler.plan, items, [7 * 1_000_003 + i for i in range(20)])
     assert (measured[0].float() / 255 - again).abs().max() < 0.01
+
+
+def test_the_report_shows_different_conditions():
+    labels = [str(i % 10) for i in range(100)]
+    assert len({labels[i] for i in different(labels, 8)}) == 8
+    assert different(labels[:4] * 3, 8) == [0, 1, 2, 3]
+    assert different([str(i) for i in range(100)], 4) == [0, 25, 50, 75]
+    assert different(labels, 0) == []
 
 
 @pytest.mark.parametrize("kind", ["dit", "sd3"])

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
 import tiny_pipelines as tiny
 
 from fewstep.errors import FewstepError
+from fewstep.files import read_json
 from fewstep.pipelines import save_pipeline
 from fewstep.systems.distill.cost import counting
 from fewstep.systems.distill.leaderboard import Contest, compete, summary
@@ -56,6 +57,21 @@ def test_equal_budgets_give_unequal_updates_and_nothing_is_run_twice(tmp_path):
     assert again["entries"] == rows
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("units/*.json")} == units
     assert report.stat().st_mtime_ns >= before
+
+
+def test_stages_fit_the_training_that_the_budget_buys(tmp_path):
+    """Progressive distillation counts its stages in updates: four of 5000 unless they are laid over the training."""
+    save_pipeline(tiny.dit(None), tmp_path / "model")
+    contest = Contest(
+        str(tmp_path / "model"), ("progressive",), steps=(1,), seeds=(0,), budget=240, batch=4, overrides=SMALL
+    )
+    row = compete(contest, tmp_path / "runs", say=lambda line: None)["entries"][0]
+    # the student with gradient, and its former self twice
+    assert row["passes_per_update"] == 4 * (3 + 2)
+    assert row["updates"] == 12
+    done = read_json(tmp_path / "runs" / "progressive-1-0" / "results.json")
+    assert done["training"]["steps"] == 12
+    assert done["recipe"]["options"] == {"every": 3}
 
 
 def test_the_summary_is_mean_and_deviation_over_seeds():

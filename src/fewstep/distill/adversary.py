@@ -12,7 +12,7 @@ from torch.nn.functional import relu, softplus
 
 from fewstep.distill.core import Batch, Cast, Condition, Loss, Made, noise_like
 from fewstep.distill.discriminator import Source
-from fewstep.distill.rollout import needed, noised, rows_of, rows_of_made
+from fewstep.distill.rollout import needed, rows_of, rows_of_made
 from fewstep.distill.score.branch import carry
 from fewstep.distill.times import Law
 from fewstep.errors import FewstepError, nearest
@@ -145,7 +145,7 @@ def _levels(
 
 
 def _noised(cast: Cast, x: Tensor, t: Tensor, noise: Tensor | None) -> Tensor:
-    return x if noise is None else noised(cast.student.process, x, t, noise)
+    return x if noise is None else cast.student.process.add_noise(x, noise, t)
 
 
 def _repeated(batch: Batch, count: int) -> Batch:

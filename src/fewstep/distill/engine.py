@@ -87,7 +87,7 @@ class Engine:
     def after(self, step: int) -> None:
         """What follows the updates of step `step` (from 1): the slow student moves, the critic is pulled."""
         student, target = self.modules["student"], self.method.target
-        if "target" in self.slow and target is not None and step % target.every == 0:
+        if "target" in self.slow and target is not None and target.moves(step):
             towards(self.slow["target"], student, 1 - target.decay)
         critic = self.method.critic
         if critic is not None and critic.tracking.pull:

@@ -79,15 +79,23 @@ class Target:
 
     decay 0, every 1: the live student itself (no copy is kept). decay mu, every 1: its moving average. decay 0,
     every N: the student at the end of the previous stage (progressive distillation); the teacher at first.
+
+    until:
+        Where the last stage begins: the target rests after this step, however long that stage is.
     """
 
     decay: float = 0.0
     every: int = 1
+    until: int | None = None
+
+    def moves(self, step: int) -> bool:
+        """Whether it follows the student after step `step` (from 1)."""
+        return step % self.every == 0 and (self.until is None or step <= self.until)
 
     @property
     def live(self) -> bool:
         """Whether it is the student itself."""
-        return self.decay == 0 and self.every == 1
+        return self.decay == 0 and self.every == 1 and self.until is None
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,11 @@ class Method:
             raise FewstepError("this adversary is trained with a critic", mend="Give the method a critic.")
 
 
+def needing(*, data: bool = False, store: bool = False, guided: bool = False) -> frozenset[str]:
+    """`Method.needs` in words; guided: the teacher is asked without its condition too."""
+    return frozenset(need for need, is_so in {"data": data, "store": store, "guidance": guided}.items() if is_so)
+
+
 Preset = Callable[..., Method]
 _PRESETS: dict[str, Preset] = {}
 
@@ -182,6 +195,21 @@ def method(name: str, process: Process, **options: Any) -> Method:
         if option not in known:
             raise FewstepError(f"{name} has no option {option!r}", value=options[option], mend=nearest(option, known))
     return make(process, **options)
+
+
+def stages_over(name: str, updates: int, **options: Any) -> dict[str, int]:
+    """Further options of a preset, which lay the stages that it counts in updates over a training of so many.
+
+    Nothing for a preset without such stages (shares of the training fit any length); options: those it is given.
+    """
+    known = {**options_of(name), **options}
+    if {"reflow_steps", "distil_steps"} <= set(known):  # two to one, as published
+        first = max(1, updates * 2 // 3)
+        return {"reflow_steps": first, "distil_steps": max(1, updates - first)}
+    if {"start", "every"} <= set(known):
+        stages = max(1, (known["start"] // known["steps"]).bit_length())
+        return {"every": max(1, updates // stages)}
+    return {}
 
 
 def _find(name: str) -> Preset:

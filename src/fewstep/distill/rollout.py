@@ -103,7 +103,7 @@ class NoisedData:
         within(process, self.steps.times)
         index = _drawn(len(self.steps), batch.size, generator, self.each, False)
         time = _times(self.steps)[index]
-        state = noised(process, batch.clean, time, noise_like(tuple(batch.clean.shape), generator, batch.clean))
+        state = process.add_noise(batch.clean, noise_like(tuple(batch.clean.shape), generator, batch.clean), time)
         return last_call(cast.student, batch, self.steps, state, index)
 
 
@@ -220,14 +220,8 @@ def next_state(student: Model, steps: Steps, k: int, state: Tensor, clean: Tenso
     if noise is None:
         return flow_step(process, state, clean, start, to)
     if jump == 0:
-        return noised(process, clean, to, noise)
+        return process.add_noise(clean, noise, to)
     return raised(process, flow_step(process, state, clean, start, end), noise, end, to)
-
-
-def noised(process: Process, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """alpha x + sigma e at times (B,) on the CPU for samples (B, ...) on any device."""
-    alpha, sigma = scales(process, t, clean)
-    return alpha * clean + sigma * noise
 
 
 def raised(process: Process, state: Tensor, noise: Tensor, t: Tensor, to: Tensor) -> Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill.core import Batch, Model
+from fewstep.distill.core import Batch, Model, flow_step
 from fewstep.distill.method import Method
 from fewstep.metrics.distances import energy_distance
 from fewstep.models.mixture import Mixture
@@ -83,6 +83,11 @@ class Toy:
         """Largest network time."""
         return max(1.0, abs(self.process.network_time(self.process.noisiest)))
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one point."""
+        return (self.mixture.dimension,)
+
     def teacher(self) -> Model:
         """The exact denoiser."""
         network = self.mixture.network(self.process, self.prediction)
@@ -123,6 +128,42 @@ class Toy:
     def model(self, network: nn.Module, two_times: bool = False) -> Model:
         """A network of this toy as a denoiser."""
         return Model(network, self.process, self.prediction, two_times)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredToy(Toy):
+    """The toy with stored trajectories of its exact teacher beside the data.
+
+    points, between: kept states of a trajectory besides the first, and fine steps from each to the next.
+    """
+
+    points: int = 16
+    between: int = 4
+    count: int = 4096
+
+    def batches(self, size: int, data: bool = True) -> Callable[[torch.Generator], Batch]:
+        """Batches of the toy, each with as many stored trajectories."""
+        inner, (path, times) = super().batches(size, data), self.trajectories
+
+        def batch(generator: torch.Generator) -> Batch:
+            rows = torch.randint(len(path), (size,), generator=generator)
+            return replace(inner(generator), path=path[rows], times=times)
+
+        return batch
+
+    @cached_property
+    def trajectories(self) -> tuple[Tensor, Tensor]:
+        """States (count, points + 1, D) of the teacher's flow by fine steps, and their times (points + 1,)."""
+        teacher, last = self.teacher(), self.points * self.between
+        times = torch.linspace(self.process.noisiest, 0, last + 1, dtype=torch.float64)
+        x = torch.randn(self.count, self.mixture.dimension, generator=torch.Generator().manual_seed(99))
+        states = [x]
+        for k in range(last):
+            t, to = (times[j].expand(self.count) for j in (k, k + 1))
+            x = flow_step(self.process, x, teacher.clean(x, t), t, to)
+            if (k + 1) % self.between == 0:
+                states.append(x)
+        return torch.stack(states, 1), times[:: self.between]
 
 
 @lru_cache(maxsize=16)

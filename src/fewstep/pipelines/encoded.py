@@ -131,15 +131,7 @@ class _Call:
 class _Watcher(Runner):
     """Ends the pipeline's call at its first step."""
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        generator: Any = None,
-        return_dict: bool = True,
-        **_: Any,
-    ) -> Any:
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.final = sample[: self.count]
         raise Stop
 

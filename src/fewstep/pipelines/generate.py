@@ -228,22 +228,14 @@ class _Tracer(Runner):
     states: list[Tensor]
     outputs: list[Tensor]
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        generator: Any = None,
-        return_dict: bool = True,
-        **_: Any,
-    ) -> Any:
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         self._ensure_index(timestep)
         self.states.append(self._entered(sample)[: self.count].float())
         self.outputs.append(model_output[: self.count].float())
-        result = super().step(model_output, timestep, sample, generator, return_dict)
+        result = super().step(model_output, timestep, sample, *args, **kwargs)
         following = len(self.states)
         if self.forced is None or following >= self.plan.steps:
             return result
         forced = self.forced[following].to(sample.dtype)
         forced = torch.cat([forced] * (len(sample) // len(forced)))
-        return SchedulerOutput(prev_sample=forced) if return_dict else (forced,)
+        return SchedulerOutput(prev_sample=forced) if isinstance(result, SchedulerOutput) else (forced,)

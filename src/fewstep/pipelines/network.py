@@ -64,24 +64,16 @@ class _Asker(Runner):
 
     waiting: Tensor | None
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        generator: Any = None,
-        return_dict: bool = True,
-        **_: Any,
-    ) -> Any:
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.waiting is None:
             output = model_output[: self.count]
             channels = sample.shape[1]  # a learned variance stands behind the prediction
             self.final = output[:, :channels] if sample.ndim > 3 else output
             raise Stop
-        super().step(model_output, timestep, sample, generator, return_dict)
+        result = super().step(model_output, timestep, sample, *args, **kwargs)
         state = torch.cat([self.waiting.to(sample.dtype)] * (len(sample) // len(self.waiting)))
         self.waiting = None
-        return SchedulerOutput(prev_sample=state) if return_dict else (state,)
+        return SchedulerOutput(prev_sample=state) if isinstance(result, SchedulerOutput) else (state,)
 
 
 def _row(k: int, time: float) -> Row:

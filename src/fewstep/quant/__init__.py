@@ -2,7 +2,8 @@
 
 from fewstep.quant.apply import FEW_STEP_RULES, Rule, dequantize, quantize
 from fewstep.quant.calibration import Calibration, calibrate
-from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
+from fewstep.quant.layer import QuantLayer
+from fewstep.quant.linear_conv import QuantConv2d, QuantLinear
 from fewstep.quant.report import QuantReport
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.storage import FewstepQuantConfig, register

@@ -15,7 +15,7 @@ from torch import nn
 from fewstep.errors import FewstepError, nearest
 from fewstep.quant.calibration import Calibration
 from fewstep.quant.kernels import check_backend, describe, kernel_reason
-from fewstep.quant.layers import QuantLayer
+from fewstep.quant.layer import QuantLayer
 from fewstep.quant.methods import Method, fitting, method_of, store
 from fewstep.quant.places import make_layer, places_of, put
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes

@@ -17,7 +17,7 @@ from fewstep.errors import FewstepError
 from fewstep.quant import fp4
 from fewstep.quant.grids import Grid, Stored, encode, snapped
 from fewstep.quant.integer import quantize_activation, quantize_fp8, quantize_groups
-from fewstep.quant.layers import QuantLayer
+from fewstep.quant.layer import QuantLayer
 from fewstep.quant.places import make_layer, places_of, put
 from fewstep.quant.scheme import Scheme, code_range
 

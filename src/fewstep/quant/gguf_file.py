@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import atomic
 from fewstep.quant.apply import FEW_STEP_RULES, decide
-from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
+from fewstep.quant.layer import QuantLayer
+from fewstep.quant.linear_conv import QuantConv2d, QuantLinear
 from fewstep.quant.scheme import Scheme
 
 BLOCK = 32

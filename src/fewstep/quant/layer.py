@@ -116,13 +116,9 @@ class QuantLayer(nn.Module):
     @torch.no_grad()
     def load(self, stored: Stored) -> None:
         """Take over codes, grid and corrections made for this layer's scheme."""
-        bits = self.scheme.weight_bits
-        grid = stored.grid
-        self.packed = pack(stored.codes, bits)
-        self.scale = fp4.to_bytes(grid.scale, grid.whole) if self.scheme.weight_format in BLOCKS else grid.scale
-        self.tensor_scale, self.input_zero = grid.whole, stored.input_zero
-        if stored.grid.zero is not None:
-            self.zero = pack(stored.grid.zero, bits)
+        self.allocate(stored.codes.device)
+        self.load_rows(0, stored.codes, stored.grid)
+        self.tensor_scale, self.input_zero = stored.grid.whole, stored.input_zero
         for name in ("smooth", "input_scale"):
             value = getattr(stored, name)
             setattr(self, name, None if value is None else value.to(torch.float32))
@@ -130,10 +126,10 @@ class QuantLayer(nn.Module):
             value = getattr(stored, name)
             setattr(self, name, None if value is None else value.to(torch.float16).contiguous())
 
-    def allocate(self) -> None:
+    def allocate(self, device: torch.device | str = "cpu") -> None:
         """Real memory for codes and scales, for `load_rows` to fill."""
         for name, buffer in list(self.named_buffers(recurse=False)):
-            setattr(self, name, torch.empty_like(buffer, device="cpu"))
+            setattr(self, name, torch.empty_like(buffer, device=device))
 
     @torch.no_grad()
     def load_rows(self, start: int, codes: Tensor, grid: Grid) -> None:

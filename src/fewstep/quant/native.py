@@ -1,7 +1,7 @@
 """Int8 products on a CPU, through the oneDNN kernels that PyTorch carries.
 
 They take the codes of a layer as they are: integers times integers, summed in 32 bits. Their result equals that of the
-float product in `layers` bit for bit wherever that one is exact (partial sums below 2^24). The kernel wants unsigned
+float product in `layer` bit for bit wherever that one is exact (partial sums below 2^24). The kernel wants unsigned
 inputs, so codes q go in as q + 128 with zero point 128, affine ones with their own; this is exact too. On processors
 without int8 dot products (VNNI, AMX) pairs of products may saturate at 16 bit; `available` tries, and the float product
 serves there.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
+from fewstep.quant.layer import QuantLayer
+from fewstep.quant.linear_conv import QuantConv2d, QuantLinear
 from fewstep.quant.scheme import Scheme
 
 Places = list[tuple[nn.Module, str]]

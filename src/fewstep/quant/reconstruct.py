@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fewstep.errors import FewstepError, nearest
 from fewstep.quant.fake import FakeLayer, to_fake
 from fewstep.quant.grids import Stored
-from fewstep.quant.layers import QuantLayer
+from fewstep.quant.layer import QuantLayer
 from fewstep.quant.methods.adaround import limits, rectified_sigmoid, start
 
 Run = Callable[[nn.Module], Any]

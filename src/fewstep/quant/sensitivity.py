@@ -22,7 +22,8 @@ from fewstep.errors import FewstepError
 from fewstep.quant.apply import quantize
 from fewstep.quant.calibration import Calibration
 from fewstep.quant.fidelity import sqnr, ssim
-from fewstep.quant.layers import QuantConv2d, QuantLayer, QuantLinear
+from fewstep.quant.layer import QuantLayer
+from fewstep.quant.linear_conv import QuantConv2d, QuantLinear
 from fewstep.quant.methods import Method, fitting, method_of
 from fewstep.quant.methods.base import nearest
 from fewstep.quant.scheme import Scheme

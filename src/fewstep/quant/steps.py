@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
 from fewstep.quant.calibration import Calibration
-from fewstep.quant.layers import QuantLayer
+from fewstep.quant.layer import QuantLayer
 from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.report import QuantReport, disk_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme

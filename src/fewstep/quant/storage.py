@@ -20,7 +20,7 @@ from fewstep.errors import FewstepError, nearest
 from fewstep.quant.apply import dequantize, install, quantize
 from fewstep.quant.bos import install_separated, separated
 from fewstep.quant.kernels import check_backend
-from fewstep.quant.layers import KEPT, QuantLayer
+from fewstep.quant.layer import KEPT, QuantLayer
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.split import split_like
 from fewstep.quant.steps import install_stepped, tables_of, tie

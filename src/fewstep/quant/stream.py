@@ -21,7 +21,7 @@ from fewstep.files import read_json
 from fewstep.quant import apply as plain
 from fewstep.quant.grids import fit
 from fewstep.quant.kernels import check_backend, describe, kernel_reason
-from fewstep.quant.layers import QuantLayer
+from fewstep.quant.layer import QuantLayer
 from fewstep.quant.places import make_layer, places_of, put
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fewstep.models import SHIPPED
 from fewstep.pipelines import load_pipeline
 from fewstep.recipes.base import Recipe
 from fewstep.runs.environment import best_device
+from fewstep.solvers import FACTS, SOLVERS
 
 Conditions = str | list[str] | list[int]
 """A prompt set by name, prompts, or class labels; `auto` fits the pipeline (every label in turn, or prompts)."""
+
+PLAIN = [n for n in SOLVERS if FACTS[n].calls == 1 and not FACTS[n].stochastic]
+"""Solvers that follow any grid, call once per time and draw no noise."""
+
+
+def one_of(name: str, known: Collection[str]) -> str:
+    """The name, for validators.
+
+    Raises:
+        ValueError: it is not known.
+    """
+    if name not in known:
+        raise ValueError(f"must be one of {', '.join(known)}")
+    return name
+
+
+PlainSolver = Annotated[str, AfterValidator(lambda name: one_of(name, PLAIN))]
+"""The name of one of `PLAIN`."""
 
 
 class PipelineRecipe(Recipe):

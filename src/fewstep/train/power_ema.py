@@ -39,6 +39,7 @@ class PowerEMA:
 
     def __init__(self, modules: Mapping[str, nn.Module], widths: Sequence[float] = WIDTHS) -> None:
         self.widths, self.updates = tuple(widths), 0
+        self._powers = [exponent(width) + 1 for width in widths]
         self.shadows = [{n: t.detach().clone().float() for n, t in _floats(modules)} for _ in widths]
 
     @torch.no_grad()
@@ -46,8 +47,8 @@ class PowerEMA:
         """One step."""
         self.updates += 1
         now = [tensor.float() for _, tensor in _floats(modules)]
-        for width, shadow in zip(self.widths, self.shadows, strict=True):
-            beta = (1 - 1 / self.updates) ** (exponent(width) + 1)
+        for power, shadow in zip(self._powers, self.shadows, strict=True):
+            beta = (1 - 1 / self.updates) ** power
             torch._foreach_lerp_(list(shadow.values()), now, 1 - beta)
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
-from fewstep.distill.core import Model
+from fewstep.distill.core import Batch, Model
 from fewstep.distill.engine import Engine, assemble
 from fewstep.distill.method import Method
-from fewstep.distill.toy import PointNetwork, Toy
+from fewstep.distill.toy import Toy
 from fewstep.train.distillation import defaults, stage_of
 from fewstep.train.loop import Progress, accelerator_for, fit
 from fewstep.train.stage import StageConfig
@@ -31,6 +34,23 @@ class Trained:
     engine: Engine
 
 
+class Testbed(Protocol):
+    """What a small distillation needs: samples' shape, a teacher, where networks begin, a stream of batches."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+
+    def teacher(self) -> Model:
+        """What is distilled."""
+
+    def start(self) -> nn.Module:
+        """A new network as student and critic begin."""
+
+    def batches(self, size: int) -> Callable[[torch.Generator], Batch]:
+        """A stream of batches."""
+
+
 def train_toy(
     toy: Toy,
     method: Method,
@@ -41,32 +61,40 @@ def train_toy(
     out: Path | None = None,
     **settings: Any,
 ) -> Trained:
-    """Distil the toy's exact teacher into a small network.
-
-    Args:
-        settings: of `fewstep.train.stage.StageConfig`, in place of the method's own (`learning_rate=1e-3`).
-
-    Toys like learning rates far above those of real models: 1e-3 unless given.
-    """
-    given = {**defaults(method.settings), "learning_rate": 1e-3, "ema": 0.99, **settings}
-    config = StageConfig(steps=steps, batch=batch, seed=seed, device="cpu", **given)
-    start = toy.start()
-    engine = assemble(
-        method,
-        toy.teacher(),
-        start,
-        lambda module: module,
-        toy.batches(batch),
-        (toy.mixture.dimension,),
-        student=_copy(toy, start) if method.two_times else None,
-    )
-    progress = fit(stage_of(engine, config, lambda folder: None), config, out, accelerator_for(config), quiet=True)
+    """Distil the toy's exact teacher into a small network; `settings` as in `distil`."""
+    engine, progress = distil(toy, method, steps=steps, batch=batch, seed=seed, out=out, **settings)
     samples = toy.samples(engine.cast.student, method)
     return Trained(engine.cast.student, progress, samples, toy.distance(samples), engine)
 
 
-def _copy(toy: Toy, start: PointNetwork) -> PointNetwork:
-    """The network with two times is the same class: its second input begins at zero."""
-    copy = PointNetwork(toy.mixture.dimension, toy.width, toy.horizon)
-    copy.load_state_dict(start.state_dict())
-    return copy
+def distil(
+    bed: Testbed,
+    method: Method,
+    *,
+    steps: int,
+    batch: int = 256,
+    seed: int = 0,
+    out: Path | None = None,
+    student: nn.Module | None = None,
+    **settings: Any,
+) -> tuple[Engine, Progress]:
+    """Train a small network by a method, with the loop of real models.
+
+    Args:
+        student: where it begins; the bed's own start unless given.
+        settings: of `fewstep.train.stage.StageConfig`, in place of the method's own (`learning_rate=1e-3`).
+
+    Small networks like learning rates far above those of real models: 1e-3 unless given.
+    """
+    given = {**defaults(method.settings), "learning_rate": 1e-3, "ema": 0.99, **settings}
+    config = StageConfig(steps=steps, batch=batch, seed=seed, device="cpu", **given)
+    engine = engine_of(bed, method, batch, student)
+    return engine, fit(stage_of(engine, config, lambda folder: None), config, out, accelerator_for(config), quiet=True)
+
+
+def engine_of(bed: Testbed, method: Method, batch: int, student: nn.Module | None = None) -> Engine:
+    """The engine of a bed; its networks take the end of a jump too, by a layer that begins at zero."""
+    start = bed.start()
+    if student is None and method.two_times:
+        student = copy.deepcopy(start)
+    return assemble(method, bed.teacher(), start, lambda module: module, bed.batches(batch), bed.shape, student=student)

@@ -6,7 +6,7 @@ from fewstep.distill.core import Term
 from fewstep.distill.discriminator import Source, samples
 from fewstep.distill.flow_map import FlowMapTerm, Stored, StoredPairs, StoredPath, TwoLeg
 from fewstep.distill.flow_map.key_states import FoolAtKeys, JudgeAtKeys, KeyHeads
-from fewstep.distill.method import Adversary, Method, Settings, Tracking, preset
+from fewstep.distill.method import Adversary, Method, Settings, Tracking, needing, preset
 from fewstep.distill.rollout import Simulation
 from fewstep.distill.steps import evenly
 from fewstep.process import Process
@@ -38,6 +38,6 @@ def accvideo(
         chain,
         rollout=Simulation(chain) if adversarial else None,
         adversary=heads if adversarial else None,
-        needs=frozenset({"store"}),
+        needs=needing(store=True),
         settings=Settings(learning_rate=5e-6),
     )

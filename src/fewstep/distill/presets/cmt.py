@@ -20,7 +20,7 @@ from fewstep.distill.flow_map import (
     TwoLeg,
 )
 from fewstep.distill.flow_map.directions import Direction
-from fewstep.distill.method import Method, Settings, preset
+from fewstep.distill.method import Method, Settings, needing, preset
 from fewstep.distill.steps import evenly
 from fewstep.distill.times import Uniform
 from fewstep.process import Process
@@ -35,7 +35,7 @@ def cmt(process: Process, *, steps: int = 1, pairs: str = "all") -> Method:
     return Method(
         {"stored": FlowMapTerm(StoredPairs(pairs), TwoLeg(Stored()), StoredPath())},
         evenly(process, steps, fresh=0.0),
-        needs=frozenset({"store"}),
+        needs=needing(store=True),
         two_times=pairs != "to-end",
         settings=Settings(learning_rate=1e-4, betas=(0.9, 0.95)),
     )
@@ -72,7 +72,7 @@ def mf_rae(
     return Method(
         {"mean_flow": InTurn(turns)},
         evenly(process, steps, fresh=0.0),
-        needs=frozenset({"data", "store"} | ({"guidance"} if guidance != 1 else set())),
+        needs=needing(data=True, store=True, guided=guidance != 1),
         two_times=True,
         settings=Settings(learning_rate=1e-4, betas=(0.9, 0.95), ema=0.9999),
     )

@@ -17,7 +17,7 @@ from fewstep.distill.flow_map import (
     Student,
     TwoLeg,
 )
-from fewstep.distill.method import Method, Settings, Target, preset
+from fewstep.distill.method import Method, Settings, Target, needing, preset
 from fewstep.distill.steps import evenly
 from fewstep.distill.times import LogNormal
 from fewstep.process import Process
@@ -40,7 +40,6 @@ def ctm(
     skip: grid points that the teacher's leg crosses, one step each; the paper draws it.
     """
     grid = Curved(parts)
-    needs = {"data", "guidance"} if guidance != 1 else {"data"}
     return Method(
         {
             "consistency": FlowMapTerm(
@@ -55,7 +54,7 @@ def ctm(
         },
         evenly(process, steps, fresh=0.0),
         target=Target(decay),
-        needs=frozenset(needs),
+        needs=needing(data=True, guided=guidance != 1),
         two_times=True,
         settings=Settings(learning_rate=8e-6),
     )
@@ -88,6 +87,6 @@ def tcd(
         {"consistency": term},
         evenly(process, steps, fresh=gamma),
         target=Target(decay),
-        needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
+        needs=needing(data=True, guided=guidance != 1),
         settings=Settings(learning_rate=1e-5),
     )

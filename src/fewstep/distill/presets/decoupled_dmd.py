@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fewstep.distill.core import Term
-from fewstep.distill.method import Critic, Method, Settings, Tracking, preset
+from fewstep.distill.method import Critic, Method, Settings, Tracking, needing, preset
 from fewstep.distill.rollout import Simulation
 from fewstep.distill.score import Branch, Denoising, Guidance, Match, PerError
 from fewstep.distill.steps import evenly
@@ -44,6 +44,6 @@ def decoupled_dmd(
         run,
         Simulation(run, each),
         Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio)) if match else None,
-        needs=frozenset({"guidance"} if guidance != 1 else ()),
+        needs=needing(guided=guidance != 1),
         settings=Settings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fewstep.distill.core import Term
-from fewstep.distill.method import Critic, Method, Settings, Tracking, preset
+from fewstep.distill.method import Critic, Method, Settings, Tracking, needing, preset
 from fewstep.distill.rollout import Simulation
 from fewstep.distill.score import Branch, Denoising, Match, Pairs, PerError
 from fewstep.distill.steps import evenly
@@ -21,15 +21,13 @@ def dmd(process: Process, *, guidance: float = 3.0, pairs: float = 0.25, floor: 
     steps = evenly(process, 1)
     levels = everywhere(process)
     terms: dict[str, Term] = {"score": Branch(Match(guidance), levels, (PerError(guidance, floor),))}
-    needs = {"guidance"} if guidance != 1 else set()
     if pairs:
         terms["pairs"] = Pairs(pairs)
-        needs.add("store")
     return Method(
         terms,
         steps,
         Simulation(steps),
         Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio=1)),
-        needs=frozenset(needs),
+        needs=needing(store=bool(pairs), guided=guidance != 1),
         settings=Settings(learning_rate=1e-5, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from fewstep.distill.adversary import Fool, Judge
 from fewstep.distill.core import Rollout, Term
 from fewstep.distill.discriminator import Heads, Taps
-from fewstep.distill.method import Adversary, Critic, Method, Settings, Tracking, preset
+from fewstep.distill.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
 from fewstep.distill.rollout import NoisedData, Simulation
 from fewstep.distill.score import Branch, Denoising, Match, PerError
 from fewstep.distill.steps import evenly
@@ -48,13 +48,13 @@ def dmd2(
         judge = Judge(taps, all_levels, scale=1e-2, train_source=joint)
         adversary = Adversary(Heads(taps, channels=channels), judge, Tracking(ratio), with_critic=joint)
     rollout: Rollout = Simulation(run, each) if simulate else NoisedData(run)
-    needs = ({"guidance"} if guidance != 1 else set()) | ({"data"} if adversarial or not simulate else set())
+    needs = needing(data=bool(adversarial) or not simulate, guided=guidance != 1)
     return Method(
         terms,
         run,
         rollout,
         Critic(Denoising(all_levels), Tracking(ratio)),
         adversary,
-        needs=frozenset(needs),
+        needs=needs,
         settings=Settings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

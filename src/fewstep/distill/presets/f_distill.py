@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fewstep.distill.adversary import Fool, Judge
 from fewstep.distill.discriminator import Heads, Taps
-from fewstep.distill.method import Adversary, Critic, Method, Settings, Tracking, preset
+from fewstep.distill.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
 from fewstep.distill.rollout import Simulation
 from fewstep.distill.score import Branch, Denoising, Match, PerError, Ratio
 from fewstep.distill.steps import evenly
@@ -51,6 +51,6 @@ def f_distill(
             Tracking(ratio),
             with_critic=True,
         ),
-        needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
+        needs=needing(data=True, guided=guidance != 1),
         settings=Settings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fewstep.distill.adversary import Fool, Judge
 from fewstep.distill.discriminator import Heads, Source, Taps
-from fewstep.distill.method import Adversary, Critic, Method, Settings, Tracking, preset
+from fewstep.distill.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
 from fewstep.distill.rollout import Simulation
 from fewstep.distill.score import Branch, Denoising, Match, PerError
 from fewstep.distill.score.relay import Relay
@@ -50,6 +50,6 @@ def flash_dmd(
         Simulation(run, each=True, first=early),
         Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio, pull=pull)),
         Adversary(Heads(taps, channels=channels), Relay(run, late, Judge(taps, seen), learn=False)),
-        needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
+        needs=needing(data=True, guided=guidance != 1),
         settings=Settings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

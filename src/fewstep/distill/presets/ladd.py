@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fewstep.distill.adversary import Fool, Judge
 from fewstep.distill.discriminator import Heads, Source, Taps
-from fewstep.distill.method import Adversary, Method, Settings, preset
+from fewstep.distill.method import Adversary, Method, Settings, needing, preset
 from fewstep.distill.rollout import NoisedData
 from fewstep.distill.steps import evenly
 from fewstep.distill.times import LogitNormal
@@ -39,6 +39,6 @@ def ladd(
         run,
         NoisedData(run),
         adversary=Adversary(Heads(taps, channels=channels), Judge(taps, levels, loss, penalty=penalty)),
-        needs=frozenset({"data"}),
+        needs=needing(data=True),
         settings=Settings(learning_rate=1e-5, betas=(0.0, 0.99)),
     )

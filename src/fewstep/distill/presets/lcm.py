@@ -20,7 +20,7 @@ from fewstep.distill.flow_map import (
     TwoLeg,
     sinusoid,
 )
-from fewstep.distill.method import Method, Settings, Target, preset
+from fewstep.distill.method import Method, Settings, Target, needing, preset
 from fewstep.distill.steps import evenly
 from fewstep.distill.times import LogNormal
 from fewstep.process import Process
@@ -59,7 +59,7 @@ def lcm(
         {"consistency": term},
         evenly(process, steps),
         target=Target(decay),
-        needs=frozenset({"data", "guidance"} if guidance != 1 or highest else {"data"}),
+        needs=needing(data=True, guided=guidance != 1 or bool(highest)),
         settings=Settings(learning_rate=1e-5, weight_decay=1e-2),
     )
 
@@ -80,7 +80,7 @@ def consistency_distillation(
         {"consistency": term},
         evenly(process, steps),
         target=Target(decay),
-        needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
+        needs=needing(data=True, guided=guidance != 1),
         settings=Settings(learning_rate=8e-6),
     )
 
@@ -95,4 +95,4 @@ def ect(process: Process, *, steps: int = 2, q: float = 2.0, stages: int = 8, c:
         weights=(InverseStep(),),
         space="state",
     )
-    return Method({"consistency": term}, evenly(process, steps), needs=frozenset({"data"}))
+    return Method({"consistency": term}, evenly(process, steps), needs=needing(data=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fewstep.distill.core import Term
 from fewstep.distill.flow_map import Eulerian, FlowMapTerm, Guidance, Intervals, Slope, VelocityDistillation
-from fewstep.distill.method import Method, Settings, preset
+from fewstep.distill.method import Method, Settings, needing, preset
 from fewstep.distill.steps import evenly
 from fewstep.distill.times import LogitNormal
 from fewstep.process import Process
@@ -44,6 +44,6 @@ def mdt(
     return Method(
         terms,
         evenly(process, steps, fresh),
-        needs=frozenset({"data", "guidance"} if guided else {"data"}),
+        needs=needing(data=True, guided=guided),
         settings=Settings(learning_rate=4e-8, ema=0.9999),
     )

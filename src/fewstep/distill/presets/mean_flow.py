@@ -23,7 +23,7 @@ from fewstep.distill.flow_map import (
     TwoLeg,
 )
 from fewstep.distill.flow_map.directions import Direction
-from fewstep.distill.method import Method, Settings, preset
+from fewstep.distill.method import Method, Settings, needing, preset
 from fewstep.distill.steps import evenly
 from fewstep.distill.times import LogitNormal, Uniform
 from fewstep.process import Process
@@ -55,7 +55,7 @@ def mean_flow(
     direction: Direction = Teacher() if teacher else Data()
     if (omega, kappa) != (1.0, 0.0):
         direction = SelfGuided(omega, kappa, interval, direction)
-    needs = {"data"} | ({"guidance"} if guidance != 1 or (omega, kappa) != (1.0, 0.0) else set())
+    needs = needing(data=True, guided=guidance != 1 or (omega, kappa) != (1.0, 0.0))
     term = FlowMapTerm(
         Intervals(law, Other(law), equal=equal),
         Eulerian(direction, Slope(derivative)),
@@ -64,7 +64,7 @@ def mean_flow(
         guidance=Guidance(guidance),
     )
     steps_ = evenly(process, steps, fresh=0.0)
-    return Method({"mean_flow": term}, steps_, needs=frozenset(needs), two_times=True, settings=SETTINGS)
+    return Method({"mean_flow": term}, steps_, needs=needs, two_times=True, settings=SETTINGS)
 
 
 @preset("alpha_flow")
@@ -90,7 +90,7 @@ def alpha_flow(
         weights=(Adaptive(),),
         guidance=Guidance(guidance),
     )
-    needs = frozenset({"data", "guidance"} if teacher and guidance != 1 else {"data"})
+    needs = needing(data=True, guided=teacher and guidance != 1)
     steps_ = evenly(process, steps, fresh=0.0)
     return Method({"mean_flow": term}, steps_, needs=needs, two_times=True, settings=SETTINGS)
 
@@ -117,6 +117,6 @@ def lagrangian(
         weights=(Adaptive(0.5, 1e-3),),
         guidance=Guidance(guidance),
     )
-    needs = frozenset({"data", "guidance"} if guidance != 1 else {"data"})
+    needs = needing(data=True, guided=guidance != 1)
     steps_ = evenly(process, steps, fresh=0.0)
     return Method({"flow_map": term}, steps_, needs=needs, two_times=True, settings=SETTINGS)

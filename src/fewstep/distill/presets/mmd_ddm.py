@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fewstep.distill.method import Method, Settings, preset
+from fewstep.distill.method import Method, Settings, needing, preset
 from fewstep.distill.moments import Kernel, Moments, Polynomial, Radial, flat
 from fewstep.distill.rollout import Simulation
 from fewstep.distill.steps import evenly
@@ -36,6 +36,6 @@ def mmd_ddm(
         {"moments": Moments(features, form, unit=unit)},
         run,
         Simulation(run, last=True, through=True),
-        needs=frozenset({"data"}),
+        needs=needing(data=True),
         settings=Settings(learning_rate=5e-6, clip_norm=0.5),
     )

@@ -19,7 +19,7 @@ from fewstep.distill.flow_map import (
     TwoLeg,
 )
 from fewstep.distill.flow_map.metrics import Metric
-from fewstep.distill.method import Method, Settings, preset
+from fewstep.distill.method import Method, Settings, needing, preset
 from fewstep.distill.steps import evenly
 from fewstep.process import Process
 
@@ -38,7 +38,7 @@ def pcm(process: Process, *, steps: int = 4, guidance: float = 5.0, parts: int =
     return Method(
         {"consistency": term},
         evenly(process, steps, fresh=0.0),
-        needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
+        needs=needing(data=True, guided=guidance != 1),
         settings=Settings(learning_rate=5e-6),
     )
 
@@ -81,6 +81,6 @@ def mlcm(
     return Method(
         {"consistency": InTurn(((first_stage, within), (1.0, between)))},
         evenly(process, steps),
-        needs=frozenset({"guidance"} if guidance != 1 else ()),
+        needs=needing(guided=guidance != 1),
         settings=Settings(learning_rate=1e-4),
     )

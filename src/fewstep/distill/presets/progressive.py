@@ -15,7 +15,7 @@ from fewstep.distill.flow_map import (
     TwoLeg,
     Until,
 )
-from fewstep.distill.method import Method, Settings, Target, preset
+from fewstep.distill.method import Method, Settings, Target, needing, preset
 from fewstep.distill.steps import evenly
 from fewstep.errors import FewstepError
 from fewstep.process import Process
@@ -42,6 +42,7 @@ def progressive(
     if start % steps or (start // steps) & (start // steps - 1):
         mend = "Use start = steps times a power of two."
         raise FewstepError("halving never leads from `start` to `steps`", value=(start, steps), mend=mend)
+    stages = (start // steps).bit_length()
     grid = Even(Halving(start, every, steps))
     own = Solver(who="target")
     term = FlowMapTerm(
@@ -54,8 +55,8 @@ def progressive(
     return Method(
         {"halving": term},
         evenly(process, steps, fresh=0.0),
-        target=Target(every=every),
-        needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
+        target=Target(every=every, until=every * (stages - 1)),
+        needs=needing(data=True, guided=guidance != 1),
         settings=Settings(learning_rate=1e-4),
-        updates=every * (start // steps).bit_length(),
+        updates=every * stages,
     )

@@ -30,7 +30,7 @@ from fewstep.distill.flow_map import (
     Windows,
 )
 from fewstep.distill.flow_map.metrics import Metric
-from fewstep.distill.method import Method, Settings, Target, preset
+from fewstep.distill.method import Method, Settings, Target, needing, preset
 from fewstep.distill.steps import evenly
 from fewstep.distill.times import Uniform
 from fewstep.process import Process
@@ -48,7 +48,7 @@ def reflow(process: Process, *, steps: int = 2, anneal: float = 0.0) -> Method:
     return Method(
         {"reflow": FlowMapTerm(EVERYWHERE, Instant(Data()), EndPointPairs(beta))},
         evenly(process, steps, fresh=0.0),
-        needs=frozenset({"store"}),
+        needs=needing(store=True),
         settings=Settings(learning_rate=1e-6, warmup=1000, ema=0.9999),
     )
 
@@ -69,7 +69,7 @@ def perflow(process: Process, *, steps: int = 4, guidance: float = 1.0, sub_step
     return Method(
         {"reflow": term},
         evenly(process, steps, fresh=0.0),
-        needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
+        needs=needing(data=True, guided=guidance != 1),
         settings=Settings(learning_rate=8e-5),
     )
 
@@ -83,7 +83,7 @@ def instaflow(process: Process, *, metric: Metric = Squared()) -> Method:
     return Method(
         {"end": FlowMapTerm(StoredPairs("whole"), TwoLeg(Stored()), StoredPath(), metric, space="state")},
         evenly(process, 1, fresh=0.0),
-        needs=frozenset({"store"}),
+        needs=needing(store=True),
         settings=Settings(learning_rate=1e-6, warmup=1000, ema=0.9999),
     )
 
@@ -110,8 +110,8 @@ def slim_flow(
     return Method(
         {"slim_flow": InTurn(((share, straighten), (1.0, Together(pairs, two_steps, "two_steps"))))},
         evenly(process, 1, fresh=0.0),
-        target=Target(every=reflow_steps),
-        needs=frozenset({"store"}),
+        target=Target(every=reflow_steps, until=reflow_steps),
+        needs=needing(store=True),
         settings=Settings(learning_rate=2e-4, betas=(0.9, 0.999), warmup=5000, ema=0.9999),
         updates=reflow_steps + distil_steps,
     )

@@ -14,7 +14,7 @@ from fewstep.distill.flow_map import (
     Squared,
     Teacher,
 )
-from fewstep.distill.method import Method, Settings, preset
+from fewstep.distill.method import Method, Settings, needing, preset
 from fewstep.distill.steps import evenly
 from fewstep.distill.times import LogNormal
 from fewstep.process import Process
@@ -48,6 +48,6 @@ def scm(
     return Method(
         {"consistency": term},
         evenly(process, steps),
-        needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
+        needs=needing(data=True, guided=guidance != 1),
         settings=Settings(learning_rate=1e-4, betas=(0.9, 0.99)),
     )

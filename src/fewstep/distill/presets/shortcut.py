@@ -12,7 +12,7 @@ from fewstep.distill.flow_map import (
     Teacher,
     semigroup,
 )
-from fewstep.distill.method import Method, Settings, Target, preset
+from fewstep.distill.method import Method, Settings, Target, needing, preset
 from fewstep.distill.steps import evenly
 from fewstep.distill.times import Uniform
 from fewstep.process import Process
@@ -48,7 +48,7 @@ def shortcut(
         },
         evenly(process, steps, fresh=0.0),
         target=Target(decay),
-        needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
+        needs=needing(data=True, guided=guidance != 1),
         two_times=True,
         settings=Settings(learning_rate=1e-4, weight_decay=0.1),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.distill.method import Critic, Method, Settings, preset
+from fewstep.distill.method import Critic, Method, Settings, needing, preset
 from fewstep.distill.rollout import first_time, one_step
 from fewstep.distill.score import Branch, Denoising, Identity, PerError
 from fewstep.distill.steps import Steps
@@ -36,6 +36,6 @@ def sid(
         Steps((time,)),
         one_step(time),
         Critic(Denoising(LogNormal(-1.2, 1.2) if unbounded else levels, guidance=theirs, drop=drop)),
-        needs=frozenset({"guidance"} if (guidance, theirs) != (1.0, 1.0) else ()),
+        needs=needing(guided=(guidance, theirs) != (1.0, 1.0)),
         settings=Settings(learning_rate=1e-5, betas=(0.0, 0.999)),
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from fewstep.distill.adversary import Fool, Judge
 from fewstep.distill.core import Term
 from fewstep.distill.discriminator import Heads, Taps
-from fewstep.distill.method import Adversary, Critic, Method, Settings, preset
+from fewstep.distill.method import Adversary, Critic, Method, Settings, needing, preset
 from fewstep.distill.rollout import Simulation
 from fewstep.distill.score import Branch, Denoising, Identity, PerError, Scales
 from fewstep.distill.score.weights import Weight
@@ -58,6 +58,6 @@ def sid_few_step(
         Simulation(run, each),
         Critic(Denoising(levels, guidance=critic_guidance)),
         adversary,
-        needs=frozenset(({"guidance"} if guided else set()) | ({"data"} if adversarial else set())),
+        needs=needing(data=bool(adversarial), guided=guided),
         settings=Settings(learning_rate=1e-6, betas=(0.0, 0.999)),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.distill.method import Critic, Method, Settings, preset
+from fewstep.distill.method import Critic, Method, Settings, needing, preset
 from fewstep.distill.rollout import first_time, one_step
 from fewstep.distill.score import Branch, Denoising, Huber, Identity
 from fewstep.distill.steps import Steps
@@ -25,6 +25,6 @@ def sim(process: Process, *, huber: float = 0.00054, guidance: float = 1.0, star
         Steps((time,)),
         one_step(time),
         Critic(Denoising(LogNormal(-1.2, 1.2) if unbounded else levels)),
-        needs=frozenset({"guidance"} if guidance != 1 else ()),
+        needs=needing(guided=guidance != 1),
         settings=Settings(learning_rate=1e-5, betas=(0.0, 0.999)),
     )

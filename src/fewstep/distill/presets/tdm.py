@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fewstep.distill.method import Critic, Method, Settings, Tracking, preset
+from fewstep.distill.method import Critic, Method, Settings, Tracking, needing, preset
 from fewstep.distill.rollout import Simulation
 from fewstep.distill.score import Branch, Denoising, ElementHuber, Match, PerError, Scales, onward
 from fewstep.distill.steps import Steps
@@ -33,6 +33,6 @@ def tdm(
         run,
         Simulation(run, each=True),
         Critic(critic, Tracking(learning_rate=5.0)),
-        needs=frozenset({"guidance"} if guidance != 1 else ()),
+        needs=needing(guided=guidance != 1),
         settings=Settings(learning_rate=4e-6, betas=(0.0, 0.95), weight_decay=0.01, warmup=50),
     )

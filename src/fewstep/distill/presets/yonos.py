@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fewstep.distill.flow_map import FlowMapTerm, Guidance, Instant, Intervals, Snr, Teacher
-from fewstep.distill.method import Method, Settings, preset
+from fewstep.distill.method import Method, Settings, needing, preset
 from fewstep.distill.steps import evenly
 from fewstep.distill.times import Uniform
 from fewstep.process import Process
@@ -27,6 +27,6 @@ def yonos(process: Process, *, steps: int = 1, guidance: float = 1.0) -> Method:
     return Method(
         {"easier": term},
         evenly(process, steps, fresh=0.0),
-        needs=frozenset({"data", "guidance"} if guidance != 1 else {"data"}),
+        needs=needing(data=True, guided=guidance != 1),
         settings=Settings(learning_rate=5e-5),
     )

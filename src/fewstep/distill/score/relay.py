@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.distill.core import Batch, Cast, Loss, Made, Term, noise_like
-from fewstep.distill.rollout import last_call, needed, next_state, noise_between, noised, rows_of, rows_of_made, walk
+from fewstep.distill.rollout import last_call, needed, next_state, noise_between, rows_of, rows_of_made, walk
 from fewstep.distill.steps import Steps
 from fewstep.errors import FewstepError
 
@@ -63,7 +63,7 @@ class Relay:
         times = torch.tensor(self.steps.times, dtype=torch.float64)
         clean = finish(cast, batch, made, self.steps, generator)
         noise = noise_like(tuple(clean.shape), generator, clean)
-        state = noised(cast.student.process, clean, times[index], noise)
+        state = cast.student.process.add_noise(clean, noise, times[index])
         with torch.set_grad_enabled(self.learn and torch.is_grad_enabled()):
             later = last_call(cast.student, batch, self.steps, state, index)
         return self.term(cast, batch, later, generator)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.distill.core import Batch, Cast, Made, Model, flow_step, scales
 from fewstep.distill.discriminator import Taps
-from fewstep.distill.rollout import noised, raised
+from fewstep.distill.rollout import raised
 from fewstep.distill.taps import watch
 from fewstep.errors import FewstepError
 from fewstep.process import Process
@@ -66,7 +66,7 @@ Noising = Callable[[Process, Made, Tensor, Tensor], Tensor]
 
 def direct(process: Process, made: Made, t: Tensor, noise: Tensor) -> Tensor:
     """The clean samples noised: alpha x + sigma e."""
-    return noised(process, made.clean, t, noise)
+    return process.add_noise(made.clean, noise, t)
 
 
 def onward(process: Process, made: Made, t: Tensor, noise: Tensor) -> Tensor:

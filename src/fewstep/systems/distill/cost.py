@@ -50,19 +50,24 @@ def counting(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Passes]]:
             handle.remove()
 
 
-def passes_per_step(job: Job, steps: int = 2) -> float:
-    """Samples forward per update of the student, every network and follower included; trains nothing."""
-    given = job.material
-    engine = engine_of(
-        job.pipe, job.method, job.process, job.prediction, given.encoded, given.batches(), job.recipe.train
-    )
-    with counting({"teacher": backbone_of(job.pipe), **_networks(engine)}) as seen:
+def passes_of(engine: Engine, teacher: nn.Module, steps: int) -> float:
+    """Samples forward per update of the student, every network and follower included; trains nothing.
+
+    steps: updates that are counted, spread over the whole training.
+    """
+    # an adversary on features of others is no network of its own
+    networks = {n: m for n, m in {**engine.modules, **engine.slow}.items() if n != "adversary"}
+    with counting({"teacher": teacher, **networks}) as seen:
         for step in range(steps):
             for _, compute in engine.turns(step, steps, torch.Generator().manual_seed(step)):
                 compute()
     return sum(p.total for p in seen.values()) / steps
 
 
-def _networks(engine: Engine) -> dict[str, nn.Module]:
-    """The networks of the engine; an adversary on features of others is not one of them."""
-    return {n: m for n, m in {**engine.modules, **engine.slow}.items() if n != "adversary"}
+def passes_per_step(job: Job, steps: int = 2) -> float:
+    """The same of a job."""
+    given = job.material
+    engine = engine_of(
+        job.pipe, job.method, job.process, job.prediction, given.encoded, given.batches(), job.recipe.train
+    )
+    return passes_of(engine, backbone_of(job.pipe), steps)

@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fewstep.distill.method import method, options_of, presets
+from fewstep.distill.flow_map import InTurn
+from fewstep.distill.method import method, options_of, presets, stages_over
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import read_json, write_json
 from fewstep.process import RectifiedFlow
@@ -86,11 +87,12 @@ def compete(contest: Contest, out: Path, say: Callable[[str], None] = print) -> 
 
 
 def _entry(contest: Contest, name: str, steps: int, seed: int, place: Path) -> dict[str, Any]:
-    recipe = _recipe(contest, name, steps, seed, 1, place)
+    counted = 8 if _staged(name) else 2
+    recipe = _recipe(contest, name, steps, seed, counted, place)
     cost = place.with_name(f"{place.name}-cost.json")
     if not cost.exists():
-        with Run(place.with_name(f"{place.name}-cost"), recipe.plain(), quiet=True, fresh=True) as counted:
-            write_json(cost, {"passes_per_step": passes_per_step(Job(recipe, counted))})
+        with Run(place.with_name(f"{place.name}-cost"), recipe.plain(), quiet=True, fresh=True) as started:
+            write_json(cost, {"passes_per_step": passes_per_step(Job(recipe, started), counted)})
     per_step = read_json(cost)["passes_per_step"]
     updates = max(1, int(contest.budget / per_step))
     recipe = _recipe(contest, name, steps, seed, updates, place)
@@ -104,6 +106,7 @@ def _entry(contest: Contest, name: str, steps: int, seed: int, place: Path) -> d
         "seed": seed,
         "updates": updates,
         "passes_per_update": per_step,
+        "commit": results["environment"]["commit"],  # of the training: a resumed contest may be younger
         "seconds": results["training"]["seconds"],
         "bytes_before_activations": sum(results["training"]["memory"].values()),
         "health": results["health"],
@@ -122,6 +125,7 @@ def _recipe(contest: Contest, name: str, steps: int, seed: int, updates: int, pl
         "method": name,
         "steps": steps,
         "guidance": guidance,
+        "options": stages_over(name, updates, **({"steps": steps} if "steps" in options_of(name) else {})),
         "train": {**train, "checkpoint_every": max(1, updates // 4)},
         # one store for all entries: what the teacher draws for data is shared, and counted once
         "data": {"folder": str(place.parent / f"teacher-{guidance:g}")},
@@ -131,13 +135,9 @@ def _recipe(contest: Contest, name: str, steps: int, seed: int, updates: int, pl
     return recipe
 
 
-def _stages(known: Mapping[str, Any], steps: int, updates: int) -> dict[str, int]:
-    """Options that lay the stages of a method over the whole training, where it counts them in updates."""
-    if "reflow_steps" in known:
-        return {"reflow_steps": max(1, updates * 2 // 3), "distil_steps": max(1, updates - updates * 2 // 3)}
-    if {"start", "every"} <= set(known):
-        return {"every": max(2, updates // (int(known["start"]) // steps).bit_length())}
-    return {}
+def _staged(name: str) -> bool:
+    """Whether updates late in the training may cost more or less than the first."""
+    return any(isinstance(term, InTurn) for term in method(name, RectifiedFlow()).terms.values())
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

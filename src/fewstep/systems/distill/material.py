@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fewstep.data import load as load_pictures
-from fewstep.data.prompts import load_prompts
 from fewstep.distill.store import Header, Solve, Store, missing, write
 from fewstep.errors import FewstepError
 from fewstep.pipelines import Generator, identity_of, trace
@@ -55,13 +54,7 @@ class Material:
 
     def conditions(self, wanted: Conditions, held_out: bool, count: int | None = None) -> list[Any] | None:
         """Prompts or labels of that many items, or all that there are."""
-        source = self.recipe.prompts(wanted, held_out)
-        if count is None:
-            kind = condition_kind(self.pipe)
-            count = {"batch_size": 1, "class_labels": class_count(self.pipe) if kind == "class_labels" else 1}.get(kind)
-            if count is None:
-                count = len(load_prompts(source if isinstance(source, str) else list(map(str, source))))
-        return conditions_of(self.pipe, source, count)
+        return conditions_of(self.pipe, self.recipe.prompts(wanted, held_out), count)
 
     @cached_property
     def encoded(self) -> Encoded:

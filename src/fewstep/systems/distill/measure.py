@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,15 @@ if TYPE_CHECKING:
 STUDENT, TEACHER_FEW, TEACHER = "student", "teacher, as few steps", "teacher"
 
 
-def compare(job: Job, trained: Trained, plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures (N, 3, H, W) in [0, 1] of every system, of equal seeds, and what their N rows show."""
+
+    names: list[str]
+    systems: dict[str, Tensor]
+
+
+def compare(job: Job, trained: Trained, plan: Plan) -> tuple[dict[str, Any], Pictures]:
     """Metrics of student and teacher against fresh samples of the teacher, and pictures of equal seeds."""
     settings = job.recipe.evaluation
     conditions = job.material.conditions(settings.conditions, True, settings.items)
@@ -63,9 +72,17 @@ def compare(job: Job, trained: Trained, plan: Plan) -> tuple[dict[str, Any], dic
             compare=[(STUDENT, TEACHER_FEW)],
         ),
     )
-    count = min(settings.pictures, settings.items)
-    picks = [i * settings.items // count for i in range(count)] if count else []
-    return numbers, {name: images[0][picks].float() / 255 for name, images in systems.items() if picks}
+    picks = different(names, settings.pictures)
+    rows = [f"item {i + 1}" if conditions is None else names[i] for i in picks]
+    shown = {name: images[0][picks].float() / 255 for name, images in systems.items()}
+    return numbers, Pictures(rows, shown)
+
+
+def different(names: Sequence[str], count: int) -> list[int]:
+    """Where `count` different names stand first, spread evenly over all different ones; fewer where there are fewer."""
+    first = sorted({name: i for i, name in reversed(list(enumerate(names)))}.values())
+    count = min(count, len(first))
+    return [first[k * len(first) // count] for k in range(count)]
 
 
 def _plan(job: Job, few: Plan, name: str) -> Plan:

@@ -9,25 +9,14 @@ from pydantic import Field, field_validator, model_validator
 from fewstep.distill.method import options_of, presets
 from fewstep.errors import nearest
 from fewstep.recipes.base import Part
-from fewstep.solvers import FACTS, SOLVERS
-from fewstep.systems.pipeline_recipe import Conditions, PipelineRecipe
-
-PLAIN = [n for n in SOLVERS if FACTS[n].calls == 1 and not FACTS[n].stochastic]
-"""Solvers that follow any grid, call once per time and draw no noise."""
+from fewstep.systems.pipeline_recipe import Conditions, PipelineRecipe, PlainSolver
 
 
 class Teacher(Part):
     """How the teacher draws: what the student is measured against, and its data where there are none."""
 
     steps: int = Field(24, ge=2)
-    solver: str = "unipc"
-
-    @field_validator("solver")
-    @classmethod
-    def _solver(cls, name: str) -> str:
-        if name not in PLAIN:
-            raise ValueError(f"must be one of {', '.join(PLAIN)}")
-        return name
+    solver: PlainSolver = "unipc"
 
 
 class Data(Part):

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fewstep.plan import Plan
 from fewstep.report import (
     Block,
@@ -27,7 +25,7 @@ from fewstep.report import (
 )
 from fewstep.report.curves import lines
 from fewstep.runs import Run
-from fewstep.systems.distill.measure import STUDENT, TEACHER, TEACHER_FEW
+from fewstep.systems.distill.measure import STUDENT, TEACHER, TEACHER_FEW, Pictures
 from fewstep.systems.distill.recipe import DistillRecipe
 from fewstep.train.memory import shown
 
@@ -41,12 +39,12 @@ def write_report(
     results: Results,
     history: Sequence[Mapping[str, float]],
     plan: Plan,
-    pictures: Mapping[str, Tensor],
+    pictures: Pictures,
 ) -> Path:
     """Write `report.html` into the run directory and return its path."""
     blocks: list[Block] = [_highlights(recipe, results)]
     blocks += [Note(line, "Health of the training", tone="warning") for line in results["health"]]
-    if pictures:
+    if pictures.names:
         blocks.append(_grid(recipe, plan, pictures))
     blocks += [
         table(results["evaluation"]),
@@ -107,13 +105,13 @@ def table(evaluation: Results) -> Table:
     return Table("Student and teacher", columns, rows, text=text, corner="system")
 
 
-def _grid(recipe: DistillRecipe, plan: Plan, pictures: Mapping[str, Tensor]) -> Block:
+def _grid(recipe: DistillRecipe, plan: Plan, pictures: Pictures) -> Block:
     names = {STUDENT: f"student, {plan.steps}", TEACHER_FEW: f"teacher, {plan.steps}"}
     names[TEACHER] = f"teacher, {recipe.teacher.steps}"
-    count = len(next(iter(pictures.values())))
-    images = [[pictures[name][i] for name in pictures] for i in range(count)]
-    rows = [f"item {i + 1}" for i in range(count)]
-    return ImageGrid("Equal conditions, equal seeds; network calls", images, rows, [names[n] for n in pictures])
+    systems = pictures.systems
+    images = [[images[i] for images in systems.values()] for i in range(len(pictures.names))]
+    columns = [names[n] for n in systems]
+    return ImageGrid("Equal conditions, equal seeds; network calls", images, pictures.names, columns)
 
 
 def _curves(history: Sequence[Mapping[str, float]]) -> list[Block]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from fewstep.quant.bos import separate
 from fewstep.quant.encoders import quantize_encoder
 from fewstep.quant.sensitivity import Call, recording, replay, sqnr, ssim
 from fewstep.runs import Run, environment
-from fewstep.search import Family, Problem, searcher
+from fewstep.search import Family, Outcome, Problem, searcher
 from fewstep.search.schedule import TeacherMatch
 from fewstep.systems.mixdq.backbone import low_backbone
 from fewstep.systems.mixdq.choose import file_bytes
@@ -43,6 +43,9 @@ VAE_RULES = (
     Rule(("*.conv_in", "*.conv_out"), Scheme(8, 16), "first or last layer: its error reaches every pixel"),
     Rule(("quant_conv", "post_quant_conv"), Scheme(8, 16), "between latents and network: small, and all passes it"),
 )
+
+FAMILY = Family("ramp")
+"""Of the scalars that Q-Sched searches."""
 
 
 def run(recipe: QuantizeRecipe, run: Run) -> Path:
@@ -232,25 +235,33 @@ class Job:
             return
         low = self.with_parts(**self.low)
         base = list(self.plans.values())[-1] if self.plans else self.base
-        conditions, seeds = self.items
 
         def compute() -> dict[str, Any]:
-            def generate(plan: Plan, some: Any) -> Tensor:
-                kinds = None if conditions is None else [conditions[i] for i in some]
-                return low(plan, kinds, [seeds[i] for i in some], output="latent")
-
-            with torch.no_grad():
-                truth = self.with_parts()(self.plan, conditions, seeds, output="latent")
-            problem = Problem(
-                base, Family("ramp"), TeacherMatch(generate, truth), log=self.run.scratch("q-sched") / "scores.jsonl"
-            )
-            searcher("coarse-to-fine")(problem, self.recipe.q_sched, 0)
-            outcome = problem.outcome()
+            log = self.run.scratch("q-sched") / "scores.jsonl"
+            outcome = self.searched(low, base, self.recipe.q_sched, log)
             return {"theta": list(outcome.theta), "value": outcome.value, "untuned": outcome.identity_value}
 
         self.tuned = self.run.unit("q-sched", compute)
-        theta = torch.tensor(self.tuned["theta"], dtype=torch.float64)
-        self._keep("Q-Sched", Family("ramp").apply(base, theta))
+        self._keep("Q-Sched", scaled(base, self.tuned["theta"]))
+
+    def searched(self, low: Generator, base: Plan, budget: float, log: Path) -> Outcome:
+        """What Q-Sched finds for a low-bit pipeline that follows `base`: ends where full precision does.
+
+        Args:
+            budget: in passes over the calibration items.
+            log: where the scores go; continued if it exists.
+        """
+        conditions, seeds = self.items
+
+        def generate(plan: Plan, some: Any) -> Tensor:
+            kinds = None if conditions is None else [conditions[i] for i in some]
+            return low(plan, kinds, [seeds[i] for i in some], output="latent")
+
+        with torch.no_grad():
+            truth = self.with_parts()(self.plan, conditions, seeds, output="latent")
+        problem = Problem(base, FAMILY, TeacherMatch(generate, truth), log=log)
+        searcher("coarse-to-fine")(problem, budget, 0)
+        return problem.outcome()
 
     def measure(self) -> dict[str, Any]:
         """Pictures on held-out conditions, bytes, memory and time: before, each part alone, all together."""
@@ -287,6 +298,11 @@ class Job:
             "pictures": pictures, "items": settings.items, "peak_growth": peaks, "milliseconds": milliseconds,
             "verdict": verdict(milliseconds, rows),
         }  # fmt: skip
+
+
+def scaled(plan: Plan, theta: Sequence[float]) -> Plan:
+    """The plan with the two scalars per step that `Job.searched` found."""
+    return FAMILY.apply(plan, torch.tensor(theta, dtype=torch.float64))
 
 
 def _fidelity(truth: Tensor, found: Tensor) -> dict[str, float]:

@@ -11,7 +11,7 @@ from fewstep.models import SHIPPED
 from fewstep.quant import Scheme
 from fewstep.recipes.base import Part
 from fewstep.search import SEARCHERS
-from fewstep.systems.pipeline_recipe import PipelineRecipe
+from fewstep.systems.pipeline_recipe import PipelineRecipe, one_of
 
 Prompts = str | list[str]
 
@@ -44,9 +44,7 @@ class Search(Part):
     @field_validator("searcher")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in SEARCHERS:
-            raise ValueError(f"must be one of {', '.join(SEARCHERS)}")
-        return name
+        return one_of(name, SEARCHERS)
 
 
 class Evaluation(Part):

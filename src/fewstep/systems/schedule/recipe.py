@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,29 +10,14 @@ from fewstep.recipes.base import Part
 from fewstep.search import SEARCHERS
 from fewstep.search.schedule import METHODS
 from fewstep.search.schedule.space import PARTS
-from fewstep.solvers import FACTS, SOLVERS
-from fewstep.systems.pipeline_recipe import Conditions, PipelineRecipe
-
-PLAIN = [n for n in SOLVERS if FACTS[n].calls == 1 and not FACTS[n].stochastic]
-"""Solvers that follow any grid, call once per time and draw no noise."""
-
-
-def _one_of(name: str, known: Any) -> str:
-    if name not in known:
-        raise ValueError(f"must be one of {', '.join(known)}")
-    return name
+from fewstep.systems.pipeline_recipe import Conditions, PipelineRecipe, PlainSolver, one_of
 
 
 class Teacher(Part):
     """The fine trajectory that schedules are measured against: the same network with many evaluations."""
 
     steps: int = Field(60, ge=2)
-    solver: str = "unipc"
-
-    @field_validator("solver")
-    @classmethod
-    def _solver(cls, name: str) -> str:
-        return _one_of(name, PLAIN)
+    solver: PlainSolver = "unipc"
 
 
 class Search(Part):
@@ -40,7 +25,7 @@ class Search(Part):
 
     method: str = "joint"
     """gits, ld3, amed, random, autodiffusion, s3, joint."""
-    solver: str = "unipc"
+    solver: PlainSolver = "unipc"
     """What runs on the searched times, where the method does not choose the solver itself."""
     objective: Literal["teacher", "distribution"] = "teacher"
     """End where the teacher ends, or look like its results as a set (features of decoded images)."""
@@ -65,22 +50,17 @@ class Search(Part):
     @field_validator("method")
     @classmethod
     def _method(cls, name: str) -> str:
-        return _one_of(name, METHODS)
+        return one_of(name, METHODS)
 
     @field_validator("parts")
     @classmethod
     def _parts(cls, names: list[str]) -> list[str]:
-        return [_one_of(name, PARTS) for name in names]
+        return [one_of(name, PARTS) for name in names]
 
     @field_validator("searcher")
     @classmethod
     def _searcher(cls, name: str) -> str:
-        return _one_of(name, SEARCHERS)
-
-    @field_validator("solver")
-    @classmethod
-    def _solver(cls, name: str) -> str:
-        return _one_of(name, PLAIN)
+        return one_of(name, SEARCHERS)
 
 
 class Evaluation(Part):

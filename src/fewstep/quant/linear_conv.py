@@ -7,10 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.quant.layer import KEPT, QuantLayer
+from fewstep.quant.layer import QuantLayer
 from fewstep.quant.scheme import Scheme
-
-__all__ = ["KEPT", "QuantConv2d", "QuantLayer", "QuantLinear"]
 
 
 class QuantLinear(QuantLayer):

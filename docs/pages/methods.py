@@ -1,0 +1,224 @@
+"""A page for each paper of distillation: its words, its preset written out, its recipe, and what was measured."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from paper import Paper
+from parts import listed, made_by, table
+
+from fewstep.distill.method import method, options_of, presets
+from fewstep.distill.outline import outline
+from fewstep.files import read_json
+from fewstep.process import RectifiedFlow
+
+BLOCK, RESULTS = "papers", Path(__file__).parent.parent.parent / "results"
+BOARDS = {
+    "distillation-toy.json": ("eight Gaussians in the plane", "energy distance x 1000"),
+    "distillation-digits.json": ("8x8 digits", "Frechet distance"),
+    "distillation.json": ("`mnist-dit`", "Frechet distance"),
+}
+
+
+def papers() -> list[Paper]:
+    """Every paper, by name of its page."""
+    found = [p for name in ("papers_score", "papers_trajectory") for p in importlib.import_module(name).PAPERS]
+    return sorted(found, key=lambda paper: paper.name)
+
+
+def pages() -> dict[str, str]:
+    """Every page by its file name."""
+    boards = {name: read_json(RESULTS / name) for name in BOARDS if (RESULTS / name).exists()}
+    return {f"{paper.name}.md": page(paper, boards) for paper in papers()}
+
+
+def readme() -> str:
+    """Every paper with its page and what its claims came to."""
+    rows = [
+        [f"{paper.title} ({paper.arxiv})", f"[{paper.name}](docs/systems/{paper.name}.md)", _verdicts(paper)]
+        for paper in papers()
+    ]
+    return table(["paper", "page", "its claims on 8x8 digits"], rows)
+
+
+def _verdicts(paper: Paper) -> str:
+    files = [RESULTS / f"claim-{name}.json" for name in paper.claims]
+    said = [answer["verdict"] for file in files if file.exists() for answer in read_json(file)["answers"]]
+    counts = [
+        (said.count(verdict), word) for verdict, word in (("yes", "yes"), ("no", "no"), ("open", "not told apart"))
+    ]
+    return ", ".join(f"{count} {word}" for count, word in counts if count) or "on the leaderboards"
+
+
+def page(paper: Paper, boards: dict[str, Any]) -> str:
+    """docs/systems/NAME.md, whole."""
+    lead = paper.presets[0]
+    return f"""# {paper.title} (arXiv {paper.arxiv})
+
+Written by `docs/make_pages.py`. All methods side by side: [distillation.md](distillation.md).
+
+{paper.idea}
+
+    {_command(paper, lead)}
+
+## Here
+
+{paper.here}
+
+{chr(10).join(f"- `{name}`: {presets()[name]} {_options(name)}" for name in paper.presets)}
+
+`{lead}` written out for a rectified flow; parts that are not named keep their defaults:
+
+```
+{outline(method(lead, RectifiedFlow()))}
+```
+
+As a recipe (`fewstep run FILE.yaml`; learning rate, momentum and the like are the preset's unless `train` gives them):
+
+```yaml
+{_recipe(paper, lead)}
+```
+
+## Measured
+
+{"".join(_claim(name) for name in paper.claims)}{_standing(paper, boards)}
+
+## What was not reproduced
+
+{paper.missing}
+"""
+
+
+def _command(paper: Paper, lead: str) -> str:
+    given = "".join(f" --set {option}" for option in paper.options)
+    return f"fewstep distill {lead} --model PATH_OR_ID{given}"
+
+
+def _recipe(paper: Paper, lead: str) -> str:
+    known = options_of(lead)
+    lines = ["kind: distill", "model: PATH_OR_ID", f"method: {lead}"]
+    lines += [f"{name}: {known[name]:g}" for name in ("steps", "guidance") if name in known]
+    groups: dict[str, list[str]] = {"train": ["steps: 10000", "batch: 32"]}
+    for option in paper.options:
+        name, _, value = option.partition("=")
+        group, dot, inner = name.partition(".")
+        if dot:
+            groups.setdefault(group, []).append(f"{inner}: {value}")
+        else:
+            lines = [line for line in lines if not line.startswith(f"{name}:")] + [f"{name}: {value}"]
+    for group, inside in groups.items():
+        lines += [f"{group}:", *(f"  {line}" for line in inside)]
+    return "\n".join(lines)
+
+
+def _options(name: str) -> str:
+    known = {key: value for key, value in options_of(name).items() if key not in ("steps", "guidance", "channels")}
+    return f"Options: {listed(f'`{k}`' for k in known)}." if known else ""
+
+
+def _claim(name: str) -> str:
+    file = RESULTS / f"claim-{name}.json"
+    if not file.exists():
+        return ""
+    found = read_json(file)
+    return f"""### "{found["says"]}"
+
+{found["asks"]} {_setting(found)}
+
+{_arms(found)}
+
+{chr(10).join(_answers(found))}
+
+{made_by(found)}
+
+"""
+
+
+def _setting(found: dict[str, Any]) -> str:
+    s = found["settings"]
+    return (
+        f"{s['budget']:,} sample passes a training, batches of {s['batch']}, {len(s['seeds'])} seeds, mean and 95 %"
+        " interval; learning rate and momentum chosen per arm by another seed."
+    )
+
+
+def _arms(found: dict[str, Any]) -> str:
+    shown = [("frechet", 2), ("precision", 2), ("recall", 2), ("right", 3), ("spread", 2)]
+    heads, rows = ["arm", "updates", *(metric for metric, _ in shown), "rate, momentum"], []
+    for name, arm in found["arms"].items():
+        setting = f"{arm['learning_rate']:g}, {arm['momentum']:g}"
+        if arm["summary"] is None:
+            rows.append([name, arm["updates"], "a seed diverged", "", "", "", "", setting])
+            continue
+        for draw, metrics in arm["summary"].items():
+            cells = [_interval(metrics[metric], digits) for metric, digits in shown if metric in metrics]
+            rows.append([f"{name}, {draw}" if draw else name, arm["updates"], *cells, setting])
+    return table(heads, rows)
+
+
+def _interval(entry: dict[str, Any], digits: int) -> str:
+    return f"{entry['mean']:.{digits}f} ± {(entry['high'] - entry['low']) / 2:.{digits}f}"
+
+
+VERDICTS = {"yes": "yes", "no": "no, the other way round", "open": "not told apart"}
+
+
+def _answers(found: dict[str, Any]) -> Iterator[str]:
+    for a in found["answers"]:
+        d = a["difference"]
+        where = f" ({a['draw']})" if a["draw"] else ""
+        word = "higher" if a["higher"] else "lower"
+        interval = f"difference {d['mean']:+.2f}, {d['low']:+.2f} to {d['high']:+.2f}"
+        yield (
+            f"- Is the {a['metric']} of *{a['better']}* {word} than that of *{a['than']}*{where}? "
+            f"{VERDICTS[a['verdict']]} ({interval})."
+        )
+
+
+def _standing(paper: Paper, boards: dict[str, Any]) -> str:
+    """Where the presets stand on the leaderboards."""
+    rows = [
+        [f"`{name}`", BOARDS[file][0], steps, value, rank]
+        for name in paper.presets
+        for file, found in boards.items()
+        for steps, value, rank in _places(file, found, name)
+    ]
+    if not rows:
+        return "On no leaderboard yet."
+    heads = ["preset", "on", "steps", "distance", "rank"]
+    more = "Settings and all rivals: [distillation.md](distillation.md)."
+    return f"### On the leaderboards\n\n{table(heads, rows)}\n\n{more}"
+
+
+def _places(file: str, found: dict[str, Any], name: str) -> Iterator[tuple[int, str, str]]:
+    value: Callable[[dict[str, Any]], float | None]
+    if file == "distillation.json":
+        lines = found["summary"]
+        metric = next(m for m in lines[0]["metrics"] if m.startswith("frechet:classifier"))
+
+        def value(line: dict[str, Any]) -> float | None:
+            return float(line["metrics"][metric]["mean"])
+
+    elif file == "distillation-toy.json":
+        lines = found["rows"]
+
+        def value(line: dict[str, Any]) -> float | None:
+            return None if line["distance"] is None else float(line["distance"]["mean"])
+
+    else:
+        lines = found["rows"]
+
+        def value(line: dict[str, Any]) -> float | None:
+            return None if line["summary"] is None else float(line["summary"][""]["frechet"]["mean"])
+
+    for steps in sorted({line["steps"] for line in lines if line["method"] == name}):
+        mine = next(line for line in lines if line["method"] == name and line["steps"] == steps)
+        rivals = [v for line in lines if line["steps"] == steps and (v := value(line)) is not None]
+        own, tried = value(mine), sum(line["steps"] == steps for line in lines)
+        if own is None:
+            yield steps, "a seed diverged", f"of {tried}"
+        else:
+            yield steps, f"{own:.2f}", f"{1 + sum(v < own for v in rivals)} of {tried}"
