@@ -1,8 +1,4 @@
-"""The loop with several trained parties: optimizers of their own, in one process or two, resumed in the middle."""
-
-import subprocess
-import sys
-from pathlib import Path
+"""The loop with several trained parties: optimizers of their own, resumed in the middle."""
 
 import pytest
 import torch

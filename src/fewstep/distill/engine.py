@@ -171,8 +171,9 @@ def towards(moved: nn.Module, goal: nn.Module, share: float) -> None:
     Raises:
         FewstepError: the networks differ.
     """
-    pairs = list(zip(moved.state_dict().values(), goal.state_dict().values(), strict=False))
-    if len(moved.state_dict()) != len(goal.state_dict()) or any(a.shape != b.shape for a, b in pairs):
+    own, other = (list(network.state_dict().values()) for network in (moved, goal))
+    pairs = list(zip(own, other, strict=False))
+    if len(own) != len(other) or any(a.shape != b.shape for a, b in pairs):
         raise FewstepError("only a network of the same architecture can follow another", mend="Use pull 0.")
     floats = [(a, b) for a, b in pairs if a.is_floating_point()]
     if share == 1.0:

@@ -153,7 +153,8 @@ def _step(
             told["gradient" if len(parties) == 1 else f"{name}/gradient"] = whole(norm)
             party.optimizer.step()
             party.optimizer.zero_grad(set_to_none=True)
-            processes.share([b for m in party.modules.values() for b in m.buffers() if b.is_floating_point()])
+            if processes.count() > 1:  # what a module keeps beside its weights, such as densities by time
+                processes.share([b for m in party.modules.values() for b in m.buffers() if b.is_floating_point()])
     return told
 
 
