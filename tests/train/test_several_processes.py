@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from fewstep.distill.engine import towards
 from fewstep.errors import FewstepError
 from fewstep.files import read_tensors
 from fewstep.train.loop import accelerator_for, fit
@@ -60,7 +61,7 @@ def stage(parts, index=0, fail_at=None, spoil_at=None):
 
     return Stage(
         modules={"student": student, "critic": critic}, batch=lambda g: {}, loss=None, save=lambda p: None,
-        state={"slow": slow}, turns=turns,
+        state={"slow": slow}, turns=turns, after=lambda step: towards(slow, student, 0.1),
         parties={"student": Party({"student": student}), "critic": Party({"critic": critic}, averaged=False)},
     )  # fmt: skip
 
@@ -133,6 +134,7 @@ def test_two_processes_train_as_one_on_both_batches(tmp_path):
     for key in one:
         torch.testing.assert_close(plain[key], one[key], atol=2e-6, rtol=1e-5, msg=key)
         torch.testing.assert_close(shard[key], plain[key], atol=2e-7, rtol=1e-6, msg=key)
+    assert not torch.equal(one["module/slow/out.weight"], Net(20).state_dict()["out.weight"])
     assert (one["module/student/odd.weight"] - start["odd.weight"]).abs().max() > 1e-3
     for name in ("plain", "shard"):
         ends = [read_tensors(tmp_path / f"{name}-{k}.safetensors") for k in range(2)]

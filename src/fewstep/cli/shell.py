@@ -47,7 +47,7 @@ def _whose() -> str:
     number = int(os.environ.get("RANK", 0)) if "LOCAL_RANK" in os.environ else 0
     if not number:
         return ""
-    time.sleep(3)
+    time.sleep(8)
     return f"(process {number}) "
 
 
