@@ -34,7 +34,8 @@ TAPS = {"modules": ("blocks.1",)}
 # heads that read texture, stages as shares of the run.
 OPTIONS: dict[str, dict[str, Any]] = {
     "dmd": {"floor": 0.1}, "dmd2": {"floor": 0.1, **TAPS}, "f_distill": {"floor": 0.1, **TAPS}, "sid": {"floor": 0.1},
-    "flash_dmd": {"floor": 0.1, "source": samples, "pull": 0.003}, "ladd": {"source": samples, "penalty": 1.0},
+    "sid_few_step": {"floor": 0.1},
+    "flash_dmd": {"floor": 0.1, "source": samples, "pull": 0.003}, "ladd": {"penalty": 1.0, **TAPS},
     "mmd_ddm": {"kernel": "radial"}, "ctm": {"anchor": 0.02, "decay": 0.9}, "ect": {"c": 1.0, "stages": 3},
     "mdt": {"sample_guidance": 1.0}, "mlcm": {"first_stage": 0.4}, "mean_flow": {"teacher": True},
     "alpha_flow": {"teacher": True}, "shortcut": {"decay": 0.9},

@@ -45,6 +45,7 @@ FLOOR, TAPS = {"floor": 0.1}, {"modules": ("rest.2",)}
 # normalisers whose floors are meant for thousands of numbers, stages as shares of the run.
 OPTIONS: dict[str, dict[str, Any]] = {
     "dmd": FLOOR, "dmd2": {**FLOOR, **TAPS}, "f_distill": {**FLOOR, **TAPS}, "sid": FLOOR,
+    "sid_few_step": FLOOR,
     "flash_dmd": {**FLOOR, "source": samples, "pull": 0.003, "adversarial": 1.0},
     "ladd": {"source": samples, "penalty": 1.0}, "mmd_ddm": {"kernel": "radial"}, "ctm": {"anchor": 0.02, "decay": 0.9},
     "ect": {"c": 1.0, "stages": 3}, "mdt": {"sample_guidance": 1.0}, "mlcm": {"first_stage": 0.4},

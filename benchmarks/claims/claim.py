@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class Arm:
     width:
         Of the student, with random weights; 0: the teacher's width and weights.
     share:
-        Of the budget of network passes.
+        Of the budget of network passes; 0: the teacher itself, untrained, in the method's steps.
     """
 
     make: Make
@@ -57,14 +57,21 @@ class Arm:
 
     def train(self, bed: DigitBed, updates: int, batch: int, seed: int, **settings: Any) -> Numbers:
         """Train once and measure every draw."""
-        method = self.make(bed.process, updates)
+        method = self.make(bed.process, max(1, updates))
+        if not self.share:
+            return self.measured(bed, bed.teacher(), method)
+        student = self._trained(bed, method, updates, batch, seed, **settings)
+        return self.measured(bed, student, method)
+
+    def _trained(self, bed: DigitBed, method: Method, updates: int, batch: int, seed: int, **settings: Any) -> Model:
+        """A finished student."""
         betas = (settings.pop("momentum", method.settings.betas[0]), method.settings.betas[1])
         method = dataclasses.replace(method, settings=dataclasses.replace(method.settings, betas=betas))
         student = self._student(bed, seed)
         engine, _ = distil(
             self.bed(bed), method, steps=updates, batch=batch, seed=seed, student=student, warmup=0, **settings
         )
-        return self.measured(bed, engine.cast.student, method)
+        return engine.cast.student
 
     def measured(self, bed: DigitBed, student: Model, method: Method) -> Numbers:
         """Measurements of a finished student."""
@@ -101,7 +108,8 @@ class Question:
 class Claim:
     """What a paper says, and how it is asked here.
 
-    paper: title and arXiv id. says: its claim in a sentence. asks: how it was made small.
+    paper: title and arXiv id. says: its claim in a sentence. asks: how it was made small. voxels: asked of shapes that
+    the user gives, not of digits.
     """
 
     paper: str
@@ -111,7 +119,7 @@ class Claim:
     questions: tuple[Question, ...]
     rates: tuple[float, ...] = (3e-4, 1e-3)
     momenta: tuple[float, ...] = (0.0, 0.9)
-    more: Mapping[str, Any] = field(default_factory=dict)
+    voxels: bool = False
 
 
 def drawn(bed: DigitBed, student: Model, steps: Steps) -> dict[str, float]:

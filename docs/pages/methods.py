@@ -132,9 +132,20 @@ def _claim(name: str) -> str:
 
 {chr(10).join(_answers(found))}
 
-{made_by(found)}
+{_usable(found)}{made_by(found)}
 
 """
+
+
+def _usable(found: dict[str, Any]) -> str:
+    """How forgiving each arm is; nothing for results that kept only the best setting."""
+    told = [
+        f"{name} {arm['usable']} of {len(arm['tried'])}"
+        for name, arm in found["arms"].items()
+        if arm["updates"] and "usable" in arm
+    ]
+    head = "Settings that came, at a quarter of the budget, within twice the best score of any arm:"
+    return f"{head} {listed(told)}.\n\n" if told else ""
 
 
 def _setting(found: dict[str, Any]) -> str:
@@ -169,13 +180,13 @@ VERDICTS = {"yes": "yes", "no": "no, the other way round", "open": "not told apa
 def _answers(found: dict[str, Any]) -> Iterator[str]:
     for a in found["answers"]:
         d = a["difference"]
-        where = f" ({a['draw']})" if a["draw"] else ""
+        there = a["draw"] if a["than_draw"] is None else a["than_draw"]
+        better, than = (
+            f"*{arm}*{f' ({draw})' * bool(draw)}" for arm, draw in ((a["better"], a["draw"]), (a["than"], there))
+        )
         word = "higher" if a["higher"] else "lower"
         interval = f"difference {d['mean']:+.2f}, {d['low']:+.2f} to {d['high']:+.2f}"
-        yield (
-            f"- Is the {a['metric']} of *{a['better']}* {word} than that of *{a['than']}*{where}? "
-            f"{VERDICTS[a['verdict']]} ({interval})."
-        )
+        yield (f"- Is the {a['metric']} of {better} {word} than that of {than}? {VERDICTS[a['verdict']]} ({interval}).")
 
 
 def _standing(paper: Paper, boards: dict[str, Any]) -> str:

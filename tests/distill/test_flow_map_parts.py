@@ -50,10 +50,12 @@ from fewstep.distill.flow_map import (
     Ramp,
     Shrinking,
     Snr,
+    Solver,
     Squared,
     StoredPairs,
     StudentRollout,
     TeacherRollout,
+    Times,
     Together,
     Until,
     Windows,
@@ -247,6 +249,33 @@ def test_a_teachers_rollout_arrives_at_the_states_of_its_flow(name):
         exact = gaussian_map(process, start.x, start.t, jump.t)
         errors.append(float((jump.x - exact).norm()))
     assert errors[1] < 0.5 * errors[0] < 0.1 * float(exact.norm())
+
+
+def test_a_teachers_rollout_takes_its_share_of_the_steps_for_each_sample():
+    """Steps down to t are those from its segment's lower edge on: alone or among others, and no call beyond."""
+    seen = []
+    teacher = exact_teacher(STRAIGHT)
+
+    def network(x, time, shift):
+        seen.append(len(x))
+        return teacher.network(x, time) + shift
+
+    cast = Cast(exact_student(STRAIGHT), dataclasses.replace(teacher, network=network))
+    times = torch.tensor([1.0, 0.9, 0.6, 0.5, 0.1], dtype=torch.float64)
+    shift = torch.arange(5, dtype=torch.float64)[:, None]
+    batch = Batch(5, (3,), clean=torch.zeros(5, 3, dtype=torch.float64), condition={"shift": shift})
+
+    def law(batch, process, generator):
+        return Times(times, torch.zeros_like(times))
+
+    found = jump_of(cast, law, batch, TeacherRollout(4))
+    assert seen == [5, 3, 2, 1]  # four quarters: 1.0 and 0.9 one step, 0.6 two, 0.5 three, 0.1 four
+    start = jump_of(cast, law, batch, PureNoise()).x
+    for k, (t, count) in enumerate(zip(times, (1, 1, 2, 3, 4), strict=True)):
+        own = dataclasses.replace(found, teacher_condition={"shift": shift[k : k + 1]})
+        top, end = torch.ones(1, dtype=torch.float64), t[None]
+        alone, _ = Solver(steps=count)(cast, own, start[k : k + 1], top, end)
+        assert torch.allclose(found.x[k : k + 1], alone, atol=1e-12)
 
 
 def test_a_students_rollout_is_its_own_samples_noised_again():

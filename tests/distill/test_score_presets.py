@@ -189,3 +189,15 @@ def test_students_of_a_mixture(name, options, steps, plain, most):
     angle = torch.atan2(trained.samples[:, 1], trained.samples[:, 0])
     modes = torch.bincount((angle / (torch.pi / 4)).round().long() % 8, minlength=8)
     assert int(modes.min()) > 0.2 * len(angle) / 8, "a mode was lost"
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+@pytest.mark.parametrize("rate", [5e-4, 1e-3])
+def test_few_step_sid_holds_the_mixture_in_four_calls(rate):
+    """The first call begins as the mixture's mean; with the weight 1 - sigma it stayed there (distance above 500)."""
+    toy = standard()
+    made = method("sid_few_step", toy.process, steps=4, floor=0.1, critic_rate=5.0)
+    trained = train_toy(toy, made, steps=200, learning_rate=rate)
+    assert trained.distance < 40
+    assert trained.samples.std() > 1.3  # of the mixture: sqrt(2)

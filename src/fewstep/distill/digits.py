@@ -24,21 +24,21 @@ STORED, POINTS = 4096, 16
 
 
 class DigitNetwork(nn.Module):
-    """A residual perceptron: digits (B, 64) at network time (B,) with classes (B,) to a raw output (B, 64).
+    """A residual perceptron: digits (B, size) at network time (B,) with classes (B,) to a raw output (B, size).
 
-    Class 10 means "any". The end of a jump enters by a layer that is zero at the start, so that a student with two
-    times begins as the network with one. `blocks.1` is the middle, where adversaries look.
+    Class `classes` means "any". The end of a jump enters by a layer that is zero at the start, so that a student with
+    two times begins as the network with one. `blocks.1` is the middle, where adversaries look.
     """
 
-    def __init__(self, width: int = 128, depth: int = 3) -> None:
+    def __init__(self, width: int = 128, depth: int = 3, size: int = PIXELS, classes: int = CLASSES) -> None:
         super().__init__()
-        self.width = width
-        self.first = nn.Linear(PIXELS, width)
-        self.label = nn.Embedding(CLASSES + 1, width)
+        self.width, self.size, self.classes = width, size, classes
+        self.first = nn.Linear(size, width)
+        self.label = nn.Embedding(classes + 1, width)
         self.moment = nn.Linear(2 * _WAVES + 1, width)
         self.span = nn.Linear(2 * _WAVES + 1, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
-        self.last = nn.Linear(width, PIXELS)
+        self.last = nn.Linear(width, size)
         for layer in (self.span, self.last):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -46,9 +46,9 @@ class DigitNetwork(nn.Module):
     def forward(
         self, x: Tensor, time: Tensor, target_time: Tensor | None = None, class_labels: Tensor | None = None
     ) -> Tensor:
-        """Raw output (B, 64)."""
+        """Raw output (B, size)."""
         time = time.expand(len(x)) / 1000
-        labels = torch.full((len(x),), CLASSES) if class_labels is None else class_labels
+        labels = torch.full((len(x),), self.classes) if class_labels is None else class_labels
         told = self.moment(_waves(time)) + self.label(labels)
         if target_time is not None:
             told = told + self.span(_waves(time - target_time / 1000))
@@ -82,12 +82,12 @@ def _waves(t: Tensor) -> Tensor:
 
 
 class DigitJudge(nn.Module):
-    """A classifier of real digits (B, 64) -> logits (B, 10), and its features (B, 32)."""
+    """A classifier of real digits (B, size) -> logits (B, classes), and its features (B, 32)."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = PIXELS, classes: int = CLASSES) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(PIXELS, 128), nn.SiLU(), nn.Linear(128, 32), nn.SiLU())
-        self.head = nn.Linear(32, CLASSES)
+        self.body = nn.Sequential(nn.Linear(size, 128), nn.SiLU(), nn.Linear(128, 32), nn.SiLU())
+        self.head = nn.Linear(32, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
@@ -96,7 +96,7 @@ class DigitJudge(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """Stored states (N, K, 64) of the teacher, their process times (K,), noisiest first, and the classes (N,)."""
+    """Stored states (N, K, size) of the teacher, their process times (K,), noisiest first, and the classes (N,)."""
 
     path: Tensor
     times: Tensor
@@ -107,21 +107,22 @@ class Trajectories:
 class DigitBed:
     """The digits, a trained teacher and a judge that no training of generators saw.
 
-    store: gives each batch stored trajectories instead of real digits. classes: those that batches are of.
+    store: gives each batch stored trajectories instead of real digits. classes: those that batches are of. Other data
+    of several classes do as well; the network says how many numbers and classes there are.
     """
 
     data: Digits
     network: DigitNetwork
     judge: DigitJudge
     store: Trajectories | None = None
-    classes: tuple[int, ...] = tuple(range(CLASSES))
+    classes: tuple[int, ...] | None = None
     process: RectifiedFlow = field(default_factory=RectifiedFlow)
     prediction: Prediction = field(default_factory=lambda: Prediction("velocity"))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample."""
-        return (PIXELS,)
+        return (self.network.size,)
 
     def teacher(self) -> Model:
         """The trained teacher."""
@@ -139,16 +140,17 @@ class DigitBed:
         """A student of another width, with random weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return DigitNetwork(width, len(self.network.blocks))
+            return DigitNetwork(width, len(self.network.blocks), self.network.size, self.network.classes)
 
     def batches(self, size: int) -> Callable[[torch.Generator], Batch]:
         """A stream of batches of real digits, or of stored trajectories and their ends."""
         labels = self.data.train_labels if self.store is None else self.store.labels
-        mine = torch.isin(labels, torch.tensor(self.classes)).nonzero().flatten()
+        classes = range(self.network.classes) if self.classes is None else self.classes
+        mine = torch.isin(labels, torch.tensor(list(classes))).nonzero().flatten()
 
         def batch(generator: torch.Generator) -> Batch:
             rows = mine[torch.randint(len(mine), (size,), generator=generator)]
-            given = Batch(size, self.shape, None, told(labels[rows]), told(torch.full((size,), CLASSES)))
+            given = Batch(size, self.shape, None, told(labels[rows]), told(torch.full((size,), self.network.classes)))
             if self.store is None:
                 return replace(given, clean=self.data.train[rows])
             path = self.store.path[rows]
@@ -166,22 +168,22 @@ class DigitBed:
         """States of the teacher's flow by Euler's steps, and their times (steps + 1,)."""
         teacher, count = self.teacher(), len(labels)
         times = torch.linspace(self.process.noisiest, 0, steps + 1, dtype=torch.float64)
-        states = [torch.randn(count, PIXELS, generator=generator)]
+        states = [torch.randn(count, *self.shape, generator=generator)]
         with torch.no_grad():
             for k in range(steps):
                 x, (t, to) = states[-1], (times[j].expand(count) for j in (k, k + 1))
                 clean = teacher.clean(x, t, told(labels))
                 if guidance != 1:
-                    free = teacher.clean(x, t, told(torch.full((count,), CLASSES)))
+                    free = teacher.clean(x, t, told(torch.full((count,), self.network.classes)))
                     clean = free + guidance * (clean - free)
                 states.append(flow_step(self.process, x, clean, t, to))
         return states, times
 
     @torch.no_grad()
     def samples(self, student: Model, steps: Steps, labels: Tensor, seed: int = 7) -> Tensor:
-        """Samples (B, 64) of a student for classes (B,)."""
+        """Samples (B, size) of a student for classes (B,)."""
         generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(len(labels), PIXELS, generator=generator)
+        noise = torch.randn(len(labels), *self.shape, generator=generator)
         return steps.sample(student, noise, told(labels), generator)
 
     @torch.no_grad()
@@ -196,7 +198,7 @@ class DigitBed:
         right = (self.judge(samples).argmax(1) == labels).float().mean()
         spreads = [
             torch.pdist(samples[labels == c]).mean() / torch.pdist(self.data.test[self.data.test_labels == c]).mean()
-            for c in range(CLASSES)
+            for c in range(self.network.classes)
         ]
         return {
             "frechet": frechet(drawn, real),
@@ -213,7 +215,7 @@ class DigitBed:
 
 @lru_cache(maxsize=8)
 def _trajectories(bed: DigitBed, guidance: float, count: int, points: int, seed: int) -> Trajectories:
-    labels = torch.arange(count) % CLASSES
+    labels = torch.arange(count) % bed.network.classes
     states, times = bed.walk(guidance, labels, torch.Generator().manual_seed(seed), 4 * points)
     return Trajectories(torch.stack(states[::4], 1), times[::4], labels)
 
@@ -223,39 +225,60 @@ def told(labels: Tensor) -> Condition:
     return {"class_labels": labels}
 
 
-def train_digits(steps: int = 6000, size: int = 256, width: int = 128, seed: int = 0) -> DigitBed:
-    """Teacher (flow matching, one label in ten dropped, averaged weights) and judge, both from the train part."""
-    data = load_digits(seed)
+def train_digits(
+    steps: int = 6000,
+    size: int = 256,
+    width: int = 128,
+    seed: int = 0,
+    data: Digits | None = None,
+    prediction: Prediction = Prediction("velocity"),
+) -> DigitBed:
+    """Teacher (flow matching, one label in ten dropped, averaged weights) and judge, both from the train part.
+
+    data: other samples (N, size) with classes 0, 1, ..., in place of the digits. prediction: `velocity`, or `edm` where
+    samples have more numbers than the network is wide, so that noise does not fit through it.
+    """
+    data = load_digits(seed) if data is None else data
+    numbers, classes = data.train.shape[1], int(data.train_labels.max()) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        judge, network = DigitJudge(), DigitNetwork(width)
+        judge, network = DigitJudge(numbers, classes), DigitNetwork(width, size=numbers, classes=classes)
         _classify(judge, data)
-        _match(network, data, steps, size, torch.Generator().manual_seed(seed))
-    return DigitBed(data, network.eval().requires_grad_(False), judge.eval().requires_grad_(False))
+        _match(network, data, steps, size, torch.Generator().manual_seed(seed), prediction)
+    parts = network.eval().requires_grad_(False), judge.eval().requires_grad_(False)
+    return DigitBed(data, *parts, prediction=prediction)
 
 
 def _classify(judge: DigitJudge, data: Digits, steps: int = 1500, size: int = 128) -> None:
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.1)
     for _ in range(steps):
         rows = torch.randint(len(data.train), (size,))
-        x = data.train[rows] + 0.3 * torch.randn(size, PIXELS)
+        x = data.train[rows] + 0.3 * torch.randn(size, data.train.shape[1])
         loss = F.cross_entropy(judge(x), data.train_labels[rows], label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
 
-def _match(network: DigitNetwork, data: Digits, steps: int, size: int, generator: torch.Generator) -> None:
+def _match(
+    network: DigitNetwork,
+    data: Digits,
+    steps: int,
+    size: int,
+    generator: torch.Generator,
+    prediction: Prediction,
+) -> None:
     averaged = copy.deepcopy(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         rows = torch.randint(len(data.train), (size,), generator=generator)
         drop = torch.rand(size, generator=generator) < 0.1
-        clean, labels = data.train[rows], data.train_labels[rows].masked_fill(drop, CLASSES)
-        noise, t = torch.randn(size, PIXELS, generator=generator), torch.rand(size, 1, generator=generator)
-        found = network((1 - t) * clean + t * noise, 1000 * t[:, 0], class_labels=labels)
-        loss = (found - (noise - clean)).square().mean()
+        clean, labels = data.train[rows], data.train_labels[rows].masked_fill(drop, network.classes)
+        noise, t = torch.randn(clean.shape, generator=generator), torch.rand(size, 1, generator=generator)
+        scale, (a, b) = prediction.input_scale(1 - t, t), prediction.weights(1 - t, t)
+        found = network(scale * ((1 - t) * clean + t * noise), 1000 * t[:, 0], class_labels=labels)
+        loss = (found - (a * clean + b * noise)).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -97,16 +97,39 @@ class StoredPath:
 
 @dataclass(frozen=True)
 class TeacherRollout:
-    """The teacher's own states, by guided steps from fresh noise down to t: no data, no mismatch (MLCM, 2406.05768)."""
+    """The teacher's own states, by guided steps from fresh noise down to t: no data, no mismatch (MLCM, 2406.05768).
+
+    steps:
+        To the data; a state on the way takes its share of them, rounded up, in equal parts (algorithm 1 there).
+    """
 
     steps: int = 8
     order: int = 1
 
     def __call__(self, cast: Cast, batch: Batch, made: Made | None, blank: Jump, generator: torch.Generator) -> Sight:
         """States of the teacher."""
-        noise = unit_noise(cast, batch, generator)
         top = torch.full_like(blank.t, cast.teacher.process.noisiest)
-        return Sight(Solver(self.order, self.steps)(cast, blank, prior(cast, noise), top, blank.t)[0])
+        counts = (self.steps * (1 - blank.t / top)).floor() + 1
+        length, solver = (top - blank.t) / counts, Solver(self.order)
+        x = prior(cast, unit_noise(cast, batch, generator))
+        for k in range(int(counts.max())):
+            rows = (counts > k).nonzero().squeeze(1)
+            start = (top - k * length)[rows]
+            end = torch.where(counts == k + 1, blank.t, top - (k + 1) * length)[rows]
+            there = rows.to(x.device)
+            moved, _ = solver(cast, _seen_by_teacher(blank, there), x[there], start, end)
+            x = x.index_put((there,), moved.to(x.dtype))
+        return Sight(x)
+
+
+def _seen_by_teacher(jump: Jump, rows: Tensor) -> Jump:
+    """What the teacher is told of these rows (b,)."""
+    own, negative = (
+        None if given is None else {name: value[rows] for name, value in given.items()}
+        for given in (jump.teacher_condition, jump.negative)
+    )
+    scale = None if jump.scale is None else jump.scale[rows.cpu()]
+    return replace(jump, teacher_condition=own, negative=negative, scale=scale)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from fewstep.distill.flow_map import (
     Guidance,
     Intervals,
     InTurn,
+    NoisedData,
     Solver,
     Squared,
     Student,
@@ -55,17 +56,20 @@ def mlcm(
     rollout: int = 4,
     first_stage: float = 12 / 14,
     metric: Metric = Squared(),
+    data: bool = False,
 ) -> Method:
     """Multistep latent consistency without data: segments on the teacher's states, then milestones (arXiv 2406.05768).
 
     metric: the paper's is the distance of features of a latent perceptual network (`Features`).
+    first_stage: share of the training within segments; 1 or 0 leaves a stage out. data: noised data instead of the
+    teacher's states, which the paper argues against.
     sub_steps, rollout: DDIM steps between milestones (p), and steps of the student that make its own states (q).
     """
     fine, coarse, scale = Even(parts), Even(segments), Guidance(guidance)
     within = FlowMapTerm(
         Intervals(fine, Edge(coarse), Back(fine)),
         TwoLeg(Solver(), Student()),
-        TeacherRollout(segments),
+        NoisedData() if data else TeacherRollout(segments),
         metric,
         space="state",
         guidance=scale,
@@ -78,9 +82,10 @@ def mlcm(
         space="state",
         guidance=scale,
     )
+    stages = ((first_stage, within),) * (first_stage > 0) + ((1.0, between),) * (first_stage < 1)
     return Method(
-        {"consistency": InTurn(((first_stage, within), (1.0, between)))},
+        {"consistency": InTurn(stages)},
         evenly(process, steps),
-        needs=needing(guided=guidance != 1),
+        needs=needing(data=data, guided=guidance != 1),
         settings=Settings(learning_rate=1e-4),
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from fewstep.distill.core import Term
 from fewstep.distill.flow_map import (
     Data,
     Edge,
@@ -96,19 +97,24 @@ def slim_flow(
     distil_steps: int = 400_000,
     metric: Metric = Squared(),
     symmetry: Callable[[Tensor], Tensor] | None = None,
+    anneal: float = 0.375,
+    two_steps: float = 1.0,
 ) -> Method:
     """SlimFlow: annealed reflow, then one step from exact pairs and from two steps of its own flow (arXiv 2407.12718).
 
     For a student smaller than its teacher. The training must take reflow_steps + distil_steps updates. symmetry: of the
-    teacher, such as a flip of pictures, applied to both ends of half of the pairs.
+    teacher, such as a flip of pictures, applied to both ends of half of the pairs. anneal: share of the reflow over
+    which pairs are loosened, 0 pairs them from the start. two_steps: weight of the student's own flow, 0 leaves it out.
     """
     share = reflow_steps / (reflow_steps + distil_steps)
-    straighten = FlowMapTerm(EVERYWHERE, Instant(Data()), EndPointPairs(Ramp(1.0, 0.0, last=0.375 * share), symmetry))
+    beta = Ramp(1.0, 0.0, last=anneal * share) if anneal else 0.0
+    straighten = FlowMapTerm(EVERYWHERE, Instant(Data()), EndPointPairs(beta, symmetry))
     pairs = FlowMapTerm(StoredPairs("whole"), TwoLeg(Stored()), StoredPath(), metric, space="state")
     flow = TwoLeg(Student("student"), Solver(who="target"))
-    two_steps = FlowMapTerm(Inside(0.2, 0.8), flow, PureNoise(), metric, space="state")
+    own = FlowMapTerm(Inside(0.2, 0.8), flow, PureNoise(), metric, space="state", factor=two_steps)
+    distil: Term = Together(pairs, own, "two_steps") if two_steps else pairs
     return Method(
-        {"slim_flow": InTurn(((share, straighten), (1.0, Together(pairs, two_steps, "two_steps"))))},
+        {"slim_flow": InTurn(((share, straighten), (1.0, distil)))},
         evenly(process, 1, fresh=0.0),
         target=Target(every=reflow_steps, until=reflow_steps),
         needs=needing(store=True),

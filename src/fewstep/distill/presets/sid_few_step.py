@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from fewstep.distill.adversary import Fool, Judge
 from fewstep.distill.core import Term
 from fewstep.distill.discriminator import Heads, Taps
-from fewstep.distill.method import Adversary, Critic, Method, Settings, needing, preset
+from fewstep.distill.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
 from fewstep.distill.rollout import Simulation
 from fewstep.distill.score import Branch, Denoising, Identity, PerError, Scales
 from fewstep.distill.score.weights import Weight
@@ -31,19 +31,22 @@ def sid_few_step(
     fresh: float = 1.0,
     each: bool = True,
     floor: float = 1e-5,
+    signal: bool = False,
+    critic_rate: float = 1.0,
 ) -> Method:
     """Few-step SiD: one student and one critic for all calls, chosen at random per batch (2505.12674, 2509.25127).
 
     guidance, critic_guidance: (4.5, 4.5) LSG, (1, 0) Zero-CFG, (1, -1) Anti-CFG. adversarial: above 0 needs data; its
     heads are small networks on critic features, where the paper reads the features themselves as logits. each: a random
     call per sample; the paper draws one for the batch, which collapses at large learning rates.
-    floor: as in dmd2, used where the process is not a flow (there the noise levels and weights are those of SiD-DiT).
+    On flows the noise levels are those of SiD-DiT. signal: its weight alpha (there 1 - sigma) in place of SiD's
+    1 / mean |x - F| (floor as in dmd2); it all but silences the noisiest levels, which tell where the whole mixture
+    lies: students of several calls collapse at rates that the latter bears. critic_rate: the critic's learning rate
+    over the student's, 1 in the paper; more, such as TDM's 5, where rates are large and the critic lags.
     """
     run = evenly(process, steps, fresh)
-    levels: Law = everywhere(process)
-    weight: Weight = PerError(guidance, floor)
-    if straight(process):
-        levels, weight = LogitNormal(math.log(2), 1.6, least=0.01), Scales(alpha=1)
+    levels: Law = LogitNormal(math.log(2), 1.6, least=0.01) if straight(process) else everywhere(process)
+    weight: Weight = Scales(alpha=1) if signal else PerError(guidance, floor)
     terms: dict[str, Term] = {"score": Branch(Identity(alpha, guidance, critic_guidance), levels, (weight,))}
     adversary = None
     if adversarial:
@@ -56,7 +59,7 @@ def sid_few_step(
         terms,
         run,
         Simulation(run, each),
-        Critic(Denoising(levels, guidance=critic_guidance)),
+        Critic(Denoising(levels, guidance=critic_guidance), Tracking(learning_rate=critic_rate)),
         adversary,
         needs=needing(data=bool(adversarial), guided=guided),
         settings=Settings(learning_rate=1e-6, betas=(0.0, 0.999)),

@@ -31,18 +31,22 @@ class Passes:
 
 @contextmanager
 def counting(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Passes]]:
-    """Count the calls of each module; a call whose output takes a gradient counts as one backward too."""
+    """Count the calls of each module; a call whose output takes a gradient counts as one backward too.
+
+    A call that is left early, because an adversary looks at features half-way, counts whole.
+    """
     seen = {name: Passes() for name in modules}
 
     def hook(name: str):  # type: ignore[no-untyped-def]
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            first: Tensor = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-            seen[name].forward += len(first)
-            seen[name].backward += len(first) if first.requires_grad else 0
+            given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+            learns = any(v.requires_grad for v in (*given, *module.parameters())) and torch.is_grad_enabled()
+            seen[name].forward += len(given[0])
+            seen[name].backward += len(given[0]) if learns else 0
 
         return note
 
-    handles = [m.register_forward_hook(hook(name), with_kwargs=True) for name, m in modules.items()]
+    handles = [m.register_forward_hook(hook(name), with_kwargs=True, always_call=True) for name, m in modules.items()]
     try:
         yield seen
     finally:

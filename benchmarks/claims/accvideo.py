@@ -1,0 +1,58 @@
+"""AccVideo: jumps between stored states of the teacher, and an adversary at each of them."""
+
+from __future__ import annotations
+
+from claims.claim import Arm, Claim, Question
+from claims.mlcm import mirrored
+from fewstep.distill.digits import DigitBed
+from fewstep.distill.discriminator import Taps
+from fewstep.distill.flow_map import Earlier, Even, FlowMapTerm, Intervals, Solver, TwoLeg
+from fewstep.distill.method import Method, method
+from fewstep.distill.steps import evenly
+
+KEYS, MORE = 4, 7 / 3  # passes of an update with four more of the teacher, over one without
+
+
+def stored(bed: DigitBed) -> DigitBed:
+    """Trajectories of the teacher."""
+    return bed.stored(points=KEYS)
+
+
+def keys(adversarial: float):
+    """The jumps between the states at the times of the steps, with an adversary or without."""
+    source = Taps("teacher", ("blocks.1",))
+    options = {"steps": KEYS, "adversarial": adversarial, "source": source}
+    return lambda process, updates: method("accvideo", process, **options)
+
+
+def noised(process, updates):
+    """The same jumps from noised data, solved while training with as many steps as the stored ones."""
+    grid = Even(KEYS)
+    term = FlowMapTerm(Intervals(grid, Earlier(grid)), TwoLeg(Solver(steps=4)))
+    return Method({"noised": term}, evenly(process, KEYS, fresh=0.0), needs=frozenset({"data"}))
+
+
+CLAIM = Claim(
+    paper="AccVideo (arXiv 2503.19462)",
+    rates=(3e-4, 1e-3, 3e-3),
+    says="States that the teacher made itself teach better than noised data, the more so the less the data match it; "
+    "an adversary at each key time helps.",
+    asks="Four steps. Equal updates of the three regressions: the jumps from noised data are solved while training by "
+    "four Euler steps as in the store, and get the passes for it. The adversary has equal passes to the regression "
+    "alone. The store's passes are not counted. Mirrored digits stand for data that the teacher does not know.",
+    arms={
+        "teacher": Arm(noised, share=0.0),
+        "stored": Arm(keys(0.0), bed=stored),
+        "stored, adversary": Arm(keys(0.1), bed=stored),
+        "noised data": Arm(noised, share=MORE),
+        "noised, mirrored data": Arm(noised, bed=mirrored, share=MORE),
+    },
+    questions=(
+        Question("stored", "teacher"),
+        Question("stored", "noised data"),
+        Question("stored", "noised, mirrored data"),
+        Question("noised data", "noised, mirrored data"),
+        Question("stored, adversary", "stored"),
+        Question("stored, adversary", "stored", "recall", higher=True),
+    ),
+)

@@ -1,0 +1,121 @@
+"""Multi-student distillation: each student owns a part of the classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from claims.claim import Arm, Claim, Question
+from fewstep.distill.core import Model
+from fewstep.distill.digits import CLASSES, DigitBed, DigitNetwork
+from fewstep.distill.method import Method, method
+
+PARTS = ((0, 1, 2), (3, 4), (5, 6, 7), (8, 9))
+SMALL, WARM = 60, 1500
+ONE, ALL = 0.4, 1.6
+"""Width of which four networks have together the weights of one of width 128; updates of its warm start. Shares of the
+budget: of one student, and of four that are updated as often, each on samples of its own."""
+
+
+class Routed(nn.Module):
+    """Students behind one call: each sample goes to the one that owns its class."""
+
+    def __init__(self, students: Sequence[nn.Module], parts: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.students = nn.ModuleList(students)
+        self.owner = {c: k for k, part in enumerate(parts) for c in part}
+
+    def forward(self, x: Tensor, time: Tensor, class_labels: Tensor) -> Tensor:
+        """Raw output (B, 64)."""
+        owner = torch.tensor([self.owner[int(c)] for c in class_labels])
+        out = torch.empty_like(x)
+        for k, student in enumerate(self.students):
+            rows = owner == k
+            out[rows] = student(x[rows], time[rows], class_labels=class_labels[rows])
+        return out
+
+
+@dataclass(frozen=True)
+class Students(Arm):
+    """Students on parts of the classes, one after the other; a small one begins as a regression of the teacher."""
+
+    parts: tuple[tuple[int, ...], ...] = (tuple(range(CLASSES)),)
+
+    def passes(self, bed: DigitBed, batch: int, steps: int = 4) -> float:
+        """Of one update of every student."""
+        return len(self.parts) * super().passes(bed, batch, steps)
+
+    def _trained(self, bed: DigitBed, method: Method, updates: int, batch: int, seed: int, **settings: Any) -> Model:
+        """All students behind one network."""
+        beds = [dataclasses.replace(bed, classes=part) for part in self.parts]
+        students = [super(Students, self)._trained(b, method, updates, batch, seed, **settings) for b in beds]
+        return bed.model(Routed([s.network for s in students], self.parts))  # type: ignore[misc]
+
+    def _student(self, bed: DigitBed, seed: int) -> nn.Module | None:
+        if not self.width:
+            return None
+        small = bed.fresh(self.width)
+        small.load_state_dict(warmed(bed.network, self.width).state_dict())
+        return small
+
+
+@lru_cache(maxsize=1)
+def warmed(teacher: DigitNetwork, width: int) -> DigitNetwork:
+    """A network of another width that denoises as the teacher (TSM, stage 0): clean predictions at uniform times."""
+    from fewstep.models.digits import load_digits
+
+    bed = DigitBed(load_digits(), teacher, judge=None)  # type: ignore[arg-type]
+    network, batches = bed.fresh(width), bed.batches(256)
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, WARM)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(WARM):
+        batch = batches(generator)
+        assert batch.clean is not None
+        assert batch.condition is not None
+        t = torch.rand(batch.size, generator=generator)
+        x = (1 - t[:, None]) * batch.clean + t[:, None] * torch.randn(batch.clean.shape, generator=generator)
+        with torch.no_grad():
+            wanted = teacher(x, 1000 * t, **batch.condition)
+        loss = (network(x, 1000 * t, **batch.condition) - wanted).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        plan.step()
+    return network
+
+
+def matching(process: Any, updates: int) -> Method:
+    """The distiller of every arm: DMD2 in one step without data."""
+    return method("dmd2", process, steps=1, ratio=2, guidance=1.0, adversarial=0.0, floor=0.1)
+
+
+CLAIM = Claim(
+    paper="Multi-student Diffusion Distillation for Better One-step Generators (arXiv 2410.23274)",
+    says="Four students, each for a part of the classes, beat one of the same size; smaller ones can replace it.",
+    asks="One step. As in the paper each of four students gets the updates of the one; the control that the paper "
+    "lacks gives the one as many as all four. Four of width 60 have together the weights of one of 128 and begin, "
+    "like every small student here, as a regression of the teacher that is outside the budget.",
+    arms={
+        "one": Students(matching, share=ONE),
+        "one, four times the updates": Students(matching, share=ALL),
+        "four": Students(matching, parts=PARTS, share=ALL),
+        "four, a quarter each": Students(matching, parts=PARTS, share=ONE),
+        "one small": Students(matching, width=SMALL, share=ALL),
+        "four small": Students(matching, width=SMALL, parts=PARTS, share=ALL),
+    },
+    questions=(
+        Question("four", "one"),
+        Question("four", "one, four times the updates"),
+        Question("four, a quarter each", "one"),
+        Question("four small", "one small"),
+        Question("four small", "one"),
+        Question("four small", "one, four times the updates"),
+    ),
+)

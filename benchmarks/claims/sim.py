@@ -1,0 +1,30 @@
+"""Score implicit matching: a pseudo-Huber distance between scores, one step."""
+
+from __future__ import annotations
+
+from claims.claim import Arm, Claim, Question
+from fewstep.distill.method import method
+
+FLOOR = 0.1
+
+CLAIM = Claim(
+    paper="One-Step Diffusion Distillation through Score Implicit Matching (arXiv 2410.16794)",
+    says="The pseudo-Huber distance makes a better one-step student than DMD and SiD, at more learning rates.",
+    asks="One step, equal passes, a grid of learning rates from 1e-4 to 1e-2 whose every score is kept; no data.",
+    arms={
+        "SIM": Arm(lambda process, updates: method("sim", process)),
+        "SiD, alpha 1": Arm(lambda process, updates: method("sid", process, alpha=1.0, floor=FLOOR)),
+        "SiD, alpha 1.2": Arm(lambda process, updates: method("sid", process, alpha=1.2, floor=FLOOR)),
+        "DMD": Arm(lambda process, updates: method("dmd", process, guidance=1.0, pairs=0.0, floor=FLOOR)),
+        "Diff-Instruct": Arm(lambda process, updates: method("diff_instruct", process)),
+    },
+    questions=(
+        Question("SIM", "DMD"),
+        Question("SIM", "SiD, alpha 1"),
+        Question("SIM", "SiD, alpha 1.2"),
+        Question("SIM", "Diff-Instruct"),
+        Question("SIM", "DMD", "recall", higher=True),
+    ),
+    rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    momenta=(0.0,),
+)
