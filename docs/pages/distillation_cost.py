@@ -31,9 +31,9 @@ Ratio: ours over theirs, 95 % interval over pairs of turns. Target: {SPEED}. "ms
 
 {_speed(results["speed"])}
 
-DMD2 draws how many calls its roll-out makes, so two turns differ in their work: that is in the interval. On the toy the
-terms' own arithmetic on times and scales (float64) and the signals of health weigh as much as so small a network; what
-each of them takes is not among these results.
+DMD2 draws how many calls its roll-out makes, so two turns differ in their work: that is in the interval. What the
+engine does beyond the other loop: times and scales in float64, signals of health, parts that the recipe chooses; how
+much each of them takes is not among these results.
 
 ## Memory
 
@@ -92,14 +92,14 @@ def _words(rows: list[dict[str, Any]]) -> str:
         return "All cases meet the target."
     names = ", ".join(sorted({row["case"] for row in missed}))
     return (
-        f"Beyond the target: {names}. The losses of an update are added before the one backward pass, so the graphs of\n"
-        "the critic's denoising and of the adversary's looks at the critic lie in memory together, and in the student's\n"
-        "update those of the roll-out and of the critic. Which of the two makes the peak was not measured."
+        f"Beyond the target: {names}. The losses of an update are added before the one backward pass, so the graphs\n"
+        "of the critic's denoising and of the adversary's looks at the critic lie in memory together, and in the\n"
+        "student's update those of the roll-out and of the critic. Which makes the peak was not measured."
     )
 
 
 def _fastgen(found: dict[str, Any]) -> str:
-    lacking = f" It needs: {', '.join(found['lacking'])}." if found.get("lacking") else ""
+    lacking = f" Absent here: {', '.join(found['lacking'])}." if found.get("lacking") else ""
     return f"Beside NVlabs/FastGen: {'run' if found['run'] else 'not run'} ({found.get('why', '')}).{lacking}"
 
 
