@@ -24,17 +24,28 @@ SHORT = {"progressive": {"start": 2, "every": 2}, "slim_flow": {"reflow_steps": 
 QUICK = ["teacher.steps=4", "teacher.solver=ddim", "train.steps=2", "train.batch=4", "data.count=6", "batch=8"]
 
 
+EVERYWHERE, IN_TURN = ("dit", "sd3"), ("sdxl", "pixart", "wan", "sd")
+"""Families that every method is tried on, and those that share the methods out; `make test-thorough` has them all."""
+
+
+def pairs():
+    """Every method and family, with the mark that it runs under."""
+    for i, name in enumerate(METHODS):
+        for kind in (*EVERYWHERE, *IN_TURN):
+            now = kind in EVERYWHERE or kind == IN_TURN[i % len(IN_TURN)]
+            yield pytest.param(name, kind, marks=() if now else pytest.mark.thorough)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     made = {}
-    for kind in ("dit", "sd3"):
+    for kind in (*EVERYWHERE, *IN_TURN):
         made[kind] = tmp_path_factory.mktemp(kind) / "model"
         save_pipeline(tiny.MAKERS[kind](made[kind].parent), made[kind])
     return made
 
 
-@pytest.mark.parametrize("kind", ["dit", "sd3"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("name", "kind"), pairs())
 def test_every_method_takes_steps_on_real_networks(name, kind, models, tmp_path):
     guidance = 2.0 if "guidance" in options_of(name) else 1.0
     call = json.dumps(tiny.CALLS.get(kind, {}))

@@ -1,8 +1,4 @@
-"""The loop with several trained parties: optimizers of their own, in one process or two, resumed in the middle."""
-
-import subprocess
-import sys
-from pathlib import Path
+"""The loop with several trained parties: optimizers of their own, resumed in the middle."""
 
 import pytest
 import torch
@@ -94,27 +90,3 @@ def test_moments_in_eight_bits_are_resumed_bit_for_bit(tmp_path):
     a, b = (read_tensors(tmp_path / n / "checkpoint" / "state.safetensors") for n in ("whole", "parts"))
     assert any(key.endswith("/codes") for key in a)
     assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-TWO = """
-import sys, torch
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
-import test_several_parties as t
-made = t.train_toy(t.TOY, t.method(ratio=2), steps=4, batch=8, seed=3)
-total = sum(float(p.detach().double().sum()) for m in made.engine.modules.values() for p in m.parameters())
-open(f"{sys.argv[2]}/{torch.distributed.get_rank()}.txt", "w").write(repr(total))
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_hold_the_same_networks(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    here, command = str(Path(__file__).parent), [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    subprocess.run([*command, str(script), here, str(tmp_path)], timeout=200, check=True, capture_output=True)
-    sums = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
-    assert sums[0] == sums[1]
-    alone = train_toy(TOY, method(ratio=2), steps=4, batch=8, seed=3)
-    total = sum(float(p.detach().double().sum()) for m in alone.engine.modules.values() for p in m.parameters())
-    assert sums[0] != repr(total)  # the second process saw other samples

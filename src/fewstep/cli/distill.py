@@ -43,7 +43,8 @@ def distill(
 
     Without METHOD, lists the methods. Leaves report.html (pictures beside the teacher at equal and at many steps,
     distances with intervals, loss curves, advice where the training looks unsound), results.json and
-    artifacts/pipeline, a diffusers folder. A killed training goes on from its last checkpoint.
+    artifacts/pipeline, a diffusers folder. A killed training goes on from its last checkpoint. Several processes:
+    torchrun --nproc_per_node N -m fewstep distill ..., each with a batch of its own.
     """
     if not method:
         _list()

@@ -52,9 +52,15 @@ def execute(name: str, overrides: list[str], out: Path, fresh: bool, dry_run: bo
     from rich.markup import escape
 
     from fewstep import recipes
+    from fewstep.errors import FewstepError
     from fewstep.recipes import kinds
+    from fewstep.runs import processes
 
     recipe = recipes.load(name, overrides)
+    if processes.count() > 1 and recipe.kind != "distill":
+        raise FewstepError(
+            "only trainings run in several processes", value=processes.count(), mend="Start this command once."
+        )
     if dry_run:
         import yaml
 
@@ -65,4 +71,5 @@ def execute(name: str, overrides: list[str], out: Path, fresh: bool, dry_run: bo
 
     with Run(out, recipe.plain(), fresh=fresh) as started:
         made = kinds.find(recipe.kind).runner()(recipe, started)
-    console().print(f"[bold green]Done.[/bold green] Open {escape(str(made or out))}")
+    if processes.leads():
+        console().print(f"[bold green]Done.[/bold green] Open {escape(str(made or out))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,11 +34,21 @@ class Commands(TyperGroup):
         except FewstepError as error:
             if os.environ.get("FEWSTEP_DEBUG"):
                 raise
-            show_error(str(error))
+            show_error(_whose() + str(error))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             console(err=True).print("\nStopped. The same command goes on where it was.", style="yellow")
             raise typer.Exit(130) from None
+
+
+def _whose() -> str:
+    """Which of several processes speaks. The first one speaks at once; the launcher then ends the others, so that a
+    mistake that all make is told once."""
+    number = int(os.environ.get("RANK", 0)) if "LOCAL_RANK" in os.environ else 0
+    if not number:
+        return ""
+    time.sleep(8)
+    return f"(process {number}) "
 
 
 def hush() -> None:

@@ -30,7 +30,9 @@ def train(
     """Train one stage of the small models, on CPU or GPU. Killed, the same command goes on from its last checkpoint."""
     from rich.markup import escape
 
+    from fewstep.runs import processes
     from fewstep.train import run
 
     made = run(stage, overrides or [], out or Path("runs") / f"train-{stage}")
-    console().print(f"[bold green]Done.[/bold green] The model lies in {escape(str(made))}")
+    if processes.leads():
+        console().print(f"[bold green]Done.[/bold green] The model lies in {escape(str(made))}")

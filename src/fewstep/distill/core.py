@@ -57,11 +57,12 @@ class Model:
 
     def raw(self, x: Tensor, t: Tensor, condition: Condition | None = None, to: Tensor | None = None) -> Tensor:
         """Raw output for states (B, ...) at times (B,)."""
-        alpha, sigma = scales(self.process, t, x)
         more: dict[str, Any] = dict(condition or {})
         if self.two_times:
             more["target_time"] = self._told(t if to is None else to, x)
-        scaled = x * self.prediction.input_scale(alpha, sigma) if self.prediction.kind == "edm" else x
+        scaled = x
+        if self.prediction.kind == "edm":
+            scaled = x * self.prediction.input_scale(*scales(self.process, t, x))
         return self.network(scaled, self._told(t, x), **more)
 
     def clean(self, x: Tensor, t: Tensor, condition: Condition | None = None, to: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.distill.core import Batch, Cast, Loss, Made, Model, Term
 from fewstep.distill.method import Method, Tracking
+from fewstep.distill.times import within
 from fewstep.errors import FewstepError
 
 Turn = tuple[tuple[str, ...], Callable[[], Loss]]
@@ -31,6 +32,9 @@ class Engine:
         `target` where the method keeps a slow student; moved, not trained.
     batches:
         A batch from the step's generator.
+
+    Raises:
+        FewstepError: networks of different processes, or a student run at times outside of them.
     """
 
     method: Method
@@ -40,6 +44,12 @@ class Engine:
     batches: Callable[[torch.Generator], Batch]
 
     def __post_init__(self) -> None:
+        _check_processes(self.cast)
+        within(self.cast.student.process, self.method.steps.times)
+        self.renew()
+
+    def renew(self) -> None:
+        """Look up the parameters again; a trainer that replaces them calls this."""
         free = {name: [p for p in m.parameters() if p.requires_grad] for name, m in self.modules.items()}
         object.__setattr__(self, "_free", free)
 
@@ -84,7 +94,14 @@ class Engine:
             towards(self.modules["critic"], student, critic.tracking.pull)
 
     def _draw(self, step: int, steps: int, generator: torch.Generator) -> Batch:
-        return replace(self.batches(generator), step=step, steps=steps)
+        try:
+            batch = self.batches(generator)
+        except (StopIteration, IndexError) as error:
+            raise FewstepError(
+                f"the data ended at step {step} of {steps}",
+                mend="Batches are drawn from a generator, for ever: let the stream begin anew.",
+            ) from error
+        return replace(batch, step=step, steps=steps)
 
     def _again(self, batch: Batch, made: Made | None, generator: torch.Generator) -> Made | None:
         """The student's samples without gradient: those it was judged on, or fresh ones."""
@@ -154,8 +171,9 @@ def towards(moved: nn.Module, goal: nn.Module, share: float) -> None:
     Raises:
         FewstepError: the networks differ.
     """
-    pairs = list(zip(moved.state_dict().values(), goal.state_dict().values(), strict=False))
-    if len(moved.state_dict()) != len(goal.state_dict()) or any(a.shape != b.shape for a, b in pairs):
+    own, other = (list(network.state_dict().values()) for network in (moved, goal))
+    pairs = list(zip(own, other, strict=False))
+    if len(own) != len(other) or any(a.shape != b.shape for a, b in pairs):
         raise FewstepError("only a network of the same architecture can follow another", mend="Use pull 0.")
     floats = [(a, b) for a, b in pairs if a.is_floating_point()]
     if share == 1.0:
@@ -218,6 +236,19 @@ def assemble(
         cast["adversary"] = modules["adversary"]
     _check_needs(method, batches)
     return Engine(method, Cast(**cast), modules, slow, batches)
+
+
+def _check_processes(cast: Cast) -> None:
+    """States at equal times go from one network to another: all must mean the same noise by a time."""
+    own = repr(cast.student.process)
+    for name in ("teacher", "critic", "target"):
+        other = getattr(cast, name)
+        if other is not None and repr(other.process) != own:
+            raise FewstepError(
+                f"the student's process is {own}, the {name}'s is another",
+                value=repr(other.process),
+                mend="Open both with the scheduler that the teacher was trained with; predictions may differ.",
+            )
 
 
 def _check_needs(method: Method, batches: Callable[[torch.Generator], Batch]) -> None:

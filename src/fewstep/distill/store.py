@@ -109,6 +109,13 @@ def write(folder: str | Path, header: Header, solve: Solve, advance: Callable[[i
     return made
 
 
+def missing(folder: str | Path) -> int:
+    """Number of shards that are not there yet."""
+    place = Path(folder)
+    header = _read_header(place / "header.json")
+    return sum(not _file(place, shard).exists() for shard in range(header.shards))
+
+
 def _claim(place: Path, header: Header) -> None:
     """Write the header, or check that the one that is there is equal."""
     (place / "shards").mkdir(parents=True, exist_ok=True)
@@ -164,7 +171,7 @@ class Store:
         """
         place = Path(folder)
         header = _read_header(place / "header.json")
-        absent = sum(not _file(place, shard).exists() for shard in range(header.shards))
+        absent = missing(place)
         if absent:
             raise FewstepError(
                 f"{place} lacks {absent} of {header.shards} shards", mend="Run the command that makes it once more."

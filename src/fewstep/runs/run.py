@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from fewstep.errors import FewstepError
 from fewstep.files import atomic, read_json, write_json, write_text
+from fewstep.runs import processes
 from fewstep.runs.environment import environment
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+POLL = 0.1
+"""Seconds between two looks for what another process makes."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
 _DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}")  # what `fewstep.files.atomic` names its drafts
 _OWN = ("recipe.yaml", "log.jsonl", "units", "artifacts", "owner.json", "results.json", "report.html")
@@ -39,6 +42,9 @@ _OWN = ("recipe.yaml", "log.jsonl", "units", "artifacts", "owner.json", "results
 
 class Run:
     """One run directory, locked for this process until `close` (or the end of the `with` block).
+
+    Where several processes were launched the first one owns it. The others print and write nothing: they compute units
+    that are made `together` and wait for the rest, which they read as the first one left them.
 
     Args:
         path: the folder; made if absent.
@@ -60,13 +66,19 @@ class Run:
         quiet: bool = False,
     ) -> None:
         self.path = Path(path)
-        self.quiet = quiet
+        self.leads = processes.leads()
+        self.quiet = quiet or not self.leads
+        processes.join()
+        if not self.leads:
+            processes.meet()  # the first process has claimed the folder
+            return
         self._lock = _locked(self.path)
         try:
             ours = (self.path / "recipe.yaml").exists()
             if fresh and ours:
                 self._discard()
             self._claim(dict(recipe or {}), ours)
+            processes.meet()
         except BaseException:
             self._lock.release()
             raise
@@ -81,12 +93,15 @@ class Run:
         save: Callable[[T, Path], object] | None = None,
         load: Callable[[Path], T] | None = None,
         artifact: str | None = None,
+        together: bool = False,
     ) -> T:
         """The result of `compute`, from disk if this run (or an earlier process in this folder) has finished it.
 
         Without `save` and `load` the result must be JSON values. With them `save(result, draft)` writes a file or a
         folder that becomes `artifacts/<artifact or name>`, and what is returned was read back by `load`, so that the
         first run and a resumed one go on with the same thing. A unit counts as done only when its artifact is whole.
+
+        together: all processes compute it (a training); what the first one computed is kept.
 
         Raises:
             FewstepError: an unfit name, `save` without `load`, a result that is not JSON, or a full disk.
@@ -95,8 +110,17 @@ class Run:
         if (save is None) != (load is None):
             raise FewstepError(f"unit {name!r} needs both save and load, or neither", mend="Give the other one.")
         place = self.artifact(artifact or name)
+        if together:
+            processes.meet()
         record = self._record(name)
-        if record is None or (load is not None and not place.exists()):
+        absent = record is None or (load is not None and not place.exists())
+        if together:
+            processes.meet()  # nobody begins, and so ends, before all have looked
+        if not self.leads:
+            if absent and together:
+                compute()
+            record = self._awaited(name, None if load is None else place)
+        elif record is None or absent:
             record = self._finish(name, compute, save, place)
         else:
             self.say(f"[dim]✓ {name} (kept, {record['seconds']:.1f} s when it was made)[/dim]")
@@ -126,6 +150,8 @@ class Run:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to log.jsonl."""
+        if not self.leads:
+            return
         line = json.dumps({"time": round(time.time(), 3), "event": event, **fields}, default=str, ensure_ascii=False)
         with _writing(self.path), (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -169,6 +195,8 @@ class Run:
 
     def close(self) -> None:
         """Give the folder back; the artifacts stay."""
+        if not self.leads:
+            return
         (self.path / "owner.json").unlink(missing_ok=True)
         self._lock.release()
 
@@ -180,7 +208,31 @@ class Run:
     ) -> None:
         if error is not None:
             self.log("stopped", error=f"{type(error).__name__}: {error}"[:500])
+        elif not self.leads:
+            while not self._ended():
+                time.sleep(POLL)
         self.close()
+
+    def _ended(self) -> bool:
+        """Whether the first process has given the folder back, or died: the system then drops its lock."""
+        try:
+            with FileLock(self.path / "run.lock", timeout=0):
+                return True
+        except Timeout:
+            return False
+
+    def _awaited(self, name: str, place: Path | None) -> dict[str, Any]:
+        """The record of a unit that the first process makes."""
+        while True:
+            ended = self._ended()  # before the look, so that its last unit is seen
+            record = self._record(name)
+            if record is not None and (place is None or place.exists()):
+                return record
+            if ended:
+                raise FewstepError(
+                    f"the first process ended before unit {name!r}", mend="Its message says why; run the command again."
+                )
+            time.sleep(POLL)
 
     def _claim(self, recipe: dict[str, Any], ours: bool) -> None:
         file = self.path / "recipe.yaml"

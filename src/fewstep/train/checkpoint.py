@@ -11,8 +11,10 @@ from torch import nn
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, read_tensors, write_folder, write_json, write_tensors
+from fewstep.runs import processes
 from fewstep.train.ema import EMA
 from fewstep.train.power_ema import PowerEMA
+from fewstep.train.shards import like, load_whole, whole
 
 
 def save_checkpoint(
@@ -23,16 +25,32 @@ def save_checkpoint(
     progress: Mapping[str, Any],
     power: PowerEMA | None = None,
 ) -> None:
-    """Write modules, optimizer moments, averages and progress (JSON: step, history, seconds) atomically."""
+    """Write modules, optimizer moments, averages and progress (JSON: step, history, seconds) atomically.
+
+    Of several processes the first one writes; all must call, because what lies in parts is put together. The file is
+    the same whether it did or not.
+    """
+    leads = processes.leads()
     tensors: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, tensor: torch.Tensor) -> None:
+        full = whole(tensor)
+        if leads:
+            tensors.update(_parts(name, full))
+
     for name, module in modules.items():
-        tensors |= {f"module/{name}/{key}": value.clone() for key, value in module.state_dict().items()}
-    tensors |= {f"ema/{key}": value for key, value in ema.shadow.items()}
-    tensors |= {f"power/{key}": value for key, value in (power.state() if power else {}).items()}
+        for key, value in module.state_dict().items():
+            keep(f"module/{name}/{key}", value.clone())  # tied weights, which safetensors refuses
+    for key, value in ema.shadow.items():
+        keep(f"ema/{key}", value)
+    for key, value in (power.state() if power else {}).items():
+        keep(f"power/{key}", value)
     for party, optimizer in optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():
             for key, value in moments.items():
-                tensors |= _parts(f"optimizer/{party}/{index}/{key}", torch.as_tensor(value))
+                keep(f"optimizer/{party}/{index}/{key}", torch.as_tensor(value))
+    if not leads:
+        return
 
     def fill(draft: Path) -> None:
         write_tensors(draft / "state.safetensors", tensors)
@@ -58,7 +76,7 @@ def load_checkpoint(
     tensors, progress = read_tensors(folder / "state.safetensors"), read_json(folder / "progress.json")
     try:
         for name, module in modules.items():
-            module.load_state_dict(_under(tensors, f"module/{name}/"))
+            load_whole(module, _under(tensors, f"module/{name}/"))
         ema.load(_under(tensors, "ema/"), progress.pop("ema_updates"))
         if power is not None:
             power.load(_under(tensors, "power/"), progress["step"])
@@ -79,7 +97,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, torch
     for key, value in stored.items():
         index, field, *inner = key.split("/")
         if not inner:
-            state.setdefault(int(index), {})[field] = value
+            moment = value if value.ndim == 0 else like(value, parameters[int(index)])
+            state.setdefault(int(index), {})[field] = moment
         elif field not in state.setdefault(int(index), {}):
             inside = {k.split("/")[2]: v for k, v in stored.items() if k.startswith(f"{index}/{field}/")}
             state[int(index)][field] = _eight_bit(inside, parameters[int(index)], signed=field == "exp_avg")

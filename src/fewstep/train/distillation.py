@@ -55,6 +55,7 @@ def stage_of(
         after=engine.after,
         parties=parties,
         turns=turns,
+        renewed=engine.renew,
     )
 
 

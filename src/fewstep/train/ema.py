@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from fewstep.train.shards import like
+
 
 class EMA:
     """Averages the floating-point parameters of named modules; buffers and integers are copied.
@@ -23,12 +25,16 @@ class EMA:
         """Take one step towards the present weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        floats: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         for name, tensor in named(modules):
             shadow = self.shadow[name]
             if shadow.is_floating_point():
-                shadow.lerp_(tensor.to(shadow.dtype), 1 - decay)
+                floats[0].append(shadow)
+                floats[1].append(tensor.to(shadow.dtype))
             else:
                 shadow.copy_(tensor)
+        if floats[0]:
+            torch._foreach_lerp_(*floats, 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, modules: Mapping[str, nn.Module]) -> None:
@@ -39,7 +45,7 @@ class EMA:
     def load(self, shadow: Mapping[str, torch.Tensor], updates: int) -> None:
         """Continue from stored averages."""
         for name, tensor in self.shadow.items():
-            tensor.copy_(shadow[name])
+            tensor.copy_(like(shadow[name], tensor))
         self.updates = updates
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,18 @@ from accelerate import Accelerator
 from torch import nn
 
 from fewstep.errors import FewstepError, NonFiniteError
+from fewstep.runs import processes
 from fewstep.train.checkpoint import load_checkpoint, save_checkpoint
+from fewstep.train.display import Display
 from fewstep.train.ema import EMA
 from fewstep.train.optimizers import optimizer_of
 from fewstep.train.power_ema import PowerEMA
+from fewstep.train.shards import Shards, whole
+from fewstep.train.shards import wanted as sharded
 from fewstep.train.stage import Party, Stage, StageConfig
+
+TOO_LARGE = 1e12
+"""Losses and norms above this have exploded; clipping can keep the weights finite for long after that."""
 
 
 @dataclass
@@ -49,25 +58,30 @@ def fit(stage: Stage, config: StageConfig, out: Path | None, accelerator: Accele
     """
     for module in (*stage.modules.values(), *stage.frozen.values(), *stage.state.values()):
         module.to(accelerator.device)
+    stored = {**stage.modules, **stage.state}
+    for module in stored.values():
+        processes.share(list(module.state_dict().values()))  # heads begin at random
+    shards = Shards(stored, accelerator.device, stage.renewed) if sharded(config.shard) else None
     parties = {name: _Trained.of(party, config) for name, party in stage.all_parties().items()}
     optimizers = {name: party.optimizer for name, party in parties.items()}
     ema = EMA(stage.averaged(), config.ema)
     power = PowerEMA(stage.averaged(), config.ema_widths) if config.ema_widths else None
-    stored = {**stage.modules, **stage.state}
     kept = None if out is None else load_checkpoint(out / "checkpoint", stored, optimizers, ema, power)
     progress = Progress(**(kept or {}))
-    for party in parties.values():
-        party.optimizer = accelerator.prepare(party.optimizer)
+    _check_together(progress, out)
+    autocast = _autocast(accelerator)
     record, began, before = _Record(progress.window), time.monotonic(), progress.seconds
-    with _Display(accelerator, config.steps, quiet) as show:
+    with Display(accelerator, config.steps, quiet) as show:
         while progress.step < config.steps:
-            numbers = _step(stage, config, accelerator, parties, progress.step)
+            numbers = _step(stage, config, parties, progress.step, autocast, shards)
             ema.update(stage.averaged())
             if power is not None:
                 power.update(stage.averaged())
             progress.step += 1
             if stage.after is not None:
                 stage.after(progress.step)
+                if shards is not None:
+                    shards.scatter()  # pictures may have been drawn
             progress.seconds = before + time.monotonic() - began
             record.add(numbers)
             done = progress.step == config.steps
@@ -76,10 +90,9 @@ def fit(stage: Stage, config: StageConfig, out: Path | None, accelerator: Accele
             show(progress, numbers, config.batch * accelerator.num_processes)
             if out is not None and (done or progress.step % config.checkpoint_every == 0):
                 progress.window = record.sums(progress.step)
-                if accelerator.is_main_process:
-                    save_checkpoint(out / "checkpoint", stored, optimizers, ema, vars(progress), power)
-                    if power is not None:
-                        power.store(out / "averages")
+                save_checkpoint(out / "checkpoint", stored, optimizers, ema, vars(progress), power)
+                if power is not None:
+                    power.store(out / "averages")
     ema.copy_to(stage.averaged())
     return progress
 
@@ -110,10 +123,15 @@ class _Trained:
 
 
 def _step(
-    stage: Stage, config: StageConfig, accelerator: Accelerator, parties: Mapping[str, _Trained], step: int
+    stage: Stage,
+    config: StageConfig,
+    parties: Mapping[str, _Trained],
+    step: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    shards: Shards | None,
 ) -> dict[str, torch.Tensor | float]:
-    seed = (config.seed * 1_000_003 + step) * 1009 + accelerator.process_index
-    torch.manual_seed(seed)  # for dropout and the like inside the modules
+    seed = (config.seed * 1_000_003 + step) * 1009 + processes.index()
+    _seed(seed)
     generator = torch.Generator().manual_seed(seed)
     rate = learning_rate(step, config)
     for party in parties.values():
@@ -122,18 +140,56 @@ def _step(
             module.train()
     told: dict[str, torch.Tensor | float] = {}
     for names, compute in stage.all_turns(step, generator):
-        with accelerator.autocast():
+        if shards is not None:
+            shards.gather()
+        with autocast():
             loss, numbers = compute()
-        accelerator.backward(loss)
+        loss.backward()
         told = {**told, **numbers} if "loss" in told else {**told, "loss": loss.detach(), **numbers}
-        for name in names:
-            party = parties[name]
-            _average_gradients(accelerator, party.parameters)
+        stepped = {name: parties[name] for name in names}
+        _average(shards, [p for party in stepped.values() for p in party.parameters])
+        for name, party in stepped.items():
             norm = torch.nn.utils.clip_grad_norm_(party.parameters, config.clip_norm)
-            told["gradient" if len(parties) == 1 else f"{name}/gradient"] = norm
+            told["gradient" if len(parties) == 1 else f"{name}/gradient"] = whole(norm)
             party.optimizer.step()
             party.optimizer.zero_grad(set_to_none=True)
+            if processes.count() > 1:  # what a module keeps beside its weights, such as densities by time
+                processes.share([b for m in party.modules.values() for b in m.buffers() if b.is_floating_point()])
     return told
+
+
+def _seed(seed: int) -> None:
+    """Seed the global generators, for dropout and the like inside the modules.
+
+    As `torch.manual_seed`, which notes a stack trace per kind of device at every call.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+def _average(shards: Shards | None, parameters: list[nn.Parameter]) -> None:
+    """Mean gradient over processes: losses call submodules freely, which a wrapped forward would not see."""
+    if shards is None:
+        processes.mean_gradients(parameters)
+    else:
+        shards.scatter(parameters)
+
+
+def _check_together(progress: Progress, out: Path | None) -> None:
+    if not processes.all_equal(progress.step):
+        raise FewstepError(
+            "the processes do not see the same checkpoint",
+            value=str(out),
+            mend="Put the output on a disk that all machines share.",
+        )
+
+
+def _autocast(accelerator: Accelerator) -> Callable[[], AbstractContextManager[Any]]:
+    """As `accelerator.autocast`, which looks for optional packages at every call."""
+    if accelerator.mixed_precision != "bf16":
+        return nullcontext
+    return partial(torch.autocast, accelerator.device.type, dtype=torch.bfloat16)
 
 
 class _Record:
@@ -152,7 +208,7 @@ class _Record:
     def sums(self, step: int) -> dict[str, float]:
         """The numbers to go on with later (NonFiniteError, so that no spoiled checkpoint is written)."""
         sums = {name: float(value) for name, value in self._sums.items()}
-        spoiled = [name for name, value in sums.items() if not math.isfinite(value)]
+        spoiled = [name for name, value in sums.items() if not abs(value) < TOO_LARGE]
         if spoiled:
             first = [name for name in spoiled if not name.endswith("gradient")] or spoiled
             raise NonFiniteError(
@@ -178,14 +234,6 @@ def learning_rate(step: int, config: StageConfig) -> float:
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * rest))
 
 
-def _average_gradients(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
-    """Mean gradient over processes: losses call submodules freely, which a wrapped forward would not see."""
-    if accelerator.num_processes > 1:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad = accelerator.reduce(parameter.grad, "mean")
-
-
 def accelerator_for(config: StageConfig) -> Accelerator:
     """The device and precision that the settings name.
 
@@ -198,48 +246,6 @@ def accelerator_for(config: StageConfig) -> Accelerator:
         raise FewstepError("no CUDA device here", value="device=cuda", mend="Use device=auto or device=cpu.")
     gpu = config.device != "cpu" and torch.cuda.is_available()
     bf16 = config.precision == "bfloat16" or (config.precision == "auto" and gpu)
+    processes.join()
     AcceleratorState._reset_state(True)  # one process may run several stages with other settings
     return Accelerator(cpu=not gpu, mixed_precision="bf16" if bf16 else "no")
-
-
-class _Display:
-    """Progress with loss, pictures per second and time left; plain lines where there is no terminal."""
-
-    def __init__(self, accelerator: Accelerator, steps: int, quiet: bool = False) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]} · {task.fields[rate]} img/s · left"),
-            TimeRemainingColumn(),
-            disable=quiet or not accelerator.is_main_process,
-            transient=True,
-        )
-        self.plain = not quiet and accelerator.is_main_process and not self.bar.console.is_terminal
-        self.steps, self.loss, self.start, self.quiet = steps, 0.0, (0, 0.0), quiet
-
-    def __enter__(self):  # type: ignore[no-untyped-def]
-        self.bar.disable = self.bar.disable or self.plain
-        self.bar.__enter__()
-        self.task = self.bar.add_task("train", total=self.steps, loss="?", rate="?")
-        return self._show
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.__exit__(*error)  # type: ignore[arg-type]
-
-    def _show(self, progress: Progress, numbers: Mapping[str, Any], batch: int) -> None:
-        if self.start == (0, 0.0):
-            self.start = (progress.step - 1, progress.seconds)
-        if self.quiet or progress.step % 10:
-            return
-        loss = float(numbers["loss"])
-        self.loss = loss if self.loss == 0.0 else 0.9 * self.loss + 0.1 * loss
-        done = progress.step - self.start[0]
-        rate = done * batch / max(1e-9, progress.seconds - self.start[1])
-        text, speed = f"{self.loss:.4f}", f"{rate:.0f}"
-        self.bar.update(self.task, completed=progress.step, loss=text, rate=speed)
-        if self.plain and progress.step % 100 == 0:
-            left = (self.steps - progress.step) * batch / max(rate, 1e-9)
-            print(f"step {progress.step}/{self.steps}  loss {text}  {speed} img/s  {left:.0f} s left", flush=True)

@@ -14,7 +14,9 @@ from torch import nn
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_tensors, write_tensors
+from fewstep.runs import processes
 from fewstep.train.ema import named
+from fewstep.train.shards import like, whole
 
 WIDTHS = (0.05, 0.10)
 """Relative standard deviations that are kept, as in the paper."""
@@ -56,12 +58,14 @@ class PowerEMA:
     def load(self, state: Mapping[str, torch.Tensor], updates: int) -> None:
         """Continue from stored averages."""
         for name, tensor in self.state().items():
-            tensor.copy_(state[name])
+            tensor.copy_(like(state[name], tensor))
         self.updates = updates
 
     def store(self, folder: Path) -> None:
         """Write a snapshot for `reconstruct`."""
-        write_tensors(folder / f"{self.updates:08d}.safetensors", self.state())
+        state = {name: whole(tensor) for name, tensor in self.state().items()}
+        if processes.leads():
+            write_tensors(folder / f"{self.updates:08d}.safetensors", state)
 
 
 def reconstruct(folder: str | Path, width: float, at: int | None = None) -> dict[str, torch.Tensor]:

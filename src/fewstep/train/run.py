@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from fewstep.errors import FewstepError, RecipeError, nearest
 from fewstep.files import write_folder, write_json
 from fewstep.train.loop import Progress, accelerator_for, fit
+from fewstep.train.shards import wanted as sharded
 from fewstep.train.stage import StageConfig
 
 STAGES = ("vae", "clip", "judge", "teacher", "student", "quality", "dit", "classifier", "oms", "encoder", "rae", "svg")
@@ -35,6 +36,10 @@ def run(stage: str, overrides: Sequence[str], out: str | Path) -> Path:
     module = importlib.import_module(f"fewstep.train.stages.{stage}")
     config, out = settings(module.Config, overrides), Path(out)
     accelerator = accelerator_for(config)
+    if sharded(config.shard):
+        raise FewstepError(
+            "the small models of `fewstep train` are not sharded", mend="Leave shard=false and FSDP out of the launch."
+        )
     built = module.build(config)
     progress = fit(built, config, out, accelerator)
     if accelerator.is_main_process:

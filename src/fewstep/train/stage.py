@@ -45,6 +45,7 @@ class StageConfig(BaseModel):
     decay: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
     optimizer: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit: moments in 8 bits (torchao)")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    shard: bool = Field(False, description="several processes: each keeps a share of the weights and moments (FSDP2)")
 
 
 Turn = tuple[tuple[str, ...], Callable[[], tuple[torch.Tensor, Mapping[str, Any]]]]
@@ -80,6 +81,7 @@ class Stage:
         parties: where several are trained on losses of their own; together they hold all `modules`.
         turns: (step, generator) -> the updates of a step in order, each computed when it is asked for; one update of
             everything on `batch` and `loss` unless given.
+        renewed: called when the parameters of the modules have become other objects, which sharding does.
     """
 
     modules: Mapping[str, nn.Module]
@@ -91,6 +93,7 @@ class Stage:
     after: Callable[[int], None] | None = None
     parties: Mapping[str, Party] = field(default_factory=dict)
     turns: Callable[[int, torch.Generator], Iterator[Turn]] | None = None
+    renewed: Callable[[], None] | None = None
 
     def all_parties(self) -> Mapping[str, Party]:
         """The parties; a stage without them is one."""

@@ -39,6 +39,7 @@ from fewstep.systems.distill.tune import tuned
 from fewstep.train.distillation import defaults, stage_of
 from fewstep.train.loop import accelerator_for, fit
 from fewstep.train.memory import described, estimate
+from fewstep.train.shards import whole_state
 from fewstep.train.stage import StageConfig
 
 
@@ -50,6 +51,8 @@ def run(recipe: DistillRecipe, run: Run) -> Path:
     """
     job = Job(recipe, run)
     trained = job.train()
+    if not run.leads:
+        return run.path / "report.html"  # the rest is the first process's work
     plan = tuned(job, trained)
     run.unit("pipeline", lambda: job.student(trained, plan), save=save_pipeline, load=lambda folder: None)
     numbers, pictures = compare(job, trained, plan)
@@ -127,7 +130,12 @@ class Job:
         names = ["student", *(f"student-{k}" for k in range(1, self.recipe.train.students))]
         return [
             self.run.unit(
-                name.replace("student", "train"), partial(self._train, k), save=_keep, load=_kept, artifact=name
+                name.replace("student", "train"),
+                partial(self._train, k),
+                save=_keep,
+                load=_kept,
+                artifact=name,
+                together=True,
             )
             for k, name in enumerate(names)
         ]
@@ -135,6 +143,7 @@ class Job:
     def _train(self, student: int) -> dict[str, Any]:
         config, settings = self.config(), self.recipe.train
         batches = self.material.batches(student)
+        torch.manual_seed(config.seed)  # heads of an adversary and adapters begin at random
         engine = engine_of(
             self.pipe, self.method, self.process, self.prediction, self.material.encoded, batches, settings
         )
@@ -149,7 +158,7 @@ class Job:
         finally:
             released(engine)
         record = {"settings": config.model_dump(mode="json"), "seconds": progress.seconds, "memory": told}
-        tensors = engine.modules["student"].state_dict()
+        tensors = whole_state(engine.modules["student"])
         return {"tensors": tensors, "record": {**record, "steps": progress.step, "history": progress.history}}
 
     def _drawing(self, stage: Any, student: nn.Module) -> Any:
@@ -161,7 +170,8 @@ class Job:
             stage.after(step)
             if step % self.recipe.train.pictures_every == 0:
                 images = self.draw(drawable(student, self.method, self.process), self.plan, conditions, seeds)
-                save_png(grid(images), self.run.artifact(f"samples/{step:06d}.png"))
+                if self.run.leads:
+                    save_png(grid(images), self.run.artifact(f"samples/{step:06d}.png"))
 
         return dataclasses.replace(stage, after=after)
 

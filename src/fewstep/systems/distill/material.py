@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data import load as load_pictures
-from fewstep.distill.store import Header, Solve, Store, write
+from fewstep.distill.store import Header, Solve, Store, missing, write
 from fewstep.errors import FewstepError
 from fewstep.pipelines import Generator, identity_of, trace
 from fewstep.pipelines.calls import class_count, condition_kind
@@ -124,6 +125,9 @@ class Material:
         header = self._header(self.conditions(settings.conditions, held_out=False))
         with self.run.progress("trajectories of the teacher", total=header.count) as advance:
             write(place, header, self._solve(header), advance)
+        while missing(place):  # shards of other processes; of one that died they are anyone's
+            time.sleep(0.2)
+            write(place, header, self._solve(header))
         return Store.open(place, process=self.process)
 
     def _header(self, conditions: Sequence[Any] | None) -> Header:

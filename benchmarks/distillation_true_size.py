@@ -1,0 +1,233 @@
+"""Memory and seconds per update of every distillation method on networks of their true size; needs a CUDA device.
+
+    python benchmarks/distillation_true_size.py --models sdxl pixart wan --methods dmd2 lcm tdm
+    python benchmarks/distillation_true_size.py --tiny          # the same code on small networks, on a CPU
+
+Configurations are those of SDXL, PixArt-alpha 1024 and Wan 2.1 1.3B, weights and conditions random. Adapters of rank 64
+on one base in bfloat16, and all weights where a method's student takes two times (moments in 8 bits); activations are
+recomputed. A method that does not fit is told so in its row, and the next one begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.distill.core import Batch
+from fewstep.distill.method import method, options_of, presets
+from fewstep.errors import FewstepError
+from fewstep.files import write_json
+from fewstep.pipelines.encoded import Encoded
+from fewstep.prediction import Prediction
+from fewstep.process import Process, RectifiedFlow, VPDiscrete
+from fewstep.runs.environment import environment
+from fewstep.systems.distill.batches import Conditioned
+from fewstep.systems.distill.networks import channels_of, engine_of, middle_of, released
+from fewstep.systems.distill.recipe import Training
+from fewstep.train.distillation import defaults, stage_of
+from fewstep.train.loop import accelerator_for, fit
+from fewstep.train.stage import StageConfig
+
+SHORT = {"progressive": {"start": 2, "every": 2}, "slim_flow": {"reflow_steps": 1, "distil_steps": 1}}
+"""Stages that fit in a few updates."""
+STATES = 20
+"""Parts of a stored trajectory."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A family: its network in two sizes, what the network is told, the shape of a state, its noise."""
+
+    make: Callable[[bool], nn.Module]
+    told: Callable[[bool], dict[str, tuple[int, ...]]]
+    shape: Callable[[bool], tuple[int, ...]]
+    process: Process
+    prediction: str
+    role: str = "transformer"
+
+
+def sdxl(tiny: bool) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    down = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
+    size: dict[str, Any] = {
+        "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
+        "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20),
+        "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+    }  # fmt: skip
+    if tiny:
+        size = {
+            "sample_size": 8, "block_out_channels": (16, 16, 32), "cross_attention_dim": 16, "norm_num_groups": 8,
+            "transformer_layers_per_block": (1, 1, 1), "attention_head_dim": (2, 2, 4), "layers_per_block": 1,
+            "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 8 + 6 * 8,
+        }  # fmt: skip
+    return UNet2DConditionModel(
+        down_block_types=down, up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        use_linear_projection=True, addition_embed_type="text_time", **size,
+    )  # fmt: skip
+
+
+def pixart(tiny: bool) -> nn.Module:
+    from diffusers import PixArtTransformer2DModel
+
+    heads, width, layers, side, caption = (2, 12, 2, 8, 16) if tiny else (16, 72, 28, 128, 4096)
+    return PixArtTransformer2DModel(
+        num_attention_heads=heads, attention_head_dim=width, in_channels=4, out_channels=8, num_layers=layers,
+        cross_attention_dim=heads * width, sample_size=side, caption_channels=caption, use_additional_conditions=True,
+    )  # fmt: skip
+
+
+def wan(tiny: bool) -> nn.Module:
+    from diffusers import WanTransformer3DModel
+
+    heads, width, layers, inner, text = (2, 12, 2, 32, 16) if tiny else (12, 128, 30, 8960, 4096)
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=heads, attention_head_dim=width, in_channels=16, out_channels=16,
+        text_dim=text, ffn_dim=inner, num_layers=layers,
+    )  # fmt: skip
+
+
+MODELS = {
+    "sdxl": Subject(
+        sdxl,
+        lambda tiny: {
+            "encoder_hidden_states": (77, 16 if tiny else 2048), "added_cond_kwargs.time_ids": (6,),
+            "added_cond_kwargs.text_embeds": (8 if tiny else 1280,),
+        },
+        lambda tiny: (4, 8, 8) if tiny else (4, 128, 128),
+        VPDiscrete.from_betas(), "epsilon", "unet",
+    ),
+    "pixart": Subject(
+        pixart,
+        lambda tiny: {
+            "encoder_hidden_states": (120, 16 if tiny else 4096), "added_cond_kwargs.resolution": (2,),
+            "added_cond_kwargs.aspect_ratio": (1,),
+        },
+        lambda tiny: (4, 8, 8) if tiny else (4, 128, 128),
+        VPDiscrete.from_betas(), "epsilon",
+    ),
+    "wan": Subject(
+        wan,
+        lambda tiny: {"encoder_hidden_states": (512, 16 if tiny else 4096)},
+        lambda tiny: (16, 2, 8, 8) if tiny else (16, 21, 60, 104),
+        RectifiedFlow(shift=3.0), "velocity",
+    ),
+}  # fmt: skip
+
+
+def encoded(subject: Subject, tiny: bool, device: torch.device) -> Encoded:
+    """Random conditions, and one to guide away from."""
+    generator = torch.Generator().manual_seed(0)
+
+    def rows(count: int) -> dict[str, torch.Tensor]:
+        told = subject.told(tiny)
+        return {name: torch.randn(count, *shape, generator=generator).to(device) for name, shape in told.items()}
+
+    return Encoded(8, rows(8), rows(1), {}, subject.shape(tiny))
+
+
+def batches(given: Encoded, subject: Subject, size: int, device: torch.device) -> Callable[[torch.Generator], Batch]:
+    """Noise in place of data and of stored trajectories: what they are changes no cost."""
+    source = Conditioned(given, size, device)
+    times = torch.linspace(1, 0, STATES + 1, dtype=torch.float64) * subject.process.noisiest
+
+    def batch(generator: torch.Generator) -> Batch:
+        path = torch.randn(size, STATES + 1, *given.shape, generator=generator)
+        return source.of(torch.randint(given.count, (size,), generator=generator), path[:, -1], path, times)
+
+    return batch
+
+
+def options(name: str, network: nn.Module, given: Encoded, process: Process) -> dict[str, Any]:
+    """Of a method: guidance, and where an adversary looks at this network."""
+    known = options_of(name)
+    found: dict[str, Any] = dict(SHORT.get(name, {}))
+    if "guidance" in known:
+        found["guidance"] = 4.0
+    if "modules" in known:
+        found["modules"] = [middle_of(network)]
+        if "channels" in known:
+            found["channels"] = channels_of(network, found["modules"], given, process)
+    return found
+
+
+def measure(name: str, kind: str, steps: int, size: int, tiny: bool, device: torch.device) -> dict[str, Any]:
+    """Seconds per update (the first left out) and the peak of the device's memory."""
+    subject = MODELS[kind]
+    torch.manual_seed(0)
+    width = torch.float32 if tiny else torch.bfloat16
+    network = subject.make(tiny).to(device, width).requires_grad_(False)
+    given = encoded(subject, tiny, device)
+    given = replace(given, tensors={n: t.to(width) for n, t in given.tensors.items()},
+                    negative={n: t.to(width) for n, t in (given.negative or {}).items()})  # fmt: skip
+    made = method(name, subject.process, **options(name, network, given, subject.process))
+    settings = Training(lora=0 if made.two_times else (2 if tiny else 64), gradient_checkpointing=not made.two_times)
+    pipe = SimpleNamespace(components={}, **{subject.role: network})
+    prediction, stream = Prediction(subject.prediction), batches(given, subject, size, device)
+    engine = engine_of(pipe, made, subject.process, prediction, given, stream, settings)
+    own = {**defaults(made.settings), "optimizer": "adamw8bit" if made.two_times and not tiny else "adamw"}
+    config = StageConfig(**{**own, "steps": steps + 1, "batch": size, "device": device.type})
+    marks: list[float] = []
+
+    def after(step: int) -> None:
+        engine.after(step)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        marks.append(time.perf_counter())
+
+    stage = replace(stage_of(engine, config, lambda folder: None), after=after)
+    progress = fit(stage, config, None, accelerator_for(config), quiet=True)
+    released(engine)
+    return {
+        "student": "all weights" if made.two_times else f"LoRA {settings.lora}", "batch": size, "steps": steps,
+        "parameters": sum(p.numel() for p in network.parameters()), "loss": progress.history[-1]["loss"],
+        "seconds_per_step": (marks[-1] - marks[0]) / steps,
+        "bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+    }  # fmt: skip
+
+
+def attempt(name: str, kind: str, given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """A row; why, where the method cannot be run."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    row = {"model": kind, "method": name}
+    try:
+        return {**row, **measure(name, kind, given.steps, given.batch, given.tiny, device)}
+    except (FewstepError, torch.OutOfMemoryError) as error:
+        return {**row, "why": str(error).partition("\n")[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--methods", nargs="+", default=list(presets()))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--tiny", action="store_true", help="small networks, on a CPU too")
+    parser.add_argument("--output", type=Path, default=Path("results/distillation-true-size.json"))
+    given = parser.parse_args()
+    if not torch.cuda.is_available() and not given.tiny:
+        parser.error("true sizes need a CUDA device, and there is none; --tiny runs small networks on a CPU")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = []
+    for kind in given.models:
+        for name in given.methods:
+            rows.append(attempt(name, kind, given, device))
+            print(json.dumps(rows[-1]), flush=True)
+            write_json(given.output, {"environment": environment(), "tiny": given.tiny, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What users get wrong in a distillation is told in one sentence, before anything is lost."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fewstep.distill.core import Cast, Model
+from fewstep.distill.engine import Engine, assemble
+from fewstep.distill.method import Critic, Method
+from fewstep.distill.steps import Steps
+from fewstep.distill.toy import PointNetwork, Toy
+from fewstep.errors import FewstepError
+from fewstep.files import read_json
+from fewstep.process import Cosine, RectifiedFlow
+from fewstep.train.distillation import stage_of
+from fewstep.train.loop import accelerator_for, fit
+from fewstep.train.stage import StageConfig
+
+TOY = Toy(width=8)
+
+
+def steady(cast, batch, made, generator):
+    return cast.student.clean(batch.clean, torch.ones(batch.size)).square().mean(), {}
+
+
+METHOD = Method({"steady": steady}, Steps((1.0,)))
+
+
+def engine(method=METHOD, batches=None):
+    module = PointNetwork(2, 8, TOY.horizon)
+    return assemble(method, TOY.teacher(), module, lambda m: m, batches or TOY.batches(4), (2,))
+
+
+def train(made, out):
+    config = StageConfig(steps=20, batch=4, device="cpu", checkpoint_every=3)
+    fit(stage_of(made, config, lambda folder: None), config, out, accelerator_for(config), quiet=True)
+
+
+@pytest.mark.parametrize("who", ["teacher", "critic"])
+def test_networks_of_different_schedules_are_refused(who):
+    made = engine(replace(METHOD, critic=Critic(steady)))
+    cast = replace(made.cast, **{who: Model(made.cast.teacher.network, Cosine())})
+    with pytest.raises(FewstepError, match=f"RectifiedFlow.*the {who}'s is another"):
+        Engine(made.method, cast, made.modules, {}, made.batches)
+
+
+def test_networks_of_different_shifts_are_refused_and_different_predictions_are_not():
+    made = engine()
+    other = replace(made.cast.teacher, process=RectifiedFlow(shift=3.0))
+    with pytest.raises(FewstepError, match="shift=3.0"):
+        Engine(made.method, replace(made.cast, teacher=other), made.modules, {}, made.batches)
+    noise = replace(made.cast.teacher, prediction=replace(made.cast.teacher.prediction, kind="epsilon"))
+    assert isinstance(Engine(METHOD, Cast(made.cast.student, noise), made.modules, {}, made.batches), Engine)
+
+
+def test_steps_outside_of_the_process_are_refused():
+    with pytest.raises(FewstepError, match="outside the process.*999"):
+        engine(replace(METHOD, steps=Steps((999.0, 499.0))))
+
+
+def test_data_that_end_are_told_and_the_last_checkpoint_stays(tmp_path):
+    batches = TOY.batches(4)
+    stream = itertools.islice(iter(lambda: batches(torch.Generator().manual_seed(0)), None), 8)  # one is looked at
+    made = engine(batches=lambda generator: next(stream))
+    with pytest.raises(FewstepError, match="the data ended at step 7 of 20"):
+        train(made, tmp_path)
+    assert read_json(tmp_path / "checkpoint" / "progress.json")["step"] == 6
+
+
+def test_a_loss_that_explodes_but_stays_finite_stops_the_training(tmp_path):
+    def explodes(cast, batch, made, generator):
+        value, told = steady(cast, batch, made, generator)
+        return value * (1e15 if batch.step == 7 else 1.0), told
+
+    with pytest.raises(FewstepError, match="loss and steady became NaN or infinite"):
+        train(engine(Method({"steady": explodes}, Steps((1.0,)))), tmp_path)
+    assert read_json(tmp_path / "checkpoint" / "progress.json")["step"] == 6

@@ -1,0 +1,129 @@
+"""`fewstep distill` in two processes: one owner of the run directory, killed and resumed bit for bit, shares."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
+import tiny_pipelines as tiny
+
+from fewstep.files import read_json, read_tensors
+from fewstep.pipelines import backbone_of, load_pipeline, save_pipeline
+
+SETTINGS = {
+    "teacher.steps": 4, "teacher.solver": "ddim", "data.count": 100, "evaluation.items": 20, "options.each": "true",
+    "evaluation.reference": 40, "evaluation.seeds": "[7]", "evaluation.pictures": 0, "train.checkpoint_every": 2,
+    "train.learning_rate": 1e-3, "train.pictures_every": 10, "options.ratio": 2, "train.warmup": 3,
+}  # fmt: skip
+QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
+COMMAND = ["-m", "fewstep"]
+COMMON = ["distill", "dmd2", "--steps", "2", "--guidance", "2", "--train-steps", "20", "--batch", "4"]
+
+
+def arguments(model, out, **more):
+    told = [f"{key}={value}" for key, value in {**SETTINGS, **more}.items()]
+    return [*COMMON, "--model", str(model), "--out", str(out), *(x for item in told for x in ("--set", item))]
+
+
+def torchrun(*command):
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.run([*start, *command], env=QUIET, capture_output=True, text=True, check=False, timeout=150)
+
+
+PROGRAM = """
+import os, sys, torch
+torch.set_num_threads(1)
+from fewstep.cli import app
+one, shared, broken = (part.split("\\n") for part in sys.argv[1].split("\\n\\n"))
+app(one, standalone_mode=False)
+os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # as accelerate's configuration file does
+app(shared, standalone_mode=False)
+del os.environ["ACCELERATE_USE_FSDP"]
+app(broken, standalone_mode=False)
+"""
+
+
+def until_killed(commands, mark):
+    """Two processes run the commands one after the other, until there is a checkpoint; what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**QUIET, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    program = [sys.executable, "-c", PROGRAM, "\n\n".join("\n".join(command) for command in commands)]
+    files = [mark.parents[5] / f"{k}.txt" for k in range(2)]
+    running = []
+    for k, file in enumerate(files):
+        with file.open("w") as told:
+            environment = {**shared, "RANK": str(k), "LOCAL_RANK": str(k)}
+            running.append(subprocess.Popen(program, env=environment, stdout=told, stderr=subprocess.STDOUT))
+    while not mark.exists() and all(process.poll() is None for process in running):
+        time.sleep(0.002)
+    for process in running:
+        process.send_signal(signal.SIGKILL)
+    for process in running:
+        process.wait()
+    return [file.read_text() for file in files]
+
+
+def state(run):
+    return read_tensors(run / "artifacts" / "scratch" / "train" / "checkpoint" / "state.safetensors")
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_run_and_a_killed_one_goes_on(tmp_path):
+    """Bit for bit; with shares (FSDP2) the same up to rounding, though the roll-out's calls differ by process."""
+    model, places = tmp_path / "model", [tmp_path / name for name in ("whole", "shared", "broken")]
+    save_pipeline(tiny.dit(None), model)
+    whole, shared, broken = places
+    mark = broken / "artifacts" / "scratch" / "train" / "checkpoint" / "progress.json"
+    first, second = until_killed([arguments(model, place) for place in places], mark)
+    assert mark.exists(), first[-3000:] + second[-3000:]
+    assert 0 < read_json(mark)["step"] < 20, "the run ended before it could be killed"
+    again = torchrun(*COMMAND, *arguments(model, broken))
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout.count("Done.") == 1
+
+    a, b, c = state(whole), state(broken), state(shared)
+    assert a.keys() == b.keys() == c.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    histories = [read_json(place / "artifacts" / "student" / "record.json")["history"] for place in (whole, broken)]
+    assert histories[0] == histories[1]
+    start = {f"module/student/{k}": v for k, v in backbone_of(load_pipeline(model)).state_dict().items()}
+    moved, apart = (sum((x[k] - y[k]).double().square().sum() for k in start) for x, y in ((a, start), (a, c)))
+    assert moved > 0
+    assert apart < 1e-4 * moved
+
+    assert first.count("✓ train") == 2, "whole and shared"
+    assert "✓" not in second, "the second process prints nothing"
+    assert "Done." not in second
+    events = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events].count("started") == 1
+    assert sorted(e["unit"] for e in events if e["event"] == "finished") == sorted(
+        f.relative_to(whole / "units").with_suffix("").as_posix() for f in (whole / "units").rglob("*.json")
+    )
+    for place in (whole, broken):
+        assert (place / "report.html").exists()
+        assert (place / "artifacts" / "samples" / "000020.png").exists()
+        assert load_pipeline(place / "artifacts" / "pipeline").scheduler.plan.steps == 2
+
+
+def test_what_is_no_training_is_refused_in_several_processes(monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from fewstep.cli import app
+
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = CliRunner().invoke(app, ["run", "q-sched", "--out", str(tmp_path / "run")])
+    assert told.exit_code == 2
+    assert "only trainings run in several processes" in told.output
+    assert not (tmp_path / "run").exists()
