@@ -158,14 +158,15 @@ def _setting(found: dict[str, Any]) -> str:
 
 def _arms(found: dict[str, Any]) -> str:
     shown = [("frechet", 2), ("precision", 2), ("recall", 2), ("right", 3), ("spread", 2)]
+    shown += [(name, 3) for name in sorted({a["metric"] for a in found["answers"]} - {name for name, _ in shown})]
     heads, rows = ["arm", "updates", *(metric for metric, _ in shown), "rate, momentum"], []
     for name, arm in found["arms"].items():
         setting = f"{arm['learning_rate']:g}, {arm['momentum']:g}"
         if arm["summary"] is None:
-            rows.append([name, arm["updates"], "a seed diverged", "", "", "", "", setting])
+            rows.append([name, arm["updates"], "a seed diverged", *[""] * (len(shown) - 1), setting])
             continue
         for draw, metrics in arm["summary"].items():
-            cells = [_interval(metrics[metric], digits) for metric, digits in shown if metric in metrics]
+            cells = [_interval(metrics[metric], digits) if metric in metrics else "" for metric, digits in shown]
             rows.append([f"{name}, {draw}" if draw else name, arm["updates"], *cells, setting])
     return table(heads, rows)
 

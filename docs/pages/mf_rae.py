@@ -53,6 +53,8 @@ alone. Fréchet distances, paired by seed, 95 % interval of the difference; less
 - Reproduced at small scale: the table above.
 - Changed: stored states carry their true times; the released code labels the states of a shifted grid as evenly spaced,
   and drops labels anew in each evaluation of a difference.
+- The autoencoder of the baseline is the shipped one, trained for longer than the RAE decoder; rates and widths were
+  chosen by runs with other seeds, not per latent. Both favour the baseline.
 - Not reproduced: ImageNet, the wide head of the transformer (DiT-DH), the decoder of a vision transformer, statistics
   per position (here per channel).
 

@@ -126,7 +126,7 @@ PAPERS: tuple[Paper, ...] = (
         name="cmt",
         title="CMT: Mid-Training for Efficient Learning of Consistency, Mean Flow, and Flow Map Models",
         arxiv="2509.24526",
-        presets=("cmt", "mf_rae"),
+        presets=("cmt",),
         idea="Between the training of a diffusion model and that of a flow map lies a gap that flow-map training "
         "crosses slowly. Mid-training crosses it by plain regression: jumps between stored states of the teacher's "
         "trajectories. What follows begins near the solution and needs no tricks.",

@@ -75,6 +75,9 @@ Learning plays no part here: the rest of the paper's gain must come from what is
 - Reproduced at small scale: the tables above. One set of autoencoders: the seeds are those of the transformer.
 - Changed: the alignment uses stored statistics; the published code takes those of the batch in use, so that a latent
   depends on its neighbours (`tests/latents/test_latents.py` shows both).
+- The autoencoder of the baseline is the shipped one, which was trained on more pictures and for more updates than the
+  other decoders; learning rate and widths were chosen by runs on the baseline and RAE with other seeds, not per
+  latent. Both favour the baseline: the sign of the difference is sure here, its size is not.
 - Left out: the perceptual and the adversarial loss of the decoder, and any number on ImageNet. DINOv3 loads by name,
   which tests do with random weights alone.
 

@@ -10,11 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 
 from fewstep.cli import app
+from fewstep.distill.method import method
 from fewstep.errors import FewstepError
 from fewstep.plan.files import from_document, to_document
+from fewstep.process import RectifiedFlow
+from fewstep.recipes.loader import resolve
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("src/fewstep/**/README.md")])
@@ -84,3 +88,16 @@ def test_make_names_the_mend_when_no_python_fits(tmp_path):
     assert "Python >= 3.10" in done.stderr
     assert "PYTHON=" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def recipes():
+    for page in PAGES:
+        for k, text in enumerate(re.findall(r"```yaml\n(kind: distill\n.*?)```", page.read_text("utf-8"), re.DOTALL)):
+            yield pytest.param(text, id=f"{page.name}-{k}")
+
+
+@pytest.mark.parametrize("text", recipes())
+def test_recipes_of_the_pages_are_methods_that_fit_their_trainings(text):
+    recipe = resolve(yaml.safe_load(text))
+    made = method(recipe.method, RectifiedFlow(), **recipe.method_options())
+    assert made.updates <= recipe.train.steps

@@ -16,6 +16,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         epilog=examples(
             "fewstep distill",
+            "fewstep distill tdm --show",
             "fewstep distill dmd2 --model mnist-dit --steps 4 --guidance 1.5",
             "fewstep distill lcm --model my-pipeline --steps 4 --data my-pictures --train-steps 2000 --out runs/mine",
         )
@@ -34,6 +35,7 @@ def distill(
     data: Annotated[
         str, typer.Option(help="emoji, mnist, a folder or an npz; `teacher`: the teacher's own samples.")
     ] = "teacher",
+    show: Annotated[bool, typer.Option("--show", help="Write the method out part by part; train nothing.")] = False,
     overrides: Overrides = None,
     out: Out = None,
     fresh: Fresh = False,
@@ -53,9 +55,12 @@ def distill(
         "model": model or "mnist-dit", "method": method, "steps": steps, "guidance": guidance,
         "train.steps": train_steps, "train.batch": batch, "data.source": data,
     }  # fmt: skip
-    settings = [f"{key}={value}" for key, value in chosen.items()]
+    settings = [*(f"{key}={value}" for key, value in chosen.items()), *(overrides or [])]
+    if show:
+        _show(settings)
+        return
     place = out or Path("runs") / f"distill-{Path(model or 'mnist-dit').name}-{method}-{steps}"
-    execute("distill", [*settings, *(overrides or [])], place, fresh, dry_run)
+    execute("distill", settings, place, fresh, dry_run)
 
 
 def _list() -> None:
@@ -67,3 +72,15 @@ def _list() -> None:
     for name, line in presets().items():
         table.add_row(name, line, ", ".join(options_of(name)))
     console().print(table)
+
+
+def _show(settings: list[str]) -> None:
+    from fewstep.distill.method import method
+    from fewstep.distill.outline import outline
+    from fewstep.process import RectifiedFlow
+    from fewstep.recipes.loader import load
+    from fewstep.systems.distill.recipe import DistillRecipe
+
+    recipe = load("distill", settings)
+    assert isinstance(recipe, DistillRecipe)
+    print(outline(method(recipe.method, RectifiedFlow(), **recipe.method_options())))

@@ -25,6 +25,7 @@ from fewstep.train.power_ema import PowerEMA
 from fewstep.train.shards import Shards, whole
 from fewstep.train.shards import wanted as sharded
 from fewstep.train.stage import Party, Stage, StageConfig
+from fewstep.train.trackers import tracking
 
 TOO_LARGE = 1e12
 """Losses and norms above this have exploded; clipping can keep the weights finite for long after that."""
@@ -71,7 +72,8 @@ def fit(stage: Stage, config: StageConfig, out: Path | None, accelerator: Accele
     _check_together(progress, out)
     autocast = _autocast(accelerator)
     record, began, before = _Record(progress.window), time.monotonic(), progress.seconds
-    with Display(accelerator, config.steps, quiet) as show:
+    told = tracking(accelerator, config.trackers, config.model_dump(mode="json"), out)
+    with Display(accelerator, config.steps, quiet) as show, told as log:
         while progress.step < config.steps:
             numbers = _step(stage, config, parties, progress.step, autocast, shards)
             ema.update(stage.averaged())
@@ -87,6 +89,7 @@ def fit(stage: Stage, config: StageConfig, out: Path | None, accelerator: Accele
             done = progress.step == config.steps
             if progress.step % 20 == 0 or done:
                 progress.history.append(record.mean(progress.step))
+                log(progress.history[-1])
             show(progress, numbers, config.batch * accelerator.num_processes)
             if out is not None and (done or progress.step % config.checkpoint_every == 0):
                 progress.window = record.sums(progress.step)

@@ -45,6 +45,7 @@ class StageConfig(BaseModel):
     decay: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
     optimizer: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit: moments in 8 bits (torchao)")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    trackers: tuple[str, ...] = Field((), description="of accelerate, such as [tensorboard, wandb, mlflow]")
     shard: bool = Field(False, description="several processes: each keeps a share of the weights and moments (FSDP2)")
 
 

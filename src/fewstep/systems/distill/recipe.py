@@ -62,6 +62,8 @@ class Training(Part):
     q_sched: float = Field(0, ge=0)
     """Budget of a Q-Sched search of two scalars per step when the training is over; 0 for none."""
     gradient_checkpointing: bool = False
+    trackers: list[str] = Field(default_factory=list)
+    """Of accelerate: tensorboard, wandb, mlflow, ...; they get what the history of the report gets."""
     shard: bool = False
     """Where several processes train: each keeps a share of weights, moments and averages (FSDP2)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

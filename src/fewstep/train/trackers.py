@@ -1,0 +1,61 @@
+"""Trackers of accelerate (TensorBoard, Weights & Biases, MLflow, ...): what the history holds, while it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+from fewstep.errors import FewstepError, nearest
+
+PROJECT = "fewstep"
+
+
+class Log(Protocol):
+    """Takes the means of some steps, with the step they end at."""
+
+    def __call__(self, numbers: Mapping[str, float]) -> None:
+        """Pass them on."""
+
+
+@contextmanager
+def tracking(
+    accelerator: Accelerator, names: tuple[str, ...], settings: Mapping[str, Any], out: Path | None
+) -> Iterator[Log]:
+    """Start these trackers, and end them whatever happens; without names nothing is imported or written.
+
+    Args:
+        settings: shown by the tracker beside the curves.
+        out: where those that write files put them.
+
+    Raises:
+        FewstepError: a name that accelerate does not know, or whose package is absent.
+    """
+    if not names:
+        yield lambda numbers: None
+        return
+    accelerator.log_with = [_checked(name) for name in names]
+    accelerator.project_configuration.logging_dir = str(out or ".")
+    plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in settings.items()}
+    accelerator.init_trackers(PROJECT, config=plain)
+
+    def log(numbers: Mapping[str, float]) -> None:
+        accelerator.log({k: v for k, v in numbers.items() if k != "step"}, step=int(numbers["step"]))
+
+    try:
+        yield log
+    finally:
+        accelerator.end_training()
+
+
+def _checked(name: str) -> str:
+    known = [str(one) for one in LOGGER_TYPE_TO_CLASS]
+    if name not in known:
+        raise FewstepError("unknown tracker", value=name, mend=nearest(name, known))
+    if name not in [str(one) for one in get_available_trackers()]:
+        raise FewstepError("this tracker's package is not installed", value=name, mend=f"pip install {name}")
+    return name
