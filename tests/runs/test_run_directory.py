@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fewstep.errors import FewstepError
 from fewstep.runs import Run, environment
-from fewstep.runs.run import differences
+from fewstep.runs.settings import differences
 
 SCRIPT = textwrap.dedent(
     """

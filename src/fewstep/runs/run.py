@@ -9,7 +9,6 @@ FOLDER/artifacts/...     files and folders that units wrote
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from fewstep.errors import FewstepError
 from fewstep.files import atomic, read_json, write_json, write_text
 from fewstep.runs import processes
 from fewstep.runs.environment import environment
+from fewstep.runs.settings import check_same
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -237,7 +237,7 @@ class Run:
     def _claim(self, recipe: dict[str, Any], ours: bool) -> None:
         file = self.path / "recipe.yaml"
         if file.exists():
-            _check_same(self.path, _read_yaml(file), recipe)
+            check_same(self.path, recipe)
         else:
             names = (p.name for p in self.path.iterdir() if not p.name.startswith("."))
             strangers = sorted(name for name in names if name not in (*_OWN, "run.lock"))
@@ -302,23 +302,6 @@ class Run:
             console.print(f"▸ {name}", style="bold", highlight=False, end="\r" if console.is_terminal else "\n")
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, with (old, new); an absent key counts as None."""
-    flat = [_flat(old), _flat(new)]
-    keys = sorted(flat[0].keys() | flat[1].keys())
-    return {k: (flat[0].get(k), flat[1].get(k)) for k in keys if flat[0].get(k) != flat[1].get(k)}
-
-
-def _check_same(path: Path, old: Any, new: Mapping[str, Any]) -> None:
-    changed = differences(old if isinstance(old, Mapping) else {}, json.loads(json.dumps(new, default=str)))
-    if changed:
-        listed = ", ".join(f"{key}: {a!r} -> {b!r}" for key, (a, b) in list(changed.items())[:8])
-        raise FewstepError(
-            f"{path} was made by another recipe; it differs in {listed}",
-            mend="Give another folder with --out, or add --fresh to discard the old run.",
-        )
-
-
 def _locked(path: Path) -> FileLock:
     """The lock of a run folder. The system drops it when its process dies, however it dies, so it is never stale."""
     with _writing(path):
@@ -355,21 +338,6 @@ def _plain(name: str, value: Any) -> Any:
         raise FewstepError(
             f"the result of unit {name!r} is not plain JSON: {error}", mend="Give save and load."
         ) from error
-
-
-def _read_yaml(file: Path) -> Any:
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise FewstepError(f"{file} cannot be read: {error}", mend="Use --fresh to begin anew.") from error
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
-    if isinstance(value, float) and math.isnan(value):
-        value = "nan"
-    return {prefix.removesuffix("."): value}
 
 
 def _check_name(name: str) -> None:
