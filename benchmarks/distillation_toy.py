@@ -18,7 +18,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from fewstep.distill.method import Method, method, options_of, presets, stages_o
 from fewstep.distill.steps import evenly
 from fewstep.distill.toy import PointNetwork, StoredToy, Toy
 from fewstep.errors import FewstepError
-from fewstep.files import write_json
+from fewstep.files import read_json, write_json
 from fewstep.metrics.intervals import seed_interval
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
@@ -149,6 +149,13 @@ def compared(toy: Toy, run: Run, name: str, steps: int, given: argparse.Namespac
     }  # fmt: skip
 
 
+def kept(file: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Lines of other methods than these, each with the commit that it was measured at."""
+    found = read_json(file)
+    commit = found["environment"]["commit"]
+    return [{"commit": commit, **row} for row in found["rows"] if row["method"] not in methods]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=[n for n in presets() if n not in LEFT_OUT])
@@ -158,16 +165,18 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=600_000, help="sample passes of one training")
     parser.add_argument("--output", type=Path, default=Path("results/distillation-toy.json"))
     parser.add_argument("--folder", type=Path, default=Path("runs/distillation-toy"))
+    parser.add_argument("--keep", type=Path, help="earlier results: lines of the methods that are not named now")
     given = parser.parse_args()
     begun, toy = time.perf_counter(), StoredToy()
     settings = {"batch": given.batch, "budget": given.budget, "seeds": given.seeds}
-    rows = []
+    rows = [] if given.keep is None else kept(given.keep, given.methods)
     with Run(given.folder, settings, quiet=True) as run:
         for name, steps in entries(given.methods, given.steps):
-            rows.append(compared(toy, run, name, steps, given))
+            rows.append(compared(toy, run, name, steps, given) | {"commit": environment()["commit"]})
             row = rows[-1]
             said = "failed" if row["distance"] is None else f"{row['distance']['mean']:.1f}, rarest {row['rarest']:.2f}"
             print(f"{time.perf_counter() - begun:6.0f} s  {name}, {steps} steps: {said}", flush=True)
+    rows.sort(key=lambda row: (row["method"], row["steps"]))
     references = {}
     for steps in given.steps:
         chain = evenly(toy.process, steps, fresh=0.0)

@@ -18,6 +18,7 @@ def page(results: dict[str, Any], digits: dict[str, Any], contest: dict[str, Any
     """docs/systems/distillation.md, whole; every number and every verdict comes from the results."""
     e, s = results["environment"], results["settings"]
     counts = sorted({row["steps"] for row in results["rows"]})
+    commits = sorted({row.get("commit", e["commit"]) for row in results["rows"]})
     blocks = "\n\n".join(_block(results, count) for count in counts)
     return f"""# Distillation methods side by side
 
@@ -65,8 +66,8 @@ more, once.
 - Options that the papers set for images were changed for points: {_options(results)}.
 - Left out: {listed(f"{name} ({why})" for name, why in results["left_out"].items())}.
 
-`python benchmarks/{e["command"]}`, commit `{e["commit"]}`, {e["device"]}, {e["threads"]} thread(s),
-{results["seconds"]:.0f} s.
+`python benchmarks/{e["command"]}`, commit {listed(f"`{c}`" for c in commits)},
+{e["device"]}, {e["threads"]} thread(s).
 """
 
 
