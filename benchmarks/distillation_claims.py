@@ -7,8 +7,8 @@ A teacher (flow matching, 270,000 weights) is trained once. Every arm of a claim
 through any network counts one, backward two more) and the same tuning: learning rate and momentum from the claim's
 grid, at a quarter of the budget, by a seed that is not reported. Quality: Frechet distance from held-out digits in the
 features of a classifier that no training saw, precision, recall, share of right classes, spread within classes.
-Claims about shapes run where `--voxels` gives them (.npz of 32^3 occupancy, see fewstep.distill.voxels), else are left
-out. Killed, the same command goes on.
+Claims about shapes run where `--voxels` gives them (.npz of 32^3 occupancy, see fewstep.distill.beds.voxels), else they
+are left out. Killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import claims
 import torch
 from claims.claim import Arm, Claim, Numbers, score
 
-from fewstep.distill.digits import DigitBed, DigitJudge, DigitNetwork, train_digits
-from fewstep.distill.voxels import PREDICTION, VoxelBed, load_voxels, train_voxels
+from fewstep.distill.beds.digits import DigitBed, DigitJudge, DigitNetwork, train_digits
+from fewstep.distill.beds.voxels import PREDICTION, VoxelBed, load_voxels, train_voxels
 from fewstep.errors import FewstepError
 from fewstep.files import read_tensors, write_json, write_tensors
 from fewstep.metrics.intervals import seed_interval

@@ -29,10 +29,10 @@ from plain_loops import LOOPS
 from torch import Tensor, nn
 
 from fewstep.denoiser import Backbone
+from fewstep.distill.beds.toy import PointNetwork
 from fewstep.distill.core import Batch, Model
 from fewstep.distill.engine import Engine, assemble
 from fewstep.distill.method import method
-from fewstep.distill.toy import PointNetwork
 from fewstep.files import write_json
 from fewstep.metrics.intervals import seed_interval
 from fewstep.pipelines.encoded import Encoded

@@ -21,7 +21,7 @@ from typing import Any
 from claims.claim import Arm
 from distillation_claims import bed_of, compared, references
 
-from fewstep.distill.digits import POINTS, STORED, DigitBed
+from fewstep.distill.beds.digits import POINTS, STORED, DigitBed
 from fewstep.distill.discriminator import samples
 from fewstep.distill.method import Method, method, options_of, presets, stages_over
 from fewstep.files import write_json

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.distill.beds.toy import PointNetwork, StoredToy, Toy
 from fewstep.distill.discriminator import samples
 from fewstep.distill.engine import assemble
 from fewstep.distill.method import Method, method, options_of, presets, stages_over
 from fewstep.distill.steps import evenly
-from fewstep.distill.toy import PointNetwork, StoredToy, Toy
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, write_json
 from fewstep.metrics.intervals import seed_interval

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from claims.claim import Arm, Claim, Question
 from claims.mlcm import mirrored
-from fewstep.distill.digits import DigitBed
+from fewstep.distill.beds.digits import DigitBed
 from fewstep.distill.discriminator import Taps
 from fewstep.distill.flow_map import Earlier, Even, FlowMapTerm, Intervals, Solver, TwoLeg
 from fewstep.distill.method import Method, method

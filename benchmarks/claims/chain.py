@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from claims.claim import Arm, Numbers
+from fewstep.distill.beds.digits import DigitBed, told
 from fewstep.distill.core import Model, flow_step
-from fewstep.distill.digits import DigitBed, told
 from fewstep.distill.flow_map import InTurn
 from fewstep.distill.method import Method
 

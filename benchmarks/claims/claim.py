@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.distill.beds.digits import DigitBed
 from fewstep.distill.core import Model
-from fewstep.distill.digits import DigitBed
 from fewstep.distill.method import Method
 from fewstep.distill.steps import Steps
 from fewstep.errors import FewstepError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from claims.chain import Chain, Flow
 from claims.claim import Arm, Claim, Question
-from fewstep.distill.digits import DigitBed
+from fewstep.distill.beds.digits import DigitBed
 from fewstep.distill.method import method
 from fewstep.distill.steps import evenly
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from claims.claim import Arm, Claim, Question
-from fewstep.distill.digits import PIXELS, DigitJudge
+from fewstep.distill.beds.digits import PIXELS, DigitJudge
 from fewstep.distill.method import method
 from fewstep.distill.steps import Steps, evenly
 from fewstep.models.digits import load_digits

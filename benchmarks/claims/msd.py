@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from claims.claim import Arm, Claim, Question
+from fewstep.distill.beds.digits import CLASSES, DigitBed, DigitNetwork
 from fewstep.distill.core import Model
-from fewstep.distill.digits import CLASSES, DigitBed, DigitNetwork
 from fewstep.distill.method import Method, method
 
 PARTS = ((0, 1, 2), (3, 4), (5, 6, 7), (8, 9))

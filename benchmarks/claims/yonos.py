@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from claims.claim import Arm, Claim, Numbers, Question
+from fewstep.distill.beds.digits import GROUPS, PIXELS, DigitBed, DigitNetwork
 from fewstep.distill.core import Batch, Condition, Model
-from fewstep.distill.digits import GROUPS, PIXELS, DigitBed, DigitNetwork
 from fewstep.distill.flow_map import Data, Instant
 from fewstep.distill.method import method
 from fewstep.distill.steps import Steps, evenly

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fewstep.distill.beds.toy import PointNetwork, Toy
 from fewstep.distill.core import Cast, Model
 from fewstep.distill.engine import Engine, assemble
 from fewstep.distill.method import Critic, Method
 from fewstep.distill.steps import Steps
-from fewstep.distill.toy import PointNetwork, Toy
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
 from fewstep.process import Cosine, RectifiedFlow

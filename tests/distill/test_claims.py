@@ -13,7 +13,7 @@ from claims.claim import Question, drawn
 from claims.msd import PARTS, SMALL, Routed
 from distillation_claims import WIDTH, known, usable
 
-from fewstep.distill.digits import CLASSES, DigitBed, DigitJudge, DigitNetwork
+from fewstep.distill.beds.digits import CLASSES, DigitBed, DigitJudge, DigitNetwork
 from fewstep.distill.method import Method, method
 from fewstep.errors import FewstepError
 from fewstep.models.digits import load_digits

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from fewstep.distill.beds.toy import Toy
 from fewstep.distill.core import Batch, Made, Model
 from fewstep.distill.engine import assemble, towards
 from fewstep.distill.method import Adversary, Critic, Method, Settings, Target, Tracking
 from fewstep.distill.steps import Steps, evenly
-from fewstep.distill.toy import Toy
 from fewstep.errors import FewstepError
 from fewstep.models.mixture import Mixture
 from fewstep.prediction import Prediction
@@ -285,7 +285,7 @@ def test_a_loss_that_explodes_stops_the_training_and_is_named(tmp_path):
 
 def test_the_engine_and_all_methods_load_no_heavy_library():
     code = (
-        "import sys, fewstep.distill.engine, fewstep.distill.toy, fewstep.distill.store;"
+        "import sys, fewstep.distill.engine, fewstep.distill.beds.toy, fewstep.distill.store;"
         "from fewstep.distill.method import presets; presets();"
         "sys.exit(', '.join({'diffusers', 'transformers', 'accelerate', 'peft'} & set(sys.modules)) or 0)"
     )

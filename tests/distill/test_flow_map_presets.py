@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from fewstep.distill.beds.toy import PointNetwork, StoredToy, Toy
 from fewstep.distill.core import Batch, Cast, Model, flow_step
 from fewstep.distill.engine import assemble
 from fewstep.distill.flow_map import FlowMapTerm
 from fewstep.distill.method import method, presets, stages_over
 from fewstep.distill.steps import evenly
 from fewstep.distill.times import Points
-from fewstep.distill.toy import PointNetwork, StoredToy, Toy
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow

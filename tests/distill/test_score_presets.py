@@ -7,11 +7,11 @@ import pytest
 import torch
 from gaussians import counted, guided_pair
 
+from fewstep.distill.beds.toy import Toy, standard
 from fewstep.distill.core import Batch, Cast
 from fewstep.distill.discriminator import samples
 from fewstep.distill.engine import total
 from fewstep.distill.method import method, options_of
-from fewstep.distill.toy import Toy, standard
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete

@@ -13,8 +13,8 @@ from claims import yonos
 from claims.chain import Chain, Flow, after, straightness
 from claims.claim import Arm
 
+from fewstep.distill.beds.digits import DigitBed, DigitJudge, DigitNetwork, told
 from fewstep.distill.core import Batch, Cast
-from fewstep.distill.digits import DigitBed, DigitJudge, DigitNetwork, told
 from fewstep.distill.method import method
 from fewstep.models.digits import load_digits
 

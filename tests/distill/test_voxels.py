@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.distill import digits
-from fewstep.distill.digits import DigitJudge, DigitNetwork
-from fewstep.distill.voxels import VoxelBed, load_voxels, overlap, pooled, train_voxels
+from fewstep.distill.beds import digits
+from fewstep.distill.beds.digits import DigitJudge, DigitNetwork
+from fewstep.distill.beds.voxels import VoxelBed, load_voxels, overlap, pooled, train_voxels
 from fewstep.errors import FewstepError
 
 

@@ -53,9 +53,9 @@ def test_mistakes_are_told(tmp_path):
 
 
 def test_stored_averages_continue_with_their_training(tmp_path):
+    from fewstep.distill.beds.toy import Toy
     from fewstep.distill.method import Method
     from fewstep.distill.steps import Steps
-    from fewstep.distill.toy import Toy
     from fewstep.files import read_tensors
     from fewstep.train.toy import train_toy
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from fewstep.distill.beds.toy import Toy
 from fewstep.distill.core import Made
 from fewstep.distill.method import Critic, Method, Settings, Target, Tracking
 from fewstep.distill.steps import Steps
-from fewstep.distill.toy import Toy
 from fewstep.files import read_tensors
 from fewstep.train.memory import estimate
 from fewstep.train.toy import train_toy

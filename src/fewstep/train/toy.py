@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from fewstep.distill.beds.toy import Toy
 from fewstep.distill.core import Batch, Model
 from fewstep.distill.engine import Engine, assemble
 from fewstep.distill.method import Method
-from fewstep.distill.toy import Toy
 from fewstep.train.distillation import defaults, stage_of
 from fewstep.train.loop import Progress, accelerator_for, fit
 from fewstep.train.stage import StageConfig

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.distill.digits import DigitBed, train_digits
+from fewstep.distill.beds.digits import DigitBed, train_digits
 from fewstep.errors import FewstepError
 from fewstep.models.digits import Digits
 from fewstep.prediction import Prediction
