@@ -167,20 +167,22 @@ def _contest(found: dict[str, Any]) -> str:
             line["method"], line["steps"], line["updates"],
             *(f"{m['mean']:.3f} ± {m['deviation']:.3f}" for m in (line["metrics"][name] for name in metrics)),
         ]
-        for line in sorted(found["summary"], key=lambda line: line["metrics"][next(iter(metrics))]["mean"])
+        for line in sorted(found["summary"], key=lambda line: (line["steps"], line["metrics"][next(iter(metrics))]["mean"]))
     ]  # fmt: skip
     few = {line["steps"]: line["teacher_few"] for line in found["summary"]}
+    commits = sorted({entry["commit"] for entry in found["entries"] if "commit" in entry})
     rows += [["the teacher", steps, "", *(f"{few[steps][name]:.3f}" for name in metrics)] for steps in few]
     return f"""`{c["model"]}`, a budget of {c["budget"]:,} sample passes, batches of {c["batch"]}, learning rate
 {c["learning_rate"]:g} for all, no tuning. Against fresh samples of the teacher in 24 steps, in the features of a digit
 classifier that no training saw; mean ± standard deviation over {len(c["seeds"])} seeds of training.
-The last line is the teacher in as few steps.
+The last lines are the teacher in as few steps.
 
 {table(["method", "steps", "updates", *metrics.values()], rows)}
 
 A minute of training on one thread shows that the engine works on a real pipeline; it does not rank the methods.
 
-`python benchmarks/{e["command"]}`, commit `{e["commit"]}`, {e["device"]}."""
+`python benchmarks/{e["command"]}`, commit {listed(f"`{c}`" for c in commits)},
+{e["device"]}."""
 
 
 def _methods() -> str:
