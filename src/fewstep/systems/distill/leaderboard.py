@@ -98,6 +98,7 @@ def _entry(contest: Contest, name: str, steps: int, seed: int, place: Path) -> d
     recipe = _recipe(contest, name, steps, seed, updates, place)
     with Run(place, recipe.plain(), quiet=True) as started:
         run(recipe, started)
+        first = next(event for event in started.events() if event["event"] == "started")
     results = read_json(place / "results.json")
     systems = results["evaluation"]["systems"]
     return {
@@ -106,7 +107,7 @@ def _entry(contest: Contest, name: str, steps: int, seed: int, place: Path) -> d
         "seed": seed,
         "updates": updates,
         "passes_per_update": per_step,
-        "commit": results["environment"]["commit"],  # of the training: a resumed contest may be younger
+        "commit": first["commit"],  # of the training: a resumed contest may be younger
         "seconds": results["training"]["seconds"],
         "bytes_before_activations": sum(results["training"]["memory"].values()),
         "health": results["health"],
