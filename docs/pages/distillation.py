@@ -162,12 +162,13 @@ def _contest(found: dict[str, Any]) -> str:
         for name in found["summary"][0]["metrics"]
         if name == f"{key}:classifier-features"
     }
+    first = next(iter(metrics))
     rows = [
         [
             line["method"], line["steps"], line["updates"],
             *(f"{m['mean']:.3f} ± {m['deviation']:.3f}" for m in (line["metrics"][name] for name in metrics)),
         ]
-        for line in sorted(found["summary"], key=lambda line: (line["steps"], line["metrics"][next(iter(metrics))]["mean"]))
+        for line in sorted(found["summary"], key=lambda one: (one["steps"], one["metrics"][first]["mean"]))
     ]  # fmt: skip
     few = {line["steps"]: line["teacher_few"] for line in found["summary"]}
     commits = sorted({entry["commit"] for entry in found["entries"] if "commit" in entry})
