@@ -172,7 +172,12 @@ def _arms(found: dict[str, Any]) -> str:
 
 
 def _interval(entry: dict[str, Any], digits: int) -> str:
-    return f"{entry['mean']:.{digits}f} ± {(entry['high'] - entry['low']) / 2:.{digits}f}"
+    return f"{_number(entry['mean'], digits)} ± {_number((entry['high'] - entry['low']) / 2, digits)}"
+
+
+def _number(value: float, digits: int, sign: str = "") -> str:
+    """With so many decimals; what has exploded in powers of ten."""
+    return f"{value:{sign}.{digits}f}" if abs(value) < 1000 else f"{value:{sign}.1e}"
 
 
 VERDICTS = {"yes": "yes", "no": "no, the other way round", "open": "not told apart"}
@@ -186,7 +191,9 @@ def _answers(found: dict[str, Any]) -> Iterator[str]:
             f"*{arm}*{f' ({draw})' * bool(draw)}" for arm, draw in ((a["better"], a["draw"]), (a["than"], there))
         )
         word = "higher" if a["higher"] else "lower"
-        interval = f"difference {d['mean']:+.2f}, {d['low']:+.2f} to {d['high']:+.2f}"
+        digits = 2 if max(abs(d["low"]), abs(d["high"])) >= 0.05 else 4
+        mean, low, high = (_number(d[key], digits, "+") for key in ("mean", "low", "high"))
+        interval = f"difference {mean}, {low} to {high}"
         yield (f"- Is the {a['metric']} of {better} {word} than that of {than}? {VERDICTS[a['verdict']]} ({interval}).")
 
 
