@@ -162,7 +162,8 @@ PAPERS: tuple[Paper, ...] = (
         "`instaflow` on that. Guidance is in the store. `perflow` (arXiv 2405.07510) straightens within windows of "
         "time and solves the teacher while training, so that it needs no store.",
         missing="LPIPS in the last stage (`metric` takes a distance). The stacked network of the larger model. "
-        "The cost of the second pairs is exact at 600,000 passes; a smaller budget counts them too low, in favour of reflow.",
+        "The cost of the second pairs is exact at 600,000 passes; a smaller budget counts them "
+        "too low, in favour of reflow.",
         claims=("instaflow",),
     ),
     Paper(
