@@ -72,7 +72,7 @@ def test_data_that_end_are_told_and_the_last_checkpoint_stays(tmp_path):
 def test_a_loss_that_explodes_but_stays_finite_stops_the_training(tmp_path):
     def explodes(cast, batch, made, generator):
         value, told = steady(cast, batch, made, generator)
-        return value * (1e15 if batch.step == 7 else 1.0), told
+        return value * (1e33 if batch.step == 7 else 1.0), told
 
     with pytest.raises(FewstepError, match="loss and steady became NaN or infinite"):
         train(engine(Method({"steady": explodes}, Steps((1.0,)))), tmp_path)

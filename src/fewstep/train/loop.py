@@ -27,8 +27,9 @@ from fewstep.train.shards import wanted as sharded
 from fewstep.train.stage import Party, Stage, StageConfig
 from fewstep.train.trackers import tracking
 
-TOO_LARGE = 1e12
-"""Losses and norms above this have exploded; clipping can keep the weights finite for long after that."""
+TOO_LARGE = 1e30
+"""Losses and norms above this have exploded; clipping can keep the weights finite for long after that. Not less: a
+cubic kernel of an untrained network's samples honestly passes 1e12."""
 
 
 @dataclass
