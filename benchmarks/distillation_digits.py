@@ -10,16 +10,15 @@ same distribution.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from claims.claim import Arm
 from distillation_claims import bed_of, compared, references
+from distillation_toy import entries
 
 from fewstep.distill.beds.digits import POINTS, STORED, DigitBed
 from fewstep.distill.discriminator import samples
@@ -53,13 +52,6 @@ def arm_of(name: str, steps: int) -> Arm:
 
     stored = "store" in method(name, RectifiedFlow(), **options).needs
     return Arm(make, bed=lambda bed: bed.stored() if stored else bed)
-
-
-def entries(names: list[str], steps: list[int]) -> Iterator[tuple[str, int]]:
-    """What can be compared: methods of one step enter there alone."""
-    for name, count in itertools.product(names, steps):
-        if count == 1 or "steps" in options_of(name):
-            yield name, count
 
 
 def _row(name: str, steps: int, bed: DigitBed, run: Run, given: argparse.Namespace) -> dict[str, Any]:

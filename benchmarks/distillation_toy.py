@@ -26,9 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill.beds.toy import PointNetwork, StoredToy, Toy
+from fewstep.distill.beds.toy import StoredToy, Toy
 from fewstep.distill.discriminator import samples
-from fewstep.distill.engine import assemble
 from fewstep.distill.method import Method, method, options_of, presets, stages_over
 from fewstep.distill.steps import evenly
 from fewstep.errors import FewstepError
@@ -37,7 +36,7 @@ from fewstep.metrics.intervals import seed_interval
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
 from fewstep.systems.distill.cost import passes_of
-from fewstep.train.toy import train_toy
+from fewstep.train.toy import engine_of, train_toy
 
 RATES, MOMENTA, TUNING_SEED = (5e-4, 2e-3), (0.0, 0.9), 1000
 FLOOR, TAPS = {"floor": 0.1}, {"modules": ("rest.2",)}
@@ -85,19 +84,10 @@ def entries(names: list[str], steps: list[int]) -> Iterator[tuple[str, int]]:
 
 def passes(toy: Toy, chosen: Method, batch: int, steps: int = 4) -> float:
     """Sample passes per update of the student, by counting."""
-    inner = toy.teacher()
-    teacher = Exact(inner.network)
-    student = PointNetwork(toy.mixture.dimension, toy.width, toy.horizon) if chosen.two_times else None
-    engine = assemble(
-        chosen,
-        dataclasses.replace(inner, network=teacher),
-        toy.start(),
-        lambda module: module,
-        toy.batches(batch),
-        (toy.mixture.dimension,),
-        student=student,
-    )
-    return passes_of(engine, teacher, steps)
+    engine = engine_of(toy, chosen, batch)
+    teacher = Exact(engine.cast.teacher.network)
+    cast = dataclasses.replace(engine.cast, teacher=dataclasses.replace(engine.cast.teacher, network=teacher))
+    return passes_of(dataclasses.replace(engine, cast=cast), teacher, steps)
 
 
 def trained(

@@ -11,7 +11,7 @@ import torch
 
 from claims.claim import Arm, Numbers
 from fewstep.distill.beds.digits import DigitBed, told
-from fewstep.distill.core import Model, flow_step
+from fewstep.distill.core import Model, flow_path
 from fewstep.distill.flow_map import InTurn
 from fewstep.distill.method import Method
 
@@ -58,10 +58,8 @@ def straightness(bed: DigitBed, student: Model, steps: int = 16) -> float:
     """Mean of |x_1 - x_0 - v(x_t, t)|^2 over paths of Euler's steps, per |x_1 - x_0|^2 (arXiv 2209.03003, eq. 6)."""
     labels = bed.asked()
     times = torch.linspace(bed.process.noisiest, 0, steps + 1, dtype=torch.float64)
-    states = [torch.randn(len(labels), *bed.shape, generator=torch.Generator().manual_seed(7))]
-    for k in range(steps):
-        t, to = (times[j].expand(len(labels)) for j in (k, k + 1))
-        states.append(flow_step(bed.process, states[-1], student.clean(states[-1], t, told(labels)), t, to))
+    noise = torch.randn(len(labels), *bed.shape, generator=torch.Generator().manual_seed(7))
+    states = list(flow_path(bed.process, lambda x, t: student.clean(x, t, told(labels)), noise, times))
     whole = states[-1] - states[0]
     gaps = [(steps * (b - a) - whole).square().sum(1) for a, b in itertools.pairwise(states)]
     return float(torch.stack(gaps).mean() / whole.square().sum(1).mean())

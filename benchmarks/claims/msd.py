@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from claims.claim import Arm, Claim, Question
 from fewstep.distill.beds.digits import CLASSES, DigitBed, DigitNetwork
+from fewstep.distill.beds.fit import fitted
 from fewstep.distill.core import Model
 from fewstep.distill.method import Method, method
 
@@ -72,10 +73,9 @@ def warmed(teacher: DigitNetwork, width: int) -> DigitNetwork:
 
     bed = DigitBed(load_digits(), teacher, judge=None)  # type: ignore[arg-type]
     network, batches = bed.fresh(width), bed.batches(256)
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, WARM)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(WARM):
+
+    def loss() -> Tensor:
         batch = batches(generator)
         assert batch.clean is not None
         assert batch.condition is not None
@@ -83,11 +83,9 @@ def warmed(teacher: DigitNetwork, width: int) -> DigitNetwork:
         x = (1 - t[:, None]) * batch.clean + t[:, None] * torch.randn(batch.clean.shape, generator=generator)
         with torch.no_grad():
             wanted = teacher(x, 1000 * t, **batch.condition)
-        loss = (network(x, 1000 * t, **batch.condition) - wanted).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        plan.step()
+        return (network(x, 1000 * t, **batch.condition) - wanted).square().mean()
+
+    fitted(network, loss, WARM, rate=2e-3)
     return network
 
 

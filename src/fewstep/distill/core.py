@@ -6,7 +6,8 @@ trainer owns modules, optimizers and the order of updates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -37,6 +38,17 @@ def flow_step(process: Process, x: Tensor, clean: Tensor, t: Tensor, to: Tensor)
     alpha_s, sigma_s = scales(process, to, x)
     ratio = sigma_s / sigma_t
     return ratio * x + (alpha_s - alpha_t * ratio) * clean
+
+
+def flow_path(
+    process: Process, clean: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor
+) -> Iterator[Tensor]:
+    """States (B, ...) at times (K,), from x at the first of them, by Euler's steps along clean(states, times (B,))."""
+    yield x
+    for t, to in itertools.pairwise(times.unbind()):
+        start, end = t.expand(len(x)), to.expand(len(x))
+        x = flow_step(process, x, clean(x, start), start, end)
+        yield x
 
 
 @dataclass(frozen=True)

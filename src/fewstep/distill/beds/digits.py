@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.distill.core import Batch, Condition, Model, flow_step
+from fewstep.distill.beds.fit import fitted
+from fewstep.distill.core import Batch, Condition, Model, flow_path
 from fewstep.distill.steps import Steps
 from fewstep.metrics.distances import frechet, precision_recall
 from fewstep.models.digits import Digits, load_digits
@@ -168,16 +169,17 @@ class DigitBed:
         """States of the teacher's flow by Euler's steps, and their times (steps + 1,)."""
         teacher, count = self.teacher(), len(labels)
         times = torch.linspace(self.process.noisiest, 0, steps + 1, dtype=torch.float64)
-        states = [torch.randn(count, *self.shape, generator=generator)]
+        noise = torch.randn(count, *self.shape, generator=generator)
+
+        def clean(x: Tensor, t: Tensor) -> Tensor:
+            within = teacher.clean(x, t, told(labels))
+            if guidance == 1:
+                return within
+            free = teacher.clean(x, t, told(torch.full((count,), self.network.classes)))
+            return free + guidance * (within - free)
+
         with torch.no_grad():
-            for k in range(steps):
-                x, (t, to) = states[-1], (times[j].expand(count) for j in (k, k + 1))
-                clean = teacher.clean(x, t, told(labels))
-                if guidance != 1:
-                    free = teacher.clean(x, t, told(torch.full((count,), self.network.classes)))
-                    clean = free + guidance * (clean - free)
-                states.append(flow_step(self.process, x, clean, t, to))
-        return states, times
+            return list(flow_path(self.process, clean, noise, times)), times
 
     @torch.no_grad()
     def samples(self, student: Model, steps: Steps, labels: Tensor, seed: int = 7) -> Tensor:
@@ -268,26 +270,13 @@ def _match(
     generator: torch.Generator,
     prediction: Prediction,
 ) -> None:
-    averaged = copy.deepcopy(network)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
+    def loss() -> Tensor:
         rows = torch.randint(len(data.train), (size,), generator=generator)
         drop = torch.rand(size, generator=generator) < 0.1
         clean, labels = data.train[rows], data.train_labels[rows].masked_fill(drop, network.classes)
         noise, t = torch.randn(clean.shape, generator=generator), torch.rand(size, 1, generator=generator)
         scale, (a, b) = prediction.input_scale(1 - t, t), prediction.weights(1 - t, t)
         found = network(scale * ((1 - t) * clean + t * noise), 1000 * t[:, 0], class_labels=labels)
-        loss = (found - (a * clean + b * noise)).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        plan.step()
-        _follow(averaged, network, 0.998)
-    network.load_state_dict(averaged.state_dict())
+        return (found - (a * clean + b * noise)).square().mean()
 
-
-@torch.no_grad()
-def _follow(averaged: nn.Module, network: nn.Module, decay: float) -> None:
-    pairs: Sequence[tuple[Tensor, Tensor]] = list(zip(averaged.parameters(), network.parameters(), strict=True))
-    torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - decay)
+    fitted(network, loss, steps, rate=1e-3, average=0.998)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill.core import Batch, Model, flow_step
+from fewstep.distill.beds.fit import fitted
+from fewstep.distill.core import Batch, Model, flow_path
 from fewstep.distill.method import Method
 from fewstep.metrics.distances import energy_distance
 from fewstep.models.mixture import Mixture
@@ -157,13 +159,8 @@ class StoredToy(Toy):
         teacher, last = self.teacher(), self.points * self.between
         times = torch.linspace(self.process.noisiest, 0, last + 1, dtype=torch.float64)
         x = torch.randn(self.count, self.mixture.dimension, generator=torch.Generator().manual_seed(99))
-        states = [x]
-        for k in range(last):
-            t, to = (times[j].expand(self.count) for j in (k, k + 1))
-            x = flow_step(self.process, x, teacher.clean(x, t), t, to)
-            if (k + 1) % self.between == 0:
-                states.append(x)
-        return torch.stack(states, 1), times[:: self.between]
+        states = itertools.islice(flow_path(self.process, teacher.clean, x, times), 0, None, self.between)
+        return torch.stack(list(states), 1), times[:: self.between]
 
 
 @lru_cache(maxsize=16)
@@ -173,21 +170,18 @@ def _pretrained(toy: Toy, seed: int, steps: int = 1500, size: int = 512) -> Poin
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = PointNetwork(toy.mixture.dimension, toy.width, toy.horizon)
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     teacher, student, batches = toy.teacher(), toy.model(network), toy.batches(size)
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         clean = batches(generator).clean
         assert clean is not None
         t = toy.process.noisiest * (0.001 + 0.998 * torch.rand(size, generator=generator, dtype=torch.float64))
         x = toy.process.add_noise(clean, torch.randn(clean.shape, generator=generator), t)
         with torch.no_grad():
             wanted = teacher.raw(x, t)
-        loss = (student.raw(x, t) - wanted).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        plan.step()
+        return (student.raw(x, t) - wanted).square().mean()
+
+    fitted(network, loss, steps, rate=2e-3)
     return network
 
 
