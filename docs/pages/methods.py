@@ -15,11 +15,29 @@ from fewstep.distill.outline import outline
 from fewstep.files import read_json
 from fewstep.process import RectifiedFlow
 
+Lines = list[tuple[str, int, "float | None"]]
+"""Method, number of steps, distance (None where a seed diverged)."""
 BLOCK, RESULTS = "papers", Path(__file__).parent.parent.parent / "results"
-BOARDS = {
-    "distillation-toy.json": ("eight Gaussians in the plane", "energy distance x 1000"),
-    "distillation-digits.json": ("8x8 digits", "Frechet distance"),
-    "distillation.json": ("`mnist-dit`", "Frechet distance"),
+
+
+def _toy(found: dict[str, Any]) -> Lines:
+    return [(r["method"], r["steps"], r["distance"] and r["distance"]["mean"]) for r in found["rows"]]
+
+
+def _digits(found: dict[str, Any]) -> Lines:
+    return [(r["method"], r["steps"], r["summary"] and r["summary"][""]["frechet"]["mean"]) for r in found["rows"]]
+
+
+def _mnist(found: dict[str, Any]) -> Lines:
+    lines = found["summary"]
+    metric = next(m for m in lines[0]["metrics"] if m.startswith("frechet:classifier"))
+    return [(line["method"], line["steps"], line["metrics"][metric]["mean"]) for line in lines]
+
+
+BOARDS: dict[str, tuple[str, Callable[[dict[str, Any]], Lines]]] = {
+    "distillation-toy.json": ("eight Gaussians in the plane", _toy),
+    "distillation-digits.json": ("8x8 digits", _digits),
+    "distillation.json": ("`mnist-dit`", _mnist),
 }
 
 
@@ -213,31 +231,11 @@ def _standing(paper: Paper, boards: dict[str, Any]) -> str:
 
 
 def _places(file: str, found: dict[str, Any], name: str) -> Iterator[tuple[int, str, str]]:
-    value: Callable[[dict[str, Any]], float | None]
-    if file == "distillation.json":
-        lines = found["summary"]
-        metric = next(m for m in lines[0]["metrics"] if m.startswith("frechet:classifier"))
-
-        def value(line: dict[str, Any]) -> float | None:
-            return float(line["metrics"][metric]["mean"])
-
-    elif file == "distillation-toy.json":
-        lines = found["rows"]
-
-        def value(line: dict[str, Any]) -> float | None:
-            return None if line["distance"] is None else float(line["distance"]["mean"])
-
-    else:
-        lines = found["rows"]
-
-        def value(line: dict[str, Any]) -> float | None:
-            return None if line["summary"] is None else float(line["summary"][""]["frechet"]["mean"])
-
-    for steps in sorted({line["steps"] for line in lines if line["method"] == name}):
-        mine = next(line for line in lines if line["method"] == name and line["steps"] == steps)
-        rivals = [v for line in lines if line["steps"] == steps and (v := value(line)) is not None]
-        own, tried = value(mine), sum(line["steps"] == steps for line in lines)
+    lines = BOARDS[file][1](found)
+    for steps, own in sorted((count, value) for own_name, count, value in lines if own_name == name):
+        rivals = [value for _, count, value in lines if count == steps]
         if own is None:
-            yield steps, "a seed diverged", f"of {tried}"
+            yield steps, "a seed diverged", f"of {len(rivals)}"
         else:
-            yield steps, f"{own:.2f}", f"{1 + sum(v < own for v in rivals)} of {tried}"
+            better = sum(value is not None and value < own for value in rivals)
+            yield steps, f"{own:.2f}", f"{1 + better} of {len(rivals)}"
