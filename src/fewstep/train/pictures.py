@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 
@@ -21,6 +22,17 @@ def flippable(caption: str) -> bool:
 def flipped(pictures: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
     """Mirror the pictures (B, C, H, W) where `flip` (B,) is true."""
     return torch.where(flip[:, None, None, None], pictures.flip(-1), pictures)
+
+
+class Mirror:
+    """Mirrors half of those pictures whose caption allows it."""
+
+    def __init__(self, captions: Sequence[str]) -> None:
+        self.may_flip = torch.tensor([flippable(caption) for caption in captions])
+
+    def __call__(self, pictures: torch.Tensor, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The pictures (B, C, H, W), those of the captions numbered `chosen` (B,)."""
+        return flipped(pictures, self.may_flip[chosen] & (torch.rand(len(chosen), generator=generator) < 0.5))
 
 
 def signed(images: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fewstep.data import load
 from fewstep.models.text import text_config, tokens_of, train_tokenizer
-from fewstep.train.pictures import flippable, flipped, signed
+from fewstep.train.pictures import Mirror, signed
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
 
@@ -36,15 +36,15 @@ def build(config: Config) -> Stage:
     images, captions = load(config.data, config.split, config.size)
     tokenizer = train_tokenizer(captions)
     tokens = tokens_of(tokenizer, captions)
-    may_flip = torch.tensor([flippable(caption) for caption in captions])
+    mirror = Mirror(captions)
     torch.manual_seed(config.seed)
     model = clip_model(config, tokenizer)
     parameter = next(model.parameters())
 
     def batch(generator: torch.Generator) -> Batch:
         chosen = torch.randint(len(images), (config.batch,), generator=generator)
-        flip = may_flip[chosen] & (torch.rand(config.batch, generator=generator) < 0.5)
-        return {"pictures": augmented(flipped(signed(images[chosen]), flip), generator), "tokens": tokens[chosen]}
+        pictures = mirror(signed(images[chosen]), chosen, generator)
+        return {"pictures": augmented(pictures, generator), "tokens": tokens[chosen]}
 
     def loss(given: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         ids = given["tokens"].to(parameter.device)

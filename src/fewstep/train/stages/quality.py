@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fewstep.data import load
 from fewstep.train.corrupt import corrupted
 from fewstep.train.latents import open_pipeline
-from fewstep.train.pictures import flippable, flipped
+from fewstep.train.pictures import Mirror
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 from fewstep.train.stages.clip import augmented
 
@@ -38,7 +38,7 @@ def build(config: Config) -> Stage:
     from fewstep.rewards.quality import QualityNet
 
     images, captions = load(config.data, "train", config.size)
-    may_flip = torch.tensor([flippable(caption) for caption in captions])
+    mirror = Mirror(captions)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     pipe = open_pipeline(config.teacher).to(device)
     clean, noisy = reconstructions(pipe, images, device, config.seed)
@@ -52,8 +52,7 @@ def build(config: Config) -> Stage:
         real = torch.randint(len(images), (half + half // 2,), generator=generator)
         take = torch.rand(len(real), generator=generator) < 0.5
         good = torch.where(take[:, None, None, None], images[real], clean[real]).float() / 255
-        flip = may_flip[real] & (torch.rand(len(real), generator=generator) < 0.5)
-        good = flipped(good, flip)
+        good = mirror(good, real, generator)
         wrong = torch.randint(len(negatives), (half - half // 2,), generator=generator)
         pictures = torch.cat([good[:half], corrupted(good[half:], generator), negatives[wrong].float() / 255])
         pictures = (augmented(2 * pictures - 1, generator, noise=0.0) + 1) / 2

@@ -11,7 +11,7 @@ from fewstep.data import load
 from fewstep.errors import FewstepError
 from fewstep.latents import FeatureAutoencoder, load_encoder
 from fewstep.latents.surface import column
-from fewstep.train.pictures import flippable, flipped, signed
+from fewstep.train.pictures import Mirror, signed
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 from fewstep.train.stages.vae import reconstruction_loss
 
@@ -59,14 +59,13 @@ def shape(config: Config) -> dict[str, object]:
 def autoencoder_stage(config: Config, model: FeatureAutoencoder, mask: float) -> Stage:
     """Training of what `model` has besides its frozen encoder; `mask`: share of pictures without a residual."""
     images, captions = load(config.data, "train", config.size)
-    may_flip = torch.tensor([flippable(caption) for caption in captions])
+    mirror = Mirror(captions)
     model.measure(images)  # the noise is relative to the features' deviation
     modules = {"decoder": model.decoder, **({} if model.residual is None else {"residual": model.residual})}
 
     def batch(generator: torch.Generator) -> Batch:
         chosen = torch.randint(len(images), (config.batch,), generator=generator)
-        flip = may_flip[chosen] & (torch.rand(config.batch, generator=generator) < 0.5)
-        return {"pictures": flipped(signed(images[chosen]), flip)}
+        return {"pictures": mirror(signed(images[chosen]), chosen, generator)}
 
     def loss(given: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         pictures = given["pictures"].to(model.mean.device)

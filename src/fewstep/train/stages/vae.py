@@ -10,7 +10,7 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from fewstep.data import load
-from fewstep.train.pictures import flippable, flipped, signed
+from fewstep.train.pictures import Mirror, signed
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
 
@@ -31,15 +31,14 @@ class Config(StageConfig):
 def build(config: Config) -> Stage:
     """AutoencoderKL trained with L1 over three scales, L1 of picture gradients, and a tiny KL."""
     images, captions = load(config.data, "train", config.size)
-    may_flip = torch.tensor([flippable(caption) for caption in captions])
+    mirror = Mirror(captions)
     torch.manual_seed(config.seed)
     vae = autoencoder(config.size, config.channels, config.latent_channels)
     device = next(vae.parameters())
 
     def batch(generator: torch.Generator) -> Batch:
         chosen = torch.randint(len(images), (config.batch,), generator=generator)
-        flip = may_flip[chosen] & (torch.rand(config.batch, generator=generator) < 0.5)
-        return {"pictures": flipped(signed(images[chosen]), flip)}
+        return {"pictures": mirror(signed(images[chosen]), chosen, generator)}
 
     def loss(given: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         pictures = given["pictures"].to(device.device)
