@@ -193,8 +193,10 @@ PAPERS: tuple[Paper, ...] = (
         "the whole chain is differentiated. No teacher, no critic, a few hundred updates.",
         here="`Simulation(last=True, through=True)` and the term `Moments` with a cubic kernel; the linear one matches "
         "means alone, the radial one wants features of unit size and gets them. The grid begins at the noisiest time, "
-        "the paper's at 1 - 1/steps of the range. Features are any function of samples: judge by others.",
-        missing="Inception and CLIP are not shipped. Conditions are not compared: the paper's models have none.",
+        "the paper's at 1 - 1/steps of the range. Features are any function of samples: judge by others. The paper's "
+        "models have no conditions. Here sample i of the student and of the data share theirs, so the value of these "
+        "pairs is left out of the statistic: kept, it would push the conditions apart.",
+        missing="Inception and CLIP are not shipped.",
         claims=("mmd_ddm",),
         options=("options.kernel=radial",),
     ),

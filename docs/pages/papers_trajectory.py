@@ -68,7 +68,8 @@ PAPERS: tuple[Paper, ...] = (
         here="Two stages by share of the training. The teacher's states take one guided step per segment that is left "
         "behind, as in algorithm 1; the second stage takes three sub-steps of the teacher between edges and four "
         "steps of the student for its samples, noised by fresh noise, which the paper's text says and its algorithm 2 "
-        "does not (`StudentRollout(same_noise=True)`). Live student as target, as there.",
+        "does not (`StudentRollout(same_noise=True)`). Live student as target, as there. Segments alone "
+        "(`first_stage=1`) teach no jump to the data and are run as a deterministic chain.",
         missing="The latent perceptual distance (`metric=Features(...)` takes such a network), preference and "
         "adversarial stages. The learning rate is one for both stages; the paper's second is a tenth of the first.",
         claims=("mlcm",),
@@ -175,12 +176,12 @@ PAPERS: tuple[Paper, ...] = (
         "Annealing reflow starts with independent noise, which is ordinary flow matching, and ends with the "
         "teacher's pairs. The one-step student then learns from the exact pairs and, from unlimited fresh noise, from "
         "two steps of its own small flow.",
-        here="Two stages in one run on one store; the frozen flow is the student at the end of the first. beta falls "
-        "linearly from 1 to 0 over `anneal` of the reflow; the middle of the two steps is uniform in 0.2 to 0.8 as in "
-        "the code. `symmetry` takes a flip, which is right only where the teacher commutes with it. A smaller student "
-        "is given as a module.",
-        missing="The pairs of the second stage are the teacher's, not the small flow's, and the frozen flow is the "
-        "live student's, not its average. LPIPS; the exponential and cosine schedules.",
+        here="Two stages in one run on one store; the frozen flow is the averaged student of the first, the start of "
+        "the second its live one, as in the code. beta falls linearly from 1 to 0 over `anneal` of the reflow; the "
+        "middle of the two steps is uniform in 0.2 to 0.8 as in the code. `symmetry` takes a flip, which is right only "
+        "where the teacher commutes with it. A smaller student is given as a module.",
+        missing="The pairs of the second stage are the teacher's, not the small flow's. LPIPS; the exponential and "
+        "cosine schedules.",
         claims=("slimflow",),
         options=("options.reflow_steps=6000", "options.distil_steps=4000"),
     ),

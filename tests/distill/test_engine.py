@@ -11,13 +11,14 @@ from torch import nn
 from fewstep.distill.beds.toy import Toy
 from fewstep.distill.core import Batch, Made, Model
 from fewstep.distill.engine import assemble, towards
-from fewstep.distill.method import Adversary, Critic, Method, Settings, Target, Tracking
+from fewstep.distill.method import Adversary, Critic, Method, Settings, Target, Tracking, method
 from fewstep.distill.steps import Steps, evenly
 from fewstep.errors import FewstepError
 from fewstep.models.mixture import Mixture
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Cosine, RectifiedFlow, VPDiscrete
 from fewstep.sample import sample
+from fewstep.train.ema import EMA
 from fewstep.train.toy import train_toy
 
 TOY = Toy(width=16)
@@ -157,6 +158,22 @@ def test_the_target_of_stages_rests_in_the_last_one():
         if torch.equal(made.slow["target"].layer.weight, weight):
             moved.append(step)
     assert moved == [2, 4]
+
+
+def test_a_frozen_flow_is_the_average_of_the_stage_before():
+    """SlimFlow's, compared with the averages that the loop keeps; the live student has moved on."""
+    target = method("slim_flow", TOY.process, reflow_steps=6, distil_steps=3).target
+    made = engine(Method({"x": matched}, Steps((1.0,)), target=target))
+    student = made.modules["student"]
+    average = EMA({"student": student}, target.decay)
+    for step in range(1, 10):
+        student.layer.weight.data.mul_(1.1)
+        if step <= 6:
+            average.update({"student": student})
+        made.after(step)
+    found = made.slow["target"].layer.weight
+    torch.testing.assert_close(found, average.shadow["student.layer.weight"])
+    assert not torch.allclose(found, student.layer.weight / 1.1**3)
 
 
 def test_a_live_target_is_the_student_itself():

@@ -121,7 +121,7 @@ def test_stages_are_laid_over_a_training_of_any_length(calls, stages, updates):
 
 def test_two_stages_of_slim_flow_share_a_training_two_to_one():
     made = method("slim_flow", RectifiedFlow(), **stages_over("slim_flow", 90))
-    assert (made.updates, made.target.every) == (90, 60)
+    assert (made.updates, made.target.until) == (90, 60)
     assert made.terms["slim_flow"].stages[0][0] == pytest.approx(2 / 3)
 
 

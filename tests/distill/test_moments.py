@@ -74,6 +74,46 @@ def test_double_sums_are_the_definition():
     assert float(discrepancy(x, y, kernel)) == pytest.approx(xx + yy - 2 * xy)
 
 
+def conditional(size, seed):
+    """Classes, and a perfect student's samples and real ones for each of them: N(-2, 1/4) and N(2, 1/4)."""
+    g = generator(seed)
+    label = torch.randint(2, (size, 1), generator=g)
+    student, real = (2.0 * (2 * label - 1) + 0.5 * torch.randn(size, 1, generator=g) for _ in range(2))
+    return label, student.requires_grad_(True), real
+
+
+@pytest.mark.parametrize("kernel", [Radial((1.0,)), Polynomial(3)])
+def test_a_perfect_conditional_student_is_pulled_nowhere_in_any_class(kernel):
+    """Neither the mean nor the spread of a class; sample i of both sides has label i and is compared with others."""
+    pulls = {(c, part): [] for c in (0, 1) for part in ("mean", "spread")}
+    for seed in range(600):
+        label, x, real = conditional(16, seed)
+        given = batch_of(16, clean=real, condition={"label": label})
+        loss, _ = Moments(kernel=kernel)(cast_of(normal(0, 1)), given, made_of(x), generator())
+        (gradient,) = torch.autograd.grad(loss, x)
+        for c in (0, 1):
+            inside = label == c
+            pulls[c, "mean"].append(gradient[inside].sum())
+            pulls[c, "spread"].append((gradient * (x.detach() - 2.0 * (2 * c - 1)))[inside].sum())
+    for values in pulls.values():
+        found = torch.stack(values)
+        assert abs(float(found.mean())) < 4 * float(found.std()) / len(values) ** 0.5
+
+
+def test_pairs_leave_their_own_values_out():
+    x, y = draw(5, 3, 0, 1, 0), draw(5, 3, 1, 1, 1)
+    kernel = Polynomial(2)
+
+    def k(a, b):
+        return (float(a @ b) / 3 + 1) ** 2
+
+    terms = [(p, q) for p in range(5) for q in range(5) if p != q]
+    wanted = sum(k(x[i], x[j]) + k(y[i], y[j]) - 2 * k(x[i], y[j]) for i, j in terms) / 20
+    assert float(discrepancy(x, y, kernel, paired=True)) == pytest.approx(wanted)
+    with pytest.raises(FewstepError, match="both sides"):
+        discrepancy(x, y[:4], kernel, paired=True)
+
+
 def test_degree_one_sees_the_means_alone():
     x, y = draw(2000, 2, 0.5, 3.0, 0), draw(2000, 2, 0.5, 0.1, 1)
     assert float(discrepancy(x, y, Polynomial(1))) == pytest.approx(0, abs=0.05)

@@ -9,12 +9,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from claims import yonos
+from claims import mlcm, yonos
 from claims.chain import Chain, Flow, after, straightness
 from claims.claim import Arm
 
 from fewstep.distill.beds.digits import DigitBed, DigitJudge, DigitNetwork, told
 from fewstep.distill.core import Batch, Cast
+from fewstep.distill.flow_map import Edge
 from fewstep.distill.method import method
 from fewstep.models.digits import load_digits
 
@@ -154,6 +155,16 @@ def test_options_of_presets_that_the_claims_compare(bed):
         made = method("slim_flow", process, reflow_steps=5, distil_steps=5, anneal=anneal)
         found = made.terms["slim_flow"].stages[0][1].source.anneal
         assert ((found if isinstance(found, float) else found(start.step, start.steps)) > 0) is fresh
+
+
+def test_a_student_of_segments_alone_is_never_asked_to_jump_to_the_data_and_back(bed):
+    """Fresh noise between calls needs a clean prediction, which consistency within segments does not teach."""
+    for name, arm in mlcm.CLAIM.arms.items():
+        made = arm.make(bed.process, 400)
+        alone = [until for until, _ in made.terms["consistency"].stages] == [1.0] if name != "LCM" else False
+        within = alone and isinstance(made.terms["consistency"].stages[0][1].times.end, Edge)
+        assert {made.steps.fresh, *(steps.fresh for steps in arm.draws(bed.process).values())} == {float(not within)}
+        assert within is name.startswith("segments")
 
 
 def test_the_easier_task_s_teacher_sees_what_the_student_cannot(bed, monkeypatch):

@@ -88,7 +88,7 @@ class Engine:
         """What follows the updates of step `step` (from 1): the slow student moves, the critic is pulled."""
         student, target = self.modules["student"], self.method.target
         if "target" in self.slow and target is not None and target.moves(step):
-            towards(self.slow["target"], student, 1 - target.decay)
+            towards(self.slow["target"], student, target.share(step))
         critic = self.method.critic
         if critic is not None and critic.tracking.pull:
             towards(self.modules["critic"], student, critic.tracking.pull)

@@ -82,11 +82,18 @@ class Target:
 
     until:
         Where the last stage begins: the target rests after this step, however long that stage is.
+    warm:
+        The decay begins low, as that of the averages that training saves does: what the student began as is forgotten.
     """
 
     decay: float = 0.0
     every: int = 1
     until: int | None = None
+    warm: bool = False
+
+    def share(self, step: int) -> float:
+        """How much of the way to the student it goes after step `step` (from 1)."""
+        return 1 - (warmed_up(self.decay, step) if self.warm else self.decay)
 
     def moves(self, step: int) -> bool:
         """Whether it follows the student after step `step` (from 1)."""
@@ -96,6 +103,11 @@ class Target:
     def live(self) -> bool:
         """Whether it is the student itself."""
         return self.decay == 0 and self.every == 1 and self.until is None
+
+
+def warmed_up(decay: float, updates: int) -> float:
+    """The decay of a moving average at its update number `updates` (from 1): min(decay, (1 + t) / (10 + t))."""
+    return min(decay, (1 + updates) / (10 + updates))
 
 
 @dataclass(frozen=True)

@@ -41,18 +41,29 @@ class Radial:
         return torch.stack([torch.exp(-square / (2 * width**2)) for width in self.widths]).mean(0)
 
 
-def discrepancy(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
+def discrepancy(x: Tensor, y: Tensor, kernel: Kernel, paired: bool = False) -> Tensor:
     """Unbiased estimate of the squared discrepancy of sets x (n, d) and y (m, d); may be negative.
 
+    paired: sample i of both was drawn for condition i, so that the two are alike as no other two are. Their own value
+    is then left out, as that of a sample with itself is: kept, it would push the conditions apart.
+
     Raises:
-        FewstepError: fewer than two samples on a side.
+        FewstepError: fewer than two samples on a side, or pairs of sets that are not equally large.
     """
     n, m = len(x), len(y)
     if n < 2 or m < 2:
         raise FewstepError("two sets of two samples at least are needed", value=(n, m), mend="Use a larger batch.")
-    xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
-    within = (xx.sum() - xx.diagonal().sum()) / (n * (n - 1)) + (yy.sum() - yy.diagonal().sum()) / (m * (m - 1))
-    return within - 2 * xy.mean()
+    if paired and n != m:
+        raise FewstepError("pairs need as many samples on both sides", value=(n, m), mend="Compare whole batches.")
+    cross = kernel(x, y)
+    between = _others(cross) if paired else cross.mean()
+    return _others(kernel(x, x)) + _others(kernel(y, y)) - 2 * between
+
+
+def _others(values: Tensor) -> Tensor:
+    """Mean of values (n, n) off the diagonal."""
+    n = len(values)
+    return (values.sum() - values.diagonal().sum()) / (n * (n - 1))
 
 
 def flat(x: Tensor) -> Tensor:
@@ -63,6 +74,8 @@ def flat(x: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Moments:
     """Discrepancy of the student's samples from the real ones of the batch in a feature space.
+
+    In a batch with conditions, sample i of the student and of the data share the condition: they are compared as pairs.
 
     features: samples (B, ...) -> (B, d), with a gradient; decodes latents where it must. Judge the result by others.
     unit: divide features by the root mean squared distance of two real ones, which the widths of a radial kernel want.
@@ -87,5 +100,6 @@ class Moments:
         wide = torch.promote_types(real.dtype, torch.float32)
         real = real.to(wide)
         size = (2 * real.var(0).sum()).sqrt() if self.unit else 1.0
-        loss = discrepancy(self.features(x).to(wide) / size, real / size, self.kernel)
+        made_here = self.features(x).to(wide)
+        loss = discrepancy(made_here / size, real / size, self.kernel, paired=batch.condition is not None)
         return self.scale * loss, {"discrepancy": loss.detach()}

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from fewstep.distill.method import warmed_up
 from fewstep.train.shards import like
 
 
 class EMA:
     """Averages the floating-point parameters of named modules; buffers and integers are copied.
 
-    `decay_t = min(decay, (1 + t) / (10 + t))`, t the number of updates.
+    The decay begins low (`warmed_up`).
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
@@ -24,7 +25,7 @@ class EMA:
     def update(self, modules: Mapping[str, nn.Module]) -> None:
         """Take one step towards the present weights."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = warmed_up(self.decay, self.updates)
         floats: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         for name, tensor in named(modules):
             shadow = self.shadow[name]

@@ -61,8 +61,9 @@ def mlcm(
     """Multistep latent consistency without data: segments on the teacher's states, then milestones (arXiv 2406.05768).
 
     metric: the paper's is the distance of features of a latent perceptual network (`Features`).
-    first_stage: share of the training within segments; 1 or 0 leaves a stage out. data: noised data instead of the
-    teacher's states, which the paper argues against.
+    first_stage: share of the training within segments; 1 or 0 leaves a stage out. Within segments alone no jump to the
+    data is learned, and the student is run as a deterministic chain. data: noised data instead of the teacher's states,
+    which the paper argues against.
     sub_steps, rollout: DDIM steps between milestones (p), and steps of the student that make its own states (q).
     """
     fine, coarse, scale = Even(parts), Even(segments), Guidance(guidance)
@@ -85,7 +86,7 @@ def mlcm(
     stages = ((first_stage, within),) * (first_stage > 0) + ((1.0, between),) * (first_stage < 1)
     return Method(
         {"consistency": InTurn(stages)},
-        evenly(process, steps),
+        evenly(process, steps, fresh=float(first_stage < 1)),
         needs=needing(data=data, guided=guidance != 1),
         settings=Settings(learning_rate=1e-4),
     )

@@ -37,6 +37,7 @@ from fewstep.distill.times import Uniform
 from fewstep.process import Process
 
 EVERYWHERE = Intervals(Uniform(1e-3, 1.0), equal=1.0)
+AVERAGE = 0.9999
 
 
 @preset("reflow")
@@ -50,7 +51,7 @@ def reflow(process: Process, *, steps: int = 2, anneal: float = 0.0) -> Method:
         {"reflow": FlowMapTerm(EVERYWHERE, Instant(Data()), EndPointPairs(beta))},
         evenly(process, steps, fresh=0.0),
         needs=needing(store=True),
-        settings=Settings(learning_rate=1e-6, warmup=1000, ema=0.9999),
+        settings=Settings(learning_rate=1e-6, warmup=1000, ema=AVERAGE),
     )
 
 
@@ -85,7 +86,7 @@ def instaflow(process: Process, *, metric: Metric = Squared()) -> Method:
         {"end": FlowMapTerm(StoredPairs("whole"), TwoLeg(Stored()), StoredPath(), metric, space="state")},
         evenly(process, 1, fresh=0.0),
         needs=needing(store=True),
-        settings=Settings(learning_rate=1e-6, warmup=1000, ema=0.9999),
+        settings=Settings(learning_rate=1e-6, warmup=1000, ema=AVERAGE),
     )
 
 
@@ -104,7 +105,8 @@ def slim_flow(
 
     For a student smaller than its teacher. The training must take reflow_steps + distil_steps updates. symmetry: of the
     teacher, such as a flip of pictures, applied to both ends of half of the pairs. anneal: share of the reflow over
-    which pairs are loosened, 0 pairs them from the start. two_steps: weight of the student's own flow, 0 leaves it out.
+    which pairs are loosened, 0 pairs them from the start. two_steps: weight of the student's own flow, 0 leaves it out;
+    that flow is the reflow's averaged student.
     """
     share = reflow_steps / (reflow_steps + distil_steps)
     beta = Ramp(1.0, 0.0, last=anneal * share) if anneal else 0.0
@@ -116,8 +118,8 @@ def slim_flow(
     return Method(
         {"slim_flow": InTurn(((share, straighten), (1.0, distil)))},
         evenly(process, 1, fresh=0.0),
-        target=Target(every=reflow_steps, until=reflow_steps),
+        target=Target(AVERAGE, until=reflow_steps, warm=True),
         needs=needing(store=True),
-        settings=Settings(learning_rate=2e-4, betas=(0.9, 0.999), warmup=5000, ema=0.9999),
+        settings=Settings(learning_rate=2e-4, betas=(0.9, 0.999), warmup=5000, ema=AVERAGE),
         updates=reflow_steps + distil_steps,
     )
