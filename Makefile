@@ -12,16 +12,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?=
 CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python3.10 python
+# One worker a core, one thread a worker (tests/conftest.py); at most eight, for each holds torch in memory.
+WORKERS := --numprocesses auto --maxprocesses 8 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 demo: $(VENV)/.installed
 	$(BIN)/fewstep demo
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS) --durations=10
 
 test-thorough: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m thorough
+	$(BIN)/python -m pytest $(WORKERS) -m thorough
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -4,7 +4,6 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel
 from torch import nn
-from toys import golden, levels, toy
 
 from fewstep.denoiser import Backbone, Denoiser, Guided, fingerprint
 from fewstep.errors import FewstepError
@@ -12,6 +11,7 @@ from fewstep.prediction import KINDS, Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
 from fewstep.sample import sample
 from fewstep.solvers import ddim, grids
+from tests.core.toys import golden, levels, toy
 
 PROCESSES = [VPDiscrete.from_betas(), VPContinuous(), VE(), RectifiedFlow(3.0)]
 

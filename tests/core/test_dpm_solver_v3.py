@@ -4,7 +4,6 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from toys import golden, levels
 
 from fewstep.denoiser import Denoiser
 from fewstep.errors import FewstepError, IdentityError, PlanError
@@ -18,6 +17,7 @@ from fewstep.solvers import Grid, grids, unipc
 from fewstep.solvers.dpm_solver_v3 import dpm_solver_v3
 from fewstep.solvers.estimation import estimate_statistics
 from fewstep.solvers.statistics import Statistics
+from tests.core.toys import golden, levels
 
 EPSILON, VP = Prediction("epsilon"), VPContinuous()
 

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from toys import SHAPE, golden, toy
 
 from fewstep.errors import PlanError
 from fewstep.models.mixture import Mixture
@@ -9,6 +8,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
 from fewstep.sample import sample
 from fewstep.solvers import FACTS, SOLVERS, analytic_first_step, grids
+from tests.core.toys import SHAPE, golden, toy
 
 EPSILON = Prediction("epsilon")
 DISCRETE = VPDiscrete.from_betas("scaled_linear", beta_start=0.00085, beta_end=0.012)

@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from toys import golden, levels
 
 from fewstep.errors import PlanError
 from fewstep.models.mixture import Mixture
@@ -11,6 +10,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous
 from fewstep.sample import sample
 from fewstep.solvers import Grid, amed, dpm_solver_2s, grids
+from tests.core.toys import golden, levels
 
 EPSILON, VP = Prediction("epsilon"), VPContinuous()
 

@@ -1,13 +1,13 @@
 import dataclasses
 
 import torch
-from toys import SHAPE, run_diffusers, toy
 
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
 from fewstep.sample import sample
 from fewstep.solvers import ddim, grids
+from tests.core.toys import SHAPE, run_diffusers, toy
 
 PROCESS = VPDiscrete.from_betas()
 IMAGE = torch.linspace(-1, 1, 64, dtype=torch.float64).reshape(SHAPE)

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from scipy.integrate import quad
-from toys import golden, levels
 
 from fewstep.errors import PlanError
 from fewstep.models.mixture import Mixture
@@ -19,6 +18,7 @@ from fewstep.solvers.dpm_solver_v3 import dpm_solver_v3
 from fewstep.solvers.per_step import Decision, per_step
 from fewstep.solvers.statistics import Statistics
 from fewstep.solvers.taylor import phi
+from tests.core.toys import golden, levels
 
 EPSILON, VP = Prediction("epsilon"), VPContinuous()
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import SHAPE, STABLE_DIFFUSION, departure, run_diffusers, toy
 
 from fewstep.errors import FewstepError, IdentityError, PlanError
 from fewstep.plan import Identity, Plan, Row
@@ -17,6 +16,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
 from fewstep.sample import sample
 from fewstep.solvers import ddim, dpm_solver_pp_2m, grids, lcm
+from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, run_diffusers, toy
 
 PROCESS = VPDiscrete.from_betas("scaled_linear", beta_start=0.00085, beta_end=0.012)
 EPSILON = Prediction("epsilon")

@@ -8,7 +8,6 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from toys import SHAPE, STABLE_DIFFUSION, departure, run_diffusers, toy
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fewstep.denoiser import Backbone, Guided
@@ -19,6 +18,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
 from fewstep.sample import sample
 from fewstep.solvers import SOLVERS, ddim, dpm_solver_pp_2m, euler_ancestral, grids, lcm
+from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, run_diffusers, toy
 
 EPSILON = Prediction("epsilon")
 PROCESS = VPDiscrete.from_betas("scaled_linear", beta_start=0.00085, beta_end=0.012)

@@ -3,11 +3,11 @@ import copy
 import diffusers as d
 import pytest
 import torch
-from toys import SHAPE, STABLE_DIFFUSION, departure, run_diffusers, toy
 
 from fewstep.errors import PlanError
 from fewstep.plan import Plan
 from fewstep.sample import sample
+from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, run_diffusers, toy
 
 LINEAR = [
     (d.DDIMScheduler, {"clip_sample": False}, 5, {}),

@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import SHAPE, golden, levels, toy
 
 from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.models.mixture import Mixture
@@ -15,6 +14,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
 from fewstep.sample import Noise, sample
 from fewstep.solvers import SOLVERS, Grid, ddim, dpm_solver_pp_2m, grids, lcm
+from tests.core.toys import SHAPE, golden, levels, toy
 
 EPSILON = Prediction("epsilon")
 PROCESS = VPDiscrete.from_betas("scaled_linear", beta_start=0.00085, beta_end=0.012)

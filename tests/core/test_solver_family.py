@@ -3,8 +3,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad, solve_ivp
-from test_solvers import DISCRETE, EPSILON, PROCESSES, error, grid_on
-from toys import SHAPE, STABLE_DIFFUSION, departure, golden, levels, run_diffusers, toy
 
 from fewstep.errors import PlanError
 from fewstep.models.mixture import Mixture
@@ -16,6 +14,8 @@ from fewstep.sample import sample
 from fewstep.solvers import FACTS, SOLVERS, Grid, grids
 from fewstep.solvers.integrals import weights
 from fewstep.solvers.stages import Stages
+from tests.core.test_solvers import DISCRETE, EPSILON, PROCESSES, error, grid_on
+from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, golden, levels, run_diffusers, toy
 
 FULL = {"lower_order_final": False}
 

@@ -2,7 +2,6 @@ import diffusers as d
 import numpy as np
 import pytest
 import torch
-from toys import SHAPE, STABLE_DIFFUSION, departure, golden, levels, run_diffusers, toy
 
 from fewstep.models.mixture import Mixture
 from fewstep.plan.history import History
@@ -10,6 +9,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import VE, Cosine, RectifiedFlow, VPContinuous, VPDiscrete
 from fewstep.sample import sample
 from fewstep.solvers import FACTS, SOLVERS, Grid, grids
+from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, golden, levels, run_diffusers, toy
 
 EPSILON = Prediction("epsilon")
 FULL_ORDER = {

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gaussians import FLOW, batch_of, cast_of, generator, made_of, normal
 from torch import nn
 
 from fewstep.distill.adversary import LOSSES, Fool, Judge
@@ -26,6 +25,7 @@ from fewstep.distill.taps import features, watch
 from fewstep.distill.times import Points, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
+from tests.distill.gaussians import FLOW, batch_of, cast_of, generator, made_of, normal
 
 SIZE = 6
 

@@ -1,13 +1,7 @@
 """The claims of papers: every arm can be built, every question names what there is, arms cost what is said."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from claims import yonos
 from claims.claim import Question, drawn
 from claims.msd import PARTS, SMALL, Routed

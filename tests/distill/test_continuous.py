@@ -4,22 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from flow_map_exact import (
-    MEAN,
-    PROCESSES,
-    STD,
-    batch_of,
-    exact_cast,
-    exact_student,
-    exact_teacher,
-    fixed,
-    gaussian_map,
-    generator,
-    jump_of,
-    posterior,
-    residual,
-    rough,
-)
 
 from fewstep.distill.core import Cast
 from fewstep.distill.flow_map import (
@@ -39,6 +23,22 @@ from fewstep.distill.flow_map import (
 from fewstep.distill.flow_map.frame import Frame
 from fewstep.distill.flow_map.term import normalised
 from fewstep.process import Cosine, RectifiedFlow
+from tests.distill.flow_map_exact import (
+    MEAN,
+    PROCESSES,
+    STD,
+    batch_of,
+    exact_cast,
+    exact_student,
+    exact_teacher,
+    fixed,
+    gaussian_map,
+    generator,
+    jump_of,
+    posterior,
+    residual,
+    rough,
+)
 
 STRAIGHT = RectifiedFlow()
 T, S = (0.9, 0.6, 0.4, 0.75), (0.2, 0.5, 0.05, 0.3)

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from flow_map_exact import exact_teacher, generator, rough
 from torch import nn
 
 from fewstep.distill.core import Batch, Cast
@@ -14,6 +13,7 @@ from fewstep.distill.rollout import Simulation
 from fewstep.distill.steps import Steps
 from fewstep.errors import FewstepError
 from fewstep.process import RectifiedFlow
+from tests.distill.flow_map_exact import exact_teacher, generator, rough
 
 PROCESS = RectifiedFlow()
 STEPS = Steps((1.0, 0.6, 0.3), 0.0)

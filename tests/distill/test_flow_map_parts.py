@@ -4,20 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from flow_map_exact import (
-    MEAN,
-    PROCESSES,
-    STD,
-    batch_of,
-    exact_cast,
-    exact_student,
-    exact_teacher,
-    fixed,
-    gaussian_map,
-    generator,
-    jump_of,
-    rough,
-)
 
 from fewstep.distill.core import Batch, Cast, Made, Model
 from fewstep.distill.flow_map import (
@@ -66,6 +52,20 @@ from fewstep.distill.times import LogNormal, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
+from tests.distill.flow_map_exact import (
+    MEAN,
+    PROCESSES,
+    STD,
+    batch_of,
+    exact_cast,
+    exact_student,
+    exact_teacher,
+    fixed,
+    gaussian_map,
+    generator,
+    jump_of,
+    rough,
+)
 
 STRAIGHT = RectifiedFlow()
 MANY = Batch(size=4000, shape=(3,))

@@ -4,21 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from flow_map_exact import (
-    MEAN,
-    PROCESSES,
-    STD,
-    batch_of,
-    exact_cast,
-    exact_teacher,
-    fixed,
-    gaussian_map,
-    generator,
-    jump_of,
-    posterior,
-    residual,
-    rough,
-)
 from torch import nn
 
 from fewstep.distill.core import Batch, Cast, Model
@@ -49,6 +34,21 @@ from fewstep.distill.times import Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
+from tests.distill.flow_map_exact import (
+    MEAN,
+    PROCESSES,
+    STD,
+    batch_of,
+    exact_cast,
+    exact_teacher,
+    fixed,
+    gaussian_map,
+    generator,
+    jump_of,
+    posterior,
+    residual,
+    rough,
+)
 
 T, M, S = (0.9, 0.6, 0.4, 0.75), (0.5, 0.55, 0.1, 0.6), (0.2, 0.5, 0.05, 0.0)
 STRAIGHT = RectifiedFlow()

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from gaussians import batch_of, cast_of, generator, made_of, normal
 
 from fewstep.distill.moments import Moments, Polynomial, Radial, discrepancy
 from fewstep.errors import FewstepError
+from tests.distill.gaussians import batch_of, cast_of, generator, made_of, normal
 
 
 def draw(count, dimension, mean, std, seed):

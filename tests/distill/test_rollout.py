@@ -1,6 +1,5 @@
 import pytest
 import torch
-from gaussians import FLOW, batch_of, cast_of, counted, generator, labels, made_of, normal, perfect
 from torch import nn
 
 from fewstep.distill.core import Batch, Model
@@ -19,6 +18,7 @@ from fewstep.distill.steps import Steps, evenly
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, VPDiscrete
+from tests.distill.gaussians import FLOW, batch_of, cast_of, counted, generator, labels, made_of, normal, perfect
 
 FOUR = (1.0, 0.75, 0.5, 0.25)
 

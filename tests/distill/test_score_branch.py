@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gaussians import FLOW, Line, batch_of, cast_of, counted, generator, guided_pair, labels, made_of, normal, perfect
 from torch import nn
 
 from fewstep.distill.core import Batch, Model
@@ -31,6 +30,19 @@ from fewstep.distill.steps import Steps
 from fewstep.distill.times import Points, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
+from tests.distill.gaussians import (
+    FLOW,
+    Line,
+    batch_of,
+    cast_of,
+    counted,
+    generator,
+    guided_pair,
+    labels,
+    made_of,
+    normal,
+    perfect,
+)
 
 SIZE = 6
 TEACHER = guided_pair((1.0, 0.25), (0.0, 1.25))

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from gaussians import FLOW, batch_of, cast_of, counted, generator, guided_pair, labels, made_of, normal
 
 from fewstep.distill.core import Made, Model
 from fewstep.distill.score import Denoising, MeanVariance, Pairs, Raise, Scales, onward
@@ -13,6 +12,7 @@ from fewstep.distill.times import Points, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
+from tests.distill.gaussians import FLOW, batch_of, cast_of, counted, generator, guided_pair, labels, made_of, normal
 
 SIZE = 20_000
 KINDS = [

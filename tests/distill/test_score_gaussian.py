@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from gaussians import FLOW, Line, batch_of, cast_of, generator, guided_pair, labels, made_of, normal
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
@@ -12,6 +11,7 @@ from fewstep.distill.rollout import raised
 from fewstep.distill.score import Branch, Guidance, Huber, Identity, Match, Power, Ratio, Scales, Sum, onward, squared
 from fewstep.distill.times import Points, Uniform
 from fewstep.process import RectifiedFlow, VPContinuous, VPDiscrete
+from tests.distill.gaussians import FLOW, Line, batch_of, cast_of, generator, guided_pair, labels, made_of, normal
 
 SIZE = 200_000
 MU, V = 1.0, 0.25

@@ -5,7 +5,6 @@ from functools import lru_cache
 
 import pytest
 import torch
-from gaussians import counted, guided_pair
 
 from fewstep.distill.beds.toy import Toy, standard
 from fewstep.distill.core import Batch, Cast
@@ -16,6 +15,7 @@ from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
 from fewstep.train.toy import train_toy
+from tests.distill.gaussians import counted, guided_pair
 
 NAMES = [
     "decoupled_dmd",

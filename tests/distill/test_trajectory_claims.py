@@ -1,14 +1,9 @@
 """Claims of more than one training: each stage gets its share, its bed and its start; how straight a flow is."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from claims import mlcm, yonos
 from claims.chain import Chain, Flow, after, straightness
 from claims.claim import Arm

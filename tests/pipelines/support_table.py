@@ -1,19 +1,21 @@
-"""The table of docs/pipelines.md, made from what the tests of this folder run; run this file to write it anew."""
+"""The table of docs/pipelines.md, made from what the tests of this folder run.
+
+`python -m tests.pipelines.support_table` writes it anew.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-import test_adapters
-import test_image_to_image
-import tiny_pipelines as tiny
-
 from fewstep.pipelines import backbone_of, process_of
 from fewstep.pipelines.calls import condition_kind
 from fewstep.variants import prunable
+from tests import ROOT
+from tests.pipelines import test_adapters, test_image_to_image
+from tests.pipelines import tiny_pipelines as tiny
 
-PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
+PAGE = ROOT / "docs" / "pipelines.md"
 BEGIN, END = "<!-- table: tests/pipelines/support_table.py -->", "<!-- end of table -->"
 HEADER = "| pipeline | draws from | network | process | blocks that can be skipped | starts late | LoRA in the folder |"
 

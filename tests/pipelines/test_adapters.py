@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import tiny_pipelines as tiny
 import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
@@ -13,6 +12,7 @@ from fewstep.errors import FewstepError, IdentityError
 from fewstep.pipelines import attach, backbone_of, identity_of, load_pipeline, plan_of, save_pipeline
 from fewstep.pipelines.adapters import adapters_of
 from fewstep.quant import quantize
+from tests.pipelines import tiny_pipelines as tiny
 
 FAMILIES = ["sd", "sdxl", "sd3", "flux", "z-image", "sana", "cogvideox", "wan"]
 """Those whose pipelines load LoRA weights."""

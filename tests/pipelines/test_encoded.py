@@ -1,7 +1,6 @@
 """Conditions learned by watching a pipeline: the network then says what the pipeline itself would make of it."""
 
 import pytest
-import tiny_pipelines as tiny
 import torch
 
 from fewstep.errors import FewstepError
@@ -9,6 +8,7 @@ from fewstep.pipelines import Generator, backbone_of, load_pipeline, process_of,
 from fewstep.pipelines.encoded import encode
 from fewstep.pipelines.network import PipelineNetwork
 from fewstep.pipelines.two_times import TwoTimes
+from tests.pipelines import tiny_pipelines as tiny
 
 
 def opened(kind, folder):

@@ -1,7 +1,6 @@
 """Every pipeline family that docs/pipelines.md lists: its plan read, another made, run, saved and opened again."""
 
 import pytest
-import tiny_pipelines as tiny
 import torch
 from diffusers import DiffusionPipeline
 
@@ -19,6 +18,7 @@ from fewstep.pipelines import (
 )
 from fewstep.quant import quantize
 from fewstep.solvers import ddim, dpm_solver_pp_2m, euler, grids
+from tests.pipelines import tiny_pipelines as tiny
 
 SEEDS = [3, 1, 4]
 

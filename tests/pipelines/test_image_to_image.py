@@ -4,12 +4,12 @@ import inspect
 
 import diffusers
 import pytest
-import tiny_pipelines as tiny
 import torch
 
 from fewstep.pipelines import Generator, attach, plan_of, process_of, save_pipeline
 from fewstep.pipelines.load import load_pipeline
 from fewstep.solvers import ddim, dpm_solver_pp_2m, grids
+from tests.pipelines import tiny_pipelines as tiny
 
 CASES = {
     "StableDiffusionImg2ImgPipeline": "sd",

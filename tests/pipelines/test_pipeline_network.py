@@ -3,13 +3,13 @@
 import warnings
 
 import pytest
-import tiny_pipelines as tiny
 import torch
 
 from fewstep.errors import FewstepError
 from fewstep.jacobian import jvp, vjp
 from fewstep.pipelines import Generator, plan_of, trace
 from fewstep.pipelines.network import PipelineNetwork
+from tests.pipelines import tiny_pipelines as tiny
 
 SEEDS = [3, 1]
 

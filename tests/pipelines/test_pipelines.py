@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import tiny_pipelines as tiny
 import torch
 from diffusers import DiffusionPipeline
 
@@ -27,6 +26,7 @@ from fewstep.pipelines.generate import remember_prompts
 from fewstep.plan import Identity
 from fewstep.quant import quantize
 from fewstep.sample import sample
+from tests.pipelines import tiny_pipelines as tiny
 
 PROMPTS, SEEDS = ["a", "bc", "d", "ef"], [3, 1, 4, 1]
 KINDS = ["sd", "sdxl", "pixart", "flux"]

@@ -5,12 +5,12 @@ import math
 
 import diffusers
 import pytest
-import tiny_pipelines as tiny
 import torch
 
 from fewstep.errors import FewstepError, IdentityError, NonFiniteError, PlanError
 from fewstep.pipelines import Generator, attach, plan_of, process_of
 from fewstep.solvers import ddim, dpm_solver_pp_2m, grids
+from tests.pipelines import tiny_pipelines as tiny
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 ZERO = {"rescale_betas_zero_snr": True}

@@ -1,11 +1,11 @@
 """Several roles on one frozen base: each is its own adapter, and the base is the teacher."""
 
 import pytest
-import tiny_pipelines as tiny
 import torch
 
 from fewstep.pipelines import backbone_of
 from fewstep.pipelines.shared import SharedBase
+from tests.pipelines import tiny_pipelines as tiny
 
 COND = {"class_labels": torch.tensor([1, 2])}
 

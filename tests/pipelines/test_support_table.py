@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-import support_table
+from tests.pipelines import support_table
 
 
 def test_the_table_is_the_one_the_tests_make():
-    assert support_table.written() == support_table.table(), "run: python tests/pipelines/support_table.py"
+    assert support_table.written() == support_table.table(), "run: python -m tests.pipelines.support_table"
 
 
 def test_every_claim_names_a_test_that_exists():

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 
 import pytest
-import tiny_pipelines as tiny
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -17,6 +16,7 @@ from fewstep.process import RectifiedFlow
 from fewstep.sample import sample
 from fewstep.solvers import ddim, grids
 from fewstep.variants import Variants, applied, prunable, relative_cost
+from tests.pipelines import tiny_pipelines as tiny
 
 KINDS = list(tiny.MAKERS)
 

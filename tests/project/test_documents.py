@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -19,8 +18,8 @@ from fewstep.errors import FewstepError
 from fewstep.plan.files import from_document, to_document
 from fewstep.process import RectifiedFlow
 from fewstep.recipes.loader import resolve
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("src/fewstep/**/README.md")])
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="tests run outside of a checkout")
 

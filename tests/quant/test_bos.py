@@ -1,20 +1,16 @@
 """The first text token apart: exact for it, ordinary for all else; found in the calls of real pipelines; saved."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
-import tiny_pipelines as tiny
-
 from fewstep.errors import FewstepError
 from fewstep.quant import quantize
 from fewstep.quant.bos import FirstToken, constant_first_tokens, install_separated, separate, separated
 from fewstep.quant.sensitivity import recording, replay, sqnr
+from tests.pipelines import tiny_pipelines as tiny
 
 
 def recorded(pipe, name, prompts):

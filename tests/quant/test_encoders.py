@@ -1,13 +1,7 @@
 """Text encoders in low bits: they run, save, load, and draw the same pictures inside a pipeline."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
-import tiny_pipelines as tiny
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
@@ -15,6 +9,7 @@ from fewstep.quant import QuantLinear, quantize
 from fewstep.quant.bos import separate, separated
 from fewstep.quant.encoders import quantize_encoder
 from fewstep.quant.sensitivity import recording
+from tests.pipelines import tiny_pipelines as tiny
 
 IDS = torch.tensor([[0, 5, 9, 1], [0, 7, 3, 1]])
 

@@ -1,18 +1,13 @@
 """A scheme per layer: each layer gets its own, the file keeps them, and mistakes are named."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
-import tiny_pipelines as tiny
 
 from fewstep.errors import FewstepError
 from fewstep.quant import QuantLayer
 from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.sensitivity import costs, eligible
+from tests.pipelines import tiny_pipelines as tiny
 
 
 def test_every_layer_gets_its_own_scheme(tmp_path):

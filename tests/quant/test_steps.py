@@ -2,14 +2,9 @@
 
 import copy
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
-import tiny_pipelines as tiny
 
 from fewstep.errors import FewstepError
 from fewstep.pipelines import Generator, attach, load_pipeline, plan_of, save_pipeline
@@ -19,6 +14,7 @@ from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.sensitivity import eligible
 from fewstep.quant.steps import Stepped, quantize_stepped
 from fewstep.variants import applied
+from tests.pipelines import tiny_pipelines as tiny
 
 GIVEN = (torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), 3, torch.ones(1, 5, 32))
 

@@ -164,7 +164,6 @@ def test_a_killed_search_goes_on_to_the_same_result(tmp_path):
 
 
 def _work(storage, seed):
-    torch.set_num_threads(1)
     s3(Space(MODEL, 3, last=0.02), Pool(task(3).score, storage=storage), 50, seed=seed, stage=12)
 
 

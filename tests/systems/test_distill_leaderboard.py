@@ -1,14 +1,8 @@
 """The leaderboard on a tiny pipeline: budgets are counted passes, finished entries are kept, seeds are summarised."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
-import tiny_pipelines as tiny
 
 from fewstep.distill.core import Model
 from fewstep.distill.taps import features
@@ -18,6 +12,7 @@ from fewstep.pipelines import save_pipeline
 from fewstep.process import RectifiedFlow
 from fewstep.systems.distill.cost import counting
 from fewstep.systems.distill.leaderboard import Contest, compete, summary
+from tests.pipelines import tiny_pipelines as tiny
 
 SMALL = (
     "teacher.steps=2", "teacher.solver=ddim", "data.count=6", "evaluation.items=20", "evaluation.reference=40",

@@ -1,14 +1,9 @@
 """Every method takes steps on tiny pipelines of diffusers' own classes, and leaves finite weights that moved."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
-import tiny_pipelines as tiny
 
 from fewstep.distill.method import options_of, presets
 from fewstep.errors import FewstepError
@@ -16,6 +11,7 @@ from fewstep.pipelines import backbone_of, save_pipeline
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
 from fewstep.systems.distill.job import Job
+from tests.pipelines import tiny_pipelines as tiny
 
 METHODS = [name for name in presets() if not name.startswith("test-")]
 ONE_STEP_ONLY = {name for name in METHODS if "steps" not in options_of(name)}

@@ -7,23 +7,19 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
-import tiny_pipelines as tiny
-
 from fewstep.files import read_json, read_tensors
 from fewstep.pipelines import backbone_of, load_pipeline, save_pipeline
+from tests.pipelines import tiny_pipelines as tiny
 
 SETTINGS = {
     "teacher.steps": 4, "teacher.solver": "ddim", "data.count": 100, "evaluation.items": 20, "options.each": "true",
     "evaluation.reference": 40, "evaluation.seeds": "[7]", "evaluation.pictures": 0, "train.checkpoint_every": 2,
     "train.learning_rate": 1e-3, "train.pictures_every": 10, "options.ratio": 2, "train.warmup": 3,
 }  # fmt: skip
-QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
 COMMAND = ["-m", "fewstep"]
 COMMON = ["distill", "dmd2", "--steps", "2", "--guidance", "2", "--train-steps", "20", "--batch", "4"]
 
@@ -35,12 +31,11 @@ def arguments(model, out, **more):
 
 def torchrun(*command):
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.run([*start, *command], env=QUIET, capture_output=True, text=True, check=False, timeout=150)
+    return subprocess.run([*start, *command], capture_output=True, text=True, check=False, timeout=150)
 
 
 PROGRAM = """
-import os, sys, torch
-torch.set_num_threads(1)
+import os, sys
 from fewstep.cli import app
 one, shared, broken = (part.split("\\n") for part in sys.argv[1].split("\\n\\n"))
 app(one, standalone_mode=False)
@@ -56,7 +51,7 @@ def until_killed(commands, mark):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {**QUIET, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     program = [sys.executable, "-c", PROGRAM, "\n\n".join("\n".join(command) for command in commands)]
     files = [mark.parents[5] / f"{k}.txt" for k in range(2)]
     running = []

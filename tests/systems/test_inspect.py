@@ -1,13 +1,7 @@
 """`fewstep inspect` on tiny pipelines: what it writes, that it resumes, and what it refuses."""
 
-import sys
-from pathlib import Path
-
 import pytest
 from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
-import tiny_pipelines as tiny
 
 from fewstep.cli.inspect import _call
 from fewstep.errors import FewstepError, IdentityError
@@ -16,6 +10,7 @@ from fewstep.pipelines import plan_of, save_pipeline
 from fewstep.plan import Identity
 from fewstep.runs import Run
 from fewstep.systems.inspect import Settings, inspect
+from tests.pipelines import tiny_pipelines as tiny
 
 SMALL = {"steps": 2, "samples": 2, "probes": 1, "fine": 1}
 

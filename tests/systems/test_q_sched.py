@@ -1,7 +1,6 @@
 """The main job end to end on tiny random-weight pipelines; it resumes after a kill with the same artifacts."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,9 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
-import tiny_pipelines as tiny
-
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
 from fewstep.pipelines import Generator, load_pipeline, save_pipeline
@@ -21,6 +17,8 @@ from fewstep.plan import Plan
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
 from fewstep.systems.q_sched import run
+from tests import ROOT
+from tests.pipelines import tiny_pipelines as tiny
 
 PROMPTS = ["a cat", "b dog", "c fox", "d owl", "e bee", "f ant"]
 
@@ -85,25 +83,16 @@ def artifacts(folder: Path) -> dict[str, bytes]:
     return {f.relative_to(folder).as_posix(): f.read_bytes() for f in kept if f.name != "training.json"}
 
 
-@pytest.fixture
-def one_thread():
-    """Sums of floats depend on how many threads share them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_artifacts(tmp_path, one_thread):
+def test_a_killed_run_ends_with_the_same_artifacts(tmp_path):
     overrides = settings("sd", tmp_path)
     execute(tmp_path / "whole", overrides)
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import test_q_sched as t; from pathlib import Path;"
-        "t.execute(Path(sys.argv[2]), sys.argv[3:])"
+        "import sys; from pathlib import Path; from tests.systems import test_q_sched as t;"
+        "t.execute(Path(sys.argv[1]), sys.argv[2:])"
     )
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "killed"), *overrides]
-    victim = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-c", script, str(tmp_path / "killed"), *overrides]
+    victim = subprocess.Popen(command, cwd=ROOT)
     log = tmp_path / "killed" / "artifacts" / "scratch" / "search-quantized" / "scores.jsonl"
     deadline = time.monotonic() + 200
     while not (log.exists() and len(log.read_text().splitlines()) >= 6):

@@ -2,15 +2,10 @@
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
-import tiny_pipelines as tiny
 
 from fewstep.cli import app
 from fewstep.errors import FewstepError, RecipeError
@@ -25,6 +20,7 @@ from fewstep.runs import Run
 from fewstep.systems.mixdq import run
 from fewstep.systems.mixdq.measure import growth, verdict
 from fewstep.systems.mixdq.recipe import parse_size
+from tests.pipelines import tiny_pipelines as tiny
 
 SMALL = ["steps=2", "calibration.items=3", "evaluation.items=2", "evaluation.rounds=1", "scheme=''"]
 AUTO = ["allocation.candidates=[w2a8, w4a8, w8a8]", "allocation.ratios=[0.8, 1.0]"]

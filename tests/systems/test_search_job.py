@@ -1,15 +1,10 @@
 """`fewstep search` end to end on tiny random-weight pipelines of every kind of condition."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
-import tiny_pipelines as tiny
 
 from fewstep.cli import app
 from fewstep.errors import RecipeError
@@ -20,6 +15,7 @@ from fewstep.recipes.loader import load
 from fewstep.runs import Run
 from fewstep.systems.schedule import run
 from fewstep.systems.schedule.baselines import diffusers_plans
+from tests.pipelines import tiny_pipelines as tiny
 
 SMALL = [
     "steps=3", "teacher.steps=8", "search.items=4", "search.budget=16", "evaluation.items=4", "evaluation.seeds=[7, 8]",

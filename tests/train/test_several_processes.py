@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from fewstep.files import read_tensors
 from fewstep.train.loop import accelerator_for, fit
 from fewstep.train.shards import Shards, wanted
 from fewstep.train.stage import Party, Stage, StageConfig
+from tests import ROOT
 
 STEPS, HALF = 8, 4
 
@@ -78,12 +78,10 @@ def train(out, parts, index=0, fail_at=None, spoil_at=None, **more):
 
 
 PROGRAM = """
-import sys, os, torch
+import sys, os
 from pathlib import Path
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
-import test_several_processes as t
-out, index = Path(sys.argv[2]), int(os.environ["RANK"])
+from tests.train import test_several_processes as t
+out, index = Path(sys.argv[1]), int(os.environ["RANK"])
 """
 
 
@@ -92,11 +90,11 @@ def launch(tmp_path, code, check=True):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-c", PROGRAM + code, str(Path(__file__).parent), str(tmp_path)]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROGRAM + code, str(tmp_path)]
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     running = [
         subprocess.Popen(
-            command, env={**shared, "RANK": str(k), "LOCAL_RANK": str(k)}, stderr=subprocess.PIPE, text=True
+            command, cwd=ROOT, env={**shared, "RANK": str(k), "LOCAL_RANK": str(k)}, stderr=subprocess.PIPE, text=True
         )
         for k in range(2)
     ]
