@@ -1,7 +1,9 @@
 import json
+import re
 import shlex
 import subprocess
 import sys
+from typing import get_type_hints
 
 import pytest
 import yaml
@@ -60,6 +62,46 @@ def test_every_help_has_two_examples_of_its_own(words):
     assert shown.exit_code == 0
     assert len([e for e in EXAMPLES if shlex.split(e)[1 : 1 + len(words)] == list(words)]) >= 2
     assert shown.output.count("fewstep " + " ".join(words)) >= 2
+
+
+def commands():
+    for words in leaves():
+        command = GROUP
+        for word in words:
+            command = command.commands[word]
+        yield words, command
+
+
+def test_no_help_loses_words_in_brackets():
+    for words, command in commands():
+        shown = "".join(call(*words, "--help").output.split())
+        for text in (command.help or "", *(getattr(p, "help", None) or "" for p in command.params)):
+            for bracketed in re.findall(r"\[\w+\]", text):
+                assert bracketed in shown, words
+
+
+def decimals(typer_app=app, path=()):
+    """Every option that takes a decimal number, with its command."""
+    for info in typer_app.registered_commands:
+        words = (*path, info.name or info.callback.__name__)
+        for name, kind in get_type_hints(info.callback).items():
+            if kind is float:
+                yield words, "--" + name.replace("_", "-")
+    for group in typer_app.registered_groups:
+        yield from decimals(group.typer_instance, (*path, group.name))
+
+
+FLOATS = list(decimals())
+
+
+@pytest.mark.parametrize(("words", "option"), FLOATS, ids=[" ".join((*w, o)) for w, o in FLOATS])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_no_option_takes_a_number_that_is_none(words, option, value, tmp_path):
+    required = [p for p in dict(commands())[words].params if p.required]
+    given = [a for p in required for a in ([p.opts[0], "x"] if p.opts[0].startswith("-") else ["x"])]
+    shown = call(*words, *given, option, value)
+    assert shown.exit_code == 2
+    assert f"for '{option}'" in " ".join(shown.output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -87,14 +87,46 @@ def test_a_missing_kind_and_an_empty_file_are_explained(tmp_path):
         ("kind: probe\nsteps: 1\nsteps: 2\n", "steps is given twice"),
         ("kind: &a probe\nmodel: *a\n", "aliases"),
         ("kind: !!python/object:os.system probe\n", "not YAML"),
-        ("kind: probe\nmodel: 2001-01-01\n", "model"),
         ("kind: probe\n1: 2\n", "quotes"),
-        ("kind: probe\nmodel: 2001-99-99\n", "not YAML"),
+        ("kind: probe\nsteps: 1:30\n", "steps.*integer.*'1:30'"),
+        ("kind: probe\nsteps: 2001-01-01\n", "steps.*integer"),
+        ("kind: probe\nmodel: true\n", "model.*string.*quotes"),
+        ("kind: probe\n---\nkind: probe\n", "several"),
+        ("kind: probe\nextra: " + "[" * 40 + "]" * 40, "deeper"),
     ],
 )
 def test_yaml_traps(text, words):
     with pytest.raises(RecipeError, match=words):
         resolve(parse(text))
+
+
+WORDS = ["2024", "010", "1e5", "1.10", "1:30", "0x1F", "1_000", "2001-01-01", "no", "a}"]
+
+
+@pytest.mark.parametrize("path", [*WORDS, "models/v1 #2", "a: b", "*x", "-"])
+def test_a_path_is_read_as_it_is_written(path):
+    assert resolve(BASE, [f"model={path}"]).model == path
+    assert resolve(BASE, [f"model={path!r}"]).model == path
+    assert resolve(BASE, chosen={"model": path}).model == path
+
+
+@pytest.mark.parametrize("path", WORDS)
+def test_a_path_in_a_file_is_read_as_it_is_written(path):
+    assert resolve(parse(f"kind: probe\nmodel: {path}\n")).model == path
+
+
+def test_numbers_are_decimal():
+    assert resolve(BASE, ["steps=010", "search.rate=1e-4"]) == resolve({**BASE, "steps": 10, "search": {"rate": 1e-4}})
+    assert resolve(parse("kind: probe\nsteps: 010\n")).steps == 10
+    assert resolve(BASE, ["model="]).model == ""
+    assert resolve(BASE, ["extra=null"]).extra is None
+
+
+def test_a_large_recipe_is_refused_before_it_is_read(tmp_path):
+    file = tmp_path / "long.yaml"
+    file.write_text("kind: probe\nprompts:\n" + "- a prompt\n" * 100_000)
+    with pytest.raises(RecipeError, match="longer"):
+        load(file)
 
 
 def test_shipped_recipes_are_found_by_name_and_by_the_path_in_the_docs():

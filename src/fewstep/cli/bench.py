@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.shell import Overrides, console, examples
+from fewstep.cli.shell import Overrides, console, examples, finite, names
 
 app = typer.Typer(help="Comparisons under equal conditions, as one JSON file.", no_args_is_help=True)
 
@@ -31,8 +31,8 @@ def distill(
     steps: Annotated[str, typer.Option(help="Network evaluations of the students, with commas.")] = "1,2,4",
     seeds: Annotated[str, typer.Option(help="Seeds of the training, with commas.")] = "0,1,2",
     budget: Annotated[int, typer.Option(min=1, help="Samples through networks in each training.")] = 200_000,
-    guidance: Annotated[float, typer.Option(min=1, help="guidance_scale of the teacher.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="The same for every method.")] = 1e-4,
+    guidance: Annotated[float, typer.Option(min=1, callback=finite, help="guidance_scale of the teacher.")] = 1,
+    learning_rate: Annotated[float, typer.Option(callback=finite, help="The same for every method.")] = 1e-4,
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are kept.")] = Path("runs/bench-distill"),
     output: Annotated[Path, typer.Option(help="JSON file of the numbers.")] = Path("runs/bench-distill/results.json"),
@@ -45,7 +45,7 @@ def distill(
     from fewstep.systems.distill.leaderboard import Contest, compete
 
     contest = Contest(
-        model, tuple(n for n in methods.split(",") if n), _numbers(steps), _numbers(seeds), budget, guidance,
+        model, tuple(names(methods)), _numbers(steps), _numbers(seeds), budget, guidance,
         learning_rate, overrides=tuple(overrides or ()),
     )  # fmt: skip
     write_json(output, compete(contest, out, lambda line: console().print(line)))

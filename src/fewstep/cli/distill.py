@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fewstep.cli.run import DryRun, Fresh, Out, execute
-from fewstep.cli.shell import Overrides, console, examples
+from fewstep.cli.shell import Overrides, console, examples, finite
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,7 +29,7 @@ def distill(
     model: Annotated[str, typer.Option(help="The teacher: a diffusers folder, a hub id, or a shipped model.")] = "",
     steps: Annotated[int, typer.Option(min=1, help="Network evaluations of the student.")] = 4,
     guidance: Annotated[
-        float, typer.Option(min=1, help="guidance_scale of the teacher, trained into the student.")
+        float, typer.Option(min=1, callback=finite, help="guidance_scale of the teacher, trained into the student.")
     ] = 1,
     train_steps: Annotated[int, typer.Option(min=1, help="Updates of the student.")] = 400,
     batch: Annotated[int, typer.Option(min=1, help="Samples per update.")] = 32,
@@ -55,12 +56,11 @@ def distill(
         "model": model or "mnist-dit", "method": method, "steps": steps, "guidance": guidance,
         "train.steps": train_steps, "train.batch": batch, "data.source": data,
     }  # fmt: skip
-    settings = [*(f"{key}={value}" for key, value in chosen.items()), *(overrides or [])]
     if show:
-        _show(settings)
+        _show(chosen, overrides or [])
         return
     place = out or Path("runs") / f"distill-{Path(model or 'mnist-dit').name}-{method}-{steps}"
-    execute("distill", settings, place, fresh, dry_run)
+    execute("distill", overrides or [], place, fresh, dry_run, chosen)
 
 
 def _list() -> None:
@@ -74,13 +74,13 @@ def _list() -> None:
     console().print(table)
 
 
-def _show(settings: list[str]) -> None:
+def _show(chosen: Mapping[str, Any], overrides: list[str]) -> None:
     from fewstep.distill.method import method
     from fewstep.distill.outline import outline
     from fewstep.process import RectifiedFlow
     from fewstep.recipes.loader import load
     from fewstep.systems.distill.recipe import DistillRecipe
 
-    recipe = load("distill", settings)
+    recipe = load("distill", overrides, chosen)
     assert isinstance(recipe, DistillRecipe)
     print(outline(method(recipe.method, RectifiedFlow(), **recipe.method_options())))

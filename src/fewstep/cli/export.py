@@ -26,7 +26,7 @@ def export_gguf(
     file: Annotated[Path, typer.Argument(help="The file to write.")],
     type: Annotated[str, typer.Option(help="Q8_0 or Q4_0, of Linear weights in whole blocks of 32.")] = "Q8_0",
 ) -> None:
-    """Write the network of a pipeline as a GGUF file, under the names of diffusers (needs `pip install fewstep[gguf]`).
+    r"""Write a pipeline's network as a GGUF file, under the names of diffusers (needs `pip install 'fewstep\[gguf]'`).
 
     Weights only, Linear only; weights that fewstep stored in groups of 32 with 4 or 8 bit go over code for code. Plain
     diffusers reads the file back for classes with a single-file loader (FLUX, SD3, Wan, LTX, ...); the output says so.

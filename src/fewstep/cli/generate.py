@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.shell import console, examples
+from fewstep.cli.shell import Guidance, console, examples
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,7 +27,7 @@ def generate(
     plan: Annotated[Path | None, typer.Option(help="Plan file; the pipeline's own scheduler unless given.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps, if the pipeline has no plan of its own.")] = 4,
     seed: Annotated[list[int] | None, typer.Option("--seed", "-s", help="One image per prompt and seed.")] = None,
-    guidance: Annotated[float, typer.Option(help="guidance_scale of the pipeline; 1 is without.")] = 1.0,
+    guidance: Guidance = 1.0,
     out: Annotated[Path, typer.Option(help="PNG to write; several images become one sheet.")] = Path("image.png"),
     zoom: Annotated[int, typer.Option(min=1, help="Repeat each pixel this often.")] = 1,
 ) -> None:

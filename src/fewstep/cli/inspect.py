@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.cli.shell import console, examples
+from fewstep.cli.shell import Guidance, console, examples
 from fewstep.errors import FewstepError
 
 
@@ -29,7 +29,7 @@ def inspect(
     plan: Annotated[Path | None, typer.Option(help="Plan file to inspect instead of the pipeline's own.")] = None,
     samples: Annotated[int, typer.Option(min=2, help="Samples that intervals rest on.")] = 8,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Prompts, used in turn.")] = None,
-    guidance: Annotated[float, typer.Option(help="guidance_scale of the pipeline; 1 is without.")] = 1.0,
+    guidance: Guidance = 1.0,
     probes: Annotated[int, typer.Option(min=1, help="Random directions per Jacobian estimate.")] = 4,
     fine: Annotated[int, typer.Option(min=1, help="Reference steps per row, of four network calls each.")] = 3,
     seed: Annotated[int, typer.Option(help="First seed.")] = 0,
@@ -66,13 +66,13 @@ def inspect(
 
 
 def _call(settings: list[str]) -> dict[str, Any]:
-    """KEY=VALUE pairs as arguments, values read as YAML."""
-    import yaml
+    """KEY=VALUE pairs as arguments."""
+    from fewstep.written import fitted, read
 
     call = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not (key.isidentifier() and equals):
             raise FewstepError("--set takes KEY=VALUE", value=setting, mend="Write --set height=256.")
-        call[key] = yaml.safe_load(text)
+        call[key] = fitted(read(text))
     return call

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fewstep.cli.run import DryRun, Fresh, Out, execute
-from fewstep.cli.shell import Overrides, examples
+from fewstep.cli.shell import Guidance, Overrides, examples, finite, names
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,15 +28,17 @@ def quantize(
     scheme: Annotated[str, typer.Option(help="One scheme for all layers, such as w8a8, w4a8, w4a16-asym.")] = "",
     budget: Annotated[str, typer.Option(help="Bytes of the backbone's file, such as 2.5GB: bits are chosen.")] = "",
     effective_bits: Annotated[
-        float, typer.Option(min=0, help="The same as stored bits per weight, scales included.")
+        float, typer.Option(min=0, callback=finite, help="The same as stored bits per weight, scales included.")
     ] = 0,
     method: Annotated[
         str, typer.Option(help="rtn (seconds), clip, gptq, adaround, brecq, smoothquant, svdquant.")
     ] = "rtn",
     parts: Annotated[str, typer.Option(help="What to quantize: backbone, text, vae, with commas.")] = "backbone",
     steps: Annotated[int, typer.Option(min=1, help="Steps at which the pipeline will run.")] = 4,
-    guidance: Annotated[float, typer.Option(help="guidance_scale of the pipeline; 1 is without.")] = 1.0,
-    q_sched: Annotated[float, typer.Option(min=0, help="Budget of a Q-Sched search on the result.")] = 0,
+    guidance: Guidance = 1.0,
+    q_sched: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Budget of a Q-Sched search on the result.")
+    ] = 0,
     corrections: Annotated[str, typer.Option(help="Corrections of the plan to try: ptqd, stepbaq, with commas.")] = "",
     per_step: Annotated[
         bool, typer.Option("--per-step", help="With --scheme: bits per step, same mean compute.")
@@ -55,11 +57,10 @@ def quantize(
     if not scheme and not budget and not effective_bits:
         scheme = "w4a8"
     chosen = {
-        "model": model, "scheme": f"'{scheme}'", "budget": f"'{budget}'", "effective_bits": effective_bits,
-        "method": method, "parts": f"[{parts}]", "steps": steps, "guidance": guidance, "q_sched": q_sched,
-        "corrections": f"[{corrections}]", "per_step": str(per_step).lower(),
+        "model": model, "scheme": scheme, "budget": budget, "effective_bits": effective_bits,
+        "method": method, "parts": names(parts), "steps": steps, "guidance": guidance, "q_sched": q_sched,
+        "corrections": names(corrections), "per_step": per_step,
     }  # fmt: skip
-    settings = [f"{key}={value}" for key, value in chosen.items()]
     aim = scheme or budget or f"{effective_bits:g}bits"
     place = out or Path("runs") / f"quantize-{Path(model).name}-{aim}"
-    execute("quantize", [*settings, *(overrides or [])], place, fresh, dry_run)
+    execute("quantize", overrides or [], place, fresh, dry_run, chosen)

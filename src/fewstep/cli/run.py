@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,8 +48,15 @@ def run(
     execute(recipe, overrides or [], out or Path("runs") / Path(recipe).stem, fresh, dry_run)
 
 
-def execute(name: str, overrides: list[str], out: Path, fresh: bool, dry_run: bool) -> None:
-    """Run a recipe by name or file with these overrides; what every command that runs one does."""
+def execute(
+    name: str,
+    overrides: list[str],
+    out: Path,
+    fresh: bool,
+    dry_run: bool,
+    chosen: Mapping[str, Any] | None = None,
+) -> None:
+    """Run a recipe by name or file with these values and overrides; what every command that runs one does."""
     from rich.markup import escape
 
     from fewstep import recipes
@@ -56,7 +64,7 @@ def execute(name: str, overrides: list[str], out: Path, fresh: bool, dry_run: bo
     from fewstep.recipes import kinds
     from fewstep.runs import processes
 
-    recipe = recipes.load(name, overrides)
+    recipe = recipes.load(name, overrides, chosen)
     if processes.count() > 1 and recipe.kind != "distill":
         raise FewstepError(
             "only trainings run in several processes", value=processes.count(), mend="Start this command once."

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fewstep.cli.run import DryRun, Fresh, Out, execute
-from fewstep.cli.shell import Overrides, examples
+from fewstep.cli.shell import Guidance, Overrides, examples, finite
 
 METHOD_HELP = (
     "joint (all of them), s3 (times and solver strategies by evolution with a predictor), ld3 (times by gradient), "
@@ -33,9 +33,11 @@ def search(
     steps: Annotated[int, typer.Option(min=1, help="Network evaluations that the schedule may use.")] = 6,
     method: Annotated[str, typer.Option(help=METHOD_HELP)] = "joint",
     budget: Annotated[int, typer.Option(min=1, help="Plans to evaluate; a gradient counts as three.")] = 200,
-    guidance: Annotated[float, typer.Option(help="guidance_scale of the pipeline; 1 is without.")] = 1.0,
+    guidance: Guidance = 1.0,
     items: Annotated[int, typer.Option(min=2, help="Pairs of condition and seed that every plan is tried on.")] = 32,
-    q_sched: Annotated[float, typer.Option(help="Budget of a Q-Sched search on top; 0 for none.")] = 0,
+    q_sched: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Budget of a Q-Sched search on top; 0 for none.")
+    ] = 0,
     storage: Annotated[
         str, typer.Option(help="Optuna storage URL that several workers share (same command, other --out).")
     ] = "",
@@ -54,6 +56,5 @@ def search(
         "model": model, "steps": steps, "guidance": guidance, "search.method": method, "search.budget": budget,
         "search.items": items, "search.q_sched": q_sched, "search.storage": storage,
     }  # fmt: skip
-    settings = [f"{key}={value}" for key, value in chosen.items() if value != ""]
     place = out or Path("runs") / f"search-{Path(model).name}-{method}-{steps}"
-    execute("schedule", [*settings, *(overrides or [])], place, fresh, dry_run)
+    execute("schedule", overrides or [], place, fresh, dry_run, chosen)

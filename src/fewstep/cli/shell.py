@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
 EXAMPLES: list[str] = []
 """Every example shown in a help text; a test parses them all."""
 
+
+def finite(value: float) -> float:
+    """Check of every option that takes a decimal number: `nan` and `inf` are no settings.
+
+    Raises:
+        typer.BadParameter: it is one of them.
+    """
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+Guidance = Annotated[float, typer.Option(min=0, callback=finite, help="guidance_scale of the pipeline; 1 is without.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated. Dots reach into sections."),
@@ -71,6 +85,11 @@ def examples(*commands: str) -> str:
     """The epilog of a help text."""
     EXAMPLES.extend(commands)
     return "[bold]Examples[/bold]\n\n" + "\n\n".join("  " + command.replace("[", r"\[") for command in commands)
+
+
+def names(text: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def console(err: bool = False) -> Console:

@@ -60,10 +60,11 @@ def _explained(model: type[BaseModel], error: ValidationError) -> RecipeError:
         return RecipeError(f"recipe key {key} is missing", mend=f"Add it, or --set {key}=VALUE.{more}")
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    quotes = " Put it in quotes if it is text." if first["type"] == "string_type" else ""
     return RecipeError(
         f"recipe key {key}: {message.rstrip('.')}",
         value=first["input"],
-        mend=f"Change it in the file or with --set {key}=VALUE.{more}",
+        mend=f"Change it in the file or with --set {key}=VALUE.{quotes}{more}",
     )
 
 

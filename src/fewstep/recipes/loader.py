@@ -3,44 +3,45 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fewstep.errors import RecipeError, nearest
 from fewstep.recipes import kinds
 from fewstep.recipes.base import Recipe, validated
+from fewstep.written import DEEPEST, LARGEST, Written, fitted, parse, read
 
 SHIPPED = Path(__file__).parent
-LARGEST = 1_000_000
-DEEPEST = 32
 
 
-def load(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of that name or path with `a.b=value` overrides applied.
+def load(name: str | Path, overrides: Iterable[str] = (), chosen: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of that name or path with values and `a.b=value` overrides applied, in this order.
 
     Args:
         name: a path to a YAML file, or the name of a shipped recipe ("q-sched", "recipes/q-sched.yaml").
+        overrides: as people write them, such as `search.seed=1`.
+        chosen: values by dotted key, as they are: nothing in them is read as YAML.
 
     Raises:
         RecipeError: no such recipe, not YAML, an unknown key, or a value out of range.
     """
-    return resolve(parse(_text(locate(name))), overrides)
+    return resolve(parse(_text(locate(name))), overrides, chosen)
 
 
-def resolve(values: Any, overrides: Iterable[str] = ()) -> Recipe:
+def resolve(values: Any, overrides: Iterable[str] = (), chosen: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe of plain values (see `load`)."""
     if not isinstance(values, Mapping):
         raise RecipeError("a recipe is a mapping of keys to values", value=values, mend="Begin it with kind: NAME.")
     values = _plain(values)
+    for key, value in (chosen or {}).items():
+        values = _with(values, key, value)
     for text in overrides:
         values = override(values, text)
     if "kind" not in values:
         raise RecipeError("recipe key kind is missing", mend=f"Known kinds: {', '.join(kinds.known())}.")
-    return validated(kinds.find(values["kind"]).schema(), values)
+    schema = kinds.find(fitted(values["kind"], (str,))).schema()
+    return validated(schema, fitted(values, (schema,)))
 
 
 def shipped() -> dict[str, Path]:
@@ -65,22 +66,6 @@ def locate(name: str | Path) -> Path:
     )
 
 
-def parse(text: str) -> Any:
-    """YAML to plain values, strictly: no tags, no aliases, no key twice; 1e-4 is a number.
-
-    Raises:
-        RecipeError: not YAML, or one of the above.
-    """
-    if len(text) > LARGEST:
-        raise RecipeError(f"the recipe is longer than {LARGEST} characters", mend="Is it another file?")
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except RecipeError:
-        raise
-    except Exception as error:  # PyYAML raises ValueError, KeyError, RecursionError, ... for some malformed values
-        raise RecipeError(f"the recipe is not YAML: {_one_line(error)}", mend="Mend that line.") from error
-
-
 def override(values: Mapping[str, Any], text: str) -> dict[str, Any]:
     """A copy of the values with `a.b=value` set; the value is read as YAML.
 
@@ -88,57 +73,42 @@ def override(values: Mapping[str, Any], text: str) -> dict[str, Any]:
         RecipeError: no `=`, an empty key, or a key inside something that is not a section.
     """
     key, equals, written = text.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    if not equals or not all(key.strip().split(".")):
         raise RecipeError("an override is written key=value", value=text, mend="For instance --set search.seed=1.")
+    return _with(values, key.strip(), read(written))
+
+
+def _with(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of the values with this one under a dotted key; sections that are absent are made."""
+    *path, last = key.split(".")
     changed: dict[str, Any] = copy.deepcopy(dict(values))
     section = changed
-    for depth, part in enumerate(parts[:-1]):
+    for depth, part in enumerate(path):
         inner = section.setdefault(part, {})
-        if inner is None:
+        if inner is None or (isinstance(inner, Written) and inner.value is None):
             inner = section[part] = {}
         if not isinstance(inner, dict):
             raise RecipeError(
-                f"recipe key {'.'.join(parts[: depth + 1])} is no section",
-                value=inner,
-                mend=f"{text} cannot go inside.",
+                f"recipe key {'.'.join(path[: depth + 1])} is no section",
+                value=fitted(inner),
+                mend=f"{key} cannot go inside.",
             )
         section = inner
-    section[parts[-1]] = _plain(parse(written))
+    section[last] = _plain(value)
     return changed
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases (they can blow up) and duplicate keys (one would be lost)."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise RecipeError("recipes take no YAML aliases", mend="Write the value out.")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if key.value is not None and str(key.value) in seen:
-                raise RecipeError(f"recipe key {key.value} is given twice", mend="Keep one of them.")
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        if path.stat().st_size > 4 * LARGEST:  # UTF-8 takes four bytes a character at most
+            raise RecipeError(f"the recipe {path} is longer than {LARGEST} characters", mend="Is it another file?")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {error}", mend="It must be a UTF-8 text file.") from error
 
 
 def _plain(value: Any, key: str = "", depth: int = 0) -> Any:
-    """The value as a fresh tree of dict, list, str, int, float, bool and None."""
+    """The value as a fresh tree of dict, list, str, `Written`, int, float, bool and None."""
     if depth > DEEPEST:
         raise RecipeError(f"the recipe is nested deeper than {DEEPEST} levels", mend="Flatten it.")
     if isinstance(value, Mapping):
@@ -147,10 +117,6 @@ def _plain(value: Any, key: str = "", depth: int = 0) -> Any:
         return {k: _plain(v, f"{key}.{k}".lstrip("."), depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v, f"{key}.{i}", depth + 1) for i, v in enumerate(value)]
-    if value is None or isinstance(value, str | bool | int | float):
+    if value is None or isinstance(value, str | bool | int | float | Written):
         return value
     raise RecipeError(f"recipe key {key}: unfit kind of value", value=value, mend="Put it in quotes to make it text.")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import ValidationError
 
 from fewstep.errors import FewstepError, RecipeError, nearest
@@ -19,6 +18,7 @@ from fewstep.files import write_folder, write_json
 from fewstep.train.loop import Progress, accelerator_for, fit
 from fewstep.train.shards import wanted as sharded
 from fewstep.train.stage import StageConfig
+from fewstep.written import fitted, read
 
 STAGES = ("vae", "clip", "judge", "teacher", "student", "quality", "dit", "classifier", "oms", "encoder", "rae", "svg")
 
@@ -61,7 +61,7 @@ def run(stage: str, overrides: Sequence[str], out: str | Path) -> Path:
 
 
 def settings(kind: type[StageConfig], overrides: Sequence[str]) -> StageConfig:
-    """Settings with `key=value` overrides; values are read as YAML.
+    """Settings with `key=value` overrides; values as `fewstep.written` reads them.
 
     Raises:
         RecipeError: an unknown key (with the nearest known one), a value out of range, or no "=".
@@ -73,20 +73,13 @@ def settings(kind: type[StageConfig], overrides: Sequence[str]) -> StageConfig:
             raise RecipeError("an override needs the form key=value", value=item)
         if key not in kind.model_fields:
             raise RecipeError("unknown training setting", value=key, mend=nearest(key, kind.model_fields))
-        values[key] = _value(text)
+        values[key] = fitted(read(text), (kind.model_fields[key].annotation,))
     try:
         return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise RecipeError(f"training setting {name}: {first['msg']}", value=first["input"]) from error
-
-
-def _value(text: str) -> Any:
-    try:
-        return float(text) if "e-" in text.lower() else yaml.safe_load(text)  # YAML reads 1e-3 as text
-    except (ValueError, yaml.YAMLError):
-        return text
 
 
 def _record(
