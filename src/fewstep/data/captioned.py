@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
+from fewstep.data.captions import beside, listed
+from fewstep.data.pictures import ENDINGS, OTHERS, from_array, read_picture
 from fewstep.errors import FewstepError
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+Broken = Literal["stop", "skip"]
+"""What is done about a picture that cannot be read: an error that names it, or a warning and the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,17 +43,20 @@ class Captioned:
         return len(self.captions)
 
 
-def load(data: str = "emoji", split: str = "train", size: int = 64) -> Captioned:
+def load(data: str = "emoji", split: str = "train", size: int = 64, broken: Broken = "stop") -> Captioned:
     """Captioned pictures by name ("emoji", "mnist"), folder, or npz file.
 
-    A folder holds pictures, each with its caption in a .txt of the same name (else the file name with _ and -
-    as spaces is the caption). An npz holds `images` (N, H, W, 3) uint8 and `captions` (N,). Both may keep held-out
-    data in a subfolder (or second file `NAME.SPLIT.npz`) called like the
-    split; without one, only "train" and "all" exist. An npz in the layout of MNIST has the splits "train" and "test",
-    whose size is always 32; "mnist" alone knows the "reference" that ships.
+    A folder holds pictures with a `metadata.jsonl` or `metadata.csv` of their captions (see `captions`), or each with
+    its caption in a .txt of the same name (else the file name with _ and - as spaces is the caption). An npz holds
+    `images` (N, H, W, 3), or grey (N, H, W), of 8 or 16 bits and `captions` (N,). Both may keep held-out data in a
+    subfolder (or second file `NAME.SPLIT.npz`) called like the split; without one, only "train" and "all" exist. An
+    npz in the layout of MNIST has the splits "train" and "test", whose size is always 32; "mnist" alone knows the
+    "reference" that ships.
+
+    broken: of a folder's pictures.
 
     Raises:
-        FewstepError: the place is absent, empty, of another kind, or lacks this split.
+        FewstepError: the place is absent, empty, of another kind, or lacks this split; a picture cannot be read.
     """
     from fewstep.data.emoji import load_emoji
     from fewstep.data.mnist import is_mnist, load_mnist
@@ -60,7 +68,7 @@ def load(data: str = "emoji", split: str = "train", size: int = 64) -> Captioned
     if data.endswith(".npz") and is_mnist(Path(data)):
         return load_mnist(split, data)
     place = _split_place(Path(data), split)
-    return _from_npz(place, size) if place.suffix == ".npz" else _from_folder(place, size)
+    return _from_npz(place, size) if place.suffix == ".npz" else _from_folder(place, size, broken)
 
 
 def _split_place(path: Path, split: str) -> Path:
@@ -77,47 +85,56 @@ def _split_place(path: Path, split: str) -> Path:
 def _from_npz(path: Path, size: int) -> Captioned:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            images, captions = arrays["images"], [str(caption) for caption in arrays["captions"]]
+            images, captions = arrays["images"], arrays["captions"].tolist()
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         mend = "It must hold images (N, H, W, 3) uint8 and captions (N,), as text without objects."
         raise FewstepError(f"cannot read {path}: {error}", mend=mend) from error
-    if images.ndim != 4:
-        raise FewstepError(f"images of {path} must be (N, H, W, 3) uint8", value=images.shape)
-    if images.dtype == np.uint8 and images.shape[1:3] != (size, size):
-        images = np.stack([_fit(image, size) for image in images])
+    if images.ndim not in (3, 4) or not isinstance(captions, list):
+        raise FewstepError(f"images of {path} must be (N, H, W, 3) uint8, with N captions", value=images.shape)
+    try:
+        words = [caption.decode() if isinstance(caption, bytes) else str(caption) for caption in captions]
+        pixels = [from_array(image, size) for image in images]
+    except (FewstepError, UnicodeDecodeError) as error:
+        raise FewstepError(f"cannot use {path}: {error}") from error
+    return _stacked(pixels, words)
+
+
+def _from_folder(path: Path, size: int, broken: Broken) -> Captioned:
+    wanted = _captioned_files(path)
+    images, captions, left = [], [], []
+    for file, caption in wanted.items():
+        try:
+            images.append(read_picture(file, size))
+        except FewstepError as error:
+            if broken == "stop":
+                raise
+            left.append(str(error))
+        else:
+            captions.append(caption)
+    if left:
+        if not images:
+            raise FewstepError(f"no picture in {path} can be read", value=left[0], mend="Are these pictures?")
+        warnings.warn(f"{len(left)} of {len(wanted)} pictures are left out:\n" + "\n".join(left), stacklevel=3)
+    return _stacked(images, captions)
+
+
+def _captioned_files(path: Path) -> dict[Path, str]:
+    """Pictures of a folder in the order of their table, else of their names, with their captions."""
+    visible = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    files = [file for file in visible if file.suffix.lower() in ENDINGS]
+    others = [file.name for file in visible if file.suffix.lower() in OTHERS]
+    table = listed(path)
+    if table is not None and (lost := [file.name for file in files if file not in table]):
+        raise FewstepError(f"{path}'s table of captions lacks a picture", value=lost[0], mend="Add a row for it.")
+    found = {file: beside(file) for file in files} if table is None else table
+    if not found:
+        mend = f"Known endings: {', '.join(sorted(ENDINGS))}."
+        raise FewstepError(f"no pictures in {path}", value=others[:1] or None, mend=mend)
+    if others:
+        warnings.warn(f"{len(others)} files of {path} are left out, such as {others[0]}: convert them", stacklevel=4)
+    return found
+
+
+def _stacked(pixels: list[np.ndarray], captions: list[str]) -> Captioned:
+    images = np.stack(pixels) if pixels else np.zeros((0, 1, 1, 3), np.uint8)
     return Captioned(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), captions)
-
-
-def _from_folder(path: Path, size: int) -> Captioned:
-    from PIL import Image
-
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
-    if not files:
-        raise FewstepError(f"no pictures in {path}", mend=f"Known endings: {', '.join(sorted(PICTURES))}.")
-    images, captions = [], []
-    for file in files:
-        with Image.open(file) as picture:
-            images.append(_fit(np.asarray(_on_white(picture)), size))
-        note = file.with_suffix(".txt")
-        words = file.stem.replace("_", " ").replace("-", " ")
-        captions.append(note.read_text(encoding="utf-8").strip() if note.exists() else words)
-    return Captioned(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), captions)
-
-
-def _on_white(picture):  # type: ignore[no-untyped-def]
-    """RGB over a white ground: transparent pixels would otherwise show whatever colour lies beneath."""
-    from PIL import Image
-
-    clear = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", clear.size, (255, 255, 255, 255)), clear).convert("RGB")
-
-
-def _fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Centre crop to a square, then resize to size x size."""
-    from PIL import Image
-
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = Image.fromarray(np.ascontiguousarray(image[top : top + side, left : left + side]))
-    return np.asarray(square if side == size else square.resize((size, size), Image.Resampling.LANCZOS))

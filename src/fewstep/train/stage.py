@@ -11,6 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from fewstep.data import Captioned, load
+
 Batch = dict[str, Any]
 # Types rather than field arguments, so that a stage that only changes a default keeps the range.
 Count = Annotated[int, Field(ge=1)]
@@ -26,6 +28,7 @@ class StageConfig(BaseModel):
 
     data: str = Field("emoji", description="'emoji', a folder of captioned pictures, or an npz")
     size: int = Field(64, ge=8, description="side of the pictures in pixels")
+    broken: Literal["stop", "skip"] = Field("stop", description="at a picture that cannot be read")
     steps: Count = 1000
     batch: Count = Field(64, description="pictures per step and process")
     learning_rate: Positive = 1e-3
@@ -47,6 +50,10 @@ class StageConfig(BaseModel):
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
     trackers: tuple[str, ...] = Field((), description="of accelerate, such as [tensorboard, wandb, mlflow]")
     shard: bool = Field(False, description="several processes: each keeps a share of the weights and moments (FSDP2)")
+
+    def pictures(self, split: str = "train") -> Captioned:
+        """The captioned pictures of a split."""
+        return load(self.data, split, self.size, self.broken)
 
 
 Turn = tuple[tuple[str, ...], Callable[[], tuple[torch.Tensor, Mapping[str, Any]]]]

@@ -71,7 +71,7 @@ class Material:
         if "store" in self.needs:
             mend = "Leave data.source=teacher: its trajectories are made for you."
             raise FewstepError(f"{self.recipe.method} learns from trajectories of the teacher", mend=mend)
-        images, captions = load_pictures(data.source, "train", data.size)
+        images, captions = load_pictures(data.source, "train", data.size, data.broken)
         if condition_kind(self.pipe) == "class_labels":
             numbers = class_numbers(captions, self.pipe.labels)
             return images, list(range(class_count(self.pipe))), numbers

@@ -36,6 +36,8 @@ class Data(Part):
     """Of the teacher's trajectories."""
     size: int = Field(64, ge=8)
     """Side of the pictures in pixels."""
+    broken: Literal["stop", "skip"] = "stop"
+    """At a picture that cannot be read: an error that names it, or a warning and the others."""
 
 
 class Training(Part):

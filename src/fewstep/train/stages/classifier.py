@@ -8,7 +8,6 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from fewstep.data import load
 from fewstep.train.classes import classes_of
 from fewstep.train.pictures import signed
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
@@ -34,7 +33,7 @@ def build(config: Config) -> Stage:
     """ClassNet with cross-entropy on randomly shifted pictures."""
     from fewstep.metrics.classifier import ClassNet
 
-    images, captions = load(config.data, "train", config.size)
+    images, captions = config.pictures()
     names, classes = classes_of(captions)
     torch.manual_seed(config.seed)
     net = ClassNet(names=names, widths=config.widths)

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-from fewstep.data import load
 from fewstep.models.text import text_config, tokens_of, train_tokenizer
 from fewstep.train.pictures import Mirror, signed
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
@@ -33,7 +32,7 @@ class Config(StageConfig):
 
 def build(config: Config) -> Stage:
     """CLIPModel with the symmetric cross-entropy of arXiv 2103.00020; equal captions count as one class."""
-    images, captions = load(config.data, config.split, config.size)
+    images, captions = config.pictures(config.split)
     tokenizer = train_tokenizer(captions)
     tokens = tokens_of(tokenizer, captions)
     mirror = Mirror(captions)

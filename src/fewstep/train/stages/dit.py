@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from fewstep.data import load
 from fewstep.latents import time_shift
 from fewstep.models.dit import NO_CLASS, class_denoiser, class_pipeline, flow_scheduler, forget_unused
 from fewstep.models.unet import ddim_scheduler
@@ -41,7 +40,7 @@ class Config(StageConfig):
 
 def build(config: Config) -> Stage:
     """DiTTransformer2DModel on latents; the loss is that of `noise_loss` or `flow_loss`."""
-    images, captions = load(config.data, "train", config.size)
+    images, captions = config.pictures()
     names, classes = classes_of(captions)
     vae = open_vae(config.vae, images)
     cuda = config.device != "cpu" and torch.cuda.is_available()

@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.data import load
 from fewstep.latents import small_encoder
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
@@ -37,7 +36,7 @@ class Config(StageConfig):
 
 def build(config: Config) -> Stage:
     """SimCLR (arXiv 2002.05709) on the mean of the tokens of two views of each picture."""
-    images, _ = load(config.data, "train", config.size)
+    images, _ = config.pictures()
     torch.manual_seed(config.seed)
     encoder = small_encoder(config.size, config.patch, config.width, config.layers, config.heads)
     projector = nn.Sequential(

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from fewstep.data import load
 from fewstep.denoiser import fingerprint
 from fewstep.models import SHIPPED, shipped
 from fewstep.models.dit import NO_CLASS
@@ -35,7 +34,7 @@ class Config(StageConfig):
 
 def build(config: Config) -> Stage:
     """Mean squared error of v = -x0 in pure noise; the noise is independent of x0, so the optimum is -E[x0 | c]."""
-    images, captions = load(config.data, "train", config.size)
+    images, captions = config.pictures()
     pipe = open_any_pipeline(shipped(config.pipeline) if config.pipeline in SHIPPED else config.pipeline)
     cuda = config.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")

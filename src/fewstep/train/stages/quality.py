@@ -9,7 +9,6 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from fewstep.data import load
 from fewstep.train.corrupt import corrupted
 from fewstep.train.latents import open_pipeline
 from fewstep.train.pictures import Mirror
@@ -37,7 +36,7 @@ def build(config: Config) -> Stage:
     samples of the teacher at too few steps, a quarter of each batch together with the corruptions."""
     from fewstep.rewards.quality import QualityNet
 
-    images, captions = load(config.data, "train", config.size)
+    images, captions = config.pictures()
     mirror = Mirror(captions)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     pipe = open_pipeline(config.teacher).to(device)

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from fewstep.data import load
 from fewstep.errors import FewstepError
 from fewstep.latents import FeatureAutoencoder, load_encoder
 from fewstep.latents.surface import column
@@ -58,7 +57,7 @@ def shape(config: Config) -> dict[str, object]:
 
 def autoencoder_stage(config: Config, model: FeatureAutoencoder, mask: float) -> Stage:
     """Training of what `model` has besides its frozen encoder; `mask`: share of pictures without a residual."""
-    images, captions = load(config.data, "train", config.size)
+    images, captions = config.pictures()
     mirror = Mirror(captions)
     model.measure(images)  # the noise is relative to the features' deviation
     modules = {"decoder": model.decoder, **({} if model.residual is None else {"residual": model.residual})}

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from fewstep.data import load
 from fewstep.models.text import tokens_of
 from fewstep.models.unet import lcm_scheduler, pipeline
 from fewstep.train.latents import encode, open_pipeline
@@ -33,7 +32,7 @@ class Config(StageConfig):
 
 def build(config: Config) -> Stage:
     """Algorithm 1 of arXiv 2310.04378 with one fixed guidance scale and an uninformed guidance embedding."""
-    images, captions = load(config.data, "train", config.size)
+    images, captions = config.pictures()
     pipe = open_pipeline(config.teacher)
     cuda = config.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from fewstep.data import load
 from fewstep.models.text import tokens_of, train_tokenizer
 from fewstep.models.unet import ddim_scheduler, denoiser, pipeline, text_encoder
 from fewstep.train.latents import encode, open_vae, stratified_times
@@ -31,7 +30,7 @@ class Config(StageConfig):
 
 def build(config: Config) -> Stage:
     """UNet and text encoder trained together on latents; loss is the mean squared error of v (arXiv 2202.00512)."""
-    images, captions = load(config.data, "train", config.size)
+    images, captions = config.pictures()
     tokenizer = train_tokenizer(captions)
     vae = open_vae(config.vae, images)
     cuda = config.device != "cpu" and torch.cuda.is_available()

@@ -9,7 +9,6 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from fewstep.data import load
 from fewstep.train.pictures import Mirror, signed
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
@@ -30,7 +29,7 @@ class Config(StageConfig):
 
 def build(config: Config) -> Stage:
     """AutoencoderKL trained with L1 over three scales, L1 of picture gradients, and a tiny KL."""
-    images, captions = load(config.data, "train", config.size)
+    images, captions = config.pictures()
     mirror = Mirror(captions)
     torch.manual_seed(config.seed)
     vae = autoencoder(config.size, config.channels, config.latent_channels)
