@@ -16,12 +16,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fewstep.quant.apply import install, quantize
 from fewstep.quant.bos import install_separated, separated
+from fewstep.quant.config import QuantConfig, by_scheme, refuse_truncated
 from fewstep.quant.scheme import Scheme
-from fewstep.quant.storage import FewstepQuantConfig, by_scheme, refuse_truncated
 
 
-class EncoderQuantConfig(FewstepQuantConfig, QuantizationConfigMixin):
-    """`quantization_config` of a text encoder; the fields of `FewstepQuantConfig`."""
+class EncoderQuantConfig(QuantConfig, QuantizationConfigMixin):
+    """`quantization_config` of a text encoder; the fields of `QuantConfig`."""
 
 
 class EncoderQuantizer(HfQuantizer):
@@ -77,7 +77,6 @@ def attach_encoder(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], bac
     model.config.quantization_config = config
 
 
-def register() -> None:
-    """Make transformers know the method `fewstep`; repeating it changes nothing."""
-    AUTO_QUANTIZER_MAPPING["fewstep"] = EncoderQuantizer
-    AUTO_QUANTIZATION_CONFIG_MAPPING["fewstep"] = EncoderQuantConfig
+# What importing this module is for (`fewstep.quant.registration`).
+AUTO_QUANTIZER_MAPPING["fewstep"] = EncoderQuantizer
+AUTO_QUANTIZATION_CONFIG_MAPPING["fewstep"] = EncoderQuantConfig

@@ -2,83 +2,33 @@
 
 The file is safetensors with the packed codes; `quantization_config` in config.json names the method `fewstep`
 and lists the layers of each scheme, so that reading needs no rules. Reading needs `import fewstep.quant` first, which
-registers the method with diffusers.
+registers the method with diffusers (`registration.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 from typing import Any
 
 from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
-from torch import nn
 
-from fewstep.errors import FewstepError, nearest
+from fewstep.errors import FewstepError
 from fewstep.quant.apply import dequantize, install, quantize
 from fewstep.quant.bos import install_separated, separated
-from fewstep.quant.kernels import check_backend
+from fewstep.quant.config import QuantConfig, by_scheme, refuse_truncated
 from fewstep.quant.layer import KEPT, QuantLayer
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.split import split_like
 from fewstep.quant.steps import install_stepped, tables_of, tie
 
-VERSION = 1
 
+class FewstepQuantConfig(QuantConfig, QuantizationConfigMixin):
+    """`quantization_config` of a model of diffusers; the fields of `QuantConfig`.
 
-class QuantMethod(str, Enum):
-    """The name under which diffusers finds us (it reads `.value`)."""
-
-    FEWSTEP = "fewstep"
-
-
-class FewstepQuantConfig(QuantizationConfigMixin):
-    """`quantization_config` of a fewstep model.
-
-    Pass `FewstepQuantConfig("w4a8")` to a diffusers `from_pretrained` to quantize full-precision weights while loading;
-    the other fields are written by `quantize` and read back.
-
-    Raises:
-        FewstepError: unknown keys, a newer version, or a malformed scheme.
+    Pass `FewstepQuantConfig("w4a8")` to a diffusers `from_pretrained` to quantize full-precision weights while loading.
     """
-
-    def __init__(
-        self,
-        scheme: str = "w4a8",
-        layers: Mapping[str, list[str]] | None = None,
-        backend: str = "auto",
-        version: int = VERSION,
-        quant_method: str = "fewstep",
-        first_token: list[str] | None = None,
-        tables: Mapping[str, list[int]] | None = None,
-        **unknown: object,
-    ) -> None:
-        if unknown:
-            key = next(iter(unknown))
-            known = ("scheme", "layers", "backend", "version", "first_token", "tables")
-            raise FewstepError("unknown key in quantization_config", value=key, mend=nearest(key, known))
-        if version != VERSION:
-            raise FewstepError("unknown version of quantization_config", value=version, mend="Update fewstep.")
-        self.quant_method = QuantMethod.FEWSTEP
-        self.scheme, self.version = str(Scheme.parse(scheme)), version
-        self.layers = {str(Scheme.parse(name)): list(names) for name, names in (layers or {}).items()}
-        self.backend = check_backend(backend)
-        self.first_token = list(first_token or [])
-        self.tables = {name: list(choice) for name, choice in (tables or {}).items()}
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
-        return {**self.__dict__, "quant_method": self.quant_method.value}
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """The same values: diffusers prints this one."""
-        return self.to_dict()
-
-    def schemes(self) -> dict[str, Scheme]:
-        """Scheme of each quantized layer by its name."""
-        return {layer: Scheme.parse(scheme) for scheme, names in self.layers.items() for layer in names}
 
 
 class FewstepQuantizer(DiffusersQuantizer):
@@ -177,26 +127,6 @@ def attach(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: st
     model.register_to_config(quantization_config=config)
 
 
-def by_scheme(layers: Mapping[str, Scheme]) -> dict[str, list[str]]:
-    """The layers under the name of their scheme, as `config.json` lists them."""
-    found: dict[str, list[str]] = {}
-    for name, scheme in layers.items():
-        found.setdefault(str(scheme), []).append(name)
-    return found
-
-
-def refuse_truncated(model: nn.Module) -> None:
-    """Refuse a model with a tensor that its file did not bring (FewstepError)."""
-    empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-    if empty:
-        mend = "The file is truncated: save the model again."
-        raise FewstepError("the quantized checkpoint lacks a tensor", value=empty[0], mend=mend)
-
-
-def register() -> None:
-    """Make diffusers and transformers know the method `fewstep`; repeating it changes nothing."""
-    AUTO_QUANTIZER_MAPPING["fewstep"] = FewstepQuantizer
-    AUTO_QUANTIZATION_CONFIG_MAPPING["fewstep"] = FewstepQuantConfig
-    from fewstep.quant import encoders
-
-    encoders.register()
+# What importing this module is for (`fewstep.quant.registration`).
+AUTO_QUANTIZER_MAPPING["fewstep"] = FewstepQuantizer
+AUTO_QUANTIZATION_CONFIG_MAPPING["fewstep"] = FewstepQuantConfig
