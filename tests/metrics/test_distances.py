@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import linalg, stats
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.metrics import distances
 
 LAW_X = (torch.tensor([0.3, -0.2, 0.1]).double(), torch.diag(torch.tensor([1.0, 0.5, 2.0]).double()))
@@ -193,3 +193,23 @@ def test_energy_distance_is_the_closed_form_of_two_shifted_normals():
     x, y = (torch.randn(4000, 1, generator=generator) + shift for shift in (0.0, 1.0))
     expected = stats.energy_distance(x[:, 0].numpy(), y[:, 0].numpy()) ** 2  # scipy's V-statistic, nearly unbiased here
     assert energy_distance(x, y) == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, y: distances.mmd2(x, y, distances.RbfKernel((1.0,))),
+        lambda x, y: distances.RbfKernel.of(x),
+        lambda x, y: distances.ball_radii(x),
+        lambda x, y: distances.diversity(torch.stack([x, y])),
+        *(getattr(distances, n) for n in ("frechet", "frechet_influence", "precision_recall", "sliced_w2")),
+        distances.energy_distance,
+    ],
+)
+def test_features_that_are_no_numbers_are_refused(use, bad):
+    x, y = torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    use(x, y)
+    x[4, 1] = bad
+    with pytest.raises(NonFiniteError):
+        use(x, y)

@@ -113,3 +113,14 @@ def test_mistakes_are_named():
         evaluate({"a": good[:, :0]}, reference, [], nets)
     with pytest.raises(FewstepError, match="one name"):
         evaluate({"a": good}, reference, prompts, nets * 2)
+
+
+def test_scores_of_a_judge_that_are_no_numbers_are_refused():
+    class Broken:
+        name = "broken"
+
+        def score(self, images, prompts):
+            return torch.full((len(images),), float("nan"))
+
+    with pytest.raises(FewstepError, match="broken are not finite"):
+        evaluate({"a": pictures(20, 1)[None]}, pictures(60, 2), PROMPTS[:20], [load_features("pixels:2")], Broken())

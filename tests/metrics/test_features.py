@@ -69,7 +69,30 @@ def test_wrong_specs_are_explained(spec, message):
 
 def test_broken_images_are_refused():
     net = load_features("random")
-    with pytest.raises(FewstepError, match="not finite"):
+    with pytest.raises(FewstepError, match="NaN"):
         net(torch.full((1, 3, 8, 8), float("nan")))
     with pytest.raises(FewstepError, match="images"):
         net(torch.zeros(0, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.full((2, 3, 8, 8), 200.0), "Divide images in 0..255"),
+        (torch.full((2, 3, 8, 8), -1.0), "shift images in"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "int64"),
+        (torch.full((2, 3, 8, 8), float("nan")), "NaN"),
+    ],
+)
+def test_images_of_another_range_are_refused_everywhere(images, words):
+    from fewstep.metrics.distances import psnr
+    from fewstep.rewards import load_reward
+
+    for use in (load_features("pixels"), lambda x: psnr(x, x), lambda x: load_reward("contrast").score(x, ["", ""])):
+        with pytest.raises(FewstepError, match=words if images.is_floating_point() else "float"):
+            use(images)
+
+
+def test_what_a_decoder_overshoots_is_taken_as_it_is():
+    images = torch.full((1, 3, 8, 8), 1.2)
+    assert load_features("pixels")(images).mean() == pytest.approx(1.2)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, NonFiniteError
+from fewstep.images import check_range
 
 KERNEL_FACTORS = (0.25, 1.0, 4.0)
 MEDIAN_SUBSET = 1000  # the median of the pairwise distances needs no more points than this
@@ -28,7 +29,9 @@ class RbfKernel:
 
         Raises:
             FewstepError: fewer than two different reference vectors.
+            NonFiniteError: a feature is no number.
         """
+        _need_finite(reference)
         points = reference[:: max(1, len(reference) // MEDIAN_SUBSET)].double()
         distances = torch.nn.functional.pdist(points)
         median = float(distances.median()) if len(distances) else 0.0
@@ -148,7 +151,12 @@ def precision_recall(x: Tensor, y: Tensor, k: int = NEIGHBOURS) -> tuple[Tensor,
 
 
 def ball_radii(points: Tensor, k: int = NEIGHBOURS) -> Tensor:
-    """Distance (n,) of each point (n, d) to its k-th nearest other point."""
+    """Distance (n,) of each point (n, d) to its k-th nearest other point.
+
+    Raises:
+        NonFiniteError: a feature is no number.
+    """
+    _need_finite(points)
     return kth_distances(torch.cdist(points.double(), points.double()), k)
 
 
@@ -189,7 +197,12 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio (B,) in dB of images (B, ...) in [0, 1] to their twins; 100 dB at most."""
+    """Peak signal-to-noise ratio (B,) in dB of images (B, ...) in [0, 1] to their twins; 100 dB at most.
+
+    Raises:
+        FewstepError: images of another range.
+    """
+    images, reference = check_range(images), check_range(reference)
     error = (images.double() - reference.double()).square().flatten(1).mean(1)
     return -10 * error.clamp(min=1e-10).log10()
 
@@ -199,7 +212,9 @@ def diversity(features: Tensor) -> Tensor:
 
     Raises:
         FewstepError: one seed only.
+        NonFiniteError: a feature is no number.
     """
+    _need_finite(features)
     seeds = len(features)
     if seeds < 2:
         raise FewstepError("diversity compares seeds", value=seeds, mend="Generate at least two seeds per prompt.")
@@ -215,6 +230,14 @@ def _need(x: Tensor, y: Tensor, at_least: int) -> None:
             value=sizes,
             mend="Generate more images, or use the same feature network for both sets.",
         )
+    _need_finite(x, y)
+
+
+def _need_finite(*sets: Tensor) -> None:
+    """NaN is less than nothing and more than nothing: flags and medians would come out of it without a word."""
+    for features in sets:
+        if not bool(features.isfinite().all()):
+            raise NonFiniteError("features hold NaN or infinity", mend="Look at the images: the network diverged.")
 
 
 def _off_diagonal_mean(square: Tensor) -> Tensor:

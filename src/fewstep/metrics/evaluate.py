@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError, nearest
+from fewstep.errors import FewstepError, NonFiniteError, nearest
+from fewstep.images import as_float
 from fewstep.metrics import distances
-from fewstep.metrics.features import CHUNK, FeatureNet, as_float
+from fewstep.metrics.features import CHUNK, FeatureNet
 from fewstep.metrics.intervals import RESAMPLES, centred_interval, resample_counts
 
 LABELS = {
@@ -253,13 +254,20 @@ def _averaged(values: Tensor, counts: Tensor) -> Measured:
 
 @torch.no_grad()
 def _judged(judge: Judge, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Scores (S, P) of images (S, P, 3, H, W)."""
+    """Scores (S, P) of images (S, P, 3, H, W).
+
+    Raises:
+        NonFiniteError: a score is none.
+    """
     scores = [
         judge.score(as_float(seed[start : start + CHUNK]), prompts[start : start + CHUNK]).double().cpu()
         for seed in images
         for start in range(0, len(prompts), CHUNK)
     ]
-    return torch.cat(scores).unflatten(0, images.shape[:2])
+    found = torch.cat(scores)
+    if not found.isfinite().all():
+        raise NonFiniteError(f"scores of {judge.name} are not finite", mend="Look at this judge's weights.")
+    return found.unflatten(0, images.shape[:2])
 
 
 def _differences(rows: Mapping[str, Mapping[str, Measured]], name: str, anchor: str, n: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fewstep.clip import load_clip
 from fewstep.errors import FewstepError
+from fewstep.images import as_float
 from fewstep.registry import Registry, need_argument
 
 CHUNK = 64  # images per forward pass
@@ -30,7 +31,7 @@ class FeatureNet:
         """Features (n, d) float64 on the CPU of images (n, 3, H, W), bytes or float in [0, 1].
 
         Raises:
-            FewstepError: no images, another shape, or features that are not finite.
+            FewstepError: no images, another shape or range, or features that are not finite.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not len(images):
             raise FewstepError(
@@ -54,11 +55,6 @@ def load_features(spec: str) -> FeatureNet:
         FewstepError: unknown kind, wrong argument, or weights that cannot be loaded.
     """
     return FEATURES.load(spec)
-
-
-def as_float(images: Tensor) -> Tensor:
-    """Bytes become float32 in [0, 1]; floating images become float32."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 @FEATURES.register("random")

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from fewstep.errors import FewstepError
+from fewstep.images import check_range
 from fewstep.registry import Registry
 
 
@@ -43,10 +44,11 @@ def load_reward(spec: str) -> Reward:
 
 
 def check_images(images: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
-    """Return the images if they are (B, 3, H, W) float, with one prompt each.
+    """Return the images if they are (B, 3, H, W) float in [0, 1], with one prompt each.
 
     Raises:
-        FewstepError: other shape or type, or another number of prompts.
+        FewstepError: other shape, type or range, or another number of prompts.
+        NonFiniteError: NaN or infinity.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise FewstepError(
@@ -58,4 +60,4 @@ def check_images(images: Tensor, prompts: Sequence[str] | None = None) -> Tensor
         raise FewstepError(
             f"{len(images)} images need {len(images)} prompts", value=len(prompts), mend="Give one prompt per image."
         )
-    return images
+    return check_range(images)
