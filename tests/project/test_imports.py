@@ -1,0 +1,70 @@
+"""What is imported when: looking at the package or at a help text loads no heavy library; all verbs stay callable."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "torch", "diffusers", "transformers", "torchao", "accelerate", "peft", "numpy", "scipy", "sklearn", "optuna",
+    "cmaes", "matplotlib", "PIL",
+}  # fmt: skip
+
+PACKAGE = """
+import fewstep
+dir(fewstep), fewstep.__all__, fewstep.__version__
+"""
+HELP = """
+from typer.main import get_command
+from typer.testing import CliRunner
+from fewstep.cli import app
+
+def shown(command, words):
+    done = CliRunner().invoke(app, [*words, "--help"])
+    assert done.exit_code == 0, (words, done.output)
+    for name, inner in getattr(command, "commands", {}).items():
+        shown(inner, [*words, name])
+
+shown(get_command(app), [])
+"""
+VERBS = """
+import importlib, pkgutil
+import fewstep
+
+def modules():
+    for found in pkgutil.walk_packages(fewstep.__path__, "fewstep."):
+        if not found.name.endswith("__main__"):
+            yield found.name
+
+missing = {}
+for name in modules():
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:  # of an extra that is not installed
+        missing[name] = error.name
+assert all(not (name or "fewstep").startswith("fewstep") for name in missing.values()), missing
+taken = [name for name in fewstep.__all__ if type(getattr(fewstep, name)) is type(fewstep)]
+assert not taken, f"a module of the same name hides them: {taken}"
+silent = [name for name in fewstep.__all__ if not callable(getattr(fewstep, name))]
+assert not silent, silent
+"""
+
+
+def output(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("code", "more"), [(PACKAGE, {"pydantic", "rich", "typer"}), (HELP, set())], ids=["package", "help"]
+)
+def test_no_heavy_library_is_loaded_by(code, more):
+    loaded = output(code + "\nimport sys\nprint(*(name for name in sys.modules if '.' not in name))")
+    assert (HEAVY | more) & set(loaded) == set()
+
+
+@pytest.mark.slow
+def test_every_public_name_is_callable_whatever_is_imported():
+    """`fewstep.search` could not be a function and a package: importing the package would hide the function."""
+    output(VERBS)
