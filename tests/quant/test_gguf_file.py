@@ -12,7 +12,7 @@ from fewstep.errors import FewstepError
 from fewstep.quant import QuantLayer, quantize
 from fewstep.quant.gguf_file import export_gguf, readable
 
-gguf = pytest.importorskip("gguf")
+pytestmark = pytest.mark.extra("gguf")
 Evaluate = Callable[..., torch.Tensor]
 
 
@@ -28,6 +28,8 @@ def flux() -> nn.Module:
 
 def contents(file: Path) -> dict[str, tuple[str, torch.Tensor]]:
     """Type and values of every tensor, by the gguf package alone."""
+    import gguf
+
     found = {}
     for tensor in gguf.GGUFReader(str(file)).tensors:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)

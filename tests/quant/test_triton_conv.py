@@ -1,7 +1,6 @@
 """The kernel runs in Triton's interpreter, on the processor; these tests are skipped where Triton is not installed."""
 
 import copy
-import importlib.util
 import os
 import subprocess
 import sys
@@ -10,11 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-installed = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = pytest.mark.extra("triton")
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in a process of its own")
 
 
-@installed
 @interpreted
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8row", "w8a8tensor"])
 def test_a_layer_on_it_is_the_layer_on_the_float_product(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +35,6 @@ def test_a_layer_on_it_is_the_layer_on_the_float_product(scheme: str, monkeypatc
     assert float((results[0] - results[1]).abs().max()) < 0.02 * float(results[0].abs().max())
 
 
-@installed
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is running")
 def test_the_kernel_in_the_interpreter() -> None:
     """Triton decides when it is imported whether it interprets; so the checks below get a process of their own."""
@@ -47,7 +44,6 @@ def test_the_kernel_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-@installed
 @interpreted
 @pytest.mark.parametrize(
     ("images", "inputs", "outputs", "kernel", "stride", "padding", "dilation"),

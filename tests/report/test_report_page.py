@@ -1,7 +1,6 @@
 import html
 import io
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -31,7 +30,6 @@ from fewstep.report import (
     to_rich,
 )
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -195,9 +193,9 @@ def test_grid_places_every_image():
     assert sheet[0, 8, 13] == 1.0  # the empty place is white
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+@pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1200])
-def test_browser_shows_it_without_sideways_scrolling(tmp_path, width):
+def test_browser_shows_it_without_sideways_scrolling(tmp_path, width, chromium):
     body = html.escape(render(page()), quote=True)
     (tmp_path / "frame.html").write_text(
         f'<body style="margin:0"><iframe id=f style="width:{width}px;height:2000px;border:0" srcdoc="{body}"></iframe>'
@@ -208,7 +206,7 @@ def test_browser_shows_it_without_sideways_scrolling(tmp_path, width):
     save(page(), tmp_path / "report.html")
 
     def browse(*flags, file):
-        command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, (tmp_path / file).as_uri()]
+        command = [chromium, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, (tmp_path / file).as_uri()]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
     dom = browse("--virtual-time-budget=3000", "--dump-dom", file="frame.html")

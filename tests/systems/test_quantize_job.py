@@ -335,8 +335,8 @@ def test_the_new_options_reach_the_recipe():
         assert line in result.output
 
 
+@pytest.mark.extra("gguf")
 def test_a_pipeline_goes_to_a_gguf_file(tmp_path):
-    pytest.importorskip("gguf")
     save_pipeline(tiny.flux(tmp_path), tmp_path / "model")
     words = ["export-gguf", str(tmp_path / "model"), str(tmp_path / "m.gguf"), "--type"]
     result = CliRunner().invoke(app, [*words, "Q4_0"], env={"COLUMNS": "200"})
