@@ -18,6 +18,7 @@ from fewstep.pipelines.calls import backbone_of, recorded
 from fewstep.pipelines.scheduler import PlanScheduler as PipelineScheduler
 from fewstep.plan import Identity, Plan
 from fewstep.plan.scheduler import PlanScheduler
+from fewstep.quant.consistency import check_saved_right
 
 
 def load_pipeline(model: str | Path, **options: Any) -> Any:
@@ -79,9 +80,12 @@ def save_pipeline(pipe: Any, folder: str | Path) -> None:
     LoRA adapters of the backbone go beside it, into `adapters/`; the backbone itself is the base model.
 
     Raises:
-        FewstepError: adapters on a text encoder, or on a low-bit backbone.
+        FewstepError: adapters on a text encoder, or on a low-bit backbone; low-bit layers that a folder cannot hold.
     """
     pipe = _keeps_scheduler(pipe)
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            check_saved_right(part, name)
     if adapters_of(pipe, active=False) and identity_of(pipe).quantization != "none":
         raise FewstepError(
             "adapters on a low-bit backbone cannot be stored", mend="Fuse them (pipe.fuse_lora) before quantizing."

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, reside
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.split import split_like
 from fewstep.quant.statistics import LayerStatistics
+from fewstep.quant.wrappers import bare, check_bare, family
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,15 @@ def quantize(
         What the layers see (`fewstep.quant.calibration.calibrate`); needed by gptq, adaround, smoothquant and by static
         activations. A layer that it did not reach is rounded to nearest, and the report says so.
 
-    A diffusers model can then be saved and loaded as any other (see `fewstep.quant.storage`).
+    A model of diffusers or transformers can then be saved and loaded as any other (see `fewstep.quant.storage`). In a
+    compiled model (`torch.compile(model)`) the network inside is quantized, and compiles anew at the next call.
 
     Raises:
-        FewstepError: bad scheme, backend, method or pattern; a model that is quantized already, not loaded, or not
-            finite; calibration that is missing or of another model.
+        FewstepError: bad scheme, backend, method or pattern; a model that is quantized already, not loaded, not
+            finite, or whose layers are wrapped or replaced (`fewstep.quant.wrappers`); calibration that is missing or
+            of another model.
     """
+    model = bare(model)
     chosen, backend, how = Scheme.parse(scheme), check_backend(backend), method_of(method)
     if how.reconstruct:
         mend = "Quantize with rtn and call fewstep.quant.reconstruct.reconstruct, or use `fewstep quantize`."
@@ -147,12 +151,14 @@ def quantize(
 
 def dequantize(model: nn.Module) -> nn.Module:
     """Put float layers back in place; their weights keep the rounding they got, activations are exact again."""
-    places = places_of(model)
-    for layer in list(model.modules()):
+    inner: Any = bare(model)
+    places = places_of(inner)
+    for layer in list(inner.modules()):
         if isinstance(layer, QuantLayer):
             put(places[id(layer)], layer.to_float())
-    if hasattr(model, "hf_quantizer"):
-        del model.hf_quantizer
+    if hasattr(inner, "hf_quantizer"):
+        del inner.hf_quantizer
+    unmark(inner)
     return model
 
 
@@ -183,11 +189,7 @@ def _check_model(model: nn.Module) -> None:
         raise FewstepError("the model has no Linear or Conv2d", value=type(model).__name__, mend=mend)
     if getattr(model, "hf_quantizer", None) is not None or any(isinstance(m, QuantLayer) for m in model.modules()):
         raise FewstepError("the model is quantized already", mend="Load the full-precision weights and quantize those.")
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise FewstepError(
-                "a weight is not loaded", value=name, mend="Load the model without low-memory offloading."
-            )
+    check_bare(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and not torch.isfinite(module.weight).all():
             mend = "Check the checkpoint, or whether a cast to half precision overflowed."
@@ -283,9 +285,23 @@ def kept_row(name: str, module: nn.Module, reason: str) -> Row:
 
 
 def mark(model: nn.Module, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
-    """Tell a diffusers model how it is quantized, so that it saves and loads by itself."""
-    diffusers = sys.modules.get("diffusers.models.modeling_utils")
-    if diffusers is not None and isinstance(model, diffusers.ModelMixin):
+    """Tell a model of diffusers or transformers how it is quantized, so that it saves and loads by itself."""
+    library = family(model)
+    if library == "diffusers":
         from fewstep.quant.storage import attach
 
         attach(model, scheme, layers, backend)
+    elif library == "transformers":
+        from fewstep.quant.encoders import attach_encoder
+
+        attach_encoder(model, scheme, layers, backend)
+
+
+def unmark(model: Any) -> None:
+    """Take back what `mark` noted in the configuration."""
+    library = family(model)
+    if library == "diffusers" and "quantization_config" in model.config:
+        kept = {name: value for name, value in model.config.items() if name != "quantization_config"}
+        model._internal_dict = type(model._internal_dict)(kept)
+    elif library == "transformers" and hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config

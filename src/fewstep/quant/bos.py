@@ -34,6 +34,8 @@ class FirstToken(nn.Module):
     token: Tensor
     first: Tensor
 
+    wraps_layer = True  # see fewstep.quant.wrappers
+
     def __init__(self, rest: nn.Module, token: Tensor, first: Tensor) -> None:
         super().__init__()
         self.rest = rest

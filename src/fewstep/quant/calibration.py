@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.files import read_json, read_tensors, write_json, write_tensors
 from fewstep.quant.statistics import LayerStatistics, ranges_of
+from fewstep.quant.wrappers import check_unwrapped
 
 VERSION = 2
 Run = Callable[[Sequence[Any], Sequence[int]], Any]
@@ -88,8 +89,8 @@ def calibrate(
             size and written there; without, more than this is an error.
 
     Raises:
-        FewstepError: unknown `ranges`, no conditions, not one seed per condition, no layer reached, or more memory
-            than `limit`.
+        FewstepError: unknown `ranges`, no conditions, not one seed per condition, no layer reached, more memory than
+            `limit`, or a compiled or wrapped model (`fewstep.quant.wrappers`).
         NonFiniteError: a layer's input holds NaN or infinity; the message names the layer.
     """
     if not len(conditions) or len(conditions) != len(seeds):
@@ -97,6 +98,7 @@ def calibrate(
             "calibration needs conditions and one seed for each", value=(len(conditions), len(seeds)),
             mend="Give at least one prompt or label, and as many seeds.",
         )  # fmt: skip
+    check_unwrapped(model)
     momentum, percentile = ranges_of(ranges)
     passes = _passes(model, second, limit, folder is not None)
     done: dict[str, LayerStatistics] = {}

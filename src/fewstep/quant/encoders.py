@@ -17,6 +17,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from fewstep.quant.apply import install, quantize
 from fewstep.quant.bos import install_separated, separated
 from fewstep.quant.config import QuantConfig, by_scheme, refuse_truncated
+from fewstep.quant.report import QuantReport
 from fewstep.quant.scheme import Scheme
 
 
@@ -57,16 +58,13 @@ class EncoderQuantizer(HfQuantizer):
         return True
 
 
-def quantize_encoder(model: nn.Module, scheme: str | Scheme, **options: Any) -> Any:
-    """`fewstep.quant.quantize` for a model of transformers, which then saves and loads as any other.
+def quantize_encoder(model: nn.Module, scheme: str | Scheme, **options: Any) -> QuantReport:
+    """`fewstep.quant.quantize` for a text encoder, whose layers all get the scheme unless `rules` says otherwise.
 
     Raises:
         FewstepError: as `quantize`.
     """
-    report = quantize(model, scheme, **{"rules": (), **options})
-    layers = {row.name: Scheme.parse(row.bits) for row in report.rows if row.quantized}
-    attach_encoder(model, Scheme.parse(scheme), layers, report.backend)
-    return report
+    return quantize(model, scheme, **{"rules": (), **options})
 
 
 def attach_encoder(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:

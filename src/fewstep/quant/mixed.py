@@ -14,6 +14,7 @@ from fewstep.quant.apply import Rule, quantize
 from fewstep.quant.report import QuantReport
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.sensitivity import eligible
+from fewstep.quant.wrappers import bare
 
 FLOAT = "float"
 """The name that keeps a layer as it is."""
@@ -45,6 +46,7 @@ def quantize_mixed(
     Raises:
         FewstepError: a layer that the model does not have, or one without a scheme; and as `quantize`.
     """
+    model = bare(model)
     names = eligible(model)
     for name in schemes:
         if name not in names:

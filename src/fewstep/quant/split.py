@@ -26,6 +26,8 @@ class SplitConv2d(nn.Module):
         FewstepError: the convolution has groups, or the first part is empty or everything.
     """
 
+    wraps_layer = True  # see fewstep.quant.wrappers
+
     def __init__(self, source: nn.Conv2d, channels: int) -> None:
         super().__init__()
         if source.groups != 1 or not 0 < channels < source.in_channels:

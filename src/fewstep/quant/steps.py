@@ -22,6 +22,7 @@ from fewstep.quant.layer import QuantLayer
 from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.report import QuantReport, disk_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme
+from fewstep.quant.wrappers import bare
 from fewstep.variants import Changed, kind
 
 SHARED = ("packed", "scale", "tensor_scale", "zero", "smooth", "up", "down", "bias")
@@ -33,6 +34,8 @@ class Stepped(nn.Module):
 
     tables: index into `options` for each table.
     """
+
+    wraps_layer = True  # see fewstep.quant.wrappers
 
     def __init__(self, options: Sequence[nn.Module], tables: Sequence[int]) -> None:
         super().__init__()
@@ -93,6 +96,7 @@ def quantize_stepped(model: nn.Module, tables: Sequence[Mapping[str, str]], **op
     """
     if not tables or any(set(table) != set(tables[0]) for table in tables):
         raise FewstepError("tables of bits must be of the same layers", value=len(tables), mend="Give at least one.")
+    model = bare(model)
     flat: dict[str, str] = {}
     for name in tables[0]:
         wanted = [table[name] for table in tables]
