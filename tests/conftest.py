@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 # One thread a worker (and in every process that a test starts): sums of floats depend on how many threads share them,
@@ -30,3 +31,26 @@ def pytest_runtest_setup(item):
 def chromium():
     """Path of the browser, for tests marked `browser`."""
     return CHROMIUM
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """`once(name, make)`: a folder that `make(folder)` fills once in a run of the tests, whichever worker asks first.
+
+    All workers read it, at any time: a test that writes into it takes a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+    shared.mkdir(exist_ok=True)
+
+    def folder(name, make):
+        place, made = shared / name, shared / f"{name}.made"
+        with FileLock(shared / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(place, ignore_errors=True)  # what a failed attempt left
+                place.mkdir()
+                make(place)
+                made.touch()
+        return place
+
+    return folder

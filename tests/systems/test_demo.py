@@ -1,5 +1,7 @@
 """The demo path itself, on the shipped model with a small budget: command, artifacts, report, what a user does next."""
 
+import shutil
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -13,13 +15,21 @@ SMALL = ["search.budget=10", "search.count=3", "evaluation.count=6", "evaluation
 SMALL += ["evaluation.teacher_steps=4"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("demo") / "run"
+def demo(place):
     done = CliRunner().invoke(app, ["demo", "--out", str(place), *(a for s in SMALL for a in ("--set", s))])
     assert done.exit_code == 0, done.output
     assert "report.html" in done.output.replace("\n", "")
-    return place
+
+
+@pytest.fixture(scope="module")
+def folder(once):
+    return once("demo", demo)
+
+
+@pytest.fixture
+def own(folder, tmp_path):
+    """A copy to run in again: a run directory belongs to one process at a time."""
+    return shutil.copytree(folder, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -56,16 +66,15 @@ def test_the_saved_pipeline_draws_with_its_own_plan(folder):
 
 
 @pytest.mark.slow
-def test_the_same_command_again_only_reads(folder):
-    before = {f: f.stat().st_mtime_ns for f in (folder / "units").rglob("*.json")}
-    done = CliRunner().invoke(app, ["demo", "--out", str(folder), *(a for s in SMALL for a in ("--set", s))])
-    assert done.exit_code == 0, done.output
-    assert {f: f.stat().st_mtime_ns for f in (folder / "units").rglob("*.json")} == before
+def test_the_same_command_again_only_reads(own):
+    before = {f: f.stat().st_mtime_ns for f in (own / "units").rglob("*.json")}
+    demo(own)
+    assert {f: f.stat().st_mtime_ns for f in (own / "units").rglob("*.json")} == before
 
 
 @pytest.mark.slow
-def test_another_recipe_in_the_same_folder_is_refused(folder):
-    done = CliRunner().invoke(app, ["demo", "--out", str(folder), "--set", "scheme=w8a8"])
+def test_another_recipe_in_the_same_folder_is_refused(own):
+    done = CliRunner().invoke(app, ["demo", "--out", str(own), "--set", "scheme=w8a8"])
     assert done.exit_code == 2
     assert "scheme" in done.output
     assert "--fresh" in done.output

@@ -33,12 +33,11 @@ def pairs():
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    made = {}
-    for kind in (*EVERYWHERE, *IN_TURN):
-        made[kind] = tmp_path_factory.mktemp(kind) / "model"
-        save_pipeline(tiny.MAKERS[kind](made[kind].parent), made[kind])
-    return made
+def models(once):
+    def model(kind):
+        return lambda place: save_pipeline(tiny.MAKERS[kind](place), place / "model")
+
+    return {kind: once(f"presets-{kind}", model(kind)) / "model" for kind in (*EVERYWHERE, *IN_TURN)}
 
 
 @pytest.mark.parametrize(("name", "kind"), pairs())

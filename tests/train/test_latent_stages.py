@@ -20,10 +20,8 @@ SMALL = ["size=16", "steps=2", "batch=8", "warmup=0", "device=cpu"]
 TINY = ["width=16", "layers=1", "heads=2"]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("latents")
-    images = rng.integers(0, 256, (24, 4, 4, 3)).astype(np.uint8).repeat(4, 1).repeat(4, 2)
+def train(root):
+    images = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 3)).astype(np.uint8).repeat(4, 1).repeat(4, 2)
     np.savez(root / "shapes.npz", images=images, captions=np.array(["a", "b", "c"] * 8))
     own = [f"data={root / 'shapes.npz'}", *SMALL]
     run("encoder", [*own, *TINY, "patch=4", "projector=16"], root / "encoder")
@@ -36,7 +34,11 @@ def root(tmp_path_factory):
     run("dit", [*flow, "vae=pixels", "patch=4"], root / "dit-pixels")
     shape = ["channels=[16,32]", "text_width=16", "text_layers=1"]
     run("teacher", [*own, f"vae={root / 'svg'}", *shape], root / "teacher")
-    return root
+
+
+@pytest.fixture(scope="module")
+def root(once):
+    return once("latent-stages", train)
 
 
 def test_the_encoder_stage_leaves_what_the_others_read(root):

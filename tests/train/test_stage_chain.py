@@ -1,5 +1,6 @@
 """Every stage runs on the user's own pictures and leaves a folder that plain diffusers or transformers opens."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,7 @@ from fewstep.train import run
 SMALL = ["size=32", "steps=2", "batch=8", "warmup=0", "device=cpu"]
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def draw(place: Path) -> None:
     """Twelve coloured discs and squares with captions."""
     rng, images, captions = np.random.default_rng(0), [], []
     rows, columns = np.mgrid[:32, :32] - 15.5
@@ -25,14 +25,10 @@ def pictures(tmp_path_factory) -> Path:
         image[inside] = rng.integers(0, 200, 3)
         images.append(image)
         captions.append(f"{'disc' if index % 2 else 'square'} number {index}")
-    path = tmp_path_factory.mktemp("data") / "shapes.npz"
-    np.savez(path, images=np.stack(images), captions=np.array(captions))
-    return path
+    np.savez(place / "shapes.npz", images=np.stack(images), captions=np.array(captions))
 
 
-@pytest.fixture(scope="module")
-def trained(pictures, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("runs")
+def train(pictures: Path, root: Path) -> None:
     own = [f"data={pictures}", *SMALL]
     run("vae", [*own, "channels=[8,8,16]"], root / "vae")
     run("clip", [*own, "width=32", "layers=1", "text_width=16", "text_layers=1"], root / "clip")
@@ -41,14 +37,11 @@ def trained(pictures, tmp_path_factory) -> Path:
     run("student", [*own, f"teacher={root / 'teacher'}"], root / "student")
     run("quality", [*own, f"teacher={root / 'teacher'}", "generated=8"], root / "quality")
     run("oms", [*own, f"pipeline={root / 'teacher'}", "channels=[8,16]"], root / "oms")
-    return root
 
 
-@pytest.fixture(scope="module")
-def by_class(tmp_path_factory) -> Path:
+def train_by_class(root: Path) -> None:
     """The class-conditional stages, on an npz in the layout of MNIST."""
-    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("classes")
-    arrays = {}
+    rng, arrays = np.random.default_rng(0), {}
     for split in ("train", "test"):
         arrays[f"x_{split}"] = rng.integers(0, 256, (24, 28, 28)).astype(np.uint8)
         arrays[f"y_{split}"] = np.arange(24) % 3 + 4
@@ -58,7 +51,21 @@ def by_class(tmp_path_factory) -> Path:
     run("dit", [*own, f"vae={root / 'vae'}", "width=16", "layers=1", "heads=2", "patch=2"], root / "dit")
     run("classifier", [*own, "widths=[8,16]"], root / "classifier")
     run("oms", [*own, f"pipeline={root / 'dit'}", "width=16", "layers=1"], root / "oms")
-    return root
+
+
+@pytest.fixture(scope="module")
+def pictures(once) -> Path:
+    return once("shapes", draw) / "shapes.npz"
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, once) -> Path:
+    return once("stages", functools.partial(train, pictures))
+
+
+@pytest.fixture(scope="module")
+def by_class(once) -> Path:
+    return once("stages-by-class", train_by_class)
 
 
 def test_class_pipeline_opens_in_plain_diffusers_and_knows_its_classes(by_class):
