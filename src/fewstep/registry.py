@@ -42,11 +42,19 @@ class Registry(Generic[Part]):
         Raises:
             FewstepError: the kind is unknown, or does not understand its argument.
         """
-        kind, _, argument = spec.partition(":")
-        kinds = self.kinds()
+        kind, _, argument = self.check(spec).partition(":")
+        return self._makers[kind](argument)
+
+    def check(self, spec: str) -> str:
+        """The spec itself, if its kind is known; nothing is loaded.
+
+        Raises:
+            FewstepError: it is not.
+        """
+        kind, kinds = spec.partition(":")[0], self.kinds()
         if kind not in kinds:
             raise FewstepError(f"unknown {self.what} {kind!r}", value=spec, mend=nearest(kind, kinds))
-        return self._makers[kind](argument)
+        return spec
 
 
 def no_argument(what: str, argument: str) -> None:

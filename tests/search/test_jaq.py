@@ -83,3 +83,16 @@ def test_gradients_reach_the_coefficients():
 def test_empty_calibration_is_refused():
     with pytest.raises(FewstepError, match="at least one prompt"):
         JAQ(generate, Mean(), Spread(), [], [1])
+
+
+@pytest.mark.parametrize("left", ["alignment", "quality"])
+def test_a_term_that_is_left_out_changes_no_candidate(left):
+    from fewstep.rewards import load_reward
+
+    terms = {"alignment": Mean(), "quality": Spread(), left: load_reward("none")}
+    objective = JAQ(generate, terms["alignment"], terms["quality"], ["a", "bb", "ccc"], [1, 2], k=2.0)
+    objective.standardise(PLAN, Family("ramp"))
+    kept = 1 if left == "alignment" else 0
+    raw = objective.terms(PLAN, range(6))[:, kept]
+    expected = (2.0 if kept else 1.0) * (raw - objective.centre[kept]) / objective.spread[kept]
+    assert torch.allclose(objective(PLAN, range(6)), expected)

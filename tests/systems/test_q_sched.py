@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from typer.testing import CliRunner
 
+from fewstep.cli import app
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
 from fewstep.pipelines import Generator, load_pipeline, save_pipeline
@@ -62,7 +65,9 @@ def execute(folder: Path, overrides: list[str]) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd", "sdxl", "pixart", "flux"])
 def test_the_same_command_serves_any_pipeline(kind, tmp_path):
-    report = execute(tmp_path / "run", settings(kind, tmp_path))
+    # one of them as it is run where nothing can be downloaded: no network but the pipeline's own
+    alone = ["rewards.alignment=none", "rewards.quality=contrast"] if kind == "pixart" else []
+    report = execute(tmp_path / "run", [*settings(kind, tmp_path), *alone])
     page = report.read_text()
     assert "<svg" in page
     assert "http" not in page.replace("http://www.w3.org", "").split("<main")[-1].split("src=")[0]
@@ -124,6 +129,62 @@ def test_empty_prompts_are_refused(tmp_path):
     overrides = [*settings("sd", tmp_path), "search.prompts=[]"]
     with pytest.raises(FewstepError, match="prompt list is empty"):
         execute(tmp_path / "run", overrides)
+
+
+def refused(overrides, words, tmp_path, monkeypatch):
+    """A mistake is told by the command before a pipeline is opened, and no run begins."""
+    from fewstep.systems.pipeline_recipe import PipelineRecipe
+
+    monkeypatch.setattr(PipelineRecipe, "opened", lambda recipe: pytest.fail("the pipeline was opened"))
+    out = tmp_path / "refused"
+    done = CliRunner().invoke(app, ["run", "q-sched", "--out", str(out), *(a for s in overrides for a in ("--set", s))])
+    assert done.exit_code == 2, done.output
+    for word in words:
+        assert word in " ".join(done.output.split())
+
+
+OTHER = ["model=some/pipeline", "rewards.alignment=none", "rewards.quality=sharpness", "evaluation.judge=none"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["rewards.alignment=clip:./none"], ["rewards.alignment", "no such CLIP", "rewards.alignment=none"]),
+        (["rewards.quality=quality:./none"], ["rewards.quality", "rewards.quality=sharpness"]),
+        (["evaluation.judge=clip:./none"], ["evaluation.judge", "evaluation.judge=none"]),
+        (["evaluation.features=[clip:./none]"], ["evaluation.features", "[random,pixels]"]),
+        (["evaluation.teacher=./none"], ["evaluation.teacher", "evaluation.teacher=none"]),
+        ([*OTHER, "evaluation.count=4", "evaluation.seeds=[1]"], ["reference images", "found: 4"]),
+        (["evaluation.count=3"], ["more than three prompts"]),
+        (["rewards.alignment=none", "rewards.quality=none"], ["nothing is left"]),
+        (["rewards.quality=sharpnes"], ["'sharpness'"]),
+        (["evaluation.features=[random, random]"], ["twice"]),
+        (["evaluation.features=[]"], ["evaluation.features"]),
+        (["evaluation.seeds=[1, 1]"], ["seeds", "twice"]),
+        (["evaluation.seeds=[99999999999]"], ["seeds"]),
+        (["evaluation.prompts=absent.txt"], ["absent.txt"]),
+        (["device=coda"], ["device", "coda"]),
+        (["results=."], ["results is a folder"]),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_opened(overrides, words, tmp_path, monkeypatch):
+    refused(overrides, words, tmp_path, monkeypatch)
+
+
+def test_a_pipeline_without_prompts_is_refused_before_it_is_quantized(tmp_path):
+    save_pipeline(tiny.MAKERS["dit"](tmp_path), tmp_path / "model")
+    overrides = [f"model={tmp_path / 'model'}", *OTHER[1:], "evaluation.prompts=emoji:evaluation"]
+    with pytest.raises(FewstepError, match=r"takes none.*fewstep search"):
+        execute(tmp_path / "run", overrides)
+    assert not list((tmp_path / "run").glob("units/*"))
+
+
+def test_a_dry_run_shows_what_auto_means_and_makes_nothing(tmp_path):
+    done = CliRunner().invoke(app, ["run", "q-sched", "--dry-run", "--out", str(tmp_path / "no")])
+    shown = yaml.safe_load(done.stdout)
+    assert shown == load("q-sched").resolved().plain()
+    assert "auto" not in done.stdout
+    assert not (tmp_path / "no").exists()
 
 
 def test_auto_means_shipped_parts_for_the_shipped_model_and_public_ones_otherwise():

@@ -69,10 +69,12 @@ def execute(
         raise FewstepError(
             "only trainings run in several processes", value=processes.count(), mend="Start this command once."
         )
+    recipe.check()
     if dry_run:
         import yaml
 
-        console().print(escape(yaml.safe_dump(recipe.plain(), sort_keys=False, allow_unicode=True)), end="")
+        shown = yaml.safe_dump(recipe.resolved().plain(), sort_keys=False, allow_unicode=True)
+        console().print(escape(shown), end="", soft_wrap=True)
         console(err=True).print(f"[dim]Nothing was run. It would go to {escape(str(out))}.[/dim]")
         return
     from fewstep.runs import Run

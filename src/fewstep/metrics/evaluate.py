@@ -158,6 +158,20 @@ def evaluate(
     }
 
 
+def check_sizes(prompts: int, reference: int) -> None:
+    """Refuse an evaluation that is too small to have neighbours.
+
+    Raises:
+        FewstepError: too few prompts, or too few images in the reference.
+    """
+    if prompts <= distances.NEIGHBOURS:
+        mend = "Give at least four held-out prompts; some hundreds give useful intervals."
+        raise FewstepError("an evaluation needs more than three prompts", value=prompts, mend=mend)
+    if reference < 2 * (distances.NEIGHBOURS + 1):
+        mend = "Give at least eight, better 500."
+        raise FewstepError("too few reference images", value=reference, mend=mend)
+
+
 def _check(
     systems: Mapping[str, Tensor],
     reference: Tensor,
@@ -167,12 +181,10 @@ def _check(
     compare: Sequence[tuple[str, str]],
 ) -> str:
     """The name that others are paired to, once all sizes and names fit."""
-    if not systems or len(prompts) <= distances.NEIGHBOURS:
-        raise FewstepError(
-            "an evaluation needs a system and more than three prompts",
-            value=(len(systems), len(prompts)),
-            mend="Give at least four held-out prompts; some hundreds give useful intervals.",
-        )
+    check_sizes(len(prompts), len(reference))
+    if not systems or not features:
+        what = "an evaluation needs a system and a feature network"
+        raise FewstepError(what, value=(len(systems), len(features)))
     first = next(iter(systems.values()))
     for name, images in systems.items():
         if images.ndim != 5 or images.shape[1] != len(prompts) or images.shape != first.shape:
@@ -181,8 +193,6 @@ def _check(
                 value=tuple(images.shape),
                 mend="Generate every system with the same prompts, seeds and size.",
             )
-    if len(reference) < 2 * (distances.NEIGHBOURS + 1):
-        raise FewstepError("too few reference images", value=len(reference), mend="Give at least eight, better 500.")
     names = [net.name for net in features]
     if len(set(names)) < len(names):
         raise FewstepError("two feature networks have one name", value=names, mend="Rename one: numbers would mix.")

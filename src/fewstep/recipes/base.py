@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import Self
 
 from fewstep.errors import RecipeError, nearest
 
@@ -24,6 +25,17 @@ class Recipe(Part):
     kind: str
     about: str = ""
     """One sentence for people: what the run shows."""
+
+    def resolved(self) -> Self:
+        """The recipe with every `auto` replaced by what it means here; what a dry run shows."""
+        return self
+
+    def check(self) -> None:
+        """Refuse what can be seen to be wrong before a model is opened; done before every run and by a dry run.
+
+        Raises:
+            FewstepError: a file that is not there, or numbers that do not fit one another.
+        """
 
     def plain(self) -> dict[str, Any]:
         """The resolved recipe, defaults included, as values that YAML and JSON hold."""

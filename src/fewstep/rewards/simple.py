@@ -58,6 +58,11 @@ def contrast(images: Tensor) -> Tensor:
     return (luma(images).var(dim=(1, 2, 3), correction=0) + TINY).sqrt()
 
 
+def none(images: Tensor) -> Tensor:
+    """Nothing: 0 for every image (B, 3, H, W), so that a term of an objective is left out."""
+    return images.new_zeros(len(images))
+
+
 def _join(measure: Callable[[Tensor], Tensor]) -> None:
     name = measure.__name__
 
@@ -67,5 +72,5 @@ def _join(measure: Callable[[Tensor], Tensor]) -> None:
         return Measure(name, measure)
 
 
-for _measure in (sharpness, colourfulness, contrast):
+for _measure in (sharpness, colourfulness, contrast, none):
     _join(_measure)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, Field
+from typing_extensions import Self
 
-from fewstep.models import SHIPPED
+from fewstep.data.prompts import load_prompts
+from fewstep.errors import FewstepError
+from fewstep.files import read_json
+from fewstep.models import SHIPPED, shipped
 from fewstep.pipelines import load_pipeline
 from fewstep.recipes.base import Recipe
 from fewstep.runs.environment import best_device
@@ -36,6 +41,43 @@ PlainSolver = Annotated[str, AfterValidator(lambda name: one_of(name, PLAIN))]
 """The name of one of `PLAIN`."""
 
 
+def checked(check: Callable[[str], object]) -> AfterValidator:
+    """The validator of a text that `check` refuses by a `FewstepError`."""
+
+    def validate(text: str) -> str:
+        try:
+            check(text)
+        except FewstepError as error:
+            raise ValueError(str(error)) from error
+        return text
+
+    return AfterValidator(validate)
+
+
+def _different(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed is given twice, and would count the same pictures twice")
+    return seeds
+
+
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_different)]
+
+
+def _device(name: str) -> str:
+    """A device that torch knows and this machine has.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"no such device here: {str(error).splitlines()[0]}") from error
+    return name
+
+
 class PipelineRecipe(Recipe):
     """A pipeline, how it is called, and where."""
 
@@ -48,7 +90,9 @@ class PipelineRecipe(Recipe):
     call: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the pipeline call: height, width, ..."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
+    variant: str = ""
+    """Of the weight files of a pipeline, such as fp16."""
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     batch: int = Field(32, ge=1)
     results: str = ""
     """A JSON file that also receives the numbers, besides the run directory."""
@@ -59,15 +103,51 @@ class PipelineRecipe(Recipe):
         return best_device() if self.device == "auto" else self.device
 
     def prompts(self, conditions: Conditions, held_out: bool) -> Conditions:
-        """What `auto` stands for: the calibration or the evaluation prompts."""
+        """What `auto` stands for: every class label, or the calibration or the evaluation prompts."""
         if conditions != "auto":
             return conditions
+        if labels := self._labels():
+            return labels
         split = "emoji" if self.model in SHIPPED else "general"
         return f"{split}:evaluation" if held_out else f"{split}:calibration"
 
+    def _labels(self) -> list[int]:
+        """The class labels that a shipped model or a folder names; none elsewhere."""
+        place = shipped(self.model) if self.model in SHIPPED else Path(self.model)
+        index = place / "model_index.json"
+        named = read_json(index).get("id2label") if index.is_file() else None
+        return sorted(map(int, named)) if isinstance(named, dict) else []
+
+    def _conditions(self) -> dict[str, Conditions]:
+        """By section what the pipeline is told there."""
+        found = {name: getattr(getattr(self, name), "conditions", None) for name in type(self).model_fields}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def resolved(self) -> Self:
+        """The recipe with every `auto` replaced by what it means for this model, on this machine."""
+        told = {
+            name: getattr(self, name).model_copy(update={"conditions": self.prompts(value, name == "evaluation")})
+            for name, value in self._conditions().items()
+        }
+        return self.model_copy(update={"device": self.place, **told})
+
+    def check(self) -> None:
+        """Refuse conditions that cannot be read, and results that cannot be written.
+
+        Raises:
+            FewstepError: one of them.
+        """
+        for name, value in self._conditions().items():
+            conditions = self.prompts(value, name == "evaluation")
+            if isinstance(conditions, str) or not conditions:
+                load_prompts(conditions)  # type: ignore[arg-type]
+        if self.results and Path(self.results).is_dir():
+            raise FewstepError("results is a folder", value=self.results, mend="Name a JSON file.")
+
     def opened(self) -> Any:
         """The pipeline on its device; no weight takes a gradient (searches differentiate schedules)."""
-        pipe = load_pipeline(self.model, dtype=getattr(torch, self.dtype)).to(self.place)
+        options = {"variant": self.variant} if self.variant else {}
+        pipe = load_pipeline(self.model, dtype=getattr(torch, self.dtype), **options).to(self.place)
         for part in pipe.components.values():
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.prompts import load_prompts
+from fewstep.errors import FewstepError
 from fewstep.files import read_json, write_json
 from fewstep.pipelines import (
     Generator,
@@ -25,13 +26,15 @@ from fewstep.pipelines import (
     save_pipeline,
     trace,
 )
+from fewstep.pipelines.calls import condition_kind
 from fewstep.plan import Plan
 from fewstep.quant import quantize
-from fewstep.rewards import load_reward
+from fewstep.rewards import Reward
 from fewstep.runs import Run, environment
 from fewstep.search import JAQ, Family, Outcome, Problem, least_squares, searcher
+from fewstep.systems.q_sched import judges
 from fewstep.systems.q_sched.measure import measure
-from fewstep.systems.q_sched.names import FULL, FULL_TUNED, LOW, LOW_FITTED, LOW_TUNED, place, plain
+from fewstep.systems.q_sched.names import FULL, FULL_TUNED, LOW, LOW_FITTED, LOW_TUNED, plain
 from fewstep.systems.q_sched.recipe import QSchedRecipe
 from fewstep.systems.q_sched.report import write_report
 
@@ -42,6 +45,7 @@ def run(recipe: QSchedRecipe, run: Run) -> Path:
     Leaves behind: `pipeline/` (a diffusers folder with low-bit weights and the tuned plan), plan files, images, scores
     of every candidate, `results.json` and `report.html`.
     """
+    recipe.check()
     job = _Job(recipe.resolved(), run)
     job.prepare()
     outcomes = {name: job.search(name) for name in (LOW, FULL)}
@@ -74,9 +78,15 @@ class _Job:
         self.quantization: dict[str, Any] = {}
 
     def prepare(self) -> None:
-        """Open the pipeline, read its plan, quantize its backbone."""
+        """Open the networks that score, then the pipeline; read its plan, quantize its backbone."""
         recipe = self.recipe
+        self.rewards = judges.rewards(recipe)
+        if not self.run.done("evaluate"):
+            judges.check(recipe)
         full = recipe.opened()
+        if condition_kind(full) != "prompt":
+            mend = f"Use fewstep search {recipe.model} --q-sched 100, which needs no rewards."
+            raise FewstepError("the rewards of Q-Sched read prompts, and this pipeline takes none", mend=mend)
         guidance = max(1.0, recipe.guidance)
         plan = self.run.unit(
             "plan",
@@ -170,8 +180,7 @@ class _Job:
         """JAQ on the calibration prompts, standardised over scattered candidates of the quantized pipeline."""
         settings, rewards = self.recipe.search, self.recipe.rewards
         prompts = load_prompts(settings.prompts, settings.count)
-        terms = (load_reward(place(rewards.alignment)), load_reward(place(rewards.quality)))
-        jaq = JAQ(self.generators[LOW], *terms, prompts, settings.seeds, rewards.k)
+        jaq = JAQ(self.generators[LOW], *self.rewards, prompts, settings.seeds, rewards.k)
 
         def standardise() -> dict[str, Any]:
             spent = jaq.standardise(self.plans[LOW], Family(low=settings.low, high=settings.high))
@@ -182,6 +191,7 @@ class _Job:
         return jaq
 
     _standard: dict[str, Any]
+    rewards: tuple[Reward, Reward]
 
     def _low_bit(self, full: Any, device: str) -> Any:
         """A pipeline that shares everything but its backbone, which is quantized and comes back from its file."""

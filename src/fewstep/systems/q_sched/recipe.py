@@ -4,25 +4,37 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from fewstep.data.prompts import load_prompts
 from fewstep.errors import FewstepError
+from fewstep.metrics import FEATURES, check_sizes
 from fewstep.models import SHIPPED
 from fewstep.quant import Scheme
 from fewstep.recipes.base import Part
+from fewstep.rewards import REWARDS
 from fewstep.search import SEARCHERS
-from fewstep.systems.pipeline_recipe import PipelineRecipe, one_of
+from fewstep.systems.pipeline_recipe import PipelineRecipe, Seeds, one_of
 
 Prompts = str | list[str]
 
 
 class Rewards(Part):
-    """The two terms of JAQ. `auto`: the emoji rewards for the shipped model, CLIP and PickScore for any other."""
+    """The two terms of JAQ. `auto`: the emoji rewards for the shipped model, CLIP and PickScore for any other.
+
+    `none` leaves a term out; `sharpness`, `colourfulness` and `contrast` need no download.
+    """
 
     alignment: str = "auto"
     quality: str = "auto"
     k: float = Field(2.0, ge=0)
     """Weight of quality, after both terms were standardised."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Rewards:
+        if self.alignment == "none" and (self.quality == "none" or not self.k):
+            raise ValueError("without alignment and quality nothing is left to search for")
+        return self
 
 
 class Search(Part):
@@ -37,7 +49,7 @@ class Search(Part):
     prompts: Prompts = "auto"
     count: int = Field(16, ge=1)
     """How many of the prompts."""
-    seeds: list[int] = Field(default_factory=lambda: [1, 2], min_length=1)
+    seeds: Seeds = Field(default_factory=lambda: [1, 2])
     seed: int = 0
     """Of the searcher itself."""
 
@@ -52,8 +64,8 @@ class Evaluation(Part):
 
     prompts: Prompts = "auto"
     count: int = Field(250, ge=2)
-    seeds: list[int] = Field(default_factory=lambda: [101, 102, 103], min_length=1)
-    features: list[str] = Field(default_factory=lambda: ["auto"])
+    seeds: Seeds = Field(default_factory=lambda: [101, 102, 103])
+    features: list[str] = Field(default_factory=lambda: ["auto"], min_length=1)
     """Feature networks of the distances; `auto` is the judge's image tower and a random network."""
     judge: str = "auto"
     """Alignment judge, never searched on; `none` leaves the column out."""
@@ -96,27 +108,51 @@ class QSchedRecipe(PipelineRecipe):
         )
         judge = _auto(self.evaluation.judge, judge)
         features = ["random"] if judge == "none" else [judge, "random"]
-        return self.model_copy(
-            update={
-                "rewards": self.rewards.model_copy(
-                    update={
-                        "alignment": _auto(self.rewards.alignment, alignment),
-                        "quality": _auto(self.rewards.quality, quality),
-                    }
-                ),
-                "search": self.search.model_copy(
-                    update={"prompts": _auto(self.search.prompts, f"{split}:calibration")}
-                ),
-                "evaluation": self.evaluation.model_copy(
-                    update={
-                        "prompts": _auto(self.evaluation.prompts, f"{split}:evaluation"),
-                        "judge": judge,
-                        "features": features if self.evaluation.features == ["auto"] else self.evaluation.features,
-                        "teacher": _auto(self.evaluation.teacher, "emoji-teacher" if shipped else "none"),
-                    }
-                ),
-            }
+        return (
+            super()
+            .resolved()
+            .model_copy(
+                update={
+                    "rewards": self.rewards.model_copy(
+                        update={
+                            "alignment": _auto(self.rewards.alignment, alignment),
+                            "quality": _auto(self.rewards.quality, quality),
+                        }
+                    ),
+                    "search": self.search.model_copy(
+                        update={"prompts": _auto(self.search.prompts, f"{split}:calibration")}
+                    ),
+                    "evaluation": self.evaluation.model_copy(
+                        update={
+                            "prompts": _auto(self.evaluation.prompts, f"{split}:evaluation"),
+                            "judge": judge,
+                            "features": features if self.evaluation.features == ["auto"] else self.evaluation.features,
+                            "teacher": _auto(self.evaluation.teacher, "emoji-teacher" if shipped else "none"),
+                        }
+                    ),
+                }
+            )
         )
+
+    def check(self) -> None:
+        """Refuse prompts that cannot be read, networks of no known kind, and an evaluation that is too small.
+
+        Raises:
+            FewstepError: one of them.
+        """
+        super().check()
+        meant = self.resolved()
+        rewards, evaluation = meant.rewards, meant.evaluation
+        load_prompts(meant.search.prompts, meant.search.count)
+        prompts = load_prompts(evaluation.prompts, evaluation.count)
+        # without real pictures the reference is drawn, as many as a system has (see `measure`)
+        check_sizes(len(prompts), 8 if self.model in SHIPPED else len(prompts) * len(evaluation.seeds))
+        for spec in (rewards.alignment, rewards.quality, evaluation.judge):
+            REWARDS.check(spec)
+        for spec in evaluation.features:
+            FEATURES.check(spec)
+        if len(set(evaluation.features)) < len(evaluation.features):
+            raise FewstepError("a feature network is given twice", value=evaluation.features, mend="Name it once.")
 
 
 def _auto(value: Any, meant: Any) -> Any:
