@@ -221,18 +221,3 @@ def test_flow_pipelines_pass_sigmas_and_mu():
     level = plan.rows[1].sigma
     noised = scheduler.scale_noise(clean, scheduler.timesteps[1:2], noise)
     torch.testing.assert_close(noised, (1 - level) * clean + level * noise)
-
-
-def test_a_foreign_network_is_refused():
-    plan = two_m().replace(identity=Identity(model="abc"))
-    scheduler = plan.to_scheduler()
-
-    class Pipe:
-        guidance_scale = 1.0
-
-    pipe = Pipe()
-    scheduler.watch(pipe, Identity(model="abc"))
-    scheduler.set_timesteps(4)
-    scheduler.watch(pipe, Identity(model="xyz"))
-    with pytest.raises(IdentityError, match="belongs to model 'abc', not 'xyz'"):
-        scheduler.set_timesteps(4)

@@ -83,8 +83,8 @@ def test_adapter_and_plan_live_in_one_folder(name, tmp_path):
 
     plain = DiffusionPipeline.from_pretrained(tmp_path / "out")
     plain.set_progress_bar_config(disable=True)
-    with pytest.warns(UserWarning, match="belongs to the adapters turbo"):
-        assert torch.allclose(draw(plain, name), untouched, atol=1e-6)
+    with pytest.raises(IdentityError, match="adapter 'turbo', which is not loaded"):
+        draw(plain, name)
 
 
 def test_a_plan_knows_its_adapter_by_its_tensors_and_its_weight(tmp_path):

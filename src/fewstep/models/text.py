@@ -75,3 +75,14 @@ def tokens_of(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
         truncation=True,
         return_tensors="pt",
     ).input_ids
+
+
+def lost_words(tokenizer: Any, text: str, limit: int) -> str:
+    """The end of the text that does not fit into `limit` tokens, special ones included; empty where all of it does."""
+    ids = tokenizer(text, truncation=False, verbose=False)["input_ids"]
+    if len(ids) <= limit:
+        return ""
+    if not getattr(tokenizer, "is_fast", False):
+        return str(tokenizer.decode(ids[limit - 1 :], skip_special_tokens=True))
+    cut = tokenizer(text, truncation=True, max_length=limit, return_offsets_mapping=True)
+    return text[max(end for _, end in cut["offset_mapping"]) :]

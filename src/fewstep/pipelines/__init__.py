@@ -2,7 +2,8 @@
 
 from fewstep.pipelines.calls import backbone_of
 from fewstep.pipelines.generate import Generator, Trace, trace
-from fewstep.pipelines.load import attach, exchanged, identity_of, load_pipeline, plan_of, save_pipeline
+from fewstep.pipelines.identity import identity_of
+from fewstep.pipelines.load import attach, exchanged, load_pipeline, plan_of, save_pipeline
 from fewstep.pipelines.process import process_of
 from fewstep.pipelines.routed import Routed
 from fewstep.pipelines.two_times import TwoTimes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +71,7 @@ def arguments(
     for name in options:
         if name not in accepted:
             raise FewstepError(f"{type(pipe).__name__} takes no argument {name!r}", mend=nearest(name, accepted))
-    given: dict[str, Any] = {**_condition(pipe, conditions, count), **options}
+    given: dict[str, Any] = {**_condition(pipe, conditions, count, options), **options}
     if guidance is not None:
         if "guidance_scale" in accepted:
             given["guidance_scale"] = guidance
@@ -80,8 +80,17 @@ def arguments(
     return given
 
 
-def _condition(pipe: Any, conditions: Sequence[Any] | None, count: int) -> dict[str, Any]:
+def _condition(pipe: Any, conditions: Sequence[Any] | None, count: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    if _is_embedded(pipe, options):
+        if conditions is not None:
+            raise FewstepError("prompts and their embeddings exclude each other", mend="Give conditions=None.")
+        return {}
     kind = condition_kind(pipe)
+    encoders = [part for name, part in pipe.components.items() if name.startswith("text_encoder")]
+    if kind == "prompt" and encoders and not any(part is not None for part in encoders):
+        what = f"this {type(pipe).__name__} has no text encoder, so it cannot read prompts"
+        mend = "Pass prompt_embeds (and negative_prompt_embeds where it guides) as arguments of the call."
+        raise FewstepError(what, mend=mend)
     if kind == "batch_size":
         if conditions is not None and any(c is not None for c in conditions):
             raise FewstepError(f"{type(pipe).__name__} is unconditional", value=conditions, mend="Give None.")
@@ -94,6 +103,17 @@ def _condition(pipe: Any, conditions: Sequence[Any] | None, count: int) -> dict[
             what = f"{type(pipe).__name__} takes {'prompts' if kind == 'prompt' else 'class labels'}"
             raise FewstepError(what, value=condition, mend=f"Give one {wanted.__name__} per image.")
     return {kind: list(conditions)}
+
+
+def _is_embedded(pipe: Any, options: Mapping[str, Any]) -> bool:
+    """Whether the caller gives what the pipeline draws from: embeddings of prompts, or all that its call demands."""
+    if any(name.startswith("prompt_embeds") and value is not None for name, value in options.items()):
+        return True
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    if any(name in accepted for name in CONDITIONS):
+        return False
+    needed = {name for name, p in accepted.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    return bool(needed - {"self"}) and needed - {"self"} <= options.keys()
 
 
 def call(pipe: Any, **given: Any) -> Any:

@@ -143,7 +143,7 @@ def _watched(
     time = float(process.network_time(process.noisiest))
     row = Row(time, time, alpha=1.0, sigma=0.0, state={0: 1.0}, output={})
     watcher = _Watcher.following(Plan((row,), Prediction(), 1.0, 0.0), range(count), latent=True)
-    asking = Generator(generate.pipe, guidance, generate.call, generate.batch)
+    asking = generate.changed(guidance=guidance)
     with _noting(backbone_of(generate.pipe), time) as calls:
         state = asking.run(watcher, conditions, list(range(count)))
     if not calls:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import copy
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,19 +16,26 @@ from torch import Tensor
 from typing_extensions import Self
 
 from fewstep.errors import FewstepError, NonFiniteError, nearest
+from fewstep.pipelines.caller import Caller, refuse_schedule
 from fewstep.pipelines.calls import Stop, arguments, call
+from fewstep.pipelines.prompts import Prompts
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
 from fewstep.sample import Noise
 
+Conditions = Sequence[Any] | Mapping[str, Any] | None
+"""Prompts or class labels, one per sample; embeddings by the names of arguments, (B, ...); or nothing."""
+
 
 @dataclass
 class Generator:
-    """Runs plans in a pipeline. One random stream per sample, so that neither batch size nor order changes a picture.
+    """Runs plans in a pipeline, which stays as it is. One random stream per sample: neither batch size nor order
+    changes the noise of a picture.
 
-    pipe: any diffusers pipeline that draws from prompts, from class labels or from nothing.
+    pipe: any diffusers pipeline that draws from prompts, class labels, embeddings or nothing.
     guidance: `guidance_scale` of the calls (1 = without).
-    call: further arguments of the pipeline call (`height`, `width`, `max_sequence_length`, ...).
+    call: further arguments of the pipeline call (`height`, `width`, `max_sequence_length`, ...). Embeddings
+        (`prompt_embeds`, `image_embeds`, ...) in the place of conditions have one row per sample, or one for all.
     batch: samples per call.
     """
 
@@ -34,20 +43,19 @@ class Generator:
     guidance: float = 1.0
     call: dict[str, Any] = field(default_factory=dict)
     batch: int = 32
+    prompts: Prompts = field(default_factory=Prompts, repr=False, compare=False)
+    """Prompts already encoded; generators of one pipeline may share them."""
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise FewstepError("batch must be at least 1", value=self.batch)
-        self.pipe.set_progress_bar_config(disable=True)
-        if hasattr(self.pipe, "encode_prompt"):
-            remember_prompts(self.pipe)
 
     def __call__(
         self, plan: Plan, conditions: Sequence[Any] | None, seeds: Sequence[int], output: str = "image"
     ) -> Tensor:
         """One sample per seed, float32.
 
-        Gradients with respect to the plan's coefficients flow when enabled (one batch at a time fits in memory).
+        Gradients flow where they are asked for: coefficients of the plan, or tensors in `call`, that require them.
 
         Args:
             plan: the sampler.
@@ -64,14 +72,15 @@ class Generator:
         if output not in ("image", "latent"):
             raise FewstepError("unknown output", value=output, mend=nearest(output, ("image", "latent")))
         parts = []
-        for given, some in self.batches(conditions, seeds):
-            runner = Runner.following(plan, some, latent=output == "latent")
-            parts.append(self.run(runner, given, some))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (plan.learned or _learned(self.call))):
+            for given, some in self.batches(conditions, seeds):
+                runner = Runner.following(plan, some, latent=output == "latent")
+                parts.append(self.run(runner, given, some))
         return torch.cat(parts)
 
     def batches(
         self, conditions: Sequence[Any] | None, seeds: Sequence[int]
-    ) -> Iterator[tuple[Sequence[Any] | None, Sequence[int]]]:
+    ) -> Iterator[tuple[Conditions, Sequence[int]]]:
         """Conditions and seeds of one call after the other, checked."""
         if not (seeds if conditions is None else conditions):
             what = "the list of seeds is empty" if conditions is None else "the list of prompts or labels is empty"
@@ -80,18 +89,38 @@ class Generator:
             raise FewstepError("one seed per prompt or label is needed", value=(len(conditions), len(seeds)))
         for first in range(0, len(seeds), self.batch):
             part = slice(first, first + self.batch)
-            yield None if conditions is None else conditions[part], seeds[part]
+            embedded = {name: _rows(name, value, part, len(seeds)) for name, value in self._embedded().items()}
+            yield (embedded or None) if conditions is None else conditions[part], seeds[part]
 
-    def run(self, runner: Runner, conditions: Sequence[Any] | None, seeds: Sequence[int]) -> Tensor:
-        """One pipeline call with a scheduler of this module; images or, if it stops early, its last state."""
-        given = arguments(self.pipe, conditions, len(seeds), self.guidance, **self.call)
-        kept, self.pipe.scheduler = self.pipe.scheduler, runner
+    def _embedded(self) -> dict[str, Tensor]:
+        """Arguments of the call that have a row per sample."""
+        named = {n: v for n, v in self.call.items() if "embed" in n or "prompt" in n}
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+    def changed(self, **settings: Any) -> Generator:
+        """A generator of the same pipeline with other settings, which shares the encoded prompts."""
+        return dataclasses.replace(self, **settings)
+
+    def run(self, runner: Runner, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
+        """One pipeline call with a scheduler of this module; images or, if it stops early, its last state.
+
+        Raises:
+            IdentityError: `call` asks for a schedule of its own, or for a size that the plan was not made for.
+        """
+        with self._serving(runner) as pipe:
+            return self._run(pipe, runner, conditions, seeds)
+
+    def _run(self, pipe: Any, runner: Runner, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
+        embedded = dict(conditions) if isinstance(conditions, Mapping) else {}
+        words = None if conditions is None or isinstance(conditions, Mapping) else conditions
+        given = arguments(pipe, words, len(seeds), self.guidance, **{**self.call, **embedded})
+        refuse_schedule(runner.plan, type(pipe), self.call)
+        self.prompts.tell_lost(pipe, words or (), self.call)
         result: Any = None
         try:
-            runner.follow(self.pipe)
             with suppress(Stop):
                 result = call(
-                    self.pipe,
+                    pipe,
                     num_inference_steps=runner.plan.steps,
                     generator=runner.generators,
                     output_type="pt",
@@ -99,9 +128,8 @@ class Generator:
                 )
         finally:
             runner.release()
-            self.pipe.scheduler = kept
             if result is None:
-                self.pipe.maybe_free_model_hooks()
+                pipe.maybe_free_model_hooks()
         drawn = (runner.final if result is None else _pictures(result)).float()
         if not bool(drawn.isfinite().all()):
             raise NonFiniteError(
@@ -109,6 +137,39 @@ class Generator:
                 mend="Run it in float32 or bfloat16, or check the network's weights.",
             )
         return drawn
+
+    @contextmanager
+    def _serving(self, runner: Runner) -> Iterator[Any]:
+        """The pipeline for one call: its twin with a scheduler, a progress bar and a memory of prompts of its own.
+
+        A pipeline whose methods were replaced (One More Step) serves itself: they are bound to it.
+        """
+        kept = self.pipe.scheduler
+        runner.remember(kept)
+        if any(map(inspect.isfunction, vars(self.pipe).values())):
+            vars(self.pipe)["scheduler"] = runner
+            try:
+                yield self.pipe
+            finally:
+                vars(self.pipe)["scheduler"] = kept
+            return
+        twin = copy.copy(self.pipe)
+        vars(twin)["scheduler"] = runner
+        twin.set_progress_bar_config(disable=True)
+        if hasattr(twin, "encode_prompt"):
+            vars(twin)["encode_prompt"] = self.prompts.encoding(twin)
+        yield twin
+
+
+def _rows(name: str, value: Tensor, part: slice, count: int) -> Tensor:
+    """The rows of one call; a single one serves all samples."""
+    if len(value) not in (1, count):
+        raise FewstepError(f"{name} needs one row per sample, or one for all", value=len(value), mend=f"Give {count}.")
+    return value.expand(count, *value.shape[1:])[part]
+
+
+def _learned(call: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, Tensor) and value.requires_grad for value in call.values())
 
 
 def _pictures(result: Any) -> Tensor:
@@ -133,6 +194,9 @@ class Runner(PlanScheduler):
         runner.count, runner.latent, runner.generators = len(seeds), latent, Noise(seeds).generators
         return runner
 
+    def check(self, caller: Caller) -> None:
+        """Any pipeline may run any plan here: references run the plans of others, and calls are checked before."""
+
     def step(  # pipelines inspect the signature
         self,
         model_output: Tensor,
@@ -153,39 +217,6 @@ class Runner(PlanScheduler):
             if self.latent:
                 raise Stop
         return result
-
-
-def remember_prompts(pipe: Any, limit: int = 512_000_000) -> None:
-    """Make the pipeline encode each batch of prompts once: a search repeats the same prompts for every candidate.
-
-    limit: bytes of embeddings kept; the oldest go first.
-    """
-    original = pipe.encode_prompt
-    if getattr(original, "remembers", False):
-        return
-    kept: dict[str, Any] = {}
-
-    @functools.wraps(original)
-    def encode(*args: Any, **kwargs: Any) -> Any:
-        given = [*args, *kwargs.values()]
-        if any(isinstance(value, Tensor) for value in given):
-            return original(*args, **kwargs)
-        key = repr((args, sorted(kwargs.items())))
-        if key not in kept:
-            with torch.no_grad():
-                kept[key] = original(*args, **kwargs)
-            while len(kept) > 1 and sum(map(_bytes, kept.values())) > limit:
-                kept.pop(next(iter(kept)))
-        return kept[key]
-
-    encode.remembers = True  # type: ignore[attr-defined]
-    pipe.encode_prompt = encode
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.nbytes
-    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 
 import torch
 
-from fewstep.denoiser import fingerprint
 from fewstep.errors import FewstepError, IdentityError
 from fewstep.files import write_folder
 from fewstep.pipelines.adapters import adapters_of, base_only, load_adapters, save_adapters
-from fewstep.pipelines.calls import backbone_of, recorded
+from fewstep.pipelines.caller import SCHEDULE, shift_of
+from fewstep.pipelines.calls import recorded
+from fewstep.pipelines.identity import identity_of
 from fewstep.pipelines.scheduler import PlanScheduler as PipelineScheduler
-from fewstep.plan import Identity, Plan
+from fewstep.pipelines.scheduler import refuse_unfit
+from fewstep.plan import Plan
 from fewstep.plan.scheduler import PlanScheduler
 from fewstep.quant.consistency import check_saved_right
 
@@ -108,32 +111,30 @@ def _keeps_scheduler(pipe: Any) -> Any:
     return pipe
 
 
-def identity_of(pipe: Any, guidance: float | None = None) -> Identity:
-    """What a plan for this pipeline belongs to."""
-    model = backbone_of(pipe)
-    quantization = dict(getattr(model.config, "quantization_config", None) or {})
-    scheme = quantization.get("scheme") or quantization.get("quant_method") or "none"
-    return Identity(model=fingerprint(model), quantization=str(scheme), guidance=guidance)
-
-
-def attach(pipe: Any, plan: Plan, adapters: Mapping[str, Any] | None = None) -> None:
+def attach(pipe: Any, plan: Plan, adapters: Mapping[str, Any] | None = None, guidance: float | None = None) -> None:
     """Make the pipeline follow a plan, now and in every later call, checked against what the plan belongs to.
 
-    adapters: the LoRA adapters that the plan needs, as `fewstep.pipelines.adapters.adapters_of` tells them; those that
-        are active now unless given. Adapters loaded later may come and go.
+    What the plan leaves open becomes what the pipeline is: from now on it belongs to this network and quantization.
+
+    Args:
+        pipe: any diffusers pipeline.
+        plan: its new sampler.
+        adapters: the LoRA adapters that the plan needs, as `fewstep.pipelines.adapters.adapters_of` tells them; those
+            that are active now unless given. Adapters loaded later may come and go.
+        guidance: the only guidance scale that calls may have from now on; that of the plan unless given.
 
     Raises:
-        IdentityError: the plan belongs to another model or quantization.
+        IdentityError: the plan belongs to another model, quantization or guidance.
     """
-    found = identity_of(pipe)
+    found = identity_of(pipe, guidance)
     plan.check(found)
-    scheduler = PipelineScheduler.from_plan(plan)
+    refuse_unfit(plan, pipe)
+    known = {name: value for name, value in vars(plan.identity).items() if value is not None}
+    scheduler = PipelineScheduler.from_plan(plan.replace(identity=dataclasses.replace(found, **known)))
     if isinstance(pipe.scheduler, PipelineScheduler):
         pipe.scheduler.release()
     scheduler.remember(pipe.scheduler)
     scheduler.register_to_config(adapters=dict(adapters_of(pipe) if adapters is None else adapters))
-    scheduler.watch(pipe, found)
-    scheduler.follow(pipe)
     pipe.register_modules(scheduler=scheduler)
 
 
@@ -155,7 +156,16 @@ def plan_of(pipe: Any, steps: int, **call: Any) -> Plan:
             raise IdentityError(f"the pipeline's stored plan has {plan.steps} steps", value=steps, mend=mend)
         return plan
     record = recorded(pipe, steps, **call)
-    return Plan.from_scheduler(record.scheduler, steps, set_timesteps=record.times, step=record.step)
+    plan = Plan.from_scheduler(record.scheduler, steps, set_timesteps=record.times, step=record.step)
+    known: dict[str, Any] = {"call": {name: _plain(call[name]) for name in SCHEDULE if call.get(name) is not None}}
+    if record.scheduler.config.get("use_dynamic_shifting") and record.times.get("mu") is not None:
+        known["shift"] = shift_of(record.scheduler.config, record.times["mu"])
+    return plan.replace(origin={**plan.origin, **{name: value for name, value in known.items() if value}})
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON holds it."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def exchanged(pipe: Any, parts: Mapping[str, Any]) -> Any:
@@ -165,7 +175,5 @@ def exchanged(pipe: Any, parts: Mapping[str, Any]) -> Any:
     (`force_zeros_for_empty_prompt`, `is_distilled`, ...).
     """
     other = copy.copy(pipe)
-    if getattr(vars(other).get("encode_prompt"), "remembers", False):
-        del other.encode_prompt  # it encodes with the text encoders of the original
     other.register_modules(**parts)
     return other

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError
 from fewstep.pipelines.calls import Stop
-from fewstep.pipelines.generate import Generator, Runner
+from fewstep.pipelines.generate import Conditions, Generator, Runner
 from fewstep.plan import Plan, Row
 from fewstep.prediction import Prediction
 
@@ -47,15 +47,14 @@ class PipelineNetwork:
             done += len(some)
         return torch.cat(parts).to(x.dtype)
 
-    def _one(self, x: Tensor, time: float, conditions: Sequence[Any] | None, seeds: Sequence[int]) -> Tensor:
+    def _one(self, x: Tensor, time: float, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
         takes = "latents" in inspect.signature(type(self.generate.pipe).__call__).parameters
         rows = (_row(0, time),) if takes else (_row(0, time), _row(1, time))
         asker = _Asker.following(Plan(rows, Prediction(), 1.0, 0.0), seeds, latent=True)
         asker.waiting = None if takes else x
         generate = self.generate
         if takes:
-            call = {**generate.call, "latents": x}
-            generate = Generator(generate.pipe, generate.guidance, call, generate.batch)
+            generate = generate.changed(call={**generate.call, "latents": x})
         return generate.run(asker, conditions, seeds)
 
 

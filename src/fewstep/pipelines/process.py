@@ -68,12 +68,16 @@ def training_scheduler(pipe: Any) -> Any:
 
     replaced = scheduler.config.get("replaced") or {}
     known = getattr(diffusers, str(replaced.get("_class_name")), None)
-    if known is None:
+    if known is None or not hasattr(known, "from_config"):
         raise FewstepError(
             "the pipeline follows a plan that does not say which scheduler it replaced",
             mend="Attach the plan with `fewstep.attach`, or open the pipeline with its own scheduler.",
         )
-    return known.from_config({k: v for k, v in replaced.items() if k != "_class_name"})
+    try:
+        return known.from_config({k: v for k, v in replaced.items() if k != "_class_name"})
+    except Exception as error:  # whatever its constructor stumbles over
+        what = f"the stored configuration of the replaced {known.__name__} is damaged: {error}"
+        raise FewstepError(what, mend="Open the pipeline with its own scheduler, and attach the plan again.") from error
 
 
 def _edm(scheduler: Any) -> tuple[Process, Prediction]:

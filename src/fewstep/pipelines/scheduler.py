@@ -6,11 +6,7 @@ import. Importing this one is enough for the whole folder: it also makes the low
 
 from __future__ import annotations
 
-import functools
-import sys
-import warnings
-import weakref
-from types import FrameType
+import math
 from typing import Any
 
 import torch
@@ -20,7 +16,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from fewstep.errors import PlanError
-from fewstep.pipelines.adapters import check_adapters
+from fewstep.pipelines.caller import Caller, check_call, refuse_shift
 from fewstep.pipelines.calls import backbone_of
 from fewstep.plan import Plan
 from fewstep.plan import scheduler as base
@@ -37,8 +33,13 @@ class PlanScheduler(base.PlanScheduler):
     replaced: configuration of the scheduler that the pipeline had, class name included; tells the network's process.
     adapters: the LoRA adapters that the plan belongs to (`fewstep.pipelines.adapters`).
 
+    It looks up the running pipeline call in `set_timesteps`, checks it against what the plan belongs to, and until the
+    last row makes the network run what the rows name. Between calls it knows no pipeline, so that it can be copied,
+    pickled and shared.
+
     Raises:
-        PlanError: the pipeline ignores what the plan needs (a scale of the network's input or of the first noise).
+        PlanError: malformed `plan`, `replaced` or `adapters`; the pipeline ignores what the plan needs (a scale of the
+            network's input or of the first noise).
     """
 
     @register_to_config
@@ -50,11 +51,10 @@ class PlanScheduler(base.PlanScheduler):
         replaced: dict[str, Any] | None = None,
         adapters: dict[str, Any] | None = None,
     ) -> None:
+        _check_entries(replaced, adapters)
         self._scaled: int | None = None
         self._entry_known = False
-        self._follower: Follower | None = None
-        self._varied: int | None = None
-        self._own_guidance: float | None = None
+        self._following: _Following | None = None
         super().__init__(plan=plan, prediction_type=prediction_type, num_train_timesteps=num_train_timesteps)
 
     def remember(self, scheduler: Any) -> None:
@@ -66,16 +66,6 @@ class PlanScheduler(base.PlanScheduler):
             replaced = {"_class_name": type(scheduler).__name__, **replaced}
         self.register_to_config(replaced=replaced)
 
-    def _check_watched(self) -> None:
-        super()._check_watched()
-        wanted = self.config.get("adapters") or {}
-        pipe = self._watched[0]() if self._watched else None
-        if pipe is not None:
-            check_adapters(pipe, wanted)
-        elif wanted:
-            what = f"this plan belongs to the adapters {', '.join(wanted)}; whether they are loaded is not known."
-            warnings.warn(f"{what} Open the pipeline with `fewstep.load_pipeline`.", stacklevel=3)
-
     @classmethod
     def from_plan(cls, plan: Plan) -> Self:
         """The scheduler of a plan."""
@@ -83,49 +73,19 @@ class PlanScheduler(base.PlanScheduler):
         assert isinstance(scheduler, cls)
         return scheduler
 
-    def follow(self, pipe: Any) -> None:
-        """Make every network call of this pipeline run the variant and the guidance that its row names.
-
-        Raises:
-            FewstepError: a row names a variant that the pipeline's network does not have (`fewstep.variants`), or sets
-                a guidance that the pipeline cannot change while it runs.
-        """
-        names = {row.network for row in self.plan.rows} - {MAIN}
-        scales = [row.guidance for row in self.plan.rows if row.guidance is not None]
-        if not names and not scales:
-            return
-        model = backbone_of(pipe)
-        for name in names:
-            applied(model, name)
-        if scales and (min(scales) <= 1 or not hasattr(type(pipe), "guidance_scale")):
-            what = f"{type(pipe).__name__} cannot change its guidance so while it runs"
-            mend = "Rows may set scales above 1, in pipelines that have a `guidance_scale` property."
-            raise PlanError(what, value=scales, mend=mend)
-        self._follower = Follower(model, functools.partial(self._variant, weakref.ref(pipe)))
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the running call: a copy serves another one."""
+        return {**vars(self), "_following": None}
 
     def release(self) -> None:
-        """Stop following: the network is as it was."""
-        if self._follower is not None:
-            self._follower.close()
-            self._follower = None
+        """Stop following a call: the network and the pipeline are as they were."""
+        if self._following is not None:
+            self._following.close()
+            self._following = None
 
-    def _variant(self, reference: weakref.ref[Any]) -> str:
-        """The variant of the coming row, if it is the pipeline that calls its network, and not someone else."""
-        pipe = reference()
-        if pipe is None or pipe.scheduler is not self or not _is_caller(pipe):
-            return MAIN
-        k = self.step_index if self.step_index is not None else self.begin_index or 0
-        row = self.plan.rows[min(k, self.plan.steps - 1)]
-        if self._varied is None:
-            self._own_guidance = getattr(pipe, "_guidance_scale", None)
-        if self._guides:
-            pipe._guidance_scale = self._own_guidance if row.guidance is None else row.guidance
-        self._varied = k
-        return row.network
-
-    @property
-    def _guides(self) -> bool:
-        return any(row.guidance is not None for row in self.plan.rows)
+    def check(self, caller: Caller) -> None:
+        """Refuse a call that the plan does not belong to (IdentityError)."""
+        check_call(self.plan, caller, self.config.get("adapters") or {})
 
     @property
     def init_noise_sigma(self) -> float:
@@ -141,9 +101,21 @@ class PlanScheduler(base.PlanScheduler):
         timesteps: Any = None,
         mu: float | None = None,
     ) -> None:
-        """As in the plan's own scheduler."""
+        """As in the plan's own scheduler; the pipeline that calls is checked.
+
+        Raises:
+            IdentityError: the call is not one that the plan belongs to, or has a schedule of its own.
+            FewstepError: a row names a variant that the network does not have (`fewstep.variants`), or sets a guidance
+                that the pipeline cannot change while it runs.
+        """
+        self.release()
         super().set_timesteps(num_inference_steps, device, sigmas, timesteps, mu)
-        self._scaled = self._varied = None
+        self._scaled = None
+        refuse_shift(self.plan, self.config.get("replaced") or {}, self.config, mu)
+        caller = Caller.of(self)
+        if caller is not None:
+            self.check(caller)
+            self._following = _Following.of(self, caller)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The state times the row's input scale."""
@@ -170,18 +142,21 @@ class PlanScheduler(base.PlanScheduler):
         self._check_served()
         if model_output.ndim > 3 and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]
-        return super().step(model_output, timestep, sample, generator, return_dict)
+        result = super().step(model_output, timestep, sample, generator, return_dict)
+        if self.step_index == self.plan.steps:
+            self.release()
+        return result
 
     def _check_served(self) -> None:
         k = self.step_index or 0
         if k >= self.plan.steps:
             return
         row = self.plan.rows[k]
-        if (row.network != MAIN or row.guidance is not None) and self._varied != k:
+        if (row.network != MAIN or row.guidance is not None) and getattr(self._following, "varied", None) != k:
             raise PlanError(
-                f"row {k} runs a variant of the network, or a guidance, that this pipeline has not made",
+                f"row {k} runs a variant of the network, or a guidance, that was not run",
                 value=(row.network, row.guidance),
-                mend="Open the pipeline with `fewstep.load_pipeline`, or attach the plan with `fewstep.attach`.",
+                mend="Run the plan inside a pipeline of diffusers, or with `fewstep.sample`.",
             )
         if self._scaled != k and not is_exactly(row.input_scale, 1.0):
             raise PlanError(
@@ -202,14 +177,68 @@ class PlanScheduler(base.PlanScheduler):
             )
 
 
-def _is_caller(pipe: Any) -> bool:
-    """Whether a method of the pipeline is running: after an interrupted call, its network belongs to others again."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_locals.get("self") is pipe:
-            return True
-        frame = frame.f_back
-    return False
+def refuse_unfit(plan: Plan, pipe: Any) -> None:
+    """Refuse a plan whose rows the pipeline cannot run.
+
+    Raises:
+        FewstepError: the network lacks a variant (`fewstep.variants`), or the pipeline cannot change its guidance.
+    """
+    for name in {row.network for row in plan.rows} - {MAIN}:
+        applied(backbone_of(pipe), name)
+    scales = [row.guidance for row in plan.rows if row.guidance is not None]
+    if scales and (min(scales) <= 1 or not hasattr(type(pipe), "guidance_scale")):
+        what = f"{type(pipe).__name__} cannot change its guidance so while it runs"
+        mend = "Rows may set scales above 1, in pipelines that have a `guidance_scale` property."
+        raise PlanError(what, value=scales, mend=mend)
+
+
+class _Following:
+    """One call of a pipeline whose network runs the variant, and the guidance, of the row that comes next."""
+
+    @classmethod
+    def of(cls, scheduler: PlanScheduler, caller: Caller) -> _Following | None:
+        """None where the rows name nothing; FewstepError as `refuse_unfit`."""
+        refuse_unfit(scheduler.plan, caller.pipe)
+        rows = scheduler.plan.rows
+        guides = any(row.guidance is not None for row in rows)
+        return cls(scheduler, caller, guides) if guides or any(row.network != MAIN for row in rows) else None
+
+    def __init__(self, scheduler: PlanScheduler, caller: Caller, guides: bool) -> None:
+        self.scheduler, self.caller, self.guides = scheduler, caller, guides
+        self.own_guidance = getattr(caller.pipe, "_guidance_scale", None)
+        self.varied: int | None = None
+        self.follower = Follower(backbone_of(caller.pipe), self.coming)
+
+    def coming(self) -> str:
+        """The variant of the coming row, if it is the pipeline that calls its network, and not someone else."""
+        if not self.caller.running:
+            self.scheduler.release()
+            return MAIN
+        scheduler = self.scheduler
+        k = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index or 0
+        row = scheduler.plan.rows[min(k, scheduler.plan.steps - 1)]
+        if self.guides:
+            self.caller.pipe._guidance_scale = self.own_guidance if row.guidance is None else row.guidance
+        self.varied = k
+        return row.network
+
+    def close(self) -> None:
+        """The network and the guidance are as they were."""
+        self.follower.close()
+        if self.guides:
+            self.caller.pipe._guidance_scale = self.own_guidance
+
+
+def _check_entries(replaced: Any, adapters: Any) -> None:
+    """Refuse entries of a stored configuration that are not what `fewstep.attach` writes (PlanError)."""
+    mend = "Attach the plan again with `fewstep.attach`, and save."
+    if replaced is not None and not (isinstance(replaced, dict) and isinstance(replaced.get("_class_name"), str)):
+        raise PlanError("`replaced` must be the configuration of a scheduler", value=replaced, mend=mend)
+    for name, entry in (adapters if isinstance(adapters, dict) else {"": adapters} if adapters else {}).items():
+        weight = entry.get("weight") if isinstance(entry, dict) else None
+        known = isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
+        if not name or not known or not isinstance(entry.get("fingerprint"), str):
+            raise PlanError("`adapters` must tell a fingerprint and a weight for every name", value=adapters, mend=mend)
 
 
 __all__ = ["PlanScheduler", "SchedulerMixin"]  # diffusers looks up SchedulerMixin here to learn how to load

@@ -48,6 +48,8 @@ class Identity:
         """
         for name, wanted in vars(self).items():
             have = getattr(found, name)
+            if name == "guidance" and wanted is not None and have is not None:
+                wanted, have = max(1.0, wanted), max(1.0, have)  # pipelines run every scale up to 1 without guidance
             if wanted is not None and have is not None and wanted != have:
                 raise IdentityError(
                     f"this plan belongs to {name} {wanted!r}, not {have!r}",
@@ -155,6 +157,13 @@ class Plan:
         if any(isinstance(row.network_time, Tensor) and row.network_time.requires_grad for row in self.rows):
             return torch.stack([torch.as_tensor(row.network_time, dtype=torch.float64) for row in self.rows])
         return self._times
+
+    @property
+    def learned(self) -> bool:
+        """Whether any coefficient requires gradients."""
+        ends = (self.prior_scale, self.prior_offset, self.final_alpha, self.final_sigma)
+        numbers = [*ends, *(c for row in self.rows for _, c in row.coefficients())]
+        return any(isinstance(c, Tensor) and c.requires_grad for c in numbers)
 
     @property
     def stochastic(self) -> bool:

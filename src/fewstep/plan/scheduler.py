@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
@@ -15,14 +14,14 @@ from fewstep.errors import IdentityError, PlanError
 from fewstep.plan.combination import is_exactly, number
 from fewstep.plan.files import from_document, to_document
 from fewstep.plan.history import History, ready_rows
-from fewstep.plan.plan import Identity, Plan
+from fewstep.plan.plan import Plan
 
 
 class PlanScheduler(SchedulerMixin, ConfigMixin):
     """Runs one plan, row by row. Its configuration IS the plan document, so that saving and loading lose nothing.
 
-    Steps are counted, never searched by time value. The step count is checked in `set_timesteps`; model, quantization
-    and guidance too once the scheduler knows its pipeline (`watch`, done by `fewstep.load_pipeline`).
+    Steps are counted, never searched by time value. The step count is checked in `set_timesteps`; what else the plan
+    belongs to is checked by `fewstep.pipelines.scheduler`, which knows pipelines.
 
     Raises:
         PlanError: the plan document is not valid.
@@ -43,7 +42,6 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         self._asked = 0
         self._history: History | None = None
         self._running, self._offset = self.plan, 0
-        self._watched: tuple[weakref.ref[Any], Identity] | None = None
         self._prepare(torch.device("cpu"))
 
     @classmethod
@@ -86,7 +84,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         """Get ready for a new image. Times are the plan's; `sigmas`, `timesteps`, `mu` count only by their length.
 
         Raises:
-            IdentityError: another number of steps than the plan has, or the watched pipeline is not the plan's.
+            IdentityError: another number of steps than the plan has.
         """
         given = [len(g) for g in (sigmas, timesteps) if g is not None]
         asked = given[0] if given else num_inference_steps
@@ -96,7 +94,6 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
                 value=asked,
                 mend=f"Call the pipeline with num_inference_steps={self.plan.steps}.",
             )
-        self._check_watched()
         self._begin = None
         self._prepare(torch.device(device or "cpu"))
 
@@ -179,10 +176,6 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             )
         return int(hits.nonzero()[0])
 
-    def watch(self, pipeline: Any, found: Identity) -> None:
-        """Check every call of `pipeline` (whose network is `found`) against the plan's identity."""
-        self._watched = (weakref.ref(pipeline), found)
-
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
@@ -234,16 +227,3 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
                 "this plan belongs to a model that runs without guidance",
                 mend="Call the pipeline with guidance_scale=1.",
             )
-
-    def _check_watched(self) -> None:
-        if self._watched is None:
-            return
-        reference, found = self._watched
-        pipeline = reference()
-        guidance = getattr(pipeline, "guidance_scale", None) if pipeline is not None else None
-        self.plan.check(Identity(found.model, found.quantization, _guidance(guidance)))
-
-
-def _guidance(scale: Any) -> float | None:
-    """Pipelines treat every scale up to 1 as "without guidance", which plans write as 1."""
-    return None if scale is None else max(1.0, float(scale))

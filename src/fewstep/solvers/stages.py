@@ -12,7 +12,7 @@ from torch import Tensor
 from fewstep.errors import PlanError
 from fewstep.plan import Coefficient, Combination, Plan, Row, data_of, noise_of, state
 from fewstep.prediction import Prediction
-from fewstep.process import Process
+from fewstep.process import Process, RectifiedFlow
 from fewstep.solvers.grids import Grid
 
 Update = tuple[Combination, Any] | tuple[Combination, Any, Coefficient]
@@ -107,8 +107,12 @@ class Stages:
             final_alpha=settled(self.alpha[-1]),
             final_sigma=settled(self.sigma[-1]),
             prior_scale=first_sigma if first_alpha == 1.0 else math.hypot(first_alpha, first_sigma),
-            origin={"solver": solver, "process": repr(self.process), "steps": len(self), **settings},
+            origin={"solver": solver, "process": repr(self.process), "steps": len(self), **self._shift(), **settings},
         )
+
+    def _shift(self) -> dict[str, float]:
+        """The shift of a flow: pipelines with dynamic shift compare it with that of the picture they are asked for."""
+        return {"shift": self.process.shift} if isinstance(self.process, RectifiedFlow) else {}
 
     def _row(self, k: int) -> Row:
         return Row(

@@ -19,7 +19,6 @@ from fewstep.files import write_folder
 from fewstep.models.dit import NO_CLASS
 from fewstep.models.oms import load_network, save_network
 from fewstep.pipelines import backbone_of
-from fewstep.pipelines.generate import remember_prompts
 from fewstep.plan.combination import number
 from fewstep.plan.scheduler import PlanScheduler
 from fewstep.sample import Network, Noise
@@ -104,7 +103,6 @@ class OneMoreStep:
             what = f"{type(pipe).__name__} has no encode_prompt and prepare_latents to attach to"
             raise FewstepError(what, mend="Use `start`, or `with_one_more_step(plan)` and `sample`.")
         self.detach(pipe)
-        remember_prompts(pipe)
         seen: dict[str, Tensor] = {}
         encode, prepare = pipe.encode_prompt, pipe.prepare_latents
 
@@ -122,7 +120,7 @@ class OneMoreStep:
             given = inspect.signature(prepare).bind(*args, **kwargs).arguments
             return self._prepared(pipe, latents, given.get("generator"), prompt, seen["states"])
 
-        noting.remembers = prepared.one_more_step = True  # type: ignore[attr-defined]
+        prepared.one_more_step = True  # type: ignore[attr-defined]
         pipe.encode_prompt, pipe.prepare_latents = noting, prepared
 
     @staticmethod
