@@ -55,7 +55,7 @@ def check_adapters(pipe: Any, wanted: Mapping[str, Mapping[str, Any]]) -> None:
             raise IdentityError(
                 f"this plan belongs to the adapter {name!r}, which is not loaded",
                 value=sorted(adapters_of(pipe, active=False)),
-                mend="Open the folder with `fewstep.load_pipeline`, load that adapter, or attach the plan of the base model.",
+                mend="Open the folder with `fewstep.load_pipeline`, load the adapter, or attach the base model's plan.",
             )
         if abs(weight - adapter["weight"]) > 1e-3:
             raise IdentityError(
