@@ -1,43 +1,40 @@
 """The run directory: every piece of work is a named unit that is computed once and then kept.
 
+FOLDER/fewstep.json      says that this folder is a run of fewstep; nothing is written into a folder of others
 FOLDER/recipe.yaml       the resolved recipe; `fewstep run FOLDER/recipe.yaml` repeats the run
 FOLDER/log.jsonl         one line per event, in order
 FOLDER/units/NAME.json   what a finished unit left: its value or the name of its artifact, and its seconds
 FOLDER/artifacts/...     files and folders that units wrote
+
+The folder is the run's from its first finished unit on (`fewstep.runs.folder`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-import yaml
 from filelock import FileLock, Timeout
 
 from fewstep.errors import FewstepError
-from fewstep.files import atomic, read_json, write_json, write_text
+from fewstep.files import atomic, user_path
 from fewstep.runs import processes
 from fewstep.runs.environment import environment
-from fewstep.runs.settings import check_same
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from fewstep.runs.folder import LOCK, LOG, Folder, remove_scratch, writing
+from fewstep.runs.progress import progress, screen
+from fewstep.runs.records import plain, read_record, write_record
 
 T = TypeVar("T")
 
 POLL = 0.1
 """Seconds between two looks for what another process makes."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
-_DRAFT = re.compile(r"\..+\.[a-z0-9_]{8}")  # what `fewstep.files.atomic` names its drafts
-_OWN = ("recipe.yaml", "log.jsonl", "units", "artifacts", "owner.json", "results.json", "report.html")
 
 
 class Run:
@@ -47,9 +44,10 @@ class Run:
     that are made `together` and wait for the rest, which they read as the first one left them.
 
     Args:
-        path: the folder; made if absent.
+        path: the folder; made if absent. It becomes this run's when the first unit is finished or keeps a checkpoint:
+            a command that fails before leaves no trace.
         recipe: the resolved recipe as plain values. On a later `Run` of the same folder it must be equal.
-        fresh: discard what an earlier run left there.
+        fresh: discard what an earlier run left there, as soon as there is something to put in its place.
         quiet: print nothing.
 
     Raises:
@@ -65,23 +63,34 @@ class Run:
         fresh: bool = False,
         quiet: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.leads = processes.leads()
         self.quiet = quiet or not self.leads
+        self._early: list[str] = []
         processes.join()
         if not self.leads:
-            processes.meet()  # the first process has claimed the folder
+            processes.meet()  # the first process has opened the folder
             return
-        self._lock = _locked(self.path)
+        self._folder = Folder(self.path, recipe or {}, fresh)
         try:
-            ours = (self.path / "recipe.yaml").exists()
-            if fresh and ours:
-                self._discard()
-            self._claim(dict(recipe or {}), ours)
+            self.log("started", **environment())
+            if fresh and processes.count() > 1:
+                self.claim()  # the others look for units on the disk
             processes.meet()
         except BaseException:
-            self._lock.release()
+            self._folder.release()
             raise
+
+    def claim(self) -> None:
+        """Make the folder this run's now; finished units and `scratch` do so by themselves."""
+        if self.leads and self._folder.claim():
+            early, self._early = self._early, []
+            self._append(early)
+
+    @property
+    def _kept(self) -> bool:
+        """Whether what lies in the folder is this run's."""
+        return not self.leads or self._folder.claimed
 
     # --- units ------------------------------------------------------------------------------------------------------
 
@@ -110,11 +119,12 @@ class Run:
         if (save is None) != (load is None):
             raise FewstepError(f"unit {name!r} needs both save and load, or neither", mend="Give the other one.")
         place = self.artifact(artifact or name)
-        if together:
+        if together and processes.count() > 1:
+            self.claim()  # the others begin to write their share
             processes.meet()
         record = self._record(name)
-        absent = record is None or (load is not None and not place.exists())
-        if together:
+        absent = record is None or (not place.exists() if load is not None else "value" not in record)
+        if together and processes.count() > 1:
             processes.meet()  # nobody begins, and so ends, before all have looked
         if not self.leads:
             if absent and together:
@@ -132,9 +142,11 @@ class Run:
         return self.path / "artifacts" / name
 
     def scratch(self, name: str) -> Path:
-        """A folder for a unit's own checkpoints; kept over a kill, the unit's to remove."""
+        """A folder for a unit's own checkpoints; kept over a kill, removed when the run has finished."""
         folder = self.artifact(f"scratch/{name}")
-        folder.mkdir(parents=True, exist_ok=True)
+        self.claim()
+        with writing(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def done(self, name: str) -> bool:
@@ -143,62 +155,60 @@ class Run:
 
     def seconds(self) -> dict[str, float]:
         """What each finished unit took, in the order of their names."""
-        files = sorted((self.path / "units").rglob("*.json"))
-        return {f.relative_to(self.path / "units").with_suffix("").as_posix(): read_json(f)["seconds"] for f in files}
+        place = self.path / "units"
+        files = sorted(place.rglob("*.json")) if self._kept else []
+        return {f.relative_to(place).with_suffix("").as_posix(): read_record(f)["seconds"] for f in files}
 
     # --- log and screen ---------------------------------------------------------------------------------------------
 
     def log(self, event: str, **fields: Any) -> None:
-        """Append one line to log.jsonl."""
+        """Append one line to log.jsonl; what is told before the folder is this run's is kept until then."""
         if not self.leads:
             return
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **fields}, default=str, ensure_ascii=False)
-        with _writing(self.path), (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **fields}, default=str)
+        if self._kept:
+            self._append([line])
+        else:
+            self._early.append(line)
+
+    def _append(self, lines: list[str]) -> None:
+        with writing(self.path), (self.path / LOG).open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
 
     def events(self) -> list[dict[str, Any]]:
-        """The log; a line that a kill cut short is left out."""
+        """The log; a line that a kill cut short, or that is none of ours, is left out."""
+        if self._kept:
+            with writing(self.path):
+                lines = (self.path / LOG).read_bytes().decode("utf-8", "replace").split("\n")
+        else:
+            lines = self._early
         found = []
-        for line in (self.path / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in lines:
             try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                found.append(event)
         return found
 
     def say(self, text: str) -> None:
         """Print a line of rich markup unless the run is quiet."""
         if not self.quiet:
-            _console().print(text, highlight=False)
+            screen().print(text, highlight=False)
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Callable[..., None]]:
-        """A progress bar with time left; yields `advance(count=1, note="")`."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("  {task.description}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=_console(), transient=True, disable=self.quiet) as bar:
-            task = bar.add_task(description, total=total, note="")
-
-            def advance(count: int = 1, note: str = "") -> None:
-                bar.update(task, advance=count, note=note)
-
+        """A bar with time left, or a line every half minute without a terminal; yields `advance(count=1, note="")`."""
+        with progress(description, total, self.quiet) as advance:
             yield advance
 
     # --- life -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Give the folder back; the artifacts stay."""
-        if not self.leads:
-            return
-        (self.path / "owner.json").unlink(missing_ok=True)
-        self._lock.release()
+        if self.leads:
+            self._folder.release()
 
     def __enter__(self) -> Run:
         return self
@@ -206,17 +216,26 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self.log("stopped", error=f"{type(error).__name__}: {error}"[:500])
-        elif not self.leads:
-            while not self._ended():
+        if not self.leads:
+            while error is None and not self._ended():
                 time.sleep(POLL)
-        self.close()
+            return
+        try:
+            if error is not None:
+                with suppress(FewstepError):  # the disk may be full
+                    self.log("stopped", error=f"{type(error).__name__}: {error}"[:500])
+            else:
+                self.claim()
+                remove_scratch(self.path)
+        finally:
+            self.close()
 
     def _ended(self) -> bool:
         """Whether the first process has given the folder back, or died: the system then drops its lock."""
+        if not (self.path / LOCK).exists():
+            return True
         try:
-            with FileLock(self.path / "run.lock", timeout=0):
+            with FileLock(self.path / LOCK, timeout=0):
                 return True
         except Timeout:
             return False
@@ -234,48 +253,10 @@ class Run:
                 )
             time.sleep(POLL)
 
-    def _claim(self, recipe: dict[str, Any], ours: bool) -> None:
-        file = self.path / "recipe.yaml"
-        if file.exists():
-            check_same(self.path, recipe)
-        else:
-            names = (p.name for p in self.path.iterdir() if not p.name.startswith("."))
-            strangers = sorted(name for name in names if name not in (*_OWN, "run.lock"))
-            if strangers and not ours:
-                raise FewstepError(
-                    f"{self.path} holds files that are not a run of fewstep",
-                    value=strangers[:5],
-                    mend="Choose an empty or new folder.",
-                )
-            write_text(file, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-        self._sweep()
-        write_json(self.path / "owner.json", {"process": os.getpid()})
-        self._mend_log()
-        self.log("started", **environment())
-
-    def _discard(self) -> None:
-        for name in _OWN:
-            item = self.path / name
-            if item.is_dir():
-                shutil.rmtree(item)
-            else:
-                item.unlink(missing_ok=True)
-
-    def _sweep(self) -> None:
-        """Remove drafts of a killed process: nobody else writes here while the lock is held."""
-        for draft in [p for p in self.path.rglob(".*") if p.is_dir() and _DRAFT.fullmatch(p.name)]:
-            shutil.rmtree(draft, ignore_errors=True)
-
-    def _mend_log(self) -> None:
-        log = self.path / "log.jsonl"
-        if log.exists() and (data := log.read_bytes()) and not data.endswith(b"\n"):
-            with log.open("ab") as file:
-                file.write(b"\n")
-
     def _record(self, name: str) -> dict[str, Any] | None:
         _check_name(name)
         file = self.path / "units" / f"{name}.json"
-        return read_json(file) if file.exists() else None
+        return read_record(file) if self._kept and file.exists() else None
 
     def _finish(
         self, name: str, compute: Callable[[], T], save: Callable[[T, Path], object] | None, place: Path
@@ -285,12 +266,13 @@ class Run:
         value = compute()
         record: dict[str, Any] = {"unit": name, "seconds": round(time.perf_counter() - begun, 3)}
         if save is None:
-            record["value"] = _plain(name, value)
-        else:
-            with atomic(place) as draft:
+            record["value"] = plain(name, value)
+        self.claim()
+        if save is not None:
+            with atomic(place, over="all") as draft:
                 save(value, draft)
             record["artifact"] = place.relative_to(self.path).as_posix()
-        write_json(self.path / "units" / f"{name}.json", record)  # last: it is what makes the unit done
+        write_record(self.path / "units" / f"{name}.json", record)  # last: it is what makes the unit done
         self.log("finished", unit=name, seconds=record["seconds"])
         self.say(f"[green]✓[/green] {name} [dim]{record['seconds']:.1f} s[/dim]")
         return record
@@ -298,54 +280,10 @@ class Run:
     def _announce(self, name: str) -> None:
         """Say what begins; on a terminal the line of its end takes its place."""
         if not self.quiet:
-            console = _console()
+            console = screen()
             console.print(f"▸ {name}", style="bold", highlight=False, end="\r" if console.is_terminal else "\n")
-
-
-def _locked(path: Path) -> FileLock:
-    """The lock of a run folder. The system drops it when its process dies, however it dies, so it is never stale."""
-    with _writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / "run.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            owner = path / "owner.json"
-            who = f" (process {read_json(owner)['process']})" if owner.exists() else ""
-            raise FewstepError(
-                f"{path} is being written by another fewstep{who}",
-                mend="Wait for it, or give another folder with --out.",
-            ) from error
-    return lock
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise FewstepError(
-            f"cannot write {path}: {error.strerror or error}",
-            mend="Free some space or choose a folder you may write to with --out.",
-        ) from error
-
-
-def _plain(name: str, value: Any) -> Any:
-    """The value as it will be read back, so that the first run and a resumed one see the same thing."""
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise FewstepError(
-            f"the result of unit {name!r} is not plain JSON: {error}", mend="Give save and load."
-        ) from error
 
 
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise FewstepError("unfit name of a unit or artifact", value=name, mend="Use letters, digits, . _ - and /.")
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)

@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fewstep.errors import FewstepError
+from fewstep.files import read_text
+
+LARGEST = 1_000_000
+"""Characters of a recipe."""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, with (old, new); an absent key counts as None."""
-    flat = [_flat(old), _flat(new)]
+    """Dotted keys whose values differ, with (old, new); an absent key counts as None, as an empty section."""
+    flat = [dict(_flat(old)), dict(_flat(new))]
     keys = sorted(flat[0].keys() | flat[1].keys())
     return {k: (flat[0].get(k), flat[1].get(k)) for k in keys if flat[0].get(k) != flat[1].get(k)}
 
 
 def check_same(path: Path, recipe: Mapping[str, Any]) -> None:
-    """Refuse a folder that was made by another recipe than this.
+    """Refuse a folder that was made by another recipe than this (plain values).
 
     Raises:
         FewstepError: it differs (the message says in what), or cannot be read.
     """
-    old = _read_yaml(path / "recipe.yaml")
-    changed = differences(old if isinstance(old, Mapping) else {}, json.loads(json.dumps(recipe, default=str)))
+    file = path / "recipe.yaml"
+    mend = "Use --fresh to begin anew."
+    text = read_text(file)
+    try:
+        if len(text) > LARGEST or any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("too long, or with aliases, which can stand for any length")  # we write neither
+        old = yaml.safe_load(text)
+        changed = differences(old if isinstance(old, Mapping) else {}, recipe)
+    except Exception as error:  # PyYAML raises ValueError, KeyError, RecursionError, ... for some malformed values
+        why = " ".join(str(error).split())[:300]
+        raise FewstepError(f"{file} cannot be read: {why}", mend=mend) from error
     if changed:
         listed = ", ".join(f"{key}: {a!r} -> {b!r}" for key, (a, b) in list(changed.items())[:8])
         raise FewstepError(
-            f"{path} was made by another recipe; it differs in {listed}",
+            f"{path} was made by another recipe; it differs in {listed[:1000]}",
             mend="Give another folder with --out, or add --fresh to discard the old run.",
         )
 
 
-def _read_yaml(file: Path) -> Any:
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise FewstepError(f"{file} cannot be read: {error}", mend="Use --fresh to begin anew.") from error
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
-    if isinstance(value, float) and math.isnan(value):
-        value = "nan"
-    return {prefix.removesuffix("."): value}
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys with their values."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}{key}.")
+    else:
+        nan = isinstance(value, float) and math.isnan(value)
+        yield prefix.removesuffix("."), "nan" if nan else value

@@ -1,0 +1,52 @@
+"""What a finished unit leaves behind in `units/NAME.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import FewstepError
+from fewstep.files import read_json, write_json
+
+
+def write_record(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a record (unit, seconds, and value or artifact) with its digest."""
+    write_json(file, {**record, "digest": _digest(record)}, over="all")
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """The record of a finished unit.
+
+    Raises:
+        FewstepError: it is none, or was changed since it was written.
+    """
+    found = read_json(file)
+    seconds = found.get("seconds") if isinstance(found, dict) else None
+    timed = isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < math.inf
+    if not timed or not ("value" in found or isinstance(found.get("artifact"), str)):
+        what = f"{file} is no record of a unit"
+    elif found.get("digest", _digest(found)) != _digest(found):  # records of older versions have none
+        what = f"{file} was changed"
+    else:
+        return found
+    raise FewstepError(what, mend="Remove this file: the unit is then computed again.")
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """What tells a record from any other."""
+    text = json.dumps({k: v for k, v in record.items() if k != "digest"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plain(name: str, value: Any) -> Any:
+    """The value as it will be read back, so that the first run and a resumed one see the same thing."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise FewstepError(
+            f"the result of unit {name!r} is not plain JSON: {error}", mend="Give save and load."
+        ) from error
