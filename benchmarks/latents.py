@@ -85,7 +85,7 @@ class Bench:
         return VAE if name == "vae" else str(self.folder(name))
 
     def folder(self, name: str) -> Path:
-        return self.run.path / "artifacts" / "scratch" / name
+        return self.run.path / "artifacts" / "models" / name
 
     def trained(self, name: str, stage: str, settings: list[str]) -> dict[str, Any]:
         """Train a stage into the folder of that name, once; a killed one goes on from its checkpoint."""

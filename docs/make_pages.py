@@ -84,7 +84,7 @@ def main() -> int:
         )
         return bool(stale)
     for file, text in stale.items():
-        write_text(file, text)
+        write_text(file, text, over="all")
         print(f"wrote {file.relative_to(ROOT)}")
     return 0
 

@@ -1,8 +1,8 @@
 """Whose a file or folder is: what fewstep did not write is never replaced.
 
-A folder written by fewstep holds `fewstep.json`, which lists every file that was written into it; with any other file
-inside it is the user's too, and stays. A single file is recognised by a mark inside: a key of its JSON or of its
-header, the software named in a picture, the generator of a page.
+A folder written by fewstep holds `fewstep.json`, which lists every file that was written into it with its bytes; with
+any other file inside, or one whose length has changed, it is the user's too, and stays. A single file is recognised by
+a mark inside: a key of its JSON or of its header, the software named in a picture, the generator of a page.
 """
 
 from __future__ import annotations
@@ -57,15 +57,14 @@ def check(path: Path, over: Over) -> None:
 def strangers(path: Path) -> list[str]:
     """What is there that fewstep did not write: files of a folder, or the file itself."""
     if not path.is_dir():
-        return [] if path.is_file() and _marked(path) else [path.name]
-    listed = read_marker(path).get("files", [])
-    known = {MARKER, *(listed if isinstance(listed, list) else [])}
-    return [name for name in _files(path) if name not in known and Path(name).name not in _DUST]
+        return [] if path.is_file() and (_marked(path) or _listed(path)) else [path.name]
+    return [name for name in _files(path) if Path(name).name not in _DUST and not _listed(path / name)]
 
 
 def sign(folder: Path) -> None:
     """List what was written into a folder, in its marker."""
-    write_marker(folder, {"files": [name for name in _files(folder) if name != MARKER]})
+    files = {name: (folder / name).stat().st_size for name in _files(folder) if name != MARKER}
+    write_marker(folder, {"files": files})
 
 
 def write_marker(folder: Path, fields: Mapping[str, Any]) -> None:
@@ -78,6 +77,17 @@ def read_marker(folder: Path) -> dict[str, Any]:
     """The marker of a folder; empty where there is none."""
     found = _json(folder / MARKER)
     return found if SOFTWARE in found else {}
+
+
+def _listed(file: Path) -> bool:
+    """Whether the marker of a folder around it lists this file as it is, or it is such a marker."""
+    if file.is_symlink() or not file.is_file():
+        return False
+    if file.name == MARKER:
+        return bool(read_marker(file.parent))
+    listed = ((folder, read_marker(folder).get("files")) for folder in file.parents if (folder / MARKER).is_file())
+    size = file.stat().st_size
+    return any(isinstance(f, dict) and f.get(file.relative_to(p).as_posix(), -1) in (size, None) for p, f in listed)
 
 
 def _marked(file: Path) -> bool:

@@ -1,11 +1,16 @@
+import errno
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from typing import get_type_hints
 
 import pytest
+import torch
 import yaml
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from typer.main import get_command
@@ -14,6 +19,7 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.cli.doctor import Report, warnings
 from fewstep.cli.shell import EXAMPLES
+from fewstep.data.prompts import load_prompts
 from fewstep.errors import FewstepError
 from fewstep.plan import Plan
 from fewstep.plan.scheduler import PlanScheduler
@@ -172,11 +178,17 @@ def test_mistakes_are_one_message_without_traceback(recipe, tmp_path, monkeypatc
     assert isinstance(call("run", recipe, "--out", tmp_path / "out", *arguments).exception, FewstepError)
 
 
-def test_a_failed_run_is_logged_and_gives_the_folder_back(recipe, tmp_path):
-    call("run", recipe, "--out", tmp_path / "out", "--set", "fail=true")
+def test_a_failed_run_is_logged_and_gives_the_folder_back(recipe, tmp_path, monkeypatch):
+    def half(recipe, run):
+        run.unit("echo", lambda: recipe.text)
+        raise FewstepError("died")
+
+    monkeypatch.setattr(f"{__name__}.echo", half)
+    call("run", recipe, "--out", tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    assert [line["event"] for line in lines] == ["started", "stopped"]
-    assert call("run", recipe, "--out", tmp_path / "out", "--fresh").exit_code == 0
+    assert [line["event"] for line in lines] == ["started", "finished", "stopped"]
+    monkeypatch.undo()
+    assert call("run", recipe, "--out", tmp_path / "out").exit_code == 0
 
 
 def test_plan_import_show_export_round_trip(tmp_path):
@@ -238,3 +250,109 @@ def test_doctor_says_how_to_mend():
     for word in ("pip install -U 'torch>=2.6'", "pip install 'diffusers>=0.42'", "OMP_NUM_THREADS=2", "0.5 GB"):
         assert word in found
     assert "transformers" not in found
+
+
+def test_what_others_wrote_is_refused_and_what_we_wrote_needs_a_word(tmp_path):
+    DPMSolverMultistepScheduler().save_pretrained(tmp_path / "scheduler")
+    plan = tmp_path / "plan.json"
+    make = ["plan", "import", tmp_path / "scheduler", "--steps", 4, "--out", plan]
+    assert call(*make).exit_code == 0
+    again = call(*make)
+    assert (again.exit_code, "--overwrite" in again.output) == (2, True)
+    assert call(*make, "--overwrite").exit_code == 0
+
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.tex").write_text("years of work")
+    for flags in ([], ["--overwrite"]):
+        assert call("plan", "export", plan, thesis, *flags).exit_code == 2
+        assert call("plan", "export", plan, tmp_path / "scheduler", *flags).exit_code == 2  # diffusers wrote it
+    assert [p.name for p in thesis.iterdir()] == ["chapter.tex"]
+    assert call("plan", "export", plan, tmp_path / "ours").exit_code == 0
+    assert call("plan", "export", plan, tmp_path / "ours", "--overwrite").exit_code == 0
+
+    (tmp_path / "weights.safetensors").write_bytes(b"the user's")
+    spread = Plan.load(plan).scaled(torch.rand(4, 4, 1, 1), [1.0] * 4)
+    with pytest.raises(FewstepError, match=r"weights\.safetensors"):
+        spread.save(tmp_path / "weights.json")
+    assert not (tmp_path / "weights.json").exists()
+    spread.save(tmp_path / "spread.json")
+    spread.save(tmp_path / "spread.json", overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["cat.gif", "cat", "photo.png"])
+def test_a_picture_is_refused_before_it_is_drawn(tmp_path, name):
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG of my own")
+    shown = call("generate", "--model", tmp_path / "no-such-model", "--prompt", "cat", "--out", tmp_path / name)
+    assert shown.exit_code == 2
+    assert name in shown.output.replace("\n", "")
+    assert "cannot open the pipeline" not in shown.output
+
+
+def test_a_mistyped_model_leaves_nothing_behind(tmp_path):
+    shown = call("run", "q-sched", "--set", f"model={tmp_path}/emoji-techer", "--out", tmp_path / "runs" / "mine")
+    assert shown.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_anywhere_is_one_message(recipe, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "scores.jsonl")
+
+    monkeypatch.setattr(f"{__name__}.echo", full)
+    monkeypatch.delenv("FEWSTEP_DEBUG", raising=False)
+    shown = call("run", recipe, "--out", tmp_path / "out")
+    assert shown.exit_code == 2
+    assert "scores.jsonl" in shown.output
+    assert "No space left" in shown.output
+
+
+WAITS = """
+import sys, time
+from pathlib import Path
+from fewstep.cli import app
+from fewstep.recipes import Recipe, register
+
+class Wait(Recipe):
+    pass
+
+def wait(recipe, run):
+    run.unit("first", lambda: 1)
+    Path(sys.argv[3], "reached").touch()
+    time.sleep(60)
+
+register("wait", "__main__:Wait", "__main__:wait")
+app(["run", sys.argv[1], "--out", sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_request_to_end_is_answered_as_ctrl_c_is(tmp_path, number, code):
+    (tmp_path / "wait.yaml").write_text("kind: wait\n")
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", WAITS, str(tmp_path / "wait.yaml"), str(out), str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "reached").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "The same command goes on" in said
+    assert "Traceback" not in said
+    assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["event"] == "stopped"
+    assert not (out / "owner.json").exists()
+
+
+def test_paths_and_files_as_people_have_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "echo.yaml").write_bytes("kind: echo\n".encode(encoding))
+        assert call("run", "~/echo.yaml", "--out", f"~/out-{encoding}").exit_code == 0
+        assert (tmp_path / f"out-{encoding}" / "recipe.yaml").exists()
+    (tmp_path / "prompts.txt").write_bytes("a cat\na dog\n".encode("utf-8-sig"))
+    assert load_prompts("~/prompts.txt") == ["a cat", "a dog"]
+    for word in ("echo\0.yaml", "echo.yaml\0"):
+        assert call("run", word, "--out", tmp_path / "no").exit_code == 2
+    assert call("run", tmp_path / "echo.yaml", "--out", f"{tmp_path}/o\0ut").exit_code == 2
+    assert call("plan", "show", f"{tmp_path}/o\0ut").exit_code == 2

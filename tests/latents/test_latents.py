@@ -71,7 +71,7 @@ def test_every_kind_tells_what_it_is_and_survives_its_folder(latent, tmp_path):
     assert one.decode(z).shape == x.shape
     one.save_pretrained(tmp_path / "latent")
     files = {file.name for file in (tmp_path / "latent").iterdir()}
-    assert files == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert files == {"config.json", "diffusion_pytorch_model.safetensors", "fewstep.json"}
     again = load_latent(tmp_path / "latent")
     assert (again.kind, again.shape, again.size) == (one.kind, one.shape, one.size)
     torch.testing.assert_close(again.encode(x), z)

@@ -176,7 +176,7 @@ def test_terminal_table_has_every_row_and_escapes_markup():
 
 def test_png_round_trip_is_exact_and_nan_is_visible(tmp_path):
     pixels = torch.randint(0, 256, (3, 5, 7))
-    images.save_png(pixels / 255, tmp_path / "a.png")
+    images.save_image(pixels / 255, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert image.size == (7, 5)
         flat = [image.getpixel((x, y)) for y in range(5) for x in range(7)]
@@ -217,3 +217,29 @@ def test_browser_shows_it_without_sideways_scrolling(tmp_path, width, chromium):
     browse(f"--window-size={width},1400", f"--screenshot={tmp_path / 'shot.png'}", file="report.html")
     with Image.open(tmp_path / "shot.png") as shot:
         assert len(shot.convert("RGB").getcolors(1 << 24)) > 50  # text and pictures, not a blank page
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.png", "PNG"), ("b.jpg", "JPEG"), ("c.JPEG", "JPEG"), ("d.webp", "WEBP")]
+)
+def test_a_picture_has_the_format_of_its_ending_and_is_known_as_ours(tmp_path, name, kind):
+    smooth = torch.linspace(0, 1, 64).expand(3, 64, 64)
+    images.save_image(smooth, tmp_path / name)
+    with Image.open(tmp_path / name) as picture:
+        assert picture.format == kind
+        difference = (torch.tensor(list(picture.convert("RGB").getdata())).reshape(64, 64, 3) / 255 - 0).permute(
+            2, 0, 1
+        ) - smooth
+    assert difference.abs().max() < (0.03 if kind == "JPEG" else 0.003)
+    images.save_image(1 - smooth, tmp_path / name)  # ours: may be replaced
+    Image.new("RGB", (8, 8)).save(tmp_path / name, format=kind)
+    with pytest.raises(FewstepError, match="did not write it"):
+        images.save_image(smooth, tmp_path / name)
+
+
+def test_a_page_replaces_pages_of_ours_only(tmp_path):
+    save(Page("one", "s", label="x", footer="f"), tmp_path / "a.html")
+    save(Page("two", "s"), tmp_path / "a.html")
+    (tmp_path / "a.html").write_text("<!doctype html><html>my page about fewstep</html>")
+    with pytest.raises(FewstepError, match="did not write it"):
+        save(Page("three", "s"), tmp_path / "a.html")

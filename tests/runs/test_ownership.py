@@ -41,13 +41,19 @@ def test_a_folder_of_the_users_is_not_replaced(tmp_path):
 def test_our_own_folder_is_replaced_when_asked_unless_a_strangers_file_lies_in_it(tmp_path):
     place = tmp_path / "pipeline"
     write_folder(place, fill)
-    assert json.loads((place / MARKER).read_text())["files"] == ["config.json", "inner/weights"]
+    assert json.loads((place / MARKER).read_text())["files"] == {"config.json": 2, "inner/weights": 1}
     with pytest.raises(FewstepError, match="--overwrite"):
         write_folder(place, fill, "nothing")
     write_folder(place, lambda draft: (draft / "other").write_text("o"), "ours")
     assert sorted(p.name for p in place.iterdir()) == [MARKER, "other"]
     (place / ".DS_Store").write_text("dust")
     write_folder(place, fill, "ours")
+    write_folder(place / "inner", lambda draft: (draft / "other").write_text("o"), "ours")  # a part of it
+    write_folder(place, fill, "ours")
+    (place / "config.json").write_text("changed by the user")
+    with pytest.raises(FewstepError, match=r"config\.json"):
+        write_folder(place, fill, "ours")
+    (place / "config.json").unlink()
     (place / "inner" / "notes.txt").write_text("mine")
     with pytest.raises(FewstepError, match=r"inner/notes\.txt"):
         write_folder(place, fill, "ours")
@@ -119,9 +125,12 @@ class RustError(Exception):
 
 
 def test_what_the_system_refuses_is_told_whatever_library_tells_it(tmp_path):
-    with pytest.raises(FewstepError, match="cannot write .*No space left on device"), atomic(tmp_path / "a") as draft:
-        draft.write_text("half")
+    def half(draft):
+        (draft / "weights").write_text("half")
         raise RustError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(FewstepError, match="cannot write .*No space left on device"):
+        write_folder(tmp_path / "a", half)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -157,8 +157,8 @@ def test_a_student_trained_through_its_rounding_is_stored_in_low_bits(tmp_path):
     pipe = load_pipeline(tmp_path / "run" / "artifacts" / "pipeline")
     assert any(isinstance(module, QuantLayer) for module in backbone_of(pipe).modules())
     assert pipe.scheduler.plan.identity.quantization != "none"
-    scores = tmp_path / "run" / "artifacts" / "scratch" / "q-sched" / "scores.jsonl"
-    assert len(scores.read_text().splitlines()) >= 2
+    assert (tmp_path / "run" / "units" / "q-sched.json").exists()
+    assert not (tmp_path / "run" / "artifacts" / "scratch").exists()
     measured = read_tensors(tmp_path / "run" / "artifacts" / "images" / "student.safetensors")["images"]
     labels = conditions_of(pipe, "", 20)
     again = Generator(pipe, 1.0, {}, 20)(pipe.scheduler.plan, labels, [7_000_021 + i for i in range(20)])
@@ -196,13 +196,14 @@ def test_students_share_out_the_conditions(kind, tmp_path):
 def test_batches_pair_states_with_their_conditions(tmp_path):
     """The teacher's trajectories come with the prompt that they were drawn from."""
     SEEN.clear()
-    execute(tmp_path / "run", settings("dit", tmp_path, "options.needs=store", "data.states=2", "guidance=1"))
+    more = ("options.needs=store", "data.states=2", "guidance=1", f"data.folder={tmp_path / 'store'}")
+    execute(tmp_path / "run", settings("dit", tmp_path, *more))
     batch = SEEN[-1]
     assert batch.path.shape[1] == 3
     assert batch.times.tolist() == sorted(batch.times.tolist(), reverse=True)
     assert batch.times[-1] == 0
     torch.testing.assert_close(batch.path[:, -1], batch.clean)
-    header = read_json(tmp_path / "run" / "artifacts" / "scratch" / "trajectories" / "header.json")
+    header = read_json(tmp_path / "store" / "header.json")
     assert header["guidance"] == 1.0
     assert header["count"] == 8
     assert batch.condition["class_labels"].max() < len(set(header["conditions"]))

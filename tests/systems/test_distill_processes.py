@@ -69,7 +69,7 @@ def until_killed(commands, mark):
 
 
 def state(run):
-    return read_tensors(run / "artifacts" / "scratch" / "train" / "checkpoint" / "state.safetensors")
+    return read_tensors(run / "artifacts" / "student" / "student.safetensors")
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_two_processes_share_a_run_and_a_killed_one_goes_on(tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
     histories = [read_json(place / "artifacts" / "student" / "record.json")["history"] for place in (whole, broken)]
     assert histories[0] == histories[1]
-    start = {f"module/student/{k}": v for k, v in backbone_of(load_pipeline(model)).state_dict().items()}
+    start = backbone_of(load_pipeline(model)).state_dict()
     moved, apart = (sum((x[k] - y[k]).double().square().sum() for k in start) for x, y in ((a, start), (a, c)))
     assert moved > 0
     assert apart < 1e-4 * moved
@@ -106,6 +106,7 @@ def test_two_processes_share_a_run_and_a_killed_one_goes_on(tmp_path):
     )
     for place in (whole, broken):
         assert (place / "report.html").exists()
+        assert not (place / "artifacts" / "scratch").exists()
         assert (place / "artifacts" / "samples" / "000020.png").exists()
         assert load_pipeline(place / "artifacts" / "pipeline").scheduler.plan.steps == 2
 

@@ -41,13 +41,14 @@ def distill(
 
     A backward pass counts as two forward ones. Killed, the same command goes on with the next training.
     """
-    from fewstep.files import write_json
+    from fewstep.files import check_free, write_json
     from fewstep.systems.distill.leaderboard import Contest, compete
 
     contest = Contest(
         model, tuple(names(methods)), _numbers(steps), _numbers(seeds), budget, guidance,
         learning_rate, overrides=tuple(overrides or ()),
     )  # fmt: skip
+    check_free(output, overwrite=True)
     write_json(output, compete(contest, out, lambda line: console().print(line)))
     console().print(f"[bold green]Wrote {output}[/bold green]")
 

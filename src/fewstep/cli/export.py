@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.shell import console, examples
+from fewstep.cli.shell import Overwrite, console, examples
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,13 +25,17 @@ def export_gguf(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Shipped name, diffusers folder or hub id.")],
     file: Annotated[Path, typer.Argument(help="The file to write.")],
     type: Annotated[str, typer.Option(help="Q8_0 or Q4_0, of Linear weights in whole blocks of 32.")] = "Q8_0",
+    overwrite: Overwrite = False,
 ) -> None:
     r"""Write a pipeline's network as a GGUF file, under the names of diffusers (needs `pip install 'fewstep\[gguf]'`).
 
     Weights only, Linear only; weights that fewstep stored in groups of 32 with 4 or 8 bit go over code for code. Plain
     diffusers reads the file back for classes with a single-file loader (FLUX, SD3, Wan, LTX, ...); the output says so.
     """
+    from fewstep.files import check_free
     from fewstep.pipelines import backbone_of, load_pipeline
     from fewstep.quant.gguf_file import export_gguf as export
 
-    console().print(export(backbone_of(load_pipeline(model)), file, type).summary(), markup=False)
+    check_free(file, overwrite)
+    made = export(backbone_of(load_pipeline(model)), file, type, overwrite)
+    console().print(made.summary(), markup=False)

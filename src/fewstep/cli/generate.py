@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.shell import Guidance, console, examples
+from fewstep.cli.shell import Guidance, Overwrite, console, examples
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,8 +28,11 @@ def generate(
     steps: Annotated[int, typer.Option(min=1, help="Steps, if the pipeline has no plan of its own.")] = 4,
     seed: Annotated[list[int] | None, typer.Option("--seed", "-s", help="One image per prompt and seed.")] = None,
     guidance: Guidance = 1.0,
-    out: Annotated[Path, typer.Option(help="PNG to write; several images become one sheet.")] = Path("image.png"),
+    out: Annotated[Path, typer.Option(help="Picture to write (.png, .jpg, .webp); several become one sheet.")] = Path(
+        "image.png"
+    ),
     zoom: Annotated[int, typer.Option(min=1, help="Repeat each pixel this often.")] = 1,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw prompts. A plan is refused if it belongs to another model, quantization or guidance."""
     import torch
@@ -40,6 +43,7 @@ def generate(
     from fewstep.report import images
     from fewstep.runs.environment import best_device
 
+    images.check_image(out, overwrite)
     pipe = load_pipeline(model).to(best_device())
     if plan is not None:
         attach(pipe, Plan.load(plan))
@@ -50,6 +54,6 @@ def generate(
     pairs = [(text, number) for text in prompt for number in seeds]
     with torch.no_grad():
         made = Generator(pipe, guidance=guidance)(chosen, [text for text, _ in pairs], [number for _, number in pairs])
-    images.save_png(images.grid(made, columns=len(seeds) if len(prompt) > 1 else None, zoom=zoom), out)
+    images.save_image(images.grid(made, columns=len(seeds) if len(prompt) > 1 else None, zoom=zoom), out)
     count = f"{len(pairs)} image" + ("s" if len(pairs) > 1 else "")
     console().print(f"[bold green]Wrote {escape(str(out))}[/bold green]: {count}, {chosen.steps} steps each")

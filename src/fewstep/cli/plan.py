@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli.shell import Commands, console, examples
+from fewstep.cli.shell import Commands, Overwrite, console, examples
 from fewstep.errors import FewstepError, PlanError, nearest
 
 if TYPE_CHECKING:
@@ -53,12 +53,13 @@ def show(
 def export(
     plan: Annotated[Path, typer.Argument(help="A plan file.")],
     folder: Annotated[Path, typer.Argument(help="Scheduler folder to write.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a plan as a diffusers scheduler folder, for any pipeline."""
     from fewstep.files import write_folder
 
     found = read(plan, None)
-    write_folder(folder, found.to_scheduler().save_pretrained)
+    write_folder(folder, found.to_scheduler().save_pretrained, over="ours" if overwrite else "nothing")
     _say(f"Wrote {folder}", f"PlanScheduler.from_pretrained({str(folder)!r}) from fewstep.plan.scheduler reads it.")
 
 
@@ -73,10 +74,14 @@ def import_(
     scheduler: Annotated[Path, typer.Argument(help="A diffusers scheduler folder, or a pipeline folder.")],
     steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")],
     out: Annotated[Path, typer.Option(help="Plan file to write.")] = Path("plan.json"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Read the plan out of a diffusers scheduler by probing its steps; refuses what is not linear."""
+    from fewstep.files import check_free
+
+    check_free(out, overwrite)
     found = read(scheduler, steps)
-    found.save(out)
+    found.save(out, overwrite)
     _say(f"Wrote {out}", f"fewstep plan show {out}")
 
 

@@ -77,8 +77,11 @@ def execute(
         console().print(escape(shown), end="", soft_wrap=True)
         console(err=True).print(f"[dim]Nothing was run. It would go to {escape(str(out))}.[/dim]")
         return
+    from fewstep.files import check_free
     from fewstep.runs import Run
 
+    if results := getattr(recipe, "results", ""):
+        check_free(results, overwrite=True)
     with Run(out, recipe.plain(), fresh=fresh) as started:
         made = kinds.find(recipe.kind).runner()(recipe, started)
     if processes.leads():

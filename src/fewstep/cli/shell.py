@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +20,8 @@ from fewstep.errors import FewstepError
 if TYPE_CHECKING:
     from rich.console import Console
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk, a spent quota and a limit of file sizes say."""
 EXAMPLES: list[str] = []
 """Every example shown in a help text; a test parses them all."""
 
@@ -36,6 +43,10 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated. Dots reach into sections."),
 ]
 
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what fewstep wrote there; files of others are never replaced.")
+]
+
 
 class Commands(TyperGroup):
     """A group of commands that shows a FewstepError as one red message and exits with 2."""
@@ -44,15 +55,43 @@ class Commands(TyperGroup):
         """Run the chosen command. FEWSTEP_DEBUG=1 lets the traceback through."""
         hush()
         try:
-            return super().invoke(ctx)
-        except FewstepError as error:
-            if os.environ.get("FEWSTEP_DEBUG"):
+            with _ended_cleanly():
+                return super().invoke(ctx)
+        except (FewstepError, OSError) as error:
+            known = isinstance(error, FewstepError) or error.errno in FULL
+            if not known or os.environ.get("FEWSTEP_DEBUG"):
                 raise
-            show_error(_whose() + str(error))
+            show_error(_whose() + (_full(error) if isinstance(error, OSError) else str(error)))
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             console(err=True).print("\nStopped. The same command goes on where it was.", style="yellow")
-            raise typer.Exit(130) from None
+            raise typer.Exit(128 + (signal.SIGTERM if isinstance(stop, Ended) else signal.SIGINT)) from None
+
+
+class Ended(KeyboardInterrupt):
+    """A request to end (SIGTERM: a queue's time limit, `docker stop`), answered as Ctrl-C is."""
+
+
+@contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """SIGTERM raises `Ended` where the program is, as Ctrl-C raises KeyboardInterrupt."""
+
+    def end(number: int, frame: object) -> None:
+        raise Ended
+
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _full(error: OSError) -> str:
+    where = f" {error.filename}" if error.filename else ""
+    return f"cannot write{where}: {error.strerror}. Free some space; the same command then goes on where it was."
 
 
 def _whose() -> str:

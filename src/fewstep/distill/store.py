@@ -122,6 +122,11 @@ def _claim(place: Path, header: Header) -> None:
     file = place / "header.json"
     with FileLock(place / "header.lock"):
         if not file.exists():
+            others = [p.name for p in place.rglob("*") if p.is_file() and p.suffix != ".lock"]
+            if others:
+                raise FewstepError(
+                    f"{place} holds files that are no store", value=others[:5], mend="Give a new folder."
+                )
             write_json(file, asdict(header))
             return
     found = _read_header(file)

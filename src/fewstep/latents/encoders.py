@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.clip import Preprocessing
 from fewstep.errors import FewstepError
-from fewstep.files import write_json
+from fewstep.files import write_folder, write_json
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LEFT_OUT = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
@@ -67,11 +67,18 @@ class Encoder(nn.Module):
         # the tokens of the class and of the registers come first
         return hidden[:, -high * wide :].transpose(1, 2).unflatten(2, (high, wide))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that transformers and `load_encoder` open."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write a folder that transformers and `load_encoder` open.
+
+        overwrite: replace a folder that fewstep wrote; others are never replaced (FewstepError).
+        """
         colours = {"image_mean": list(self.mean), "image_std": list(self.std)}
-        write_json(Path(folder) / "preprocessor_config.json", {"image_processor_type": "BitImageProcessor", **colours})
+
+        def fill(draft: Path) -> None:
+            self.model.save_pretrained(draft, safe_serialization=True)
+            write_json(draft / "preprocessor_config.json", {"image_processor_type": "BitImageProcessor", **colours})
+
+        write_folder(folder, fill, over="ours" if overwrite else "nothing")
 
 
 def small_encoder(size: int, patch: int, width: int, layers: int, heads: int) -> Encoder:

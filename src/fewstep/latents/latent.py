@@ -16,6 +16,7 @@ from fewstep.files import read_json, write_folder
 from fewstep.latents.features import FeatureAutoencoder
 from fewstep.latents.pixels import PixelAutoencoder
 from fewstep.models import SHIPPED, shipped
+from fewstep.ownership import Over
 
 BASE = 4096
 """Numbers of a latent that needs no shift: 4 x 32 x 32 of 256 pixels with Stable Diffusion's autoencoder."""
@@ -74,9 +75,13 @@ class Latent:
         """Pictures (B, 3, H, W) in [0, 1]."""
         return (self.module.decode(_raw(self.module, latents)).sample / 2 + 0.5).clamp(0, 1)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder (config.json, safetensors) that `load_latent` opens, and every diffusers pipeline as `vae`."""
-        write_folder(folder, lambda draft: self.module.save_pretrained(draft, safe_serialization=True))
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write a folder (config.json, safetensors) that `load_latent` opens, and every diffusers pipeline as `vae`.
+
+        overwrite: replace a folder that fewstep wrote; others are never replaced (FewstepError).
+        """
+        over: Over = "ours" if overwrite else "nothing"
+        write_folder(folder, lambda draft: self.module.save_pretrained(draft, safe_serialization=True), over)
 
 
 def normalised(module: Any, mean: Tensor) -> Tensor:

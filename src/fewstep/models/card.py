@@ -35,7 +35,7 @@ def write_card(folder: str | Path) -> None:
     minutes = sum(record["seconds"] for record in records.values()) / 60
     table = "\n".join([head, "|---" * 7 + "|", *rows])
     text = template.format(table=table, minutes=minutes, **numbers)
-    write_text(folder / "README.md", text)
+    write_text(folder / "README.md", text, over="all")
 
 
 def _quality(samples: list[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fewstep.errors import FewstepError, IdentityError
-from fewstep.files import write_folder
+from fewstep.files import check_free, write_folder
 from fewstep.pipelines.adapters import adapters_of, base_only, load_adapters, save_adapters
 from fewstep.pipelines.caller import SCHEDULE, shift_of
 from fewstep.pipelines.calls import recorded
@@ -77,14 +77,18 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def save_pipeline(pipe: Any, folder: str | Path) -> None:
+def save_pipeline(pipe: Any, folder: str | Path, overwrite: bool = False) -> None:
     """Write the pipeline as a diffusers folder, whole or not at all; safetensors only.
 
     LoRA adapters of the backbone go beside it, into `adapters/`; the backbone itself is the base model.
 
+    overwrite: replace a folder that fewstep wrote. Files of others are never replaced.
+
     Raises:
-        FewstepError: adapters on a text encoder, or on a low-bit backbone; low-bit layers that a folder cannot hold.
+        FewstepError: something is there that may not be replaced; adapters on a text encoder, or on a low-bit backbone;
+            low-bit layers that a folder cannot hold.
     """
+    check_free(folder, overwrite)
     pipe = _keeps_scheduler(pipe)
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
@@ -95,11 +99,31 @@ def save_pipeline(pipe: Any, folder: str | Path) -> None:
         )
 
     def fill(draft: Path) -> None:
-        with base_only(pipe):
+        with base_only(pipe), _unused(pipe):
             pipe.save_pretrained(draft, safe_serialization=True)
         save_adapters(pipe, draft)
 
-    write_folder(folder, fill)
+    write_folder(folder, fill, over="ours" if overwrite else "nothing")
+
+
+@contextmanager
+def _unused(pipe: Any) -> Iterator[None]:
+    """Tokenizers without what their last call left in them: it would be saved, and so depend on what ran before."""
+    kept = []
+    for part in pipe.components.values():
+        inner = getattr(part, "backend_tokenizer", None)
+        if inner is not None:
+            kept.append((inner, inner.padding, inner.truncation))
+            inner.no_padding()
+            inner.no_truncation()
+    try:
+        yield
+    finally:
+        for inner, padding, truncation in kept:
+            if padding is not None:
+                inner.enable_padding(**padding)
+            if truncation is not None:
+                inner.enable_truncation(**truncation)
 
 
 def _keeps_scheduler(pipe: Any) -> Any:

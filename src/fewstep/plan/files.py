@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from fewstep.errors import FewstepError, PlanError
-from fewstep.files import read_json, read_tensors, write_json, write_tensors
+from fewstep.files import check_free, read_json, read_tensors, user_path, write_json, write_tensors
 from fewstep.plan.combination import Coefficient
 from fewstep.plan.plan import Identity, Plan, Row
 from fewstep.prediction import Prediction
@@ -164,13 +164,19 @@ def from_document(document: Any, tensors: Mapping[str, Tensor] | None = None) ->
     )
 
 
-def save(plan: Plan, path: str | Path) -> None:
-    """Write the JSON file and, if any coefficient is a tensor, a safetensors file of the same stem; each atomic."""
+def save(plan: Plan, path: str | Path, overwrite: bool = False) -> None:
+    """Write the JSON file and, if any coefficient is a tensor, a safetensors file of the same stem; each atomic.
+
+    overwrite: replace an earlier plan with its tensors; other files are never replaced (FewstepError).
+    """
     tensors: dict[str, Tensor] = {}
     document = to_document(plan, tensors)
+    check_free(path, overwrite)
     if tensors:  # first the tensors: a JSON without them would be a broken plan
-        write_tensors(_tensor_file(path), tensors)
-    write_json(path, document)
+        before = user_path(path)
+        replaced = overwrite and before.exists() and _has_tensors(read_json(before))
+        write_tensors(_tensor_file(path), tensors, over="all" if replaced else "ours" if overwrite else "nothing")
+    write_json(path, document, over="ours" if overwrite else "nothing")
 
 
 def load(path: str | Path) -> Plan:
@@ -181,8 +187,11 @@ def load(path: str | Path) -> Plan:
         PlanError: it is JSON, but not a valid plan.
     """
     document = read_json(path)
-    has_tensors = '{"tensor"' in str(document).replace("'", '"')
-    return from_document(document, read_tensors(_tensor_file(path)) if has_tensors else None)
+    return from_document(document, read_tensors(_tensor_file(path)) if _has_tensors(document) else None)
+
+
+def _has_tensors(document: Any) -> bool:
+    return '{"tensor"' in str(document).replace("'", '"')
 
 
 def _tensor_file(path: str | Path) -> Path:

@@ -268,11 +268,14 @@ class Plan:
 
         return to_document(self)
 
-    def save(self, path: str | Path) -> None:
-        """Write `path` (JSON), and tensor coefficients to a `.safetensors` beside it; atomic."""
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write `path` (JSON), and tensor coefficients to a `.safetensors` beside it; atomic.
+
+        overwrite: replace an earlier plan. Other files are never replaced (FewstepError).
+        """
         from fewstep.plan.files import save
 
-        save(self, path)
+        save(self, path, overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

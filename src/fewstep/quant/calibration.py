@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import FewstepError, NonFiniteError
-from fewstep.files import read_json, read_tensors, write_json, write_tensors
+from fewstep.files import check_free, read_json, read_tensors, write_json, write_tensors
 from fewstep.quant.statistics import LayerStatistics, ranges_of
 from fewstep.quant.wrappers import check_unwrapped
 
+RECORD = "calibration.json"
 VERSION = 2
 Run = Callable[[Sequence[Any], Sequence[int]], Any]
 """(conditions, seeds of one batch) -> anything; must run the model with the plan it will be used with."""
@@ -52,7 +53,7 @@ class Calibration:
         Raises:
             FewstepError: absent, half-written or of a newer version.
         """
-        record = read_json(Path(folder) / "calibration.json")
+        record = read_json(Path(folder) / RECORD)
         if not isinstance(record, dict) or record.get("version") != VERSION:
             mend = "Calibrate again, or update fewstep."
             raise FewstepError("not a calibration of this version", value=str(folder), mend=mend)
@@ -99,6 +100,8 @@ def calibrate(
             mend="Give at least one prompt or label, and as many seeds.",
         )  # fmt: skip
     check_unwrapped(model)
+    if folder is not None:
+        check_free(Path(folder) / RECORD, overwrite=True)
     momentum, percentile = ranges_of(ranges)
     passes = _passes(model, second, limit, folder is not None)
     done: dict[str, LayerStatistics] = {}
@@ -124,7 +127,7 @@ def calibrate(
     if folder is None:
         return result
     record = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
-    write_json(Path(folder) / "calibration.json", {**record, "layers": names, "version": VERSION})
+    write_json(Path(folder) / RECORD, {"fewstep_calibration": VERSION, **record, "layers": names, "version": VERSION})
     return Calibration.load(folder)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import atomic
+from fewstep.ownership import SOFTWARE
 from fewstep.quant.apply import FEW_STEP_RULES, decide
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import QuantConv2d, QuantLinear
@@ -53,15 +54,17 @@ class Exported:
         return f"{self.bytes / 1e6:.2f} MB: {counts}; {len(self.exact)} weights code for code. {reader}."
 
 
-def export_gguf(model: nn.Module, file: str | Path, kind: str = "Q8_0") -> Exported:
+def export_gguf(model: nn.Module, file: str | Path, kind: str = "Q8_0", overwrite: bool = False) -> Exported:
     """Write a diffusers model, in full precision or quantized by fewstep, as one GGUF file.
 
     Linear weights whose rows are whole blocks of 32 get `kind`; first, last and conditioning layers of a float model
     Q8_0 (`FEW_STEP_RULES`); all else stays in float32 (float16 where it was). The model is not changed.
 
+    overwrite: replace a file that fewstep wrote; others are never replaced.
+
     Raises:
-        FewstepError: unknown kind, the `gguf` package is missing, or layers that GGUF has no place for (several
-            precisions, split skip connections, first tokens apart).
+        FewstepError: something is there that may not be replaced, unknown kind, the `gguf` package is missing, or
+            layers that GGUF has no place for (several precisions, split skip connections, first tokens apart).
     """
     if kind not in KINDS:
         raise FewstepError("unknown GGUF type", value=kind, mend=nearest(kind, KINDS))
@@ -71,8 +74,9 @@ def export_gguf(model: nn.Module, file: str | Path, kind: str = "Q8_0") -> Expor
     wide = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     types: dict[str, list[str]] = {}
     exact: list[str] = []
-    with atomic(file) as draft:
+    with atomic(file, over="ours" if overwrite else "nothing") as draft:
         writer = gguf.GGUFWriter(str(draft), "diffusers")
+        writer.add_string("general.quantized_by", SOFTWARE)
         writer.add_string("diffusers.class", type(model).__name__)
         writer.add_string("diffusers.config", json.dumps(dict(getattr(model, "config", {})), default=str))
         done: set[str] = set()

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fewstep.errors import RecipeError, nearest
+from fewstep.errors import FewstepError, RecipeError, nearest
+from fewstep.files import read_text, user_path
 from fewstep.recipes import kinds
 from fewstep.recipes.base import Recipe, validated
 from fewstep.written import DEEPEST, LARGEST, Written, fitted, parse, read
@@ -53,9 +54,9 @@ def locate(name: str | Path) -> Path:
     """The file of a recipe: the path itself, else the shipped recipe of that name (`recipes/` and `.yaml` optional)."""
     path = Path(name)
     try:
-        if path.is_file():
-            return path
-    except (OSError, ValueError):
+        if user_path(path).is_file():
+            return user_path(path)
+    except (OSError, FewstepError):
         pass  # a name that no file system takes
     known = shipped()
     asked = path.name.removesuffix(".yaml").removesuffix(".yml")
@@ -102,8 +103,10 @@ def _text(path: Path) -> str:
     try:
         if path.stat().st_size > 4 * LARGEST:  # UTF-8 takes four bytes a character at most
             raise RecipeError(f"the recipe {path} is longer than {LARGEST} characters", mend="Is it another file?")
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except RecipeError:
+        raise
+    except (OSError, FewstepError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {error}", mend="It must be a UTF-8 text file.") from error
 
 

@@ -1,17 +1,24 @@
-"""Tensors to PNG: single images as data URIs, and grids as files."""
+"""Tensors to pictures: single images as data URIs, and grids as files that name fewstep as their software."""
 
 from __future__ import annotations
 
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.files import atomic
+from fewstep.files import atomic, check_free
+from fewstep.ownership import SOFTWARE, Over
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""What a file's ending asks for."""
+_SOFTWARE_TAG = 0x0131  # of EXIF
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -54,7 +61,33 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 2, zoom: int = 1
     return sheet
 
 
-def save_png(image: Tensor, path: str | Path) -> None:
-    """Write one image (3, H, W) as PNG, atomically."""
-    with atomic(path) as draft:
-        to_pil(image).save(draft, format="PNG", optimize=True)
+def check_image(path: str | Path, overwrite: bool = False) -> None:
+    """Refuse the name of a picture before the picture is made: an unknown ending, or a place that is taken."""
+    _format(path)
+    check_free(path, overwrite)
+
+
+def save_image(image: Tensor, path: str | Path, over: Over = "ours") -> None:
+    """Write one image (3, H, W), atomically: PNG and WebP keep every pixel, JPEG nearly.
+
+    Raises:
+        FewstepError: an ending that is none of `FORMATS`, or a file that may not be replaced.
+    """
+    kind = _format(path)
+    picture, about = to_pil(image), Image.Exif()
+    about[_SOFTWARE_TAG] = SOFTWARE
+    options: dict[str, Any] = {"exif": about}
+    if kind == "PNG":
+        text = PngInfo()
+        text.add_text("Software", SOFTWARE)
+        options = {"pnginfo": text, "optimize": True}
+    options |= {"lossless": True} if kind == "WEBP" else {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    with atomic(path, over) as draft:
+        picture.save(draft, format=kind, **options)
+
+
+def _format(path: str | Path) -> str:
+    ending = Path(path).suffix.lower()
+    if ending not in FORMATS:
+        raise FewstepError("a picture needs a known ending", value=str(path), mend=f"Use {', '.join(FORMATS)}.")
+    return FORMATS[ending]

@@ -35,7 +35,7 @@ def render(page: Page) -> str:
 
 
 def save(page: Page, path: str | Path) -> Path:
-    """Write the page atomically; returns the path."""
+    """Write the page atomically; returns the path. Only an earlier page of fewstep is replaced (FewstepError)."""
     write_text(path, render(page))
     return Path(path)
 

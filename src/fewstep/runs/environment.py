@@ -39,9 +39,16 @@ def version(package: str) -> str | None:
 
 
 def command_line() -> str:
-    """The command as one would type it: the program's name without its folder."""
-    program = Path(sys.argv[0] or "python").name
-    return shlex.join([program, *sys.argv[1:]])
+    """The command as it was typed: the program without its folder, `python -m fewstep` where it was started so."""
+    program = Path(sys.argv[0] or "python")
+    if program.name == "__main__.py":
+        words = ["-m", program.parent.name]
+    elif program.suffix == ".py":
+        words = [program.name if program.is_absolute() else str(program)]
+    else:
+        return shlex.join([program.name, *sys.argv[1:]])
+    many = os.environ.get("LOCAL_WORLD_SIZE", "1") if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    return shlex.join([*(["torchrun", "--nproc_per_node", many] if many else ["python"]), *words, *sys.argv[1:]])
 
 
 def commit() -> str | None:

@@ -64,6 +64,13 @@ def all_equal(value: int) -> bool:
     return int(extremes[0]) == -int(extremes[1])
 
 
+def first_says(yes: bool) -> bool:
+    """What the first process answers, in all of them: for decisions by its clock."""
+    answer = torch.tensor([float(yes)])
+    share([answer])
+    return bool(answer)
+
+
 @torch.no_grad()
 def share(tensors: Sequence[torch.Tensor]) -> None:
     """Give all processes the first one's tensors, in place."""

@@ -138,12 +138,16 @@ class Statistics:
 
     # --- files -------------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file whose header says model, guidance, samples and seed; atomic."""
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write a safetensors file whose header says model, guidance, samples and seed; atomic.
+
+        overwrite: replace a file that fewstep wrote; others are never replaced (FewstepError).
+        """
         header = {"fewstep_statistics": "1", "samples": str(self.samples), "seed": str(self.seed)}
         header |= {} if self.model is None else {"model": self.model}
         header |= {} if self.guidance is None else {"guidance": repr(self.guidance)}
-        write_tensors(path, {name: getattr(self, name) for name in ("lam", "l", "s", "b")}, header)
+        tensors = {name: getattr(self, name) for name in ("lam", "l", "s", "b")}
+        write_tensors(path, tensors, header, over="ours" if overwrite else "nothing")
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:

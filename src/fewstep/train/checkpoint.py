@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import nn
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, read_tensors, write_folder, write_json, write_tensors
+from fewstep.ownership import MARKER
 from fewstep.runs import processes
 from fewstep.train.ema import EMA
 from fewstep.train.power_ema import PowerEMA
@@ -56,7 +59,34 @@ def save_checkpoint(
         write_tensors(draft / "state.safetensors", tensors)
         write_json(draft / "progress.json", {**progress, "ema_updates": ema.updates})
 
-    write_folder(folder, fill)
+    known = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    write_folder(folder, fill, over="all" if known <= {"state.safetensors", "progress.json", MARKER} else "ours")
+
+
+class Pace:
+    """When a checkpoint is due by time, so that no limit of a queue can cost more than a few minutes of work.
+
+    Args:
+        minutes: between two checkpoints. Where writing one is slow they come less often: a twentieth of the time at
+            most goes into them.
+        clock: in seconds; of several processes the first one's counts.
+    """
+
+    def __init__(self, minutes: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._least, self._clock = 60 * minutes, clock
+        self._wait, self._last = self._least, clock()
+
+    def due(self) -> bool:
+        """Whether one should be written now; all processes must ask together."""
+        return processes.first_says(self._clock() - self._last >= self._wait)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around the writing of one."""
+        began = self._clock()
+        yield
+        self._last = self._clock()
+        self._wait = max(self._least, 20 * (self._last - began))
 
 
 def load_checkpoint(

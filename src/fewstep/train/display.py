@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from fewstep.runs.progress import Lines, line, screen
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from fewstep.train.loop import Progress as Reached
 
+OFTEN = 1.0
+"""Seconds between two looks at the loss: each makes the device wait."""
+
 
 class Display:
-    """Progress with loss, pictures per second and time left; plain lines where there is no terminal."""
+    """Progress with loss, pictures per second and time left: a bar, or a line every half minute without a terminal.
 
-    def __init__(self, accelerator: Accelerator, steps: int, quiet: bool = False) -> None:
+    Args:
+        show: takes a line.
+        clock: in seconds.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        steps: int,
+        quiet: bool = False,
+        show: Callable[[str], None] = line,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        console = screen()
+        self.hidden = quiet or not accelerator.is_main_process
+        self.plain = not self.hidden and not console.is_terminal
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]} · {task.fields[rate]} img/s · left"),
             TimeRemainingColumn(),
-            disable=quiet or not accelerator.is_main_process,
+            console=console,
+            disable=self.hidden or self.plain,
             transient=True,
         )
-        self.plain = not quiet and accelerator.is_main_process and not self.bar.console.is_terminal
-        self.steps, self.loss, self.start, self.quiet = steps, 0.0, (0, 0.0), quiet
+        self.steps, self.loss, self.start, self.lines = steps, 0.0, (0, 0.0), None
+        self._say, self._clock, self._last = show, clock, clock() - OFTEN
+
+    lines: Lines | None
 
     def __enter__(self):  # type: ignore[no-untyped-def]
-        self.bar.disable = self.bar.disable or self.plain
         self.bar.__enter__()
         self.task = self.bar.add_task("train", total=self.steps, loss="?", rate="?")
         return self._show
@@ -39,16 +62,16 @@ class Display:
         self.bar.__exit__(*error)  # type: ignore[arg-type]
 
     def _show(self, progress: Reached, numbers: Mapping[str, Any], batch: int) -> None:
-        if self.start == (0, 0.0):
+        if self.lines is None:
             self.start = (progress.step - 1, progress.seconds)
-        if self.quiet or progress.step % 10:
+            self.lines = Lines("training, step", self.steps, self._say, unit="img", per=batch, clock=self._clock)
+            self.lines(progress.step - 1)
+        if self.hidden or self._clock() - self._last < OFTEN:
             return
+        self._last = self._clock()
         loss = float(numbers["loss"])
         self.loss = loss if self.loss == 0.0 else 0.9 * self.loss + 0.1 * loss
-        done = progress.step - self.start[0]
-        rate = done * batch / max(1e-9, progress.seconds - self.start[1])
-        text, speed = f"{self.loss:.4f}", f"{rate:.0f}"
-        self.bar.update(self.task, completed=progress.step, loss=text, rate=speed)
-        if self.plain and progress.step % 100 == 0:
-            left = (self.steps - progress.step) * batch / max(rate, 1e-9)
-            print(f"step {progress.step}/{self.steps}  loss {text}  {speed} img/s  {left:.0f} s left", flush=True)
+        rate = (progress.step - self.start[0]) * batch / max(1e-9, progress.seconds - self.start[1])
+        self.bar.update(self.task, completed=progress.step, loss=f"{self.loss:.4f}", rate=f"{rate:.0f}")
+        if self.plain:
+            self.lines(progress.step, f"loss {self.loss:.4f}")

@@ -17,7 +17,7 @@ from torch import nn
 
 from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.runs import processes
-from fewstep.train.checkpoint import load_checkpoint, save_checkpoint
+from fewstep.train.checkpoint import Pace, load_checkpoint, save_checkpoint
 from fewstep.train.display import Display
 from fewstep.train.ema import EMA
 from fewstep.train.optimizers import optimizer_of
@@ -45,7 +45,14 @@ class Progress:
     window: dict[str, float] = field(default_factory=dict)
 
 
-def fit(stage: Stage, config: StageConfig, out: Path | None, accelerator: Accelerator, quiet: bool = False) -> Progress:
+def fit(
+    stage: Stage,
+    config: StageConfig,
+    out: Path | None,
+    accelerator: Accelerator,
+    quiet: bool = False,
+    keep: Path | None = None,
+) -> Progress:
     """Train until `config.steps`, resuming from `out/checkpoint`; leaves the averaged weights in the modules.
 
     The randomness of a step depends on (seed, step, process) only, so a resumed run repeats the uninterrupted
@@ -54,6 +61,7 @@ def fit(stage: Stage, config: StageConfig, out: Path | None, accelerator: Accele
     Args:
         out: where the checkpoint goes; None keeps none.
         quiet: show no progress.
+        keep: where stored averages and the files of trackers go, which outlive the checkpoint; `out` unless given.
 
     Raises:
         NonFiniteError: a loss is NaN or infinite; the message says whose and when, the last checkpoint is good.
@@ -73,7 +81,8 @@ def fit(stage: Stage, config: StageConfig, out: Path | None, accelerator: Accele
     _check_together(progress, out)
     autocast = _autocast(accelerator)
     record, began, before = _Record(progress.window), time.monotonic(), progress.seconds
-    told = tracking(accelerator, config.trackers, config.model_dump(mode="json"), out)
+    told = tracking(accelerator, config.trackers, config.model_dump(mode="json"), keep or out)
+    pace = Pace(config.checkpoint_minutes)
     with Display(accelerator, config.steps, quiet) as show, told as log:
         while progress.step < config.steps:
             numbers = _step(stage, config, parties, progress.step, autocast, shards)
@@ -92,11 +101,13 @@ def fit(stage: Stage, config: StageConfig, out: Path | None, accelerator: Accele
                 progress.history.append(record.mean(progress.step))
                 log(progress.history[-1])
             show(progress, numbers, config.batch * accelerator.num_processes)
-            if out is not None and (done or progress.step % config.checkpoint_every == 0):
+            by_step = done or progress.step % config.checkpoint_every == 0
+            if out is not None and (by_step or pace.due()):
                 progress.window = record.sums(progress.step)
-                save_checkpoint(out / "checkpoint", stored, optimizers, ema, vars(progress), power)
-                if power is not None:
-                    power.store(out / "averages")
+                with pace.writing():
+                    save_checkpoint(out / "checkpoint", stored, optimizers, ema, vars(progress), power)
+                if power is not None and by_step:
+                    power.store((keep or out) / "averages")
     ema.copy_to(stage.averaged())
     return progress
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,14 @@ import torch
 from pydantic import ValidationError
 
 from fewstep.errors import FewstepError, RecipeError, nearest
-from fewstep.files import write_folder, write_json
+from fewstep.files import make_folders, read_json, user_path, write_folder, write_json
+from fewstep.ownership import MARKER, check, read_marker, write_marker
 from fewstep.train.loop import Progress, accelerator_for, fit
 from fewstep.train.shards import wanted as sharded
 from fewstep.train.stage import StageConfig
 from fewstep.written import fitted, read
 
+RECORD, RESULT, KIND = "training.json", "result", "training"
 STAGES = ("vae", "clip", "judge", "teacher", "student", "quality", "dit", "classifier", "oms", "encoder", "rae", "svg")
 
 
@@ -34,13 +37,16 @@ def run(stage: str, overrides: Sequence[str], out: str | Path) -> Path:
     if stage not in STAGES:
         raise FewstepError("unknown training stage", value=stage, mend=nearest(stage, STAGES))
     module = importlib.import_module(f"fewstep.train.stages.{stage}")
-    config, out = settings(module.Config, overrides), Path(out)
+    config, out = settings(module.Config, overrides), user_path(out)
     accelerator = accelerator_for(config)
     if sharded(config.shard):
         raise FewstepError(
             "the small models of `fewstep train` are not sharded", mend="Leave shard=false and FSDP out of the launch."
         )
+    older = _check_place(out)
     built = module.build(config)
+    if accelerator.is_main_process:
+        _begin(out)
     progress = fit(built, config, out, accelerator)
     if accelerator.is_main_process:
         for part in (*built.modules.values(), *built.frozen.values(), *built.state.values()):
@@ -49,15 +55,55 @@ def run(stage: str, overrides: Sequence[str], out: str | Path) -> Path:
 
         def fill(draft: Path) -> None:
             built.save(draft)
-            write_json(draft / "training.json", record)
+            write_json(draft / RECORD, record)
 
-        write_folder(out / "result", fill)
-        for item in (out / "result").iterdir():  # beside the checkpoint, so that the folder itself is the model
-            target = out / item.name
-            shutil.rmtree(target) if target.is_dir() else None
-            item.replace(target)
-        (out / "result").rmdir()
+        write_folder(out / RESULT, fill)
+        _move_up(out, older)
     return out
+
+
+def _check_place(out: Path) -> bool:
+    """Whether an older version, which left no marker, trained here.
+
+    Raises:
+        FewstepError: the folder holds what is no training.
+    """
+    if read_marker(out).get("kind") == KIND or not out.exists():
+        return False
+    for name, key in ((RECORD, "stage"), ("checkpoint/progress.json", "ema_updates")):
+        found = read_json(out / name) if (out / name).is_file() else None
+        if isinstance(found, dict) and key in found:
+            return True
+    strangers = sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) if out.is_dir() else [out.name]
+    if strangers:
+        raise FewstepError(
+            f"{out} holds files that are no training of fewstep", value=strangers[:5], mend="Choose a new folder."
+        )
+    return False
+
+
+def _begin(out: Path) -> None:
+    """Mark the folder as a training's."""
+    make_folders(out)
+    if read_marker(out).get("kind") != KIND:
+        write_marker(out, {"kind": KIND, "files": {}})
+
+
+def _move_up(out: Path, older: bool) -> None:
+    """Put the result beside the checkpoint, so that the folder itself is the model, in place of an earlier result."""
+    made = out / RESULT
+    for item in made.iterdir():
+        if item.name != MARKER:
+            check(out / item.name, "all" if older else "ours")
+    files = {**read_marker(made)["files"], RECORD: None}  # a record may have another length when this was cut short
+    write_marker(out, {"kind": KIND, "files": files})
+    for item in made.iterdir():
+        target = out / item.name
+        if item.name == MARKER:
+            continue
+        shutil.rmtree(target) if target.is_dir() else None
+        item.replace(target)
+    shutil.rmtree(made)
 
 
 def settings(kind: type[StageConfig], overrides: Sequence[str]) -> StageConfig:
@@ -85,7 +131,7 @@ def settings(kind: type[StageConfig], overrides: Sequence[str]) -> StageConfig:
 def _record(
     stage: str, overrides: Sequence[str], config: StageConfig, progress: Progress, device: str
 ) -> dict[str, Any]:
-    command = " ".join(["fewstep train", stage, *(f"--set {item}" for item in overrides)])
+    command = shlex.join(["fewstep", "train", stage, *(word for item in overrides for word in ("--set", item))])
     return {
         "stage": stage,
         "command": command,

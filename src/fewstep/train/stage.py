@@ -44,7 +44,8 @@ class StageConfig(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast on CUDA, float32 on CPU (bfloat16 pays on few CPUs)"
     )
-    checkpoint_every: Count = 200
+    checkpoint_every: Count = Field(200, description="steps between two checkpoints")
+    checkpoint_minutes: Positive = Field(5, description="and so many minutes at most, or twenty times what one takes")
     decay: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
     optimizer: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit: moments in 8 bits (torchao)")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fewstep.data.emoji import emoji_prompts
 from fewstep.errors import FewstepError
+from fewstep.files import read_text
 
 GENERAL = Path(__file__).with_name("general.txt")
 
@@ -48,8 +49,8 @@ def _named(source: str) -> list[str]:
 
 def _lines(file: Path) -> list[str]:
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(file)
+    except FewstepError as error:
         mend = "Give a text file, emoji:SPLIT, general:calibration, or a list."
-        raise FewstepError(f"cannot read prompts from {str(file)!r}: {error}", mend=mend) from error
+        raise FewstepError(f"cannot read prompts: {error.what}", mend=mend) from error
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]

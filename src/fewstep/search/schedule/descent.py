@@ -140,7 +140,7 @@ class _State:
         kept["history"] = torch.tensor(self.history, dtype=torch.float64)
         for name, p in self.parameters.items():
             kept |= {f"adam.{name}.{key}": value for key, value in self.optimiser.state.get(p, {}).items()}
-        write_tensors(file, kept)
+        write_tensors(file, kept, over="all")  # it was absent, or read at the start
 
     def load(self, file: Path) -> None:
         kept = read_tensors(file)

@@ -18,7 +18,7 @@ from fewstep.files import read_json, read_tensors, write_folder, write_json, wri
 from fewstep.pipelines import Generator, attach, backbone_of, identity_of, process_of, save_pipeline
 from fewstep.pipelines.routed import Routed, deciding
 from fewstep.plan import Plan
-from fewstep.report.images import grid, save_png
+from fewstep.report.images import grid, save_image
 from fewstep.runs import Run, environment
 from fewstep.systems.distill.material import Material
 from fewstep.systems.distill.measure import compare
@@ -152,9 +152,10 @@ class Job:
         self.run.say(described(told))
         if settings.pictures_every:
             stage = self._drawing(stage, engine.modules["student"])
-        place = self.run.scratch("train" if student == 0 else f"train-{student}")
+        name = "train" if student == 0 else f"train-{student}"
+        place, keep = self.run.scratch(name), self.run.artifact(f"{name}-curves")
         try:
-            progress = fit(stage, config, place, accelerator_for(config), quiet=self.run.quiet)
+            progress = fit(stage, config, place, accelerator_for(config), quiet=self.run.quiet, keep=keep)
         finally:
             released(engine)
         record = {"settings": config.model_dump(mode="json"), "seconds": progress.seconds, "memory": told}
@@ -171,7 +172,7 @@ class Job:
             if step % self.recipe.train.pictures_every == 0:
                 images = self.draw(drawable(student, self.method, self.process), self.plan, conditions, seeds)
                 if self.run.leads:
-                    save_png(grid(images), self.run.artifact(f"samples/{step:06d}.png"))
+                    save_image(grid(images), self.run.artifact(f"samples/{step:06d}.png"), over="all")
 
         return dataclasses.replace(stage, after=after)
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from fewstep.data import load as load_pictures
 from fewstep.distill.store import Header, Solve, Store, missing, write
 from fewstep.errors import FewstepError
+from fewstep.files import user_path
 from fewstep.pipelines import Generator, identity_of, trace
 from fewstep.pipelines.calls import class_count, condition_kind
 from fewstep.pipelines.conditions import conditions_of
@@ -121,7 +121,7 @@ class Material:
     def store(self) -> Store:
         """Trajectories of the teacher, made here where they are absent."""
         settings = self.recipe.data
-        place = Path(settings.folder) if settings.folder else self.run.scratch("trajectories")
+        place = user_path(settings.folder) if settings.folder else self.run.scratch("trajectories")
         header = self._header(self.conditions(settings.conditions, held_out=False))
         with self.run.progress("trajectories of the teacher", total=header.count) as advance:
             write(place, header, self._solve(header), advance)

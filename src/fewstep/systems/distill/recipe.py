@@ -55,6 +55,7 @@ class Training(Part):
     weight_decay: float | None = Field(None, ge=0)
     decay: Literal["cosine", "constant"] | None = None
     optimizer: Literal["adamw", "adamw8bit"] | None = None
+    checkpoint_minutes: float | None = Field(None, gt=0)
     students: int = Field(1, ge=1)
     """So many students share out the conditions, each trained on its own (Multi-Student Distillation)."""
     lora: int = Field(0, ge=0)

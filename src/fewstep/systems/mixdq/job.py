@@ -226,7 +226,7 @@ class Job:
                 self._keep(self.corrections["kept"], plan)
 
     def _keep(self, name: str, plan: Plan) -> None:
-        plan.save(self.run.artifact(f"plan-{name.lower()}.json"))
+        plan.save(self.run.artifact(f"plan-{name.lower()}.json"), overwrite=True)
         self.plans[name] = plan
 
     def tune(self) -> None:

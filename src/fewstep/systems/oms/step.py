@@ -18,6 +18,7 @@ from fewstep.errors import FewstepError, IdentityError
 from fewstep.files import write_folder
 from fewstep.models.dit import NO_CLASS
 from fewstep.models.oms import load_network, save_network
+from fewstep.ownership import Over
 from fewstep.pipelines import backbone_of
 from fewstep.plan.combination import number
 from fewstep.plan.scheduler import PlanScheduler
@@ -47,9 +48,13 @@ class OneMoreStep:
         """Open a folder written by `save_pretrained` or `fewstep train oms` (FewstepError if it is none)."""
         return cls(*load_network(folder), guidance=guidance, eta=eta)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the network as a diffusers folder, whole or not at all."""
-        write_folder(folder, lambda draft: save_network(self.network, draft, self.latents))
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write the network as a diffusers folder, whole or not at all.
+
+        overwrite: replace a folder that fewstep wrote; others are never replaced (FewstepError).
+        """
+        over: Over = "ours" if overwrite else "nothing"
+        write_folder(folder, lambda draft: save_network(self.network, draft, self.latents), over)
 
     def bound(self, condition: Mapping[str, Any], negative: Mapping[str, Any] | None = None) -> Network:
         """The network with its condition, for `sample(with_one_more_step(plan), {"main": ..., "oms": ...})`."""

@@ -229,7 +229,7 @@ class _Job:
 
     def _keep(self, name: str, plan: Plan) -> None:
         file = self.run.artifact(f"plan-{name.replace(' + ', '-').replace(', ', '-').replace(' ', '-')}.json")
-        plan.save(file)
+        plan.save(file, overwrite=True)
         self.plans[name] = plan
 
 

@@ -26,7 +26,7 @@ from fewstep.report import (
     plan_table,
     save,
 )
-from fewstep.report.images import grid, save_png
+from fewstep.report.images import grid, save_image
 from fewstep.runs import Run
 from fewstep.search import Outcome
 from fewstep.systems.q_sched.measure import load_images
@@ -181,7 +181,7 @@ def _pictures(run: Run, recipe: QSchedRecipe, evaluation: Results) -> Block:
         names.append(f"teacher, {recipe.evaluation.teacher_steps} steps")
     images = [[stack[i].float() / 255 for stack in stacks] for i in picks]
     rows = torch.stack([images[i][j] for j in range(len(names)) for i in range(len(picks))])
-    save_png(grid(rows, columns=len(picks), zoom=2), run.path / "grid.png")
+    save_image(grid(rows, columns=len(picks), zoom=2), run.path / "grid.png", over="all")
     return ImageGrid(
         "Equal prompts, equal seeds",
         images,
