@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from fewstep.files import read_json, write_json
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -64,6 +67,15 @@ def text_config(tokenizer: Any, width: int, layers: int, heads: int = 4) -> dict
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+
+
+def opens_in_float32(folder: str | Path) -> None:
+    """Make transformers open this stored model in float32 unless told otherwise, as diffusers opens its own.
+
+    Both store half precision; without it a pipeline opened without a dtype would mix the two.
+    """
+    file = Path(folder) / "config.json"
+    write_json(file, {**read_json(file), "dtype": "float32"})
 
 
 def tokens_of(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from fewstep.denoiser import base_name, fingerprint_of
@@ -21,6 +22,9 @@ from fewstep.pipelines.calls import backbone_of
 
 Adapters = dict[str, dict[str, Any]]
 """Name -> fingerprint of the adapter's tensors, and the weight at which it runs."""
+
+_NAME = r"\w[\w .+-]{0,99}"
+"""Names that are a folder of their own, wherever the list lies."""
 
 _FOLDER, _LIST, _WEIGHTS = "adapters", "adapters.json", "pytorch_lora_weights.safetensors"
 
@@ -97,6 +101,8 @@ def save_adapters(pipe: Any, folder: Path) -> None:
     model, active = backbone_of(pipe), adapters_of(pipe)
     entries = []
     for name, adapter in adapters_of(pipe, active=False).items():
+        if not re.fullmatch(_NAME, name):
+            raise FewstepError("this adapter's name cannot be that of a folder", value=name, mend="Load it as another.")
         model.save_lora_adapter(folder / _FOLDER / name, adapter_name=name, weight_name=_WEIGHTS)  # type: ignore[operator]
         entries.append({"name": name, "weight": adapter["weight"], "active": name in active})
     if entries:
@@ -104,29 +110,59 @@ def save_adapters(pipe: Any, folder: Path) -> None:
 
 
 def load_adapters(pipe: Any, folder: Path) -> None:
-    """Load what `save_adapters` wrote, if anything.
+    """Load what `save_adapters` wrote, if anything; the hub is never asked.
 
     Raises:
-        FewstepError: the list is damaged, or the backbone does not take adapters (a low-bit one).
+        FewstepError: the list is damaged, names files elsewhere or none, or the backbone does not take adapters (a
+            low-bit one).
     """
     if not (folder / _FOLDER / _LIST).exists():
         return
     model: Any = backbone_of(pipe)
-    entries = read_json(folder / _FOLDER / _LIST)
+    entries = _entries(folder / _FOLDER)
     try:
         for entry in entries:
-            place = folder / _FOLDER / entry["name"]
-            model.load_lora_adapter(place, prefix=None, adapter_name=entry["name"], weight_name=_WEIGHTS)
-        on = [entry for entry in entries if entry["active"]]
+            place = folder / _FOLDER / entry.name
+            model.load_lora_adapter(
+                place, prefix=None, adapter_name=entry.name, weight_name=_WEIGHTS, local_files_only=True
+            )
+        on = [entry for entry in entries if entry.active]
         if on:
-            model.set_adapters([e["name"] for e in on], [e["weight"] for e in on])
-        else:
+            model.set_adapters([entry.name for entry in on], [entry.weight for entry in on])
+        elif entries:
             model.disable_lora()
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except Exception as error:  # diffusers and peft raise many kinds
         raise FewstepError(
             f"cannot load the adapters in {folder / _FOLDER}: {error}",
             mend="Low-bit backbones take no adapters: fuse them (pipe.fuse_lora) before quantizing.",
         ) from error
+
+
+class _Entry(BaseModel):
+    """One adapter of the list: a folder beside it, the weight at which it runs, and whether it is switched on."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: Annotated[str, Field(pattern=f"^{_NAME}$", max_length=100)]
+    weight: float
+    active: bool
+
+
+def _entries(folder: Path) -> list[_Entry]:
+    mend = "Save the pipeline again with `fewstep.save_pipeline`."
+    try:
+        entries = TypeAdapter(list[_Entry]).validate_python(read_json(folder / _LIST))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise FewstepError(f"{folder / _LIST} is damaged at {place!r}: {first['msg']}", mend=mend) from None
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise FewstepError(f"{folder / _LIST} names an adapter twice", value=names, mend=mend)
+    for name in names:
+        if not (folder / name / _WEIGHTS).is_file():
+            raise FewstepError(f"the adapter {name!r} is not in {folder}", mend=mend)
+    return entries
 
 
 def _layers(model: nn.Module) -> list[Any]:

@@ -17,6 +17,7 @@ from fewstep.pipelines.adapters import adapters_of, base_only, load_adapters, sa
 from fewstep.pipelines.caller import SCHEDULE, shift_of
 from fewstep.pipelines.calls import recorded
 from fewstep.pipelines.identity import identity_of
+from fewstep.pipelines.places import options_for, place_of
 from fewstep.pipelines.scheduler import PlanScheduler as PipelineScheduler
 from fewstep.pipelines.scheduler import refuse_unfit
 from fewstep.plan import Plan
@@ -25,27 +26,29 @@ from fewstep.quant.consistency import check_saved_right
 
 
 def load_pipeline(model: str | Path, **options: Any) -> Any:
-    """Open a diffusers pipeline: a folder, a shipped name (`emoji-student`), or a hub id.
+    """Open a diffusers pipeline: a folder, a shipped name (`emoji-student`), or a hub id; safetensors only.
 
-    Low-bit backbones written by fewstep load as they are, and a stored plan is checked against its network.
+    Low-bit backbones written by fewstep load as they are, and a stored plan is checked against its network. A folder
+    that has nothing but a variant (`fp16`) is opened as that, with a warning.
 
     Args:
-        model: folder, shipped name or hub id.
+        model: folder, run directory, shipped name or hub id.
         options: passed to `DiffusionPipeline.from_pretrained`; `dtype` is float32 without a GPU unless given.
 
     Raises:
-        FewstepError: nothing can be opened there.
+        FewstepError: nothing can be opened there, a single file, or pickled weights.
         IdentityError: the stored plan belongs to another network.
     """
     from diffusers import DiffusionPipeline
 
-    from fewstep.models import SHIPPED, shipped
+    from fewstep.models import SHIPPED
     from fewstep.quant import register
 
     register()
     if not torch.cuda.is_available():  # half precision is slow on processors, and many layers refuse it
         options.setdefault("dtype", torch.float32)
-    place = shipped(str(model)) if str(model) in SHIPPED else Path(model)
+    place = place_of(model)
+    options = options_for(place, options)
     try:
         with _quiet():
             pipe = DiffusionPipeline.from_pretrained(place if place.exists() else str(model), **options)
@@ -98,6 +101,8 @@ def save_pipeline(pipe: Any, folder: str | Path, overwrite: bool = False) -> Non
             "adapters on a low-bit backbone cannot be stored", mend="Fuse them (pipe.fuse_lora) before quantizing."
         )
 
+    pipe = exchanged(pipe, _unused_tokenizers(pipe))
+
     def fill(draft: Path) -> None:
         with base_only(pipe), _unused(pipe):
             pipe.save_pretrained(draft, safe_serialization=True)
@@ -124,6 +129,23 @@ def _unused(pipe: Any) -> Iterator[None]:
                 inner.enable_padding(**padding)
             if truncation is not None:
                 inner.enable_truncation(**truncation)
+
+
+def _unused_tokenizers(pipe: Any) -> dict[str, Any]:
+    """Copies of the tokenizers, and of processors with one inside, without the padding and the cut of their last use.
+
+    Fast tokenizers keep both as state that `save_pretrained` writes, while every call sets them anew.
+    """
+    copies = {}
+    for name, part in pipe.components.items():
+        if hasattr(part, "backend_tokenizer") or hasattr(getattr(part, "tokenizer", None), "backend_tokenizer"):
+            copies[name] = unused = copy.deepcopy(part)
+            tokenizer = getattr(unused, "tokenizer", unused)
+            tokenizer.backend_tokenizer.no_padding()
+            tokenizer.backend_tokenizer.no_truncation()
+            for side in ("padding_side", "truncation_side"):  # else known from that state alone
+                tokenizer.init_kwargs[side] = getattr(tokenizer, side)
+    return copies
 
 
 def _keeps_scheduler(pipe: Any) -> Any:

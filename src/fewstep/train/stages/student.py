@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from fewstep.models.text import tokens_of
+from fewstep.models.text import opens_in_float32, tokens_of
 from fewstep.models.unet import lcm_scheduler, pipeline
 from fewstep.train.latents import encode, open_pipeline
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
@@ -81,6 +81,7 @@ def build(config: Config) -> Stage:
         student.to(memory_format=torch.contiguous_format)
         parts = (pipe.vae.half(), text.half(), pipe.tokenizer, student.eval().half())
         pipeline(*parts, scheduler).save_pretrained(out)
+        opens_in_float32(out / "text_encoder")
 
     frozen = {"vae": pipe.vae, "text": text, "teacher": teacher}
     return Stage({"unet": student}, batch, loss, save, frozen=frozen, state={"target": target}, after=after)

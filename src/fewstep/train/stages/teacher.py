@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from fewstep.models.text import tokens_of, train_tokenizer
+from fewstep.models.text import opens_in_float32, tokens_of, train_tokenizer
 from fewstep.models.unet import ddim_scheduler, denoiser, pipeline, text_encoder
 from fewstep.train.latents import encode, open_vae, stratified_times
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig
@@ -63,5 +63,6 @@ def build(config: Config) -> Stage:
         unet.to(memory_format=torch.contiguous_format)
         parts = (vae.half(), text.eval().half(), tokenizer, unet.eval().half())
         pipeline(*parts, scheduler).save_pretrained(out)
+        opens_in_float32(out / "text_encoder")
 
     return Stage(modules={"unet": unet, "text": text}, frozen={"vae": vae}, batch=batch, loss=loss, save=save)
