@@ -27,14 +27,19 @@ class Prediction:
         `score` -eps / sigma; `edm` the preconditioned output F of arXiv 2206.00364, eq. 7.
     sigma_data:
         Standard deviation of the data, used by `edm` alone.
+    sign:
+        1, or -1 where the network gives -F (diffusers' EDM schedulers call that v_prediction); used by `edm` alone.
     """
 
     kind: str = "epsilon"
     sigma_data: float = 0.5
+    sign: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise FewstepError("unknown prediction", value=self.kind, mend=nearest(self.kind, KINDS))
+        if self.sign not in (1.0, -1.0):
+            raise FewstepError("the sign of a prediction is 1 or -1", value=self.sign)
 
     def weights(self, alpha: Real, sigma: Real) -> tuple[Real, Real]:
         """The pair (a, b) with output = a x0 + b eps at a state of scales (alpha, sigma)."""
@@ -94,7 +99,7 @@ class Prediction:
     def _edm(self, alpha: Real, sigma: Real) -> tuple[Real, Real]:
         """Skip and output scales for a state of any alpha (the paper has alpha = 1)."""
         variance = sigma**2 + (alpha * self.sigma_data) ** 2
-        return alpha * self.sigma_data**2 / variance, sigma * self.sigma_data / variance**0.5
+        return alpha * self.sigma_data**2 / variance, self.sign * sigma * self.sigma_data / variance**0.5
 
     def _solve(self, p: Real, m: Real, determinant: Real) -> tuple[Real, Real]:
         if not isinstance(determinant, Tensor) and determinant == 0:

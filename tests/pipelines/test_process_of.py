@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 
-from fewstep.errors import FewstepError, IdentityError, NonFiniteError, PlanError
+from fewstep.errors import FewstepError, IdentityError, NonFiniteError
 from fewstep.pipelines import Generator, attach, plan_of, process_of
 from fewstep.solvers import ddim, dpm_solver_pp_2m, grids
 from tests.pipelines import tiny_pipelines as tiny
@@ -109,7 +109,6 @@ def test_edm_schedulers_tell_their_preconditioning(tmp_path):
         ("DDIMScheduler", ZERO, "no signal"),
         ("EulerDiscreteScheduler", ZERO, "no signal"),
         ("CMStochasticIterativeScheduler", {}, "neither alphas_cumprod nor"),
-        ("EDMEulerScheduler", {"prediction_type": "v_prediction"}, "EDM preconditioning"),
         ("EulerDiscreteScheduler", {"timestep_type": "continuous", "prediction_type": "v_prediction"}, "log sigma"),
         ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "inverts"),
         ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, "no mu"),
@@ -161,8 +160,7 @@ def test_a_scheduler_with_a_step_of_its_own_kind_still_tells_its_process(tmp_pat
     known = process_of(pipe)
     options = {"prediction_type": "v_prediction", "clip_sample": False, **ZERO, **tiny.BETAS}
     pipe.scheduler = diffusers.CogVideoXDPMScheduler(snr_shift_scale=3.0, **options)
-    with pytest.raises(PlanError, match="cannot be read as a plan"):  # its step takes two outputs
-        plan_of(pipe, 3, **tiny.CALLS["cogvideox"])
+    assert plan_of(pipe, 3, **tiny.CALLS["cogvideox"]).stochastic  # its step is also handed the data estimate before
     assert process_of(pipe) == known
 
 

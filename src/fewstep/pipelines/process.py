@@ -7,7 +7,7 @@ from typing import Any
 
 from fewstep.errors import FewstepError
 from fewstep.pipelines.calls import recorded
-from fewstep.plan.probe import prediction_of
+from fewstep.plan.meaning import prediction_of
 from fewstep.plan.scheduler import PlanScheduler
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Process, RectifiedFlow, VPDiscrete
@@ -81,10 +81,7 @@ def training_scheduler(pipe: Any) -> Any:
 
 
 def _edm(scheduler: Any) -> tuple[Process, Prediction]:
-    prediction = prediction_of(scheduler)
-    if prediction.kind != "edm":
-        raise _unknown(scheduler, f"EDM preconditioning with {prediction.kind}")
-    return VE(float(scheduler.config.sigma_max)), prediction
+    return VE(float(scheduler.config.sigma_max)), prediction_of(scheduler)
 
 
 def _is_flow(scheduler: Any) -> bool:

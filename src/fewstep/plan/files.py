@@ -32,6 +32,7 @@ class _Strict(BaseModel):
 class _Prediction(_Strict):
     kind: str
     sigma_data: float = 0.5
+    sign: float = 1.0
 
 
 class _Identity(_Strict):

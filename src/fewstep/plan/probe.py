@@ -1,8 +1,9 @@
 """Read a plan out of a diffusers scheduler by watching what `step()` does to basis tensors.
 
 A linear scheduler works element by element, so each element of a probe tensor can carry one symbol: element j < K
-stands for the state x_j, element K + j for the raw output n_j, one more for the noise it draws, the last for nothing.
-Feeding unit vectors returns the coefficients themselves, whatever the scheduler keeps inside (histories, correctors).
+stands for the state x_j, element K + j for the raw output n_j, the next ones for the noise it draws, the last for
+nothing. Feeding unit vectors returns the coefficients themselves, whatever the scheduler keeps inside (histories,
+correctors). Nothing is taken from the scheduler's class or configuration that its behaviour can tell.
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import PlanError, nearest
+from fewstep.plan.draws import Draws, Update, with_fresh_noise
+from fewstep.plan.meaning import check_meaning, input_scale, level, prediction_of
+from fewstep.plan.mends import UnreadableError, explained, for_another_count
 from fewstep.plan.plan import Identity, Plan, Row
-from fewstep.prediction import KINDS, Prediction
+from fewstep.prediction import Prediction
 
 NEGLIGIBLE = 1e-12
 """Coefficients below this are zero: what exact cancellation leaves in float64."""
+LARGE = -1e6
+"""Symbols are fed once more at this size: clipping, thresholds and other bounds show."""
 
 
 def probe(
@@ -35,6 +40,8 @@ def probe(
     identity: Identity | None = None,
 ) -> Plan:
     """The plan that `scheduler` follows over `steps` steps; the scheduler itself is left untouched.
+
+    A plan may have more rows than `steps`, where a step runs the network twice (Heun, KDPM2, PNDM).
 
     Args:
         scheduler: any diffusers scheduler whose `step` is linear in the state and the network output.
@@ -49,20 +56,40 @@ def probe(
     """
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise PlanError("steps must be a positive whole number", value=steps, mend="Pass steps=4, for instance.")
-    _refuse_known_nonlinear(scheduler)
-    work = _prepared(scheduler, steps, dict(set_timesteps or {}))
-    prober = _Prober(work, dict(step or {}))
-    rows = tuple(prober.row(k, time) for k, time in enumerate(work.timesteps.detach().cpu()))
+    for name in ("set_timesteps", "step", "config"):
+        if not hasattr(scheduler, name):
+            raise PlanError(f"{type(scheduler).__name__} is no scheduler of images: it has no {name}")
+    times, settings = dict(set_timesteps or {}), dict(step or {})
+
+    def read(one: Any) -> Plan:
+        return _read(one, steps, times, settings, identity or Identity())
+
+    try:
+        return read(scheduler)
+    except UnreadableError as refusal:
+        raise explained(scheduler, refusal, read) from refusal
+
+
+def _read(scheduler: Any, steps: int, times: dict[str, Any], settings: dict[str, Any], identity: Identity) -> Plan:
+    work = _prepared(scheduler, steps, times)
+    rows = _Prober(work, settings).rows()
     prediction = prediction_of(work)
     final_alpha, final_sigma = reached(rows, len(rows) - 1, prediction)
+    check_meaning(rows, prediction)
     return Plan(
         rows=rows,
         prediction=prediction,
         final_alpha=final_alpha,
         final_sigma=final_sigma,
         prior_scale=float(getattr(work, "init_noise_sigma", 1.0)),
-        origin={"scheduler": type(scheduler).__name__, "steps": steps, "settings": _plain(scheduler.config)},
-        identity=identity or Identity(),
+        origin={
+            "scheduler": type(scheduler).__name__,
+            "steps": steps,
+            "order": int(getattr(work, "order", 1)),
+            "arguments": _plain({**times, **settings}),
+            "settings": _plain(scheduler.config),
+        },
+        identity=identity,
     )
 
 
@@ -83,157 +110,158 @@ def reached(rows: tuple[Row, ...], k: int, prediction: Prediction) -> tuple[floa
     return max(data, 0.0), 0.0 if total < 1e-6 else total
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """One row as it was read: where its state stands, and what its step adds up."""
+
+    alpha: float
+    sigma: float
+    scale: float
+    update: Update
+
+
 class _Prober:
-    """Feeds basis tensors to one working copy of the scheduler, step after step."""
+    """Feeds basis tensors to working copies of a scheduler, step after step."""
 
     def __init__(self, scheduler: Any, settings: dict[str, Any]) -> None:
+        _check_taken(scheduler.step, settings)
+        self.fresh, self.settings = scheduler, settings
         accepted = inspect.signature(scheduler.step).parameters
-        for name in settings:
-            if name not in accepted:
-                what = f"{type(scheduler).__name__}.step takes no argument {name!r}"
-                raise PlanError(what, mend=nearest(name, accepted))
-        self.scheduler, self.settings = scheduler, settings
-        self.count = len(scheduler.timesteps)
+        self.looks_back, self.looks_ahead = "old_pred_original_sample" in accepted, "prev_timestep" in accepted
+        self.times = list(scheduler.timesteps.detach().cpu())
+        self.count = self.room = len(self.times)
 
-    def row(self, k: int, time: Tensor) -> Row:
-        alpha, sigma = self._level(time)
-        scale = self._input_scale(time)
-        before = copy.deepcopy(self.scheduler)
-        vector = self._step(self.scheduler, time, self._unit(self.count + k), self._unit(k))
-        if abs(float(vector[-1])) > 1e-6:
-            raise self._refusal(f"row {k} adds the constant {float(vector[-1]):.3g}")
-        self._check_linear(before, k, time, vector)
-        return Row(
-            time=float(time),
-            network_time=float(time),
-            alpha=alpha,
-            sigma=sigma,
-            state=_nonzero(vector[: self.count]),
-            output=_nonzero(vector[self.count : 2 * self.count]),
-            noise=abs(float(vector[-2])) if abs(float(vector[-2])) > NEGLIGIBLE else 0.0,
-            input_scale=scale,
-        )
+    def rows(self) -> tuple[Row, ...]:
+        if not self.times:
+            raise UnreadableError("it has no times")
+        readings = self._readings()
+        if self.drawn > self.room:  # several draws per step: now it is known how many need an element
+            self.room = self.drawn
+            readings = self._readings()
+        updates = with_fresh_noise([reading.update for reading in readings])
+        return tuple(map(_row, self.times, readings, updates))
 
-    def _unit(self, index: int, size: float = 1.0) -> Tensor:
-        unit = torch.zeros(2 * self.count + 2, dtype=torch.float64)
-        unit[index] = size
-        return unit
+    def _readings(self) -> list[_Reading]:
+        self.scheduler, self.drawn, self.previous = copy.deepcopy(self.fresh), 0, (None, None)
+        return [self._reading(k, time) for k, time in enumerate(self.times)]
 
-    def _step(self, scheduler: Any, time: Tensor, output: Tensor, state: Tensor) -> Tensor:
-        shape = (1, 1, 1, -1)
+    def _reading(self, k: int, time: Tensor) -> _Reading:
+        before, first, previous = copy.deepcopy(self.scheduler), self.drawn, self.previous
         try:
-            with _noise_symbol(scheduler):
-                result = scheduler.step(
-                    output.reshape(shape), time, state.reshape(shape), return_dict=False, **self.settings
-                )
-        except PlanError:
+            asked = copy.deepcopy(before)
+            scale = input_scale(asked, time)
+            alpha, sigma = level(asked, time, scale)
+        except UnreadableError:
             raise
         except Exception as error:
-            raise self._refusal(f"step() failed on a probe tensor ({error})") from error
-        return result[0].detach().double().reshape(-1)
+            raise UnreadableError(f"the noise level of its step {k} (time {float(time):g}) {_failed(error)}") from error
+        vector = self._step(self.scheduler, k)
+        if not bool(vector.isfinite().all()):
+            raise UnreadableError(f"its own step {k} (time {float(time):g}) gives NaN or infinity")
+        after = self.drawn, self.previous
+        for size in (1.0, LARGE):
+            self.drawn, self.previous = first, previous
+            fed = self._step(copy.deepcopy(before) if size == 1.0 else before, k, size)
+            expected = vector.clone()
+            expected[[k, self.count + k]] *= size
+            worst = float((fed - expected).abs().max() / (1 + expected.abs().max()))
+            if size == 1.0 and worst > NEGLIGIBLE:
+                raise UnreadableError(f"its step {k} draws random numbers that torch does not know of")
+            if not worst < 1e-4:
+                raise UnreadableError(f"row {k} is not linear in its inputs (relative departure {worst:.2g})")
+        if abs(float(vector[-1])) > 1e-6:
+            raise UnreadableError(f"row {k} adds the constant {float(vector[-1]):.3g}")
+        self.drawn, self.previous = after
+        update = Update(vector[: self.count], vector[self.count : 2 * self.count], vector[2 * self.count : -1])
+        return _Reading(alpha, sigma, scale, update)
 
-    def _check_linear(self, before: Any, k: int, time: Tensor, vector: Tensor, size: float = -60.0) -> None:
-        """Feed the same symbols, much larger and negative: clipping, thresholds and foreign noise show."""
-        fed = self._step(copy.deepcopy(before), time, self._unit(self.count + k, size), self._unit(k, size))
-        expected = vector.clone()
-        expected[[k, self.count + k]] *= size
-        worst = float((fed - expected).abs().max() / (1 + expected.abs().max()))
-        if not worst < 1e-4:
-            raise self._refusal(f"row {k} is not linear in its inputs (relative departure {worst:.2g})")
+    def _unit(self, index: int, size: float) -> Tensor:
+        unit = torch.zeros(1, 1, 1, 2 * self.count + self.room + 1, dtype=torch.float64)
+        unit[..., index] = size
+        return unit
 
-    def _level(self, time: Tensor) -> tuple[float, float]:
-        """(alpha, sigma) at this step: what the scheduler's own noising does to (1, 0) and (0, 1)."""
-        work = copy.deepcopy(self.scheduler)
-        one, zero, at = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), time.reshape(1)
-        if hasattr(work, "add_noise"):
-            return float(work.add_noise(one, zero, at)), float(work.add_noise(zero, one, at))
-        if hasattr(work, "scale_noise"):
-            return float(work.scale_noise(one, at, zero)), float(work.scale_noise(zero, at, one))
-        raise self._refusal("it has neither add_noise nor scale_noise, so its noise levels are unknown")
+    def _step(self, scheduler: Any, k: int, size: float = 1.0) -> Tensor:
+        """Step k on its symbols, as one vector over all symbols."""
+        output, state, time = self._unit(self.count + k, size), self._unit(k, size), self.times[k]
+        given = (output, self.previous[1], time, self.previous[0], state) if self.looks_back else (output, time, state)
+        further = dict(self.settings)
+        if self.looks_ahead:  # as unCLIP's pipelines call it; no time for the last step
+            further["prev_timestep"] = self.times[k + 1] if k + 1 < self.count else None
+        draws = Draws(state.numel(), 2 * self.count + self.drawn, self.room - self.drawn)
+        try:
+            with draws, torch.no_grad():
+                result = scheduler.step(*given, return_dict=False, **further)
+        except UnreadableError:
+            raise
+        except Exception as error:
+            reason = f"its step {k} (time {float(time):g}) {_failed(error)}"
+            if self._asks_for_variance():
+                reason = "the noise it adds depends on a variance that its network predicts"
+            raise UnreadableError(reason) from error
+        self.drawn += draws.count
+        self.previous = time, result[1] if len(result) > 1 else None
+        if result[0].numel() != state.numel():
+            raise UnreadableError(f"its step {k} changes the shape of the state")
+        return result[0].double().reshape(-1)
 
-    def _input_scale(self, time: Tensor) -> float:
-        if not hasattr(self.scheduler, "scale_model_input"):
-            return 1.0
-        return float(self.scheduler.scale_model_input(torch.ones(1, 1, 1, 1, dtype=torch.float64), time))
+    def _asks_for_variance(self) -> bool:
+        """Whether the first step takes an output of twice as many channels as the state has."""
+        output, state = torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, 1)
+        try:
+            with Draws(1, 0, 0), torch.no_grad():
+                copy.deepcopy(self.fresh).step(output, self.times[0], state, return_dict=False)
+        except Exception:  # it was something else
+            return False
+        return True
 
-    def _refusal(self, reason: str) -> PlanError:
-        return PlanError(
-            f"{type(self.scheduler).__name__} cannot be read as a plan: {reason}",
-            mend="Use a linear scheduler (DDIM, Euler, DPMSolverMultistep, UniPC, LCM, TCD, FlowMatchEuler, ...).",
-        )
+
+def _row(time: Tensor, reading: _Reading, update: Update) -> Row:
+    noise = float(update.draws.norm())
+    return Row(
+        time=float(time),
+        network_time=float(time),
+        alpha=reading.alpha,
+        sigma=reading.sigma,
+        state=_nonzero(update.state),
+        output=_nonzero(update.output),
+        noise=noise if noise > NEGLIGIBLE else 0.0,
+        input_scale=reading.scale,
+    )
 
 
-@contextmanager
-def _noise_symbol(scheduler: Any) -> Iterator[None]:
-    """Make the scheduler draw the noise symbol (second to last element) instead of random numbers, once per step."""
-    module = sys.modules[type(scheduler).__module__]
-    original = getattr(module, "randn_tensor", None)
-    drawn = 0
+def _check_taken(function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+    accepted = inspect.signature(function).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in accepted.values()):
+        return
+    for name in settings:
+        if name not in accepted:
+            owner = type(getattr(function, "__self__", None)).__name__
+            what = f"{owner}.{function.__name__} takes no argument {name!r}"
+            raise PlanError(what, mend=nearest(name, accepted))
 
-    def symbol(shape: Any, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Tensor:
-        nonlocal drawn
-        drawn += 1
-        noise = torch.zeros(tuple(shape), dtype=dtype)
-        noise[..., -2] = 1.0
-        return noise
 
-    if original is not None:
-        module.randn_tensor = symbol  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        if original is not None:
-            module.randn_tensor = original  # type: ignore[attr-defined]
-    if drawn > 1:
-        raise PlanError(f"{type(scheduler).__name__} draws noise {drawn} times per step", mend="Use another scheduler.")
+def _failed(error: Exception) -> str:
+    return f"fails with {type(error).__name__}: {error}".rstrip(": ")
 
 
 def _prepared(scheduler: Any, steps: int, settings: dict[str, Any]) -> Any:
-    work = copy.deepcopy(scheduler)
     own_grid = any(settings.get(name) is not None for name in ("sigmas", "timesteps"))
-    accepted = inspect.signature(work.set_timesteps).parameters
-    for name in settings:
-        if name not in accepted:
-            what = f"{type(work).__name__}.set_timesteps takes no argument {name!r}"
-            raise PlanError(what, mend=nearest(name, accepted))
+    _check_taken(scheduler.set_timesteps, settings)
+
+    def ready(count: int) -> Any:
+        work = copy.deepcopy(scheduler)
+        work.set_timesteps(**settings) if own_grid else work.set_timesteps(count, **settings)
+        return work
+
     try:
-        if own_grid:
-            work.set_timesteps(**settings)
-        else:
-            work.set_timesteps(steps, **settings)
+        return ready(steps)
     except Exception as error:
-        raise PlanError(
-            f"{type(work).__name__}.set_timesteps refused {steps} steps: {error}",
-            mend="Choose another step count.",
-        ) from error
-    return work
-
-
-def _refuse_known_nonlinear(scheduler: Any) -> None:
-    config = getattr(scheduler, "config", {})
-    for switch in ("thresholding", "clip_sample"):
-        if config.get(switch):
-            raise PlanError(
-                f"{type(scheduler).__name__} has {switch}=True, which is not linear",
-                mend=f"Make it with {type(scheduler).__name__}.from_config(scheduler.config, {switch}=False).",
-            )
-
-
-def prediction_of(scheduler: Any) -> Prediction:
-    """What the output means of a network that this diffusers scheduler runs (PlanError if unknown)."""
-    config = scheduler.config
-    kind = config.get("prediction_type")
-    if hasattr(scheduler, "precondition_inputs") and kind == "epsilon":
-        return Prediction("edm", sigma_data=float(config.get("sigma_data", 0.5)))
-    if kind == "flow_prediction" or (kind is None and hasattr(scheduler, "scale_noise")):
-        return Prediction("velocity")
-    if kind not in KINDS:
-        raise PlanError("unknown prediction_type in the scheduler", value=kind, mend=nearest(str(kind), KINDS))
-    return Prediction(kind)
+        what = f"{type(scheduler).__name__}.set_timesteps refused {steps} steps: {error or type(error).__name__}"
+        raise PlanError(what, mend=for_another_count(scheduler, steps, settings, ready)) from error
 
 
 def _nonzero(vector: Tensor) -> dict[int, float]:
-    return {j: float(c) for j, c in enumerate(vector) if abs(float(c)) > NEGLIGIBLE}
+    return {j: float(c) for j, c in enumerate(vector.tolist()) if abs(c) > NEGLIGIBLE}
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
