@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from fewstep.distill.method import options_of, presets
+from fewstep.distill.step_condition import StepConditioned
 from fewstep.errors import FewstepError
 from fewstep.pipelines import backbone_of, save_pipeline
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
+from fewstep.systems.distill import job as job_module
 from fewstep.systems.distill.job import Job
+from fewstep.train.distillation import stage_of
 from tests.pipelines import tiny_pipelines as tiny
 
 METHODS = [name for name in presets() if not name.startswith("test-")]
@@ -67,5 +70,41 @@ def test_a_training_shorter_than_the_stages_is_refused(models, tmp_path):
     with (
         Run(tmp_path / "run", recipe.plain(), quiet=True) as run,
         pytest.raises(FewstepError, match="stages take 20000 updates"),
+    ):
+        Job(recipe, run).train()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "more"),
+    [
+        ("dit", "dmd2", []),
+        ("sdxl", "sid_few_step", []),
+        ("sd3", "decoupled_dmd", ["train.lora=2"]),
+        ("dit", "decoupled_dmd", ["train.gradient_checkpointing=true"]),
+    ],
+)
+def test_a_critic_of_a_real_network_is_told_the_call(kind, name, more, models, tmp_path):
+    """It learns what it is told, and nothing stays on the teacher's network."""
+    call = json.dumps(tiny.CALLS.get(kind, {}))
+    settings = [f"model={models[kind]}", f"method={name}", f"call={call}", "guidance=1.0", "steps=2"]
+    recipe = load("distill", [*QUICK, *settings, "options.step_condition=true", "train.learning_rate=0.001", *more])
+    seen = []
+    with Run(tmp_path / "run", recipe.plain(), quiet=True) as run, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job_module, "stage_of", lambda engine, *args: seen.append(engine) or stage_of(engine, *args))
+        job = Job(recipe, run)
+        job.train()
+        assert not any(m._forward_hooks for m in backbone_of(job.pipe).modules())
+    critic = seen[0].modules["critic"]
+    assert isinstance(critic, StepConditioned)
+    assert all(bool(vector.weight.any()) for vector in critic.vectors)
+
+
+def test_a_told_critic_that_shares_recomputed_blocks_is_refused(models, tmp_path):
+    given = ["method=dmd2", "steps=2", "guidance=1.0", "options.step_condition=true", "options.adversarial=0"]
+    given += ["train.lora=2", "train.gradient_checkpointing=true", f"model={models['dit']}"]
+    recipe = load("distill", [*QUICK, *given])
+    with (
+        Run(tmp_path / "run", recipe.plain(), quiet=True) as run,
+        pytest.raises(FewstepError, match="recompute"),
     ):
         Job(recipe, run).train()

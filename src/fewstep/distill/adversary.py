@@ -61,6 +61,7 @@ class Fool:
             made, batch, t = rows_of_made(made, rows), rows_of(batch, rows), t[rows]
             noise = None if noise is None else noise[rows]
         scale = self.scale(batch.progress) if callable(self.scale) else self.scale
+        cast = cast.following(made.index)
         with torch.enable_grad():
             x = made.clean.detach().requires_grad_(True)
             logits = cast.need("adversary")(self.source(cast, batch, _noised(cast, x, t, noise), t))
@@ -113,7 +114,7 @@ class Judge:
                 return sum(p.sum() for p in cast.need("adversary").parameters()) * torch.zeros(()), {}
             made, batch, t, clean = rows_of_made(made, rows), rows_of(batch, rows), t[rows], clean[rows]
             noise = None if noise is None else noise[rows]
-        fake = made.clean.detach()
+        cast, fake = cast.following(made.index), made.clean.detach()
         other = noise if noise is None or self.same_noise else noise_like(tuple(noise.shape), generator, noise)
         real = _noised(cast, clean, t, other)
         shown = [real, _noised(cast, fake, t, noise)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -60,18 +60,30 @@ class Model:
         network time `target_time` (B,) that its flow map ends at.
     two_times:
         Whether the network takes `target_time`; the others ignore the end of a flow map.
+    calls:
+        How many calls of the student it tells apart by its argument `call` (B,), counted from 0; 0: it takes none.
+    call:
+        What it is told, (B,); see `following`.
     """
 
     network: Callable[..., Tensor]
     process: Process
     prediction: Prediction = field(default_factory=Prediction)
     two_times: bool = False
+    calls: int = 0
+    call: Tensor | None = None
+
+    def following(self, call: Tensor) -> Model:
+        """The model told which call of the student (B,) its states come from; itself where it takes no call."""
+        return replace(self, call=call) if self.calls else self
 
     def raw(self, x: Tensor, t: Tensor, condition: Condition | None = None, to: Tensor | None = None) -> Tensor:
         """Raw output for states (B, ...) at times (B,)."""
         more: dict[str, Any] = dict(condition or {})
         if self.two_times:
             more["target_time"] = self._told(t if to is None else to, x)
+        if self.calls:
+            more["call"] = self._of_call(len(x))
         scaled = x
         if self.prediction.kind == "edm":
             scaled = x * self.prediction.input_scale(*scales(self.process, t, x))
@@ -97,6 +109,17 @@ class Model:
         within, without = self.clean(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         return within, without
 
+    def _of_call(self, size: int) -> Tensor:
+        """The call of every sample; batches of several copies, such as guidance makes, repeat it.
+
+        Raises:
+            FewstepError: it is not known.
+        """
+        if self.call is None or size % max(1, len(self.call)):
+            mend = "Ask through `Cast.following(made.index)`, or set step_condition=False."
+            raise FewstepError("this network must be told which call of the student it follows", mend=mend)
+        return self.call.repeat(size // len(self.call))
+
     def _told(self, t: Tensor, x: Tensor) -> Tensor:
         width = torch.promote_types(x.dtype, torch.float32)
         return self.process.network_time(t.double()).to(x.device, width)
@@ -111,6 +134,10 @@ class Cast:
     critic: Model | None = None
     target: Model | None = None
     adversary: nn.Module | None = None
+
+    def following(self, call: Tensor) -> Cast:
+        """The cast whose critic is told which call of the student (B,) its states come from."""
+        return self if self.critic is None else replace(self, critic=self.critic.following(call))
 
     def need(self, name: str) -> Any:
         """A member, or a clear error.

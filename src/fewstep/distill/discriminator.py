@@ -165,6 +165,7 @@ class Heads:
     @torch.no_grad()
     def _find(self, cast: Cast, shape: tuple[int, ...]) -> Mapping[str, Tensor]:
         t = torch.full((2,), 0.5 * cast.student.process.noisiest, dtype=torch.float64)
+        cast = cast.following(torch.zeros(2, dtype=torch.long))
         try:
             return self.source(cast, Batch(2, shape), torch.zeros(2, *shape), t)
         except (TypeError, KeyError, AttributeError, RuntimeError) as error:

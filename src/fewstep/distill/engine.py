@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.distill.core import Batch, Cast, Loss, Made, Model, Term
 from fewstep.distill.method import Method, Tracking
+from fewstep.distill.step_condition import StepConditioned
 from fewstep.distill.times import within
 from fewstep.errors import FewstepError
 
@@ -91,7 +92,9 @@ class Engine:
             towards(self.slow["target"], student, target.share(step))
         critic = self.method.critic
         if critic is not None and critic.tracking.pull:
-            towards(self.modules["critic"], student, critic.tracking.pull)
+            followed = self.modules["critic"]
+            own = followed.network if isinstance(followed, StepConditioned) else followed
+            towards(own, student, critic.tracking.pull)
 
     def _draw(self, step: int, steps: int, generator: torch.Generator) -> Batch:
         try:
@@ -222,8 +225,10 @@ def assemble(
     cast: dict[str, Any] = {"teacher": teacher, "student": model(modules["student"], method.two_times)}
     slow: dict[str, nn.Module] = {}
     if method.critic is not None:
-        modules["critic"] = copied(start, "critic")
-        cast["critic"] = model(modules["critic"], False)
+        modules["critic"], calls = copied(start, "critic"), method.critic.calls
+        if calls:
+            modules["critic"] = StepConditioned(modules["critic"], calls)
+        cast["critic"] = replace(model(modules["critic"], False), calls=calls)
     if method.target is not None and method.target.live:
         cast["target"] = cast["student"]
     elif method.target is not None:

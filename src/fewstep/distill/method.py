@@ -49,10 +49,15 @@ class Tracking:
 
 @dataclass(frozen=True)
 class Critic:
-    """The network that follows the student's distribution; a copy of the teacher at the start."""
+    """The network that follows the student's distribution; a copy of the teacher at the start.
+
+    calls:
+        How many calls of the student it is told apart; 0: it follows the mixture of all of them.
+    """
 
     term: Term
     tracking: Tracking = field(default_factory=Tracking)
+    calls: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewstep.distill.core import Condition, Model
+from fewstep.distill.step_condition import StepConditioned
 from fewstep.errors import FewstepError, nearest
 
 
@@ -70,6 +71,7 @@ def module_of(model: Model) -> nn.Module:
         FewstepError: its network is a plain function.
     """
     inner = model.network if isinstance(model.network, nn.Module) else getattr(model.network, "model", None)
+    inner = inner.inner if isinstance(inner, StepConditioned) else inner
     if not isinstance(inner, nn.Module):
         raise FewstepError("only modules have features to look at", value=type(model.network).__name__)
     return inner

@@ -31,6 +31,8 @@ class DigitNetwork(nn.Module):
     two times begins as the network with one. `blocks.1` is the middle, where adversaries look.
     """
 
+    time_layers = ("moment",)
+
     def __init__(self, width: int = 128, depth: int = 3, size: int = PIXELS, classes: int = CLASSES) -> None:
         super().__init__()
         self.width, self.size, self.classes = width, size, classes

@@ -35,6 +35,8 @@ class PointNetwork(nn.Module):
     with two times begins as the network with one.
     """
 
+    time_layers = ("first",)
+
     def __init__(self, dimension: int = 2, width: int = 96, horizon: float = 1000.0) -> None:
         super().__init__()
         self.horizon = horizon

@@ -23,12 +23,13 @@ def decoupled_dmd(
     ratio: int = 5,
     floor: float = 0.1,
     each: bool = True,
+    step_condition: bool = False,
 ) -> Method:
     """Decoupled DMD: matching at all noise levels, guidance only below the student's own (arXiv 2511.22677).
 
     match: False leaves guidance alone, which collapses. cleaner: False draws guidance at all levels (DMD with two
     re-noisings). floor: of both normalisers (CDM's; the paper is silent). Four passes a step, DMD has three.
-    each: as in dmd2.
+    each, step_condition: as in dmd2.
     """
     if not match and guidance == 1:
         raise FewstepError("without matching and guidance nothing is left to learn", mend="Use guidance above 1.")
@@ -39,11 +40,12 @@ def decoupled_dmd(
         terms["match"] = Branch(Match(), levels, (PerError(floor=floor),))
     if guidance != 1:
         terms["guidance"] = Branch(Guidance(), near, (PerError(floor=floor),), scale=guidance - 1)
+    critic = Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio), steps if step_condition else 0)
     return Method(
         terms,
         run,
         Simulation(run, each),
-        Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio)) if match else None,
+        critic if match else None,
         needs=needing(guided=guidance != 1),
         settings=Settings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

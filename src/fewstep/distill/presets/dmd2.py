@@ -28,6 +28,7 @@ def dmd2(
     reads: str = "critic",
     simulate: bool = True,
     each: bool = True,
+    step_condition: bool = False,
     floor: float = 1e-5,
 ) -> Method:
     """DMD2: backward simulation, five critic updates per student's, adversary on critic features (arXiv 2405.14867).
@@ -37,6 +38,7 @@ def dmd2(
     starts from noised data as FastGen does (a mismatch with sampling). each: a random call per sample; the paper draws
     one for the batch, which the critic must forget between steps. floor: of the normaliser; 0.1 for data of few
     dimensions, where the error of single samples nearly vanishes. Heads are pointwise, the paper's convolutional.
+    step_condition: tell the critic which call a sample comes from; the paper's follows the mixture of all calls.
     """
     run = evenly(process, steps)
     levels, all_levels = everywhere(process), everywhere(process, 0.001, 1.0)
@@ -53,7 +55,7 @@ def dmd2(
         terms,
         run,
         rollout,
-        Critic(Denoising(all_levels), Tracking(ratio)),
+        Critic(Denoising(all_levels), Tracking(ratio), steps if step_condition else 0),
         adversary,
         needs=needs,
         settings=Settings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),

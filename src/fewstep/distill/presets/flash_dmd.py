@@ -29,12 +29,13 @@ def flash_dmd(
     modules: Sequence[str] = ("mid_block",),
     channels: Mapping[str, int] | None = None,
     floor: float = 1e-5,
+    step_condition: bool = False,
 ) -> Method:
     """Flash-DMD, first stage: structure from matching at noisy calls, texture from an adversary later (2511.20549).
 
     noisy: how many first calls are matched (half; not stated in the paper). source: features of clean samples, such as
     `Encoder` of a frozen SAM with the decoder; without one the teacher's features of noised samples. adversarial and
-    pull are not published: those of DMD2 and SenseFlow. floor: as in dmd2.
+    pull are not published: those of DMD2 and SenseFlow. floor, step_condition: as in dmd2.
     """
     run, levels = evenly(process, steps), everywhere(process)
     early = max(1, steps // 2) if noisy is None else noisy
@@ -48,7 +49,7 @@ def flash_dmd(
         },
         run,
         Simulation(run, each=True, first=early),
-        Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio, pull=pull)),
+        Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio, pull=pull), steps if step_condition else 0),
         Adversary(Heads(taps, channels=channels), Relay(run, late, Judge(taps, seen), learn=False)),
         needs=needing(data=True, guided=guidance != 1),
         settings=Settings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),

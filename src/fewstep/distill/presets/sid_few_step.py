@@ -33,6 +33,7 @@ def sid_few_step(
     floor: float = 1e-5,
     signal: bool = False,
     critic_rate: float = 1.0,
+    step_condition: bool = False,
 ) -> Method:
     """Few-step SiD: one student and one critic for all calls, chosen at random per batch (2505.12674, 2509.25127).
 
@@ -43,6 +44,7 @@ def sid_few_step(
     1 / mean |x - F| (floor as in dmd2); it all but silences the noisiest levels, which tell where the whole mixture
     lies: students of several calls collapse at rates that the latter bears. critic_rate: the critic's learning rate
     over the student's, 1 in the paper; more, such as TDM's 5, where rates are large and the critic lags.
+    step_condition: as in dmd2.
     """
     run = evenly(process, steps, fresh)
     levels: Law = LogitNormal(math.log(2), 1.6, least=0.01) if straight(process) else everywhere(process)
@@ -54,12 +56,13 @@ def sid_few_step(
         terms["adversarial"] = Fool(taps, levels, "bce", adversarial)
         judge = Judge(taps, levels, "bce", same_noise=True, train_source=True)
         adversary = Adversary(Heads(taps, channels=channels), judge, with_critic=True)
+    tracking = Tracking(learning_rate=critic_rate)
     guided = (guidance, critic_guidance) != (1.0, 1.0)
     return Method(
         terms,
         run,
         Simulation(run, each),
-        Critic(Denoising(levels, guidance=critic_guidance), Tracking(learning_rate=critic_rate)),
+        Critic(Denoising(levels, guidance=critic_guidance), tracking, steps if step_condition else 0),
         adversary,
         needs=needing(data=bool(adversarial), guided=guided),
         settings=Settings(learning_rate=1e-6, betas=(0.0, 0.999)),

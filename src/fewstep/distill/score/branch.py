@@ -68,6 +68,7 @@ class Branch:
     def _view(self, cast: Cast, batch: Batch, made: Made, t: Tensor, noise: Tensor) -> View:
         needs: Needs = self.direction.needs.union(*(weight.needs for weight in self.weights))
         with torch.set_grad_enabled(self.direction.through):
+            cast = cast.following(made.index)
             leaf = dataclasses.replace(made, clean=_leaf(made.clean, self.direction.through), state=made.state.detach())
             noisy = self.noising(cast.student.process, leaf, t, noise)
             return look(cast, batch, leaf, noisy, t, needs, self.taps)

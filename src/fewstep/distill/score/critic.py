@@ -45,8 +45,8 @@ class Denoising:
 
     def __call__(self, cast: Cast, batch: Batch, made: Made | None, generator: torch.Generator) -> Loss:
         """The loss, and the plain error at the cleaner and the noisier half of the drawn times."""
-        made, critic = detached(needed(made)), cast.need("critic")
-        x = made.clean
+        made = detached(needed(made))
+        critic, x = cast.need("critic").following(made.index), made.clean
         t = self.times(batch.size, critic.process, generator, made)
         noise = noise_like(tuple(x.shape), generator, x)
         noisy = self.noising(critic.process, made, t, noise)

@@ -13,6 +13,7 @@ from fewstep.distill.core import Model
 from fewstep.distill.discriminator import positions
 from fewstep.distill.engine import Engine, assemble
 from fewstep.distill.method import Method
+from fewstep.distill.step_condition import StepConditioned
 from fewstep.distill.taps import watch
 from fewstep.errors import FewstepError
 from fewstep.pipelines import backbone_of
@@ -50,12 +51,27 @@ def engine_of(
     parts: list[Any] = [m for module in made.modules.values() for m in module.modules()]
     for part in [m for m in parts if hasattr(m, "dropout_prob")]:
         part.dropout_prob = 0.0  # diffusers drops labels anew in every block and call: noise that nobody asked for
-    if settings.gradient_checkpointing and shared is not None:
-        shared.recompute_activations()
-    elif settings.gradient_checkpointing:
-        for part in [m for m in parts if hasattr(m, "enable_gradient_checkpointing")]:
-            part.enable_gradient_checkpointing()
+    if settings.gradient_checkpointing:
+        _recompute(made, shared)
     return made
+
+
+def _recompute(engine: Engine, shared: SharedBase | None) -> None:
+    """Gradient checkpointing of all networks but a critic that is told the call, which a recomputed block is not.
+
+    Raises:
+        FewstepError: that critic shares the blocks of the others.
+    """
+    told = [m for m in engine.modules.values() if isinstance(m, StepConditioned)]
+    if shared is not None and told:
+        mend = "Set options.step_condition=False, train.gradient_checkpointing=False or train.lora=0."
+        raise FewstepError("a critic that is told the call cannot recompute a shared network's blocks", mend=mend)
+    if shared is not None:
+        shared.recompute_activations()
+        return
+    parts: list[Any] = [m for module in engine.modules.values() if module not in told for m in module.modules()]
+    for part in [m for m in parts if hasattr(m, "enable_gradient_checkpointing")]:
+        part.enable_gradient_checkpointing()
 
 
 def released(engine: Engine) -> None:
