@@ -100,7 +100,8 @@ def test_weak_error_sees_what_changes_samples_and_nothing_else():
     fields = {"exact": perfect(), "gauge": gauge(1.0), "scaled": scaled(1.2), "rotation": rotation(0.5)}
     weak = {n: weak_error(f, data, SIGMA, generator=torch.Generator().manual_seed(3)) for n, f in fields.items()}
     naive = {
-        n: naive_error(f, perfect(), data, SIGMA, torch.Generator().manual_seed(3)).mean for n, f in fields.items()
+        n: naive_error(f, perfect(), data[:4000], SIGMA, torch.Generator().manual_seed(3)).mean
+        for n, f in fields.items()
     }
     error = {name: found.error.mean for name, found in weak.items()}
     noise = 3 * weak["gauge"].floor

@@ -12,7 +12,7 @@ from fewstep.pipelines import load_pipeline
 from fewstep.systems.q_sched.names import SYSTEMS
 
 SMALL = ["search.budget=10", "search.count=3", "evaluation.count=6", "evaluation.seeds=[101, 102]"]
-SMALL += ["evaluation.teacher_steps=4"]
+SMALL += ["search.seeds=[1]", "evaluation.teacher_steps=4"]
 
 
 def demo(place):
