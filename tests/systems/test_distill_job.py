@@ -28,7 +28,7 @@ from tests.pipelines import tiny_pipelines as tiny
 
 SMALL = [
     "steps=2", "teacher.steps=4", "teacher.solver=ddim", "train.steps=3", "train.batch=4", "data.count=8",
-    "evaluation.items=20", "evaluation.reference=40", "evaluation.seeds=[7]", "evaluation.pictures=2", "batch=20",
+    "evaluation.items=20", "evaluation.reference=40", "evaluation.seeds=[7]", "evaluation.pictures=2", "batch=500",
 ]  # fmt: skip
 SEEN = []
 

@@ -16,7 +16,7 @@ from tests.pipelines import tiny_pipelines as tiny
 
 SMALL = (
     "teacher.steps=2", "teacher.solver=ddim", "data.count=6", "evaluation.items=20", "evaluation.reference=40",
-    "evaluation.seeds=[7]", "evaluation.pictures=0", "evaluation.features=[pixels]", "batch=20",
+    "evaluation.seeds=[7]", "evaluation.pictures=0", "evaluation.features=[pixels]", "batch=500",
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ METHODS = [name for name in presets() if not name.startswith("test-")]
 ONE_STEP_ONLY = {name for name in METHODS if "steps" not in options_of(name)}
 SHORT = {"progressive": {"start": 2, "every": 2}, "slim_flow": {"reflow_steps": 1, "distil_steps": 1}}
 """Stages that fit in two updates."""
-QUICK = ["teacher.steps=4", "teacher.solver=ddim", "train.steps=2", "train.batch=4", "data.count=6", "batch=8"]
+QUICK = ["teacher.steps=4", "teacher.solver=ddim", "train.steps=2", "train.batch=4", "data.count=6", "batch=500"]
 
 
 EVERYWHERE, IN_TURN = ("dit", "sd3"), ("sdxl", "pixart", "wan", "sd")
