@@ -87,6 +87,36 @@ def test_a_scheme_is_obeyed_in_all_parts(tmp_path):
     assert "w4a8" in bits
 
 
+def two_networks(folder):
+    """As Wan 2.2: the second network takes over at low noise."""
+    from diffusers import WanPipeline
+
+    pipe = tiny.wan(folder)
+    second = type(pipe.transformer).from_config(pipe.transformer.config).eval()
+    return tiny.quiet(WanPipeline(**{**pipe.components, "transformer_2": second}, boundary_ratio=0.9))
+
+
+@pytest.mark.parametrize("aim", [["scheme=w4a8"], ["budget=60kB", "allocation.joint=false", *AUTO]])
+def test_the_second_network_is_quantized_too(aim, tmp_path):
+    save_pipeline(two_networks(tmp_path), tmp_path / "model")
+    call = f"call={json.dumps(tiny.CALLS['wan'])}"
+    execute(tmp_path / "run", [f"model={tmp_path / 'model'}", call, *SMALL, *aim, "evaluation.rounds=0"])
+    results = read_json(tmp_path / "run" / "results.json")
+    assert set(results["parts"]) == {"transformer", "transformer_2"}
+    pipe = load_pipeline(tmp_path / "run" / "artifacts" / "pipeline")
+    for network in (pipe.transformer, pipe.transformer_2):
+        assert any(isinstance(m, QuantLayer) for m in network.modules())
+    if "scheme=w4a8" not in aim:
+        assert sum(part["file_bytes"] for part in results["parts"].values()) <= 60_000
+
+
+def test_bits_per_row_of_two_networks_are_refused(tmp_path):
+    save_pipeline(two_networks(tmp_path), tmp_path / "model")
+    call = f"call={json.dumps(tiny.CALLS['wan'])}"
+    with pytest.raises(FewstepError, match="one network"):
+        execute(tmp_path / "run", [f"model={tmp_path / 'model'}", call, *SMALL, "scheme=w4a8", "per_step=true"])
+
+
 @pytest.mark.parametrize(("method", "part"), [("svdquant:4", "up"), ("smoothquant", "smooth")])
 def test_what_a_method_stores_counts_in_the_budget(method, part, tmp_path):
     execute(tmp_path / "run", settings("dit", tmp_path, "effective_bits=9", f"method={method}", *AUTO))

@@ -32,6 +32,19 @@ def backbone_of(pipe: Any) -> nn.Module:
     raise FewstepError(f"{type(pipe).__name__} has no `unet` and no `transformer`", value=list(pipe.components))
 
 
+def backbones_of(pipe: Any) -> dict[str, nn.Module]:
+    """Every denoising network by the name of its component: `backbone_of` first, then the one that takes over at low
+    noise (Wan 2.2's `transformer_2`), if there is one.
+
+    Raises:
+        FewstepError: the pipeline has none.
+    """
+    first = backbone_of(pipe)
+    name = next(name for name in ("transformer", "unet") if getattr(pipe, name, None) is first)
+    second = getattr(pipe, f"{name}_2", None)
+    return {name: first} if second is None else {name: first, f"{name}_2": second}
+
+
 def condition_kind(pipe: Any) -> str:
     """What the pipeline draws from: `prompt`, `class_labels`, or `batch_size` where it is unconditional.
 

@@ -13,9 +13,9 @@ import torch
 
 from fewstep.errors import FewstepError, IdentityError
 from fewstep.files import check_free, write_folder
-from fewstep.pipelines.adapters import adapters_of, base_only, load_adapters, save_adapters
+from fewstep.pipelines.adapters import adapters_of, base_only, check_adapters, load_adapters, save_adapters
 from fewstep.pipelines.caller import SCHEDULE, shift_of
-from fewstep.pipelines.calls import recorded
+from fewstep.pipelines.calls import backbone_of, recorded
 from fewstep.pipelines.identity import identity_of
 from fewstep.pipelines.places import options_for, place_of
 from fewstep.pipelines.scheduler import PlanScheduler as PipelineScheduler
@@ -182,6 +182,27 @@ def attach(pipe: Any, plan: Plan, adapters: Mapping[str, Any] | None = None, gui
     scheduler.remember(pipe.scheduler)
     scheduler.register_to_config(adapters=dict(adapters_of(pipe) if adapters is None else adapters))
     pipe.register_modules(scheduler=scheduler)
+
+
+def fuse_adapters(pipe: Any) -> None:
+    """Add the LoRA adapters that are on into the backbone's weights and take all off, in place; nothing if there are
+    none. A stored plan of the base with these adapters becomes one of the new weights.
+
+    Raises:
+        IdentityError: the stored plan belongs to adapters that are not on.
+    """
+    if not adapters_of(pipe, active=False):
+        return
+    stored = pipe.scheduler.plan if isinstance(pipe.scheduler, PlanScheduler) else None
+    if stored is not None:
+        check_adapters(pipe, pipe.scheduler.config.get("adapters") or {})
+    model: Any = backbone_of(pipe)
+    active = list(adapters_of(pipe))
+    if active:
+        model.fuse_lora(adapter_names=active)
+    model.unload_lora()
+    if stored is not None:
+        attach(pipe, stored.replace(identity=identity_of(pipe, stored.identity.guidance)), {})
 
 
 def plan_of(pipe: Any, steps: int, **call: Any) -> Plan:

@@ -89,6 +89,9 @@ class Job:
     def __init__(self, recipe: DistillRecipe, run: Run) -> None:
         self.recipe, self.run = recipe, run
         self.pipe = recipe.opened()
+        if identity_of(self.pipe).quantization != "none":
+            mend = "Distil the full-precision pipeline, and quantize the student (or set train.quantize)."
+            raise FewstepError("low-bit weights cannot be trained", value=recipe.model, mend=mend)
         self.process, self.prediction = process_of(self.pipe, **recipe.call)
         self.generator = Generator(self.pipe, recipe.guidance, dict(recipe.call), recipe.batch)
         # the needs of a method are known without its networks, and what it must be told of them needs its conditions

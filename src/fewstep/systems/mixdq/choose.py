@@ -31,6 +31,7 @@ class Chooser:
     draw: (backbone) -> images (B, 3, H, W) of the calibration items.
     calls: recorded calls of the backbone.
     options: of `quantize`: the method, and calibration of this very model where it or a candidate needs it.
+    share: of the budget in bytes, where a pipeline has two backbones; `tag` tells their measurements apart.
     """
 
     recipe: QuantizeRecipe
@@ -39,6 +40,8 @@ class Chooser:
     draw: Callable[[nn.Module], Tensor]
     calls: Sequence[Call]
     options: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 1.0
+    tag: str = ""
 
     @cached_property
     def names(self) -> list[str]:
@@ -101,13 +104,14 @@ class Chooser:
             check_budget("bits per weight", recipe.effective_bits, -(-80 * (smallest - biases) // whole) / 10)
             return int(recipe.effective_bits * whole / 8) + biases
         rest += _header(self.model, self.costs)
-        check_budget("bytes", parse_size(recipe.budget), smallest + rest)
-        return parse_size(recipe.budget) - rest
+        given = int(self.share * parse_size(recipe.budget))
+        check_budget("bytes", given, smallest + rest)
+        return given - rest
 
     def measure(self, groups: Mapping[str, str] | None = None, name: str = "sensitivity") -> Table:
         """The metric of every layer (of `groups`) at every candidate; an interrupted measurement goes on."""
         groups = self.groups if groups is None else groups
-        log = self.run.scratch(name) / "values.jsonl"
+        log = self.run.scratch(name + self.tag) / "values.jsonl"
         known: Table = {}
         if log.exists():
             for line in log.read_text(encoding="utf-8").splitlines():

@@ -17,13 +17,16 @@ from fewstep.files import read_json, write_json
 from fewstep.pipelines import (
     Generator,
     attach,
+    backbones_of,
     exchanged,
+    fuse_adapters,
     identity_of,
     plan_of,
     save_pipeline,
 )
 from fewstep.pipelines.conditions import conditions_of
 from fewstep.plan import Plan
+from fewstep.plan.scheduler import PlanScheduler
 from fewstep.quant import QuantReport, Rule, Scheme, quantize
 from fewstep.quant.bos import separate
 from fewstep.quant.encoders import quantize_encoder
@@ -89,9 +92,13 @@ class Job:
     def __init__(self, recipe: QuantizeRecipe, run: Run) -> None:
         self.recipe, self.run = recipe, run
         self.device, self.pipe = recipe.place, recipe.opened()
+        fuse_adapters(self.pipe)
         self.guidance = max(1.0, recipe.guidance)
+        self._check_parts()
         plan = plan_of(self.pipe, recipe.steps, guidance_scale=recipe.guidance or None, **recipe.call)
-        self.plan: Plan = plan.replace(identity=identity_of(self.pipe, self.guidance))
+        found = identity_of(self.pipe, self.guidance)
+        plan.check(found)
+        self.plan: Plan = plan.replace(identity=found)
         self.allocation: dict[str, Any] = {}
         self.parts: dict[str, dict[str, Any]] = {}
         self.low: dict[str, nn.Module] = {}
@@ -132,22 +139,36 @@ class Job:
         """A generator of the pipeline with some parts exchanged; prompts are encoded anew."""
         return Generator(exchanged(self.pipe, parts), self.recipe.guidance, dict(self.recipe.call), self.recipe.batch)
 
-    def drawing(self, output: str = "image") -> Callable[[nn.Module], Tensor]:
-        """(backbone) -> images, or latents, of the calibration items."""
+    def drawing(self, name: str, output: str = "image") -> Callable[[nn.Module], Tensor]:
+        """(backbone of this name) -> images, or latents, of the calibration items."""
         conditions, seeds = self.items
         generate = self.with_parts()
 
         def draw(model: nn.Module) -> Tensor:
-            setattr(generate.pipe, self.backbone, model)
+            setattr(generate.pipe, name, model)
             with torch.no_grad():
                 return generate(self.plan, conditions, seeds, output)
 
         return draw
 
     @cached_property
+    def backbones(self) -> dict[str, nn.Module]:
+        """The networks that denoise."""
+        return backbones_of(self.pipe)
+
+    @property
     def backbone(self) -> str:
-        """Name of the component that denoises."""
-        return "transformer" if getattr(self.pipe, "transformer", None) is not None else "unet"
+        """Name of the component that denoises, the first where there are two."""
+        return next(iter(self.backbones))
+
+    def _check_parts(self) -> None:
+        low = [name for name, part in self.pipe.components.items() if getattr(part, "hf_quantizer", None) is not None]
+        if low and set(low) & {*self.backbones, *("vae", "text_encoder")}:
+            mend = "Open the pipeline that it was made from."
+            raise FewstepError("a part of the pipeline is quantized already", value=low, mend=mend)
+        if len(self.backbones) > 1 and self.recipe.per_step:
+            mend = "Leave per_step out."
+            raise FewstepError("bits per step are chosen for one network", value=list(self.backbones), mend=mend)
 
     # --- the parts --------------------------------------------------------------------------------------------------
 
@@ -157,8 +178,8 @@ class Job:
         for name, part in self.pipe.components.items():
             if not isinstance(part, nn.Module):
                 continue
-            if name == self.backbone and "backbone" in wanted:
-                self._part(name, part, partial(low_backbone, self))
+            if name in self.backbones and "backbone" in wanted:
+                self._part(name, part, partial(low_backbone, self, name))
             elif name.startswith("text_encoder") and "text" in wanted:
                 self._part(name, part, partial(self._low_encoder, name, part))
             elif name in ("vae", "vqvae") and "vae" in wanted:
@@ -200,8 +221,8 @@ class Job:
     def finished(self) -> Any:
         """The pipeline with all low-bit parts, following the plan that was made for it if there is one."""
         pipe = exchanged(self.pipe, self.low)
-        if self.plans:
-            attach(pipe, list(self.plans.values())[-1])
+        if self.plans or isinstance(self.pipe.scheduler, PlanScheduler):  # a stored plan knows the weights it is for
+            attach(pipe, list(self.plans.values())[-1] if self.plans else self.base)
         return pipe
 
     @property

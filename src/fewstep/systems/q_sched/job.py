@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from fewstep.pipelines import (
     Generator,
     attach,
     backbone_of,
+    backbones_of,
     exchanged,
+    fuse_adapters,
     identity_of,
     plan_of,
     save_pipeline,
@@ -87,6 +89,7 @@ class _Job:
         if condition_kind(full) != "prompt":
             mend = f"Use fewstep search {recipe.model} --q-sched 100, which needs no rewards."
             raise FewstepError("the rewards of Q-Sched read prompts, and this pipeline takes none", mend=mend)
+        fuse_adapters(full)
         guidance = max(1.0, recipe.guidance)
         plan = self.run.unit(
             "plan",
@@ -194,29 +197,28 @@ class _Job:
     rewards: tuple[Reward, Reward]
 
     def _low_bit(self, full: Any, device: str) -> Any:
-        """A pipeline that shares everything but its backbone, which is quantized and comes back from its file."""
-        name = "transformer" if getattr(full, "transformer", None) is not None else "unet"
+        """A pipeline that shares everything but its backbones, which are quantized and come back from their files."""
+        low = {}
+        for name, part in backbones_of(full).items():
+            second = "" if part is backbone_of(full) else f"-{name}"
+            low[name] = self.run.unit(
+                f"quantize{second}", partial(self._quantized, part), save=_save_model, load=partial(self._load, part),
+                artifact=f"quantized-backbone{second}",
+            ).to(device)  # fmt: skip
+        return exchanged(full, low)
 
-        def compute() -> tuple[Any, dict[str, Any]]:
-            model = copy.deepcopy(backbone_of(full))
-            report = quantize(model, self.recipe.scheme)
-            if not self.run.quiet:
-                import rich
+    def _quantized(self, part: Any) -> tuple[Any, dict[str, Any]]:
+        model = copy.deepcopy(part)
+        report = quantize(model, self.recipe.scheme)
+        if not self.run.quiet:
+            import rich
 
-                rich.print(report.table())
-            return model, report.to_dict()
+            rich.print(report.table())
+        return model, report.to_dict()
 
-        def save(result: tuple[Any, dict[str, Any]], draft: Path) -> None:
-            result[0].save_pretrained(draft)
-            write_json(draft / "quantization.json", result[1])
-
-        def load(folder: Path) -> Any:
-            self.quantization = read_json(folder / "quantization.json")
-            kind: Any = type(backbone_of(full))
-            return kind.from_pretrained(folder, dtype=getattr(torch, self.recipe.dtype))
-
-        model = self.run.unit("quantize", compute, save=save, load=load, artifact="quantized-backbone")
-        return exchanged(full, {name: model.to(device)})
+    def _load(self, part: Any, folder: Path) -> Any:
+        self.quantization = self.quantization or read_json(folder / "quantization.json")
+        return type(part).from_pretrained(folder, dtype=getattr(torch, self.recipe.dtype))
 
     def _family(self, name: str) -> Family:
         settings = self.recipe.search
@@ -231,6 +233,11 @@ class _Job:
         file = self.run.artifact(f"plan-{name.replace(' + ', '-').replace(', ', '-').replace(' ', '-')}.json")
         plan.save(file, overwrite=True)
         self.plans[name] = plan
+
+
+def _save_model(result: tuple[Any, dict[str, Any]], draft: Path) -> None:
+    result[0].save_pretrained(draft)
+    write_json(draft / "quantization.json", result[1])
 
 
 def _digest(prompts: Sequence[str]) -> str:
