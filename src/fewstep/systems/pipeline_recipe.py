@@ -15,6 +15,7 @@ from fewstep.errors import FewstepError
 from fewstep.files import read_json
 from fewstep.models import SHIPPED, shipped
 from fewstep.pipelines import load_pipeline
+from fewstep.pipelines.conditions import conditions_of
 from fewstep.recipes.base import Recipe
 from fewstep.runs.environment import best_device
 from fewstep.solvers import FACTS, SOLVERS
@@ -48,7 +49,7 @@ def checked(check: Callable[[str], object]) -> AfterValidator:
         try:
             check(text)
         except FewstepError as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(f"{error.what}. {error.mend}".strip()) from error  # the value is named by pydantic
         return text
 
     return AfterValidator(validate)
@@ -145,9 +146,15 @@ class PipelineRecipe(Recipe):
             raise FewstepError("results is a folder", value=self.results, mend="Name a JSON file.")
 
     def opened(self) -> Any:
-        """The pipeline on its device; no weight takes a gradient (searches differentiate schedules)."""
+        """The pipeline on its device; no weight takes a gradient (searches differentiate schedules).
+
+        Raises:
+            FewstepError: it cannot be opened, or draws no such conditions.
+        """
         options = {"variant": self.variant} if self.variant else {}
         pipe = load_pipeline(self.model, dtype=getattr(torch, self.dtype), **options).to(self.place)
+        for name, value in self._conditions().items():
+            conditions_of(pipe, self.prompts(value, name == "evaluation"))
         for part in pipe.components.values():
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fewstep.distill.engine import Engine
-from fewstep.distill.method import Settings
+from fewstep.distill.method import Method, Settings
 from fewstep.errors import FewstepError
 from fewstep.train.stage import Party, Stage, StageConfig, Turn
 
@@ -27,12 +27,7 @@ def stage_of(
     Raises:
         FewstepError: the training would end before the method's last stage.
     """
-    if config.steps < engine.method.updates:
-        raise FewstepError(
-            f"this method's stages take {engine.method.updates} updates",
-            value=config.steps,
-            mend="Train as long, or shorten the stages by the method's options (`every`, `reflow_steps`, ...).",
-        )
+    check_length(config, engine.method)
     parties = {}
     for name, module in engine.modules.items():
         tracking = engine.tracking(name)
@@ -57,6 +52,20 @@ def stage_of(
         turns=turns,
         renewed=engine.renew,
     )
+
+
+def check_length(config: StageConfig, method: Method) -> None:
+    """Refuse a training that would end before the method's last stage.
+
+    Raises:
+        FewstepError: it would.
+    """
+    if config.steps < method.updates:
+        raise FewstepError(
+            f"this method's stages take {method.updates} updates",
+            value=config.steps,
+            mend="Train as long, or shorten the stages by the method's options (`every`, `reflow_steps`, ...).",
+        )
 
 
 def defaults(settings: Settings) -> dict[str, object]:

@@ -38,7 +38,7 @@ def tracking(
     if not names:
         yield lambda numbers: None
         return
-    accelerator.log_with = [_checked(name) for name in names]
+    accelerator.log_with = [known_tracker(name) for name in names]
     accelerator.project_configuration.logging_dir = str(out or ".")
     plain = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in settings.items()}
     accelerator.init_trackers(PROJECT, config=plain)
@@ -52,7 +52,12 @@ def tracking(
         accelerator.end_training()
 
 
-def _checked(name: str) -> str:
+def known_tracker(name: str) -> str:
+    """The name of a tracker, if accelerate knows it and its package is installed.
+
+    Raises:
+        FewstepError: one of the two is not so.
+    """
     known = [str(one) for one in LOGGER_TYPE_TO_CLASS]
     if name not in known:
         raise FewstepError("unknown tracker", value=name, mend=nearest(name, known))

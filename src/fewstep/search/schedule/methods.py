@@ -182,6 +182,9 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
+BY_GRADIENT = frozenset({"ld3", "amed", "joint"})
+"""Methods that need an objective with a gradient."""
+
 # --- inside ---------------------------------------------------------------------------------------------------------
 
 

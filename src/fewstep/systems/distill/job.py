@@ -15,6 +15,8 @@ from fewstep.distill.health import advice
 from fewstep.distill.method import Method, method, options_of
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, read_tensors, write_folder, write_json, write_tensors
+from fewstep.metrics import load_features
+from fewstep.models import placed
 from fewstep.pipelines import Generator, attach, backbone_of, identity_of, process_of, save_pipeline
 from fewstep.pipelines.routed import Routed, deciding
 from fewstep.plan import Plan
@@ -36,7 +38,7 @@ from fewstep.systems.distill.networks import (
 from fewstep.systems.distill.recipe import DistillRecipe
 from fewstep.systems.distill.report import write_report
 from fewstep.systems.distill.tune import tuned
-from fewstep.train.distillation import defaults, stage_of
+from fewstep.train.distillation import check_length, defaults, stage_of
 from fewstep.train.loop import accelerator_for, fit
 from fewstep.train.memory import described, estimate
 from fewstep.train.shards import whole_state
@@ -49,6 +51,7 @@ def run(recipe: DistillRecipe, run: Run) -> Path:
     Leaves behind: `artifacts/pipeline` (a diffusers folder: the student with the plan that it runs by), the
     checkpoint it was trained to, `results.json` and `report.html`.
     """
+    recipe.check()
     job = Job(recipe, run)
     trained = job.train()
     if not run.leads:
@@ -104,6 +107,9 @@ class Job:
         if train.students > 1 and (self.method.two_times or train.lora or train.quantize):
             what = "several students train all weights of a network with one time"
             raise FewstepError(what, value=train.students, mend="Set train.students=1.")
+        check_length(self.config(), self.method)
+        for spec in recipe.evaluation.features:  # may need a download: seen to be there before the training
+            load_features(placed(spec))
 
     def _options(self) -> dict[str, Any]:
         """Options of the method, with what it is to know of this network: where an adversary looks at it."""

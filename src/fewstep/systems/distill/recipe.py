@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fewstep.distill.method import options_of, presets
-from fewstep.errors import nearest
+from fewstep.distill.method import method, options_of, presets
+from fewstep.errors import FewstepError, nearest
+from fewstep.metrics import FEATURES
+from fewstep.process import RectifiedFlow
+from fewstep.quant import Scheme
 from fewstep.recipes.base import Part
-from fewstep.systems.pipeline_recipe import Conditions, PipelineRecipe, PlainSolver
+from fewstep.systems.pipeline_recipe import Conditions, PipelineRecipe, PlainSolver, checked
+from fewstep.train.distillation import defaults
+from fewstep.train.stage import StageConfig
+from fewstep.train.trackers import known_tracker
 
 
 class Teacher(Part):
@@ -60,7 +67,7 @@ class Training(Part):
     """So many students share out the conditions, each trained on its own (Multi-Student Distillation)."""
     lora: int = Field(0, ge=0)
     """Rank of adapters on one frozen base that serves teacher, critic and student; 0: all weights."""
-    quantize: str = ""
+    quantize: Annotated[str, checked(lambda name: name and Scheme.parse(name))] = ""
     """Train the student through the rounding of this scheme, such as w8a8 (quantization-aware)."""
     q_sched: float = Field(0, ge=0)
     """Budget of a Q-Sched search of two scalars per step when the training is over; 0 for none."""
@@ -84,7 +91,7 @@ class Evaluation(Part):
     seeds: list[int] = Field(default_factory=lambda: [101, 102], min_length=1)
     reference: int = Field(200, ge=40)
     """Samples of the teacher with other seeds that all are compared with."""
-    features: list[str] = Field(default_factory=lambda: ["random", "pixels"])
+    features: list[str] = Field(default_factory=lambda: ["random", "pixels"], min_length=1)
     pictures: int = Field(8, ge=0)
 
 
@@ -119,6 +126,29 @@ class DistillRecipe(PipelineRecipe):
             if name not in known:
                 raise ValueError(f"{self.method} has no option {name}. {nearest(name, known)}")
         return self
+
+    def resolved(self) -> DistillRecipe:
+        """The recipe with every `auto`, and every setting that is the method's own, replaced by what it means here."""
+        known = super().resolved()
+        made = method(self.method, RectifiedFlow(), **self.method_options())  # settings depend on no process
+        own = {**StageConfig().model_dump(), **defaults(made.settings)}
+        left = {name: own[name] for name in Training.model_fields if getattr(self.train, name) is None}
+        return known.model_copy(update={"train": self.train.model_copy(update=left)})
+
+    def check(self) -> None:
+        """Refuse what cannot be read (see above), pictures that are not there and unknown networks and trackers.
+
+        Raises:
+            FewstepError: one of them.
+        """
+        super().check()
+        source = self.data.source
+        if source not in ("teacher", "emoji", "mnist") and not Path(source).exists():
+            raise FewstepError("data.source: no such pictures", value=source, mend="Give teacher, a folder or an npz.")
+        for spec in self.evaluation.features:
+            FEATURES.check(spec)
+        for name in self.train.trackers:
+            known_tracker(name)
 
     def method_options(self) -> dict[str, Any]:
         """Options of the preset: those given, with the recipe's steps and guidance where it knows them."""

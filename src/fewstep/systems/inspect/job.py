@@ -59,6 +59,8 @@ class Settings:
         for name in ("steps", "probes", "fine"):
             if getattr(self, name) < 1:
                 raise FewstepError(f"{name} must be at least 1", value=getattr(self, name))
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise FewstepError("guidance must be a number of at least 0", value=self.guidance)
 
 
 def inspect(settings: Settings, run: Run, **call: Any) -> Path:
@@ -70,8 +72,9 @@ def inspect(settings: Settings, run: Run, **call: Any) -> Path:
     Raises:
         FewstepError: a model that cannot be opened, or a plan that does not fit it.
     """
+    plan = None if settings.plan is None else Plan.load(settings.plan)
     pipe = load_pipeline(settings.model).to(best_device())
-    job = _Job(settings, run, pipe, call)
+    job = _Job(settings, run, pipe, plan, call)
     results = {
         "settings": asdict(settings),
         "environment": environment(),
@@ -86,7 +89,7 @@ def inspect(settings: Settings, run: Run, **call: Any) -> Path:
 class _Job:
     """One pipeline with its process, its samples and its run."""
 
-    def __init__(self, settings: Settings, run: Run, pipe: Any, call: dict[str, Any]) -> None:
+    def __init__(self, settings: Settings, run: Run, pipe: Any, plan: Plan | None, call: dict[str, Any]) -> None:
         self.settings, self.run, self.pipe, self.call = settings, run, pipe, call
         self.process, self.prediction = process_of(pipe, **call)
         self.seeds = range(settings.seed, settings.seed + settings.samples)
@@ -94,7 +97,7 @@ class _Job:
         generator = Generator(pipe, settings.guidance, call)
         network = PipelineNetwork(generator, self.conditions, self.seeds)
         self.denoiser = Denoiser(network, self.process, self.prediction)
-        self.own = self._own_plan()
+        self.own = self._own_plan(plan)
         self.data = run.unit("samples", lambda: self._draw(generator), save=_save, load=_load).to(best_device())
 
     def _conditions(self) -> list[Any] | None:
@@ -106,9 +109,8 @@ class _Job:
         prompts = self.settings.prompts or ("",)
         return [prompts[i % len(prompts)] for i in range(len(self.seeds))]
 
-    def _own_plan(self) -> Plan:
-        if self.settings.plan is not None:
-            plan = Plan.load(self.settings.plan)
+    def _own_plan(self, plan: Plan | None) -> Plan:
+        if plan is not None:
             plan.check(identity_of(self.pipe, self.settings.guidance))
             return plan
         stored = getattr(self.pipe.scheduler, "plan", None)

@@ -57,6 +57,7 @@ def run(recipe: QuantizeRecipe, run: Run) -> Path:
     Leaves behind: `artifacts/pipeline` (a diffusers folder with the low-bit parts), the table of every layer in
     `results.json`, and `report.html`.
     """
+    recipe.check()
     job = Job(recipe, run)
     job.quantize()
     job.correct()

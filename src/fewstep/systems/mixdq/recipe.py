@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from fewstep.errors import FewstepError
 from fewstep.quant import Scheme
+from fewstep.quant.methods import method_of
 from fewstep.quant.statistics import ranges_of
 from fewstep.recipes.base import Part
-from fewstep.systems.pipeline_recipe import Conditions, PipelineRecipe
+from fewstep.systems.pipeline_recipe import Conditions, PipelineRecipe, checked
 
 _UNITS = {"": 1, "B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
@@ -101,7 +102,7 @@ class QuantizeRecipe(PipelineRecipe):
     """Bytes of the backbone's file, such as 2.5GB: bits are chosen."""
     effective_bits: float = Field(0, ge=0, le=32)
     """The same, as stored bits per weight of the Linear and Conv2d layers, scales included."""
-    method: str = "rtn"
+    method: Annotated[str, checked(method_of)] = "rtn"
     """How weights are rounded; see `fewstep.quant.methods`."""
     parts: list[Literal["backbone", "text", "vae"]] = Field(default_factory=lambda: ["backbone"], min_length=1)  # type: ignore[arg-type]
     text: str = "w8a16"

@@ -14,6 +14,7 @@ from fewstep.errors import FewstepError
 from fewstep.files import read_tensors, write_json, write_tensors
 from fewstep.metrics import load_features
 from fewstep.metrics.intervals import difference_interval, mean_interval
+from fewstep.models import placed
 from fewstep.pipelines import (
     Generator,
     attach,
@@ -48,6 +49,7 @@ def run(recipe: ScheduleRecipe, run: Run) -> Path:
     Leaves behind: `artifacts/plan.json` (the schedule), `artifacts/pipeline` (a diffusers folder that follows it),
     every evaluation of the search, `results.json` and `report.html`.
     """
+    recipe.check()
     job = _Job(recipe, run)
     found = job.search()
     plans = job.plans(found)
@@ -76,6 +78,8 @@ class _Job:
 
     def __init__(self, recipe: ScheduleRecipe, run: Run) -> None:
         self.recipe, self.run = recipe, run
+        if recipe.search.objective == "distribution":
+            self.features = load_features(placed(recipe.search.features))  # may need a download: before all work
         self.pipe = recipe.opened()
         self.generator = Generator(self.pipe, recipe.guidance, dict(recipe.call), recipe.batch)
         process, prediction = process_of(self.pipe, **recipe.call)
@@ -129,11 +133,10 @@ class _Job:
         settings = self.recipe.search
         if settings.objective == "teacher":
             return TeacherMatch(self._generate(*self.items), self.trajectory.final)
-        features = load_features(settings.features)
         generate = self._generate(*self.items, output="image")
         with torch.no_grad():
-            reference = features(generate(self.teacher, range(settings.items)))
-        return DistributionMatch(generate, features, reference, settings.items)
+            reference = self.features(generate(self.teacher, range(settings.items)))
+        return DistributionMatch(generate, self.features, reference, settings.items)
 
     def search(self) -> dict[str, Any]:
         """The schedule; its plan lies in `artifacts/plan.json`."""

@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fewstep.metrics import FEATURES
 from fewstep.recipes.base import Part
 from fewstep.search import SEARCHERS
-from fewstep.search.schedule import METHODS
+from fewstep.search.schedule import BY_GRADIENT, METHODS
 from fewstep.search.schedule.space import PARTS
-from fewstep.systems.pipeline_recipe import Conditions, PipelineRecipe, PlainSolver, one_of
+from fewstep.systems.pipeline_recipe import Conditions, PipelineRecipe, PlainSolver, Seed, Seeds, one_of
 
 
 class Teacher(Part):
@@ -40,7 +41,7 @@ class Search(Part):
     conditions: Conditions = "auto"
     items: int = Field(32, ge=2)
     """Pairs of condition and seed that every plan is evaluated on."""
-    seed: int = 0
+    seed: Seed = 0
     storage: str = ""
     """Optuna storage URL shared by several workers; a file in the run directory unless given."""
     q_sched: float = Field(0, ge=0)
@@ -68,7 +69,7 @@ class Evaluation(Part):
 
     conditions: Conditions = "auto"
     items: int = Field(64, ge=2)
-    seeds: list[int] = Field(default_factory=lambda: [101, 102, 103], min_length=1)
+    seeds: Seeds = Field(default_factory=lambda: [101, 102, 103])
     baselines: bool = True
     """Also measure the schedulers of diffusers at the same number of evaluations."""
     pictures: int = Field(6, ge=0)
@@ -89,3 +90,23 @@ class ScheduleRecipe(PipelineRecipe):
         if self.teacher.steps <= self.steps:
             raise ValueError(f"teacher.steps must exceed steps ({self.teacher.steps} <= {self.steps})")
         return self
+
+    @model_validator(mode="after")
+    def _objective(self) -> ScheduleRecipe:
+        search = self.search
+        if search.objective == "distribution" and search.method in BY_GRADIENT:
+            raise ValueError(
+                f"search.method={search.method} goes by gradient, which search.objective=distribution lacks"
+            )
+        if search.objective == "distribution" and search.items < 8:
+            raise ValueError("search.objective=distribution needs at least eight search.items")
+        return self
+
+    def check(self) -> None:
+        """Refuse what cannot be read (see above), and a feature network of no known kind.
+
+        Raises:
+            FewstepError: one of them.
+        """
+        super().check()
+        FEATURES.check(self.search.features)
