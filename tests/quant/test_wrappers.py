@@ -1,15 +1,10 @@
 """Wrappers that rename, replace or move layers: taken off or refused, so that what is saved is what was made."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
-import tiny_pipelines as tiny
 
 from fewstep.errors import FewstepError
 from fewstep.pipelines import load_pipeline, save_pipeline
@@ -19,6 +14,7 @@ from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.sensitivity import eligible, recording
 from fewstep.quant.split import split_skips
 from fewstep.quant.steps import quantize_stepped
+from tests.pipelines import tiny_pipelines as tiny
 
 CALL = (torch.ones(2, 4, 8, 8), 10, torch.linspace(-1, 1, 2 * 5 * 32).view(2, 5, 32))
 

@@ -18,7 +18,7 @@ from tests.pipelines import tiny_pipelines as tiny
 SETTINGS = {
     "teacher.steps": 4, "teacher.solver": "ddim", "data.count": 100, "evaluation.items": 20, "options.each": "true",
     "evaluation.reference": 40, "evaluation.seeds": "[7]", "evaluation.pictures": 0, "train.checkpoint_every": 2,
-    "train.learning_rate": 1e-3, "train.pictures_every": 10, "options.ratio": 2, "train.warmup": 3,
+    "batch": 500, "train.learning_rate": 1e-3, "train.pictures_every": 10, "options.ratio": 2, "train.warmup": 3,
 }  # fmt: skip
 COMMAND = ["-m", "fewstep"]
 COMMON = ["distill", "dmd2", "--steps", "2", "--guidance", "2", "--train-steps", "20", "--batch", "4"]
