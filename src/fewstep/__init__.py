@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fewstep.registration import register_when_needed
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -30,6 +32,14 @@ _PLACES = {
     "Row": "plan",
     "Prediction": "prediction",
     "quantize": "quant",
+    # components of saved pipelines, and the classes by which diffusers learns how to open them
+    "FeatureAutoencoder": "latents.features",
+    "ModelMixin": "pipelines.two_times",
+    "PixelAutoencoder": "latents.pixels",
+    "PlanScheduler": "pipelines.scheduler",
+    "Routed": "pipelines.routed",
+    "SchedulerMixin": "pipelines.scheduler",
+    "TwoTimes": "pipelines.two_times",
 }
 
 __all__ = [
@@ -55,3 +65,6 @@ def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
     return getattr(importlib.import_module(f"fewstep.{_PLACES[name]}"), name)
+
+
+register_when_needed()

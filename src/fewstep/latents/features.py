@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from fewstep.errors import FewstepError
 from fewstep.latents.encoders import Encoder, small_encoder
 from fewstep.latents.surface import channel_statistics, column, posterior
+from fewstep.registration import component
 
 SMALL = 1e-6
 
 
+@component
 class FeatureAutoencoder(ModelMixin, ConfigMixin):
     """Pictures (B, 3, H, W) in [-1, 1] <-> standardised features (B, C, h, w); callable like `AutoencoderKL`.
 

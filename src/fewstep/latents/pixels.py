@@ -12,8 +12,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from fewstep.latents.surface import channel_statistics, column, posterior
+from fewstep.registration import component
 
 
+@component
 class PixelAutoencoder(ModelMixin, ConfigMixin):
     """The identity between pictures (B, 3, H, W) in [-1, 1] and standardised ones.
 

@@ -11,8 +11,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
+from fewstep.registration import component
 
 
+@component
 class Routed(ModelMixin, ConfigMixin):
     """Students of one class behind one `forward`; a sample costs one network, the file holds all.
 

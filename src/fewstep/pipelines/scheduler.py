@@ -1,7 +1,7 @@
 """The scheduler that saved pipelines name in `model_index.json`.
 
-diffusers opens foreign components only from modules that are already imported, and its error names the module to
-import. Importing this one is enough for the whole folder: it also makes the low-bit format of the backbone known.
+diffusers opens foreign components only from modules that are already imported: `import fewstep` is enough for the whole
+folder (`fewstep.registration`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from fewstep.plan import Plan
 from fewstep.plan import scheduler as base
 from fewstep.plan.combination import is_exactly, number
 from fewstep.quant import register
+from fewstep.registration import component
 from fewstep.variants import MAIN, Follower, applied
 
 register()
 
 
+@component
 class PlanScheduler(base.PlanScheduler):
     """`fewstep.plan.scheduler.PlanScheduler` as the component of a pipeline.
 

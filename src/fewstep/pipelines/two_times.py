@@ -19,8 +19,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
+from fewstep.registration import component
 
 
+@component
 class TwoTimes(ModelMixin, ConfigMixin):
     """A network of diffusers with a second time.
 

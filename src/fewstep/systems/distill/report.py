@@ -143,6 +143,6 @@ def _settings(results: Results) -> dict[str, str]:
 
 def _use(run: Run) -> str:
     return (
-        "import fewstep.pipelines\nfrom diffusers import DiffusionPipeline\n\n"
+        "import fewstep\nfrom diffusers import DiffusionPipeline\n\n"
         f'pipe = DiffusionPipeline.from_pretrained("{run.path / "artifacts" / "pipeline"}")'
     )

@@ -209,6 +209,6 @@ def size(count: float) -> str:
 
 def _use(run: Run) -> str:
     return (
-        "import fewstep.pipelines\nfrom diffusers import DiffusionPipeline\n\n"
+        "import fewstep\nfrom diffusers import DiffusionPipeline\n\n"
         f'pipe = DiffusionPipeline.from_pretrained("{run.path / "artifacts" / "pipeline"}")'
     )

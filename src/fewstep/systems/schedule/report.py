@@ -128,6 +128,6 @@ def _curve(recipe: ScheduleRecipe, search: Results) -> Block:
 
 def _use(run: Run) -> str:
     return (
-        "import fewstep.pipelines\nfrom diffusers import DiffusionPipeline\n\n"
+        "import fewstep\nfrom diffusers import DiffusionPipeline\n\n"
         f'pipe = DiffusionPipeline.from_pretrained("{run.path / "artifacts" / "pipeline"}")'
     )
