@@ -15,7 +15,7 @@ PLAN = ddim(RectifiedFlow(), Prediction("velocity"), grids.uniform(RectifiedFlow
 
 @pytest.mark.parametrize("name", NAMES)
 def test_identity_leaves_the_plan_bit_identical(name):
-    family = Family(name)
+    family = Family(name, channels=3)
     theta = family.identity(PLAN.steps)
     assert family.apply(PLAN, theta) is PLAN
     assert PLAN.scaled(*family.expand(theta, PLAN.steps)).document()["rows"][2]["output"].keys() == {"2"}
@@ -56,5 +56,8 @@ def test_mistakes_name_the_mend():
         Family("ramp-to-on")
     with pytest.raises(FewstepError, match="contain 1"):
         Family("ramp", 1.1, 1.2)
+    for channels in (None, 0):
+        with pytest.raises(FewstepError, match="channels="):
+            Family("per-channel", channels=channels)
     with pytest.raises(FewstepError, match="takes 4 numbers"):
         Family("ramp").expand(torch.ones(3), 4)

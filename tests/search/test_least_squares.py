@@ -27,7 +27,8 @@ def test_recovers_a_known_distortion_exactly():
 
 def test_equals_the_normal_equations():
     generator = torch.Generator().manual_seed(1)
-    x, q, full = (torch.randn(4, 16, 8, generator=generator) for _ in range(3))
+    x, error, full = (torch.randn(4, 16, 8, generator=generator) for _ in range(3))
+    q = 0.8 * full + 0.4 * error
     s, m = least_squares(PLAN, x, q, full)
     for k, row in enumerate(PLAN.rows):
         a, b = row.state[k], row.output[k]
@@ -35,6 +36,22 @@ def test_equals_the_normal_equations():
         right = a * x[k].double().numpy().ravel() + b * full[k].double().numpy().ravel()
         expected = np.linalg.solve(left.T @ left, left.T @ right)
         assert np.allclose([float(s[k]), float(m[k])], expected, atol=1e-9)
+
+
+def test_an_output_that_points_the_wrong_way_is_left_out_and_named():
+    """Unconstrained, its scale is negative: the sampler would then walk on the network's errors."""
+    generator = torch.Generator().manual_seed(2)
+    x, full = (torch.randn(4, 64, 8, generator=generator) for _ in range(2))
+    quantized = full.clone()
+    quantized[2] = -0.5 * full[2] + 0.1 * torch.randn(64, 8, generator=generator)
+    with pytest.warns(UserWarning, match="row 2"):
+        s, m = least_squares(PLAN, x, quantized, full)
+    assert float(m[2]) == 0
+    a, b = PLAN.rows[2].state[2], PLAN.rows[2].output[2]
+    state = a * x[2].double().flatten()
+    best = float(state @ (state + b * full[2].double().flatten()) / (state @ state))
+    assert float(s[2]) == pytest.approx(best, rel=1e-9)
+    assert torch.allclose(m[[0, 1, 3]], torch.ones(3).double(), atol=1e-5)
 
 
 def test_a_perfect_network_gets_the_identity():

@@ -20,6 +20,9 @@ from fewstep.plan import Coefficient, Plan, Row, data_of, noise_of
 from fewstep.process import Process
 from fewstep.sample import Network, sample
 
+LEAST_SLOPE = -0.5
+"""A correction divides by 1 + slope: at the least slope an output is doubled, and its residual with it."""
+
 
 @dataclass(frozen=True, eq=False)
 class OutputError:
@@ -97,12 +100,13 @@ def ptqd(plan: Plan, errors: Sequence[OutputError], *, rising_only: bool = True)
         rising_only: take negative slopes as 0, as the authors' code does; False corrects them too.
 
     Raises:
-        PlanError: not one error per row, a slope of -1 or less, or a row with a non-linear hook.
+        PlanError: not one error per row, a negative slope below `LEAST_SLOPE` to be corrected, or a row with a hook.
     """
     _check(plan, errors)
     slopes = [max(e.slope, 0.0) if rising_only else e.slope for e in errors]
-    if min(slopes) <= -1:
-        raise PlanError("an output lost its sign to quantization", value=min(slopes), mend="Use more bits.")
+    if min(slopes) < LEAST_SLOPE:
+        what = "quantization lost more than half of an output: what is left would be amplified with its error"
+        raise PlanError(what, value=min(slopes), mend="Use more bits, or rising_only=True.")
     rows = []
     for row in plan.rows:
         scaled: dict[int, Coefficient] = {j: c / (1 + slopes[j]) for j, c in row.output.items()}

@@ -23,23 +23,34 @@ class Family:
         `free` (2K): every step its own pair.
         `per-channel` (K + K C): every step a sample scale and one output scale per latent channel.
     low, high: the box, the same for every number.
-    channels: latent channels C, for `per-channel`; states must be (B, C, H, W).
+    channels: latent channels C, which `per-channel` needs; states must be (B, C, H, W).
+
+    Raises:
+        FewstepError: an unknown name, a box without 1, or no channels where they are needed.
     """
 
     name: str = "ramp"
     low: float = 0.8
     high: float = 1.2
-    channels: int = 4
+    channels: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
             raise FewstepError("unknown coefficient family", value=self.name, mend=nearest(self.name, NAMES))
         if not self.low < 1.0 < self.high:
             raise FewstepError("the search box must contain 1", value=(self.low, self.high))
+        if self.name == "per-channel" and (self.channels is None or self.channels < 1):
+            mend = "Pass channels=, those of the network's states (4 for Stable Diffusion)."
+            raise FewstepError("per-channel coefficients need the number of channels", value=self.channels, mend=mend)
+
+    @property
+    def _each(self) -> int:
+        """Output scales per step."""
+        return self.channels or 1
 
     def size(self, steps: int) -> int:
         """How many numbers describe a plan of this many steps."""
-        sizes = {"ramp-to-one": 2, "ramp": 4, "free": 2 * steps, "per-channel": steps * (1 + self.channels)}
+        sizes = {"ramp-to-one": 2, "ramp": 4, "free": 2 * steps, "per-channel": steps * (1 + self._each)}
         return sizes[self.name]
 
     def identity(self, steps: int) -> Tensor:
@@ -58,7 +69,7 @@ class Family:
             return _line(theta[0], theta[1], steps), _line(theta[2], theta[3], steps)
         if self.name == "free":
             return theta[:steps], theta[steps:]
-        return theta[:steps], theta[steps:].reshape(steps, self.channels, 1, 1)
+        return theta[:steps], theta[steps:].reshape(steps, self._each, 1, 1)
 
     def from_ramp(self, corner: Tensor, steps: int) -> Tensor:
         """The member equal to the ramp to one from (s0, m0), shape (2,): where wider searches start."""
@@ -68,7 +79,7 @@ class Family:
             one = torch.ones_like(corner[0])
             return torch.stack([corner[0], one, corner[1], one])
         s, m = Family("ramp-to-one", self.low, self.high).expand(corner, steps)
-        return torch.cat([s, m if self.name == "free" else m.repeat_interleave(self.channels)])
+        return torch.cat([s, m if self.name == "free" else m.repeat_interleave(self._each)])
 
     def apply(self, plan: Plan, theta: Tensor) -> Plan:
         """The plan with the coefficients of theta folded in; the identity returns the plan itself."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,8 @@ def least_squares(plan: Plan, states: Tensor, quantized: Tensor, full: Tensor) -
     """Per step the (s, m) that minimise E || s a x + m b q - (a x + b F) ||^2 (2x2 normal equations, float64).
 
     It needs the full-precision network, and it minimises error, not distance in distribution: it shrinks variance.
-    With multistep rows a and b are the row's coefficients of its own state and output.
+    With multistep rows a and b are the row's coefficients of its own state and output. Scales are not negative: outputs
+    that point away from full precision are left out (m = 0), and a warning names the row.
 
     Args:
         plan: the plan both networks follow.
@@ -37,6 +40,14 @@ def least_squares(plan: Plan, states: Tensor, quantized: Tensor, full: Tensor) -
         basis = torch.stack([x, q], 1)
         # lstsq with a minimum-norm solution about the identity: a missing column keeps its 1
         change = torch.linalg.lstsq(basis, (target - x - q).unsqueeze(1), driver="gelsd").solution.squeeze(1)
-        scales.append(1.0 + change)
+        scale = 1.0 + change
+        if bool((scale < 0).any()):
+            from scipy.optimize import nnls
+
+            fitted = torch.from_numpy(nnls(basis.numpy(), target.numpy())[0])
+            scale = torch.where(basis.any(0), fitted, 1.0)
+            what = f"least squares in row {k} would turn the sign of a state or output; held at {scale.tolist()}"
+            warnings.warn(f"{what}. Use more bits.", stacklevel=2)
+        scales.append(scale)
     both = torch.stack(scales)
     return both[:, 0], both[:, 1]

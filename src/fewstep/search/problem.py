@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -66,9 +67,14 @@ class Outcome:
     history: tuple[Evaluation, ...] = field(repr=False)
 
 
-class Problem:
-    """A plan, a family and an objective, with memory.
+class BudgetSpentError(Exception):
+    """What a searcher asked for costs more than is left; nothing was computed. Ends the search, never the program."""
 
+
+class Problem:
+    """A plan, a family and an objective, with memory and a budget.
+
+    Candidates that fold to the same plan are one: they are scored, and paid for, once. NaN counts as the worst score.
     Items come in one fixed order and partial scores use its beginnings, so that a candidate looked at again at
     higher fidelity pays only for the new items. With `log`, every score is appended to a file; a killed search that
     starts again replays them and goes on where it stopped (searchers are deterministic given their seed).
@@ -88,9 +94,13 @@ class Problem:
             raise FewstepError("the objective has no items", mend="Give at least one prompt and one seed.")
         self.plan, self.family, self.objective = plan, family, objective
         self.spent, self.history, self._watch = spent, list[Evaluation](), watch
+        self.budget = math.inf
+        """Network calls that `score` may pay for in all; `searcher` sets it."""
         self._scores: dict[tuple[float, ...], list[float]] = {}
+        self._sets: dict[tuple[tuple[float, ...], int], float] = {}
         self._log = log
-        self._replay = _read_log(log) if log else {}
+        known = _read_log(log) if log else {}
+        self._replay = {(self._folded(theta), *items): scores for (theta, *items), scores in known.items()}
 
     @property
     def size(self) -> int:
@@ -102,21 +112,37 @@ class Problem:
         return theta.double().clamp(self.family.low, self.family.high)
 
     def score(self, theta: Tensor, fraction: float = 1.0) -> float:
-        """Mean score of a candidate over the first `fraction` of the items (at least one)."""
+        """Mean score of a candidate over the first `fraction` of the items (at least one).
+
+        Raises:
+            BudgetSpentError: the items that are not known yet would cost more than is left.
+        """
         key = tuple(round(float(v), 9) for v in self.clip(theta))
         count = max(1, min(self.objective.size, round(fraction * self.objective.size)))
-        scores = self._scores.setdefault(key, [])
+        folded = self._folded(key)
+        scores = self._scores.setdefault(folded, [])
         if self.objective.per_item:
             if len(scores) < count:
-                self._extend(key, scores, range(len(scores), count))
+                self._extend(key, folded, scores, range(len(scores), count))
             value = sum(scores[:count]) / count
         else:
-            value = self._set_level(key, count)
+            value = self._set_level(key, folded, count)
+        value = value if math.isfinite(value) else -math.inf
         evaluation = Evaluation(key, value, count, self.spent)
         self.history.append(evaluation)
         if self._watch is not None:
             self._watch(evaluation)
         return value
+
+    @property
+    def left(self) -> float:
+        """What may still be spent."""
+        return self.budget - self.spent
+
+    @property
+    def best(self) -> Evaluation:
+        """The best of all fully scored candidates so far, the earliest of equals."""
+        return max((e for e in self.history if e.items == self.objective.size), key=lambda e: e.value)
 
     def pay(self, items: float, times: float = 1.0) -> None:
         """Count network calls made outside `score` (a gradient costs about three forward passes)."""
@@ -126,11 +152,10 @@ class Problem:
         """The best of all fully scored candidates, the identity among them."""
         identity = self.family.identity(self.plan.steps)
         identity_value = self.score(identity)
-        full = [e for e in self.history if e.items == self.objective.size]
-        best = max(full, key=lambda e: e.value)
+        best = self.best
         gain = None
         if self.objective.per_item:
-            ours, theirs = self._scores[best.theta], self._scores[tuple(identity.tolist())]
+            ours, theirs = (self._scores[self._folded(key)] for key in (best.theta, tuple(identity.tolist())))
             gain = tuple(a - b for a, b in zip(ours, theirs, strict=False))
         return Outcome(
             theta=best.theta,
@@ -142,23 +167,35 @@ class Problem:
             history=tuple(self.history),
         )
 
-    def _extend(self, key: tuple[float, ...], scores: list[float], items: range) -> None:
-        known = self._replay.get((key, items.start, items.stop))
+    def _folded(self, key: Sequence[float]) -> tuple[float, ...]:
+        """What tells plans apart: the scalars of every row (a ramp over one row has numbers that change nothing)."""
+        sample, output = self.family.expand(torch.tensor(key, dtype=torch.float64), self.plan.steps)
+        return tuple(round(v, 9) for v in torch.cat([sample.flatten(), output.flatten()]).tolist())
+
+    def _extend(self, key: tuple[float, ...], folded: tuple[float, ...], scores: list[float], items: range) -> None:
+        self._refuse_beyond(len(items))
+        known = self._replay.get((folded, items.start, items.stop))
         if known is None:
             known = self._ask(key, items)
             self._write(key, items, known)
         scores += known
         self.pay(len(items))
 
-    def _set_level(self, key: tuple[float, ...], count: int) -> float:
-        items = range(count)
-        known = self._replay.get((key, 0, count))
-        if known is None:
-            known = self._ask(key, items)
-            self._replay[key, 0, count] = known
-            self._write(key, items, known)
+    def _set_level(self, key: tuple[float, ...], folded: tuple[float, ...], count: int) -> float:
+        scored = self._sets.get((folded, count))
+        if scored is None:
+            self._refuse_beyond(count)
+            known = self._replay.get((folded, 0, count))
+            if known is None:
+                known = self._ask(key, range(count))
+                self._write(key, range(count), known)
+            scored = self._sets[folded, count] = known[0]
             self.pay(count)
-        return known[0]
+        return scored
+
+    def _refuse_beyond(self, items: int) -> None:
+        if items / self.objective.size > self.left + 1e-9:
+            raise BudgetSpentError
 
     def _ask(self, key: tuple[float, ...], items: range) -> list[float]:
         plan = self.family.apply(self.plan, torch.tensor(key, dtype=torch.float64))
