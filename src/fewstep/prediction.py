@@ -6,6 +6,7 @@ to know each one as a pair of weights; all conversions follow from solving a 2x2
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -37,9 +38,12 @@ class Prediction:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise FewstepError("unknown prediction", value=self.kind, mend=nearest(self.kind, KINDS))
+            raise FewstepError("unknown prediction", value=self.kind, mend=nearest(str(self.kind), KINDS))
         if self.sign not in (1.0, -1.0):
             raise FewstepError("the sign of a prediction is 1 or -1", value=self.sign)
+        if not 0 < self.sigma_data < math.inf:
+            mend = "It is the standard deviation of the training data (0.5 in EDM)."
+            raise FewstepError("sigma_data must be positive", value=self.sigma_data, mend=mend)
 
     def weights(self, alpha: Real, sigma: Real) -> tuple[Real, Real]:
         """The pair (a, b) with output = a x0 + b eps at a state of scales (alpha, sigma)."""

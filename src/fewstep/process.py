@@ -29,11 +29,43 @@ def lift(function: Callable[[Tensor], Tensor], value: Real) -> Real:
     return float(function(torch.tensor(value, dtype=torch.float64)))
 
 
+@dataclass(frozen=True)
+class NetworkTime:
+    """What a network is told as a function of `lam`, and the inverse; strictly monotone, on float64 tensors."""
+
+    tell: Callable[[Tensor], Tensor]
+    lam: Callable[[Tensor], Tensor]
+
+
+NETWORK_TIMES = {
+    "c_noise": NetworkTime(lambda lam: -lam / 4, lambda told: -4 * told),
+    "sigma": NetworkTime(lambda lam: torch.exp(-lam), lambda told: -told.log()),
+    "log_sigma": NetworkTime(lambda lam: -lam, lambda told: -told),
+    "log_snr": NetworkTime(lambda lam: 2 * lam, lambda told: told / 2),
+    "angle": NetworkTime(
+        lambda lam: torch.exp(-lam).atan() * 2 / math.pi, lambda told: -(told * math.pi / 2).tan().log()
+    ),
+}
+"""Conventions by name, with sigma standing for sigma / alpha: EDM's log(sigma) / 4 (arXiv 2206.00364, table 1), sigma
+(score SDEs, arXiv 2011.13456) and its logarithm, log(alpha^2 / sigma^2) (arXiv 2107.00630), and atan(sigma) 2 / pi
+(Stable Audio)."""
+
+
 class Process(ABC):
     """A noising process; subclasses give `_alpha`, `_sigma` and the inverse `_time` on float64 tensors."""
 
     noisiest: float = 1.0
     """Time of the prior."""
+    cleanest: float = 0.0
+    """Least time."""
+    told: str | NetworkTime | None = None
+    """What the network is told of a time: a name of `NETWORK_TIMES`, a pair of functions, or None for what is usual
+    with the process."""
+
+    @property
+    def endless(self) -> bool:
+        """Whether noise has no upper end (VE): times are then compared by their ratio, not by their difference."""
+        return self.alpha(self.noisiest) == 1
 
     @abstractmethod
     def _alpha(self, t: Tensor) -> Tensor: ...
@@ -71,11 +103,23 @@ class Process(ABC):
 
     def network_time(self, t: Real) -> Real:
         """The number that the network is told at process time `t`."""
-        return lift(self._network_time, t)
+        clock = self._clock
+        return lift(self._network_time if clock is None else lambda t: clock.tell(self._lam(t)), t)
 
     def from_network_time(self, time: Real) -> Real:
         """Process time of the number that the network is told (inverse of `network_time`)."""
-        return lift(self._from_network_time, time)
+        clock = self._clock
+        return lift(self._from_network_time if clock is None else lambda told: self._time(clock.lam(told)), time)
+
+    @property
+    def _clock(self) -> NetworkTime | None:
+        """The convention of `told`."""
+        if self.told is None or isinstance(self.told, NetworkTime):
+            return self.told
+        if self.told not in NETWORK_TIMES:
+            mend = nearest(str(self.told), NETWORK_TIMES)
+            raise FewstepError("unknown convention of the network's time", value=self.told, mend=mend)
+        return NETWORK_TIMES[self.told]
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Noisy states of shape (B, ...) for clean data and noise of that shape at times of shape (B,)."""
@@ -107,6 +151,7 @@ class VPDiscrete(Process):
     """
 
     alphas_cumprod: tuple[float, ...] = field(repr=False)
+    told: str | NetworkTime | None = None
 
     def __post_init__(self) -> None:
         table = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
@@ -179,6 +224,7 @@ class VPContinuous(Process):
     beta_min: float = 0.1
     beta_max: float = 20.0
     network_scale: float = 999.0
+    told: str | NetworkTime | None = None
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
@@ -207,6 +253,7 @@ class Cosine(Process):
 
     offset: float = 0.008
     network_scale: float = 1000.0
+    told: str | NetworkTime | None = None
 
     @property
     def _least(self) -> float:
@@ -240,9 +287,13 @@ class Cosine(Process):
 
 @dataclass(frozen=True)
 class VE(Process):
-    """Variance exploding / EDM: alpha = 1, time is sigma; the network is told log(sigma) / 4 (arXiv 2206.00364)."""
+    """Variance exploding: alpha = 1, time is sigma; unless `told` says otherwise, the network is told log(sigma) / 4.
+
+    EDM (arXiv 2206.00364) is told so; networks of score SDEs (arXiv 2011.13456) take `told="sigma"`.
+    """
 
     noisiest: float = 80.0
+    told: str | NetworkTime | None = "c_noise"
 
     def _alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -253,12 +304,6 @@ class VE(Process):
     def _time(self, lam: Tensor) -> Tensor:
         return torch.exp(-lam)
 
-    def _network_time(self, t: Tensor) -> Tensor:
-        return t.log() / 4
-
-    def _from_network_time(self, time: Tensor) -> Tensor:
-        return torch.exp(4 * time)
-
 
 @dataclass(frozen=True)
 class RectifiedFlow(Process):
@@ -266,6 +311,7 @@ class RectifiedFlow(Process):
 
     shift: float = 1.0
     network_scale: float = 1000.0
+    told: str | NetworkTime | None = None
 
     def _sigma(self, t: Tensor) -> Tensor:
         return self.shift * t / (1 + (self.shift - 1) * t)
@@ -297,6 +343,7 @@ class General(Process):
     sigma_of: Callable[[Tensor], Tensor]
     noisiest: float = 1.0
     cleanest: float = 0.0
+    told: str | NetworkTime | None = None
 
     def _alpha(self, t: Tensor) -> Tensor:
         return self.alpha_of(t)

@@ -331,6 +331,7 @@ def test_the_noise_level_runs_from_the_ode_to_renoising():
         row = SOLVERS["sde_dpm_solver_pp"](DISCRETE, EPSILON, grid, tau=tau).rows[0]
         assert row.noise**2 == pytest.approx(DISCRETE.sigma(400.0) ** 2 * (1 - np.exp(-2 * tau**2 * h)), rel=1e-12)
     ours = SOLVERS["sde_dpm_solver_pp"](DISCRETE, EPSILON, grid, tau=float("inf"), order=1)
+    same_rows(ours, SOLVERS["consistency"](DISCRETE, EPSILON, grid))
     consistency = SOLVERS["lcm"](DISCRETE, EPSILON, grids.given([700.0, 400.0]), sigma_data=0.0)
     same_rows(*(plan.replace(rows=plan.rows[:1]) for plan in (ours, consistency)))
 

@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 import torch
 
+from fewstep.errors import PlanError
 from fewstep.models.mixture import Mixture
 from fewstep.plan.history import History
 from fewstep.prediction import Prediction
-from fewstep.process import VE, Cosine, RectifiedFlow, VPContinuous, VPDiscrete
+from fewstep.process import VE, Cosine, General, RectifiedFlow, VPContinuous, VPDiscrete
 from fewstep.sample import sample
 from fewstep.solvers import FACTS, SOLVERS, Grid, grids
 from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, golden, levels, run_diffusers, toy
@@ -286,15 +287,87 @@ def test_law_of_a_trajectory_consistency_step(eta):
     assert offset == pytest.approx(b / c * (c * data[1] + q * eps[1]), abs=1e-12)
 
 
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
 @pytest.mark.parametrize("name", STOCHASTIC)
-def test_stochastic_steps_keep_the_marginals_of_one_point(name):
+def test_stochastic_steps_keep_the_marginals_of_one_point(name, process):
     """On one point of data each step ends with exactly the variance of the next noise level."""
+    if not usable(name, process):
+        pytest.skip("a solver of discrete processes")
     point = Mixture.gaussian([0.6], [0.0])
     settings = {"sigma_data": 0.0} if name == "lcm" else {}
-    plan, slope, offset, noise = one_step(name, DISCRETE, [700.0, 400.0], 0.0, point, settings)
+    times = [share * process.noisiest for share in (0.7, 0.4)]
+    plan, slope, offset, noise = one_step(name, process, times, None, point, settings)
     first, second = plan.rows[0], plan.rows[1]
     assert slope**2 * first.sigma**2 + noise**2 == pytest.approx(second.sigma**2, rel=1e-10)
     assert slope * first.alpha * 0.6 + offset == pytest.approx(second.alpha * 0.6, rel=1e-10)
+
+
+SPREAD = General(lambda t: torch.exp(-t), lambda t: 0.3 * t, noisiest=2.0)
+
+
+@pytest.mark.parametrize("kind", CONTINUOUS_KINDS)
+@pytest.mark.parametrize("process", [*PROCESSES, SPREAD], ids=lambda p: type(p).__name__)
+def test_consistency_sampling_of_an_exact_student_keeps_the_law_of_the_data(process, kind):
+    """arXiv 2303.01469: for N(m, s^2) the function is m + s (x - alpha m) / sqrt(alpha^2 s^2 + sigma^2).
+
+    With it every row maps N(alpha m, alpha^2 s^2 + sigma^2) onto that law of the next row, and the end is the data.
+    """
+    m, s, prediction = 0.6, 0.7, Prediction(kind)
+    times = torch.tensor([0.95, 0.6, 0.2]).double() * process.noisiest
+    plan = SOLVERS["consistency"](process, prediction, Grid(times))
+    alphas, sigmas = [*process.alpha(times).tolist(), 1.0], [*process.sigma(times).tolist(), 0.0]
+    mean, variance = alphas[0] * m, alphas[0] ** 2 * s**2 + sigmas[0] ** 2
+    for k, row in enumerate(plan.rows):
+        alpha, sigma = alphas[k], sigmas[k]
+
+        def output(x, alpha=alpha, sigma=sigma):
+            data = m + s * (x - alpha * m) / np.hypot(alpha * s, sigma)
+            a, b = prediction.weights(alpha, sigma)
+            return a * data + b * (x - alpha * data) / sigma
+
+        assert row.input_scale == pytest.approx(prediction.input_scale(alpha, sigma))
+        offset = row.output[k] * output(0.0)
+        slope = row.state.get(k, 0.0) + row.output[k] * (output(1.0) - output(0.0))
+        mean, variance = slope * mean + offset, slope**2 * variance + row.noise**2
+        assert mean == pytest.approx(alphas[k + 1] * m, rel=1e-9)
+        assert variance == pytest.approx(alphas[k + 1] ** 2 * s**2 + sigmas[k + 1] ** 2, rel=1e-9)
+    assert (plan.final_alpha, plan.final_sigma, plan.rows[-1].noise) == (1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("process", [*PROCESSES, SPREAD], ids=lambda p: type(p).__name__)
+def test_trajectory_sampling_runs_from_ddim_to_consistency_on_every_process(process):
+    grid = grid_on(process, 3)
+    plans = {eta: SOLVERS["tcd"](process, EPSILON, grid, eta=eta) for eta in (0.0, 0.5, 1.0)}
+    ends = {0.0: SOLVERS["ddim"](process, EPSILON, grid), 1.0: SOLVERS["consistency"](process, EPSILON, grid)}
+    for eta, wanted in ends.items() if process is not DISCRETE else ():  # a table's first entry is not clean
+        for ours, theirs in zip(plans[eta].rows, wanted.rows, strict=True):
+            left, right = dict(ours.coefficients()), dict(theirs.coefficients())
+            assert left == pytest.approx({name: right.get(name, 0.0) for name in left}, rel=1e-9, abs=1e-9)
+    # by hand at eta 1/2: DDIM to half the time, then noise of variance sigma'^2 - (alpha' / alpha)^2 sigma^2
+    for k, row in enumerate(plans[0.5].rows):
+        after = float(grid.times[k + 1]) if k < 2 else grid.end
+        half = np.floor(after / 2) if process is DISCRETE else after / 2
+        (a, s), (b, r), (c, q) = (levels(process, t) for t in (float(grid.times[k]), after, half))
+        kept = b / c
+        assert row.noise**2 == pytest.approx(r**2 - (kept * q) ** 2, rel=1e-9)
+        assert row.noise > 0
+        assert row.output[k] == pytest.approx(kept * (q - c * s / a), rel=1e-9)
+
+
+@pytest.mark.parametrize("process", [VE(), VPContinuous(), RectifiedFlow()], ids=repr)
+def test_boundary_scalings_of_lcm_are_for_step_indices_alone(process):
+    """At sigma 0.05 of VE its last row was half the noisy state: refused, and the way out is named."""
+    with pytest.raises(PlanError, match="consistency"):
+        SOLVERS["lcm"](process, EPSILON, grid_on(process, 2))
+
+
+def test_consistency_sampling_of_flows_is_that_of_diffusers():
+    scheduler = d.FlowMatchLCMScheduler(shift=3.0)
+    scheduler.set_timesteps(4)
+    times = RectifiedFlow(3.0).from_network_time(1000 * scheduler.sigmas[:-1].double())
+    plan = SOLVERS["consistency"](RectifiedFlow(3.0), Prediction("velocity"), Grid(times))
+    ours = sample(plan, toy, seeds=[3], shape=SHAPE)
+    assert departure(ours, run_diffusers(scheduler, 4, toy, [3])) < 1e-5
 
 
 def test_rescaled_zero_terminal_signal_starts_with_a_v_prediction():

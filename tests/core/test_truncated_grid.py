@@ -90,7 +90,7 @@ IN_SIGMA = ("euler", "euler_ancestral", "lms", "heun", "rho_rk")
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "score"])
-@pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"lcm", "tcd"}))
+@pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"lcm"}))
 def test_noise_predictions_cannot_start_without_signal(name, kind):
     for process in (FLOW, ZERO_SNR):
         grid = grids.uniform(process, 3) if process is FLOW else grids.trailing(process, 3)
@@ -112,6 +112,10 @@ def test_times_outside_of_the_process_are_refused(name):
     if FACTS[name].processes == "any":
         with pytest.raises(PlanError, match="clean data"):
             SOLVERS[name](FLOW, Prediction("velocity"), grids.given([0.9, 0.3, 0.0]))
+        with pytest.raises(PlanError, match="Stay between 0 and 20"):
+            SOLVERS[name](VE(20.0), Prediction("edm"), grids.given([20.09, 4.0, 0.1]))
+        with pytest.raises(PlanError, match="Stay between 0 and 1"):
+            SOLVERS[name](FLOW, Prediction("velocity"), grids.given([0.9, 0.3], end=-0.1))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from fewstep.plan import Plan
 from fewstep.solvers import grids
 from fewstep.solvers.adams import deis_log_rho, deis_rhoab, deis_tab, ipndm, lms
-from fewstep.solvers.consistency import lcm, tcd
+from fewstep.solvers.consistency import consistency, lcm, tcd
 from fewstep.solvers.dpm_solver import dpm_solver, dpm_solver_pp_2m, dpm_solver_pp_3m, unipc
 from fewstep.solvers.dpm_solver_v3 import dpm_solver_v3
 from fewstep.solvers.estimation import estimate_statistics
@@ -23,7 +23,7 @@ from fewstep.solvers.stochastic import sde_dpm_solver_pp
 SOLVERS: dict[str, Callable[..., Plan]] = {
     f.__name__: f
     for f in (
-        *(ddim, euler, euler_ancestral, lcm, tcd),
+        *(ddim, euler, euler_ancestral, consistency, lcm, tcd),
         *(dpm_solver, dpm_solver_pp_2m, dpm_solver_pp_3m, unipc),
         *(deis_tab, deis_rhoab, deis_log_rho, lms, ipndm),
         *(dpm_solver_2s, dpm_solver_3s, dpm_solver_pp_2s, dpm_solver_pp_3s),

@@ -1,4 +1,4 @@
-"""Samplers of consistency students: LCM (jump to the data, renoise) and TCD (jump to a later time, renoise in part)."""
+"""Samplers of consistency students: jump to the data and renoise, in full (LCM, CM) or in part (TCD)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,21 @@ import torch
 from fewstep.errors import PlanError
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
-from fewstep.process import VPDiscrete
+from fewstep.process import Process, VPDiscrete
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.stages import Stages
+
+
+def consistency(process: Process, prediction: Prediction, grid: Grid) -> Plan:
+    """Multistep consistency sampling (arXiv 2303.01469, algorithm 1) on any process. Stochastic.
+
+    Each row takes the network's data estimate for the data and noises it anew: x' = alpha' x0 + sigma' z. For students
+    whose data estimate IS their consistency function, as those of flows and of EDM; students of discrete processes
+    that were trained with boundary scalings in their time index need `lcm`.
+    """
+    s = Stages(process, prediction, grid)
+    updates = [(s.alpha[k + 1] * s.data(k), s.sigma[k + 1]) for k in range(len(s))]
+    return s.plan(updates, "consistency")
 
 
 def lcm(
@@ -23,7 +35,16 @@ def lcm(
     """Multistep consistency sampling of a latent consistency model (arXiv 2310.04378, algorithm 3). Stochastic.
 
     The boundary scalings c_skip and c_out are those the student was trained with (eq. 9 with scaled times).
+
+    Raises:
+        PlanError: a process whose time is no step index, where these scalings mean nothing.
     """
+    if not isinstance(process, VPDiscrete):
+        raise PlanError(
+            "the boundary scalings of lcm count the steps of a discrete process",
+            value=type(process).__name__,
+            mend="Use `consistency`, which serves every process.",
+        )
     s = Stages(process, prediction, grid)
     updates = []
     for k in range(len(s)):
@@ -31,26 +52,32 @@ def lcm(
         skip = sigma_data**2 / (time**2 + sigma_data**2)
         out = time / (time**2 + sigma_data**2).sqrt()
         clean = out * s.data(k) + skip * s.x(k)
-        last = k + 1 == len(s)
-        updates.append((clean, 0.0) if last else (s.alpha[k + 1] * clean, s.sigma[k + 1]))
+        updates.append((s.alpha[k + 1] * clean, s.sigma[k + 1]))
     return s.plan(updates, "lcm", sigma_data=sigma_data, timestep_scaling=timestep_scaling)
 
 
-def tcd(process: VPDiscrete, prediction: Prediction, grid: Grid, *, eta: float = 0.3) -> Plan:
+def tcd(process: Process, prediction: Prediction, grid: Grid, *, eta: float = 0.3) -> Plan:
     """Trajectory consistency sampling (arXiv 2402.19159, algorithm 4): eta (the paper's gamma) 0 is DDIM. Stochastic.
 
-    As in diffusers the last row ends at the first entry of the noise table, and needs a grid that says so: `end=0`.
+    Each row jumps along the ODE to the time (1 - eta) t', a whole index of a discrete process, and noises what it finds
+    there up to t'. diffusers ends at the first entry of the noise table: a grid with `end=0`.
+
+    Raises:
+        PlanError: eta outside of [0, 1].
     """
     if not 0 <= eta <= 1:
         raise PlanError("eta must be between 0 and 1", value=eta, mend="0 is DDIM, 1 renoises completely.")
     s = Stages(process, prediction, grid)
     updates = []
     for k in range(len(s)):
-        last = k + 1 == len(s)
-        after = torch.zeros(()).double() if last else grid.times[k + 1]
-        jump = torch.floor((1 - eta) * after)
+        if k + 1 == len(s) and grid.end is None:
+            updates.append((s.data(k), torch.zeros(()).double()))
+            continue
+        after = torch.tensor(grid.end, dtype=torch.float64) if k + 1 == len(s) else grid.times[k + 1]
+        jump = ((1 - eta) * after).clamp(min=process.cleanest)
+        jump = torch.floor(jump) if isinstance(process, VPDiscrete) else jump
         alpha, sigma = process.alpha(jump), process.sigma(jump)
-        kept = s.alpha[k + 1] / alpha  # renoising from the jump back to the next time
-        fresh = (1 - kept**2).clamp(min=0).sqrt()
-        updates.append((kept * (alpha * s.data(k) + sigma * s.noise(k)), 0.0 if last else fresh))
+        kept = s.alpha[k + 1] / alpha
+        fresh = (s.sigma[k + 1] ** 2 - (kept * sigma) ** 2).clamp(min=0).sqrt()
+        updates.append((kept * (alpha * s.data(k) + sigma * s.noise(k)), fresh))
     return s.plan(updates, "tcd", eta=eta)

@@ -44,6 +44,7 @@ class Stages:
             end_alpha, end_sigma = torch.ones(1).double(), torch.zeros(1).double()
         else:
             end = torch.tensor([grid.end], dtype=torch.float64)
+            refuse_outside(process, end)
             end_alpha, end_sigma = process.alpha(end), process.sigma(end)
         self._scales, self._sigma_space = torch.ones_like(alphas), sigma_space
         if sigma_space:
@@ -133,16 +134,10 @@ class Stages:
 
 
 def refuse_impossible(process: Process, prediction: Prediction, times: Tensor, sigma_space: bool = False) -> None:
-    """Name what would otherwise show as coefficients that are not finite (PlanError)."""
+    """Name what would otherwise show as coefficients that are not finite, or as a wrong plan (PlanError)."""
     times = times.detach()
+    refuse_outside(process, times)
     alphas, sigmas = process.alpha(times), process.sigma(times)
-    wild = ~(alphas.isfinite() & sigmas.isfinite())
-    if bool(wild.any()):
-        raise PlanError(
-            f"the grid leaves the times of {type(process).__name__}",
-            value=float(times[wild][0]),
-            mend=f"Stay between 0 and {process.noisiest:g}.",
-        )
     if bool((alphas == 0).any()) and (sigma_space or prediction.kind in ("epsilon", "score")):
         what = "sigma / alpha is infinite" if sigma_space else f"a {prediction.kind} network says nothing of the data"
         raise PlanError(
@@ -155,6 +150,19 @@ def refuse_impossible(process: Process, prediction: Prediction, times: Tensor, s
             "the network would be asked about clean data (sigma = 0)",
             value=float(times[sigmas == 0][0]),
             mend="End the grid there (`end=`) instead of calling there.",
+        )
+
+
+def refuse_outside(process: Process, times: Tensor) -> None:
+    """Refuse times that the process does not have: no network was trained there (PlanError)."""
+    low, high = process.cleanest, process.noisiest
+    room = 1e-6 * (high - low)  # grids are computed
+    inside = (times >= low - room) & (times <= high + room) & process.sigma(times).isfinite()
+    if not bool(inside.all()):
+        raise PlanError(
+            f"the grid leaves the times of {type(process).__name__}",
+            value=float(times[~inside][0]),
+            mend=f"Stay between {low:g} and {high:g}, or give the process the range that its network was trained on.",
         )
 
 
