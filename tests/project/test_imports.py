@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests import ROOT
+
 HEAVY = {
     "torch", "diffusers", "transformers", "torchao", "accelerate", "peft", "numpy", "scipy", "sklearn", "optuna",
     "cmaes", "matplotlib", "PIL",
@@ -68,3 +70,11 @@ def test_no_heavy_library_is_loaded_by(code, more):
 def test_every_public_name_is_callable_whatever_is_imported():
     """`fewstep.search` could not be a function and a package: importing the package would hide the function."""
     output(VERBS)
+
+
+def test_tests_are_a_package_that_leaves_the_import_path_alone():
+    """CONTRIBUTING.md, "Tests": each worker imports them by their full names, from the root of the checkout."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    assert [f.parent for f in files if not (f.parent / "__init__.py").exists()] == []
+    trick = "sys" + ".path"
+    assert [f.relative_to(ROOT).as_posix() for f in files if trick in f.read_text(encoding="utf-8")] == []

@@ -2,14 +2,9 @@
 refused before any work."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
-import tiny_pipelines as tiny
 
 from fewstep.errors import FewstepError
 from fewstep.pipelines import Generator, attach, backbone_of, identity_of, load_pipeline, plan_of, save_pipeline
@@ -18,6 +13,7 @@ from fewstep.quant import QuantLayer, quantize
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
 from fewstep.systems import distill, mixdq, q_sched, schedule
+from tests.pipelines import tiny_pipelines as tiny
 
 CALL = tiny.CALLS["sd"]
 SETTINGS = {
