@@ -12,7 +12,8 @@ class FewstepError(ValueError):
     def __init__(self, what: str, *, value: object = None, mend: str = "") -> None:
         self.what, self.value, self.mend = what, value, mend
         found = "" if value is None else f" (found: {_short(value)})"
-        super().__init__(f"{what}{found}.{' ' + mend if mend else ''}")
+        message = f"{what}{found}.{' ' + mend if mend else ''}"
+        super().__init__(message.encode(errors="backslashreplace").decode())  # a lone surrogate cannot be printed
 
 
 class PlanError(FewstepError):
@@ -41,6 +42,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _short(value: object, limit: int = 120) -> str:
     try:
         text = repr(value)
-    except RecursionError:  # lists nested deeper than Python can print
-        text = f"a deeply nested {type(value).__name__}"
+    except (RecursionError, ValueError):  # nested deeper, or of more digits, than Python prints
+        text = f"a {type(value).__name__} too deep or too long to print"
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,14 +113,20 @@ def remove_empty(folders: list[Path], besides: Path | None = None) -> None:
             return
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: str | Path, *, most: int | None = None) -> str:
     """Read a text file in UTF-8, with or without the mark (BOM) that some editors put first, or in UTF-16 with one.
 
+    Args:
+        most: size of the file in bytes at most; no more of it is read.
+
     Raises:
-        FewstepError: the file is absent or no text.
+        FewstepError: the file is absent, too large, or no text.
     """
     try:
-        data = user_path(path).read_bytes()
+        with user_path(path).open("rb") as file:
+            data = file.read() if most is None else file.read(most + 1)
+        if most is not None and len(data) > most:
+            raise FewstepError(f"{path} is larger than {most >> 20} MiB", mend="Check that it is the right file.")
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except OSError as error:
         raise FewstepError(f"cannot read {path}: {error.strerror}", mend="Check the path.") from error
@@ -133,24 +140,43 @@ def write_text(path: str | Path, text: str, over: Over = "ours") -> None:
         draft.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path: str | Path, value: Any, over: Over = "ours") -> None:
-    """Write JSON atomically, readable by a person; floats keep every digit."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", over)
-
-
-def read_json(path: str | Path) -> Any:
-    """Read JSON.
+def write_json(path: str | Path, value: Any, over: Over = "ours", *, most: int | None = None) -> None:
+    """Write JSON atomically, readable by a person; floats keep every digit.
 
     Raises:
-        FewstepError: the file is absent, not text, or not JSON.
+        FewstepError: it would be larger than `most` bytes.
     """
-    text = read_text(path)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if most is not None and len(text.encode("utf-8", "backslashreplace")) > most:
+        raise FewstepError(f"{path} would be larger than {most >> 20} MiB, which is not read back", value=len(text))
+    write_text(path, text, over)
+
+
+def read_json(path: str | Path, *, most: int | None = None, unique: bool = False) -> Any:
+    """Read JSON.
+
+    Args:
+        most: size of the file in bytes at most; no more of it is read.
+        unique: refuse mappings that name a key twice.
+
+    Raises:
+        FewstepError: the file is absent, too large, not text, or not JSON.
+    """
+    text = read_text(path, most=most)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique if unique else None)
     except (ValueError, RecursionError) as error:
         raise FewstepError(
             f"{path} is not JSON ({error})", mend="The file is truncated or of another kind: write it again."
         ) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {name!r} stands twice")
+    return found
 
 
 def write_tensors(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from fewstep.denoiser import Guided
 from fewstep.errors import FewstepError, NonFiniteError, nearest
 from fewstep.plan import Plan
 from fewstep.plan.combination import is_exactly
-from fewstep.plan.history import History, ready_rows
+from fewstep.plan.history import History, ready_rows, refuse_misfit
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """(scaled state (B, ...), time as a 0-dim tensor) -> raw output (B, ...); conditions and guidance are already bound."""
@@ -29,6 +30,21 @@ class Progress:
     state: Tensor
 
 
+def generator_of(seed: int) -> torch.Generator:
+    """The CPU generator of a seed.
+
+    Raises:
+        FewstepError: not a whole number, or one that does not fit into 64 bits.
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = None
+    if number is None or not -(2**63) <= number < 2**64:
+        raise FewstepError("a seed must be a whole number of at most 64 bits", value=seed, mend="Use 0, 1, 2, ...")
+    return torch.Generator().manual_seed(number)
+
+
 class Noise:
     """One random stream per sample: sample i draws the same numbers in any batch.
 
@@ -37,7 +53,7 @@ class Noise:
     """
 
     def __init__(self, seeds: Iterable[int]) -> None:
-        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.generators = [generator_of(seed) for seed in seeds]
 
     def draw(self, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers (B, *shape), float32, each sample from its own stream."""
@@ -75,13 +91,16 @@ def sample(
 
     Raises:
         NonFiniteError: the network returned NaN or infinity; the message names the row.
-        FewstepError: a row names a network that is not given, or sets the guidance of one that has none.
+        PlanError: a tensor coefficient does not fit `shape`.
+        FewstepError: a row names a network that is not given, or sets the guidance of one that has none; a seed that is
+            no whole number of 64 bits.
     """
     networks: Mapping[str, Network] = network if isinstance(network, Mapping) else {"main": network}
     for k, row in enumerate(plan.rows):
         if row.network not in networks:
             mend = nearest(row.network, networks)
             raise FewstepError(f"row {k} runs a network that was not given", value=row.network, mend=mend)
+    refuse_misfit(plan, shape)
     noise = Noise(seeds)
     if state is None:
         state = noise.draw(shape) * plan.prior_scale + plan.prior_offset

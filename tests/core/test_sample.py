@@ -118,9 +118,8 @@ def test_clipping_the_data_estimate():
 
 def test_an_unknown_hook_is_named():
     plan = plan_of("ddim")
-    wrong = plan.replace(rows=tuple(dataclasses.replace(r, hook="clip_sampel:1") for r in plan.rows))
     with pytest.raises(FewstepError, match="Did you mean 'clip_sample'"):
-        sample(wrong, toy, seeds=[0], shape=SHAPE)
+        plan.replace(rows=tuple(dataclasses.replace(r, hook="clip_sampel:1") for r in plan.rows))
 
 
 def test_an_anchor_is_added_where_the_rows_say():

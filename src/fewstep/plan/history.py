@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fewstep.errors import PlanError, nearest
+from fewstep.errors import PlanError
 from fewstep.plan.combination import Coefficient, is_exactly
+from fewstep.plan.hooks import treatment
 from fewstep.plan.plan import Plan, Row, data_of
 from fewstep.prediction import Prediction
 
-HOOKS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "clip_sample": lambda data, limit: data.clamp(-limit, limit),
-}
-"""Non-linear treatments of the data estimate (B, ...), by the name before the colon of `Row.hook`."""
-
 
 def ready_rows(plan: Plan, device: torch.device | str, dtype: torch.dtype) -> list[Row]:
-    """The rows with tensor coefficients on `device` in `dtype`; numbers stay numbers.
-
-    Raises:
-        PlanError: a row names an unknown hook.
-    """
-    for k, row in enumerate(plan.rows):
-        if row.hook and row.hook.partition(":")[0] not in HOOKS:
-            mend = nearest(row.hook.partition(":")[0], HOOKS)
-            raise PlanError(f"rows[{k}].hook is unknown", value=row.hook, mend=mend)
+    """The rows with tensor coefficients on `device` in `dtype`; numbers stay numbers."""
 
     def ready(value: Coefficient) -> Coefficient:
         return value.to(device=device, dtype=dtype) if isinstance(value, Tensor) else value
 
     return [row.map(ready) for row in plan.rows] if plan.has_tensors else list(plan.rows)
+
+
+def refuse_misfit(plan: Plan, shape: Sequence[int]) -> None:
+    """Refuse tensor coefficients that do not broadcast on one sample of this shape, or that would enlarge it.
+
+    Raises:
+        PlanError: names the coefficient; without it, four coefficients make four channels of one.
+    """
+    named = [("prior_offset", plan.prior_offset)]
+    if plan.has_tensors:
+        named += [(f"rows[{k}].{name}", c) for k, row in enumerate(plan.rows) for name, c in row.coefficients()]
+    whole = (1, *shape)
+    for name, value in named:
+        if isinstance(value, Tensor) and not _broadcasts(value.shape, whole):
+            raise PlanError(
+                f"{name} does not fit samples of shape {tuple(shape)}",
+                value=tuple(value.shape),
+                mend="Search per-channel coefficients with the channels of this model (Family(channels=...)).",
+            )
+
+
+def _broadcasts(shape: Sequence[int], whole: Sequence[int]) -> bool:
+    if len(shape) > len(whole):
+        return False
+    return all(n in (1, m) for n, m in zip(reversed(shape), reversed(whole), strict=False))
 
 
 @dataclass(frozen=True)
@@ -111,10 +124,9 @@ def _combine(terms: Sequence[tuple[Coefficient, Tensor]], like: Tensor) -> Tenso
 
 def _treated(row: Row, k: int, x: Tensor, raw: Tensor, prediction: Prediction) -> Tensor:
     """Treat the data estimate, then re-express it as a raw output, so that histories see the treated one."""
-    name, _, argument = str(row.hook).partition(":")
     estimate = data_of(row, k, prediction)
     p, m = estimate.state[k], estimate.output[k]
-    return (HOOKS[name](p * x + m * raw, float(argument or 1.0)) - p * x) / m
+    return (treatment(str(row.hook))(p * x + m * raw) - p * x) / m
 
 
 def _expiry(rows: Sequence[Row]) -> list[list[tuple[str, int]]]:

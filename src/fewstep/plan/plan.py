@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import IdentityError, PlanError
+from fewstep.plan import checks
 from fewstep.plan.combination import Coefficient, Combination, is_exactly, number, output, state
+from fewstep.plan.hooks import treatment
 from fewstep.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -39,6 +41,12 @@ class Identity:
     """Name of the scheme, `"none"` for a full-precision network."""
     guidance: float | None = None
     """Classifier-free guidance scale the network output includes (1 = without)."""
+
+    def __post_init__(self) -> None:
+        for name in ("model", "quantization"):
+            if getattr(self, name) is not None:
+                checks.text(f"identity.{name}", getattr(self, name))
+        checks.guidance("guidance", self.guidance)
 
     def check(self, found: Identity) -> None:
         """Refuse a plan that was made for something else.
@@ -108,7 +116,8 @@ class Plan:
     """A sampler as data: rows, where they end, and what they belong to. Immutable; JSON on disk.
 
     Raises:
-        PlanError: no rows, a coefficient that is not finite, or a row that refers to a state not yet made.
+        PlanError: no rows or too many, a coefficient that is not finite or has no usable shape, a negative scale, a row
+            that refers to a state not yet made, or an origin that no file can hold.
     """
 
     rows: tuple[Row, ...]
@@ -126,11 +135,18 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.rows:
             raise PlanError("a plan needs at least one row", mend="Build it with steps >= 1.")
+        if len(self.rows) > checks.MOST_ROWS:
+            raise PlanError(
+                f"a plan has at most {checks.MOST_ROWS} rows", value=len(self.rows), mend="Use fewer steps."
+            )
         for k, row in enumerate(self.rows):
             _check_row(k, row)
-        for name in ("final_alpha", "final_sigma", "prior_scale"):
-            _check_one_number(name, getattr(self, name))
-        _check_finite("prior_offset", self.prior_offset)
+        for name in ("final_alpha", "final_sigma"):
+            checks.one_number(name, getattr(self, name), least=0.0)
+        checks.scale("prior_scale", self.prior_scale)
+        checks.coefficient("prior_offset", self.prior_offset)
+        # kept as a file gives it back, so that a plan and its file are equal
+        object.__setattr__(self, "origin", checks.plain_values("origin", self.origin))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.document() == other.document()
@@ -307,32 +323,18 @@ def _coefficient(value: Any) -> Coefficient:
     return float(value)
 
 
-def _check_finite(name: str, value: Coefficient) -> None:
-    finite = bool(value.isfinite().all()) if isinstance(value, Tensor) else math.isfinite(value)
-    if not finite:
-        raise PlanError(f"{name} is not finite", value=value, mend="Check the time grid for duplicates and ends.")
-
-
-def _check_one_number(name: str, value: Coefficient) -> None:
-    _check_finite(name, value)
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise PlanError(
-            f"{name} must be one number", value=tuple(value.shape), mend="Only coefficients may be tensors."
-        )
-
-
 def _check_row(k: int, row: Row) -> None:
-    for name in ("time", "network_time", "alpha", "sigma"):
-        _check_one_number(f"rows[{k}].{name}", getattr(row, name))
+    place = f"rows[{k}]"
     for name, value in row.coefficients():
-        _check_finite(f"rows[{k}].{name}", value)
+        checks.coefficient(f"{place}.{name}", value)
+    for name in ("time", "network_time"):
+        checks.one_number(f"{place}.{name}", getattr(row, name))
+    for name in ("alpha", "sigma"):
+        checks.one_number(f"{place}.{name}", getattr(row, name), least=0.0)
     for kind in ("state", "output"):
-        for j in getattr(row, kind):
-            if not 0 <= j <= k:
-                raise PlanError(
-                    f"rows[{k}].{kind} may refer to entries 0 to {k}",
-                    value=j,
-                    mend="Row k sees no later state.",
-                )
-    if not isinstance(row.sigma, Tensor) and (row.sigma < 0 or float(row.alpha) < 0):
-        raise PlanError(f"rows[{k}]: alpha and sigma must not be negative", value=(row.alpha, row.sigma))
+        checks.indices(f"{place}.{kind}", getattr(row, kind), k)
+    checks.text(f"{place}.network", row.network)
+    checks.guidance(f"{place}.guidance", row.guidance)
+    if row.hook is not None:
+        checks.text(f"{place}.hook", row.hook)
+        treatment(row.hook, f"{place}.hook")

@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep.errors import IdentityError, PlanError
 from fewstep.plan.combination import is_exactly, number
 from fewstep.plan.files import from_document, to_document
-from fewstep.plan.history import History, ready_rows
+from fewstep.plan.history import History, ready_rows, refuse_misfit
 from fewstep.plan.plan import Plan
 
 
@@ -210,6 +210,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
 
     def _entered(self, sample: Tensor) -> Tensor:
         """The state of row 0 gets the mean of the prior, which pipelines, whose first state is noise, cannot give."""
+        if self._local == 0:
+            refuse_misfit(self._running, sample.shape[1:])
         if self._index != 0 or is_exactly(self.plan.prior_offset, 0.0):
             return sample
         return sample + torch.as_tensor(self.plan.prior_offset).to(device=sample.device, dtype=sample.dtype)
