@@ -98,7 +98,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     log = Path(arguments.log) / arguments.problem if arguments.log else None
     start = time.perf_counter()
     full = Problem(plan, family, objective, log=log / "grid.jsonl" if log else None)
-    SEARCHERS["grid"](full, arguments.grid, 0)
+    searcher("grid")(full, arguments.grid, 0)
     grid = full.outcome()
     best = family.apply(plan, torch.tensor(grid.theta, dtype=torch.float64))
     with torch.no_grad():

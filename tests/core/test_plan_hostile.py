@@ -116,7 +116,7 @@ def test_sizes_have_a_limit(tmp_path):
     with pytest.raises(PlanError, match="at most 10000 rows"):
         Plan.load(path)
     with pytest.raises(FewstepError, match="larger than 16 MiB"):
-        PLAN.replace(origin={"note": "x" * MOST_BYTES}).save(path)
+        PLAN.replace(origin={"note": "x" * MOST_BYTES}).save(tmp_path / "new.json")
     with pytest.raises(PlanError, match="at most 10000 rows"):
         Plan(PLAN.rows[:1] * (checks.MOST_ROWS + 1), EPSILON, 1.0, 0.0)
 

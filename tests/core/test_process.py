@@ -8,18 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.errors import FewstepError
+from fewstep.network_time import NETWORK_TIMES, NetworkTime
 from fewstep.prediction import Prediction
-from fewstep.process import (
-    NETWORK_TIMES,
-    VE,
-    Cosine,
-    General,
-    NetworkTime,
-    RectifiedFlow,
-    VPContinuous,
-    VPDiscrete,
-    betas,
-)
+from fewstep.process import VE, Cosine, General, RectifiedFlow, VPContinuous, VPDiscrete, betas
 from fewstep.solvers import ddim, grids
 
 VP = [VPDiscrete.from_betas(), VPContinuous(), Cosine(), Cosine(offset=0.0)]
