@@ -1,14 +1,17 @@
-"""What the papers of distillation claim, asked of 8x8 digits at equal budgets of network passes.
+"""What the papers of distillation claim, asked of 8x8 digits at equal passes and at equal updates.
 
-    python benchmarks/distillation_claims.py              # all claims, one file of results each
-    python benchmarks/distillation_claims.py tdm sim --budget 200000 --seeds 0 1 --results runs/quick
+    python benchmarks/distillation_claims.py              # every arm that is not in results/ yet, one thread
+    python benchmarks/distillation_claims.py tdm sim --updates 200 --seeds 0 1 --results runs/quick
 
-A teacher (flow matching, 270,000 weights) is trained once. Every arm of a claim gets the same budget (a sample forward
-through any network counts one, backward two more) and the same tuning: learning rate and momentum from the claim's
-grid, at a quarter of the budget, by a seed that is not reported. Quality: Frechet distance from held-out digits in the
-features of a classifier that no training saw, precision, recall, share of right classes, spread within classes.
-Claims about shapes run where `--voxels` gives them (.npz of 32^3 occupancy, see fewstep.distill.beds.voxels), else they
-are left out. Killed, the same command goes on.
+A teacher (flow matching, 270,000 weights) is trained once. The arm of a claim whose update costs most makes so many
+updates, the others as many as its passes pay for (a sample forward through any network counts one, backward two more),
+and once more as many as it. Learning rate (cosine to zero) and momentum are chosen at half of that, for each draw that
+a question asks about, by a seed that is not reported; the grid widens until no choice lies at its edge. Quality:
+Frechet distance from held-out digits in the features of a classifier that no training saw, precision, recall, share of
+right classes, spread within classes. Each answer has its premises: what the method repairs must be there to be seen.
+
+Results are written after each arm, so that a killed run goes on with the next. Claims about shapes run where `--voxels`
+gives them (.npz of 32^3 occupancy, see fewstep.distill.beds.voxels), else they are left out.
 """
 
 from __future__ import annotations
@@ -19,23 +22,26 @@ import itertools
 import pkgutil
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import claims
 import torch
-from claims.claim import Arm, Claim, Numbers, score
+from claims.claim import Claim, score
+from claims.protocol import Costs, Protocol, answers, compared, curve, fingerprint
 
 from fewstep.distill.beds.digits import DigitBed, DigitJudge, DigitNetwork, train_digits
 from fewstep.distill.beds.voxels import PREDICTION, VoxelBed, load_voxels, train_voxels
-from fewstep.errors import FewstepError
-from fewstep.files import read_tensors, write_json, write_tensors
-from fewstep.metrics.intervals import seed_interval
+from fewstep.files import read_json, read_tensors, write_json, write_tensors
 from fewstep.models.digits import load_digits
 from fewstep.runs import Run, environment
 
-TUNING_SEED, WIDTH = 1000, 128
+WIDTH, FORMAT = 128, 2
+FIRST = (
+    "mmd_ddm", "mlcm", "sid_few_step", "tdm", "decoupled_dmd", "flash_dmd", "sim", "cmt", "slimflow", "yonos", "msd",
+    "instaflow", "accvideo", "mdt",
+)  # fmt: skip
+"""The order of importance; what is not named comes last."""
 
 
 def known() -> dict[str, Claim]:
@@ -74,70 +80,60 @@ def bed_of(folder: Path, steps: int, voxels: Sequence[Path] = ()) -> DigitBed:
         return run.unit("bed", compute, save=save, load=load, artifact="bed.safetensors")
 
 
-def asked(claim: Claim, bed: DigitBed, run: Run, given: argparse.Namespace) -> dict[str, Any]:
-    """Train every arm, answer every question."""
-    rows = {name: compared(name, arm, bed, run, given, claim.rates, claim.momenta) for name, arm in claim.arms.items()}
-    seeds: dict[str, list[Numbers]] = {n: row["seeds"] for n, row in rows.items() if None not in row["seeds"]}
-    answers = [q.answer(seeds) for q in claim.questions if q.better in seeds and q.than in seeds]
-    usable(rows)
-    return {"paper": claim.paper, "says": claim.says, "asks": claim.asks, "arms": rows, "answers": answers}
+def asked(name: str, claim: Claim, bed: DigitBed, run: Run, given: argparse.Namespace) -> None:
+    """Train every arm whose results are not there yet, and write them down one by one."""
+    protocol, place = protocol_of(given), given.results / f"claim-{name}.json"
+    costs = Costs.of(claim, bed, protocol)
+    settings = {**protocol.plain(), "teacher": given.teacher, "format": FORMAT}
+    found = read_json(place) if place.exists() else {}
+    kept = found if found.get("settings") == settings else {"arms": {}}
+    marks = {arm: fingerprint(claim, arm, bed) for arm in claim.all_arms()}
+    rows = {arm: row for arm, row in kept["arms"].items() if marks.get(arm) == row["mark"]}
+    first, teacher = claim.questions[0].better, references(bed)
+
+    def write(drawn: dict[str, Any] | None = None) -> None:
+        """As far as it goes; earlier results stay until a question is answered."""
+        usable(rows)
+        answered = list(answers(claim, rows))
+        if answered and (answered, drawn) != (found.get("answers"), found.get("curve")):
+            write_json(place, {
+                "paper": claim.paper, "says": claim.says, "asks": claim.asks, "arms": rows, "answers": answered,
+                "open": [arm for arm in marks if arm not in rows], "curve": drawn, "settings": settings,
+                "references": teacher, "environment": environment(),
+                "seconds": sum(row["seconds"] for row in rows.values()),
+            })  # fmt: skip
+
+    for arm in [arm for arm in marks if arm not in rows]:
+        began = time.perf_counter()
+        row = compared(arm, claim, bed, run, protocol, costs, marks[arm])
+        rows[arm] = {**row, "mark": marks[arm], "commit": environment()["commit"]}
+        rows[arm] |= {"seconds": time.perf_counter() - began}
+        print(f"{name}, {arm}: {row['updates']} updates, {rows[arm]['seconds']:.0f} s", flush=True)
+        write()
+    drawn = kept.get("curve")
+    if rows[first]["chosen"] and (drawn is None or drawn["mark"] != marks[first]):
+        drawn = {**curve(claim, bed, run, protocol, rows[first], marks[first]), "mark": marks[first]}
+    write(drawn)
+    for answer in answers(claim, rows):
+        print(f"{name}: {told(answer)}", flush=True)
 
 
-def usable(rows: dict[str, dict[str, Any]], worse: float = 2.0) -> None:
+def usable(rows: dict[str, Any], worse: float = 2.0) -> None:
     """Add to every arm the settings tried whose score is at most `worse` times the best score of any arm."""
-    best = min(score(t["draws"]) for row in rows.values() for t in row["tried"])
-    for row in rows.values():
-        row["usable"] = sum(score(t["draws"]) <= worse * best for t in row["tried"])
+    scores = {n: [score(t["draws"]) for t in row["tried"]] for n, row in rows.items()}
+    best = min((value for values in scores.values() for value in values), default=0.0)
+    for name, row in rows.items():
+        row["usable"] = sum(value <= worse * best for value in scores[name])
 
 
-def compared(
-    name: str,
-    arm: Arm,
-    bed: DigitBed,
-    run: Run,
-    given: argparse.Namespace,
-    rates: Sequence[float],
-    momenta: Sequence[float],
-) -> dict[str, Any]:
-    """Tune and train one arm; units of the run, so that a killed one goes on."""
-    per_update = arm.passes(bed, given.batch)
-    updates = max(8, int(given.budget * arm.share / per_update)) if arm.share else 0
-    unit = "".join(c if c.isalnum() else "-" for c in name)
-    grid = list(itertools.product(rates, momenta))[: None if arm.share else 1]
-    tried = [
-        run.unit(f"{unit}-tune-{k}", partial(_trained, arm, bed, updates // 4, given.batch, TUNING_SEED, *setting))
-        for k, setting in enumerate(grid)
-    ]
-    best = grid[min(range(len(grid)), key=lambda k: score(tried[k]))]
-    seeds = [
-        run.unit(f"{unit}-seed-{s}", partial(_trained, arm, bed, updates, given.batch, s, *best)) for s in given.seeds
-    ]
-    summary = None
-    if None not in seeds and len(seeds) > 1:
-        summary = {
-            draw: {
-                metric: seed_interval(torch.tensor([s[draw][metric] for s in seeds], dtype=torch.float64)).as_dict()
-                for metric in seeds[0][draw]
-            }
-            for draw in seeds[0]
-        }
-    print(f"{name}: {updates} updates, {best}, {[round(score(s), 3) for s in seeds]}", flush=True)
-    return {
-        "passes_per_update": per_update / given.batch, "updates": updates, "width": arm.width or WIDTH,
-        "learning_rate": best[0], "momentum": best[1], "summary": summary, "seeds": seeds,
-        "tried": [{"learning_rate": r, "momentum": m, "draws": t} for (r, m), t in zip(grid, tried, strict=True)],
-    }  # fmt: skip
+def protocol_of(given: argparse.Namespace) -> Protocol:
+    """What was asked for."""
+    return Protocol(tuple(given.seeds), given.batch, given.updates, given.budget or 0)
 
 
-def _trained(
-    arm: Arm, bed: DigitBed, updates: int, batch: int, seed: int, rate: float, momentum: float
-) -> Numbers | None:
-    """One training; None where it diverged, which is a result."""
-    try:
-        return arm.train(bed, updates, batch, seed, learning_rate=rate, momentum=momentum)
-    except FewstepError as error:
-        print(f"diverged: {str(error).splitlines()[0]}", flush=True)
-        return None
+def in_order(names: Sequence[str]) -> list[str]:
+    """The claims by importance."""
+    return sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
 
 
 def references(bed: DigitBed) -> dict[str, Any]:
@@ -151,31 +147,27 @@ def references(bed: DigitBed) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("claims", nargs="*", help=f"of {', '.join(known())}; all unless given")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("claims", nargs="*", help=f"of {', '.join(in_order(list(known())))}; all unless given")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--budget", type=int, default=600_000, help="sample passes of one training")
+    parser.add_argument("--updates", type=int, default=Protocol.updates, help="of the arm whose update costs most")
+    parser.add_argument("--budget", type=int, help="sample passes of one training, in place of --updates")
     parser.add_argument("--teacher", type=int, default=6000, help="updates of the teacher")
     parser.add_argument("--voxels", type=Path, nargs="+", default=[], help="shapes, for the claims that need them")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--folder", type=Path, default=Path("runs/distillation-claims"))
     given = parser.parse_args()
-    settings = {"seeds": given.seeds, "batch": given.batch, "budget": given.budget, "teacher": given.teacher}
-    for name in given.claims or known():
+    torch.set_num_threads(1)
+    for name in given.claims or in_order(list(known())):
         if name not in known():
             parser.error(f"no claim {name!r}; there are {', '.join(known())}")
-        if known()[name].voxels and not given.voxels:
+        claim = known()[name]
+        if claim.voxels and not given.voxels:
             print(f"{name}: left out, it needs --voxels FILES_OR_FOLDERS (.npz of 32^3 shapes)", flush=True)
             continue
-        begun = time.perf_counter()
-        bed = bed_of(given.folder, given.teacher, given.voxels if known()[name].voxels else ())
-        with Run(given.folder / name, settings, quiet=True) as run:
-            found = asked(known()[name], bed, run, given)
-        found |= {"settings": settings, "references": references(bed)}
-        found |= {"environment": environment(), "seconds": time.perf_counter() - begun}
-        write_json(given.results / f"claim-{name}.json", found)
-        for answer in found["answers"]:
-            print(f"{name}: {told(answer)}", flush=True)
+        bed = bed_of(given.folder, given.teacher, given.voxels if claim.voxels else ())
+        with Run(given.folder / name, protocol_of(given).plain(), quiet=True) as run:
+            asked(name, claim, bed, run, given)
 
 
 def told(answer: dict[str, Any]) -> str:
@@ -183,7 +175,7 @@ def told(answer: dict[str, Any]) -> str:
     d = answer["difference"]
     there = answer["draw"] if answer["than_draw"] is None else answer["than_draw"]
     arms = f"{answer['better']} {answer['draw']} against {answer['than']} {there}, {answer['metric']}"
-    return f"{arms}: {d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f}): {answer['verdict']}"
+    return f"{arms}, equal {answer['at']}: {d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f}): {answer['verdict']}"
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/distillation_digits.py
     python benchmarks/distillation_digits.py --methods lcm dmd2 --steps 1 --seeds 0 1 --output runs/quick.json
 
-Teacher, tuning, seeds and measures are those of `distillation_claims.py`. No guidance, so that all methods aim at the
-same distribution.
+Teacher, tuning (half of the budget, cosine decay, a grid that widens), seeds and measures are those of
+`distillation_claims.py`. No guidance, so that all methods aim at the same distribution.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from claims.claim import Arm
-from distillation_claims import bed_of, compared, references
+from claims.claim import Arm, Claim
+from claims.protocol import Costs, Protocol, compared, fingerprint
+from distillation_claims import bed_of, references
 from distillation_toy import entries
 
 from fewstep.distill.beds.digits import POINTS, STORED, DigitBed
@@ -56,8 +57,12 @@ def arm_of(name: str, steps: int) -> Arm:
 
 def _row(name: str, steps: int, bed: DigitBed, run: Run, given: argparse.Namespace) -> dict[str, Any]:
     """A line of the table, with the commit that it was measured at: a resumed run may be older."""
-    row = compared(f"{name}, {steps} steps", arm_of(name, steps), bed, run, given, RATES, MOMENTA)
-    return {"method": name, "steps": steps, "commit": environment()["commit"], **row}
+    line, protocol = f"{name}, {steps} steps", Protocol(tuple(given.seeds), given.batch, budget=given.budget)
+    claim = Claim(line, "", "", {line: arm_of(name, steps)}, (), RATES, MOMENTA)
+    costs = Costs.of(claim, bed, protocol)
+    row = compared(line, claim, bed, run, protocol, costs, fingerprint(claim, line, bed))
+    best = {key: row["runs"][0][key] for key in ("learning_rate", "momentum", "seeds", "summary")}
+    return {"method": name, "steps": steps, "commit": environment()["commit"], **row, **best}
 
 
 def main() -> None:

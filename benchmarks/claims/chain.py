@@ -46,9 +46,9 @@ class Chain(Arm):
 class Flow(Arm):
     """An arm whose student is a flow: its last draw also says how straight its paths are."""
 
-    def measured(self, bed: DigitBed, student: Model, method: Method) -> Numbers:
+    def measured(self, bed: DigitBed, student: Model, method: Method, seed: int = 0) -> Numbers:
         """With `straightness` (0: straight) in the last draw."""
-        found = super().measured(bed, student, method)
+        found = super().measured(bed, student, method, seed)
         found[list(found)[-1]]["straightness"] = straightness(bed, student)
         return found
 

@@ -1,11 +1,11 @@
-"""A claim: ways to train at equal cost, and questions about them that numbers answer."""
+"""A claim: ways to train at equal cost, and questions about them that numbers answer (how: `protocol.py`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,6 +42,10 @@ class Arm:
         Of the student, with random weights; 0: the teacher's width and weights.
     share:
         Of the budget of network passes; 0: the teacher itself, untrained, in the method's steps.
+    spent:
+        Passes of the budget that are gone before the first update, such as those of a store of its own.
+    setting:
+        (learning rate, momentum) that the arm is about; it is not tuned then.
     """
 
     make: Make
@@ -49,6 +53,8 @@ class Arm:
     bed: Callable[[DigitBed], DigitBed] = lambda bed: bed
     width: int = 0
     share: float = 1.0
+    spent: int = 0
+    setting: tuple[float, float] | None = None
 
     def passes(self, bed: DigitBed, batch: int, steps: int = 4) -> float:
         """Samples through networks per update of the student; backward counts two more."""
@@ -56,12 +62,16 @@ class Arm:
         return passes_of(engine, bed.network, steps)
 
     def train(self, bed: DigitBed, updates: int, batch: int, seed: int, **settings: Any) -> Numbers:
-        """Train once and measure every draw."""
+        """Train once and measure every draw; the learning rate falls to zero along a cosine."""
         method = self.make(bed.process, max(1, updates))
         if not self.share:
-            return self.measured(bed, bed.teacher(), method)
+            return self.measured(bed, bed.teacher(), method, seed)
         student = self._trained(bed, method, updates, batch, seed, **settings)
-        return self.measured(bed, student, method)
+        return self.measured(bed, student, method, seed)
+
+    def untrained(self, bed: DigitBed) -> Numbers:
+        """The teacher in the steps of this arm."""
+        return self.measured(bed, bed.teacher(), self.make(bed.process, 1000))
 
     def _trained(self, bed: DigitBed, method: Method, updates: int, batch: int, seed: int, **settings: Any) -> Model:
         """A finished student."""
@@ -69,22 +79,47 @@ class Arm:
         method = dataclasses.replace(method, settings=dataclasses.replace(method.settings, betas=betas))
         student = self._student(bed, seed)
         engine, _ = distil(
-            self.bed(bed), method, steps=updates, batch=batch, seed=seed, student=student, warmup=0, **settings
-        )
+            self.bed(bed), method, steps=updates, batch=batch, seed=seed, student=student, warmup=0, decay="cosine",
+            **settings,
+        )  # fmt: skip
         return engine.cast.student
 
-    def measured(self, bed: DigitBed, student: Model, method: Method) -> Numbers:
-        """Measurements of a finished student."""
+    def measured(self, bed: DigitBed, student: Model, method: Method, seed: int = 0) -> Numbers:
+        """Measurements of a finished student; every seed of training draws samples of its own."""
         draws = {"": method.steps} if self.draws is None else self.draws(bed.process)
-        return {name: drawn(bed, student, steps) for name, steps in draws.items()}
+        return {name: drawn(bed, student, steps, seed) for name, steps in draws.items()}
 
     def _student(self, bed: DigitBed, seed: int) -> nn.Module | None:
         return bed.fresh(self.width, seed) if self.width else None
 
 
+class Real(Arm):
+    """No student: real samples of the classes that are asked for, from the part that networks learn from.
+
+    Their distance from the held-out part is what no student can be expected to fall below.
+    """
+
+    def train(self, bed: DigitBed, updates: int, batch: int, seed: int, **settings: Any) -> Numbers:
+        """Measurements of real samples."""
+        data, labels, generator = self.bed(bed).data, bed.asked(), torch.Generator().manual_seed(seed)
+        of_class = {int(c): (data.train_labels == c).nonzero().flatten() for c in labels.unique()}
+        rows = [of_class[int(c)][int(torch.randint(len(of_class[int(c)]), (1,), generator=generator))] for c in labels]
+        return {"": bed.measures(data.train[torch.stack(rows)], labels)}
+
+
+REAL = "real samples"
+"""The arm that every claim has without naming it."""
+
+
 @dataclass(frozen=True)
 class Question:
-    """Is the metric of one arm lower (or higher) than that of another, beyond the spread of the seeds?"""
+    """Is the metric of one arm lower (or higher) than that of another, beyond the spread of the seeds?
+
+    beyond:
+        By so much at least (premises: what is smaller cannot be repaired visibly).
+    premise:
+        Name of one of the claim's premises, without which the question says nothing about the paper.
+    """
 
     better: str
     than: str
@@ -92,16 +127,30 @@ class Question:
     draw: str = ""
     than_draw: str | None = None
     higher: bool = False
+    beyond: float = 0.0
+    premise: str = ""
 
-    def answer(self, arms: Mapping[str, list[Numbers]]) -> dict[str, Any]:
+    @property
+    def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """(arm, draw) of both."""
+        return (self.better, self.draw), (self.than, self.draw if self.than_draw is None else self.than_draw)
+
+    def answer(self, better: Sequence[Numbers], than: Sequence[Numbers]) -> dict[str, Any]:
         """The mean difference over seeds, its 95 % interval, and yes, no or open."""
-        there = self.draw if self.than_draw is None else self.than_draw
-        pairs = zip(arms[self.better], arms[self.than], strict=True)
-        values = [a[self.draw][self.metric] - b[there][self.metric] for a, b in pairs]
+        (_, here), (_, there) = self.sides
+        pairs = zip(better, than, strict=False)
+        values = [a[here][self.metric] - b[there][self.metric] for a, b in pairs]
         found = seed_interval(torch.tensor(values, dtype=torch.float64)).as_dict()
         low, high = (-found["high"], -found["low"]) if self.higher else (found["low"], found["high"])
-        verdict = "yes" if high < 0 else "no" if low > 0 else "open"
+        verdict = "yes" if high < -self.beyond else "no" if low > 0 else "open"
         return {**dataclasses.asdict(self), "difference": found, "verdict": verdict}
+
+    def room(self) -> Question | None:
+        """What must be true of the untreated arm: that real samples are better by the same metric."""
+        if self.than == REAL or self.metric in ("straightness", "error", "nearest", "coverage"):
+            return None
+        (_, _), (than, draw) = self.sides
+        return Question(REAL, than, self.metric, "", draw, self.higher)
 
 
 @dataclass(frozen=True)
@@ -109,7 +158,9 @@ class Claim:
     """What a paper says, and how it is asked here.
 
     paper: title and arXiv id. says: its claim in a sentence. asks: how it was made small. voxels: asked of shapes that
-    the user gives, not of digits.
+    the user gives, not of digits. rates, momenta: where tuning begins; it goes on where the best lies at an edge.
+    premises: the effect that the method repairs, as questions about untreated arms. fixed: the rates are the question,
+    so that tuning tries all of them and no more.
     """
 
     paper: str
@@ -120,23 +171,36 @@ class Claim:
     rates: tuple[float, ...] = (3e-4, 1e-3)
     momenta: tuple[float, ...] = (0.0, 0.9)
     voxels: bool = False
+    premises: Mapping[str, Question] = field(default_factory=dict)
+    fixed: bool = False
+
+    def all_arms(self) -> dict[str, Arm]:
+        """The arms, and real samples."""
+        any_arm = next(iter(self.arms.values()))
+        return {REAL: Real(any_arm.make, share=0.0), **self.arms}
+
+    def all_questions(self) -> tuple[Question, ...]:
+        """The questions with their premises."""
+        rooms = [room for question in self.questions if (room := question.room()) is not None]
+        return (*self.questions, *self.premises.values(), *rooms)
 
 
-def drawn(bed: DigitBed, student: Model, steps: Steps) -> dict[str, float]:
+def drawn(bed: DigitBed, student: Model, steps: Steps, seed: int = 0) -> dict[str, float]:
     """Measurements of a student's samples; worst of all where they are not finite.
 
     Raises:
         FewstepError: samples that are not finite.
     """
     labels: Tensor = bed.asked()
-    samples = bed.samples(student, steps, labels)
+    samples = bed.samples(student, steps, labels, 7 + seed)
     if not bool(samples.isfinite().all()):
         raise FewstepError("the student's samples are not finite")
     return bed.measures(samples, labels)
 
 
-def score(numbers: Numbers | None) -> float:
-    """What tuning minimises: the mean Frechet distance over the draws."""
+def score(numbers: Numbers | None, draw: str | None = None, metric: str = "frechet") -> float:
+    """What tuning minimises: the metric of a draw, or its mean over all draws."""
     if numbers is None:
         return math.inf
-    return sum(draw["frechet"] for draw in numbers.values()) / len(numbers)
+    values = [entry[metric] for name, entry in numbers.items() if draw in (None, name)]
+    return sum(values) / len(values)

@@ -24,6 +24,11 @@ def mean_flow(process, updates):
     return method("mean_flow", process, teacher=True, derivative="difference")
 
 
+def uniform(process, updates):
+    """MeanFlow at uniform times, which see pure noise far more often than the published law."""
+    return method("mean_flow", process, teacher=True, derivative="difference", times="uniform")
+
+
 def consistency(process, updates):
     """Consistency training by easy tuning."""
     return method("ect", process, steps=1)
@@ -36,7 +41,6 @@ def mid(pairs: str, last):
 
 CLAIM = Claim(
     paper="Consistency mid-training (arXiv 2509.24526), MF-RAE (arXiv 2511.13019)",
-    rates=(3e-4, 1e-3, 3e-3),
     says="Regression of jumps between stored states of the teacher is a cheap and steady start for MeanFlow and for "
     "consistency models, whose own training from a diffusion model is long and brittle.",
     asks="Equal passes; mid-training takes half of the updates, which are cheaper than the others. The store's passes "
@@ -44,6 +48,8 @@ CLAIM = Claim(
     arms={
         "mid-training": Arm(lambda process, updates: method("cmt", process), draws, stored),
         "MeanFlow": Arm(mean_flow, draws, stored),
+        "MeanFlow, uniform times": Arm(uniform, draws, stored),
+        "mid-training, MeanFlow, uniform times": Arm(mid("all", uniform), draws, stored),
         "mid-training, MeanFlow": Arm(mid("all", mean_flow), draws, stored),
         "consistency": Arm(consistency, draws, stored),
         "mid-training, consistency": Arm(mid("to-end", consistency), draws, stored),
@@ -53,5 +59,7 @@ CLAIM = Claim(
         *(Question("mid-training, consistency", "consistency", draw=f"{n} steps") for n in (1, 2)),
         Question("mid-training, MeanFlow", "mid-training", draw="1 steps"),
         Question("MeanFlow", "consistency", draw="1 steps"),
+        *(Question("MeanFlow, uniform times", "MeanFlow", draw=f"{n} steps") for n in (1, 2, 4)),
+        Question("mid-training, MeanFlow, uniform times", "MeanFlow, uniform times", draw="1 steps"),
     ),
 )

@@ -26,8 +26,16 @@ CLAIM = Claim(
             lambda process, updates: method("decoupled_dmd", process, guidance=GUIDANCE, cleaner=False, **COMMON)
         ),
         "both, decoupled": Arm(lambda process, updates: method("decoupled_dmd", process, guidance=GUIDANCE, **COMMON)),
+        "both, decoupled, critic told": Arm(
+            lambda process, updates: method("decoupled_dmd", process, guidance=GUIDANCE, step_condition=True, **COMMON)
+        ),
+        "matching alone, critic told": Arm(
+            lambda process, updates: method("decoupled_dmd", process, guidance=1.0, step_condition=True, **COMMON)
+        ),
     },
     questions=(
+        Question("both, decoupled, critic told", "both, decoupled"),
+        Question("matching alone, critic told", "matching alone"),
         Question("guidance alone", "matching alone", "right", higher=True),
         Question("matching alone", "guidance alone", "precision", higher=True),
         Question("matching alone", "guidance alone", "spread", higher=True),

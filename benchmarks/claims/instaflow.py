@@ -8,7 +8,7 @@ from fewstep.distill.beds.digits import DigitBed
 from fewstep.distill.method import method
 from fewstep.distill.steps import evenly
 
-PAIRS, JUMPS, BUDGET, NARROW = 4096, 4, 600_000, 48
+PAIRS, JUMPS, NARROW = 4096, 4, 48
 SECOND = PAIRS * 4 * JUMPS  # passes of the second store, 16 Euler steps
 
 
@@ -45,16 +45,15 @@ def straighten(process, updates):
 def chain(width: int = 0) -> Chain:
     """Reflow, then distillation on pairs of the new flow."""
     first = Arm(straighten, bed=pairs, width=width)
-    return Chain(distil, one, again, share=1 - SECOND / BUDGET, first=first)
+    return Chain(distil, one, again, spent=SECOND, first=first)
 
 
 CLAIM = Claim(
     paper="InstaFlow (arXiv 2309.06380)",
-    rates=(3e-4, 1e-3, 3e-3),
     says="Distilling a teacher into one step fails where its noise and its samples are joined by a rough map; reflow "
     "joins them anew by straighter paths, and distilling after it works.",
     asks="One step, equal passes. All arms share the teacher's store of 4,096 pairs (64 Euler steps), which is not "
-    "counted; the pairs of the straightened flow (16 Euler steps) are, for the default budget. Half of the updates "
+    "counted; the pairs of the straightened flow (16 Euler steps) are. Half of the updates "
     "reflow. The paper says it of students that their own size binds, so it is also asked of a sixth of the weights, "
     "from random ones.",
     arms={

@@ -36,7 +36,6 @@ QUESTIONS = (
 
 CLAIM = Claim(
     paper="MDT-dist (arXiv 2509.04406)",
-    rates=(3e-4, 1e-3, 3e-3),
     says="Velocity matching with velocity distillation beats consistency distillation in one and two steps.",
     asks="Equal passes, no guidance. The derivative is a central difference, two passes of the student. The residual "
     "is normalised as a whole, not the derivative alone as in the released code; without it as an arm.",

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from claims.claim import Arm, Claim, Question
+from claims.claim import REAL, Arm, Claim, Question, Real
 from fewstep.distill.beds.digits import DigitBed
 from fewstep.distill.method import method
-from fewstep.distill.steps import evenly
+from fewstep.distill.steps import Steps, evenly
 
-STEPS = (1, 2, 4, 8)
+STEPS, PUBLISHED = (1, 2, 4, 8), "4 steps, published"
 
 
 def draws(process):
     """One model in all of these steps, noised anew between them."""
-    return {f"{n} steps": evenly(process, n) for n in STEPS}
+    return {f"{n} steps": evenly(process, n) for n in STEPS} | {PUBLISHED: published(process)}
+
+
+def published(process):
+    """The authors' four calls of eight segments: the last begins at one eighth instead of a quarter."""
+    return Steps(tuple(process.noisiest * part for part in (1.0, 0.75, 0.5, 0.125)))
 
 
 def chained(process):
@@ -35,7 +40,6 @@ def segments(process, updates, **options):
 
 CLAIM = Claim(
     paper="Multistep Latent Consistency / TLCM (arXiv 2406.05768)",
-    rates=(3e-4, 1e-3, 3e-3),
     says="Consistency within segments, then between their edges, gives one model for two to eight steps; its states "
     "come from the teacher, so that no data is needed and none can mismatch.",
     asks="One model per arm, measured in 1, 2, 4 and 8 steps at equal passes; the teacher's states cost passes, noised "
@@ -49,13 +53,25 @@ CLAIM = Claim(
         "segments": Arm(segments, chained),
         "milestones": Arm(lambda process, updates: method("mlcm", process, guidance=1.0, first_stage=0.0), draws),
         "MLCM": Arm(lambda process, updates: method("mlcm", process, guidance=1.0, first_stage=0.75), draws),
+        "MLCM, one rate": Arm(
+            lambda process, updates: method("mlcm", process, guidance=1.0, first_stage=0.75, second_rate=1.0), draws
+        ),
+        "mirrored digits": Real(segments, bed=mirrored, share=0.0),
+    },
+    premises={
+        "mirrored digits are other data": Question(REAL, "mirrored digits", beyond=0.1),
     },
     questions=(
+        Question("segments", "LCM", draw="8 steps"),
         *(Question("MLCM", "LCM", draw=f"{n} steps") for n in STEPS),
         *(Question("MLCM", "segments", draw=f"{n} steps") for n in STEPS),
         *(Question("MLCM", "milestones", draw=f"{n} steps") for n in STEPS),
-        Question("segments", "LCM", draw="8 steps"),
         *(Question("segments", "segments, data", draw=f"{n} steps") for n in (4, 8)),
-        *(Question("segments", "segments, mirrored data", draw=f"{n} steps") for n in (4, 8)),
+        *(
+            Question("segments", "segments, mirrored data", draw=f"{n} steps", premise="mirrored digits are other data")
+            for n in (4, 8)
+        ),
+        *(Question("MLCM", "MLCM, one rate", draw=f"{n} steps") for n in (4, 8)),
+        Question("MLCM", "MLCM", draw=PUBLISHED, than_draw="4 steps"),
     ),
 )

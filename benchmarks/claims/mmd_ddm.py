@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from claims.claim import Arm, Claim, Question
+from claims.claim import REAL, Arm, Claim, Question
 from fewstep.distill.beds.digits import PIXELS, DigitJudge
 from fewstep.distill.method import method
 from fewstep.distill.steps import Steps, evenly
@@ -58,6 +58,13 @@ CLAIM = Claim(
     says="A few hundred updates against the discrepancy of features make five steps as good as ten untuned.",
     asks="Five deterministic steps against the teacher's 5, 10 and 20. The tuning sees features of a classifier "
     "that is not the judge; beside it tuning on the pixels themselves.",
+    rates=(1e-4, 3e-4),
+    premises={
+        "five steps fall short": Question(
+            "teacher", "teacher", draw="20 steps", than_draw="5 steps", beyond=0.05, metric="frechet"
+        ),
+        "ten steps fall short": Question(REAL, "teacher", than_draw="10 steps", beyond=0.02),
+    },
     arms={
         "teacher": Arm(lambda process, updates: method("mmd_ddm", process), untrained, share=0.0),
         "tuned, features": Arm(lambda process, updates: method("mmd_ddm", process, features=features)),
@@ -65,8 +72,8 @@ CLAIM = Claim(
         "tuned, pixels, linear": Arm(lambda process, updates: method("mmd_ddm", process, kernel="linear")),
     },
     questions=(
-        Question("tuned, features", "teacher", than_draw="5 steps"),
-        Question("tuned, features", "teacher", than_draw="10 steps"),
+        Question("tuned, features", "teacher", than_draw="5 steps", premise="five steps fall short"),
+        Question("tuned, features", "teacher", than_draw="10 steps", premise="ten steps fall short"),
         Question("tuned, features", "teacher", than_draw="20 steps"),
         Question("tuned, features", "teacher", "recall", than_draw="10 steps", higher=True),
         Question("tuned, features", "tuned, pixels, radial"),

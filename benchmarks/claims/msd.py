@@ -19,9 +19,7 @@ from fewstep.distill.method import Method, method
 
 PARTS = ((0, 1, 2), (3, 4), (5, 6, 7), (8, 9))
 SMALL, WARM = 60, 1500
-ONE, ALL = 0.4, 1.6
-"""Width of which four networks have together the weights of one of width 128; updates of its warm start. Shares of the
-budget: of one student, and of four that are updated as often, each on samples of its own."""
+"""Width of which four networks have together the weights of one of width 128; updates of its warm start."""
 
 
 class Routed(nn.Module):
@@ -97,23 +95,18 @@ def matching(process: Any, updates: int) -> Method:
 CLAIM = Claim(
     paper="Multi-student Diffusion Distillation for Better One-step Generators (arXiv 2410.23274)",
     says="Four students, each for a part of the classes, beat one of the same size; smaller ones can replace it.",
-    asks="One step. As in the paper each of four students gets the updates of the one; the control that the paper "
-    "lacks gives the one as many as all four. Four of width 60 have together the weights of one of 128 and begin, "
-    "like every small student here, as a regression of the teacher that is outside the budget.",
+    asks="One step. At equal updates each of four students gets those of the one, as in the paper; at equal passes, "
+    "the control that the paper lacks, the one gets as many as all four. Four of width 60 have together the weights of "
+    "one of 128 and begin, like every small student here, as a regression of the teacher that is outside the budget.",
     arms={
-        "one": Students(matching, share=ONE),
-        "one, four times the updates": Students(matching, share=ALL),
-        "four": Students(matching, parts=PARTS, share=ALL),
-        "four, a quarter each": Students(matching, parts=PARTS, share=ONE),
-        "one small": Students(matching, width=SMALL, share=ALL),
-        "four small": Students(matching, width=SMALL, parts=PARTS, share=ALL),
+        "one": Students(matching),
+        "four": Students(matching, parts=PARTS),
+        "one small": Students(matching, width=SMALL),
+        "four small": Students(matching, width=SMALL, parts=PARTS),
     },
     questions=(
         Question("four", "one"),
-        Question("four", "one, four times the updates"),
-        Question("four, a quarter each", "one"),
         Question("four small", "one small"),
         Question("four small", "one"),
-        Question("four small", "one, four times the updates"),
     ),
 )

@@ -14,8 +14,8 @@ from fewstep.process import Process
 STEPS, GUIDANCE = 4, 1.5
 
 
-def guided(guidance: float, critic: float, last: bool = False, adversarial: float = 0.0) -> Make:
-    """The preset at two guidance scales; last: only the last call is ever judged."""
+def guided(guidance: float, critic: float, last: bool = False, adversarial: float = 0.0, told: bool = False) -> Make:
+    """The preset at two guidance scales; last: only the last call is judged; told: the critic knows the call."""
 
     def make(process: Process, updates: int) -> Method:
         made = method(
@@ -26,6 +26,7 @@ def guided(guidance: float, critic: float, last: bool = False, adversarial: floa
             critic_guidance=critic,
             adversarial=adversarial,
             modules=("blocks.1",),
+            step_condition=told,
             floor=0.1,
         )
         return dataclasses.replace(made, rollout=Simulation(made.steps, last=True)) if last else made
@@ -49,20 +50,31 @@ CLAIM = Claim(
     "easy to tell apart need no guidance: what is left to see is what it costs.",
     arms={
         "mixture": Arm(guided(1.0, 1.0), first_calls),
+        "mixture, critic told": Arm(guided(1.0, 1.0, told=True), first_calls),
         "last call alone": Arm(guided(1.0, 1.0, last=True), first_calls),
         "guidance": Arm(guided(GUIDANCE, GUIDANCE), first_calls),
         "Zero-CFG": Arm(guided(1.0, 0.0), first_calls),
+        "Zero-CFG, critic told": Arm(guided(1.0, 0.0, told=True), first_calls),
         "Zero-CFG, adversary": Arm(guided(1.0, 0.0, adversarial=0.1), first_calls),
         "Anti-CFG": Arm(guided(1.0, -1.0), first_calls),
     },
+    premises={
+        "guidance takes diversity away": Question("mixture", "guidance", "spread", "4 calls", higher=True),
+        "guidance takes recall away": Question("mixture", "guidance", "recall", "4 calls", higher=True),
+    },
     questions=(
+        Question("mixture, critic told", "mixture", draw="4 calls"),
+        *(Question("mixture, critic told", "mixture", draw=f"{n} calls") for n in (1, 2)),
+        Question("Zero-CFG, critic told", "Zero-CFG", draw="4 calls"),
         Question("mixture", "last call alone", draw="4 calls"),
         Question("mixture", "mixture", draw="4 calls", than_draw="1 calls"),
         Question("Zero-CFG", "mixture", "right", "4 calls", higher=True),
         Question("Anti-CFG", "mixture", "right", "4 calls", higher=True),
-        Question("Zero-CFG", "guidance", "spread", "4 calls", higher=True),
-        Question("Anti-CFG", "guidance", "spread", "4 calls", higher=True),
-        Question("Zero-CFG", "guidance", "recall", "4 calls", higher=True),
+        *(
+            Question(name, "guidance", "spread", "4 calls", higher=True, premise="guidance takes diversity away")
+            for name in ("Zero-CFG", "Anti-CFG")
+        ),
+        Question("Zero-CFG", "guidance", "recall", "4 calls", higher=True, premise="guidance takes recall away"),
         Question("Zero-CFG", "guidance", draw="4 calls"),
         Question("Zero-CFG, adversary", "Zero-CFG", draw="4 calls"),
         Question("mixture", "Zero-CFG", draw="4 calls"),

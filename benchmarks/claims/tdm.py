@@ -15,12 +15,15 @@ CLAIM = Claim(
     asks="Four steps, equal passes, the same tuning. DMD2 also with one update of its critic per update of the "
     "student, for the paper's five cost it three quarters of its updates. What its adversary looks at is not counted.",
     arms={
-        "TDM": Arm(lambda process, updates: method("tdm", process, steps=4, guidance=1.0)),
-        "TDM, overlapping": Arm(lambda process, updates: method("tdm", process, steps=4, guidance=1.0, overlap=True)),
+        "TDM": Arm(lambda process, updates: method("tdm", process, steps=4, **FAIR)),
+        "TDM, overlapping": Arm(lambda process, updates: method("tdm", process, steps=4, overlap=True, **FAIR)),
         "DMD2": Arm(lambda process, updates: method("dmd2", process, **DMD2)),
         "DMD2, ratio 1": Arm(lambda process, updates: method("dmd2", process, ratio=1, **DMD2)),
         "DMD2, ratio 1, no data": Arm(
             lambda process, updates: method("dmd2", process, ratio=1, adversarial=0.0, **DMD2)
+        ),
+        "DMD2, ratio 1, no data, critic told": Arm(
+            lambda process, updates: method("dmd2", process, ratio=1, adversarial=0.0, step_condition=True, **DMD2)
         ),
         "consistency": Arm(lambda process, updates: method("lcm", process, steps=4, guidance=1.0)),
     },
@@ -28,6 +31,8 @@ CLAIM = Claim(
         Question("TDM", "DMD2"),
         Question("TDM", "DMD2, ratio 1"),
         Question("TDM", "DMD2, ratio 1, no data"),
+        Question("DMD2, ratio 1, no data, critic told", "DMD2, ratio 1, no data"),
+        Question("TDM", "DMD2, ratio 1, no data, critic told"),
         Question("TDM", "consistency"),
         Question("TDM", "TDM, overlapping"),
         Question("TDM", "DMD2, ratio 1", "recall", higher=True),

@@ -125,7 +125,6 @@ def draws(process):
 
 CLAIM = Claim(
     paper="YONOS-SR (arXiv 2401.17258)",
-    rates=(3e-4, 1e-3, 3e-3),
     says="A model of an easier super-resolution is a better teacher of the harder one than the data, most so in "
     "one step.",
     asks="Digits from 2x2 pixels, the teacher from 4x4, equal passes: from random weights, from the teacher's weights "

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from claim_blocks import block, counted
 from paper import Paper
-from parts import listed, made_by, table
+from parts import listed, table
 
 from fewstep.distill.method import method, options_of, presets
 from fewstep.distill.outline import outline
@@ -64,11 +65,7 @@ def readme() -> str:
 
 def _verdicts(paper: Paper) -> str:
     files = [RESULTS / f"claim-{name}.json" for name in paper.claims]
-    said = [answer["verdict"] for file in files if file.exists() for answer in read_json(file)["answers"]]
-    counts = [
-        (said.count(verdict), word) for verdict, word in (("yes", "yes"), ("no", "no"), ("open", "not told apart"))
-    ]
-    return ", ".join(f"{count} {word}" for count, word in counts if count) or "on the leaderboards"
+    return counted(read_json(file) for file in files if file.exists()) or "on the leaderboards"
 
 
 def page(paper: Paper, boards: dict[str, Any]) -> str:
@@ -102,7 +99,7 @@ As a recipe (`fewstep run FILE.yaml`; learning rate, momentum and the like are t
 
 ## Measured
 
-{"".join(_claim(name) for name in paper.claims)}{_standing(paper, boards)}
+{"".join(block(RESULTS / f"claim-{name}.json") for name in paper.claims)}{_standing(paper, boards)}
 
 ## What was not reproduced
 
@@ -135,84 +132,6 @@ def _recipe(paper: Paper, lead: str) -> str:
 def _options(name: str) -> str:
     known = {key: value for key, value in options_of(name).items() if key not in ("steps", "guidance", "channels")}
     return f"Options: {listed(f'`{k}`' for k in known)}." if known else ""
-
-
-def _claim(name: str) -> str:
-    file = RESULTS / f"claim-{name}.json"
-    if not file.exists():
-        return ""
-    found = read_json(file)
-    return f"""### "{found["says"]}"
-
-{found["asks"]} {_setting(found)}
-
-{_arms(found)}
-
-{chr(10).join(_answers(found))}
-
-{_usable(found)}{made_by(found)}
-
-"""
-
-
-def _usable(found: dict[str, Any]) -> str:
-    """How forgiving each arm is; nothing for results that kept only the best setting."""
-    told = [
-        f"{name} {arm['usable']} of {len(arm['tried'])}"
-        for name, arm in found["arms"].items()
-        if arm["updates"] and "usable" in arm
-    ]
-    head = "Settings that came, at a quarter of the budget, within twice the best score of any arm:"
-    return f"{head} {listed(told)}.\n\n" if told else ""
-
-
-def _setting(found: dict[str, Any]) -> str:
-    s = found["settings"]
-    return (
-        f"{s['budget']:,} sample passes a training, batches of {s['batch']}, {len(s['seeds'])} seeds, mean and 95 %"
-        " interval; learning rate and momentum chosen per arm by another seed."
-    )
-
-
-def _arms(found: dict[str, Any]) -> str:
-    shown = [("frechet", 2), ("precision", 2), ("recall", 2), ("right", 3), ("spread", 2)]
-    shown += [(name, 3) for name in sorted({a["metric"] for a in found["answers"]} - {name for name, _ in shown})]
-    heads, rows = ["arm", "updates", *(metric for metric, _ in shown), "rate, momentum"], []
-    for name, arm in found["arms"].items():
-        setting = f"{arm['learning_rate']:g}, {arm['momentum']:g}"
-        if arm["summary"] is None:
-            rows.append([name, arm["updates"], "a seed diverged", *[""] * (len(shown) - 1), setting])
-            continue
-        for draw, metrics in arm["summary"].items():
-            cells = [_interval(metrics[metric], digits) if metric in metrics else "" for metric, digits in shown]
-            rows.append([f"{name}, {draw}" if draw else name, arm["updates"], *cells, setting])
-    return table(heads, rows)
-
-
-def _interval(entry: dict[str, Any], digits: int) -> str:
-    return f"{_number(entry['mean'], digits)} ± {_number((entry['high'] - entry['low']) / 2, digits)}"
-
-
-def _number(value: float, digits: int, sign: str = "") -> str:
-    """With so many decimals; what has exploded in powers of ten."""
-    return f"{value:{sign}.{digits}f}" if abs(value) < 1000 else f"{value:{sign}.1e}"
-
-
-VERDICTS = {"yes": "yes", "no": "no, the other way round", "open": "not told apart"}
-
-
-def _answers(found: dict[str, Any]) -> Iterator[str]:
-    for a in found["answers"]:
-        d = a["difference"]
-        there = a["draw"] if a["than_draw"] is None else a["than_draw"]
-        better, than = (
-            f"*{arm}*{f' ({draw})' * bool(draw)}" for arm, draw in ((a["better"], a["draw"]), (a["than"], there))
-        )
-        word = "higher" if a["higher"] else "lower"
-        digits = 2 if max(abs(d["low"]), abs(d["high"])) >= 0.05 else 4
-        mean, low, high = (_number(d[key], digits, "+") for key in ("mean", "low", "high"))
-        interval = f"difference {mean}, {low} to {high}"
-        yield (f"- Is the {a['metric']} of {better} {word} than that of {than}? {VERDICTS[a['verdict']]} ({interval}).")
 
 
 def _standing(paper: Paper, boards: dict[str, Any]) -> str:

@@ -71,7 +71,7 @@ PAPERS: tuple[Paper, ...] = (
         "does not (`StudentRollout(same_noise=True)`). Live student as target, as there. Segments alone "
         "(`first_stage=1`) teach no jump to the data and are run as a deterministic chain.",
         missing="The latent perceptual distance (`metric=Features(...)` takes such a network), preference and "
-        "adversarial stages. The learning rate is one for both stages; the paper's second is a tenth of the first.",
+        "adversarial stages.",
         claims=("mlcm",),
     ),
     Paper(

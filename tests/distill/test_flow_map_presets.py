@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -17,6 +18,10 @@ from fewstep.distill.times import Points
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
+from fewstep.train.distillation import defaults
+from fewstep.train.loop import learning_rate
+from fewstep.train.stage import StageConfig
+from tests.distill.gaussians import generator
 
 PRESETS = {
     "accvideo": {"steps": 2, "adversarial": 0.0},
@@ -257,3 +262,39 @@ def straightness(model, steps=50, count=1000):
             states.append(x)
     chord = states[0] - states[-1]
     return sum(float((chord - v).square().sum(1).mean()) for v in velocities) / steps
+
+
+def test_uniform_times_of_mean_flow_see_pure_noise():
+    """The published law draws a time above 0.95 once in 2,500; P(n > logit(0.95) + 0.4) of a standard normal."""
+    share = {}
+    for times in ("logit_normal", "uniform"):
+        law = method("mean_flow", RectifiedFlow(), times=times).terms["mean_flow"].times.start
+        share[times] = float((law(400_000, RectifiedFlow(), generator()) > 0.95).double().mean())
+    assert share["logit_normal"] == pytest.approx(0.00041, rel=0.4)
+    assert share["uniform"] == pytest.approx(0.05, rel=0.05)
+    with pytest.raises(FewstepError, match="law of times"):
+        method("alpha_flow", RectifiedFlow(), times="uniformly")
+
+
+def test_the_second_stage_of_mlcm_has_its_own_rate():
+    """A tenth of the first one's, as published; stages that are left out have none."""
+    made = method("mlcm", RectifiedFlow(), guidance=1.0, first_stage=0.75)
+    config = StageConfig(**{**defaults(made.settings), "steps": 100, "warmup": 0})
+    rates = [learning_rate(step, config) for step in (0, 74, 75, 99)]
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5])
+    falling = learning_rate(80, config.model_copy(update={"decay": "cosine"}))
+    assert falling == pytest.approx(1e-5 * 0.5 * (1 + math.cos(math.pi * 0.8)))
+    assert method("mlcm", RectifiedFlow(), first_stage=1.0).settings.rates == ()
+
+
+def test_slim_flow_can_begin_at_a_finished_flow():
+    made = method("slim_flow", RectifiedFlow(), reflow_steps=0, distil_steps=10)
+    assert made.target is None
+    assert len(made.terms["slim_flow"].stages) == 1
+    assert made.terms["slim_flow"].stages[0][1].second.target.second.who == "teacher"
+
+
+def test_the_floor_of_tdm_bounds_its_normaliser():
+    """Where a sample's error nearly vanishes, one over it would not be bounded."""
+    weight = method("tdm", RectifiedFlow(), guidance=1.0, floor=0.1).terms["score"].weights[0]
+    assert weight.floor == 0.1

@@ -127,6 +127,8 @@ class Settings:
     """Cosine to zero at the end, rather than constant."""
     clip_norm: float = 1.0
     ema: float = 0.999
+    rates: tuple[tuple[float, float], ...] = ()
+    """Stages of the learning rate: (share of the training that it lasts to, multiple of `learning_rate`)."""
     optimizer: str = "adamw"
 
 

@@ -77,5 +77,6 @@ def defaults(settings: Settings) -> dict[str, object]:
         "decay": "cosine" if settings.decay else "constant",
         "clip_norm": settings.clip_norm,
         "ema": settings.ema,
+        "rate_stages": settings.rates,
         "optimizer": settings.optimizer,
     }

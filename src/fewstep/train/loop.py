@@ -241,12 +241,13 @@ class _Record:
 
 
 def learning_rate(step: int, config: StageConfig) -> float:
-    """Linear warm-up, then a cosine down to zero at `config.steps`, or no decay."""
+    """Linear warm-up, then a cosine down to zero at `config.steps`, or no decay; times the present stage's multiple."""
     warm = min(1.0, (step + 1) / (config.warmup + 1))
+    rate = config.learning_rate * warm * next((m for end, m in config.rate_stages if step < end * config.steps), 1.0)
     if config.decay == "constant":
-        return config.learning_rate * warm
+        return rate
     rest = max(0.0, (step - config.warmup) / max(1, config.steps - config.warmup))
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * rest))
+    return rate * 0.5 * (1 + math.cos(math.pi * rest))
 
 
 def accelerator_for(config: StageConfig) -> Accelerator:

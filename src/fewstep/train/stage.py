@@ -47,6 +47,9 @@ class StageConfig(BaseModel):
     checkpoint_every: Count = Field(200, description="steps between two checkpoints")
     checkpoint_minutes: Positive = Field(5, description="and so many minutes at most, or twenty times what one takes")
     decay: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
+    rate_stages: tuple[tuple[Positive, Weight], ...] = Field(
+        (), description="(share of the steps that it lasts to, multiple of the learning rate), in order"
+    )
     optimizer: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit: moments in 8 bits (torchao)")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
     trackers: tuple[str, ...] = Field((), description="of accelerate, such as [tensorboard, wandb, mlflow]")

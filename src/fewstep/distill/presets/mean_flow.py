@@ -25,10 +25,23 @@ from fewstep.distill.flow_map import (
 from fewstep.distill.flow_map.directions import Direction
 from fewstep.distill.method import Method, Settings, needing, preset
 from fewstep.distill.steps import evenly
-from fewstep.distill.times import LogitNormal, Uniform
+from fewstep.distill.times import Law, LogitNormal, Uniform
+from fewstep.errors import FewstepError, nearest
 from fewstep.process import Process
 
+LAWS: dict[str, Law] = {"logit_normal": LogitNormal(-0.4, 1.0), "uniform": Uniform(1e-3, 1.0)}
 SETTINGS = Settings(learning_rate=1e-4, betas=(0.9, 0.95), ema=0.9999)
+
+
+def law_of(times: str) -> Law:
+    """A law of times by name.
+
+    Raises:
+        FewstepError: there is none.
+    """
+    if times not in LAWS:
+        raise FewstepError("unknown law of times", value=times, mend=nearest(times, LAWS))
+    return LAWS[times]
 
 
 @preset("mean_flow")
@@ -45,13 +58,15 @@ def mean_flow(
     equal: float = 0.75,
     power: float = 1.0,
     c: float = 1e-2,
+    times: str = "logit_normal",
 ) -> Method:
     """MeanFlow: the average velocity satisfies its own differential equation (arXiv 2505.13447).
 
     teacher: the teacher's velocity (with `guidance`) in place of the data's, the distillation form (2511.13019).
-    omega, kappa, interval: MeanFlow's own guidance, without a teacher.
+    omega, kappa, interval: MeanFlow's own guidance, without a teacher. times: the paper's logit-normal law draws one
+    time in 2,500 above 0.95, so that one step from pure noise is learned late; `uniform` suits small budgets.
     """
-    law = LogitNormal(-0.4, 1.0)
+    law = law_of(times)
     direction: Direction = Teacher() if teacher else Data()
     if (omega, kappa) != (1.0, 0.0):
         direction = SelfGuided(omega, kappa, interval, direction)
@@ -76,12 +91,13 @@ def alpha_flow(
     guidance: float = 1.0,
     least: float = 0.05,
     equal: float = 0.5,
+    times: str = "logit_normal",
 ) -> Method:
     """alpha-Flow: discrete MeanFlow, from flow matching (share 1) towards the limit (arXiv 2510.20771).
 
-    least: share of the jump that the first leg still takes at the end of the training.
+    least: share of the jump that the first leg still takes at the end of the training. times: as in mean_flow.
     """
-    law = LogitNormal(-0.4, 1.0)
+    law = law_of(times)
     share = Ramp(1.0, least, 0.2, 0.8)
     term = FlowMapTerm(
         Intervals(law, Other(law), Part(share), equal),

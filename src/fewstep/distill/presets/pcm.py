@@ -55,6 +55,7 @@ def mlcm(
     sub_steps: int = 3,
     rollout: int = 4,
     first_stage: float = 12 / 14,
+    second_rate: float = 0.1,
     metric: Metric = Squared(),
     data: bool = False,
 ) -> Method:
@@ -63,7 +64,7 @@ def mlcm(
     metric: the paper's is the distance of features of a latent perceptual network (`Features`).
     first_stage: share of the training within segments; 1 or 0 leaves a stage out. Within segments alone no jump to the
     data is learned, and the student is run as a deterministic chain. data: noised data instead of the teacher's states,
-    which the paper argues against.
+    which the paper argues against. second_rate: learning rate between milestones, of that within segments.
     sub_steps, rollout: DDIM steps between milestones (p), and steps of the student that make its own states (q).
     """
     fine, coarse, scale = Even(parts), Even(segments), Guidance(guidance)
@@ -83,10 +84,11 @@ def mlcm(
         space="state",
         guidance=scale,
     )
+    rates = ((first_stage, 1.0), (1.0, second_rate)) if 0 < first_stage < 1 else ()
     stages = ((first_stage, within),) * (first_stage > 0) + ((1.0, between),) * (first_stage < 1)
     return Method(
         {"consistency": InTurn(stages)},
         evenly(process, steps, fresh=float(first_stage < 1)),
         needs=needing(data=data, guided=guidance != 1),
-        settings=Settings(learning_rate=1e-4),
+        settings=Settings(learning_rate=1e-4, rates=rates),
     )

@@ -106,19 +106,19 @@ def slim_flow(
     For a student smaller than its teacher. The training must take reflow_steps + distil_steps updates. symmetry: of the
     teacher, such as a flip of pictures, applied to both ends of half of the pairs. anneal: share of the reflow over
     which pairs are loosened, 0 pairs them from the start. two_steps: weight of the student's own flow, 0 leaves it out;
-    that flow is the reflow's averaged student.
+    that flow is the reflow's averaged student. reflow_steps: 0 where the teacher is that flow already.
     """
     share = reflow_steps / (reflow_steps + distil_steps)
     beta = Ramp(1.0, 0.0, last=anneal * share) if anneal else 0.0
     straighten = FlowMapTerm(EVERYWHERE, Instant(Data()), EndPointPairs(beta, symmetry))
     pairs = FlowMapTerm(StoredPairs("whole"), TwoLeg(Stored()), StoredPath(), metric, space="state")
-    flow = TwoLeg(Student("student"), Solver(who="target"))
+    flow = TwoLeg(Student("student"), Solver(who="target" if reflow_steps else "teacher"))
     own = FlowMapTerm(Inside(0.2, 0.8), flow, PureNoise(), metric, space="state", factor=two_steps)
     distil: Term = Together(pairs, own, "two_steps") if two_steps else pairs
     return Method(
-        {"slim_flow": InTurn(((share, straighten), (1.0, distil)))},
+        {"slim_flow": InTurn((*((share, straighten),) * (reflow_steps > 0), (1.0, distil)))},
         evenly(process, 1, fresh=0.0),
-        target=Target(AVERAGE, until=reflow_steps, warm=True),
+        target=Target(AVERAGE, until=reflow_steps, warm=True) if reflow_steps else None,
         needs=needing(store=True),
         settings=Settings(learning_rate=2e-4, betas=(0.9, 0.999), warmup=5000, ema=AVERAGE),
         updates=reflow_steps + distil_steps,
