@@ -1,3 +1,4 @@
+import math
 import random
 
 import pytest
@@ -60,6 +61,19 @@ def test_a_search_of_times_keeps_the_solver_of_its_parents():
     for _ in range(30):
         assert here.cross(a, b, rng).decisions == a.decisions
         assert here.mutate(b, rng).decisions == b.decisions
+
+
+def test_times_without_an_upper_end_are_drawn_by_their_ratio():
+    """Uniform in sigma, nine of ten draws on VE lie above 8, where nothing is decided."""
+    here, rng = Space(MODELS["ve"], 4, frozenset({"times"}), last=0.002), random.Random(0)
+    times = [t for _ in range(200) for t in here.draw(rng).times]
+    places = sorted((math.log(t) - math.log(0.002)) / (math.log(80.0) - math.log(0.002)) for t in times)
+    assert max(abs(p - (k + 0.5) / len(places)) for k, p in enumerate(places)) < 0.06  # Kolmogorov-Smirnov
+    assert min(c.times[-1] for c in here.designs()) == pytest.approx(0.002)
+    assert all(here._time_at(here.place_of(t)) == pytest.approx(t) for t in (0.002, 0.1, 80.0))
+    uniform = Space(MODELS["vp"], 4, frozenset({"times"}), last=0.01)
+    times = sorted(t for _ in range(200) for t in uniform.draw(rng).times)
+    assert max(abs((t - 0.01) / 0.99 - (k + 0.5) / len(times)) for k, t in enumerate(times)) < 0.06
 
 
 def test_candidates_survive_json():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, PlanError
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
@@ -98,6 +98,25 @@ class Candidate:
     def key(self) -> str:
         """What tells one candidate from another."""
         return json.dumps(self.document(), sort_keys=True)
+
+    def folded(self, model: Model) -> str:
+        """What tells its plan from those of others: decisions without effect (an order that no row reaches, a corrector
+        after the last call) make no new schedule.
+        """
+        try:
+            document = self.plan(model).replace(origin={}).document()
+        except PlanError:
+            return self.key
+        return json.dumps(_rounded(document), sort_keys=True)
+
+
+def _rounded(value: Any) -> Any:
+    """JSON values with floats to ten digits: the same coefficients may be reached along two ways."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return f"{value:.10g}" if isinstance(value, float) else value
 
 
 def skipping(plan: Plan, skipped: Sequence[Sequence[int]]) -> Plan:

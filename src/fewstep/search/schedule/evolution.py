@@ -87,8 +87,8 @@ def s3(
 
         if predictor is None or rng.random() < 0.25:
             return child()
-        fresh = [c for c in (child() for _ in range(offspring)) if not pool.knows(c)]
-        return predictor[1].best(fresh) if fresh else space.draw(rng)
+        children = predictor[1].ranked([child() for _ in range(offspring)])
+        return next((c for c in children if not pool.knows(c)), None) or space.draw(rng)
 
     _search(space, pool, budget, seed, starts, propose, "s3")
 

@@ -99,9 +99,9 @@ def search_gits(task: Task) -> Found:
 
 def search_ld3(task: Task) -> Found:
     """Times, and what the network is told of them, by gradient (arXiv 2405.15506)."""
-    start = _best_grid(task, task.steps)
+    start, looked = _best_grid(task, task.steps)
     learnable = learn_grid(task.model.process, task.model.prediction, task.solver, start)
-    return _descended(task, learnable, "ld3", task.budget)
+    return _descended(task, learnable, "ld3", task.budget, looked)
 
 
 def search_amed(task: Task) -> Found:
@@ -113,14 +113,14 @@ def search_amed(task: Task) -> Found:
     model = task.model
     single = task.end is None
     spare = (task.steps + single) % 2
-    grid = _best_grid(task, (task.steps + single + spare) // 2)
+    grid, looked = _best_grid(task, (task.steps + single + spare) // 2)
     times = grid.times.clone()
     if len(times) < 2 + spare - (not single):
         raise FewstepError("amed needs a step with two evaluations", value=task.steps, mend="Use three steps or more.")
     if not bool(model.process.lam(times[0]).isfinite()):  # pure noise: the middle in log-SNR is nowhere
         times[0] = 0.999 * times[0]
     learnable = learn_intermediate(model.process, model.prediction, Grid(times, grid.end), analytic_first=bool(spare))
-    return _descended(task, learnable, "amed", task.budget)
+    return _descended(task, learnable, "amed", task.budget, looked)
 
 
 def search_random(task: Task) -> Found:
@@ -139,22 +139,31 @@ def search_s3(task: Task) -> Found:
     return _evolved(task, s3, frozenset({"times", "strategy", "first"}), task.budget)
 
 
+LEAST_DESCENT = 25
+"""Evaluations below which a joint search has none to spare for looking at grids and descending from them."""
+
+
 def search_joint(task: Task) -> Found:
     """Everything: S3 over times and strategies, then times, told times and Q-Sched's scalars by gradient.
 
     The descent starts from the best schedule of the evolution and from LD3's own start, and the better end wins.
     """
-    evolved = search_s3(_with_budget(task, round(0.4 * task.budget)))
+    evolved = search_s3(_with_budget(task, max(1, round(0.4 * task.budget))))
+    if task.budget - evolved.spent < LEAST_DESCENT:
+        return Found(_named(evolved.plan, "joint"), evolved.value, evolved.spent, evolved.history)
     model = task.model
     candidate = Candidate.from_document(evolved.plan.origin["candidate"])
     starts = {"joint-evolved": (grids.given(candidate.times, candidate.end), _solver_of(candidate, model))}
     if candidate.first != "network":  # its first row is a formula: the gradient search needs a row for every time
         starts = {}
-    starts["joint-grid"] = (_best_grid(task, task.steps), task.solver)
+    start, looked = _best_grid(task, task.steps)
+    starts["joint-grid"] = (start, task.solver)
+    share = (task.budget - evolved.spent - looked) / len(starts)
     found = [evolved]
     for stage, (grid, solver) in starts.items():
         learnable = learn_scales(learn_grid(model.process, model.prediction, solver, grid))
-        found.append(_descended(task, learnable, "joint", round(0.6 * task.budget / len(starts)), stage))
+        own = looked if grid is start else 0
+        found.append(_descended(task, learnable, "joint", share + own, own, stage))
     best = max(found, key=lambda f: f.value)
     history, spent = list[tuple[float, float]](), 0.0
     for f in found:
@@ -194,12 +203,13 @@ def _gits_grid(task: Task, steps: int) -> Grid:
     return grids.given(times, task.end)
 
 
-def _best_grid(task: Task, steps: int) -> Grid:
-    """The grid that serves the solver best, of GITS', the error-equalising and the usual ones."""
+def _best_grid(task: Task, steps: int) -> tuple[Grid, int]:
+    """The grid that serves the solver best, of GITS', the error-equalising and the usual ones; and their number."""
     usual = Space(task.model, steps, last=_least(task), end=task.end).designs()
     options = [_gits_grid(task, steps), *_equalised(task, steps)]
     options += [grids.given(times, task.end) for times in dict.fromkeys(candidate.times for candidate in usual)]
-    return max(options, key=lambda g: task.value(task.solver(task.model.process, task.model.prediction, g)))
+    best = max(options, key=lambda g: task.value(task.solver(task.model.process, task.model.prediction, g)))
+    return best, len(options)
 
 
 def _equalised(task: Task, steps: int) -> list[Grid]:
@@ -221,30 +231,39 @@ def _least(task: Task) -> float:
     return float(task.trajectory.plan.rows[-1].time)
 
 
-def _descended(task: Task, learnable: Learnable, name: str, budget: int, stage: str = "") -> Found:
+def _descended(task: Task, learnable: Learnable, name: str, budget: float, looked: int, stage: str = "") -> Found:
+    """Descend with what `looked` evaluations of starts, and one of the result, leave of the budget."""
     if not task.objective.per_item:
         mend = "Search for the teacher's results, or use an evolutionary method."
         raise FewstepError(f"{name} needs an objective with a gradient", value=type(task.objective).__name__, mend=mend)
     size = task.objective.size
     batch = max(1, min(16, size // 2))
-    looks = 12
-    rounds = max(10, round((budget - looks * 0.5) * size / (3 * batch)))
-    every = max(1, rounds // looks)
 
-    def spent(done: int) -> float:
-        return (3 * batch * done + (done // every + 1) * 0.5 * size) / size
+    def every(rounds: int) -> int:
+        return max(1, rounds // 12)
+
+    def spent(done: int, rounds: int) -> float:
+        """A gradient costs three passes over its batch, a look half of the items."""
+        return looked + (3 * batch * done + math.ceil(done / every(rounds) + 1) * 0.5 * size) / size
+
+    rounds = max(1, round(size * budget / (3 * batch)))
+    while rounds and spent(rounds, rounds) + 1 > budget:
+        rounds -= 1
+    if not rounds:
+        mend = f"Give at least {math.ceil(spent(1, 1) + 1)} in all, or use gits."
+        raise FewstepError(f"the budget allows no gradient step of {name}", value=budget, mend=mend)
 
     found = descend(
         learnable,
         task.objective,
         rounds=rounds,
         batch=batch,
-        look_every=every,
+        look_every=every(rounds),
         seed=task.seed,
         checkpoint=None if task.scratch is None else task.scratch / f"{stage or name}.safetensors",
-        watch=lambda done, value: task.note(spent(done), value),
+        watch=lambda done, value: task.note(spent(done, rounds), value),
     )
-    history = tuple((spent(done), value) for done, value in found.history)
+    history = tuple((spent(done, rounds), value) for done, value in found.history)
     return Found(_named(found.plan, name), task.value(found.plan), history[-1][0] + 1, history)
 
 
@@ -260,6 +279,7 @@ def _evolved(task: Task, search: Callable[..., None], parts: frozenset[str], bud
         storage=storage,
         name=f"{task.name}-{search.__name__}",
         task=f"{task.steps} steps, {sorted(parts)}, {task.objective.size} items",
+        key=lambda candidate: candidate.folded(task.model),
         watch=watch,
     )
     search(space, pool, budget, seed=task.seed, starts=_starts(task, space))

@@ -24,9 +24,9 @@ class Entry:
 class Pool:
     """Evaluations shared by all workers of one search.
 
-    A candidate is evaluated once and stored as a finished trial, so that nothing half done is ever seen. Searches
-    decide from what is stored and from the number of the next evaluation alone: with one worker, a killed search
-    continues to the same result.
+    A schedule is evaluated once, however many candidates fold to it, and stored as a finished trial, so that nothing
+    half done is ever seen. Searches decide from what is stored and from the number of the next evaluation alone: with
+    one worker, a killed search continues to the same result.
 
     Args:
         score: candidate -> value.
@@ -34,6 +34,7 @@ class Pool:
             several machines; None keeps everything in memory.
         name: the study inside the storage.
         task: what the values belong to; a storage filled for another task is refused.
+        key: what tells one schedule from another; the candidate itself unless given.
 
     Raises:
         FewstepError: the storage cannot be opened, or holds another task's values.
@@ -46,12 +47,14 @@ class Pool:
         storage: str | Path | None = None,
         name: str = "schedule",
         task: str = "",
+        key: Callable[[Candidate], str] | None = None,
         watch: Callable[[Entry, int], None] | None = None,
     ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._score, self._watch = score, watch
+        self._score, self._watch, self._key = score, watch, key
+        self._keys: dict[str, str] = {}
         try:
             self._study = optuna.create_study(
                 study_name=name, storage=_opened(storage), direction="maximize", load_if_exists=True
@@ -79,10 +82,10 @@ class Pool:
         import optuna
 
         self._refresh()
-        key = candidate.key
+        key = self._folded(candidate)
         if key not in self._entries:
             value = self._score(candidate)
-            attributes = {"candidate": key, "origin": origin}
+            attributes = {"candidate": candidate.key, "origin": origin}
             self._study.add_trial(optuna.trial.create_trial(value=value, user_attrs=attributes))
             self._refresh()
             if self._watch is not None:
@@ -90,8 +93,8 @@ class Pool:
         return self._entries[key].value
 
     def knows(self, candidate: Candidate) -> bool:
-        """Whether a candidate was evaluated."""
-        return candidate.key in self._entries
+        """Whether a candidate, or another of the same schedule, was evaluated."""
+        return self._folded(candidate) in self._entries
 
     def entries(self) -> list[Entry]:
         """All evaluations, in the order they were made."""
@@ -102,14 +105,21 @@ class Pool:
         """The best evaluations, best first."""
         return sorted(self.entries(), key=lambda entry: -entry.value)[:count]
 
+    def _folded(self, candidate: Candidate) -> str:
+        if self._key is None:
+            return candidate.key
+        if candidate.key not in self._keys:
+            self._keys[candidate.key] = self._key(candidate)
+        return self._keys[candidate.key]
+
     def _refresh(self) -> None:
         import optuna
 
         finished = self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
         for trial in finished[self._seen :]:
-            key = trial.user_attrs["candidate"]
+            candidate = Candidate.from_document(json.loads(trial.user_attrs["candidate"]))
+            key = self._folded(candidate)
             if key not in self._entries:  # two workers may have had the same idea
-                candidate = Candidate.from_document(json.loads(key))
                 self._entries[key] = Entry(candidate, float(trial.value), trial.user_attrs["origin"])
         self._seen = len(finished)
 

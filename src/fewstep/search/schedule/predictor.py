@@ -61,9 +61,9 @@ class Predictor(nn.Module):
         """Predicted scores (B,)."""
         return self(*self._encoded(candidates))
 
-    def best(self, candidates: Sequence[Candidate]) -> Candidate:
-        """The candidate it would bet on."""
-        return candidates[int(self.scores(candidates).argmax())]
+    def ranked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates, those it would bet on first."""
+        return [candidates[k] for k in self.scores(candidates).argsort(descending=True, stable=True).tolist()]
 
     def _encoded(self, candidates: Sequence[Candidate]) -> tuple[Tensor, Tensor]:
         rows = [torch.tensor([self._step(c, k) for k in range(len(c.times))]) for c in candidates]
@@ -71,8 +71,8 @@ class Predictor(nn.Module):
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
 
     def _step(self, candidate: Candidate, k: int) -> list[float]:
-        process, decision = self.space.model.process, candidate.decisions[k]
-        place = candidate.times[k] / process.noisiest
+        decision = candidate.decisions[k]
+        place = self.space.place_of(candidate.times[k])
         waves = [f(math.pi * 2**i * place) for i in range(FREQUENCIES) for f in (math.sin, math.cos)]
         skipped = len(candidate.skipped[k]) / self.space.model.blocks if candidate.skipped else 0.0
         forms = self.space.forms

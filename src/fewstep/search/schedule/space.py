@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -81,8 +82,7 @@ class Space:
 
     def draw(self, rng: random.Random) -> Candidate:
         """A candidate drawn from the whole space."""
-        noisiest, least = self.model.process.noisiest, self._least
-        times = sorted((least + (noisiest - least) * rng.random() for _ in range(self.steps)), reverse=True)
+        times = sorted((self._time_at(rng.random()) for _ in range(self.steps)), reverse=True)
         if "times" not in self.parts:
             times = list(rng.choice(self._usual_grids()))
         candidate = Candidate(tuple(times), tuple(self._decision(k, rng) for k in range(len(times))), self.end)
@@ -127,10 +127,27 @@ class Space:
     @property
     def _least(self) -> float:
         """The cleanest time a row may have: above the end, and never zero."""
-        return max(self.last, self.model.process.noisiest * 1e-3, (self.end or 0.0) * 1.001)
+        floor = 1e-9 if self.model.process.endless and self.last > 0 else 1e-3
+        return max(self.last, self.model.process.noisiest * floor, (self.end or 0.0) * 1.001)
+
+    def place_of(self, time: float) -> float:
+        """Where a time lies in the space, 0 the cleanest and 1 the noisiest; by ratios where noise has no upper end."""
+        low, high = self._least, self.model.process.noisiest
+        if self.model.process.endless:
+            return math.log(time / low) / math.log(high / low)
+        return (time - low) / (high - low)
+
+    def _time_at(self, place: float) -> float:
+        """The time at a place (inverse of `place_of`)."""
+        low, high = self._least, self.model.process.noisiest
+        if self.model.process.endless:
+            return low * (high / low) ** place
+        return low + (high - low) * place
 
     def _usual_grids(self) -> list[tuple[float, ...]]:
         process, least = self.model.process, self._least
+        if process.endless:
+            return self._grids_of_ratios()
         uniform = grids.uniform(process, self.steps, self.end)
         made = [tuple(uniform.times.tolist())]
         if self.steps > 1:
@@ -141,6 +158,15 @@ class Space:
             for build in (grids.uniform_lambda, grids.karras):
                 times = build(process, self.steps, last, first=first).times
                 made.append((process.noisiest, *times.tolist()[1:]))
+        return made
+
+    def _grids_of_ratios(self) -> list[tuple[float, ...]]:
+        """Equal steps in log sigma and on EDM's curve, to the least time and to some above it."""
+        process, made = self.model.process, []
+        for share in (0.0, 0.1, 0.25) if self.steps > 1 else (0.0,):
+            for build in (grids.karras, grids.uniform_lambda):
+                times = build(process, self.steps, self._time_at(share)).times
+                made.append(tuple(times.tolist()))
         return made
 
     def _decision(self, k: int, rng: random.Random) -> Decision:
@@ -197,15 +223,14 @@ class Space:
         ends = [*sorted(times, reverse=True), max(self._least, (self.end or 0.0))]
         lam = self.model.process.lam(torch.tensor(ends, dtype=torch.float64)).clamp(-20, 20)
         gap = int(lam.diff().argmax())
-        return (ends[gap] + ends[gap + 1]) / 2
+        return self._time_at((self.place_of(ends[gap]) + self.place_of(ends[gap + 1])) / 2)
 
     def _apart(self, times: Sequence[float]) -> list[float]:
-        noisiest, least = self.model.process.noisiest, self._least
-        room = (noisiest - least) * 1e-3
+        noisiest, room = self.model.process.noisiest, 1e-3
         fixed: list[float] = []
         for k, t in enumerate(sorted(times, reverse=True)):
-            most = noisiest if not fixed else fixed[-1] - room
-            fixed.append(min(most, max(t, least + (len(times) - 1 - k) * room)))
+            most = self._time_at(self.place_of(fixed[-1]) - room) if fixed else noisiest
+            fixed.append(min(most, max(t, self._time_at((len(times) - 1 - k) * room))))
         return fixed
 
 
