@@ -1,4 +1,5 @@
 import errno
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from fewstep.ascii import spell_out
 from fewstep.cli import app
 from fewstep.cli.doctor import Report, warnings
 from fewstep.cli.shell import EXAMPLES
@@ -207,6 +209,45 @@ def test_plan_import_show_export_round_trip(tmp_path):
     assert PlanScheduler.from_pretrained(tmp_path / "exported").plan == Plan.load(plan)
     assert call("plan", "import", tmp_path / "exported", "--steps", 5, "--out", again).exit_code == 0
     assert Plan.load(again) == Plan.load(plan)
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_plan_is_shown_with_every_digit_at_every_width(width, tmp_path, monkeypatch):
+    plan = Plan.from_scheduler(DPMSolverMultistepScheduler(solver_order=3), 6)
+    plan.save(tmp_path / "plan.json")
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = call("plan", "show", tmp_path / "plan.json").output
+    assert max(map(len, shown.splitlines())) <= max(width, 60)
+    for row in plan.rows:
+        for value in (*row.state.values(), *row.output.values()):
+            assert f"{float(value):+.4f}" in shown
+        assert f"{float(row.sigma):.4f}" in shown
+    assert "…" not in shown
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "cp1252", "utf-8"])
+def test_streams_without_unicode_get_everything_spelled_out(encoding):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    spell_out(stream)
+    stream.write("α² ≥ σ …│é☃")
+    stream.flush()
+    shown = stream.buffer.getvalue().decode(encoding)
+    if encoding == "utf-8":
+        assert shown == "α² ≥ σ …│é☃"
+    else:
+        assert shown.startswith("alpha")
+        assert "sigma" in shown
+        assert shown.endswith("?")
+
+
+def test_a_plan_is_shown_on_a_terminal_that_knows_ascii_alone(tmp_path):
+    Plan.from_scheduler(DPMSolverMultistepScheduler(), 3).save(tmp_path / "plan.json")
+    script = "import sys; from fewstep.cli import app; app(sys.argv[1:])"
+    command = [sys.executable, "-c", script, "plan", "show", str(tmp_path / "plan.json")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "alpha" in done.stdout.decode("ascii")
 
 
 def test_plan_mistakes_are_named(tmp_path):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from fewstep.ascii import spell_out
 from fewstep.errors import FewstepError
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ Overwrite = Annotated[
 
 class Commands(TyperGroup):
     """A group of commands that shows a FewstepError as one red message and exits with 2."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program; help and results are spelled out on terminals without Unicode."""
+        spell_out()
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command. FEWSTEP_DEBUG=1 lets the traceback through."""

@@ -52,7 +52,7 @@ def layer_table(results: Results) -> RichTable:
     return table
 
 
-def part_table(results: Results) -> RichTable:
+def part_table(results: Results) -> Any:
     """Bytes and fidelity of each part."""
     from fewstep.report import to_rich
 
