@@ -48,7 +48,8 @@ PAPERS: tuple[Paper, ...] = (
         "adversary on the critic's middle, trained together with the critic. The first critic update reuses the "
         "samples that the student was judged on, the others simulate new ones. The call is drawn per sample; "
         "`each=False` draws one per batch as the paper does. `simulate=False` and `reads='teacher'` are FastGen's "
-        "port.",
+        "port. `step_condition=True` tells the critic which call a sample comes from (a learned vector per call on the "
+        "time embedding): the paper's critic follows the mixture of all calls, which can be right while no call is.",
         missing="The adversary's heads are pointwise, the paper's convolutional (`Heads(kind='conv')` makes such "
         "ones). Warm start of the one-step SDXL student on pairs: train `dmd` with its pairs first.",
         claims=("tdm", "flash_dmd", "decoupled_dmd"),
@@ -97,11 +98,12 @@ PAPERS: tuple[Paper, ...] = (
         "or a negative guidance (Anti-CFG), which pushes samples along their own conditional direction.",
         here="SiD's identity at alpha 1 on a roll-out to a random call. On flows the noise levels are those of the "
         "released code for transformers (arXiv 2509.25127), logit-normal (log 2, 1.6), elsewhere DMD's. The weight is "
-        "SiD's 1 / mean|x - F|; that code's 1 - sigma is `signal=True`. It leaves little of the noisiest levels, "
-        "which tell where the whole mixture lies, and students of several calls collapse at learning rates that the "
-        "other weight bears. `critic_rate` lets the critic follow faster, which large learning rates need. The drawn "
-        "call is one per sample, the paper's one per batch. The adversary has small heads on the critic's features, "
-        "where the paper reads features as logits (`Heads(kind='mean')`).",
+        "SiD's 1 / mean|x - F|; that code's 1 - sigma is `signal=True`. It leaves little of the noisiest levels, which "
+        "tell where the whole mixture lies, and students of several calls collapse at learning rates that the other "
+        "weight bears. `critic_rate` lets the critic follow faster, which large learning rates need. The drawn call is "
+        "one per sample, the paper's one per batch. `step_condition=True` departs from the paper: the critic is told "
+        "the call, because a critic of the mixture leaves open what each call makes. The adversary has small heads on "
+        "the critic's features, where the paper reads features as logits (`Heads(kind='mean')`).",
         missing="The halving of both losses when the adversary sets in.",
         claims=("sid_few_step",),
         options=("options.critic_guidance=0.0",),

@@ -1,5 +1,8 @@
 """The claims of papers: every arm can be built, every question names what there is, arms cost what is said."""
 
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
 from claims import yonos
@@ -17,13 +20,14 @@ from claims.protocol import (
     climbed,
     fingerprint,
     keys_of,
+    summary,
 )
 from distillation_claims import FIRST, WIDTH, in_order, known, main, usable
 
 from fewstep.distill.beds.digits import CLASSES, DigitBed, DigitJudge, DigitNetwork
 from fewstep.distill.method import Method, method
 from fewstep.errors import FewstepError
-from fewstep.files import read_json
+from fewstep.files import read_json, write_json
 from fewstep.models.digits import load_digits
 
 CLAIMS = known()
@@ -280,3 +284,45 @@ def test_a_killed_queue_goes_on_with_the_arms_that_are_missing(bed, tmp_path, mo
     before = len(trained)
     main()
     assert len(trained) == before
+
+
+def test_a_page_tells_answers_with_their_premises_seeds_and_doubts(tmp_path):
+    """No cell and no verdict may be lost on the way from the results to the page."""
+    blocks = import_page("claim_blocks")
+    numbers = [{"": {"frechet": v, **dict.fromkeys(METRICS - {"frechet"}, 0.5)}} for v in (1.2, 1.21, 1.22)]
+    run = {"updates": 300, "learning_rate": 1e-3, "momentum": 0.9, "seeds": [*numbers, None], "summary": None}
+    good = {**run, "updates": 1200, "seeds": numbers, "summary": summary(numbers)}
+    chosen = [{"draw": "", "metric": "frechet", "learning_rate": 1e-3, "momentum": 0.9, "edge": True}]
+    rows = {"a": {"chosen": chosen, "runs": [good, run], "teacher": {"": numbers[0][""]}}, "b": row(1.0, 1.01, 1.0)}
+    rows |= {REAL: {**row(1.0, 1.0, 1.0), "chosen": []}}
+    for name in ("b", REAL):
+        rows[name]["runs"][0]["summary"] = None
+    for one in rows.values():
+        one |= {"updates": 1, "tried": [], "commit": "c0ffee"}
+    claim = asked()
+    found = {
+        "says": "It says so.", "asks": "Asked so.", "arms": rows, "answers": list(answers(claim, rows)), "open": ["c"],
+        "curve": {"arm": "a", "draw": "", "points": [{"updates": 75, "frechet": [3.0, 3.5]}]},
+        "settings": {**Protocol().plain(), "format": 2}, "seconds": 1.0,
+        "environment": {"command": "x.py", "commit": "abc", "device": "CPU", "threads": 1},
+    }  # fmt: skip
+    write_json(tmp_path / "claim.json", found)
+    page = blocks.block(tmp_path / "claim.json")
+    assert "| a | 1200 | 3 | 1.21 ± 0.02 |" in page
+    assert "| a | 300 | 3 of 4 | diverged |" in page
+    assert "| the teacher, as a | 0 |" in page
+    assert "At equal passes cannot be shown here (difference +0.21" in page
+    assert "; but a was tuned to the edge of its grid)" in page
+    assert "a was tuned to the edge of its grid, a had 300 updates and 1 of 4 seeds of a diverged" in page
+    assert "Premise: real samples are better than the untreated arm: no" in page
+    assert "Not trained yet: c." in page
+    assert "75: 3.00 and 3.50" in page
+    assert blocks.counted([found]) == "2 cannot be shown here"
+
+
+def import_page(name):
+    """A module of docs/pages."""
+    folder = str(Path(__file__).parents[2] / "docs" / "pages")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        return importlib.import_module(name)
