@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,9 @@ from torch import Tensor, nn
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import Process
+from fewstep.weights import base_name, fingerprint, fingerprint_of
+
+__all__ = ["Backbone", "Denoiser", "Guided", "base_name", "fingerprint", "fingerprint_of"]
 
 
 @dataclass(frozen=True)
@@ -102,40 +104,6 @@ class Backbone:
         arguments = {self._state: x.to(dtype), self._time: times, **conditions}
         raw = self.model(**arguments, return_dict=False)[0]
         return raw[:, : x.shape[1]] if x.ndim > 3 and raw.shape[1] == 2 * x.shape[1] else raw
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that tell one set of weights from another; LoRA adapters on top do not count.
-
-    Hashes names, shapes and a few values of every tensor (as float16, so that the same weights loaded in float16 or
-    float32 agree); takes milliseconds for billions of parameters.
-    """
-    names = {base_name(name): tensor for name, tensor in model.state_dict().items()}
-    return fingerprint_of({name: tensor for name, tensor in names.items() if name is not None})
-
-
-def fingerprint_of(tensors: Mapping[str, Any]) -> str:
-    """The fingerprint of named tensors; other values are passed over."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        if not isinstance(tensor, Tensor):
-            continue
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        values = _few_values(tensor)
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def base_name(name: str) -> str | None:
-    """The name a tensor had before peft or torch.compile wrapped its module; None for adapters' own tensors."""
-    return None if ".lora_" in name else name.replace("_orig_mod.", "").replace(".base_layer.", ".")
-
-
-def _few_values(tensor: Tensor, count: int = 16) -> Tensor:
-    flat = tensor.detach().reshape(-1)
-    picks = torch.linspace(0, max(flat.numel() - 1, 0), min(count, flat.numel())).long()
-    values = flat[picks.to(flat.device)].cpu()
-    return values.to(torch.float16) if values.is_floating_point() else values
 
 
 def _pair(negative: Any, positive: Any) -> Any:

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import pytest
@@ -6,11 +7,13 @@ from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel, UNet2DCo
 from torch import nn
 
 from fewstep.denoiser import Backbone, Denoiser, Guided, fingerprint
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, IdentityError
+from fewstep.plan import Identity
 from fewstep.prediction import KINDS, Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
 from fewstep.sample import sample
 from fewstep.solvers import ddim, grids
+from fewstep.weights import fingerprint_of, same_weights
 from tests.core.toys import golden, levels, toy
 
 PROCESSES = [VPDiscrete.from_betas(), VPContinuous(), VE(), RectifiedFlow(3.0)]
@@ -139,17 +142,61 @@ def test_backbone_of_an_unknown_signature_says_what_to_do():
         Backbone(nn.Linear(2, 2))
 
 
-def test_fingerprints(unet):
-    import copy
-
-    original = fingerprint(unet)
-    assert fingerprint(copy.deepcopy(unet)) == original
-    assert fingerprint(copy.deepcopy(unet).half()) == original
-    changed = copy.deepcopy(unet)
+@pytest.fixture(scope="module", params=["random", "stored in half"])
+def copies(request, unet):
+    """The network in three precisions, and in float32 again after bfloat16."""
+    whole = copy.deepcopy(unet)
     with torch.no_grad():
-        changed.conv_in.weight.mul_(1.01)
-    assert fingerprint(changed) != original
-    assert len(original) == 16
+        for number, parameter in enumerate(whole.parameters()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 1e-3)
+    whole = whole.half().float() if request.param == "stored in half" else whole
+    return [
+        whole,
+        copy.deepcopy(whole).half(),
+        copy.deepcopy(whole).bfloat16(),
+        copy.deepcopy(whole).bfloat16().float(),
+    ]
+
+
+def test_fingerprints_agree_over_precisions(copies):
+    prints = [fingerprint(model) for model in copies]
+    assert all(same_weights(one, other) for one in prints for other in prints)
+    Identity(model=prints[2]).check(Identity(model=prints[0]))
+
+
+def test_fingerprints_tell_networks_apart(copies):
+    whole, original = copies[0], fingerprint(copies[0])
+    assert fingerprint(copy.deepcopy(whole)) == original
+    one_layer, all_layers = copy.deepcopy(whole), copy.deepcopy(whole)
+    with torch.no_grad():
+        one_layer.conv_in.weight.mul_(1.01)
+        for parameter in all_layers.parameters():
+            parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    assert fingerprint(one_layer) != original
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert not same_weights(fingerprint(all_layers.to(dtype)), original)
+    with pytest.raises(IdentityError, match="belongs to model"):
+        Identity(model=original).check(Identity(model=fingerprint(all_layers)))
+
+
+@pytest.mark.parametrize("text", ["", "abc", "x" * 16, "0" * 16 + "-" + "z" * 32, "0" * 15 + "b-" + "0" * 32])
+def test_other_texts_are_no_fingerprints_of_a_network(text, unet):
+    assert not same_weights(text, fingerprint(unet))
+    assert same_weights(text, text)
+
+
+def test_fingerprints_of_float8_and_offloaded_weights(unet):
+    from accelerate import cpu_offload
+
+    tensors = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in unet.state_dict().items()}
+    moved = {**tensors, "conv_in.weight": (tensors["conv_in.weight"].float() * 2).to(torch.float8_e4m3fn)}
+    assert fingerprint_of(tensors) != fingerprint_of(moved)
+    away = copy.deepcopy(unet)
+    cpu_offload(away, execution_device="cpu")
+    assert away.conv_in.weight.is_meta
+    assert fingerprint(away) == fingerprint(unet)
+    with pytest.raises(FewstepError, match="not in memory"):
+        fingerprint(copy.deepcopy(unet).to("meta"))
 
 
 def test_rows_may_set_their_own_guidance():

@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from fewstep.errors import FewstepError, IdentityError, PlanError
-from fewstep.pipelines import Generator, attach, identity_of, plan_of, process_of
+from fewstep.pipelines import Generator, attach, identity_of, plan_of, process_of, save_pipeline
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Identity
 from fewstep.solvers import ddim, grids
@@ -173,6 +173,29 @@ def test_nothing_is_left_after_an_interrupted_call(tmp_path):
     other = pickle.loads(pickle.dumps(pipe))
     assert torch.equal(draw(other), wanted)
     assert torch.equal(draw(pipe), wanted)
+
+
+def test_a_pipeline_with_offloaded_weights_follows_its_plan(tmp_path):
+    from accelerate import cpu_offload
+
+    pipe = following("sd", tmp_path)
+    wanted = draw(pipe)
+    cpu_offload(pipe.unet, execution_device="cpu")
+    assert pipe.unet.conv_in.weight.is_meta
+    assert torch.allclose(draw(pipe), wanted, atol=1e-5)
+    attach(pipe, pipe.scheduler.plan)
+    with pytest.raises(FewstepError, match=r"offloaded.*remove_all_hooks"):
+        save_pipeline(pipe, tmp_path / "out")
+    pipe.remove_all_hooks()
+    save_pipeline(pipe, tmp_path / "out")
+    assert torch.allclose(draw(pipe), wanted, atol=1e-5)
+
+
+def test_a_bfloat16_copy_runs_the_plan_of_its_float32_original(tmp_path):
+    pipe = following("sd", tmp_path)
+    half = copy.deepcopy(pipe).to(torch.bfloat16)
+    assert bool(draw(half).isfinite().all())
+    attach(half, pipe.scheduler.plan)
 
 
 def test_late_starts_are_checked_too(tmp_path):

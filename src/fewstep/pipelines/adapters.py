@@ -15,10 +15,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from fewstep.denoiser import base_name, fingerprint_of
 from fewstep.errors import FewstepError, IdentityError
 from fewstep.files import read_json, write_json
 from fewstep.pipelines.calls import backbone_of
+from fewstep.weights import base_name, fingerprint_of, same_weights
 
 Adapters = dict[str, dict[str, Any]]
 """Name -> fingerprint of the adapter's tensors, and the weight at which it runs."""
@@ -52,9 +52,9 @@ def check_adapters(pipe: Any, wanted: Mapping[str, Mapping[str, Any]]) -> None:
     """
     if not wanted:
         return
-    found = {a["fingerprint"]: a["weight"] for a in adapters_of(pipe).values()}
+    found = [(a["fingerprint"], a["weight"]) for a in adapters_of(pipe).values()]
     for name, adapter in wanted.items():
-        weight = found.get(adapter["fingerprint"])
+        weight = next((w for print_, w in found if same_weights(print_, adapter["fingerprint"])), None)
         if weight is None:
             raise IdentityError(
                 f"this plan belongs to the adapter {name!r}, which is not loaded",

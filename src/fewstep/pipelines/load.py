@@ -96,6 +96,9 @@ def save_pipeline(pipe: Any, folder: str | Path, overwrite: bool = False) -> Non
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
             check_saved_right(part, name)
+            if any(tensor.is_meta for tensor in part.state_dict().values() if isinstance(tensor, torch.Tensor)):
+                mend = "Bring them back first: pipe.remove_all_hooks()."
+                raise FewstepError("weights that are offloaded cannot be written", value=name, mend=mend)
     if adapters_of(pipe, active=False) and identity_of(pipe).quantization != "none":
         raise FewstepError(
             "adapters on a low-bit backbone cannot be stored", mend="Fuse them (pipe.fuse_lora) before quantizing."

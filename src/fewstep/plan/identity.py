@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fewstep.errors import IdentityError
 from fewstep.plan import checks
+from fewstep.weights import same_weights
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class Identity:
             have = getattr(found, name)
             if name == "guidance" and wanted is not None and have is not None:
                 wanted, have = max(1.0, wanted), max(1.0, have)  # pipelines run every scale up to 1 without guidance
-            if wanted is not None and have is not None and wanted != have:
+            if wanted is None or have is None or wanted == have:
+                continue
+            if name != "model" or not same_weights(wanted, have):
                 raise IdentityError(
                     f"this plan belongs to {name} {wanted!r}, not {have!r}",
                     mend=f"Use it with that {name}, or search a plan for this one (fewstep run q-sched).",

@@ -24,6 +24,7 @@ from fewstep.plan.combination import number
 from fewstep.plan.scheduler import PlanScheduler
 from fewstep.sample import Network, Noise
 from fewstep.systems.oms.plan import first_row
+from fewstep.weights import same_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +154,7 @@ class OneMoreStep:
 
     def _check(self, pipe: Any) -> None:
         found = fingerprint(pipe.vae) if getattr(pipe, "vae", None) is not None else "none"
-        if self.latents is not None and self.latents != found:
+        if self.latents is not None and not same_weights(self.latents, found):
             mend = "Train one for these latents: fewstep train oms --set pipeline=FOLDER."
             raise IdentityError("this network of One More Step belongs to another autoencoder", value=found, mend=mend)
 
