@@ -184,3 +184,39 @@ def test_a_fresh_process_needs_one_light_import(order, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["True", "PlanScheduler", "QuantConv2d", "True"]
+
+
+def test_what_is_saved_does_not_depend_on_what_ran_before(case, tmp_path):
+    """Tokenizers keep the padding of their last call, which a resumed run may never have made."""
+    kind, pipe = case
+
+    def saved(name):
+        save_pipeline(pipe, tmp_path / name)
+        files = [f for f in (tmp_path / name).rglob("*") if f.is_file()]
+        return {f.relative_to(tmp_path / name).as_posix(): f.read_bytes() for f in files}
+
+    unused = saved("unused")
+    draw(pipe, kind, ["a", "bc"], [3, 1])
+    used = [getattr(part, "backend_tokenizer", None) for part in pipe.components.values()]
+    left = [(part.padding, part.truncation) for part in used if part is not None]
+    assert saved("used") == unused
+    assert [(part.padding, part.truncation) for part in used if part is not None] == left
+    assert load_pipeline(tmp_path / "used").tokenizer("a b").input_ids == pipe.tokenizer("a b").input_ids
+
+
+def test_a_folder_of_the_users_is_never_replaced_by_a_pipeline(tmp_path):
+    pipe = tiny.MAKERS["ddim"](tmp_path)
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(FewstepError, match="did not write it"):
+            save_pipeline(pipe, thesis, overwrite)
+    pipe.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(FewstepError, match="did not write it"):
+        save_pipeline(pipe, tmp_path / "theirs", overwrite=True)
+    save_pipeline(pipe, tmp_path / "ours")
+    with pytest.raises(FewstepError, match="overwrite"):
+        save_pipeline(pipe, tmp_path / "ours")
+    save_pipeline(pipe, tmp_path / "ours", overwrite=True)
+    assert (thesis / "chapter.tex").read_text() == "years of work"

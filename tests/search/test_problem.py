@@ -148,3 +148,12 @@ def test_mistakes():
     bowl.size = 0
     with pytest.raises(FewstepError, match="no items"):
         Problem(PLAN, Family(), bowl)
+
+
+@pytest.mark.parametrize("text", ["my notes", '{"theta": 3}\n{"theta": [1', "{}\n", '[1]\n{"theta": ['])
+def test_a_log_that_is_another_file_stays_as_it_is(tmp_path, text):
+    log = tmp_path / "notes.txt"
+    log.write_text(text)
+    with pytest.raises(FewstepError, match="no scores"):
+        Problem(PLAN, Family("ramp"), Bowl(), log=log)
+    assert log.read_text() == text

@@ -14,6 +14,9 @@ from fewstep.files import read_text
 
 LARGEST = 1_000_000
 """Characters of a recipe."""
+DEEPEST = 100
+"""Levels of sections and lists."""
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -33,9 +36,8 @@ def check_same(path: Path, recipe: Mapping[str, Any]) -> None:
     mend = "Use --fresh to begin anew."
     text = read_text(file)
     try:
-        if len(text) > LARGEST or any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError("too long, or with aliases, which can stand for any length")  # we write neither
-        old = yaml.safe_load(text)
+        _check_plain(text)
+        old = yaml.load(text, Loader=_LOADER)
         changed = differences(old if isinstance(old, Mapping) else {}, recipe)
     except Exception as error:  # PyYAML raises ValueError, KeyError, RecursionError, ... for some malformed values
         why = " ".join(str(error).split())[:300]
@@ -46,6 +48,17 @@ def check_same(path: Path, recipe: Mapping[str, Any]) -> None:
             f"{path} was made by another recipe; it differs in {listed[:1000]}",
             mend="Give another folder with --out, or add --fresh to discard the old run.",
         )
+
+
+def _check_plain(text: str) -> None:
+    """Refuse what no run wrote: aliases, which can stand for any length, and what takes long to read (ValueError)."""
+    depth = 0
+    if len(text) > LARGEST:
+        raise ValueError("too long")
+    for event in yaml.parse(text, Loader=_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST or isinstance(event, yaml.AliasEvent):
+            raise ValueError("too deep, or with aliases")
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

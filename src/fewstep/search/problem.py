@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
+from fewstep.files import read_text, write_text
 from fewstep.plan import Plan
 from fewstep.search.family import Family
+
+_BEGINNING = '{"theta": ['
+"""Of every line of the log."""
 
 
 class Objective(Protocol):
@@ -213,16 +217,25 @@ class Problem:
 
 
 def _read_log(log: Path) -> dict[tuple[tuple[float, ...], int, int], list[float]]:
-    """Scores of an earlier, perhaps killed, search; a last line cut short is ignored and removed."""
+    """Scores of an earlier, perhaps killed, search; a last line cut short is ignored and removed.
+
+    Raises:
+        FewstepError: the file is another one; it stays as it is.
+    """
     if not log.exists():
         return {}
-    known, whole = {}, []
-    for line in log.read_text(encoding="utf-8").splitlines():
+    known = {}
+    text = read_text(log)
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        whole.append(line)
-        known[tuple(entry["theta"]), entry["items"][0], entry["items"][1]] = entry["scores"]
-    log.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+            known[tuple(entry["theta"]), entry["items"][0], entry["items"][1]] = entry["scores"]
+        except (ValueError, TypeError, LookupError) as error:
+            cut = number == len(lines) - 1 and line.startswith(_BEGINNING[: len(line)])
+            if not cut:
+                raise FewstepError(f"{log} holds no scores of a search", mend="Name a new file.") from error
+            lines = lines[:-1]
+    if text != (whole := "".join(f"{line}\n" for line in lines)):
+        write_text(log, whole, over="all")
     return known

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FewstepError
+from fewstep.files import user_path
 from fewstep.search.schedule.candidate import Candidate
 
 
@@ -130,5 +131,11 @@ def _opened(storage: str | Path | None) -> Any:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    Path(storage).parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(str(storage)))
+    file = user_path(storage)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+        with file.open("rb") as stream:
+            first = stream.readline(1 << 16)
+        if first and b'"op_code"' not in first:
+            raise FewstepError(f"{file} is no journal of Optuna", mend="Name a new file.")
+    return JournalStorage(JournalFileBackend(str(file)))
