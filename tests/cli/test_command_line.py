@@ -331,7 +331,7 @@ def test_a_picture_is_refused_before_it_is_drawn(tmp_path, name):
 
 
 def test_a_mistyped_model_leaves_nothing_behind(tmp_path):
-    shown = call("run", "q-sched", "--set", f"model={tmp_path}/emoji-techer", "--out", tmp_path / "runs" / "mine")
+    shown = call("inspect", tmp_path / "emoji-techer", "--out", tmp_path / "runs" / "mine")
     assert shown.exit_code == 2
     assert list(tmp_path.iterdir()) == []
 

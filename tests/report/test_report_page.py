@@ -237,6 +237,13 @@ def test_a_picture_has_the_format_of_its_ending_and_is_known_as_ours(tmp_path, n
         images.save_image(smooth, tmp_path / name)
 
 
+def test_a_name_that_is_free(tmp_path):
+    for name in ("image.png", "image-2.png", "image-3.png"):
+        free = images.free_name(tmp_path / "image.png")
+        assert free.name == name
+        free.touch()
+
+
 def test_a_page_replaces_pages_of_ours_only(tmp_path):
     save(Page("one", "s", label="x", footer="f"), tmp_path / "a.html")
     save(Page("two", "s"), tmp_path / "a.html")

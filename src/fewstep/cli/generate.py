@@ -28,9 +28,9 @@ def generate(
     steps: Annotated[int, typer.Option(min=1, help="Steps, if the pipeline has no plan of its own.")] = 4,
     seed: Annotated[list[int] | None, typer.Option("--seed", "-s", help="One image per prompt and seed.")] = None,
     guidance: Guidance = 1.0,
-    out: Annotated[Path, typer.Option(help="Picture to write (.png, .jpg, .webp); several become one sheet.")] = Path(
-        "image.png"
-    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Picture (.png, .jpg, .webp) or sheet to write; a free image.png unless given.")
+    ] = None,
     zoom: Annotated[int, typer.Option(min=1, help="Repeat each pixel this often.")] = 1,
     overwrite: Overwrite = False,
 ) -> None:
@@ -43,6 +43,7 @@ def generate(
     from fewstep.report import images
     from fewstep.runs.environment import best_device
 
+    out = out or images.free_name(Path("image.png"))
     images.check_image(out, overwrite)
     pipe = load_pipeline(model).to(best_device())
     if plan is not None:

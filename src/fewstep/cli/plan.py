@@ -47,7 +47,7 @@ def show(
     "export",
     epilog=examples(
         "fewstep plan export plan.json ./scheduler",
-        "fewstep plan export runs/demo/artifacts/plan.json my-pipeline/scheduler",
+        "fewstep plan export runs/demo/artifacts/plan.json ./scheduler --overwrite",
     ),
 )
 def export(
@@ -56,8 +56,9 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a plan as a diffusers scheduler folder, for any pipeline."""
-    from fewstep.files import write_folder
+    from fewstep.files import check_free, write_folder
 
+    check_free(folder, overwrite)
     found = read(plan, None)
     write_folder(folder, found.to_scheduler().save_pretrained, over="ours" if overwrite else "nothing")
     _say(f"Wrote {folder}", f"PlanScheduler.from_pretrained({str(folder)!r}) from fewstep.plan.scheduler reads it.")

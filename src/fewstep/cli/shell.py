@@ -70,7 +70,8 @@ class Commands(TyperGroup):
             show_error(_whose() + (_full(error) if isinstance(error, OSError) else str(error)))
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stop:
-            console(err=True).print("\nStopped. The same command goes on where it was.", style="yellow")
+            if not _process():
+                console(err=True).print("\nStopped. The same command goes on where it was.", style="yellow")
             raise typer.Exit(128 + (signal.SIGTERM if isinstance(stop, Ended) else signal.SIGINT)) from None
 
 
@@ -95,6 +96,11 @@ def _ended_cleanly() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
+def _process() -> int:
+    """Number of this process among those that a launcher started."""
+    return int(os.environ.get("RANK", 0)) if "LOCAL_RANK" in os.environ else 0
+
+
 def _full(error: OSError) -> str:
     where = f" {error.filename}" if error.filename else ""
     return f"cannot write{where}: {error.strerror}. Free some space; the same command then goes on where it was."
@@ -103,7 +109,7 @@ def _full(error: OSError) -> str:
 def _whose() -> str:
     """Which of several processes speaks. The first one speaks at once; the launcher then ends the others, so that a
     mistake that all make is told once."""
-    number = int(os.environ.get("RANK", 0)) if "LOCAL_RANK" in os.environ else 0
+    number = _process()
     if not number:
         return ""
     time.sleep(8)

@@ -107,31 +107,11 @@ def save_pipeline(pipe: Any, folder: str | Path, overwrite: bool = False) -> Non
     pipe = exchanged(pipe, _unused_tokenizers(pipe))
 
     def fill(draft: Path) -> None:
-        with base_only(pipe), _unused(pipe):
+        with base_only(pipe):
             pipe.save_pretrained(draft, safe_serialization=True)
         save_adapters(pipe, draft)
 
     write_folder(folder, fill, over="ours" if overwrite else "nothing")
-
-
-@contextmanager
-def _unused(pipe: Any) -> Iterator[None]:
-    """Tokenizers without what their last call left in them: it would be saved, and so depend on what ran before."""
-    kept = []
-    for part in pipe.components.values():
-        inner = getattr(part, "backend_tokenizer", None)
-        if inner is not None:
-            kept.append((inner, inner.padding, inner.truncation))
-            inner.no_padding()
-            inner.no_truncation()
-    try:
-        yield
-    finally:
-        for inner, padding, truncation in kept:
-            if padding is not None:
-                inner.enable_padding(**padding)
-            if truncation is not None:
-                inner.enable_truncation(**truncation)
 
 
 def _unused_tokenizers(pipe: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 2, zoom: int = 1
         top, left = k // columns * (height + gap), k % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = images[k]
     return sheet
+
+
+def free_name(path: Path) -> Path:
+    """The path, or the first of image-2.png, image-3.png, ... at which nothing stands."""
+    names = (path if k == 1 else path.with_stem(f"{path.stem}-{k}") for k in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def check_image(path: str | Path, overwrite: bool = False) -> None:
