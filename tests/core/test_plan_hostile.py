@@ -110,12 +110,12 @@ def test_sizes_have_a_limit(tmp_path):
     """A file over the limit is not read to its end, and rows are counted before one of them is looked at."""
     path = tmp_path / "plan.json"
     path.write_bytes(b" " * (MOST_BYTES + 1))
-    with pytest.raises(FewstepError, match="larger than 16 MiB"):
+    with pytest.raises(FewstepError, match="larger than 8 MiB"):
         Plan.load(path)
     path.write_text(json.dumps({"fewstep_plan": 1, "rows": [{}] * 1_000_000}))
     with pytest.raises(PlanError, match="at most 10000 rows"):
         Plan.load(path)
-    with pytest.raises(FewstepError, match="larger than 16 MiB"):
+    with pytest.raises(FewstepError, match="larger than 8 MiB"):
         PLAN.replace(origin={"note": "x" * MOST_BYTES}).save(tmp_path / "new.json")
     with pytest.raises(PlanError, match="at most 10000 rows"):
         Plan(PLAN.rows[:1] * (checks.MOST_ROWS + 1), EPSILON, 1.0, 0.0)

@@ -21,8 +21,8 @@ from fewstep.prediction import Prediction
 SCHEMA = 1
 """Version of the plan file; a reader refuses newer ones."""
 
-MOST_BYTES = 16 * 2**20
-"""Size of a plan file at most, tensors beside it not counted: the longest plan of single-step rows fits twice."""
+MOST_BYTES = 8 * 2**20
+"""Size of a plan file at most, tensors beside it not counted: the longest plan of single-step rows fits."""
 
 Number = float | list[Any] | dict[str, str]
 """A coefficient in JSON: a number, a nested list (small tensors), or {"tensor": name in the safetensors file}."""

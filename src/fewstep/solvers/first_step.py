@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.errors import PlanError
 from fewstep.plan import Coefficient, Plan, Row
-from fewstep.plan.combination import is_exactly
+from fewstep.plan.combination import is_exactly, number
 from fewstep.prediction import Prediction
 from fewstep.solvers.integrals import choice
 
@@ -49,7 +49,7 @@ def analytic_first_step(
     if isinstance(A, Tensor) and A.numel() != 1:
         raise PlanError("the first row has one scale per element", value=tuple(A.shape), mend="Scale the plan later.")
     reads = any(0 in table for row in plan.rows[1:] for table in (row.state, row.output))
-    if reads and float(A) == 0:
+    if reads and number(A) == 0:
         raise PlanError("the first step forgets the state that later rows read", mend="Use a multistep order of 1.")
     rows = tuple(_without_first(row, A, c, u, v) for row in plan.rows[1:])
     settings = {"first_step": kind} | ({"data_std": data_std} if kind == "gaussian" else {})
