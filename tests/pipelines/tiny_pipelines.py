@@ -67,6 +67,18 @@ def stable_diffusion(folder: Path, **scheduler: Any) -> Any:
     return pipe
 
 
+def lcm(folder: Path) -> Any:
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+
+    pipe = LatentConsistencyModelPipeline(
+        vae=vae(), text_encoder=clip_text(), tokenizer=clip_tokenizer(folder / "tokenizer-source"),
+        unet=unet(time_cond_proj_dim=16), scheduler=LCMScheduler(**BETAS), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def sdxl(folder: Path) -> Any:
     from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLPipeline
 
@@ -290,6 +302,7 @@ def quiet(pipe: Any) -> Any:
 MAKERS = {
     "sd": stable_diffusion,
     "sd2": lambda folder: stable_diffusion(folder, prediction_type="v_prediction"),
+    "lcm": lcm,
     "sdxl": sdxl,
     "sd3": sd3,
     "pixart": pixart,
@@ -310,6 +323,7 @@ _PIXART = {**_SIZE, "use_resolution_binning": False, "max_sequence_length": 16, 
 CALLS: dict[str, dict[str, Any]] = {
     "sd": _SIZE,
     "sd2": _SIZE,
+    "lcm": _SIZE,
     "sdxl": _SIZE,
     "sd3": {**_SIZE, "max_sequence_length": 16},
     "pixart": _PIXART,

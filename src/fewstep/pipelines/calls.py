@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,28 +150,34 @@ class Stop(Exception):  # noqa: N818 - a signal, not an error
     """Ends a pipeline call that has done what it was started for."""
 
 
-def recorded(pipe: Any, steps: int, until: str = "step", **options: Any) -> Record:
-    """Run the pipeline up to its first `set_timesteps` or `step`, and note what it passed (own sigmas, mu, eta)."""
-    record = Record()
+def recorded(pipe: Any, steps: int, until: str = "step", scheduler: Any = None, **options: Any) -> Record:
+    """Run the pipeline up to its first `set_timesteps` or `step`, and note what it passed (own sigmas, mu, eta).
+
+    A twin of the pipeline runs, with a copy of its scheduler (or of the one given): the pipeline stays as it is.
+    """
     given = arguments(pipe, None, 1, options.pop("guidance_scale", None), **options)
-    with _recording(pipe.scheduler, record, until), torch.no_grad(), suppress(Stop):
-        pipe(**given, num_inference_steps=steps)
+    twin, work = copy.copy(pipe), copy.deepcopy(pipe.scheduler if scheduler is None else scheduler)
+    record = _recording(work, until)
+    twin.scheduler = work
+    try:
+        with torch.no_grad(), suppress(Stop):
+            twin(**given, num_inference_steps=steps)
+    finally:
+        twin.maybe_free_model_hooks()
     return record
 
 
-@contextmanager
-def _recording(scheduler: Any, record: Record, until: str) -> Iterator[None]:
-    set_timesteps, step = scheduler.set_timesteps, scheduler.step
-    untouched = copy.deepcopy(scheduler)
+def _recording(scheduler: Any, until: str) -> Record:
+    """Make this scheduler note what it is given, and stop."""
+    record, set_timesteps, step = Record(), scheduler.set_timesteps, scheduler.step
 
     @functools.wraps(set_timesteps)  # pipelines inspect the signature
     def noting_times(*args: Any, **kwargs: Any) -> Any:
         plain = ("num_inference_steps", "device")
         record.times = {k: v for k, v in kwargs.items() if k not in plain and v is not None}
-        record.scheduler = untouched
-        for name, value in vars(scheduler).items():  # pipelines change settings first: Z-Image sets sigma_min
-            if name not in replaced and isinstance(value, int | float | str | bool):
-                setattr(untouched, name, value)
+        record.scheduler = copy.deepcopy(scheduler)  # pipelines change settings first: Z-Image sets sigma_min
+        for name in ("set_timesteps", "step"):
+            delattr(record.scheduler, name)
         if until == "set_timesteps":
             raise Stop
         return set_timesteps(*args, **kwargs)
@@ -182,11 +188,5 @@ def _recording(scheduler: Any, record: Record, until: str) -> Iterator[None]:
         record.step = {k: v for k, v in kwargs.items() if k not in plain and v is not None}
         raise Stop
 
-    replaced: dict[str, Callable[..., Any]] = {"set_timesteps": noting_times, "step": noting_step}
-    for name, function in replaced.items():
-        setattr(scheduler, name, function)
-    try:
-        yield
-    finally:
-        for name in replaced:
-            delattr(scheduler, name)
+    scheduler.set_timesteps, scheduler.step = noting_times, noting_step
+    return record

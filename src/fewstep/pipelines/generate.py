@@ -121,7 +121,7 @@ class Generator:
             with suppress(Stop):
                 result = call(
                     pipe,
-                    num_inference_steps=runner.plan.steps,
+                    num_inference_steps=runner.call_steps,
                     generator=runner.generators,
                     output_type="pt",
                     **given,
@@ -269,4 +269,4 @@ class _Tracer(Runner):
             return result
         forced = self.forced[following].to(sample.dtype)
         forced = torch.cat([forced] * (len(sample) // len(forced)))
-        return SchedulerOutput(prev_sample=forced) if isinstance(result, SchedulerOutput) else (forced,)
+        return SchedulerOutput(prev_sample=forced) if isinstance(result, SchedulerOutput) else (forced, *result[1:])

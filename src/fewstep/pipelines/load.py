@@ -21,7 +21,7 @@ from fewstep.pipelines.places import options_for, place_of
 from fewstep.pipelines.scheduler import PlanScheduler as PipelineScheduler
 from fewstep.pipelines.scheduler import refuse_unfit
 from fewstep.plan import Plan
-from fewstep.plan.scheduler import PlanScheduler
+from fewstep.plan.scheduler import PlanScheduler, step_counts
 from fewstep.quant.consistency import check_saved_right
 
 
@@ -201,8 +201,8 @@ def plan_of(pipe: Any, steps: int, **call: Any) -> Plan:
     """
     if isinstance(pipe.scheduler, PlanScheduler):
         plan = pipe.scheduler.plan
-        if plan.steps != steps:
-            mend = f"Use {plan.steps} steps, or a pipeline that still has its own scheduler."
+        if steps not in step_counts(plan):
+            mend = f"Use {pipe.scheduler.call_steps} steps, or a pipeline that still has its own scheduler."
             raise IdentityError(f"the pipeline's stored plan has {plan.steps} steps", value=steps, mend=mend)
         return plan
     record = recorded(pipe, steps, **call)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fewstep.errors import FewstepError
 from fewstep.pipelines.calls import recorded
-from fewstep.plan.meaning import prediction_of
+from fewstep.plan.meaning import level, prediction_of
 from fewstep.plan.scheduler import PlanScheduler
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Process, RectifiedFlow, VPDiscrete
@@ -28,20 +32,19 @@ def process_of(pipe: Any, **call: Any) -> tuple[Process, Prediction]:
         FewstepError: the scheduler is of an unknown kind, or its terminal signal is zero with a noise prediction.
     """
     scheduler = training_scheduler(pipe)
-    config = scheduler.config
-    if config.get("invert_sigmas"):
+    behaviour = _behaviour(scheduler, _mu(pipe, scheduler, call))
+    if behaviour.rising:
         raise _unknown(scheduler, "it inverts its sigmas")
-    if hasattr(scheduler, "precondition_inputs"):
-        return _edm(scheduler)
-    if _is_flow(scheduler):
-        shift = _shift(pipe, scheduler, call)
-        return RectifiedFlow(shift, float(config.num_train_timesteps)), prediction_of(scheduler)
+    if hasattr(scheduler, "precondition_outputs"):
+        return _edm(scheduler, behaviour)
+    if behaviour.flow:
+        return _flow(scheduler, behaviour), prediction_of(scheduler)
+    config = scheduler.config
     if getattr(scheduler, "alphas_cumprod", None) is None:
         raise _unknown(scheduler, "it has neither alphas_cumprod nor flow or EDM sigmas")
-    if config.get("timestep_type") == "continuous":
-        raise _unknown(scheduler, "its network is told log sigma")
+    _check_table(scheduler, behaviour)
     prediction = prediction_of(scheduler)
-    if not config.get("rescale_betas_zero_snr"):
+    if not config.get("rescale_betas_zero_snr") or float(scheduler.alphas_cumprod[-1]) > 1e-6:
         return VPDiscrete.from_scheduler(scheduler), prediction
     if prediction.kind in ("epsilon", "score"):
         raise FewstepError(
@@ -80,27 +83,127 @@ def training_scheduler(pipe: Any) -> Any:
         raise FewstepError(what, mend="Open the pipeline with its own scheduler, and attach the plan again.") from error
 
 
-def _edm(scheduler: Any) -> tuple[Process, Prediction]:
-    return VE(float(scheduler.config.sigma_max)), prediction_of(scheduler)
+@dataclass(frozen=True)
+class _Behaviour:
+    """What a scheduler does on a plain grid: the times it tells, and the levels (alpha, sigma) it noises to there."""
+
+    times: tuple[float, ...]
+    levels: tuple[tuple[float, float], ...]
+    shift: float | None
+    """The shift that the pipeline decides, where it depends on the size."""
+
+    @property
+    def rising(self) -> bool:
+        return self.levels[-1][1] > self.levels[0][1]
+
+    @property
+    def flow(self) -> bool:
+        return all(abs(alpha + sigma - 1) < 1e-4 for alpha, sigma in self.levels)
 
 
-def _is_flow(scheduler: Any) -> bool:
-    config = scheduler.config
-    return bool(config.get("use_flow_sigmas")) or type(scheduler).__name__.startswith("FlowMatch")
+_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal")
+"""Settings that choose a grid, which is no part of the process."""
 
 
-def _shift(pipe: Any, scheduler: Any, call: dict[str, Any]) -> float:
-    config = scheduler.config
-    if config.get("use_dynamic_shifting"):
-        kept, pipe.scheduler = pipe.scheduler, scheduler  # pipelines read their numbers from its configuration
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler noises along the straight path of flows, whatever its class or configuration says.
+
+    Raises:
+        FewstepError: it accepts no step count.
+    """
+    return _behaviour(scheduler, None).flow
+
+
+def _behaviour(scheduler: Any, mu: float | None) -> _Behaviour:
+    """At up to seven times: fewer where a time stands twice, or where the scheduler takes so few steps only."""
+    accepted = inspect.signature(scheduler.set_timesteps).parameters
+    if mu is None and "mu" in accepted and scheduler.config.get("use_dynamic_shifting"):
+        mu = 0.0  # any shift: the path stays the same
+    given = {} if mu is None or "mu" not in accepted else {"mu": mu}
+    for count in (7, 4, 2, 1):
+        work = copy.deepcopy(scheduler)
+        work.register_to_config(**{name: None for name in _GRIDS if work.config.get(name)})
         try:
-            mu = recorded(pipe, 2, "set_timesteps", **call).times.get("mu")
-        finally:
-            pipe.scheduler = kept
-        if mu is None:
-            raise _unknown(scheduler, "its shift depends on the size, but the pipeline passes no mu")
-        return float(mu) if config.get("time_shift_type") == "linear" else math.exp(float(mu))
-    return float(config.get("flow_shift") or config.get("shift") or 1.0)
+            work.set_timesteps(count, **given)
+            times = [float(time) for time in work.timesteps]
+            places = [k for k, time in enumerate(times) if time not in times[:k]]
+            found = tuple(_level(work, k) for k in places)
+        except Exception:
+            continue
+        linear = scheduler.config.get("time_shift_type") == "linear"
+        shift = None if mu is None else float(mu) if linear else math.exp(mu)
+        return _Behaviour(tuple(times[k] for k in places), found, shift)
+    raise _unknown(scheduler, "it cannot be asked for its noise levels")
+
+
+def _level(work: Any, k: int) -> tuple[float, float]:
+    asked = copy.deepcopy(work)
+    if hasattr(asked, "set_begin_index"):
+        asked.set_begin_index(k)
+    return level(asked, work.timesteps[k].detach().cpu(), 1.0)
+
+
+def _edm(scheduler: Any, behaviour: _Behaviour) -> tuple[Process, Prediction]:
+    process = VE(_written(behaviour.levels[0][1], scheduler.config.get("sigma_max")))
+    for time, (_, sigma) in zip(behaviour.times, behaviour.levels, strict=True):
+        if abs(time - process.network_time(sigma)) > 1e-3 * (1 + abs(time)):
+            raise _unknown(scheduler, "its network is not told log(sigma) / 4")
+    return process, prediction_of(scheduler)
+
+
+def _flow(scheduler: Any, behaviour: _Behaviour) -> Process:
+    """The shift s with which even times t become its levels s t / (1 + (s - 1) t)."""
+    scale = float(scheduler.config.get("num_train_timesteps") or 1000)
+    sigmas = [sigma for _, sigma in behaviour.levels]
+    if any(abs(time - scale * sigma) > 1.0 for time, sigma in zip(behaviour.times, sigmas, strict=True)):
+        raise _unknown(scheduler, f"its network is not told {scale:g} sigma")
+    if len(sigmas) < 3:
+        raise _unknown(scheduler, "it takes too few steps to show its shift")
+    shift, other = _shift_of(sigmas), _shift_of(sigmas[1 : 2 * ((len(sigmas) - 2) // 2) + 2])
+    if shift is None or other is None or abs(shift - other) > 0.01 * shift:
+        raise _unknown(scheduler, "its noise levels are no shift of even times")
+    config = scheduler.config
+    named = (behaviour.shift, config.get("flow_shift"), config.get("shift"), getattr(scheduler, "shift", None), 1.0)
+    return RectifiedFlow(_written(shift, *named), scale)
+
+
+def _shift_of(sigmas: Sequence[float]) -> float | None:
+    """From three equidistant entries: t = 1 / (1 + s r) with r = (1 - sigma) / sigma is even in them."""
+    first, middle, last = ((1 - sigma) / sigma for sigma in (sigmas[0], sigmas[len(sigmas) // 2], sigmas[-1]))
+    below = middle * (first + last) - 2 * first * last
+    shift = (first + last - 2 * middle) / below if below else 0.0
+    return shift if shift > 0 else None
+
+
+def _written(value: float, *named: Any) -> float:
+    """The number of the configuration that a measured value is, or the value itself."""
+    for one in named:
+        if isinstance(one, int | float) and abs(one - value) <= 1e-3 * abs(value):
+            return float(one)
+    return value
+
+
+def _check_table(scheduler: Any, behaviour: _Behaviour) -> None:
+    """The network must be told the index in the table of the level that it sees."""
+    table = scheduler.alphas_cumprod.double()
+    k = len(behaviour.times) // 2
+    time, (alpha, sigma) = behaviour.times[k], behaviour.levels[k]
+    known = float(table[min(max(round(time), 0), len(table) - 1)])
+    wanted = math.sqrt((1 - known) / max(known, 1e-12))
+    if not 0.5 < sigma / max(alpha, 1e-6) / max(wanted, 1e-6) < 2:
+        raise _unknown(scheduler, "its network is told log sigma, or another time than the index of its noise level")
+
+
+def _mu(pipe: Any, scheduler: Any, call: dict[str, Any]) -> float | None:
+    """The size's part in the shift, as the pipeline computes it for this call."""
+    if not scheduler.config.get("use_dynamic_shifting"):
+        return None
+    if "mu" not in inspect.signature(scheduler.set_timesteps).parameters:
+        return None  # left in the configuration by another class
+    mu = recorded(pipe, 2, "set_timesteps", scheduler=scheduler, **call).times.get("mu")
+    if mu is None:
+        raise _unknown(scheduler, "its shift depends on the size, but the pipeline passes no mu")
+    return float(mu)
 
 
 def _unknown(scheduler: Any, reason: str) -> FewstepError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import diffusers
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
@@ -60,13 +61,21 @@ class PlanScheduler(base.PlanScheduler):
         super().__init__(plan=plan, prediction_type=prediction_type, num_train_timesteps=num_train_timesteps)
 
     def remember(self, scheduler: Any) -> None:
-        """Note the scheduler whose place this one takes."""
+        """Note the scheduler whose place this one takes, and keep its settings beside the plan.
+
+        Samplers are changed by `X.from_config(pipe.scheduler.config)`, and pipelines read settings from there.
+        """
         if isinstance(scheduler, base.PlanScheduler):
-            replaced = scheduler.config.get("replaced")
+            replaced = scheduler.config.get("replaced") or {}
         else:
-            replaced = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
-            replaced = {"_class_name": type(scheduler).__name__, **replaced}
-        self.register_to_config(replaced=replaced)
+            ours = ("plan", "replaced", "adapters")  # left by a scheduler that was made from our configuration
+            replaced = {k: v for k, v in scheduler.config.items() if not k.startswith("_") and k not in ours}
+            if "shift" in replaced and hasattr(scheduler, "shift"):  # what set_shift has changed since
+                replaced["shift"] = scheduler.shift
+            replaced = {"_class_name": public_name(scheduler), **replaced}
+        settings = {k: v for k, v in replaced.items() if k != "_class_name"}
+        defaults = scheduler.config.get("_use_default_values") or []  # another class takes its own for these
+        self.register_to_config(**settings, replaced=replaced or None, _use_default_values=list(defaults))
 
     @classmethod
     def from_plan(cls, plan: Plan) -> Self:
@@ -102,6 +111,8 @@ class PlanScheduler(base.PlanScheduler):
         sigmas: Any = None,
         timesteps: Any = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
+        strength: float | None = None,
     ) -> None:
         """As in the plan's own scheduler; the pipeline that calls is checked.
 
@@ -111,7 +122,7 @@ class PlanScheduler(base.PlanScheduler):
                 that the pipeline cannot change while it runs.
         """
         self.release()
-        super().set_timesteps(num_inference_steps, device, sigmas, timesteps, mu)
+        super().set_timesteps(num_inference_steps, device, sigmas, timesteps, mu, original_inference_steps, strength)
         self._scaled = None
         refuse_shift(self.plan, self.config.get("replaced") or {}, self.config, mu)
         caller = Caller.of(self)
@@ -177,6 +188,12 @@ class PlanScheduler(base.PlanScheduler):
                 "the plan's first state has a mean, and this pipeline's network would not see it",
                 mend="Run the plan with `fewstep.sample`, or use one without prior_offset.",
             )
+
+
+def public_name(scheduler: Any) -> str:
+    """The class of diffusers that a scheduler is, or that a user's own class extends."""
+    names = (kind.__name__ for kind in type(scheduler).__mro__ if getattr(diffusers, kind.__name__, None) is kind)
+    return next(names, type(scheduler).__name__)
 
 
 def refuse_unfit(plan: Plan, pipe: Any) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from fewstep.errors import IdentityError, PlanError
+from fewstep.errors import FewstepError, IdentityError, PlanError
 from fewstep.plan.combination import is_exactly, number
 from fewstep.plan.files import from_document, to_document
 from fewstep.plan.history import History, ready_rows, refuse_misfit
-from fewstep.plan.plan import Plan
+from fewstep.plan.plan import Plan, data_of
 
 
 class PlanScheduler(SchedulerMixin, ConfigMixin):
@@ -28,6 +28,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     """
 
     order = 1
+    _compatibles: ClassVar[list[str]] = [  # whose settings may stand beside ours without a warning
+        *(kind.name for kind in KarrasDiffusionSchedulers),
+        *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "EDMEulerScheduler"),
+        *("LCMScheduler", "TCDScheduler", "SASolverScheduler", "CogVideoXDDIMScheduler"),
+    ]
 
     @register_to_config
     def __init__(
@@ -40,6 +45,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         self._begin: int | None = None
         self._index: int | None = None
         self._asked = 0
+        self._by_rows = False
         self._history: History | None = None
         self._running, self._offset = self.plan, 0
         self._prepare(torch.device("cpu"))
@@ -47,7 +53,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def from_plan(cls, plan: Plan) -> PlanScheduler:
         """The scheduler of a plan."""
-        scheduler = cls(plan=to_document(plan), prediction_type=plan.prediction.kind)
+        kind = plan.prediction.kind
+        scheduler = cls(plan=to_document(plan), prediction_type="flow_prediction" if kind == "velocity" else kind)
         scheduler.plan = plan  # the very coefficients: those of a search may require gradients
         scheduler._prepare(torch.device("cpu"))
         return scheduler
@@ -69,8 +76,23 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         """Absolute index of the first row to run (image-to-image)."""
         return self._begin
 
+    @property
+    def call_steps(self) -> int:
+        """The `num_inference_steps` of calls: fewer than rows where a step runs the network several times."""
+        return min(step_counts(self.plan))
+
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at this row; rows whose history is then missing become first order."""
+        """Start at this row; rows whose history is then missing become first order.
+
+        Raises:
+            IdentityError: the call counts rows, where steps of several rows are started.
+        """
+        if begin_index and self._by_rows:
+            raise IdentityError(
+                "this plan starts late by whole steps, which have several network evaluations",
+                value=self.plan.steps,
+                mend=f"Call the pipeline with num_inference_steps={self.call_steps}.",
+            )
         self._start(begin_index)
 
     def set_timesteps(
@@ -80,20 +102,31 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         sigmas: Any = None,
         timesteps: Any = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
+        strength: float | None = None,
     ) -> None:
         """Get ready for a new image. Times are the plan's; `sigmas`, `timesteps`, `mu` count only by their length.
 
+        original_inference_steps, strength: what LCM's pipelines hand over; those that the plan was read with.
+
         Raises:
-            IdentityError: another number of steps than the plan has.
+            IdentityError: another number of steps than the plan has, or another schedule than it was read with.
         """
         given = [len(g) for g in (sigmas, timesteps) if g is not None]
         asked = given[0] if given else num_inference_steps
-        if asked != self.plan.steps:
+        counts = step_counts(self.plan)
+        if asked not in counts:
             raise IdentityError(
                 f"this plan has {self.plan.steps} steps",
                 value=asked,
-                mend=f"Call the pipeline with num_inference_steps={self.plan.steps}.",
+                mend=f"Call the pipeline with num_inference_steps={self.call_steps}.",
             )
+        for name, value in (("original_inference_steps", original_inference_steps), ("strength", strength)):
+            wanted = self.plan.origin.get(name)
+            if value is not None and wanted is not None and value != wanted:
+                mend = f"Use {name}={wanted}, or read a plan with it: fewstep.plan_of(pipe, steps, {name}=...)."
+                raise IdentityError(f"this plan was read with {name}={wanted}", value=value, mend=mend)
+        self.order, self._by_rows = counts[asked], asked != self.call_steps
         self._begin = None
         self._prepare(torch.device(device or "cpu"))
 
@@ -115,8 +148,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
         **_: Any,
-    ) -> SchedulerOutput | tuple[Tensor]:
+    ) -> SchedulerOutput | tuple[Tensor, Tensor]:
         """The next state from this state and the raw output, in float32, in the dtype of `sample`.
+
+        A tuple ends in the data estimate, after the last row the state itself: pipelines of consistency models draw it.
 
         Raises:
             PlanError: more steps than the plan has rows.
@@ -139,7 +174,22 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         total = self._history.advance(k, self._entered(sample).to(width), model_output.to(width), noise)
         self._index = self._offset + k + 1
         result = total.to(sample.dtype)
-        return SchedulerOutput(prev_sample=result) if return_dict else (result,)
+        return (
+            SchedulerOutput(prev_sample=result)
+            if return_dict
+            else (result, self._estimate(k, sample, model_output, result))
+        )
+
+    def _estimate(self, k: int, sample: Tensor, output: Tensor, result: Tensor) -> Tensor:
+        """The data estimate at row k; the new state where the row is the last, or its output tells no data."""
+        if k + 1 == self._running.steps:
+            return result
+        try:
+            estimate = data_of(self._running.rows[k], k, self.plan.prediction)
+        except FewstepError:
+            return result
+        p, m = (float(torch.as_tensor(c).mean()) for c in (estimate.state[k], estimate.output[k]))
+        return (p * sample + m * output).to(sample.dtype)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noise clean data to the level of the rows at `timesteps` (image-to-image, inpainting)."""
@@ -174,7 +224,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
                 value=time,
                 mend=f"Its times are {[round(float(t), 3) for t in self._times]}.",
             )
-        return int(hits.nonzero()[0])
+        places = hits.nonzero().flatten().tolist()
+        # where a time stands twice, a call that starts there continues with the second, as in diffusers
+        return int(places[1] if places[0] > 0 and len(places) > 1 else places[0])
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
@@ -229,3 +281,16 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
                 "this plan belongs to a model that runs without guidance",
                 mend="Call the pipeline with guidance_scale=1.",
             )
+
+
+def step_counts(plan: Plan) -> dict[int, int]:
+    """The step counts that a pipeline may call a plan with, and how many rows it takes for one step at each.
+
+    Every plan can be called by its rows, which are network evaluations. One that was read from a scheduler whose steps
+    have several (Heun, KDPM2, PNDM) can also be called as that scheduler is.
+    """
+    counts = {plan.steps: 1}
+    read, order = plan.origin.get("steps"), plan.origin.get("order")
+    if type(read) is int and type(order) is int and 1 <= read < plan.steps and order >= 1:
+        counts[read] = order
+    return counts

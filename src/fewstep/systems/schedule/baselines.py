@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from fewstep.errors import FewstepError
+from fewstep.pipelines.process import is_flow
 from fewstep.plan import Plan
 
 _GRIDS: dict[str, dict[str, Any]] = {
@@ -51,7 +52,7 @@ def diffusers_plans(scheduler: Any, steps: int, flow_shift: float | None = None)
     """
     import diffusers
 
-    flow = type(scheduler).__name__.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas"))
+    flow = is_flow(scheduler)
     found = {}
     for name, (class_name, settings, spacings) in (_FLOWS if flow else _DISCRETE).items():
         kind = getattr(diffusers, class_name)
