@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig
 
 from fewstep.errors import FewstepError
-from fewstep.files import read_json, write_json
+from fewstep.files import read_json
 from fewstep.models import shipped
 from fewstep.pipelines import Generator, backbone_of, load_pipeline, plan_of, process_of, save_pipeline
 from fewstep.pipelines.adapters import load_adapters, save_adapters
@@ -128,7 +128,7 @@ def test_adapters_elsewhere_are_refused_without_asking_anyone(adapted, name, tmp
     place = tmp_path / "copy" / "adapters" / "adapters.json"
     entries = read_json(place)
     entries[0]["name"] = name
-    write_json(place, entries)
+    place.write_text(json.dumps(entries))
     with pytest.raises(FewstepError, match=r"adapters\.json is damaged|is not in"):
         load_adapters(pipe, tmp_path / "copy")
     assert not getattr(pipe.unet, "peft_config", None)
