@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fewstep.cli.shell import Guidance, Overwrite, console, examples
+from fewstep.cli.shell import Guidance, Overwrite, call_arguments, console, examples
+from fewstep.errors import FewstepError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -16,25 +18,41 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             'fewstep generate --prompt "cat face" --seed 0 --seed 1 --out cats.png',
             'fewstep generate --model runs/demo/artifacts/pipeline --prompt "red heart"',
+            'fewstep generate --model mnist-dit --label 3 --label "digit 7" --steps 10 --zoom 4',
             'fewstep generate --model PATH_OR_ID --plan plan.json --prompt "a lighthouse" --guidance 1',
         )
     )(generate)
 
 
 def generate(
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw; may be repeated.")],
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to draw; may be repeated.")] = None,
     model: Annotated[str, typer.Option(help="Shipped name, diffusers folder or hub id.")] = "emoji-student",
     plan: Annotated[Path | None, typer.Option(help="Plan file; the pipeline's own scheduler unless given.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps, if the pipeline has no plan of its own.")] = 4,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", "-l", help="Class to draw, by number or name; may be repeated.")
+    ] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What not to draw; needs guidance above 1.")] = "",
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels; the pipeline's own unless given.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels; the pipeline's own unless given.")] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another argument of the pipeline's call; repeatable."),
+    ] = None,
+    variant: Annotated[str, typer.Option(help="Of the weight files, such as fp16.")] = "",
     seed: Annotated[list[int] | None, typer.Option("--seed", "-s", help="One image per prompt and seed.")] = None,
     guidance: Guidance = 1.0,
     out: Annotated[
-        Path | None, typer.Option(help="Picture (.png, .jpg, .webp) or sheet to write; a free image.png unless given.")
+        Path | None,
+        typer.Option(help="Picture (.png, .jpg, .webp) or video (.gif, .webp, .png); a free image.png unless given."),
     ] = None,
-    zoom: Annotated[int, typer.Option(min=1, help="Repeat each pixel this often.")] = 1,
+    zoom: Annotated[int, typer.Option(min=1, max=64, help="Repeat each pixel this often.")] = 1,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw prompts. A plan is refused if it belongs to another model, quantization or guidance."""
+    """Draw pictures or videos of prompts or class labels.
+
+    A plan is refused if it belongs to another model, quantization or guidance.
+    """
     import torch
     from rich.markup import escape
 
@@ -44,17 +62,49 @@ def generate(
     from fewstep.runs.environment import best_device
 
     out = out or images.free_name(Path("image.png"))
+    given = {"negative_prompt": negative_prompt or None, "height": height, "width": width}
+    call = {**{k: v for k, v in given.items() if v is not None}, **call_arguments(arguments or [])}
+    if negative_prompt and guidance <= 1 and "true_cfg_scale" not in call:
+        raise FewstepError("without guidance a negative prompt does nothing", value=guidance, mend="Add --guidance 5.")
     images.check_image(out, overwrite)
-    pipe = load_pipeline(model).to(best_device())
+    pipe = load_pipeline(model, **({"variant": variant} if variant else {})).to(best_device())
+    moving = "num_frames" in inspect.signature(type(pipe).__call__).parameters
+    images.check_image(out, overwrite, moving)
+    conditions = _conditions(pipe, prompt or [], label or [])
     if plan is not None:
         attach(pipe, Plan.load(plan))
     stored = getattr(pipe.scheduler, "plan", None)
-    chosen = plan_of(pipe, stored.steps if stored else steps, guidance_scale=guidance)
+    chosen = plan_of(pipe, stored.steps if stored else steps, guidance_scale=guidance, **call)
     chosen.check(Identity(guidance=guidance))
     seeds = seed or [0]
-    pairs = [(text, number) for text in prompt for number in seeds]
+    some = None if conditions is None else [condition for condition in conditions for _ in seeds]
+    numbers = seeds * len(conditions or [None])
     with torch.no_grad():
-        made = Generator(pipe, guidance=guidance)(chosen, [text for text, _ in pairs], [number for _, number in pairs])
-    images.save_image(images.grid(made, columns=len(seeds) if len(prompt) > 1 else None, zoom=zoom), out)
-    count = f"{len(pairs)} image" + ("s" if len(pairs) > 1 else "")
+        made = Generator(pipe, guidance, call)(chosen, some, numbers)
+    columns = len(seeds) if len(conditions or []) > 1 else None
+    if moving:
+        frames = torch.stack([images.grid(frame, columns, zoom=zoom) for frame in made.transpose(0, 1)])
+        images.save_video(frames, out)
+    else:
+        images.save_image(images.grid(made, columns, zoom=zoom), out)
+    count = f"{len(numbers)} {'video' if moving else 'image'}" + ("s" if len(numbers) > 1 else "")
     console().print(f"[bold green]Wrote {escape(str(out))}[/bold green]: {count}, {chosen.steps} steps each")
+
+
+def _conditions(pipe: Any, prompts: list[str], labels: list[str]) -> list[Any] | None:
+    """What the pipeline draws from, of what was given; None for an unconditional one.
+
+    Raises:
+        FewstepError: it draws from something else.
+    """
+    from fewstep.pipelines.calls import condition_kind
+    from fewstep.pipelines.conditions import class_label
+
+    kind = condition_kind(pipe)
+    wanted = {"prompt": "--prompt", "class_labels": "--label"}.get(kind)
+    for option, values in (("--prompt", prompts), ("--label", labels)):
+        if bool(values) != (option == wanted):
+            mend = f"Give {wanted}." if wanted else "Leave it out: the pipeline is unconditional."
+            what = f"{type(pipe).__name__} takes no {option}" if values else f"{type(pipe).__name__} needs {option}"
+            raise FewstepError(what, value=values or None, mend=mend)
+    return prompts or [class_label(pipe, label) for label in labels] or None

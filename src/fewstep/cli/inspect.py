@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fewstep.cli.shell import Guidance, console, examples
-from fewstep.errors import FewstepError
+from fewstep.cli.shell import Guidance, call_arguments, console, examples
 
 
 def add_to(app: typer.Typer) -> None:
@@ -58,21 +57,8 @@ def inspect(
     text = None if plan is None else str(plan)
     settings = Settings(model, steps, text, samples, probes, fine, guidance, tuple(prompt or ()), seed)
     recipe = {**asdict(settings), "prompts": list(settings.prompts)}
-    call = _call(arguments or [])
+    call = call_arguments(arguments or [])
     with Run(out, {"inspect": recipe, "call": call}, fresh=fresh) as run:
         made = measure(settings, run, **call)
     console().print(to_rich(plans_table(read_json(out / "results.json"))))
     console().print(f"[bold green]Done.[/bold green] Open {escape(str(made))}")
-
-
-def _call(settings: list[str]) -> dict[str, Any]:
-    """KEY=VALUE pairs as arguments."""
-    from fewstep.written import fitted, read
-
-    call = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not (key.isidentifier() and equals):
-            raise FewstepError("--set takes KEY=VALUE", value=setting, mend="Write --set height=256.")
-        call[key] = fitted(read(text))
-    return call

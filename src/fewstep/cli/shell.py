@@ -143,6 +143,19 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def call_arguments(settings: list[str]) -> dict[str, Any]:
+    """KEY=VALUE pairs as arguments."""
+    from fewstep.written import fitted, read
+
+    call = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not (key.isidentifier() and equals):
+            raise FewstepError("--set takes KEY=VALUE", value=setting, mend="Write --set height=256.")
+        call[key] = fitted(read(text))
+    return call
+
+
 def console(err: bool = False) -> Console:
     """A rich console on stdout, or stderr for what is not the result."""
     from rich.console import Console

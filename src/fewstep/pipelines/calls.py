@@ -85,6 +85,9 @@ def arguments(
         if name not in accepted:
             raise FewstepError(f"{type(pipe).__name__} takes no argument {name!r}", mend=nearest(name, accepted))
     given: dict[str, Any] = {**_condition(pipe, conditions, count, options), **options}
+    for name, value in options.items():  # some families demand one negative prompt for each prompt of a list
+        if name.startswith("negative_prompt") and isinstance(value, str):
+            given[name] = [value] * count
     if guidance is not None:
         if "guidance_scale" in accepted:
             given["guidance_scale"] = guidance

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from fewstep.ownership import SOFTWARE, Over
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """What a file's ending asks for."""
+MOVING = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
+"""The same for videos."""
+LARGEST = 1 << 28
+"""Pixels of a sheet; a picture of so many takes 3 GB while it is made."""
 _SOFTWARE_TAG = 0x0131  # of EXIF
 
 
@@ -47,10 +52,12 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 2, zoom: int = 1
     """Images (B, 3, H, W) side by side on white, row by row, as one image; `zoom` repeats pixels.
 
     Raises:
-        FewstepError: no images or another shape.
+        FewstepError: no images, another shape, or a sheet of more pixels than `LARGEST`.
     """
     if images.ndim != 4 or len(images) == 0:
         raise FewstepError("a grid needs images of shape (B, 3, H, W)", value=tuple(images.shape))
+    if len(images) * images.shape[-1] * images.shape[-2] * zoom**2 > LARGEST:
+        raise FewstepError("the sheet of pictures would be too large", value=f"zoom {zoom}", mend="Zoom less.")
     images = images.detach().float().cpu().repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     count, channels, height, width = images.shape
     columns = min(count, columns or max(1, round(count**0.5)))
@@ -68,9 +75,12 @@ def free_name(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def check_image(path: str | Path, overwrite: bool = False) -> None:
-    """Refuse the name of a picture before the picture is made: an unknown ending, or a place that is taken."""
-    _format(path)
+def check_image(path: str | Path, overwrite: bool = False, moving: bool | None = None) -> None:
+    """Refuse the name of a picture before the picture is made: an unknown ending, or a place that is taken.
+
+    moving: whether it is a video; None where that is not known yet.
+    """
+    _format(path, {None: {**FORMATS, **MOVING}, True: MOVING, False: FORMATS}[moving])
     check_free(path, overwrite)
 
 
@@ -93,8 +103,29 @@ def save_image(image: Tensor, path: str | Path, over: Over = "ours") -> None:
         picture.save(draft, format=kind, **options)
 
 
-def _format(path: str | Path) -> str:
+def save_video(frames: Tensor, path: str | Path, rate: float = 8, over: Over = "ours") -> None:
+    """Write frames (T, 3, H, W) as a picture that moves, atomically; PNG and WebP keep every pixel.
+
+    rate: frames per second.
+
+    Raises:
+        FewstepError: an ending that is none of `MOVING`, or a file that may not be replaced.
+    """
+    kind = _format(path, MOVING)
+    first, *others = [to_pil(frame) for frame in frames]
+    about, text = Image.Exif(), PngInfo()
+    about[_SOFTWARE_TAG] = SOFTWARE
+    text.add_text("Software", SOFTWARE)
+    own = {"GIF": {"comment": SOFTWARE}, "PNG": {"pnginfo": text}, "WEBP": {"exif": about, "lossless": True}}
+    with atomic(path, over) as draft:
+        first.save(
+            draft, format=kind, save_all=True, append_images=others, duration=round(1000 / rate), loop=0, **own[kind]
+        )
+
+
+def _format(path: str | Path, known: Mapping[str, str] = FORMATS) -> str:
     ending = Path(path).suffix.lower()
-    if ending not in FORMATS:
-        raise FewstepError("a picture needs a known ending", value=str(path), mend=f"Use {', '.join(FORMATS)}.")
-    return FORMATS[ending]
+    if ending not in known:
+        what = f"a {'video' if known is MOVING else 'picture'} needs a known ending"
+        raise FewstepError(what, value=str(path), mend=f"Use {', '.join(known)}.")
+    return known[ending]
