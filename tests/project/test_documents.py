@@ -50,6 +50,18 @@ def test_links_lead_somewhere_and_python_compiles(page):
         ast.parse(code)
 
 
+def test_the_python_of_the_readme_runs_as_it_is_printed(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert tuple(names["images"].shape) == (1, 3, 64, 64)
+    assert 0 <= float(names["images"].min()) < float(names["images"].max()) <= 1
+    shown = capsys.readouterr().out
+    assert "object at 0x" not in shown
+    assert "conv_in" in shown
+    assert "w4a8" in shown
+
+
 def test_the_plan_in_the_documents_is_a_plan():
     text = (ROOT / "docs" / "plan-file.md").read_text(encoding="utf-8")
     written = json.loads(re.search(r"```json\n(.*?)```", text, flags=re.DOTALL)[1])

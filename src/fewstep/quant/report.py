@@ -76,6 +76,15 @@ class QuantReport:
             f"{len(self.skipped)} Linear or Conv2d kept in float."
         )
 
+    def __str__(self) -> str:
+        """The table as text, so that `print(quantize(...))` shows it."""
+        from rich.console import Console
+
+        console = Console(width=160, highlight=False, color_system=None)
+        with console.capture() as shown:
+            console.print(self.table())
+        return shown.get()
+
     def table(self, full: bool = False) -> Table:
         """A rich table; repeated blocks share one line (numbers in names become `*`) unless `full`."""
         from rich.table import Table
