@@ -1,15 +1,18 @@
 """`fewstep quantize` end to end on tiny random-weight pipelines: budgets hold, folders load, mistakes are named."""
 
+import csv
+import io
 import json
 import re
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fewstep.cli import app
 from fewstep.errors import FewstepError, RecipeError
-from fewstep.files import read_json
+from fewstep.files import read_json, read_tensors
 from fewstep.pipelines import Generator, backbone_of, load_pipeline, plan_of, save_pipeline
 from fewstep.quant import QuantLayer
 from fewstep.quant.bos import FirstToken
@@ -20,6 +23,7 @@ from fewstep.runs import Run
 from fewstep.systems.mixdq import run
 from fewstep.systems.mixdq.measure import growth, verdict
 from fewstep.systems.mixdq.recipe import parse_size
+from fewstep.systems.mixdq.report import block_of, block_table
 from tests.pipelines import tiny_pipelines as tiny
 
 SMALL = ["steps=2", "calibration.items=3", "evaluation.items=2", "evaluation.rounds=1", "scheme=''"]
@@ -85,6 +89,36 @@ def test_a_scheme_is_obeyed_in_all_parts(tmp_path):
     assert pipe.scheduler.plan.steps == 2
     bits = {row["bits"] for row in results["parts"]["unet"]["rows"]}
     assert "w4a8" in bits
+    # every layer in the file, every block on the screen, pictures of equal seeds on the page
+    with (tmp_path / "run" / "artifacts" / "layers.csv").open() as file:
+        listed = {(row["part"], row["name"]): row["bits"] for row in csv.DictReader(file)}
+    assert listed == {(p, r["name"]): r["bits"] for p, part in results["parts"].items() for r in part["rows"]}
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(block_table(results))
+    screen = console.export_text()
+    blocks = {f"{part}.{block_of(name)}" for part, name in listed}
+    assert all(f" {block} " in screen for block in blocks)
+    assert len(blocks) < 0.4 * len(listed)
+    page = (tmp_path / "run" / "report.html").read_text()
+    grid = page.split("Before and after, equal seeds")[-1].split("<section")[0]
+    assert grid.count("data:image/png") == 2 * 3  # two items: before, after, after + Q-Sched
+    seen = read_tensors(tmp_path / "run" / "artifacts" / "pictures.safetensors")
+    assert seen["0 before"].shape == seen["1 after"].shape == (2, 3, 16, 16)
+    assert not torch.equal(seen["0 before"], seen["1 after"])
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("down_blocks.0.resnets.1.conv1", "down_blocks.0"),
+        ("encoder.layers.11.mlp.fc1", "encoder.layers.11"),
+        ("time_embedding.linear_1", "time_embedding"),
+        ("conv_in", "conv_in"),
+        ("input_blocks.4.1.proj", "input_blocks.4"),
+    ],
+)
+def test_blocks_are_told_from_names(name, block):
+    assert block_of(name) == block
 
 
 def two_networks(folder):
@@ -341,7 +375,7 @@ def test_the_command_line(tmp_path):
     sets = [*SMALL[1:4], *AUTO]
     result = CliRunner().invoke(app, [*words, *(w for s in sets for w in ("--set", s))], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
-    for word in ("layer", "shape", "bits", "kernel", "sensitivity", "reason", "SSIM", "ms per image"):
+    for word in ("block", "bits", "kept in float", "most sensitive", "SSIM", "ms per image", "layers.csv"):
         assert word in result.output
     assert "Done." in result.output
     wrong = CliRunner().invoke(app, ["quantize", "emoji-student", "--scheme", "w4b8", "--out", str(tmp_path / "no")])

@@ -50,9 +50,10 @@ def quantize(
 ) -> None:
     """Quantize MODEL after training: obey a scheme, or choose bits layer by layer under a budget (MixDQ).
 
-    Prints every layer with its bits, kernel, sensitivity and the reason; measures size, memory, time and pictures
-    before and after in one process, and says so when the result is slower. Leaves report.html, results.json and
-    artifacts/pipeline, a diffusers folder that loads again in one line. MODEL itself is never changed.
+    Prints what every block got; every layer with its bits, kernel, sensitivity and the reason stands in report.html and
+    artifacts/layers.csv. Measures size, memory, time and pictures before and after in one process, and says so when the
+    result is slower. Leaves artifacts/pipeline, a diffusers folder that loads again in one line. MODEL itself is never
+    changed.
     """
     if not scheme and not budget and not effective_bits:
         scheme = "w4a8"

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import escape
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from fewstep.quant.layer import QuantLayer
 from fewstep.quant.methods import Method, fitting, method_of, store
 from fewstep.quant.places import make_layer, places_of, put
 from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
+from fewstep.quant.roles import Call, roles_of
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.split import split_like
 from fewstep.quant.statistics import LayerStatistics
@@ -33,11 +35,15 @@ class Rule:
         Names or globs of whole dotted module names; a name also covers everything below it.
     scheme:
         What these layers get (with more bits, never fewer, than the model's scheme), or None to keep them in float.
+    role:
+        `first`, `last` or `conditioning` (`fewstep.quant.roles`): what the patterns mean. Where they find nothing, the
+        layers of this role are looked for in an example call.
     """
 
     patterns: tuple[str, ...]
     scheme: Scheme | None
     reason: str
+    role: str = ""
 
     def covers(self, name: str) -> bool:
         """Whether a module of this name falls under the rule."""
@@ -60,12 +66,10 @@ class Rule:
 
 
 # What a few-step model cannot afford: with four network calls no later step repairs what the first layers lose.
+_END = "first or last layer: its error reaches every pixel, and it is small"
 FEW_STEP_RULES = (
-    Rule(
-        ("conv_in", "conv_out", "x_embedder", "pos_embed.proj", "img_in", "proj_out"),
-        Scheme(8, 8),
-        "first or last layer: its error reaches every pixel, and it is small",
-    ),
+    Rule(("conv_in", "x_embedder", "pos_embed.proj", "img_in"), Scheme(8, 8), _END, "first"),
+    Rule(("conv_out", "proj_out"), Scheme(8, 8), _END, "last"),
     Rule(
         (
             "time_embedding", "add_embedding", "time_text_embed", "time_embed", "time_proj", "timestep_embedder",
@@ -74,6 +78,7 @@ FEW_STEP_RULES = (
         ),
         Scheme(8, 16),
         "conditioning: one row per image or prompt, so 8-bit inputs save no time, and the error reaches every layer",
+        "conditioning",
     ),
 )  # fmt: skip
 
@@ -87,6 +92,7 @@ def quantize(
     backend: str = "auto",
     method: str | Method = "rtn",
     calibration: Calibration | None = None,
+    example: Call | None = None,
 ) -> QuantReport:
     """Quantize every Linear and Conv2d of a model in place and report on all its parameters.
 
@@ -104,6 +110,9 @@ def quantize(
     calibration:
         What the layers see (`fewstep.quant.calibration.calibrate`); needed by gptq, adaround, smoothquant and by static
         activations. A layer that it did not reach is rounded to nearest, and the report says so.
+    example:
+        (args, kwargs) of one call, for networks with names of their own: where the patterns of a rule for first, last
+        or conditioning layers find none, these are the layers that the call shows. The report says what found nothing.
 
     A model of diffusers or transformers can then be saved and loaded as any other (see `fewstep.quant.storage`). In a
     compiled model (`torch.compile(model)`) the network inside is quantized, and compiles anew at the next call.
@@ -122,6 +131,7 @@ def quantize(
     _check_calibration(model, chosen, how, calibration)
     chosen = how.extend(chosen, calibration is not None)
     check_patterns(model, skip)
+    rules, unmatched = found_rules(model, rules, example)
     all_rules = [Rule(tuple(skip), None, "kept on request"), *rules] if skip else list(rules)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     disk, resident = disk_bytes(model), resident_bytes(model)
@@ -145,7 +155,16 @@ def quantize(
     count = sum(layer.weight_shape.numel() for layer in stored)
     after = disk_bytes(model), resident_bytes(model)
     return QuantReport(
-        str(chosen), backend, tuple(rows), parameters, disk, after[0], resident, after[1], bits / max(count, 1)
+        str(chosen),
+        backend,
+        tuple(rows),
+        parameters,
+        disk,
+        after[0],
+        resident,
+        after[1],
+        bits / max(count, 1),
+        unmatched,
     )
 
 
@@ -220,6 +239,25 @@ def check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in names):
             raise FewstepError("skip pattern matches no Linear or Conv2d", value=pattern, mend=nearest(pattern, names))
+
+
+def found_rules(
+    model: nn.Module, rules: Sequence[Rule], example: Call | None = None
+) -> tuple[list[Rule], tuple[str, ...]]:
+    """The rules, those whose patterns find nothing with the layers of their role in an example call; and the roles that
+    are still without a layer."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    roles: dict[str, tuple[str, ...]] | None = None
+    found, unmatched = [], []
+    for rule in rules:
+        if rule.role and not any(rule.covers(name) for name in names):
+            if roles is None:
+                roles = {} if example is None else roles_of(model, example)
+            seen = roles.get(rule.role, ())
+            unmatched += [] if seen else [rule.role]
+            rule = dataclasses.replace(rule, patterns=tuple(map(escape, seen)))
+        found.append(rule)
+    return found, tuple(unmatched)
 
 
 def _matches(name: str, pattern: str) -> bool:

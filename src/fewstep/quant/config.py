@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -13,6 +14,9 @@ from fewstep.quant.kernels import check_backend
 from fewstep.quant.scheme import Scheme
 
 VERSION = 1
+
+
+MEND = "config.json was changed or damaged: save the model again."
 
 
 class QuantMethod(str, Enum):
@@ -42,15 +46,23 @@ class QuantConfig:
         if unknown:
             key = next(iter(unknown))
             known = ("scheme", "layers", "backend", "version", "first_token", "tables")
-            raise FewstepError("unknown key in quantization_config", value=key, mend=nearest(key, known))
-        if version != VERSION:
+            raise FewstepError("unknown key in quantization_config", value=key, mend=nearest(str(key), known))
+        if type(version) is not int or version != VERSION:
             raise FewstepError("unknown version of quantization_config", value=version, mend="Update fewstep.")
+        _check("layers", layers, _lists_of(str))
+        _check("first_token", first_token, lambda value: _list_of(str, value))
+        _check("tables", tables, _lists_of(int))
+        _check("backend", [backend], lambda value: _list_of(str, value))
         self.quant_method = QuantMethod.FEWSTEP
         self.scheme, self.version = str(Scheme.parse(scheme)), version
         self.layers = {str(Scheme.parse(name)): list(names) for name, names in (layers or {}).items()}
         self.backend = check_backend(backend)
         self.first_token = list(first_token or [])
         self.tables = {name: list(choice) for name, choice in (tables or {}).items()}
+        every = [name for names in self.layers.values() for name in names]
+        twice = next((name for name, count in Counter(every).items() if count > 1), None)
+        if twice is not None or len(self.layers) != len(layers or {}):
+            raise FewstepError("quantization_config names a layer or a scheme twice", value=twice, mend=MEND)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -63,6 +75,12 @@ class QuantConfig:
     def schemes(self) -> dict[str, Scheme]:
         """Scheme of each quantized layer by its name."""
         return {layer: Scheme.parse(scheme) for scheme, names in self.layers.items() for layer in names}
+
+
+def main_scheme(scheme: Scheme, layers: Mapping[str, Scheme]) -> str:
+    """The scheme that stands for a model: its own, or that of most layers where rules gave it to none."""
+    names = Counter(str(own) for own in layers.values())
+    return str(scheme) if not names or str(scheme) in names else names.most_common(1)[0][0]
 
 
 def by_scheme(layers: Mapping[str, Scheme]) -> dict[str, list[str]]:
@@ -79,3 +97,20 @@ def refuse_truncated(model: nn.Module) -> None:
     if empty:
         mend = "The file is truncated: save the model again."
         raise FewstepError("the quantized checkpoint lacks a tensor", value=empty[0], mend=mend)
+
+
+def _check(key: str, value: object, right: Callable[[object], bool]) -> None:
+    if value is not None and not right(value):
+        raise FewstepError(f"quantization_config.{key} is malformed", value=value, mend=MEND)
+
+
+def _list_of(kind: type, value: object) -> bool:
+    return isinstance(value, list | tuple) and all(type(item) is kind for item in value)
+
+
+def _lists_of(kind: type) -> Callable[[object], bool]:
+    return lambda value: (
+        isinstance(value, Mapping)
+        and all(isinstance(key, str) for key in value)
+        and all(_list_of(kind, items) for items in value.values())
+    )

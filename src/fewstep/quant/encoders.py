@@ -16,7 +16,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fewstep.quant.apply import install, quantize
 from fewstep.quant.bos import install_separated, separated
-from fewstep.quant.config import QuantConfig, by_scheme, refuse_truncated
+from fewstep.quant.config import QuantConfig, by_scheme, main_scheme, refuse_truncated
+from fewstep.quant.consistency import check_files, check_values
 from fewstep.quant.report import QuantReport
 from fewstep.quant.scheme import Scheme
 
@@ -34,6 +35,7 @@ class EncoderQuantizer(HfQuantizer):
         if self.pre_quantized:
             install_separated(model, self.quantization_config.first_token)
             install(model, self.quantization_config.schemes(), self.quantization_config.backend)
+            check_files(model, self.quantization_config, kwargs.get("checkpoint_files"))
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -41,6 +43,7 @@ class EncoderQuantizer(HfQuantizer):
         if not self.pre_quantized:
             quantize_encoder(model, config.scheme, backend=config.backend)
         refuse_truncated(model)
+        check_values(model)
         return model
 
     def is_serializable(self) -> bool:
@@ -69,7 +72,7 @@ def quantize_encoder(model: nn.Module, scheme: str | Scheme, **options: Any) -> 
 
 def attach_encoder(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
     """Mark a model of transformers that was quantized in place, so that it saves what it needs to be loaded."""
-    config = EncoderQuantConfig(str(scheme), by_scheme(layers), backend, first_token=separated(model))
+    config = EncoderQuantConfig(main_scheme(scheme, layers), by_scheme(layers), backend, first_token=separated(model))
     model.hf_quantizer = EncoderQuantizer(config, pre_quantized=True)
     model.quantization_method = config.quant_method
     model.config.quantization_config = config

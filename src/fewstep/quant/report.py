@@ -41,6 +41,8 @@ class QuantReport:
         Stored bits, scales included, per weight of the quantized layers.
     coverage:
         Fraction of the model's parameters that are weights stored as integers.
+    unmatched:
+        Roles (first, last, conditioning) whose rule found no layer: none got more bits than the scheme for it.
     """
 
     scheme: str
@@ -52,6 +54,7 @@ class QuantReport:
     resident_before: int
     resident_after: int
     bits_per_weight: float
+    unmatched: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -73,7 +76,15 @@ class QuantReport:
             f"{self.scheme}: {self.coverage:.1%} of {self.parameters:,} parameters in {self.bits_per_weight:.2f} bits "
             f"each (scales included); {_size(self.resident_before)} -> {_size(self.resident_after)} in memory, "
             f"{_size(self.disk_before)} -> {_size(self.disk_after)} on disk; "
-            f"{len(self.skipped)} Linear or Conv2d kept in float."
+            f"{len(self.skipped)} Linear or Conv2d kept in float.{self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        if not self.unmatched:
+            return ""
+        which = " and ".join(self.unmatched)
+        return (
+            f" No {which} layer was found by its name: pass example=(args, kwargs) of one call to find it by tracing."
         )
 
     def __str__(self) -> str:

@@ -17,7 +17,9 @@ DEFAULT_GROUP = 32
 BLOCKS = {"mxfp4": 32, "nvfp4": 16}
 """Formats whose definition fixes how many weights share a scale."""
 _WIDTH = {"fp8": 8, "nf4": 4, "mxfp4": 4, "nvfp4": 4}
-_NAME = re.compile(r"(?:w(\d+)|(fp8|nf4|mxfp4|nvfp4))(?:a(\d+|fp8))?(?:g(\d+)|(row|tensor))?((?:-[a-z0-9]+)*)")
+_NAME = re.compile(
+    r"(?:w(\d)|(fp8|nf4|mxfp4|nvfp4))(?:a(\d{1,2}|fp8))?(?:g(\d{1,7})|(row|tensor))?((?:-[a-z0-9]{1,9})*)", re.A
+)
 _OPTIONS = ("asym", "static", "affine", "smooth", "r<rank>", "ag<group of inputs>")
 _MEND = (
     "Write w<bits>, fp8, nf4, mxfp4 or nvfp4, then a4, a8, a16 or afp8, then g<group size>, row or tensor, then "
@@ -189,7 +191,7 @@ def code_range(bits: int) -> tuple[int, int]:
 def _options(name: str, text: str) -> dict[str, int]:
     chosen = {"asym": 0, "static": 0, "affine": 0, "smooth": 0, "rank": 0, "ag": 0}
     for option in text.split("-")[1:]:
-        number = re.fullmatch(r"(r|ag)([1-9]\d*)", option)
+        number = re.fullmatch(r"(r|ag)([1-9]\d*)", option, re.A)
         key = {"r": "rank", "ag": "ag"}[number[1]] if number else option
         if key not in chosen or (key in ("rank", "ag") and number is None) or chosen[key]:
             raise FewstepError("unknown or repeated option of a quantization scheme", value=name, mend=_MEND)

@@ -17,7 +17,8 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from fewstep.errors import FewstepError
 from fewstep.quant.apply import dequantize, install, quantize
 from fewstep.quant.bos import install_separated, separated
-from fewstep.quant.config import QuantConfig, by_scheme, refuse_truncated
+from fewstep.quant.config import QuantConfig, by_scheme, main_scheme, refuse_truncated
+from fewstep.quant.consistency import check_files, check_values
 from fewstep.quant.layer import KEPT, QuantLayer
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.split import split_like
@@ -35,6 +36,7 @@ class FewstepQuantizer(DiffusersQuantizer):
     """Lets diffusers load and save models with `QuantLayer`s."""
 
     quantization_config: FewstepQuantConfig
+    _files: list[str] = []  # noqa: RUF012 - replaced, never changed
     use_keep_in_fp32_modules = True  # for the layers that stay in float
 
     def preprocess_model(self, model: Any, **kwargs: Any) -> Any:
@@ -42,6 +44,12 @@ class FewstepQuantizer(DiffusersQuantizer):
         result = super().preprocess_model(model, **kwargs)
         model.is_quantized = False
         return result
+
+    def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
+        """The keys as they are; the files are looked at before anything is loaded from them."""
+        files = [checkpoint_files] if isinstance(checkpoint_files, str) else checkpoint_files
+        self._files = [str(file) for file in files or ()]
+        return loaded_keys
 
     def check_if_quantized_param(
         self, model: Any, param_value: Any, param_name: str, state_dict: Any, **kwargs: Any
@@ -86,6 +94,7 @@ class FewstepQuantizer(DiffusersQuantizer):
             split_like(model, self.quantization_config.tables)
             install_stepped(model, self.quantization_config.tables)
             install(model, self.quantization_config.schemes(), self.quantization_config.backend)
+            check_files(model, self.quantization_config, self._files)
             model.register_to_config(quantization_config=self.quantization_config)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
@@ -95,6 +104,7 @@ class FewstepQuantizer(DiffusersQuantizer):
             self.quantization_config = model.hf_quantizer.quantization_config
         refuse_truncated(model)
         tie(model)
+        check_values(model)
 
     def _dequantize(self, model: Any) -> Any:
         keep = model.hf_quantizer
@@ -121,7 +131,9 @@ class FewstepQuantizer(DiffusersQuantizer):
 def attach(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
     """Mark a model that was quantized in place, so that `save_pretrained` writes what `from_pretrained` needs."""
     first_token, tables = separated(model), tables_of(model)
-    config = FewstepQuantConfig(str(scheme), by_scheme(layers), backend, first_token=first_token, tables=tables)
+    config = FewstepQuantConfig(
+        main_scheme(scheme, layers), by_scheme(layers), backend, first_token=first_token, tables=tables
+    )
     model.hf_quantizer = FewstepQuantizer(config, pre_quantized=True)
     model.quantization_method = config.quant_method
     model.register_to_config(quantization_config=config)

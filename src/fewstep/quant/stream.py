@@ -54,6 +54,7 @@ def load_quantized(
     _check_scheme(chosen)
     model = _empty(folder)
     plain.check_patterns(model, skip)
+    rules, unmatched = plain.found_rules(model, rules)
     all_rules = [plain.Rule(tuple(skip), None, "kept on request"), *rules] if skip else list(rules)
     parameters = list(model.parameters())
     size = sum(parameter.numel() for parameter in parameters) * dtype.itemsize
@@ -66,7 +67,7 @@ def load_quantized(
     bits = 8 * sum(layer.weight_bytes() for layer in stored) / max(count, 1)
     total = sum(parameter.numel() for parameter in parameters)
     after = disk_bytes(model), resident_bytes(model)
-    report = QuantReport(str(chosen), backend, tuple(rows), total, disk, after[0], resident, after[1], bits)
+    report = QuantReport(str(chosen), backend, tuple(rows), total, disk, after[0], resident, after[1], bits, unmatched)
     return model.eval(), report
 
 

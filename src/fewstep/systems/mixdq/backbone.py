@@ -38,7 +38,7 @@ def low_backbone(job: Job, name: str) -> tuple[nn.Module, QuantReport, dict[str,
     full = copy.deepcopy(model) if method_of(recipe.method).reconstruct or recipe.per_step else None
     options = options_of(job, name, model)
     if recipe.scheme:
-        report = quantize(model, recipe.scheme, **options)
+        report = quantize(model, recipe.scheme, example=calls[0], **options)
         if recipe.per_step and full is not None:
             model, report, found = per_step(job, full, model, report, options)
             extra["per_step"] = found

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
-from fewstep.files import read_json, write_json
+from fewstep.files import read_json, write_json, write_tensors
 from fewstep.pipelines import (
     Generator,
     attach,
@@ -40,12 +40,15 @@ from fewstep.systems.mixdq.correct import corrected
 from fewstep.systems.mixdq.measure import growth, latency, verdict
 from fewstep.systems.mixdq.per_step import named
 from fewstep.systems.mixdq.recipe import QuantizeRecipe
-from fewstep.systems.mixdq.report import layer_table, part_table, write_report
+from fewstep.systems.mixdq.report import block_table, part_table, write_layers, write_report
 
 VAE_RULES = (
     Rule(("*.conv_in", "*.conv_out"), Scheme(8, 16), "first or last layer: its error reaches every pixel"),
     Rule(("quant_conv", "post_quant_conv"), Scheme(8, 16), "between latents and network: small, and all passes it"),
 )
+
+SHOWN = 6
+"""Held-out pictures on the page."""
 
 FAMILY = Family("ramp")
 """Of the scalars that Q-Sched searches."""
@@ -75,13 +78,14 @@ def run(recipe: QuantizeRecipe, run: Run) -> Path:
     run.unit("pipeline", job.finished, save=save_pipeline, load=lambda folder: None, artifact="pipeline")
     results["seconds"] = run.seconds()
     write_json(run.path / "results.json", results)
+    write_layers(results, run.artifact("layers.csv"))
     if recipe.results:
         write_json(recipe.results, results)
     if not run.quiet:
         import rich
         from rich.markup import escape
 
-        for table in (layer_table(results), part_table(results)):
+        for table in (block_table(results), part_table(results)):
             rich.print(table)
         rich.print(escape(results["measured"]["verdict"]))
     return write_report(run, recipe, results)
@@ -294,19 +298,19 @@ class Job:
         plain = self.base if self.rows else self.plan
         later = {name: plan for name, plan in self.plans.items() if name != "rows"}
         alone = list(self.low) if len(self.low) == 1 else []
-        trials = (
-            {"all": low} if len(self.low) == 1 else {name: self.with_parts(**{name: m}) for name, m in self.low.items()}
-        )
+        single = {} if alone else {name: self.with_parts(**{name: model}) for name, model in self.low.items()}
         with torch.no_grad():
             truth = full(self.plan, conditions, seeds)
             pictures = {
-                name: _fidelity(truth, made(plain if self.backbone in (name, *alone) else self.plan, conditions, seeds))
-                for name, made in trials.items()
+                name: _fidelity(truth, made(plain if name == self.backbone else self.plan, conditions, seeds))
+                for name, made in single.items()
             }
-            if len(self.low) > 1:
-                pictures["all"] = _fidelity(truth, low(plain, conditions, seeds))
-            for name, plan in later.items():
-                pictures[f"all + {name}"] = _fidelity(truth, low(plan, conditions, seeds))
+            drawn = {"0 before": truth, "1 after": low(plain, conditions, seeds)}
+            pictures["all"] = _fidelity(truth, drawn["1 after"])
+            for k, (name, plan) in enumerate(later.items()):
+                drawn[f"{k + 2} after + {name}"] = images = low(plan, conditions, seeds)
+                pictures[f"all + {name}"] = _fidelity(truth, images)
+        self._show(drawn)
         one = None if conditions is None else conditions[:1]
         draws = {
             name: lambda made=made, plan=plan: made(plan, one, seeds[:1])
@@ -320,6 +324,14 @@ class Job:
             "pictures": pictures, "items": settings.items, "peak_growth": peaks, "milliseconds": milliseconds,
             "verdict": verdict(milliseconds, rows),
         }  # fmt: skip
+
+    def _show(self, drawn: dict[str, Tensor]) -> None:
+        """Keep the first pictures of each, as bytes, for the page; nothing for videos."""
+        stacks = {
+            name: (255 * images[:SHOWN].clamp(0, 1)).round().byte()
+            for name, images in drawn.items() if images.ndim == 4
+        }  # fmt: skip
+        write_tensors(self.run.artifact("pictures.safetensors"), stacks)
 
 
 def scaled(plan: Plan, theta: Sequence[float]) -> Plan:

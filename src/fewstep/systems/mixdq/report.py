@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.report import Block, Code, Column, Facts, Highlight, Highlights, Note, Page, Row, Table, save
+from fewstep.files import read_tensors, write_text
+from fewstep.report import Block, Code, Column, Facts, Highlight, Highlights, ImageGrid, Note, Page, Row, Table, save
 from fewstep.runs import Run
 from fewstep.systems.mixdq.recipe import QuantizeRecipe
 
@@ -31,25 +35,54 @@ def rows_of(results: Results) -> list[dict[str, Any]]:
     return found
 
 
-def layer_table(results: Results) -> RichTable:
-    """layer -> shape -> bits -> kernel -> sensitivity -> reason; equal layers of repeated blocks share a line."""
+def block_table(results: Results) -> RichTable:
+    """What each block of each part got, a line each; `layers.csv` and the page have every layer."""
     from rich.table import Table as RichTable
 
-    table = RichTable(title="Every layer", title_justify="left")
-    for column in ("layer", "shape", "bits", "kernel", "sensitivity", "reason"):
+    table = RichTable(title="Every block (each layer: artifacts/layers.csv, report.html)", title_justify="left")
+    for column in ("block", "layers", "bits", "kept in float", "before", "after", "most sensitive"):
         table.add_column(column, overflow="fold")
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows_of(results):
-        name = re.sub(r"\d+(?=\.|$)", "*", row["name"])
-        alone = row["name"] if row["sensitivity"] else name  # measured layers are all different
-        key = (row["part"], alone, row["bits"], row["kernel"], "" if row["sensitivity"] else row["reason"])
-        groups.setdefault(key, []).append(row)
-    for (part, name, bits, kernel, _), rows in groups.items():
-        shapes = {"x".join(map(str, row["shape"])) for row in rows}
-        shape = shapes.pop() if len(shapes) == 1 else "several"
-        count = f" ({len(rows)}x)" if len(rows) > 1 else ""
-        table.add_row(f"{part}.{name}{count}", shape, bits, kernel, rows[0]["sensitivity"], rows[0]["reason"])
+        groups.setdefault(f"{row['part']}.{block_of(row['name'])}", []).append(row)
+    for name, rows in groups.items():
+        layers = [row for row in rows if row["kind"] in ("Linear", "Conv2d")]
+        bits = Counter(row["bits"] for row in layers if row["quantized"])
+        kept = [row["name"].rpartition(".")[2] for row in layers if not row["quantized"]]
+        table.add_row(
+            name, str(len(layers)), ", ".join(f"{k} {v}x" for k, v in bits.most_common()) or "float",
+            f"{len(kept)} ({', '.join(sorted(set(kept))[:2])})" if kept else "",
+            *(size(sum(row[key] for row in rows)) for key in ("bytes_before", "bytes_after")),
+            ", ".join(_worst(layers)),
+        )  # fmt: skip
     return table
+
+
+def _worst(layers: list[dict[str, Any]]) -> Iterator[str]:
+    """The most sensitive layer by each of the two metrics, named within its block."""
+    for unit in ("SSIM", "dB"):
+        measured = [row for row in layers if row["sensitivity"].endswith(unit)]
+        if measured:
+            row = min(measured, key=lambda row: float(row["sensitivity"].split()[0]))
+            yield f"{row['name'].removeprefix(block_of(row['name'])).lstrip('.')} {row['sensitivity']}"
+
+
+def block_of(name: str) -> str:
+    """The block of a layer: its name up to the first number, or its first word (`down_blocks.0`, `conv_in`)."""
+    found = re.match(r"[^.\d]+(?:\.[^.\d]+)*?\.\d+(?=\.)", name)
+    return found[0] if found else name.partition(".")[0]
+
+
+def write_layers(results: Results, path: Path) -> None:
+    """Every layer as a line of a CSV file."""
+    keys = ("part", "name", "kind", "shape", "weights", "bits", "kernel", "sensitivity", "bytes_before", "bytes_after",
+            "reason")  # fmt: skip
+    text = io.StringIO()
+    writer = csv.DictWriter(text, keys, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows_of(results):
+        writer.writerow({**row, "shape": "x".join(map(str, row["shape"]))})
+    write_text(path, text.getvalue())
 
 
 def part_table(results: Results) -> Any:
@@ -63,6 +96,9 @@ def write_report(run: Run, recipe: QuantizeRecipe, results: Results) -> Path:
     """Write `report.html` into the run directory and return its path."""
     measured = results["measured"]
     blocks: list[Block] = [_highlights(results), Note("Speed", measured["verdict"]), _parts(results)]
+    shown = _pictures(run)
+    if shown is not None:
+        blocks.insert(2, shown)
     if results["allocation"]:
         blocks.append(_sweep(results["allocation"]))
     blocks += _learned(results)
@@ -75,6 +111,19 @@ def write_report(run: Run, recipe: QuantizeRecipe, results: Results) -> Path:
     aim = recipe.scheme or recipe.budget or f"{recipe.effective_bits:g} bits per weight"
     title = f"{recipe.model}: {aim}"
     return save(Page(title, _sentence(results), blocks, label="Quantization"), run.path / "report.html")
+
+
+def _pictures(run: Run) -> Block | None:
+    """The first held-out items before and after; nothing for what is not an image."""
+    file = run.artifact("pictures.safetensors")
+    stacks = read_tensors(file) if file.exists() else {}
+    if not stacks:
+        return None
+    names = sorted(stacks)  # 0 before, 1 after, ...
+    images = [[stacks[name][i].float() / 255 for name in names] for i in range(len(stacks[names[0]]))]
+    rows = [f"item {i + 1}" for i in range(len(images))]
+    text = "The first of the held-out items, not chosen by eye."
+    return ImageGrid("Before and after, equal seeds", images, rows, [name[2:] for name in names], text=text)
 
 
 def _sentence(results: Results) -> str:
