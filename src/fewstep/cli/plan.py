@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.cli.shell import Commands, Overwrite, console, examples
-from fewstep.errors import FewstepError, PlanError, nearest
+from fewstep.errors import FewstepError, PlanError
 
 if TYPE_CHECKING:
     from fewstep.plan import Plan
@@ -47,19 +47,34 @@ def show(
     "export",
     epilog=examples(
         "fewstep plan export plan.json ./scheduler",
-        "fewstep plan export runs/demo/artifacts/plan.json ./scheduler --overwrite",
+        "fewstep plan export runs/demo/artifacts/plan.json my-few-steps --pipeline my-pipeline",
     ),
 )
 def export(
     plan: Annotated[Path, typer.Argument(help="A plan file.")],
-    folder: Annotated[Path, typer.Argument(help="Scheduler folder to write.")],
+    folder: Annotated[Path, typer.Argument(help="Scheduler folder to write; with --pipeline, a pipeline folder.")],
+    pipeline: Annotated[Path | None, typer.Option(help="Write this pipeline with the plan, whole.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a plan as a diffusers scheduler folder, for any pipeline."""
+    """Write a plan as a diffusers scheduler folder, or a pipeline with it."""
     from fewstep.files import check_free, write_folder
 
     check_free(folder, overwrite)
     found = read(plan, None)
+    if pipeline is not None:
+        from fewstep.pipelines import attach, load_pipeline, save_pipeline
+
+        pipe = load_pipeline(pipeline)
+        attach(pipe, found)
+        save_pipeline(pipe, folder, overwrite)
+        _say(f"Wrote {folder}", f"fewstep generate --model {folder}")
+        return
+    if (folder.parent / "model_index.json").exists():
+        raise FewstepError(
+            "a pipeline names the class of its scheduler, and would ignore a plan put into its folder",
+            value=str(folder),
+            mend=f"Write a new one: fewstep plan export {plan} NEW_FOLDER --pipeline {folder.parent}.",
+        )
     write_folder(folder, found.to_scheduler().save_pretrained, over="ours" if overwrite else "nothing")
     _say(f"Wrote {folder}", f"PlanScheduler.from_pretrained({str(folder)!r}) from fewstep.plan.scheduler reads it.")
 
@@ -73,7 +88,7 @@ def export(
 )
 def import_(
     scheduler: Annotated[Path, typer.Argument(help="A diffusers scheduler folder, or a pipeline folder.")],
-    steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")],
+    steps: Annotated[int, typer.Option(min=1, help="Inference steps, as the pipeline is called.")],
     out: Annotated[Path, typer.Option(help="Plan file to write.")] = Path("plan.json"),
     overwrite: Overwrite = False,
 ) -> None:
@@ -89,48 +104,56 @@ def import_(
 def read(path: Path, steps: int | None) -> Plan:
     """The plan of a plan file, a scheduler folder or a pipeline folder.
 
+    A pipeline's scheduler is read as its pipeline calls it, which may pass times of its own.
+
     Raises:
         FewstepError: nothing readable there, or `steps` is missing or does not fit.
     """
     from fewstep.plan import Plan
+    from fewstep.plan.scheduler import step_counts
 
-    if path.is_dir():
+    pipeline = _pipeline_of(path)
+    if pipeline is not None:
+        from fewstep.pipelines import load_pipeline, plan_of
+
+        pipe = load_pipeline(pipeline)
+        plan = getattr(pipe.scheduler, "plan", None) or plan_of(pipe, _needed(steps, pipe.scheduler))
+    elif path.is_dir():
         scheduler = _scheduler(path)
-        plan = getattr(scheduler, "plan", None)
-        if plan is None and steps is None:
-            raise PlanError(f"{type(scheduler).__name__} has no fixed number of steps", mend="Add --steps N.")
-        plan = plan or Plan.from_scheduler(scheduler, steps or 0)
+        plan = getattr(scheduler, "plan", None) or Plan.from_scheduler(scheduler, _needed(steps, scheduler))
     else:
         plan = Plan.load(path)
-    if steps is not None and plan.steps != steps:
+    if steps is not None and steps not in step_counts(plan):
         raise PlanError(f"this plan has {plan.steps} steps", value=steps, mend="Leave --steps out.")
     found: Plan = plan
     return found
 
 
-def _scheduler(folder: Path) -> Any:
-    """The scheduler saved in a folder, by the class name in its configuration."""
-    from fewstep.files import read_json
+def _needed(steps: int | None, scheduler: Any) -> int:
+    if steps is None:
+        raise PlanError(f"{type(scheduler).__name__} has no fixed number of steps", mend="Add --steps N.")
+    return steps
 
-    inner = folder / "scheduler"
-    place = inner if inner.is_dir() else folder
-    if not (place / "scheduler_config.json").exists():
+
+def _pipeline_of(folder: Path) -> Path | None:
+    """The pipeline folder that this is, or whose scheduler this is."""
+    if (folder / "model_index.json").exists():
+        return folder
+    inside = folder.name == "scheduler" and (folder.parent / "model_index.json").exists()
+    return folder.parent if inside else None
+
+
+def _scheduler(folder: Path) -> Any:
+    """The scheduler saved in a folder of its own, by the class name in its configuration."""
+    from fewstep.files import read_json
+    from fewstep.plan.mends import from_configuration
+
+    if not (folder / "scheduler_config.json").exists():
         raise FewstepError(
             f"{folder} holds no scheduler_config.json",
             mend="Give a scheduler folder, a pipeline folder or a plan file.",
         )
-    configuration = read_json(place / "scheduler_config.json")
-    name = configuration.get("_class_name", "") if isinstance(configuration, dict) else ""
-    if name == "PlanScheduler":
-        from fewstep.plan.scheduler import PlanScheduler
-
-        return PlanScheduler.from_pretrained(place)
-    import diffusers
-
-    known = [entry for entry in dir(diffusers) if entry.endswith("Scheduler")]
-    if name not in known:
-        raise FewstepError("not a scheduler of diffusers", value=name, mend=nearest(str(name), known))
-    return getattr(diffusers, name).from_pretrained(place)
+    return from_configuration(read_json(folder / "scheduler_config.json"))
 
 
 def _say(done: str, then: str) -> None:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fewstep.errors import PlanError
+from fewstep.errors import PlanError, nearest
 
 SWITCHES = ("thresholding", "clip_sample")
 """Settings that make `step` non-linear in the classes that have them."""
@@ -79,3 +79,35 @@ def for_another_count(scheduler: Any, steps: int, settings: Mapping[str, Any], r
                 continue
             return "Choose another step count."
     return "Check its settings; no step count is accepted with them."
+
+
+MOST_TIMES = 100_000
+"""Training times that a stored configuration may ask for: schedulers make tables of that length."""
+
+
+def from_configuration(configuration: Any) -> Any:
+    """The scheduler of a stored configuration (`scheduler_config.json`), ours or one of diffusers.
+
+    Raises:
+        PlanError: it names no scheduler, or its settings are none that the class takes.
+    """
+    import diffusers
+
+    from fewstep.plan.scheduler import PlanScheduler
+
+    name = configuration.get("_class_name") if isinstance(configuration, dict) else None
+    known = [entry for entry in dir(diffusers) if entry.endswith("Scheduler")]
+    if name != "PlanScheduler" and name not in known:
+        raise PlanError("not a scheduler of diffusers", value=name, mend=nearest(str(name), known))
+    count = configuration.get("num_train_timesteps", 1000)
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_TIMES:
+        raise PlanError(f"num_train_timesteps must be a whole number up to {MOST_TIMES}", value=count)
+    made = PlanScheduler if name == "PlanScheduler" else getattr(diffusers, name)
+    try:
+        return made.from_config(configuration)
+    except PlanError:
+        raise
+    except Exception as error:  # whatever its constructor stumbles over
+        raise PlanError(
+            f"{name} refuses its stored configuration: {error}", mend="Save the scheduler again."
+        ) from error

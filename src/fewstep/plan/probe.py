@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.errors import PlanError, nearest
+from fewstep.errors import FewstepError, PlanError, nearest
 from fewstep.plan.draws import Draws, Update, with_fresh_noise
 from fewstep.plan.meaning import check_meaning, input_scale, level, prediction_of
 from fewstep.plan.mends import UnreadableError, explained, for_another_count
@@ -62,7 +62,12 @@ def probe(
     times, settings = dict(set_timesteps or {}), dict(step or {})
 
     def read(one: Any) -> Plan:
-        return _read(one, steps, times, settings, identity or Identity())
+        try:
+            return _read(one, steps, times, settings, identity or Identity())
+        except FewstepError:
+            raise
+        except Exception as error:  # whatever a scheduler of damaged settings stumbles over
+            raise UnreadableError(f"it {_failed(error)}") from error
 
     try:
         return read(scheduler)
