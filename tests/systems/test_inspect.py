@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from fewstep.cli.inspect import _call
+from fewstep.cli.shell import call_arguments
 from fewstep.errors import FewstepError, IdentityError
 from fewstep.files import read_json
 from fewstep.pipelines import plan_of, save_pipeline
@@ -57,7 +57,7 @@ def test_the_command_says_what_is_wrong():
     assert result.exit_code == 2
     assert "Traceback" not in result.output
     with pytest.raises(FewstepError, match="KEY=VALUE"):
-        _call(["height"])
-    assert _call(["height=16", "clean_caption=false"]) == {"height": 16, "clean_caption": False}
+        call_arguments(["height"])
+    assert call_arguments(["height=16", "clean_caption=false"]) == {"height": 16, "clean_caption": False}
     with pytest.raises(FewstepError, match="two samples"):
         Settings("x", samples=1)
