@@ -148,12 +148,14 @@ def _scheduler(folder: Path) -> Any:
     from fewstep.files import read_json
     from fewstep.plan.mends import from_configuration
 
-    if not (folder / "scheduler_config.json").exists():
+    inner = folder / "scheduler"
+    place = inner if inner.is_dir() else folder
+    if not (place / "scheduler_config.json").exists():
         raise FewstepError(
             f"{folder} holds no scheduler_config.json",
             mend="Give a scheduler folder, a pipeline folder or a plan file.",
         )
-    return from_configuration(read_json(folder / "scheduler_config.json"))
+    return from_configuration(read_json(place / "scheduler_config.json"))
 
 
 def _say(done: str, then: str) -> None:
