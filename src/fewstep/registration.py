@@ -1,15 +1,14 @@
-"""Makes diffusers open what fewstep saves once both are imported, in whichever order, without importing either here.
+"""Makes diffusers and transformers open what fewstep saves, in whichever order all are imported, importing none here.
 
-Saved folders name our components by this package (`PUBLIC`), which finds them when diffusers asks; the low-bit format
-is registered as soon as diffusers has the table for it.
+Saved folders name our components by this package (`PUBLIC`), which finds them when diffusers asks. Both libraries keep
+their low-bit formats in a dictionary of a module that takes seconds to import: ours is added as soon as it is there.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -20,7 +19,11 @@ Kind = TypeVar("Kind", bound=type)
 PUBLIC = "fewstep"
 """The module that `model_index.json` names; `component` says so to diffusers."""
 
-_TABLE = "diffusers.quantizers.auto"
+LISTS = {
+    "diffusers.quantizers.auto": "fewstep.quant.storage",
+    "transformers.quantizers.auto": "fewstep.quant.encoders",
+}
+"""The module with the dictionary -> our module that adds to it when it is imported."""
 
 
 def component(kind: Kind) -> Kind:
@@ -29,36 +32,42 @@ def component(kind: Kind) -> Kind:
     return kind
 
 
-def register_when_needed() -> None:
-    """Register the low-bit format with diffusers now, or right after it is imported."""
-    if _TABLE in sys.modules:
-        _register()
-    elif not any(isinstance(finder, _AfterTable) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterTable())
+class ImportWatcher(MetaPathFinder):
+    """Imports a module of ours right after a module of others was imported.
 
+    It finds nothing itself: what the finders behind it find is extended by the call.
+    """
 
-class _AfterTable(MetaPathFinder):
-    """Finds the table of diffusers as everyone would, once, and registers after it has run."""
+    def __init__(self, followers: Mapping[str, str]) -> None:
+        self.followers = dict(followers)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _TABLE:
+        """What the other finders say of a module that we wait for; None for all others."""
+        if fullname not in self.followers:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
-        def then_register(module: ModuleType) -> None:
+        def exec_module(module: ModuleType) -> None:
             execute(module)
-            _register()
+            importlib.import_module(self.followers[fullname])
 
-        vars(spec.loader)["exec_module"] = then_register
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-def _register() -> None:
-    if "fewstep.quant" not in sys.modules:  # which registers itself, and may be what imports the table
-        importlib.import_module("fewstep.quant")
+WATCHER = ImportWatcher(LISTS)
+
+
+def register_when_needed() -> None:
+    """Make diffusers and transformers know the low-bit format, now or right after they are imported; idempotent."""
+    if WATCHER not in sys.meta_path:
+        sys.meta_path.insert(0, WATCHER)
+    for theirs, ours in LISTS.items():
+        if theirs in sys.modules:
+            importlib.import_module(ours)

@@ -9,7 +9,7 @@ import torch
 
 from fewstep.quant import quantize
 from fewstep.quant.encoders import quantize_encoder
-from fewstep.quant.registration import ImportWatcher
+from fewstep.registration import ImportWatcher
 from tests import ROOT
 from tests.pipelines import tiny_pipelines as tiny
 

@@ -42,9 +42,7 @@ def load_pipeline(model: str | Path, **options: Any) -> Any:
     from diffusers import DiffusionPipeline
 
     from fewstep.models import SHIPPED
-    from fewstep.quant import register
 
-    register()
     if not torch.cuda.is_available():  # half precision is slow on processors, and many layers refuse it
         options.setdefault("dtype", torch.float32)
     place = place_of(model)

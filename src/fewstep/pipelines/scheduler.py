@@ -22,11 +22,8 @@ from fewstep.pipelines.calls import backbone_of
 from fewstep.plan import Plan
 from fewstep.plan import scheduler as base
 from fewstep.plan.combination import is_exactly, number
-from fewstep.quant import register
 from fewstep.registration import component
 from fewstep.variants import MAIN, Follower, applied
-
-register()
 
 
 @component

@@ -6,7 +6,6 @@ from fewstep.quant.apply import FEW_STEP_RULES, Rule, dequantize, quantize
 from fewstep.quant.calibration import Calibration, calibrate
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import QuantConv2d, QuantLinear
-from fewstep.quant.registration import register
 from fewstep.quant.report import QuantReport
 from fewstep.quant.scheme import Scheme
 
@@ -26,10 +25,7 @@ __all__ = [
     "calibrate",
     "dequantize",
     "quantize",
-    "register",
 ]
-
-register()
 
 
 def __getattr__(name: str) -> Any:

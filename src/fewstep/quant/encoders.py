@@ -78,6 +78,6 @@ def attach_encoder(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], bac
     model.config.quantization_config = config
 
 
-# What importing this module is for (`fewstep.quant.registration`).
+# What importing this module is for (`fewstep.registration`).
 AUTO_QUANTIZER_MAPPING["fewstep"] = EncoderQuantizer
 AUTO_QUANTIZATION_CONFIG_MAPPING["fewstep"] = EncoderQuantConfig

@@ -1,8 +1,8 @@
 """Quantized diffusers models as ordinary folders: `save_pretrained` writes them, `from_pretrained` reads them.
 
 The file is safetensors with the packed codes; `quantization_config` in config.json names the method `fewstep`
-and lists the layers of each scheme, so that reading needs no rules. Reading needs `import fewstep.quant` first, which
-registers the method with diffusers (`registration.py`).
+and lists the layers of each scheme, so that reading needs no rules. Reading needs `import fewstep`, which
+registers the method with diffusers (`fewstep.registration`).
 """
 
 from __future__ import annotations
@@ -139,6 +139,6 @@ def attach(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: st
     model.register_to_config(quantization_config=config)
 
 
-# What importing this module is for (`fewstep.quant.registration`).
+# What importing this module is for (`fewstep.registration`).
 AUTO_QUANTIZER_MAPPING["fewstep"] = FewstepQuantizer
 AUTO_QUANTIZATION_CONFIG_MAPPING["fewstep"] = FewstepQuantConfig
