@@ -27,7 +27,7 @@ from typing import Any
 
 import claims
 import torch
-from claims.claim import Claim, score
+from claims.claim import REAL, Claim, real, score
 from claims.protocol import Costs, Protocol, answers, compared, curve, fingerprint
 
 from fewstep.distill.beds.digits import DigitBed, DigitJudge, DigitNetwork, train_digits
@@ -80,8 +80,11 @@ def bed_of(folder: Path, steps: int, voxels: Sequence[Path] = ()) -> DigitBed:
         return run.unit("bed", compute, save=save, load=load, artifact="bed.safetensors")
 
 
-def asked(name: str, claim: Claim, bed: DigitBed, run: Run, given: argparse.Namespace) -> None:
-    """Train every arm whose results are not there yet, and write them down one by one."""
+def asked(name: str, claim: Claim, bed: DigitBed, run: Run, given: argparse.Namespace, curves: bool) -> None:
+    """Train every arm whose results are not there yet, and write them down one by one.
+
+    curves: how the first arm goes on with more updates too, which comes after all claims.
+    """
     protocol, place = protocol_of(given), given.results / f"claim-{name}.json"
     costs = Costs.of(claim, bed, protocol)
     settings = {**protocol.plain(), "teacher": given.teacher, "format": FORMAT}
@@ -111,10 +114,10 @@ def asked(name: str, claim: Claim, bed: DigitBed, run: Run, given: argparse.Name
         print(f"{name}, {arm}: {row['updates']} updates, {rows[arm]['seconds']:.0f} s", flush=True)
         write()
     drawn = kept.get("curve")
-    if rows[first]["chosen"] and (drawn is None or drawn["mark"] != marks[first]):
+    if curves and rows[first]["chosen"] and (drawn is None or drawn["mark"] != marks[first]):
         drawn = {**curve(claim, bed, run, protocol, rows[first], marks[first]), "mark": marks[first]}
     write(drawn)
-    for answer in answers(claim, rows):
+    for answer in answers(claim, rows) if curves else ():
         print(f"{name}: {told(answer)}", flush=True)
 
 
@@ -137,8 +140,8 @@ def in_order(names: Sequence[str]) -> list[str]:
 
 
 def references(bed: DigitBed) -> dict[str, Any]:
-    """The teacher in some Euler steps, with and without guidance."""
-    labels, found = bed.asked(), {}
+    """Real samples, and the teacher in some Euler steps, with and without guidance."""
+    labels, found = bed.asked(), {REAL: real(bed)}
     for guidance, steps in itertools.product((1.0, 1.5, 2.0), (1, 2, 4, 8, 64)):
         states, _ = bed.walk(guidance, labels, torch.Generator().manual_seed(7), steps)
         found[f"guidance {guidance:g}, {steps} steps"] = bed.measures(states[-1], labels)
@@ -158,7 +161,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/distillation-claims"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for name in given.claims or in_order(list(known())):
+    names = given.claims or in_order(list(known()))
+    for curves, name in itertools.product((False, True), names):
         if name not in known():
             parser.error(f"no claim {name!r}; there are {', '.join(known())}")
         claim = known()[name]
@@ -167,7 +171,7 @@ def main() -> None:
             continue
         bed = bed_of(given.folder, given.teacher, given.voxels if claim.voxels else ())
         with Run(given.folder / name, protocol_of(given).plain(), quiet=True) as run:
-            asked(name, claim, bed, run, given)
+            asked(name, claim, bed, run, given, curves)
 
 
 def told(answer: dict[str, Any]) -> str:

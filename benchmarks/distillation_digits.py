@@ -34,11 +34,11 @@ TAPS = {"modules": ("blocks.1",)}
 # heads that read texture, stages as shares of the run.
 OPTIONS: dict[str, dict[str, Any]] = {
     "dmd": {"floor": 0.1}, "dmd2": {"floor": 0.1, **TAPS}, "f_distill": {"floor": 0.1, **TAPS}, "sid": {"floor": 0.1},
-    "sid_few_step": {"floor": 0.1},
+    "sid_few_step": {"floor": 0.1}, "tdm": {"floor": 0.1},
     "flash_dmd": {"floor": 0.1, "source": samples, "pull": 0.003}, "ladd": {"penalty": 1.0, **TAPS},
     "mmd_ddm": {"kernel": "radial"}, "ctm": {"anchor": 0.02, "decay": 0.9}, "ect": {"c": 1.0, "stages": 3},
-    "mdt": {"sample_guidance": 1.0}, "mlcm": {"first_stage": 0.4}, "mean_flow": {"teacher": True},
-    "alpha_flow": {"teacher": True}, "shortcut": {"decay": 0.9},
+    "mdt": {"sample_guidance": 1.0}, "mlcm": {"first_stage": 0.4}, "mean_flow": {"teacher": True, "times": "uniform"},
+    "alpha_flow": {"teacher": True, "times": "uniform"}, "shortcut": {"decay": 0.9},
 }  # fmt: skip
 LEFT_OUT = {"yonos": "its teacher sees an easier condition; this one has none"}
 
@@ -84,7 +84,7 @@ def main() -> None:
             row = run.unit(f"{name}-{steps}-row", partial(_row, name, steps, bed, run, given))
             rows.append(row)
     write_json(given.output, {
-        "settings": settings | {"rates": RATES, "momenta": MOMENTA},
+        "settings": settings | {"rates": RATES, "momenta": MOMENTA, "tuning": Protocol.tuning},
         "options": json.loads(json.dumps(OPTIONS, default=lambda value: value.__name__)),
         "left_out": LEFT_OUT, "store_passes": STORED * 4 * POINTS, "rows": rows, "references": references(bed),
         "environment": environment(), "seconds": time.perf_counter() - begun,

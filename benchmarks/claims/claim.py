@@ -101,10 +101,15 @@ class Real(Arm):
 
     def train(self, bed: DigitBed, updates: int, batch: int, seed: int, **settings: Any) -> Numbers:
         """Measurements of real samples."""
-        data, labels, generator = self.bed(bed).data, bed.asked(), torch.Generator().manual_seed(seed)
-        of_class = {int(c): (data.train_labels == c).nonzero().flatten() for c in labels.unique()}
-        rows = [of_class[int(c)][int(torch.randint(len(of_class[int(c)]), (1,), generator=generator))] for c in labels]
-        return {"": bed.measures(data.train[torch.stack(rows)], labels)}
+        return {"": real(self.bed(bed), seed)}
+
+
+def real(bed: DigitBed, seed: int = 0) -> dict[str, float]:
+    """Measurements of real samples of the bed, drawn anew for the classes that evaluations ask for."""
+    data, labels, generator = bed.data, bed.asked(), torch.Generator().manual_seed(seed)
+    of_class = {int(c): (data.train_labels == c).nonzero().flatten() for c in labels.unique()}
+    rows = [of_class[int(c)][int(torch.randint(len(of_class[int(c)]), (1,), generator=generator))] for c in labels]
+    return bed.measures(data.train[torch.stack(rows)], labels)
 
 
 REAL = "real samples"

@@ -89,6 +89,17 @@ def best(tried: Mapping[Setting, Numbers | None], key: Key) -> Setting:
     return min(sorted(tried), key=lambda setting: score(tried[setting], draw, metric))
 
 
+def settled(tried: Mapping[Setting, Numbers | None], keys: Sequence[Key], near: float = 1.03) -> dict[Key, Setting]:
+    """A setting for each draw: its best one, or one chosen for an earlier draw that one seed cannot tell from it."""
+    chosen: dict[Key, Setting] = {}
+    for key in keys:
+        winner = best(tried, key)
+        limit = near * score(tried[winner], *key)
+        shared = [setting for setting in chosen.values() if score(tried[setting], *key) <= limit]
+        chosen[key] = min(shared, key=lambda setting: score(tried[setting], *key)) if shared else winner
+    return chosen
+
+
 def _beside(setting: Setting) -> list[Setting]:
     """The next settings along the ladder."""
     rate, momentum = setting
@@ -132,7 +143,7 @@ def compared(
         tried = climbed(lambda setting: trained(half, protocol.tuning_seed, setting), claim, keys)
     else:
         tried = {arm.setting: None}
-    chosen = {key: best(tried, key) for key in keys}
+    chosen = settled(tried, keys)
     lengths = [whole] if whole < 1.05 * few else [whole, few]
     runs = [
         _run(length, setting, [trained(length, seed, setting) for seed in protocol.seeds])

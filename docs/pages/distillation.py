@@ -121,7 +121,7 @@ def _digits(found: dict[str, Any]) -> str:
     commits = sorted({row["commit"] for row in found["rows"]})
     return f"""Ten classes in 64 pixels (scikit-learn's digits, 1,472 to learn from, 325 held out); a teacher of 270,000
 weights, students that begin as the teacher. {s["budget"]:,} sample passes a training, batches of {s["batch"]}; learning
-rate ({listed(s["rates"])}) and momentum ({listed(s["momenta"])}) chosen per line at a quarter of the budget by a seed
+rate ({listed(s["rates"])}) and momentum ({listed(s["momenta"])}) chosen per line {_tuning(s)} by a seed
 that is not shown. No guidance. Frechet distance from the held-out digits in the features of a classifier that no
 generator was trained on: mean over {len(s["seeds"])} seeds with the 95 % interval of that mean; "spread": distance of
 two samples of a class over that of two held-out digits. The stored trajectories cost {found["store_passes"]:,} passes
@@ -133,6 +133,12 @@ Options that differ from the papers': {_options(found)}.
 
 `python benchmarks/{e["command"]}`, commit {listed(f"`{c}`" for c in commits)}, {e["device"]}, {e["threads"]} thread(s).
 """
+
+
+def _tuning(settings: dict[str, Any]) -> str:
+    if "tuning" in settings:
+        return f"at {settings['tuning']:g} of the budget (cosine decay, a grid that widens at its edges)"
+    return "at a quarter of the budget"
 
 
 def _digit_block(found: dict[str, Any], count: int) -> str:
@@ -148,8 +154,10 @@ def _digit_block(found: dict[str, Any], count: int) -> str:
         for m in [row["summary"][""]]
     ]  # fmt: skip
     cells += [[row["method"], "a seed diverged", *[""] * 6] for row in rows if not row["summary"]]
-    few = [f"{teacher[k]:.2f}" for k in ("frechet", "precision", "recall", "spread")]
-    cells.append(["the teacher", *few, "", "", ""])
+    beside = {"the teacher": teacher, "real samples": found["references"].get("real samples")}
+    for label, row in beside.items():
+        if row is not None:
+            cells.append([label, *(f"{row[k]:.2f}" for k in ("frechet", "precision", "recall", "spread")), "", "", ""])
     heads = ["method", "Frechet", "precision", "recall", "spread", "passes per sample", "updates", "rate, momentum"]
     return f"### {count} {'step' if count == 1 else 'steps'}\n\n{table(heads, cells)}"
 

@@ -20,6 +20,7 @@ from claims.protocol import (
     climbed,
     fingerprint,
     keys_of,
+    settled,
     summary,
 )
 from distillation_claims import FIRST, WIDTH, in_order, known, main, usable
@@ -174,6 +175,10 @@ def test_every_draw_has_the_setting_that_suits_it():
     tried = {(1e-4, 0.0): {"1": {"frechet": 1.0}, "8": {"frechet": 2.0}},
              (1e-3, 0.0): {"1": {"frechet": 2.0}, "8": {"frechet": 1.0}}}  # fmt: skip
     assert [best(tried, (draw, "frechet"))[0] for draw in ("1", "8")] == [1e-4, 1e-3]
+    keys = [("1", "frechet"), ("8", "frechet")]
+    assert settled(tried, keys) == {keys[0]: (1e-4, 0.0), keys[1]: (1e-3, 0.0)}
+    tried[1e-4, 0.0]["8"]["frechet"] = 1.02  # one seed cannot tell these apart
+    assert set(settled(tried, keys).values()) == {(1e-4, 0.0)}
     keys = keys_of(CLAIMS["mlcm"], "segments")
     assert {draw for draw, _ in keys} == {f"{n} steps" for n in (1, 2, 4, 8)}
     assert {metric for _, metric in keys_of(CLAIMS["yonos"], "scale distilled")} == {"error", "frechet"}
