@@ -81,8 +81,8 @@ def for_another_count(scheduler: Any, steps: int, settings: Mapping[str, Any], r
     return "Check its settings; no step count is accepted with them."
 
 
-MOST_TIMES = 100_000
-"""Training times that a stored configuration may ask for: schedulers make tables of that length."""
+LARGEST = 100_000
+"""Largest whole number in a stored configuration: schedulers make tables and lists of such lengths."""
 
 
 def from_configuration(configuration: Any) -> Any:
@@ -99,9 +99,9 @@ def from_configuration(configuration: Any) -> Any:
     known = [entry for entry in dir(diffusers) if entry.endswith("Scheduler")]
     if name != "PlanScheduler" and name not in known:
         raise PlanError("not a scheduler of diffusers", value=name, mend=nearest(str(name), known))
-    count = configuration.get("num_train_timesteps", 1000)
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_TIMES:
-        raise PlanError(f"num_train_timesteps must be a whole number up to {MOST_TIMES}", value=count)
+    for key, count in configuration.items():
+        if isinstance(count, int) and abs(count) > LARGEST:
+            raise PlanError(f"{key} of the stored {name} is larger than {LARGEST}", value=count)
     made = PlanScheduler if name == "PlanScheduler" else getattr(diffusers, name)
     try:
         return made.from_config(configuration)
