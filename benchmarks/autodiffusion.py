@@ -24,14 +24,14 @@ from torch import Tensor
 from usf import END, PROCESS, WORST, OneSolver
 
 from fewstep.errors import PlanError
+from fewstep.executor import sample
 from fewstep.files import write_json
 from fewstep.metrics.distances import frechet
-from fewstep.models.mixture import Mixture
 from fewstep.plan import Plan
 from fewstep.runs import environment
-from fewstep.sample import sample
-from fewstep.search.schedule import Candidate, Model, Pool, Space, autodiffusion, random_search
+from fewstep.schedules import Candidate, Model, Pool, Space, autodiffusion, random_search
 from fewstep.solvers import Decision, grids, unipc
+from fewstep.testing.mixture import Mixture
 from fewstep.variants import Variants, prunable, relative_cost
 
 SEARCHES: dict[str, Callable[..., None]] = {"evolution": autodiffusion, "random": random_search}

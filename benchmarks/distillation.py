@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from fewstep.files import write_json
-from fewstep.systems.distill.leaderboard import Contest, compete
+from fewstep.jobs.distill.leaderboard import Contest, compete
 
 EVALUATION = ("evaluation.features=[classifier:mnist-features, random]", "evaluation.items=200")
 

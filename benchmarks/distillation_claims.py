@@ -11,7 +11,7 @@ Frechet distance from held-out digits in the features of a classifier that no tr
 right classes, spread within classes. Each answer has its premises: what the method repairs must be there to be seen.
 
 Results are written after each arm, so that a killed run goes on with the next. Claims about shapes run where `--voxels`
-gives them (.npz of 32^3 occupancy, see fewstep.distill.beds.voxels), else they are left out.
+gives them (.npz of 32^3 occupancy, see fewstep.testing.voxels), else they are left out.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ import torch
 from claims.claim import REAL, Claim, real, score
 from claims.protocol import Costs, Protocol, answers, compared, curve, fingerprint
 
-from fewstep.distill.beds.digits import DigitBed, DigitJudge, DigitNetwork, train_digits
-from fewstep.distill.beds.voxels import PREDICTION, VoxelBed, load_voxels, train_voxels
 from fewstep.files import read_json, read_tensors, write_json, write_tensors
-from fewstep.models.digits import load_digits
 from fewstep.runs import Run, environment
+from fewstep.testing.digits import DigitBed, DigitJudge, DigitNetwork, train_digits
+from fewstep.testing.kernel_digits import load_digits
+from fewstep.testing.voxels import PREDICTION, VoxelBed, load_voxels, train_voxels
 
 WIDTH, FORMAT = 128, 2
 FIRST = (

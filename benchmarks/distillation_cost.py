@@ -29,19 +29,19 @@ from plain_loops import LOOPS
 from torch import Tensor, nn
 
 from fewstep.denoiser import Backbone
-from fewstep.distill.beds.toy import PointNetwork
-from fewstep.distill.core import Batch, Model
-from fewstep.distill.engine import Engine, assemble
-from fewstep.distill.method import method
+from fewstep.distillation.core import Batch, Model
+from fewstep.distillation.engine import Engine, assemble
+from fewstep.distillation.method import method
 from fewstep.files import write_json
+from fewstep.jobs.distill.batches import Conditioned, FromData
+from fewstep.jobs.distill.networks import engine_of
+from fewstep.jobs.distill.recipe import Training
 from fewstep.metrics.intervals import seed_interval
 from fewstep.pipelines.encoded import Encoded
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 from fewstep.runs.environment import environment
-from fewstep.systems.distill.batches import Conditioned, FromData
-from fewstep.systems.distill.networks import engine_of
-from fewstep.systems.distill.recipe import Training
+from fewstep.testing.toy import PointNetwork
 from fewstep.train.distillation import defaults, stage_of
 from fewstep.train.loop import accelerator_for, fit
 from fewstep.train.stage import StageConfig

@@ -21,12 +21,12 @@ from claims.protocol import Costs, Protocol, compared, fingerprint
 from distillation_claims import bed_of, references
 from distillation_toy import entries
 
-from fewstep.distill.beds.digits import POINTS, STORED, DigitBed
-from fewstep.distill.discriminator import samples
-from fewstep.distill.method import Method, method, options_of, presets, stages_over
+from fewstep.distillation.discriminator import samples
+from fewstep.distillation.method import Method, method, options_of, presets, stages_over
 from fewstep.files import write_json
 from fewstep.process import Process, RectifiedFlow
 from fewstep.runs import Run, environment
+from fewstep.testing.digits import POINTS, STORED, DigitBed
 
 RATES, MOMENTA = (3e-4, 1e-3), (0.0, 0.9)
 TAPS = {"modules": ("blocks.1",)}

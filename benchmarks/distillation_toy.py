@@ -26,17 +26,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill.beds.toy import StoredToy, Toy
-from fewstep.distill.discriminator import samples
-from fewstep.distill.method import Method, method, options_of, presets, stages_over
-from fewstep.distill.steps import evenly
+from fewstep.distillation.discriminator import samples
+from fewstep.distillation.method import Method, method, options_of, presets, stages_over
+from fewstep.distillation.steps import evenly
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, write_json
+from fewstep.jobs.distill.cost import passes_of
 from fewstep.metrics.intervals import seed_interval
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
-from fewstep.systems.distill.cost import passes_of
-from fewstep.train.toy import engine_of, train_toy
+from fewstep.testing.toy import StoredToy, Toy
+from fewstep.testing.training import engine_of, train_toy
 
 RATES, MOMENTA, TUNING_SEED = (5e-4, 2e-3), (0.0, 0.9), 1000
 FLOOR, TAPS = {"floor": 0.1}, {"modules": ("rest.2",)}
@@ -85,9 +85,11 @@ def entries(names: list[str], steps: list[int]) -> Iterator[tuple[str, int]]:
 def passes(toy: Toy, chosen: Method, batch: int, steps: int = 4) -> float:
     """Sample passes per update of the student, by counting."""
     engine = engine_of(toy, chosen, batch)
-    teacher = Exact(engine.cast.teacher.network)
-    cast = dataclasses.replace(engine.cast, teacher=dataclasses.replace(engine.cast.teacher, network=teacher))
-    return passes_of(dataclasses.replace(engine, cast=cast), teacher, steps)
+    teacher = Exact(engine.networks.teacher.network)
+    networks = dataclasses.replace(
+        engine.networks, teacher=dataclasses.replace(engine.networks.teacher, network=teacher)
+    )
+    return passes_of(dataclasses.replace(engine, networks=networks), teacher, steps)
 
 
 def trained(

@@ -23,17 +23,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewstep.distill.core import Batch
-from fewstep.distill.method import method, options_of, presets
+from fewstep.distillation.core import Batch
+from fewstep.distillation.method import method, options_of, presets
 from fewstep.errors import FewstepError
 from fewstep.files import write_json
+from fewstep.jobs.distill.batches import Conditioned
+from fewstep.jobs.distill.networks import channels_of, engine_of, middle_of, released
+from fewstep.jobs.distill.recipe import Training
 from fewstep.pipelines.encoded import Encoded
 from fewstep.prediction import Prediction
 from fewstep.process import Process, RectifiedFlow, VPDiscrete
 from fewstep.runs.environment import environment
-from fewstep.systems.distill.batches import Conditioned
-from fewstep.systems.distill.networks import channels_of, engine_of, middle_of, released
-from fewstep.systems.distill.recipe import Training
 from fewstep.train.distillation import defaults, stage_of
 from fewstep.train.loop import accelerator_for, fit
 from fewstep.train.stage import StageConfig

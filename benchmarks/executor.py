@@ -17,12 +17,12 @@ import diffusers
 import torch
 
 from fewstep.errors import FewstepError
+from fewstep.executor import sample
 from fewstep.files import write_json
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
 from fewstep.runs.environment import environment
-from fewstep.sample import sample
 from fewstep.solvers import SOLVERS, grids
 
 SHAPE, STEPS, BUILT = (4, 64, 64), 8, 50

@@ -27,11 +27,11 @@ from torch import Tensor
 from fewstep.files import write_json
 from fewstep.metrics import load_features
 from fewstep.metrics.distances import RbfKernel, frechet, mmd2
-from fewstep.models import shipped
 from fewstep.pipelines import load_pipeline
 from fewstep.plan import Plan
 from fewstep.runs import environment
 from fewstep.solvers import Grid, ddim, dpm_solver_pp_2m, grids, unipc
+from fewstep.zoo import shipped
 
 STOPS = (0.0, 0.03, 0.06, 0.13, 0.3)
 PAPER = 0.13

@@ -28,10 +28,10 @@ from fewstep.diagnostics import (
 )
 from fewstep.files import write_json
 from fewstep.metrics.distances import energy_distance
-from fewstep.models.mixture import Mixture
 from fewstep.prediction import Prediction
 from fewstep.process import VE
 from fewstep.runs.environment import environment
+from fewstep.testing.mixture import Mixture
 
 PROCESS, EDM = VE(80.0), Prediction("edm", sigma_data=0.7)
 THREE = Mixture(

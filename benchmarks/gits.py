@@ -17,7 +17,7 @@ from testbeds import TESTBEDS, Testbed
 from fewstep.files import write_json
 from fewstep.process import VPDiscrete
 from fewstep.runs import environment
-from fewstep.search.schedule import Trajectory, gits
+from fewstep.schedules import Trajectory, gits
 from fewstep.solvers import SOLVERS, grids
 
 EVALUATIONS, ROWS, ITEMS = (3, 4, 5, 6, 8, 10, 15, 20), 60, 32

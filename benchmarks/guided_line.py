@@ -23,18 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill.beds.digits import DigitNetwork, told
-from fewstep.distill.beds.fit import fitted
-from fewstep.distill.core import Batch, Model
-from fewstep.distill.method import Method, method
-from fewstep.distill.steps import Steps
+from fewstep.distillation.core import Batch, Model
+from fewstep.distillation.method import Method, method
+from fewstep.distillation.steps import Steps
 from fewstep.files import write_json
 from fewstep.metrics.intervals import seed_interval
-from fewstep.models.mixture import Mixture
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 from fewstep.runs import Run, environment
-from fewstep.train.toy import distil
+from fewstep.testing.digits import DigitNetwork, told
+from fewstep.testing.fit import fitted
+from fewstep.testing.mixture import Mixture
+from fewstep.testing.training import distil
 
 FLOW, VELOCITY = RectifiedFlow(), Prediction("velocity")
 MEAN, INNER, OUTER = 1.0, 0.25, 1.25

@@ -26,15 +26,16 @@ import torch
 from torch import Tensor
 
 from fewstep.data import load_mnist
-from fewstep.distill.method import method
+from fewstep.distillation.method import method
+from fewstep.executor import sample
 from fewstep.files import read_json, write_json
+from fewstep.jobs.distill.job import Job
+from fewstep.jobs.distill.networks import drawable, student_of
 from fewstep.latents import load_latent
 from fewstep.metrics.classifier import load_classifier
 from fewstep.metrics.distances import energy_distance, frechet, psnr
 from fewstep.metrics.features import FeatureNet
 from fewstep.metrics.intervals import seed_interval
-from fewstep.models import shipped
-from fewstep.models.mixture import Mixture
 from fewstep.pipelines import Generator, load_pipeline, process_of
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
@@ -42,11 +43,10 @@ from fewstep.process import RectifiedFlow
 from fewstep.recipes import load
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
-from fewstep.sample import sample
 from fewstep.solvers import SOLVERS, grids
-from fewstep.systems.distill.job import Job
-from fewstep.systems.distill.networks import drawable, student_of
+from fewstep.testing.mixture import Mixture
 from fewstep.train import run as train
+from fewstep.zoo import shipped
 
 TRAIN, SIDE, DRAWN = 2000, 32, 500
 STEPS, FEW = {"flow-short": (5,), "flow": (5, 20)}, (1, 2)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fewstep.executor import sample
 from fewstep.metrics.intervals import seed_interval
-from fewstep.models.mixture import Mixture
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process, VPContinuous
-from fewstep.sample import sample
 from fewstep.solvers import Grid, Statistics
+from fewstep.testing.mixture import Mixture
 
 MIXTURE = Mixture.line([0.3, 0.5, 0.2], [-2.0, 0.5, 3.0], [0.5, 0.3, 0.8])
 EPSILON = Prediction("epsilon")

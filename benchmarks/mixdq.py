@@ -20,6 +20,10 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from fewstep.files import write_json
+from fewstep.jobs.q_sched.names import place
+from fewstep.jobs.quantize.backbone import options_of
+from fewstep.jobs.quantize.choose import Chooser
+from fewstep.jobs.quantize.job import Job
 from fewstep.metrics.intervals import difference_interval, mean_interval
 from fewstep.pipelines import backbone_of
 from fewstep.pipelines.conditions import conditions_of
@@ -31,10 +35,6 @@ from fewstep.recipes import load
 from fewstep.rewards import load_reward
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
-from fewstep.systems.mixdq.backbone import options_of
-from fewstep.systems.mixdq.choose import Chooser
-from fewstep.systems.mixdq.job import Job
-from fewstep.systems.q_sched.names import place
 
 WIDTHS = ["w2a8", "w3a8", "w4a8", "w8a8"]
 BUDGETS = ["w3a8", "w4a8"]

@@ -1,6 +1,6 @@
 """What the shipped digit models can do: reconstruction, classification, and samples of the transformer by steps.
 
-    python benchmarks/mnist.py --output src/fewstep/models/mnist/evaluation.json
+    python benchmarks/mnist.py --output src/fewstep/zoo/mnist/evaluation.json
 
 Everything is measured on the shipped reference (2,500 test images), one sample per reference image and of its class.
 The Frechet distance is over the features of `mnist-features`; the null compares two halves of the reference.
@@ -14,16 +14,16 @@ from diffusers import AutoencoderKL
 
 from fewstep.data import load_mnist
 from fewstep.denoiser import Backbone, Guided
+from fewstep.executor import sample
 from fewstep.files import write_json
 from fewstep.metrics.classifier import ClassJudge, load_classifier
 from fewstep.metrics.distances import frechet, psnr
 from fewstep.metrics.features import FeatureNet
-from fewstep.models import shipped
-from fewstep.models.dit import NO_CLASS
 from fewstep.pipelines import load_pipeline
 from fewstep.plan import Plan
 from fewstep.runs.environment import environment
-from fewstep.sample import sample
+from fewstep.zoo import shipped
+from fewstep.zoo.dit import NO_CLASS
 
 BATCH = 250
 
@@ -56,7 +56,7 @@ def reconstructed(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="src/fewstep/models/mnist/evaluation.json")
+    parser.add_argument("--output", default="src/fewstep/zoo/mnist/evaluation.json")
     parser.add_argument("--model", default="mnist-dit", help="shipped name or folder of stage dit")
     parser.add_argument("--features", default="", help="folder of stage classifier; the shipped one unless given")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 50])

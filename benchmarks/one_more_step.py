@@ -22,16 +22,16 @@ from torch.nn import functional as F
 
 from fewstep.data import load_emoji
 from fewstep.denoiser import Backbone
+from fewstep.executor import Noise, sample
 from fewstep.files import read_json, write_json
-from fewstep.models.dit import class_denoiser
+from fewstep.jobs.oms import OneMoreStep, with_one_more_step
 from fewstep.pipelines import load_pipeline
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
 from fewstep.runs.environment import environment
-from fewstep.sample import Noise, sample
 from fewstep.solvers import ddim, grids
-from fewstep.systems.oms import OneMoreStep, with_one_more_step
+from fewstep.zoo.dit import class_denoiser
 
 SIDE, CLASSES = 16, ("dark", "bright")
 MEANS, SPREAD, PATTERN = (-0.6, 0.2), 0.15, 0.25

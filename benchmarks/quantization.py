@@ -27,11 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.files import write_json
+from fewstep.jobs.q_sched.names import place
+from fewstep.jobs.quantize.backbone import options_of
+from fewstep.jobs.quantize.job import Job, scaled
 from fewstep.metrics import load_features
 from fewstep.metrics.classifier import ClassJudge, load_classifier
 from fewstep.metrics.distances import frechet, psnr
 from fewstep.metrics.intervals import difference_interval, mean_interval
-from fewstep.models import shipped
 from fewstep.pipelines import backbone_of, identity_of
 from fewstep.pipelines.conditions import conditions_of
 from fewstep.quant import quantize
@@ -43,9 +45,7 @@ from fewstep.recipes import load
 from fewstep.rewards import load_reward
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
-from fewstep.systems.mixdq.backbone import options_of
-from fewstep.systems.mixdq.job import Job, scaled
-from fewstep.systems.q_sched.names import place
+from fewstep.zoo import shipped
 
 MODELS = {"emoji-student": ["steps=4"], "mnist-dit": ["steps=8", "guidance=1.5"]}
 WIDTHS = ("w8a8", "w4a8", "w3a8", "w2a8")

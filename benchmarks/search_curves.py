@@ -24,7 +24,7 @@ import torch
 from fewstep.files import write_json
 from fewstep.plan import Plan
 from fewstep.runs import environment
-from fewstep.search import SEARCHERS, Family, Objective, Problem, searcher
+from fewstep.schedules.tuning import SEARCHERS, Family, Objective, Problem, searcher
 
 BUDGET = 125
 
@@ -40,18 +40,18 @@ class DigitsObjective:
     per_item: bool = False
 
     def __call__(self, plan: Plan, items: Any) -> torch.Tensor:
+        from fewstep.executor import sample
         from fewstep.metrics.distances import frechet
-        from fewstep.sample import sample
 
         seeds = [self.first_seed + i for i in items]
         return torch.tensor(-frechet(sample(plan, self.network, seeds=seeds, shape=(64,)), self.train))
 
 
 def digits() -> tuple[Plan, Objective, Callable[[int], Objective]]:
-    from fewstep.models.digits import KernelDenoiser, load_digits
     from fewstep.prediction import Prediction
     from fewstep.quant import quantize
     from fewstep.solvers import ddim, grids
+    from fewstep.testing.kernel_digits import KernelDenoiser, load_digits
 
     data = load_digits()
     network = KernelDenoiser(data.train)
@@ -63,11 +63,11 @@ def digits() -> tuple[Plan, Objective, Callable[[int], Objective]]:
 
 def emoji(prompts: int = 16) -> tuple[Plan, Objective, Callable[[int], Objective]]:
     from fewstep.data.prompts import load_prompts
-    from fewstep.models import shipped
     from fewstep.pipelines import Generator, backbone_of, load_pipeline, plan_of
     from fewstep.quant import quantize
     from fewstep.rewards import load_reward
-    from fewstep.search import JAQ
+    from fewstep.schedules.tuning import JAQ
+    from fewstep.zoo import shipped
 
     pipe = load_pipeline("emoji-student")
     plan = plan_of(pipe, 4, guidance_scale=1.0)

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError
 from fewstep.files import write_json
+from fewstep.jobs.search.baselines import diffusers_plans
 from fewstep.metrics.distances import frechet
 from fewstep.metrics.intervals import difference_interval, seed_interval
 from fewstep.plan import Plan
 from fewstep.runs import Run, environment
-from fewstep.search.schedule import Model, Task, TeacherMatch, Trajectory, method
+from fewstep.schedules import Model, Task, TeacherMatch, Trajectory, method
 from fewstep.solvers import FACTS, SOLVERS, Grid, grids
-from fewstep.systems.schedule.baselines import diffusers_plans
 
 EVALUATIONS = (3, 4, 5, 6, 8, 10, 15, 20)
 TEACHER = 200

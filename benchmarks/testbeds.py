@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser import Backbone, Guided
-from fewstep.models import shipped
+from fewstep.executor import sample
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
-from fewstep.sample import sample
+from fewstep.zoo import shipped
 
 
 @dataclass
@@ -55,7 +55,7 @@ def digits() -> Testbed:
     """The exact denoiser of scikit-learn's 8x8 digits, smoothed by 0.35: a rectified flow, unconditional."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    from fewstep.models.digits import KernelDenoiser, load_digits
+    from fewstep.testing.kernel_digits import KernelDenoiser, load_digits
 
     data = load_digits()
     network = KernelDenoiser(data.train).requires_grad_(False)
@@ -79,8 +79,8 @@ def mnist(guidance: float = 1.5) -> Testbed:
     from fewstep.data import load_mnist
     from fewstep.metrics.classifier import load_classifier
     from fewstep.metrics.features import FeatureNet
-    from fewstep.models.dit import NO_CLASS
     from fewstep.pipelines import load_pipeline, process_of
+    from fewstep.zoo.dit import NO_CLASS
 
     pipe = load_pipeline("mnist-dit")
     pipe.transformer.requires_grad_(False)

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from fewstep.errors import PlanError
 from fewstep.files import write_json
-from fewstep.models.mixture import Mixture
 from fewstep.plan import Plan
 from fewstep.process import VPContinuous
 from fewstep.runs import environment
-from fewstep.search.schedule import Candidate, Model, Pool, Space, random_search, s3
+from fewstep.schedules import Candidate, Model, Pool, Space, random_search, s3
 from fewstep.solvers import Decision, grids, unipc
+from fewstep.testing.mixture import Mixture
 
 EVALUATIONS = (4, 5, 8)
 LOAD = 4 * (0.5 * math.log1p(math.exp(8)) - 0.25 * 0.2)

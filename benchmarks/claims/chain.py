@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from claims.claim import Arm, Numbers
-from fewstep.distill.beds.digits import DigitBed, told
-from fewstep.distill.core import Model, flow_path
-from fewstep.distill.flow_map import InTurn
-from fewstep.distill.method import Method
+from fewstep.distillation.core import Model, flow_path
+from fewstep.distillation.flow_map import InTurn
+from fewstep.distillation.method import Method
+from fewstep.testing.digits import DigitBed, told
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Chain(Arm):
     def _trained(self, bed: DigitBed, method: Method, updates: int, batch: int, seed: int, **settings: Any) -> Model:
         assert self.first is not None
         before = max(1, round(self.part * updates))
-        made = self.first.make(bed.process, before)
-        found = self.first._trained(bed, made, before, batch, seed, **settings)
+        samples = self.first.make(bed.process, before)
+        found = self.first._trained(bed, samples, before, batch, seed, **settings)
         found.network.eval().requires_grad_(False)  # type: ignore[attr-defined]
         middle = dataclasses.replace(self.first.bed(bed), network=found.network)
         rest = max(1, updates - before)

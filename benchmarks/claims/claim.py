@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.distill.beds.digits import DigitBed
-from fewstep.distill.core import Model
-from fewstep.distill.method import Method
-from fewstep.distill.steps import Steps
+from fewstep.distillation.core import Model
+from fewstep.distillation.method import Method
+from fewstep.distillation.steps import Steps
 from fewstep.errors import FewstepError
+from fewstep.jobs.distill.cost import passes_of
 from fewstep.metrics.intervals import seed_interval
 from fewstep.process import Process
-from fewstep.systems.distill.cost import passes_of
-from fewstep.train.toy import distil, engine_of
+from fewstep.testing.digits import DigitBed
+from fewstep.testing.training import distil, engine_of
 
 Make = Callable[[Process, int], Method]
 """(process, updates of the training) -> the method, its stages laid over these updates."""
@@ -82,7 +82,7 @@ class Arm:
             self.bed(bed), method, steps=updates, batch=batch, seed=seed, student=student, warmup=0, decay="cosine",
             **settings,
         )  # fmt: skip
-        return engine.cast.student
+        return engine.networks.student
 
     def measured(self, bed: DigitBed, student: Model, method: Method, seed: int = 0) -> Numbers:
         """Measurements of a finished student; every seed of training draws samples of its own."""

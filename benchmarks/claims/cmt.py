@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from claims.chain import after
 from claims.claim import Arm, Claim, Question
-from fewstep.distill.beds.digits import DigitBed
-from fewstep.distill.method import method
-from fewstep.distill.steps import evenly
+from fewstep.distillation.method import method
+from fewstep.distillation.steps import evenly
+from fewstep.testing.digits import DigitBed
 
 
 def stored(bed: DigitBed) -> DigitBed:

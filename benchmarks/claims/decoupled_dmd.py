@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from claims.claim import Arm, Claim, Question
-from fewstep.distill.method import method
+from fewstep.distillation.method import method
 
 GUIDANCE = 2.0
 COMMON = {"steps": 4, "ratio": 1}

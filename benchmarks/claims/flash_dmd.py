@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from claims.claim import Arm, Claim, Make, Question
-from fewstep.distill.method import Method, Tracking, method
+from fewstep.distillation.method import Method, Tracking, method
 from fewstep.process import Process
 
 PULL, WEIGHT = 0.03, 0.1
@@ -16,10 +16,10 @@ def matching(ratio: int, pull: float = 0.0, told: bool = False) -> Make:
     """DMD2's matching without its adversary."""
 
     def make(process: Process, updates: int) -> Method:
-        made = method("dmd2", process, steps=4, guidance=1.0, adversarial=0.0, floor=0.1, step_condition=told)
-        assert made.critic is not None
-        critic = dataclasses.replace(made.critic, tracking=Tracking(ratio, pull=pull))
-        return dataclasses.replace(made, critic=critic)
+        samples = method("dmd2", process, steps=4, guidance=1.0, adversarial=0.0, floor=0.1, step_condition=told)
+        assert samples.critic is not None
+        critic = dataclasses.replace(samples.critic, tracking=Tracking(ratio, pull=pull))
+        return dataclasses.replace(samples, critic=critic)
 
     return make
 

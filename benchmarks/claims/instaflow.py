@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from claims.chain import Chain, Flow
 from claims.claim import Arm, Claim, Question
-from fewstep.distill.beds.digits import DigitBed
-from fewstep.distill.method import method
-from fewstep.distill.steps import evenly
+from fewstep.distillation.method import method
+from fewstep.distillation.steps import evenly
+from fewstep.testing.digits import DigitBed
 
 PAIRS, JUMPS, NARROW = 4096, 4, 48
 SECOND = PAIRS * 4 * JUMPS  # passes of the second store, 16 Euler steps

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from claims.claim import Arm, Claim, Question
-from fewstep.distill.method import method
-from fewstep.distill.steps import evenly
+from fewstep.distillation.method import method
+from fewstep.distillation.steps import evenly
 
 
 def draws(process):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from claims.claim import REAL, Arm, Claim, Question, Real
-from fewstep.distill.beds.digits import DigitBed
-from fewstep.distill.method import method
-from fewstep.distill.steps import Steps, evenly
+from fewstep.distillation.method import method
+from fewstep.distillation.steps import Steps, evenly
+from fewstep.testing.digits import DigitBed
 
 STEPS, PUBLISHED = (1, 2, 4, 8), "4 steps, published"
 

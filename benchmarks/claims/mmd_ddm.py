@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from claims.claim import REAL, Arm, Claim, Question
-from fewstep.distill.beds.digits import PIXELS, DigitJudge
-from fewstep.distill.method import method
-from fewstep.distill.steps import Steps, evenly
-from fewstep.models.digits import load_digits
+from fewstep.distillation.method import method
+from fewstep.distillation.steps import Steps, evenly
 from fewstep.process import Process
+from fewstep.testing.digits import PIXELS, DigitJudge
+from fewstep.testing.kernel_digits import load_digits
 
 
 @lru_cache(maxsize=1)

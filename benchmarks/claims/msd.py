@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from claims.claim import Arm, Claim, Question
-from fewstep.distill.beds.digits import CLASSES, DigitBed, DigitNetwork
-from fewstep.distill.beds.fit import fitted
-from fewstep.distill.core import Model
-from fewstep.distill.method import Method, method
+from fewstep.distillation.core import Model
+from fewstep.distillation.method import Method, method
+from fewstep.testing.digits import CLASSES, DigitBed, DigitNetwork
+from fewstep.testing.fit import fitted
 
 PARTS = ((0, 1, 2), (3, 4), (5, 6, 7), (8, 9))
 SMALL, WARM = 60, 1500
@@ -67,7 +67,7 @@ class Students(Arm):
 @lru_cache(maxsize=1)
 def warmed(teacher: DigitNetwork, width: int) -> DigitNetwork:
     """A network of another width that denoises as the teacher (TSM, stage 0): clean predictions at uniform times."""
-    from fewstep.models.digits import load_digits
+    from fewstep.testing.kernel_digits import load_digits
 
     bed = DigitBed(load_digits(), teacher, judge=None)  # type: ignore[arg-type]
     network, batches = bed.fresh(width), bed.batches(256)

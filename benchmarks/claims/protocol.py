@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from claims.claim import REAL, Arm, Claim, Numbers, Question, score
-from fewstep.distill.beds.digits import DigitBed
-from fewstep.distill.outline import outline
+from fewstep.distillation.outline import outline
 from fewstep.errors import FewstepError
 from fewstep.metrics.intervals import seed_interval
 from fewstep.runs import Run
+from fewstep.testing.digits import DigitBed
 
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Learning rates that tuning climbs up and down."""

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 
 from claims.claim import Arm, Claim, Make, Question
-from fewstep.distill.method import Method, method
-from fewstep.distill.rollout import Simulation
-from fewstep.distill.steps import Steps, evenly
+from fewstep.distillation.method import Method, method
+from fewstep.distillation.rollout import Simulation
+from fewstep.distillation.steps import Steps, evenly
 from fewstep.process import Process
 
 STEPS, GUIDANCE = 4, 1.5
@@ -18,7 +18,7 @@ def guided(guidance: float, critic: float, last: bool = False, adversarial: floa
     """The preset at two guidance scales; last: only the last call is judged; told: the critic knows the call."""
 
     def make(process: Process, updates: int) -> Method:
-        made = method(
+        samples = method(
             "sid_few_step",
             process,
             steps=STEPS,
@@ -29,7 +29,7 @@ def guided(guidance: float, critic: float, last: bool = False, adversarial: floa
             step_condition=told,
             floor=0.1,
         )
-        return dataclasses.replace(made, rollout=Simulation(made.steps, last=True)) if last else made
+        return dataclasses.replace(samples, rollout=Simulation(samples.steps, last=True)) if last else samples
 
     return make
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from claims.claim import Arm, Claim, Question
-from fewstep.distill.method import method
+from fewstep.distillation.method import method
 
 FAIR = {"guidance": 1.0, "floor": 0.1}
 # the floor of DMD2's normaliser is meant for thousands of numbers, and its adversary for pictures with texture

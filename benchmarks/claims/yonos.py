@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from claims.claim import Arm, Claim, Numbers, Question
-from fewstep.distill.beds.digits import GROUPS, PIXELS, DigitBed, DigitNetwork
-from fewstep.distill.core import Batch, Condition, Model
-from fewstep.distill.flow_map import Data, Instant
-from fewstep.distill.method import method
-from fewstep.distill.steps import Steps, evenly
-from fewstep.train.toy import distil
+from fewstep.distillation.core import Batch, Condition, Model
+from fewstep.distillation.flow_map import Data, Instant
+from fewstep.distillation.method import method
+from fewstep.distillation.steps import Steps, evenly
+from fewstep.testing.digits import GROUPS, PIXELS, DigitBed, DigitNetwork
+from fewstep.testing.training import distil
 
 EASY, HARD, TEACHER = 2, 4, 2000
 
@@ -91,7 +91,7 @@ def scaled(bed: DigitBed) -> ScaleBed:
     network = ScaleBed(bed.data, bed.network, bed.judge).fresh(bed.network.width)
     easy = EasyBed(bed.data, network, bed.judge)
     found, _ = distil(easy, direct(bed.process, TEACHER), steps=TEACHER, student=network, decay="cosine")
-    return ScaleBed(bed.data, found.cast.student.network.eval().requires_grad_(False), bed.judge)  # type: ignore
+    return ScaleBed(bed.data, found.networks.student.network.eval().requires_grad_(False), bed.judge)  # type: ignore
 
 
 class Scaled(Arm):
@@ -113,9 +113,9 @@ def distilled(process, updates):
 
 def direct(process, updates):
     """The same regression, of the data."""
-    made = method("yonos", process)
-    term = dataclasses.replace(made.terms["easier"], target=Instant(Data()))
-    return dataclasses.replace(made, terms={"data": term})
+    samples = method("yonos", process)
+    term = dataclasses.replace(samples.terms["easier"], target=Instant(Data()))
+    return dataclasses.replace(samples, terms={"data": term})
 
 
 def draws(process):

@@ -25,7 +25,7 @@ def page(results: dict[str, Any]) -> str:
     return f"""# AutoDiffusion (arXiv 2309.10438)
 
 Written by `docs/make_pages.py` from `results/autodiffusion.json`. The search: `fewstep search --method autodiffusion`,
-`src/fewstep/search/schedule/evolution.py`; skipped blocks: `src/fewstep/variants.py`.
+`src/fewstep/schedules/evolution.py`; skipped blocks: `src/fewstep/variants.py`.
 
 Steps differ in what they need. AutoDiffusion searches by evolution which times to visit, then which blocks of the
 network each step may leave out, under a budget of executed blocks; weights stay as they are.

@@ -7,7 +7,7 @@ from typing import Any
 from methods import papers
 from parts import listed, shown, table
 
-from fewstep.distill.method import method, presets
+from fewstep.distillation.method import method, presets
 from fewstep.process import RectifiedFlow
 
 RESULTS = ("distillation-toy.json", "distillation-digits.json", "distillation.json")
@@ -23,7 +23,7 @@ def page(results: dict[str, Any], digits: dict[str, Any], contest: dict[str, Any
     return f"""# Distillation methods side by side
 
 Written by `docs/make_pages.py` from `results/distillation-toy.json`, `results/distillation-digits.json` and
-`results/distillation.json`. Parts and presets: `src/fewstep/distill`. Each paper has a page of its own:
+`results/distillation.json`. Parts and presets: `src/fewstep/distillation`. Each paper has a page of its own:
 {_papers()}.
 
     fewstep distill                      # list the methods

@@ -11,8 +11,8 @@ from claim_blocks import block, counted
 from paper import Paper
 from parts import listed, table
 
-from fewstep.distill.method import method, options_of, presets
-from fewstep.distill.outline import outline
+from fewstep.distillation.method import method, options_of, presets
+from fewstep.distillation.outline import outline
 from fewstep.files import read_json
 from fewstep.process import RectifiedFlow
 

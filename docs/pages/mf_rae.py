@@ -16,7 +16,7 @@ def page(results: dict[str, Any]) -> str:
     return f"""# MeanFlow in a representation autoencoder's latents (MF-RAE, arXiv 2511.13019)
 
 Written by `docs/make_pages.py` from `results/latents.json`. Latents: `src/fewstep/latents`; the method:
-`src/fewstep/distill/presets/cmt.py`.
+`src/fewstep/distillation/presets/cmt.py`.
 
 A flow in the latents of a representation autoencoder becomes a student of one or two steps: mid-training on the
 trajectories of the teacher with their true times (CMT), then MeanFlow with the velocity of the teacher by central

@@ -14,7 +14,7 @@ def page(results: dict[str, Any]) -> str:
     blocks = "\n\n".join(_block(block) for block in results["blocks"])
     return f"""# Quantization with bits chosen per layer (MixDQ, arXiv 2405.17873)
 
-Written by `docs/make_pages.py` from `results/mixdq.json`. How it works: `src/fewstep/systems/mixdq`.
+Written by `docs/make_pages.py` from `results/mixdq.json`. How it works: `src/fewstep/jobs/quantize`.
 
     fewstep quantize MODEL --scheme w4a8             # obey
     fewstep quantize MODEL --budget 2.5GB            # choose, under a number of bytes

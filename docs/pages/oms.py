@@ -23,7 +23,7 @@ def page(results: dict[str, Any]) -> str:
     emoji = _emoji(results["emoji"]) if results["emoji"] else "Not measured in this run.\n"
     return f"""# One More Step (arXiv 2311.15744)
 
-Written by `docs/make_pages.py` from `results/one-more-step.json`. How it works: `src/fewstep/systems/oms`.
+Written by `docs/make_pages.py` from `results/one-more-step.json`. How it works: `src/fewstep/jobs/oms`.
 
 A model whose last noise level keeps some signal learns to read the brightness of an image from its noise. Sampling
 starts from noise without signal, so every image tends to medium brightness. One More Step leaves the model as it is and

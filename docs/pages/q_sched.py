@@ -73,7 +73,7 @@ def q_sched_page(results: dict[str, Any]) -> str:
     )
     return f"""# Q-Sched (arXiv 2509.01624)
 
-Written by `docs/make_pages.py` from `results/q-sched.json`. How it works: `src/fewstep/systems/q_sched`.
+Written by `docs/make_pages.py` from `results/q-sched.json`. How it works: `src/fewstep/jobs/q_sched`.
 
 {facts(results)}
 

@@ -25,7 +25,7 @@ def page(results: dict[str, Any]) -> str:
     return f"""# USF and S3 (arXiv 2312.07243)
 
 Written by `docs/make_pages.py` from `results/usf.json`. The strategies of a step: `Decision` in
-`src/fewstep/solvers/per_step.py`; the search: `src/fewstep/search/schedule`, `fewstep search --method s3`.
+`src/fewstep/solvers/per_step.py`; the search: `src/fewstep/schedules`, `fewstep search --method s3`.
 
 All fast solvers are one exponential integrator with different choices: times, what is extrapolated (noise, data, v3's
 form), order, which points, a relaxation of the first derivative, a corrector. USF makes each choice per step; S3

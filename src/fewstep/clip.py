@@ -93,7 +93,7 @@ def load_clip(source: str, processor: str | None = None) -> Clip:
     from transformers import AutoTokenizer, CLIPModel
 
     if (source.count("/") != 1 or source[0] in "./~") and "/" in source and not Path(source).is_dir():
-        raise FewstepError("there is no such CLIP folder", value=source, mend="Check the path.")
+        raise FewstepError("there is no such CLIP folder", value=source, hint="Check the path.")
     try:
         model = CLIPModel.from_pretrained(source).float().eval().requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(processor or source)
@@ -101,7 +101,7 @@ def load_clip(source: str, processor: str | None = None) -> Clip:
         raise FewstepError(
             f"cannot load a CLIP model with its tokenizer: {str(error).splitlines()[0]}",
             value=source,
-            mend="Give a folder or hub id with config.json, weights and tokenizer of a transformers CLIPModel.",
+            hint="Give a folder or hub id with config.json, weights and tokenizer of a transformers CLIPModel.",
         ) from error
     return Clip(model, tokenizer, read_preprocessing(processor or source, model.config.vision_config.image_size))
 

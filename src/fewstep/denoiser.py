@@ -63,7 +63,7 @@ class Guided:
     def __post_init__(self) -> None:
         if self.scale > 1 and self.negative is None:
             raise FewstepError(
-                "guidance needs the negative condition", value=self.scale, mend="Give `negative`, or scale=1."
+                "guidance needs the negative condition", value=self.scale, hint="Give `negative`, or scale=1."
             )
 
     def __call__(self, x: Tensor, time: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Backbone:
             raise FewstepError(
                 f"{type(model).__name__}.forward has no known state and time arguments",
                 value=list(parameters),
-                mend="Wrap it in a function (x, time, **conditions) -> raw output.",
+                hint="Wrap it in a function (x, time, **conditions) -> raw output.",
             )
         self.model, self.time_scale = model, time_scale
         self._state, self._time = names[0], times[0]

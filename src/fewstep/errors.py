@@ -9,10 +9,10 @@ from collections.abc import Iterable
 class FewstepError(ValueError):
     """A mistake the user can repair; the message names the thing, its value and the mend."""
 
-    def __init__(self, what: str, *, value: object = None, mend: str = "") -> None:
-        self.what, self.value, self.mend = what, value, mend
+    def __init__(self, what: str, *, value: object = None, hint: str = "") -> None:
+        self.what, self.value, self.hint = what, value, hint
         found = "" if value is None else f" (found: {_short(value)})"
-        message = f"{what}{found}.{' ' + mend if mend else ''}"
+        message = f"{what}{found}.{' ' + hint if hint else ''}"
         super().__init__(message.encode(errors="backslashreplace").decode())  # a lone surrogate cannot be printed
 
 

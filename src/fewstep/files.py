@@ -57,7 +57,7 @@ def atomic(path: str | Path, over: Over = "ours") -> Iterator[Path]:
             raise
         raise FewstepError(
             f"cannot write {named}: {reason}",
-            mend="Free some space or choose a folder you may write to; nothing was left half-written.",
+            hint="Free some space or choose a folder you may write to; nothing was left half-written.",
         ) from error
     finally:
         if temporary is not None:
@@ -80,7 +80,7 @@ def user_path(path: str | Path) -> Path:
     except UnicodeEncodeError:
         text = "\0"
     if "\0" in text:
-        raise FewstepError("no file can have this name", value=str(path), mend="Choose another one.")
+        raise FewstepError("no file can have this name", value=str(path), hint="Choose another one.")
     try:
         return Path(text).expanduser()
     except RuntimeError:  # a user whom this machine does not know
@@ -126,12 +126,12 @@ def read_text(path: str | Path, *, most: int | None = None) -> str:
         with user_path(path).open("rb") as file:
             data = file.read() if most is None else file.read(most + 1)
         if most is not None and len(data) > most:
-            raise FewstepError(f"{path} is larger than {most >> 20} MiB", mend="Check that it is the right file.")
+            raise FewstepError(f"{path} is larger than {most >> 20} MiB", hint="Check that it is the right file.")
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except OSError as error:
-        raise FewstepError(f"cannot read {path}: {error.strerror}", mend="Check the path.") from error
+        raise FewstepError(f"cannot read {path}: {error.strerror}", hint="Check the path.") from error
     except UnicodeDecodeError as error:
-        raise FewstepError(f"{path} is not text in UTF-8 ({error})", mend="Save it as UTF-8.") from error
+        raise FewstepError(f"{path} is not text in UTF-8 ({error})", hint="Save it as UTF-8.") from error
 
 
 def write_text(path: str | Path, text: str, over: Over = "ours") -> None:
@@ -167,7 +167,7 @@ def read_json(path: str | Path, *, most: int | None = None, unique: bool = False
         return json.loads(text, object_pairs_hook=_unique if unique else None)
     except (ValueError, RecursionError) as error:
         raise FewstepError(
-            f"{path} is not JSON ({error})", mend="The file is truncated or of another kind: write it again."
+            f"{path} is not JSON ({error})", hint="The file is truncated or of another kind: write it again."
         ) from error
 
 
@@ -201,7 +201,7 @@ def read_tensors(path: str | Path, device: str = "cpu") -> dict[str, torch.Tenso
         return load_file(user_path(path), device=device)
     except Exception as error:
         raise FewstepError(
-            f"cannot read {path}: {error}", mend="Check the path; a truncated file must be written again."
+            f"cannot read {path}: {error}", hint="Check the path; a truncated file must be written again."
         ) from error
 
 
@@ -216,7 +216,7 @@ def _move(draft: Path, target: Path, old: Path) -> None:
     """Put the draft in its place. A folder cannot be renamed over a full one, which steps aside and is brought back if
     that fails."""
     if target.is_dir() and not draft.is_dir() and any(target.iterdir()):
-        raise FewstepError(f"{target} is a folder; a file cannot replace it", mend="Choose another name.")
+        raise FewstepError(f"{target} is a folder; a file cannot replace it", hint="Choose another name.")
     aside = target.is_dir()
     if aside:
         os.replace(target, old)

@@ -30,14 +30,14 @@ def check_range(images: Tensor) -> Tensor:
         NonFiniteError: NaN or infinity.
     """
     if not images.is_floating_point():
-        mend = "Give bytes (uint8) or floats in [0, 1]."
-        raise FewstepError("images must be bytes or floats", value=str(images.dtype), mend=mend)
+        hint = "Give bytes (uint8) or floats in [0, 1]."
+        raise FewstepError("images must be bytes or floats", value=str(images.dtype), hint=hint)
     if not images.numel():
         return images
     low, high = (float(edge) for edge in images.detach().aminmax())
     if not (low >= -SLACK and high <= 1 + SLACK):
         if not bool(images.isfinite().all()):
-            raise NonFiniteError("images hold NaN or infinity", mend="Look at the network that drew them: it diverged.")
-        mend = "Divide images in 0..255 by 255; shift images in [-1, 1] by x / 2 + 0.5."
-        raise FewstepError("images must lie in [0, 1]", value=f"from {low:.3g} to {high:.3g}", mend=mend)
+            raise NonFiniteError("images hold NaN or infinity", hint="Look at the network that drew them: it diverged.")
+        hint = "Divide images in 0..255 by 255; shift images in [-1, 1] by x / 2 + 0.5."
+        raise FewstepError("images must lie in [0, 1]", value=f"from {low:.3g} to {high:.3g}", hint=hint)
     return images

@@ -43,7 +43,7 @@ def jvp(function: Function, x: Tensor, v: Tensor, *, method: str = "auto") -> tu
         FewstepError: shapes differ, or an unknown method.
     """
     if method not in METHODS:
-        raise FewstepError("unknown method of a Jacobian product", value=method, mend=nearest(method, METHODS))
+        raise FewstepError("unknown method of a Jacobian product", value=method, hint=nearest(method, METHODS))
     _same_shape(x, v)
     if method == "difference":
         return _difference(function, x, v)
@@ -70,8 +70,8 @@ def vjp(function: Function, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         value = function(point)
         _same_shape(value, v)
         if not value.requires_grad:
-            mend = "Remove torch.no_grad from the network, or use jvp with method='difference'."
-            raise FewstepError("the output has no gradient with respect to the state", mend=mend)
+            hint = "Remove torch.no_grad from the network, or use jvp with method='difference'."
+            raise FewstepError("the output has no gradient with respect to the state", hint=hint)
         (product,) = torch.autograd.grad(value, point, v.to(value))
     return value.detach(), product
 
@@ -98,7 +98,7 @@ def diagonal(
         FewstepError: fewer than one probe, or as `jvp`.
     """
     if probes < 1:
-        raise FewstepError("at least one probe is needed", value=probes, mend="Use 16.")
+        raise FewstepError("at least one probe is needed", value=probes, hint="Use 16.")
     total = torch.zeros_like(x)
     for _ in range(probes):
         v = signs(x, generator)
@@ -115,7 +115,7 @@ def jacobian(function: Function, x: Tensor, *, method: str = "auto") -> Tensor:
     size = x[0].numel()
     if size > LARGEST:
         raise FewstepError(
-            f"a Jacobian of more than {LARGEST} dimensions is not written out", value=size, mend="Probe."
+            f"a Jacobian of more than {LARGEST} dimensions is not written out", value=size, hint="Probe."
         )
     columns = []
     for axis in range(size):

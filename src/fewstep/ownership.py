@@ -39,18 +39,18 @@ def check(path: Path, over: Over) -> None:
     try:
         empty, strange = _empty(path), strangers(path)
     except OSError as error:
-        raise FewstepError(f"cannot look into {path}: {error.strerror}", mend="Choose another name.") from error
+        raise FewstepError(f"cannot look into {path}: {error.strerror}", hint="Choose another name.") from error
     if empty:
         return
     if strange:
         raise FewstepError(
             f"{path} is not replaced: fewstep did not write it",
             value=strange[:5] if path.is_dir() else None,
-            mend="Choose another name.",
+            hint="Choose another name.",
         )
     if over == "nothing":
         raise FewstepError(
-            f"{path} exists already", mend="Choose another name, or add --overwrite (overwrite=True) to replace it."
+            f"{path} exists already", hint="Choose another name, or add --overwrite (overwrite=True) to replace it."
         )
 
 

@@ -38,12 +38,12 @@ class Prediction:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise FewstepError("unknown prediction", value=self.kind, mend=nearest(str(self.kind), KINDS))
+            raise FewstepError("unknown prediction", value=self.kind, hint=nearest(str(self.kind), KINDS))
         if self.sign not in (1.0, -1.0):
             raise FewstepError("the sign of a prediction is 1 or -1", value=self.sign)
         if not 0 < self.sigma_data < math.inf:
-            mend = "It is the standard deviation of the training data (0.5 in EDM)."
-            raise FewstepError("sigma_data must be positive", value=self.sigma_data, mend=mend)
+            hint = "It is the standard deviation of the training data (0.5 in EDM)."
+            raise FewstepError("sigma_data must be positive", value=self.sigma_data, hint=hint)
 
     def weights(self, alpha: Real, sigma: Real) -> tuple[Real, Real]:
         """The pair (a, b) with output = a x0 + b eps at a state of scales (alpha, sigma)."""
@@ -109,6 +109,6 @@ class Prediction:
         if not isinstance(determinant, Tensor) and determinant == 0:
             raise FewstepError(
                 f"a {self.kind} network says nothing about the other quantity at this noise level",
-                mend="Start below the last time, or use a v_prediction or velocity model.",
+                hint="Start below the last time, or use a v_prediction or velocity model.",
             )
         return p / determinant, m / determinant

@@ -96,8 +96,8 @@ class Process(ABC):
         if self.told is None or isinstance(self.told, NetworkTime):
             return self.told
         if self.told not in NETWORK_TIMES:
-            mend = nearest(str(self.told), NETWORK_TIMES)
-            raise FewstepError("unknown convention of the network's time", value=self.told, mend=mend)
+            hint = nearest(str(self.told), NETWORK_TIMES)
+            raise FewstepError("unknown convention of the network's time", value=self.told, hint=hint)
         return NETWORK_TIMES[self.told]
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def betas(schedule: str, steps: int = 1000, beta_start: float = 1e-4, beta_end: 
         bar = torch.cos((edge + 0.008) / 1.008 * math.pi / 2) ** 2
         return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
     known = ("linear", "scaled_linear", "squaredcos_cap_v2")
-    raise FewstepError("unknown beta schedule", value=schedule, mend=nearest(schedule, known))
+    raise FewstepError("unknown beta schedule", value=schedule, hint=nearest(schedule, known))
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class VPDiscrete(Process):
         if len(table) < 2 or not bool(((table >= 0) & (table <= 1)).all()) or bool((table.diff() >= 0).any()):
             raise FewstepError(
                 "alphas_cumprod must fall strictly within [0, 1]",
-                mend="Check the beta schedule it came from.",
+                hint="Check the beta schedule it came from.",
             )
 
     @classmethod
@@ -157,7 +157,7 @@ class VPDiscrete(Process):
         if table is None:
             raise FewstepError(
                 f"{type(scheduler).__name__} has no alphas_cumprod",
-                mend="Use RectifiedFlow or VE for flow and EDM schedulers.",
+                hint="Use RectifiedFlow or VE for flow and EDM schedulers.",
             )
         return cls(tuple(table.double().tolist()))
 

@@ -53,7 +53,7 @@ class Registry(Generic[Part]):
         """
         kind, kinds = spec.partition(":")[0], self.kinds()
         if kind not in kinds:
-            raise FewstepError(f"unknown {self.what} {kind!r}", value=spec, mend=nearest(kind, kinds))
+            raise FewstepError(f"unknown {self.what} {kind!r}", value=spec, hint=nearest(kind, kinds))
         return spec
 
 
@@ -64,7 +64,7 @@ def no_argument(what: str, argument: str) -> None:
         FewstepError: `argument` is not empty.
     """
     if argument:
-        raise FewstepError(f"{what} takes no argument", value=argument, mend=f"Write {what!r} alone.")
+        raise FewstepError(f"{what} takes no argument", value=argument, hint=f"Write {what!r} alone.")
 
 
 def need_argument(what: str, argument: str, meaning: str) -> str:
@@ -74,5 +74,5 @@ def need_argument(what: str, argument: str, meaning: str) -> str:
         FewstepError: `argument` is empty.
     """
     if not argument:
-        raise FewstepError(f"{what} needs an argument", mend=f"Write {what}:{meaning}.")
+        raise FewstepError(f"{what} needs an argument", hint=f"Write {what}:{meaning}.")
     return argument

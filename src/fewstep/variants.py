@@ -186,8 +186,8 @@ def skip(model: nn.Module, numbers: tuple[float, ...]) -> Changed:
     names = prunable(model)
     for n in numbers:
         if n not in range(len(names)):
-            mend = f"{type(model).__name__} has the prunable blocks 0 to {len(names) - 1}." if names else "It has none."
-            raise FewstepError("there is no prunable block of this number", value=n, mend=mend)
+            hint = f"{type(model).__name__} has the prunable blocks 0 to {len(names) - 1}." if names else "It has none."
+            raise FewstepError("there is no prunable block of this number", value=n, hint=hint)
     blocks = [model.get_submodule(names[int(n)]) for n in sorted(set(numbers))]
     return _all([_replaced(block, "forward", _identity(block)) for block in blocks])
 
@@ -238,9 +238,9 @@ def _shape_of_call(forward: Callable[..., Any]) -> tuple[inspect.Signature, tupl
 def freeu(model: nn.Module, numbers: tuple[float, ...]) -> Changed:
     """FreeU (arXiv 2309.11497) of diffusers, with (b1, b2, s1, s2)."""
     if not hasattr(model, "enable_freeu"):
-        raise FewstepError(f"{type(model).__name__} has no FreeU", mend="Only conditional UNets of diffusers have it.")
+        raise FewstepError(f"{type(model).__name__} has no FreeU", hint="Only conditional UNets of diffusers have it.")
     if len(numbers) != 4 or min(numbers) <= 0:
-        raise FewstepError("freeu needs b1,b2,s1,s2 above zero", value=numbers, mend="Try freeu:1.1,1.1,0.9,0.2.")
+        raise FewstepError("freeu needs b1,b2,s1,s2 above zero", value=numbers, hint="Try freeu:1.1,1.1,0.9,0.2.")
     values = dict(zip(("b1", "b2", "s1", "s2"), numbers, strict=True))
     return _all([_replaced(block, n, v) for block in _decoder(model) for n, v in values.items()])
 
@@ -251,8 +251,8 @@ def skip_scale(model: nn.Module, numbers: tuple[float, ...]) -> Changed:
     blocks = _decoder(model)
     count = sum(map(_skips, blocks))
     if not count or len(numbers) not in (1, count):
-        mend = f"{type(model).__name__} has {count} skip connections."
-        raise FewstepError("skip-scale needs one number, or one per skip connection", value=numbers, mend=mend)
+        hint = f"{type(model).__name__} has {count} skip connections."
+        raise FewstepError("skip-scale needs one number, or one per skip connection", value=numbers, hint=hint)
     return _scaled(blocks, numbers if len(numbers) == count else numbers * count)
 
 
@@ -281,7 +281,7 @@ def _skips(block: nn.Module) -> int:
 def _decoder(model: nn.Module) -> list[nn.Module]:
     blocks = getattr(model, "up_blocks", None)
     if not isinstance(blocks, nn.ModuleList):
-        raise FewstepError(f"{type(model).__name__} has no skip connections", mend="Only UNets of diffusers have them.")
+        raise FewstepError(f"{type(model).__name__} has no skip connections", hint="Only UNets of diffusers have them.")
     return list(blocks)
 
 
@@ -311,10 +311,10 @@ def _parsed(name: str) -> list[tuple[str, tuple[float, ...]]]:
     for part in name.split("+"):
         what, _, text = part.partition(":")
         if what not in KINDS:
-            raise FewstepError("unknown variant of the network", value=name, mend=nearest(what, [MAIN, *KINDS]))
+            raise FewstepError("unknown variant of the network", value=name, hint=nearest(what, [MAIN, *KINDS]))
         try:
             numbers = tuple(float(n) for n in text.split(","))
         except ValueError:
-            raise FewstepError("a variant is a kind and numbers", value=name, mend=f"Write {what}:1,2.") from None
+            raise FewstepError("a variant is a kind and numbers", value=name, hint=f"Write {what}:1,2.") from None
         parts.append((what, numbers))
     return parts

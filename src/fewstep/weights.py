@@ -85,8 +85,8 @@ def base_name(name: str) -> str | None:
 def _few_values(name: str, tensor: Tensor, count: int = 16) -> Tensor:
     """Some values on the CPU: floats as float64, everything else as bytes."""
     if tensor.is_meta:
-        mend = "Load them, or offload them with accelerate, which keeps them."
-        raise FewstepError("these weights are not in memory (meta device)", value=name, mend=mend)
+        hint = "Load them, or offload them with accelerate, which keeps them."
+        raise FewstepError("these weights are not in memory (meta device)", value=name, hint=hint)
     flat = tensor.detach().reshape(-1)
     if flat.is_floating_point() and flat.element_size() == 1:  # float8: torch does not index it
         flat = flat.view(torch.uint8)

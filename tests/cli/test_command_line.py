@@ -37,7 +37,7 @@ class Echo(Recipe):
 
 def echo(recipe, run):
     if recipe.fail:
-        raise FewstepError("the echo is broken", value=recipe.text, mend="Shout.")
+        raise FewstepError("the echo is broken", value=recipe.text, hint="Shout.")
     run.unit("echo", lambda: recipe.text)
     return run.artifact("echo.txt")
 

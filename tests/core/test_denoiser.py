@@ -8,10 +8,10 @@ from torch import nn
 
 from fewstep.denoiser import Backbone, Denoiser, Guided, fingerprint
 from fewstep.errors import FewstepError, IdentityError
+from fewstep.executor import sample
 from fewstep.plan import Identity
 from fewstep.prediction import KINDS, Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
-from fewstep.sample import sample
 from fewstep.solvers import ddim, grids
 from fewstep.weights import fingerprint_of, same_weights
 from tests.core.toys import golden, levels, toy

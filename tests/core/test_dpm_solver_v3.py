@@ -7,16 +7,16 @@ import torch
 
 from fewstep.denoiser import Denoiser
 from fewstep.errors import FewstepError, IdentityError, PlanError
-from fewstep.models.mixture import Mixture
+from fewstep.executor import sample
 from fewstep.plan import Identity, Plan
 from fewstep.plan.history import History
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous
-from fewstep.sample import sample
 from fewstep.solvers import Grid, grids, unipc
 from fewstep.solvers.dpm_solver_v3 import dpm_solver_v3
 from fewstep.solvers.estimation import estimate_statistics
 from fewstep.solvers.statistics import Statistics
+from fewstep.testing.mixture import Mixture
 from tests.core.toys import golden, levels
 
 EPSILON, VP = Prediction("epsilon"), VPContinuous()

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from fewstep.errors import PlanError
-from fewstep.models.mixture import Mixture
+from fewstep.executor import sample
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
-from fewstep.sample import sample
 from fewstep.solvers import FACTS, SOLVERS, analytic_first_step, grids
+from fewstep.testing.mixture import Mixture
 from tests.core.toys import SHAPE, golden, toy
 
 EPSILON = Prediction("epsilon")

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from fewstep.errors import PlanError
-from fewstep.models.mixture import Mixture
+from fewstep.executor import sample
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous
-from fewstep.sample import sample
 from fewstep.solvers import Grid, amed, dpm_solver_2s, grids
+from fewstep.testing.mixture import Mixture
 from tests.core.toys import golden, levels
 
 EPSILON, VP = Prediction("epsilon"), VPContinuous()

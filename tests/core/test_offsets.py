@@ -2,10 +2,10 @@ import dataclasses
 
 import torch
 
+from fewstep.executor import sample
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
-from fewstep.sample import sample
 from fewstep.solvers import ddim, grids
 from tests.core.toys import SHAPE, run_diffusers, toy
 

@@ -7,17 +7,17 @@ import torch
 from scipy.integrate import quad
 
 from fewstep.errors import PlanError
-from fewstep.models.mixture import Mixture
+from fewstep.executor import sample
 from fewstep.plan import Plan
 from fewstep.plan.history import History
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
-from fewstep.sample import sample
 from fewstep.solvers import Grid, dpm_solver_pp_2m, grids, sde_dpm_solver_pp, unipc
 from fewstep.solvers.dpm_solver_v3 import dpm_solver_v3
 from fewstep.solvers.per_step import Decision, per_step
 from fewstep.solvers.statistics import Statistics
 from fewstep.solvers.taylor import phi
+from fewstep.testing.mixture import Mixture
 from tests.core.toys import golden, levels
 
 EPSILON, VP = Prediction("epsilon"), VPContinuous()

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.errors import FewstepError, IdentityError, PlanError
+from fewstep.executor import sample
 from fewstep.plan import Identity, Plan, Row
 from fewstep.plan.files import SCHEMA, from_document
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
-from fewstep.sample import sample
 from fewstep.solvers import ddim, dpm_solver_pp_2m, grids, lcm
 from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, run_diffusers, toy
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError, PlanError
+from fewstep.executor import Noise, sample
 from fewstep.plan import Identity, Plan, Row, checks
 from fewstep.plan.files import MOST_BYTES, from_document
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
-from fewstep.sample import Noise, sample
 from fewstep.solvers import dpm_solver_pp_2m, grids, lcm
 from tests.core.toys import SHAPE, toy
 from tests.fuzzing import damaged, mutations, refuses_cleanly

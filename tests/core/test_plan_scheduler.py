@@ -12,11 +12,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fewstep.denoiser import Backbone, Guided
 from fewstep.errors import IdentityError, PlanError
+from fewstep.executor import sample
 from fewstep.plan import Identity, Plan
 from fewstep.plan.scheduler import PlanScheduler
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
-from fewstep.sample import sample
 from fewstep.solvers import SOLVERS, ddim, dpm_solver_pp_2m, euler_ancestral, grids, lcm
 from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, run_diffusers, toy
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fewstep.errors import PlanError
+from fewstep.executor import sample
 from fewstep.plan import Plan
-from fewstep.sample import sample
 from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, run_diffusers, toy
 
 SD = STABLE_DIFFUSION

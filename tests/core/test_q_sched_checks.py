@@ -6,12 +6,12 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from fewstep.models.digits import KernelDenoiser, load_digits
+from fewstep.executor import sample
 from fewstep.plan.history import History
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
-from fewstep.sample import sample
 from fewstep.solvers import ddim, grids
+from fewstep.testing.kernel_digits import KernelDenoiser, load_digits
 
 VELOCITY, FLOW = Prediction("velocity"), RectifiedFlow()
 
@@ -123,7 +123,7 @@ def statistics(x):
 
 def test_the_kernel_denoiser_is_exact(digits):
     """Against the mixture with one Gaussian of the bandwidth on every image."""
-    from fewstep.models.mixture import Mixture
+    from fewstep.testing.mixture import Mixture
 
     images = digits.train[:100]
     mixture = Mixture(torch.ones(100).double() / 100, images, torch.full_like(images, 0.35**2))

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.errors import FewstepError, NonFiniteError
-from fewstep.models.mixture import Mixture
+from fewstep.executor import Noise, sample
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
-from fewstep.sample import Noise, sample
 from fewstep.solvers import SOLVERS, Grid, ddim, dpm_solver_pp_2m, grids, lcm
+from fewstep.testing.mixture import Mixture
 from tests.core.toys import SHAPE, golden, levels, toy
 
 EPSILON = Prediction("epsilon")

@@ -5,15 +5,15 @@ import torch
 from scipy.integrate import quad, solve_ivp
 
 from fewstep.errors import PlanError
-from fewstep.models.mixture import Mixture
+from fewstep.executor import sample
 from fewstep.plan import Plan
 from fewstep.plan.history import History
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
-from fewstep.sample import sample
 from fewstep.solvers import FACTS, SOLVERS, Grid, grids
 from fewstep.solvers.integrals import weights
 from fewstep.solvers.stages import Stages
+from fewstep.testing.mixture import Mixture
 from tests.core.test_solvers import DISCRETE, EPSILON, PROCESSES, error, grid_on
 from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, golden, levels, run_diffusers, toy
 

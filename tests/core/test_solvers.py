@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from fewstep.errors import PlanError
-from fewstep.models.mixture import Mixture
+from fewstep.executor import sample
 from fewstep.plan.history import History
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Cosine, General, RectifiedFlow, VPContinuous, VPDiscrete
-from fewstep.sample import sample
 from fewstep.solvers import FACTS, SOLVERS, Grid, grids
+from fewstep.testing.mixture import Mixture
 from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, golden, levels, run_diffusers, toy
 
 EPSILON = Prediction("epsilon")

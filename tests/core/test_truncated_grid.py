@@ -96,7 +96,7 @@ def test_noise_predictions_cannot_start_without_signal(name, kind):
         grid = grids.uniform(process, 3) if process is FLOW else grids.trailing(process, 3)
         with pytest.raises(PlanError, match="zero terminal SNR|infinite") as refused:
             SOLVERS[name](process, Prediction(kind), grid)
-        assert refused.value.mend
+        assert refused.value.hint
 
 
 @pytest.mark.parametrize("name", IN_SIGMA)

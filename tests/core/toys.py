@@ -4,7 +4,7 @@ import inspect
 
 import torch
 
-from fewstep.models.mixture import Mixture
+from fewstep.testing.mixture import Mixture
 
 SHAPE = (4, 4, 4)
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

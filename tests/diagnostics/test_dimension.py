@@ -13,9 +13,9 @@ from fewstep.diagnostics import (
     trace_dimension,
 )
 from fewstep.errors import FewstepError
-from fewstep.models.mixture import Mixture
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Cosine, RectifiedFlow
+from fewstep.testing.mixture import Mixture
 
 LEVELS = [20.0, 8.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01]
 

@@ -7,9 +7,9 @@ from fewstep.denoiser import Denoiser
 from fewstep.diagnostics import conservativity, flow, naive_error, weak_error
 from fewstep.errors import FewstepError
 from fewstep.metrics.distances import energy_distance
-from fewstep.models.mixture import Mixture
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
+from fewstep.testing.mixture import Mixture
 
 THREE = Mixture(
     torch.tensor([0.4, 0.35, 0.25]),

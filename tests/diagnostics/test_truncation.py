@@ -8,10 +8,10 @@ from fewstep import solvers
 from fewstep.denoiser import Denoiser
 from fewstep.diagnostics import equalised_grid, flow, truncation
 from fewstep.errors import PlanError
-from fewstep.models.mixture import Mixture
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Cosine, RectifiedFlow, VPContinuous, VPDiscrete
 from fewstep.solvers import grids
+from fewstep.testing.mixture import Mixture
 
 GOLDEN = Mixture.line([0.3, 0.5, 0.2], [-2.0, 0.5, 3.0], [0.5, 0.3, 0.8])
 GAUSSIAN = Mixture.gaussian([1.5], [0.49])

@@ -5,11 +5,11 @@ import dataclasses
 import torch
 from torch import nn
 
-from fewstep.distill.core import Batch, Cast, Model
-from fewstep.distill.flow_map import Times
-from fewstep.models.mixture import Mixture
+from fewstep.distillation.core import Batch, Model, Networks
+from fewstep.distillation.flow_map import Times
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Cosine, RectifiedFlow, VPContinuous
+from fewstep.testing.mixture import Mixture
 
 MEAN = torch.tensor([0.7, -0.4, 0.2], dtype=torch.float64)
 STD = torch.tensor([0.5, 1.3, 0.8], dtype=torch.float64)
@@ -96,7 +96,7 @@ def rough(process, seed=0, kind="sample", two_times=True, dropout=0.0):
 
 
 def exact_cast(process):
-    return Cast(student=exact_student(process), teacher=exact_teacher(process))
+    return Networks(student=exact_student(process), teacher=exact_teacher(process))
 
 
 def fixed(t, s, m=None, process=None, **more):
@@ -124,8 +124,8 @@ def generator(seed=0):
 
 def jump_of(cast, times, batch=None, source=None, boundary=None, guidance=None, seed=0):
     """The jump that a term would make of a batch."""
-    from fewstep.distill.flow_map import Guidance, NoisedData
-    from fewstep.distill.flow_map.term import prepared
+    from fewstep.distillation.flow_map import Guidance, NoisedData
+    from fewstep.distillation.flow_map.term import prepared
 
     batch = batch_of() if batch is None else batch
     draws = generator(seed)

@@ -2,10 +2,10 @@
 
 import torch
 
-from fewstep.distill.core import Batch, Cast, Made, Model, scales
-from fewstep.models.mixture import Mixture
+from fewstep.distillation.core import Batch, Model, Networks, Samples, scales
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
+from fewstep.testing.mixture import Mixture
 
 FLOW = RectifiedFlow()
 
@@ -54,7 +54,7 @@ def made_of(clean, time=1.0, until=0.0, state=None):
     at = torch.full((size,), float(time), dtype=torch.float64)
     to = torch.full((size,), float(until), dtype=torch.float64)
     index = torch.zeros(size, dtype=torch.long)
-    return Made(clean, torch.zeros_like(clean) if state is None else state, at, to, index)
+    return Samples(clean, torch.zeros_like(clean) if state is None else state, at, to, index)
 
 
 class Line:
@@ -75,7 +75,7 @@ class Line:
 
 
 def cast_of(teacher, critic=None, student=None, adversary=None):
-    return Cast(student or teacher, teacher, critic, adversary=adversary)
+    return Networks(student or teacher, teacher, critic, adversary=adversary)
 
 
 def batch_of(size, **more):

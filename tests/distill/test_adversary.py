@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distill.adversary import LOSSES, Fool, Judge
-from fewstep.distill.core import Batch, Model
-from fewstep.distill.discriminator import (
+from fewstep.distillation.adversary import LOSSES, DiscriminatorLoss, GeneratorLoss
+from fewstep.distillation.core import Batch, Model
+from fewstep.distillation.discriminator import (
     ConvHead,
     Discriminator,
     Encoder,
@@ -20,9 +20,9 @@ from fewstep.distill.discriminator import (
     positions,
     samples,
 )
-from fewstep.distill.rollout import between
-from fewstep.distill.taps import features, watch
-from fewstep.distill.times import Points, Uniform
+from fewstep.distillation.rollout import between
+from fewstep.distillation.taps import features, watch
+from fewstep.distillation.times import Points, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from tests.distill.gaussians import FLOW, batch_of, cast_of, generator, made_of, normal
@@ -53,10 +53,10 @@ def layers():
 
 def cast_with(kind="point", source=None, who="critic"):
     model, network = layers()
-    cast = cast_of(normal(0, 1), model) if who == "critic" else cast_of(model)
+    networks = cast_of(normal(0, 1), model) if who == "critic" else cast_of(model)
     torch.manual_seed(1)
-    adversary = Heads(source or Taps(who, ("down", "mid")), kind)(cast, (1,))
-    return replace(cast, adversary=adversary), network, adversary
+    adversary = Heads(source or Taps(who, ("down", "mid")), kind)(networks, (1,))
+    return replace(networks, adversary=adversary), network, adversary
 
 
 def x_and_t():
@@ -106,12 +106,12 @@ def test_features_of_a_diffusers_network():
     taps = Taps("teacher", ("down_blocks.0", "mid_block"))
     adversary = Heads(taps, "conv", hidden=8)(cast_of(model), (3, 8, 8))
     x = torch.randn(2, 3, 8, 8)
-    cast = replace(cast_of(model), adversary=adversary)
-    seen = taps(cast, Batch(2, (3, 8, 8)), x, torch.full((2,), 0.5, dtype=torch.float64))
+    networks = replace(cast_of(model), adversary=adversary)
+    seen = taps(networks, Batch(2, (3, 8, 8)), x, torch.full((2,), 0.5, dtype=torch.float64))
     assert {name: feature.shape[1] for name, feature in seen.items()} == {"down_blocks.0": 8, "mid_block": 16}
     assert adversary(seen).shape == (2, 2)
     batch = Batch(2, (3, 8, 8), clean=torch.randn(2, 3, 8, 8))
-    loss, _ = Judge(taps, Uniform())(cast, batch, made_of(x), generator())
+    loss, _ = DiscriminatorLoss(taps, Uniform())(networks, batch, made_of(x), generator())
     loss.backward()
     assert all(p.grad is not None for p in adversary.parameters())
     assert all(p.grad is None for p in unet.parameters())
@@ -143,7 +143,7 @@ def test_heads_of_maps_tokens_and_vectors():
 def test_small_maps_get_a_head_that_fits():
     maps = {"deep": torch.randn(2, 6, 2, 2), "wide": torch.randn(2, 4, 16, 16)}
 
-    def source(cast, batch, x, t):
+    def source(networks, batch, x, t):
         return maps
 
     discriminator = Heads(source, "conv", hidden=8)(cast_of(normal(0, 1)), (1,))
@@ -157,7 +157,7 @@ def test_channels_are_found_or_given():
     given = Heads(Taps("critic", ("down",)), channels={"a.b": 4})(cast_of(normal(0, 1)), (1,))
     assert given({"a.b": torch.randn(2, 4)}).shape == (2, 1)
 
-    def needy(cast, batch, x, t):
+    def needy(networks, batch, x, t):
         raise TypeError("label is missing")
 
     with pytest.raises(FewstepError, match="label is missing"):
@@ -188,10 +188,10 @@ def test_hinge():
 
 @pytest.mark.parametrize("loss", list(LOSSES))
 def test_the_students_gradient_is_that_of_plain_back_propagation(loss):
-    cast, network, adversary = cast_with()
+    networks, network, adversary = cast_with()
     x = x_and_t()[0].requires_grad_(True)
-    term = Fool(Taps("critic", ("down", "mid")), Points((0.3,)), loss, scale=0.7)
-    value, numbers = term(cast, batch_of(SIZE), made_of(x), generator(1))
+    term = GeneratorLoss(Taps("critic", ("down", "mid")), Points((0.3,)), loss, scale=0.7)
+    value, numbers = term(networks, batch_of(SIZE), made_of(x), generator(1))
     value.backward()
     assert float(numbers["pull"]) == pytest.approx(float((SIZE * x.grad).square().mean().sqrt()))
     assert all(p.grad is None for p in (*network.parameters(), *adversary.parameters()))
@@ -212,7 +212,9 @@ def test_fooling_moves_samples_towards_what_looks_real():
             return 3 * features["samples"]
 
     x = x_and_t()[0].requires_grad_(True)
-    value, _ = Fool(samples, None)(replace(cast_of(normal(0, 1)), adversary=Line()), batch_of(SIZE), made_of(x), None)
+    value, _ = GeneratorLoss(samples, None)(
+        replace(cast_of(normal(0, 1)), adversary=Line()), batch_of(SIZE), made_of(x), None
+    )
     value.backward()
     assert bool((x.grad < 0).all())
 
@@ -220,16 +222,16 @@ def test_fooling_moves_samples_towards_what_looks_real():
 def test_the_judge_sees_both_sides_alike():
     seen = {}
 
-    def source(cast, batch, x, t):
+    def source(networks, batch, x, t):
         seen.update(x=x, t=t, size=batch.size, label=batch.condition["label"])
         return {"x": x}
 
     adversary = Discriminator({"x": MeanHead()})
-    cast = replace(cast_of(normal(0, 1)), adversary=adversary)
+    networks = replace(cast_of(normal(0, 1)), adversary=adversary)
     batch = batch_of(SIZE, clean=torch.full((SIZE, 1), 5.0), condition={"label": torch.arange(SIZE)})
     made = made_of(torch.full((SIZE, 1), -5.0, requires_grad=True))
     for same in (True, False):
-        Judge(source, Uniform(), same_noise=same, penalty=2.0)(cast, batch, made, generator())
+        DiscriminatorLoss(source, Uniform(), same_noise=same, penalty=2.0)(networks, batch, made, generator())
         real, fake, jittered = seen["x"].chunk(3)
         t = seen["t"].chunk(3)
         assert torch.equal(t[0], t[1])
@@ -242,25 +244,25 @@ def test_the_judge_sees_both_sides_alike():
 
 
 def test_the_judges_loss_and_penalty():
-    def source(cast, batch, x, t):
+    def source(networks, batch, x, t):
         return {"x": x}
 
-    cast = replace(cast_of(normal(0, 1)), adversary=Discriminator({"x": MeanHead()}))
+    networks = replace(cast_of(normal(0, 1)), adversary=Discriminator({"x": MeanHead()}))
     batch = batch_of(2000, clean=torch.full((2000, 1), 2.0))
     made = made_of(torch.full((2000, 1), -1.0))
-    plain, numbers = Judge(source, None)(cast, batch, made, generator())
+    plain, numbers = DiscriminatorLoss(source, None)(networks, batch, made, generator())
     assert float(plain) == pytest.approx(math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)), rel=1e-5)
     assert (float(numbers["real"]), float(numbers["fake"])) == (2, -1)
-    rough, numbers = Judge(source, None, penalty=100.0, jitter=0.1)(cast, batch, made, generator())
+    rough, numbers = DiscriminatorLoss(source, None, penalty=100.0, jitter=0.1)(networks, batch, made, generator())
     assert float(rough - plain) == pytest.approx(100 * 0.1**2, rel=0.1)  # the slope of this discriminator is 1
 
 
 @pytest.mark.parametrize("train_source", [True, False])
 def test_whom_the_judge_trains(train_source):
-    cast, network, adversary = cast_with()
+    networks, network, adversary = cast_with()
     x = x_and_t()[0].requires_grad_(True)
-    term = Judge(Taps("critic", ("down", "mid")), Uniform(), train_source=train_source)
-    loss, _ = term(cast, batch_of(SIZE, clean=torch.randn(SIZE, 1)), made_of(x), generator())
+    term = DiscriminatorLoss(Taps("critic", ("down", "mid")), Uniform(), train_source=train_source)
+    loss, _ = term(networks, batch_of(SIZE, clean=torch.randn(SIZE, 1)), made_of(x), generator())
     loss.backward()
     assert x.grad is None
     assert all(p.grad is not None for p in adversary.parameters())
@@ -269,13 +271,13 @@ def test_whom_the_judge_trains(train_source):
 
 
 def test_features_cost_one_call_and_no_output_layers():
-    cast, network, _ = cast_with(source=Taps("critic", ("down", "mid"), early=True))
+    networks, network, _ = cast_with(source=Taps("critic", ("down", "mid"), early=True))
     rows = []
     network.down.register_forward_hook(lambda module, arguments, output: rows.append(len(output)))
     network.reached.clear()
     taps, batch = Taps("critic", ("down", "mid")), batch_of(SIZE, clean=torch.randn(SIZE, 1))
-    Judge(taps, Uniform())(cast, batch, made_of(x_and_t()[0]), generator())
-    Fool(taps, Uniform())(cast, batch, made_of(x_and_t()[0].requires_grad_(True)), generator())
+    DiscriminatorLoss(taps, Uniform())(networks, batch, made_of(x_and_t()[0]), generator())
+    GeneratorLoss(taps, Uniform())(networks, batch, made_of(x_and_t()[0].requires_grad_(True)), generator())
     assert rows == [2 * SIZE, SIZE]
     assert network.reached == []
 
@@ -288,39 +290,42 @@ def test_an_encoder_outside_sees_decoded_clean_samples():
         return {"vector": pixels.flatten(1)}
 
     source = Encoder(encode, decode=lambda latents: 2 * latents)
-    cast = replace(cast_of(normal(0, 1)), adversary=Discriminator({"vector": MeanHead()}))
+    networks = replace(cast_of(normal(0, 1)), adversary=Discriminator({"vector": MeanHead()}))
     x = x_and_t()[0].requires_grad_(True)
-    loss, _ = Fool(source, None, scale=1.0)(cast, batch_of(SIZE), made_of(x), generator())
+    loss, _ = GeneratorLoss(source, None, scale=1.0)(networks, batch_of(SIZE), made_of(x), generator())
     loss.backward()
     assert torch.equal(seen[0], 2 * x)
     assert torch.allclose(x.grad, -2 * torch.sigmoid(-2 * x.detach()) / SIZE)
 
 
 def test_active_samples_alone():
-    cast, network, _ = cast_with()
+    networks, network, _ = cast_with()
     rows = []
     network.down.register_forward_hook(lambda module, arguments, output: rows.append(len(output)))
     x = x_and_t()[0].requires_grad_(True)
     time = torch.tensor([1.0, 0.25, 0.25, 1.0, 0.5, 0.25], dtype=torch.float64)
     made, batch = replace(made_of(x), time=time), batch_of(SIZE, clean=torch.randn(SIZE, 1))
     taps = Taps("critic", ("down", "mid"))
-    loss, _ = Fool(taps, Uniform(), active=between(0.0, 0.5))(cast, batch, made, generator())
+    loss, _ = GeneratorLoss(taps, Uniform(), active=between(0.0, 0.5))(networks, batch, made, generator())
     loss.backward()
     assert ((x.grad != 0).flatten() == (time <= 0.5)).all()
-    Judge(taps, Uniform(), active=between(0.0, 0.5))(cast, batch, made, generator())
+    DiscriminatorLoss(taps, Uniform(), active=between(0.0, 0.5))(networks, batch, made, generator())
     assert rows == [4, 8]
-    for term in (Fool(taps, Uniform(), active=between(2, 3)), Judge(taps, Uniform(), active=between(2, 3))):
-        loss, _ = term(cast, batch, made, generator())
+    for term in (
+        GeneratorLoss(taps, Uniform(), active=between(2, 3)),
+        DiscriminatorLoss(taps, Uniform(), active=between(2, 3)),
+    ):
+        loss, _ = term(networks, batch, made, generator())
         loss.backward()
         assert float(loss.detach()) == 0
     assert rows == [4, 8]
 
 
 def test_mistakes_are_named():
-    cast, _, _ = cast_with()
+    networks, _, _ = cast_with()
     with pytest.raises(FewstepError, match="unknown adversarial loss"):
-        Fool(samples, None, "wasserstein")
+        GeneratorLoss(samples, None, "wasserstein")
     with pytest.raises(FewstepError, match="real data"):
-        Judge(samples, None)(cast, batch_of(SIZE), made_of(x_and_t()[0]), generator())
+        DiscriminatorLoss(samples, None)(networks, batch_of(SIZE), made_of(x_and_t()[0]), generator())
     with pytest.raises(FewstepError, match="needs a adversary"):
-        Fool(samples, None)(cast_of(normal(0, 1)), batch_of(SIZE), made_of(x_and_t()[0]), generator())
+        GeneratorLoss(samples, None)(cast_of(normal(0, 1)), batch_of(SIZE), made_of(x_and_t()[0]), generator())

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fewstep.distill.beds.toy import PointNetwork, Toy
-from fewstep.distill.core import Cast, Model
-from fewstep.distill.engine import Engine, assemble
-from fewstep.distill.method import Critic, Method
-from fewstep.distill.steps import Steps
+from fewstep.distillation.core import Model, Networks
+from fewstep.distillation.engine import Engine, assemble
+from fewstep.distillation.method import Critic, Method
+from fewstep.distillation.steps import Steps
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
 from fewstep.process import Cosine, RectifiedFlow
+from fewstep.testing.toy import PointNetwork, Toy
 from fewstep.train.distillation import stage_of
 from fewstep.train.loop import accelerator_for, fit
 from fewstep.train.stage import StageConfig
@@ -21,8 +21,8 @@ from fewstep.train.stage import StageConfig
 TOY = Toy(width=8)
 
 
-def steady(cast, batch, made, generator):
-    return cast.student.clean(batch.clean, torch.ones(batch.size)).square().mean(), {}
+def steady(networks, batch, made, generator):
+    return networks.student.clean(batch.clean, torch.ones(batch.size)).square().mean(), {}
 
 
 METHOD = Method({"steady": steady}, Steps((1.0,)))
@@ -41,18 +41,18 @@ def train(made, out):
 @pytest.mark.parametrize("who", ["teacher", "critic"])
 def test_networks_of_different_schedules_are_refused(who):
     made = engine(replace(METHOD, critic=Critic(steady)))
-    cast = replace(made.cast, **{who: Model(made.cast.teacher.network, Cosine())})
+    networks = replace(made.networks, **{who: Model(made.networks.teacher.network, Cosine())})
     with pytest.raises(FewstepError, match=f"RectifiedFlow.*the {who}'s is another"):
-        Engine(made.method, cast, made.modules, {}, made.batches)
+        Engine(made.method, networks, made.modules, {}, made.batches)
 
 
 def test_networks_of_different_shifts_are_refused_and_different_predictions_are_not():
     made = engine()
-    other = replace(made.cast.teacher, process=RectifiedFlow(shift=3.0))
+    other = replace(made.networks.teacher, process=RectifiedFlow(shift=3.0))
     with pytest.raises(FewstepError, match="shift=3.0"):
-        Engine(made.method, replace(made.cast, teacher=other), made.modules, {}, made.batches)
-    noise = replace(made.cast.teacher, prediction=replace(made.cast.teacher.prediction, kind="epsilon"))
-    assert isinstance(Engine(METHOD, Cast(made.cast.student, noise), made.modules, {}, made.batches), Engine)
+        Engine(made.method, replace(made.networks, teacher=other), made.modules, {}, made.batches)
+    noise = replace(made.networks.teacher, prediction=replace(made.networks.teacher.prediction, kind="epsilon"))
+    assert isinstance(Engine(METHOD, Networks(made.networks.student, noise), made.modules, {}, made.batches), Engine)
 
 
 def test_steps_outside_of_the_process_are_refused():
@@ -70,8 +70,8 @@ def test_data_that_end_are_told_and_the_last_checkpoint_stays(tmp_path):
 
 
 def test_a_loss_that_explodes_but_stays_finite_stops_the_training(tmp_path):
-    def explodes(cast, batch, made, generator):
-        value, told = steady(cast, batch, made, generator)
+    def explodes(networks, batch, made, generator):
+        value, told = steady(networks, batch, made, generator)
         return value * (1e33 if batch.step == 7 else 1.0), told
 
     with pytest.raises(FewstepError, match="loss and steady became NaN or infinite"):

@@ -25,11 +25,11 @@ from claims.protocol import (
 )
 from distillation_claims import FIRST, WIDTH, in_order, known, main, usable
 
-from fewstep.distill.beds.digits import CLASSES, DigitBed, DigitJudge, DigitNetwork
-from fewstep.distill.method import Method, method
+from fewstep.distillation.method import Method, method
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, write_json
-from fewstep.models.digits import load_digits
+from fewstep.testing.digits import CLASSES, DigitBed, DigitJudge, DigitNetwork
+from fewstep.testing.kernel_digits import load_digits
 
 CLAIMS = known()
 METRICS = {"frechet", "precision", "recall", "right", "spread"}

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from fewstep.distill.core import Cast
-from fewstep.distill.flow_map import (
+from fewstep.distillation.core import Networks
+from fewstep.distillation.flow_map import (
     Data,
     Eulerian,
     FlowMapTerm,
@@ -20,8 +20,8 @@ from fewstep.distill.flow_map import (
     TwoLeg,
     VelocityDistillation,
 )
-from fewstep.distill.flow_map.frame import Frame
-from fewstep.distill.flow_map.term import normalised
+from fewstep.distillation.flow_map.frame import Frame
+from fewstep.distillation.flow_map.term import normalised
 from fewstep.process import Cosine, RectifiedFlow
 from tests.distill.flow_map_exact import (
     MEAN,
@@ -84,7 +84,7 @@ def test_differences_at_the_ends_of_the_range_are_one_sided(target):
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_jump_of_no_length_wants_the_teachers_velocity(name, target):
     process = PROCESSES[name]
-    cast = Cast(student=rough(process), teacher=exact_teacher(process))
+    cast = Networks(student=rough(process), teacher=exact_teacher(process))
     jump = jump_of(cast, fixed(T, T))
     wanted = jump.frame.express(posterior(process, jump.x, jump.t), jump.x, "velocity")
     aim = target(cast, jump, jump.ask(cast.student, jump.x, jump.t, jump.s).detach())
@@ -99,7 +99,7 @@ def straight_u(model, x, t, s):
 def test_mean_flow_identity():
     """u* = v - (t - s) (v grad u + du/dt), eq. 11 of arXiv 2505.13447, for a network that is no flow map."""
     process = RectifiedFlow()
-    cast = Cast(student=rough(process), teacher=exact_teacher(process))
+    cast = Networks(student=rough(process), teacher=exact_teacher(process))
     jump = jump_of(cast, fixed(T, S))
     v = jump.sight.noise - jump.sight.clean
     u, slope = torch.func.jvp(
@@ -113,7 +113,7 @@ def test_mean_flow_identity():
 def test_lagrangian_target_on_the_straight_path():
     """u* = v(X, s) + (t - s) du/ds (arXiv 2406.07507)."""
     process = RectifiedFlow()
-    cast = Cast(student=rough(process), teacher=exact_teacher(process))
+    cast = Networks(student=rough(process), teacher=exact_teacher(process))
     jump = jump_of(cast, fixed(T, S))
     u, slope = torch.func.jvp(
         lambda s: straight_u(cast.student, jump.x, jump.t, s), (jump.s,), (torch.ones_like(jump.s),)
@@ -128,7 +128,7 @@ def test_lagrangian_target_on_the_straight_path():
 def test_scm_on_the_circle(r):
     """g = -cos^2 (F - dx/dt) - r cos sin (x + dF/dt), arXiv 2410.11081, with a warmed-up derivative; sigma_d 1."""
     process = Cosine(offset=0.0)
-    cast = Cast(student=rough(process, kind="v_prediction"), teacher=exact_teacher(process))
+    cast = Networks(student=rough(process, kind="v_prediction"), teacher=exact_teacher(process))
     jump = jump_of(cast, fixed(T, 0.0))
     zero = torch.zeros_like(jump.t)
     phi = (jump.t * torch.pi / 2)[:, None]
@@ -145,7 +145,7 @@ def test_scm_on_the_circle(r):
 
 def test_the_normalised_residual_keeps_its_direction_and_fixed_point():
     process = RectifiedFlow()
-    cast = Cast(student=rough(process), teacher=exact_teacher(process))
+    cast = Networks(student=rough(process), teacher=exact_teacher(process))
     plain, normal = (
         FlowMapTerm(fixed(T, S), Eulerian(), normalise=c)(cast, batch_of(), None, generator())[0] for c in (None, 0.1)
     )
@@ -169,7 +169,7 @@ def test_velocity_distillation_pulls_a_displaced_student_back(c):
     def moved(x, time, target_time):
         return student.network(x, time, target_time) + shift
 
-    cast = Cast(student=dataclasses.replace(student, network=moved), teacher=exact_teacher(STRAIGHT))
+    cast = Networks(student=dataclasses.replace(student, network=moved), teacher=exact_teacher(STRAIGHT))
     term = VelocityDistillation(fixed(0.5, 0.0), normalise=c)
     loss, _ = term(cast, batch_of(256), None, generator())
     loss.backward()
@@ -179,7 +179,7 @@ def test_velocity_distillation_pulls_a_displaced_student_back(c):
 def test_short_consistency_steps_become_the_eulerian_residual():
     """(y - y*) / (t - m) of consistency distillation tends to minus u - u*, with an error of first order in t - m."""
     process = RectifiedFlow()
-    cast = Cast(student=rough(process), teacher=exact_teacher(process))
+    cast = Networks(student=rough(process), teacher=exact_teacher(process))
     errors = []
     for step in (1e-2, 5e-3):
         jump = jump_of(cast, fixed(T, S, [t - step for t in T]))
@@ -196,7 +196,7 @@ def test_residuals_of_all_paths_are_one_residual():
         ratio = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
         t, s = process.time(-ratio.log()), process.time(-(0.1 * ratio).log())
         wrong = exact_student(process, MEAN + 0.3, 0.7 * STD)
-        cast = Cast(student=wrong, teacher=exact_teacher(process))
+        cast = Networks(student=wrong, teacher=exact_teacher(process))
         jump = jump_of(cast, fixed(t / process.noisiest, s / process.noisiest))
         gap, _ = Eulerian().residual(cast, jump, jump.ask(wrong, jump.x, jump.t, jump.s))
         point = t.clone().requires_grad_()
@@ -216,7 +216,7 @@ def test_velocity_distillation_sees_the_true_gap_through_the_jacobian():
     def moved(x, time, target_time):
         return student.network(x, time, target_time) + shift
 
-    cast = Cast(student=dataclasses.replace(student, network=moved), teacher=exact_teacher(process))
+    cast = Networks(student=dataclasses.replace(student, network=moved), teacher=exact_teacher(process))
     batch, law = batch_of(), fixed(T, 0.0)
     loss, numbers = VelocityDistillation(law)(cast, batch, None, generator(3))
     loss.backward()
@@ -237,7 +237,7 @@ def test_velocity_distillation_sees_the_true_gap_through_the_jacobian():
 
 def test_mixed_directions_interpolate():
     process = RectifiedFlow()
-    cast = Cast(student=rough(process), teacher=exact_teacher(process))
+    cast = Networks(student=rough(process), teacher=exact_teacher(process))
     jump = jump_of(cast, fixed(T, S))
     (data, _), (teacher, _), (mixed, passes) = (
         d(cast, jump, jump.x, jump.t) for d in (Data(), Teacher(), Mixed(Data(), Teacher(), 0.25))
@@ -251,7 +251,7 @@ def test_time_scales_of_networks_do_not_matter():
     found = []
     for factor in (1.0, 1000.0):
         process = RectifiedFlow(network_scale=factor)
-        cast = Cast(student=rough(process), teacher=exact_teacher(process))
+        cast = Networks(student=rough(process), teacher=exact_teacher(process))
         found.append(residual(cast, jump_of(cast, fixed(T, S)), Eulerian()))
     assert torch.allclose(found[0], found[1], atol=1e-10)
 

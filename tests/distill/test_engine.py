@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distill.beds.toy import Toy
-from fewstep.distill.core import Batch, Made, Model
-from fewstep.distill.engine import assemble, towards
-from fewstep.distill.method import Adversary, Critic, Method, Settings, Target, Tracking, method
-from fewstep.distill.steps import Steps, evenly
+from fewstep.distillation.core import Batch, Model, Samples
+from fewstep.distillation.engine import assemble, towards
+from fewstep.distillation.method import Adversary, Critic, Method, Settings, Target, Tracking, method
+from fewstep.distillation.steps import Steps, evenly
 from fewstep.errors import FewstepError
-from fewstep.models.mixture import Mixture
+from fewstep.executor import sample
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Cosine, RectifiedFlow, VPDiscrete
-from fewstep.sample import sample
+from fewstep.testing.mixture import Mixture
+from fewstep.testing.toy import Toy
+from fewstep.testing.training import train_toy
 from fewstep.train.ema import EMA
-from fewstep.train.toy import train_toy
 
 TOY = Toy(width=16)
 BATCH = 8
@@ -42,7 +42,7 @@ class Counted(nn.Module):
 def roll(cast, batch, generator):
     noise = torch.randn(batch.size, 2, generator=generator)
     t = torch.ones(batch.size, dtype=torch.float64)
-    return Made(cast.student.clean(noise, t), noise, t, 0 * t, torch.zeros(batch.size))
+    return Samples(cast.student.clean(noise, t), noise, t, 0 * t, torch.zeros(batch.size))
 
 
 def through_everything(cast, batch, made, generator):
@@ -302,8 +302,8 @@ def test_a_loss_that_explodes_stops_the_training_and_is_named(tmp_path):
 
 def test_the_engine_and_all_methods_load_no_heavy_library():
     code = (
-        "import sys, fewstep.distill.engine, fewstep.distill.beds.toy, fewstep.distill.store;"
-        "from fewstep.distill.method import presets; presets();"
+        "import sys, fewstep.distillation.engine, fewstep.testing.toy, fewstep.distillation.store;"
+        "from fewstep.distillation.method import presets; presets();"
         "sys.exit(', '.join({'diffusers', 'transformers', 'accelerate', 'peft'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)

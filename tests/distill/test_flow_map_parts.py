@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from fewstep.distill.core import Batch, Cast, Made, Model
-from fewstep.distill.flow_map import (
+from fewstep.distillation.core import Batch, Model, Networks, Samples
+from fewstep.distillation.flow_map import (
     Adaptive,
     Back,
     Below,
@@ -47,8 +47,8 @@ from fewstep.distill.flow_map import (
     Windows,
     sinusoid,
 )
-from fewstep.distill.steps import Steps
-from fewstep.distill.times import LogNormal, Uniform
+from fewstep.distillation.steps import Steps
+from fewstep.distillation.times import LogNormal, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
@@ -215,9 +215,11 @@ def test_reflow_of_exact_pairs_is_straight_and_keeps_the_data():
         return z - (MEAN + STD * z)
 
     student = Model(straight, STRAIGHT, Prediction("velocity"))
-    cast = Cast(student, exact_teacher(STRAIGHT))
+    networks = Networks(student, exact_teacher(STRAIGHT))
     law = Intervals(Uniform(1e-3, 1.0), equal=1.0)
-    losses = [FlowMapTerm(law, Instant(Data()), EndPointPairs(b))(cast, batch, None, generator())[0] for b in (0, 0.5)]
+    losses = [
+        FlowMapTerm(law, Instant(Data()), EndPointPairs(b))(networks, batch, None, generator())[0] for b in (0, 0.5)
+    ]
     assert losses[0] < 1e-24
     assert losses[1] > 0.1
     assert torch.allclose(Steps((1.0,), 0.0).sample(student, noise, None, generator()), clean)
@@ -227,8 +229,8 @@ def test_reflow_of_exact_pairs_is_straight_and_keeps_the_data():
 def test_windows_join_the_ends_of_the_teachers_own_way(name):
     """One clean prediction leads from the state to both edges, and the exact flow from the upper to the lower one."""
     process = PROCESSES[name]
-    cast, law = exact_cast(process), Intervals(Uniform(0.1, 1.0), Edge(Even(3)))
-    jump = jump_of(cast, law, batch_of(32), Windows(Even(3), steps=60, order=2))
+    networks, law = exact_cast(process), Intervals(Uniform(0.1, 1.0), Edge(Even(3)))
+    jump = jump_of(networks, law, batch_of(32), Windows(Even(3), steps=60, order=2))
     clean, upper = jump.known("clean"), jump.s + process.noisiest / 3
     ends = [Frame.of(process, jump.t, end).express(clean, jump.x, "state") for end in (upper, jump.s)]
     assert torch.allclose(ends[1], jump.known("arrival"), atol=1e-9)
@@ -240,12 +242,12 @@ def test_windows_join_the_ends_of_the_teachers_own_way(name):
 def test_a_teachers_rollout_arrives_at_the_states_of_its_flow(name):
     """Many second-order steps of the exact teacher from noise: the exact map's states."""
     process = PROCESSES[name]
-    cast = exact_cast(process)
+    networks = exact_cast(process)
     batch = Batch(size=64, shape=(3,), clean=torch.zeros(64, 3, dtype=torch.float64))
     errors = []
     for steps in (64, 128):
-        jump = jump_of(cast, fixed(0.4, 0.0), batch, TeacherRollout(steps, order=2))
-        start = jump_of(cast, fixed(1.0, 0.0), batch, PureNoise())
+        jump = jump_of(networks, fixed(0.4, 0.0), batch, TeacherRollout(steps, order=2))
+        start = jump_of(networks, fixed(1.0, 0.0), batch, PureNoise())
         exact = gaussian_map(process, start.x, start.t, jump.t)
         errors.append(float((jump.x - exact).norm()))
     assert errors[1] < 0.5 * errors[0] < 0.1 * float(exact.norm())
@@ -260,7 +262,7 @@ def test_a_teachers_rollout_takes_its_share_of_the_steps_for_each_sample():
         seen.append(len(x))
         return teacher.network(x, time) + shift
 
-    cast = Cast(exact_student(STRAIGHT), dataclasses.replace(teacher, network=network))
+    networks = Networks(exact_student(STRAIGHT), dataclasses.replace(teacher, network=network))
     times = torch.tensor([1.0, 0.9, 0.6, 0.5, 0.1], dtype=torch.float64)
     shift = torch.arange(5, dtype=torch.float64)[:, None]
     batch = Batch(5, (3,), clean=torch.zeros(5, 3, dtype=torch.float64), condition={"shift": shift})
@@ -268,36 +270,36 @@ def test_a_teachers_rollout_takes_its_share_of_the_steps_for_each_sample():
     def law(batch, process, generator):
         return Times(times, torch.zeros_like(times))
 
-    found = jump_of(cast, law, batch, TeacherRollout(4))
+    found = jump_of(networks, law, batch, TeacherRollout(4))
     assert seen == [5, 3, 2, 1]  # four quarters: 1.0 and 0.9 one step, 0.6 two, 0.5 three, 0.1 four
-    start = jump_of(cast, law, batch, PureNoise()).x
+    start = jump_of(networks, law, batch, PureNoise()).x
     for k, (t, count) in enumerate(zip(times, (1, 1, 2, 3, 4), strict=True)):
         own = dataclasses.replace(found, teacher_condition={"shift": shift[k : k + 1]})
         top, end = torch.ones(1, dtype=torch.float64), t[None]
-        alone, _ = Solver(steps=count)(cast, own, start[k : k + 1], top, end)
+        alone, _ = Solver(steps=count)(networks, own, start[k : k + 1], top, end)
         assert torch.allclose(found.x[k : k + 1], alone, atol=1e-12)
 
 
 def test_a_students_rollout_is_its_own_samples_noised_again():
     """An exact student makes data of the right law in two steps; noise may be that of the sample."""
     student = exact_student(STRAIGHT)
-    cast = Cast(student, exact_teacher(STRAIGHT))
+    networks = Networks(student, exact_teacher(STRAIGHT))
     batch = Batch(4000, (3,), clean=torch.zeros(1, dtype=torch.float64))
     steps = Steps((1.0, 0.5), 0.0)
-    sight = jump_of(cast, fixed(0.5, 0.0), batch, StudentRollout(steps, same_noise=True)).sight
+    sight = jump_of(networks, fixed(0.5, 0.0), batch, StudentRollout(steps, same_noise=True)).sight
     assert torch.allclose(sight.clean.mean(0), MEAN, atol=0.06)
     assert torch.allclose(sight.clean.std(0), STD, atol=0.06)
     assert torch.allclose(sight.clean, MEAN + STD * sight.noise, atol=1e-9)
-    fresh = jump_of(cast, fixed(0.5, 0.0), batch, StudentRollout(steps)).sight
+    fresh = jump_of(networks, fixed(0.5, 0.0), batch, StudentRollout(steps)).sight
     assert abs(float((fresh.noise * (fresh.clean - MEAN)).mean())) < 0.05
     with pytest.raises(FewstepError, match="roll-out or steps"):
-        jump_of(cast, fixed(0.5, 0.0), batch, StudentRollout())
+        jump_of(networks, fixed(0.5, 0.0), batch, StudentRollout())
 
 
 def test_what_a_rollout_made_is_noised_again():
-    made = Made(*(torch.ones(4, 3, dtype=torch.float64, requires_grad=True),) * 2, *(torch.zeros(4),) * 3)
-    cast, batch = exact_cast(STRAIGHT), batch_of()
-    seen = StudentRollout()(cast, batch, made, jump_of(cast, fixed(0.5, 0.0)), generator())
+    made = Samples(*(torch.ones(4, 3, dtype=torch.float64, requires_grad=True),) * 2, *(torch.zeros(4),) * 3)
+    networks, batch = exact_cast(STRAIGHT), batch_of()
+    seen = StudentRollout()(networks, batch, made, jump_of(networks, fixed(0.5, 0.0)), generator())
     assert torch.equal(seen.clean, made.clean.detach())
     assert not seen.x.requires_grad
 
@@ -322,8 +324,8 @@ def test_the_gradient_of_the_norm_itself_is_finite_at_zero():
 
 
 def test_weights_are_their_formulas():
-    cast = Cast(rough(STRAIGHT), exact_teacher(STRAIGHT))
-    jump = jump_of(cast, fixed((0.5, 0.25, 0.8, 1.0), (0.1, 0.25, 0.2, 0.0), (0.4, 0.25, 0.3, 0.5)))
+    networks = Networks(rough(STRAIGHT), exact_teacher(STRAIGHT))
+    jump = jump_of(networks, fixed((0.5, 0.25, 0.8, 1.0), (0.1, 0.25, 0.2, 0.0), (0.4, 0.25, 0.3, 0.5)))
     one = torch.ones(4, dtype=torch.float64)
     snr = torch.tensor([1.0, 9.0, 0.0625, 0.0], dtype=torch.float64)
     expected = {
@@ -335,7 +337,7 @@ def test_weights_are_their_formulas():
         Snr("plain"): snr,
     }
     for weight, wanted in expected.items():
-        assert torch.allclose(weight(cast, jump, one), wanted), weight
+        assert torch.allclose(weight(networks, jump, one), wanted), weight
 
 
 def test_adaptive_weights_carry_no_gradient():
@@ -349,13 +351,13 @@ def test_a_learned_weight_is_best_at_minus_the_logarithm_of_the_distance():
     phi = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
     network = rough(STRAIGHT).network
     network.uncertainty = lambda time: phi.expand(len(time))
-    cast = Cast(Model(network, STRAIGHT, two_times=True), exact_teacher(STRAIGHT))
-    jump = jump_of(cast, fixed(0.5, 0.0))
+    networks = Networks(Model(network, STRAIGHT, two_times=True), exact_teacher(STRAIGHT))
+    jump = jump_of(networks, fixed(0.5, 0.0))
     distance = torch.full((4,), torch.e, dtype=torch.float64)
-    Learned()(cast, jump, distance).sum().backward()
+    Learned()(networks, jump, distance).sum().backward()
     assert abs(float(phi.grad)) < 1e-12
     with pytest.raises(FewstepError, match="uncertainty"):
-        Learned()(Cast(rough(STRAIGHT), exact_teacher(STRAIGHT)), jump, distance)
+        Learned()(Networks(rough(STRAIGHT), exact_teacher(STRAIGHT)), jump, distance)
 
 
 def test_the_embedding_of_guidance_is_that_of_diffusers():

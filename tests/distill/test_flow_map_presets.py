@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distill.beds.toy import PointNetwork, StoredToy, Toy
-from fewstep.distill.core import Batch, Cast, Model, flow_step
-from fewstep.distill.engine import assemble
-from fewstep.distill.flow_map import FlowMapTerm
-from fewstep.distill.method import method, presets, stages_over
-from fewstep.distill.steps import evenly
-from fewstep.distill.times import Points
+from fewstep.distillation.core import Batch, Model, Networks, flow_step
+from fewstep.distillation.engine import assemble
+from fewstep.distillation.flow_map import FlowMapTerm
+from fewstep.distillation.method import method, presets, stages_over
+from fewstep.distillation.steps import evenly
+from fewstep.distillation.times import Points
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
+from fewstep.testing.toy import PointNetwork, StoredToy, Toy
 from fewstep.train.distillation import defaults
 from fewstep.train.loop import learning_rate
 from fewstep.train.stage import StageConfig
@@ -162,7 +162,7 @@ def test_an_easier_condition_gives_the_same_optimum():
     gradients = []
     for private in (easy, hard):
         batch = Batch(count, (1,), clean=z, condition={"y": hard, "teacher.y": private})
-        loss, _ = term(Cast(student, teacher), batch, None, torch.Generator().manual_seed(1))
+        loss, _ = term(Networks(student, teacher), batch, None, torch.Generator().manual_seed(1))
         gradients.append(torch.autograd.grad(loss, offset)[0])
     assert gradients[0].abs().max() < 0.02
     assert gradients[1].abs().max() > 0.1  # a teacher of the easy task that is shown the hard condition
@@ -225,7 +225,7 @@ EVERY_TIME = {"lcm", "mean_flow", "progressive"}
 )
 def test_each_method_beats_its_teacher_at_equal_calls(name):
     """Eight Gaussians on a circle, exact teacher, straight path; energy distance of 2000 samples."""
-    from fewstep.train.toy import train_toy
+    from fewstep.testing.training import train_toy
 
     calls, share, updates, options = TRAINED[name]
     if name not in ("instaflow", "slim_flow"):
@@ -239,7 +239,7 @@ def test_each_method_beats_its_teacher_at_equal_calls(name):
 @pytest.mark.slow
 def test_reflow_straightens_and_keeps_the_data():
     """S = E int |x1 - x0 - v|^2 dt along simulated paths falls five times; many steps still make the data."""
-    from fewstep.train.toy import train_toy
+    from fewstep.testing.training import train_toy
 
     found = train_toy(TOY, method("reflow", TOY.process), steps=400, warmup=0)
     before, after = straightness(TOY.teacher()), straightness(found.student)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distill.core import Batch, Cast, Model
-from fewstep.distill.flow_map import (
+from fewstep.distillation.core import Batch, Model, Networks
+from fewstep.distillation.flow_map import (
     Adaptive,
     Boundary,
     Data,
@@ -30,7 +30,7 @@ from fewstep.distill.flow_map import (
     TwoLeg,
     semigroup,
 )
-from fewstep.distill.times import Uniform
+from fewstep.distillation.times import Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
@@ -81,7 +81,7 @@ def test_a_solver_leg_has_its_order(name, order, power):
 def test_steps_of_either_order_are_exact_where_the_clean_prediction_is_constant(name, order):
     """Data at one point: D is that point everywhere, and every path is the pair's own; progressive distillation too."""
     process, point = PROCESSES[name], 0 * STD
-    cast = Cast(student=rough(process), teacher=exact_teacher(process, MEAN, point))
+    cast = Networks(student=rough(process), teacher=exact_teacher(process, MEAN, point))
     jump = jump_of(cast, fixed(T, S, M), batch_of())
     assert torch.allclose(posterior(process, jump.x, jump.t, MEAN, point), MEAN.expand(4, 3))
     aim = TwoLeg(Solver(order, steps=2), Solver(order))(cast, jump, jump.x)
@@ -93,7 +93,7 @@ def test_steps_of_either_order_are_exact_where_the_clean_prediction_is_constant(
 def test_alpha_flow_is_a_two_leg_target():
     """u* = a v + (1 - a) u(x_m, m, s), m = a s + (1 - a) t (arXiv 2510.20771), in the space of velocities."""
     share = 0.3
-    cast = Cast(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
+    cast = Networks(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
     middle = [t + share * (s - t) for t, s in zip(T, S, strict=True)]
     jump = jump_of(cast, fixed(T, S, middle))
     v = jump.sight.noise - jump.sight.clean
@@ -106,7 +106,7 @@ def test_alpha_flow_is_a_two_leg_target():
 
 def test_shortcuts_are_the_semigroup_at_the_midpoint():
     """u* = (u(x, t, t - d/2) + u(x', t - d/2, t - d)) / 2 (arXiv 2410.12557, eq. 4)."""
-    cast = Cast(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
+    cast = Networks(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
     jump = jump_of(cast, fixed(T, S, [(t + s) / 2 for t, s in zip(T, S, strict=True)]))
     first = straight_u(cast.student, jump.x, jump.t, jump.times.m)
     middle = jump.x - (jump.t - jump.times.m)[:, None] * first
@@ -116,7 +116,7 @@ def test_shortcuts_are_the_semigroup_at_the_midpoint():
 
 
 def test_consistency_training_uses_the_same_noise_at_both_times():
-    cast = Cast(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
+    cast = Networks(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
     jump = jump_of(cast, fixed(T, 0.0, M))
     m = jump.times.m
     earlier = (1 - m)[:, None] * jump.sight.clean + m[:, None] * jump.sight.noise
@@ -127,7 +127,7 @@ def test_consistency_training_uses_the_same_noise_at_both_times():
 
 
 def test_a_leg_without_length_changes_nothing():
-    cast = Cast(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
+    cast = Networks(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
     jump = jump_of(cast, fixed(T, 0.0, 0.0))
     with_second, alone = (TwoLeg(Solver(), second)(cast, jump, jump.x).value for second in (Student(), None))
     assert torch.equal(with_second, alone)
@@ -169,7 +169,7 @@ TARGETS = {
 def test_only_the_students_own_prediction_carries_a_gradient(name):
     """The gradient is that of the distance to a constant; teacher and slow student get none."""
     target, t, s, m = TARGETS[name]
-    cast = Cast(*(rough(STRAIGHT, seed) for seed in (0, 1)), target=rough(STRAIGHT, 2))
+    cast = Networks(*(rough(STRAIGHT, seed) for seed in (0, 1)), target=rough(STRAIGHT, 2))
     term = FlowMapTerm(fixed(t, s, m), target)
     loss, _ = term(cast, batch_of(), None, generator())
     loss.backward()
@@ -193,7 +193,7 @@ def test_only_the_students_own_prediction_carries_a_gradient(name):
 def test_forward_passes_are_counted(name):
     """What a target says it costs is what its networks saw; a Jacobian product counts as two."""
     target, t, s, m = TARGETS[name]
-    cast = Cast(*(rough(STRAIGHT, seed) for seed in (0, 1)), target=rough(STRAIGHT, 2))
+    cast = Networks(*(rough(STRAIGHT, seed) for seed in (0, 1)), target=rough(STRAIGHT, 2))
     _, numbers = FlowMapTerm(fixed(t, s, m), target)(cast, batch_of(), None, generator())
     seen = sum(model.network.calls for model in (cast.student, cast.teacher, cast.target)) - 1
     products = getattr(getattr(target, "slope", None), "how", None) == "jvp"
@@ -203,7 +203,7 @@ def test_forward_passes_are_counted(name):
 def test_every_evaluation_of_a_residual_sees_the_same_dropout():
     """With one leg of no length the target repeats the student's own jump: zero, whatever dropout does."""
     student = rough(STRAIGHT, dropout=0.5)
-    cast = Cast(student=student, teacher=exact_teacher(STRAIGHT))
+    cast = Networks(student=student, teacher=exact_teacher(STRAIGHT))
     term = FlowMapTerm(fixed(T, S, T), TwoLeg(Student("student"), Student("student")))
     losses = [term(cast, batch_of(), None, generator(seed))[0] for seed in range(3)]
     assert all(float(loss.detach()) == 0 for loss in losses)
@@ -217,7 +217,7 @@ def test_every_evaluation_of_a_residual_sees_the_same_dropout():
 
 
 def test_masks_leave_the_callers_random_numbers_alone():
-    cast = Cast(student=rough(STRAIGHT, dropout=0.5), teacher=exact_teacher(STRAIGHT))
+    cast = Networks(student=rough(STRAIGHT, dropout=0.5), teacher=exact_teacher(STRAIGHT))
     torch.manual_seed(5)
     plain = torch.rand(3)
     torch.manual_seed(5)
@@ -227,8 +227,8 @@ def test_masks_leave_the_callers_random_numbers_alone():
 
 def test_the_term_reproduces_latent_consistency_distillation():
     """Boundary, guided DDIM leg and target of the project's small LCM stage (arXiv 2310.04378, algorithm 1)."""
-    from fewstep.models.unet import lcm_scheduler
-    from fewstep.train.stages.student import Consistency
+    from fewstep.jobs.zoo.student import Consistency
+    from fewstep.zoo.unet import lcm_scheduler
 
     scheduler = lcm_scheduler("v_prediction")
     law = Consistency(scheduler, torch.device("cpu"))
@@ -238,7 +238,7 @@ def test_the_term_reproduces_latent_consistency_distillation():
     time = torch.tensor([19, 399, 799, 999])
     earlier = (time - 20).clamp(min=0)
     scale, batch = 1.5, _conditional_batch()
-    cast = Cast(student, teacher, target=target)
+    cast = Networks(student, teacher, target=target)
     times = fixed(*(v.double() / 999 for v in (time, 0 * time, earlier)))
     jump = jump_of(cast, times, batch, boundary=Boundary(), guidance=Guidance(scale))
 
@@ -273,7 +273,7 @@ def _conditional_batch():
 
 
 def _conditional_cast():
-    return Cast(*(Model(_Conditional(seed), STRAIGHT, Prediction("sample")) for seed in (0, 1)))
+    return Networks(*(Model(_Conditional(seed), STRAIGHT, Prediction("sample")) for seed in (0, 1)))
 
 
 def test_guidance_mixes_the_two_predictions_of_the_teacher_inside_its_interval():
@@ -332,7 +332,7 @@ def test_a_private_condition_is_seen_by_the_teacher_alone():
 
 def test_carried_targets_are_compared_at_the_data():
     """CTM: both ends through the slow student; its weights get no gradient, the student's do."""
-    cast = Cast(*(rough(STRAIGHT, seed) for seed in (0, 1)), target=rough(STRAIGHT, 2))
+    cast = Networks(*(rough(STRAIGHT, seed) for seed in (0, 1)), target=rough(STRAIGHT, 2))
     cast.target.network.requires_grad_(False)
     s, target = (0.2, 0.5, 0.05, 0.1), TwoLeg(Solver(), Student())
     term = FlowMapTerm(fixed(T, s, M), target, carried=True)
@@ -353,7 +353,7 @@ def test_carried_targets_are_compared_at_the_data():
 @pytest.mark.parametrize("space", ["clean", "state", "velocity"])
 def test_spaces_differ_by_known_factors(space):
     """On the straight path the state is (t - s) times the velocity, the clean prediction t times."""
-    cast = Cast(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
+    cast = Networks(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
     jump = jump_of(cast, fixed(T, S, M))
     u = residual(cast, jump, semigroup(), "velocity")
     factor = {"clean": -jump.t, "state": -(jump.t - jump.s), "velocity": torch.ones_like(jump.t)}[space]
@@ -361,7 +361,7 @@ def test_spaces_differ_by_known_factors(space):
 
 
 def test_parts_of_a_batch_are_seen_by_their_terms_only():
-    cast = Cast(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
+    cast = Networks(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
     law = Intervals(Uniform(), equal=1.0)
     seen = []
 
@@ -377,7 +377,7 @@ def test_parts_of_a_batch_are_seen_by_their_terms_only():
 
 
 def test_mistakes_are_named():
-    cast = Cast(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
+    cast = Networks(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
     with pytest.raises(FewstepError, match="middle"):
         FlowMapTerm(fixed(T, S), semigroup())(cast, batch_of(), None, generator())
     with pytest.raises(FewstepError, match="towards the data"):
@@ -389,7 +389,7 @@ def test_mistakes_are_named():
         FlowMapTerm(fixed(T, S), Instant())(cast, empty, None, generator())
     with pytest.raises(FewstepError, match="noisy time"):
         FlowMapTerm(fixed(0.0, 0.0), Instant())(cast, batch_of(), None, generator())
-    edm = Cast(exact_cast(VE(20.0)).student, exact_teacher(VE(20.0)))
+    edm = Networks(exact_cast(VE(20.0)).student, exact_teacher(VE(20.0)))
     with pytest.raises(FewstepError, match="no network time for the data"):
         FlowMapTerm(fixed(T, 0.0), Eulerian())(edm, batch_of(), None, generator())
     with pytest.raises(FewstepError, match="arrival"):
@@ -406,7 +406,7 @@ def test_losses_are_finite_in_float32_at_both_ends():
     for name, (target, *_) in TARGETS.items():
         end = [max(v, 1e-4) for v in s] if name == "lagrangian" else s
         term = FlowMapTerm(fixed(t, end, m), target, weights=(Adaptive(),))
-        loss, _ = term(Cast(student, teacher), batch, None, generator())
+        loss, _ = term(Networks(student, teacher), batch, None, generator())
         loss.backward()
         assert bool(loss.isfinite()), name
         assert all(bool(p.grad.isfinite().all()) for p in student.network.parameters()), name

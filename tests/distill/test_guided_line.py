@@ -4,7 +4,7 @@ import pytest
 import torch
 from guided_line import ARMS, INNER, MEAN, Line, fixed_point, made
 
-from fewstep.distill.core import Cast, Made
+from fewstep.distillation.core import Networks, Samples
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -20,7 +20,7 @@ def test_the_exact_critic_pulls_a_student_at_the_stationary_point_nowhere(guidan
     z = torch.cat([z, -z]) / z.std()
     mean, std = (torch.tensor(point[k], dtype=torch.float64, requires_grad=True) for k in ("mean", "std"))
     x = mean + std * z
-    made_here = Made(
+    made_here = Samples(
         x, 0 * x.detach(), torch.full((size,), time, dtype=torch.float64), torch.zeros(size), torch.zeros(size)
     )
     batch = line.batches(size)(generator)
@@ -32,8 +32,8 @@ def test_the_exact_critic_pulls_a_student_at_the_stationary_point_nowhere(guidan
         clean = point["mean"] + a * v / (a**2 * v + t**2) * (x_t - a * point["mean"])
         return (x_t - clean) / t
 
-    cast = Cast(teacher, teacher, type(teacher)(critic, teacher.process, teacher.prediction))
-    total = sum(term(cast, batch, made_here, generator)[0] for term in chosen.terms.values())
+    networks = Networks(teacher, teacher, type(teacher)(critic, teacher.process, teacher.prediction))
+    total = sum(term(networks, batch, made_here, generator)[0] for term in chosen.terms.values())
     pull = torch.autograd.grad(total, (mean, std))
     assert [float(p) for p in pull] == pytest.approx([0.0, 0.0], abs=4e-3)
     if guidance == 1:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fewstep.distill.health import LEAST, advice
+from fewstep.distillation.health import LEAST, advice
 
 
 def history(count=20, **ends):

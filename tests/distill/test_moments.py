@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fewstep.distill.moments import Moments, Polynomial, Radial, discrepancy
+from fewstep.distillation.moments import Moments, Polynomial, Radial, discrepancy
 from fewstep.errors import FewstepError
 from tests.distill.gaussians import batch_of, cast_of, generator, made_of, normal
 

@@ -4,8 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.distill.method import method, options_of, presets
-from fewstep.distill.outline import outline
+from fewstep.distillation.method import method, options_of, presets
+from fewstep.distillation.outline import outline
 from fewstep.process import RectifiedFlow
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distill.core import Batch, Model
-from fewstep.distill.rollout import (
+from fewstep.distillation.core import Batch, Model
+from fewstep.distillation.rollout import (
     NoisedData,
     RandomSchedule,
     Simulation,
@@ -13,8 +13,8 @@ from fewstep.distill.rollout import (
     one_step,
     simulate,
 )
-from fewstep.distill.score.relay import Relay, finish
-from fewstep.distill.steps import Steps, evenly
+from fewstep.distillation.score.relay import Relay, finish
+from fewstep.distillation.steps import Steps, evenly
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, VPDiscrete
@@ -221,7 +221,7 @@ def test_relay_has_its_gradient_in_the_later_call_alone():
     early = Simulation(Steps(FOUR), last=False)(cast_of(student), batch_of(8), generator(3))
     seen = []
 
-    def term(cast, batch, made, generator):
+    def term(networks, batch, made, generator):
         seen.append(made)
         return made.clean.sum(), {}
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distill.core import Batch, Model
-from fewstep.distill.discriminator import Discriminator, MeanHead, Taps
-from fewstep.distill.rollout import Simulation, between
-from fewstep.distill.score import (
+from fewstep.distillation.core import Batch, Model
+from fewstep.distillation.discriminator import Discriminator, MeanHead, Taps
+from fewstep.distillation.rollout import Simulation, between
+from fewstep.distillation.score import (
     Branch,
     ElementHuber,
     Guidance,
@@ -25,9 +25,9 @@ from fewstep.distill.score import (
     Tilt,
     squared,
 )
-from fewstep.distill.score.weights import RATIOS
-from fewstep.distill.steps import Steps
-from fewstep.distill.times import Points, Uniform
+from fewstep.distillation.score.weights import RATIOS
+from fewstep.distillation.steps import Steps
+from fewstep.distillation.times import Points, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from tests.distill.gaussians import (

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from fewstep.distill.core import Made, Model
-from fewstep.distill.score import Denoising, MeanVariance, Pairs, Raise, Scales, onward
-from fewstep.distill.score.critic import density_ratio, dropped
-from fewstep.distill.times import Points, Uniform
+from fewstep.distillation.core import Model, Samples
+from fewstep.distillation.score import Denoising, MeanVariance, Pairs, Raise, Scales, onward
+from fewstep.distillation.score.critic import density_ratio, dropped
+from fewstep.distillation.times import Points, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
@@ -154,7 +154,7 @@ def test_the_full_ratio_turns_onward_noise_into_direct_noise(process):
 
 def test_the_tempered_ratio_is_the_published_formula():
     made, at = chain(500), torch.full((500,), 0.6, dtype=torch.float64)
-    made = Made(made.clean.expand(-1, 3), made.state.expand(-1, 3), made.time, made.until, made.index)
+    made = Samples(made.clean.expand(-1, 3), made.state.expand(-1, 3), made.time, made.until, made.index)
     noise = torch.randn(500, 3, generator=generator(), dtype=torch.float64)
     noisy = onward(FLOW, made, at, noise)
     found = density_ratio(normal(0, 1), made, at, (noisy - 0.4 * made.clean) / 0.6, noise, "tempered")

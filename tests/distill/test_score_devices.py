@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distill.adversary import Fool, Judge
-from fewstep.distill.core import Batch, Cast, Model
-from fewstep.distill.discriminator import Discriminator, PointHead, Taps
-from fewstep.distill.moments import Moments, Radial
-from fewstep.distill.rollout import NoisedData, RandomSchedule, Simulation, between
-from fewstep.distill.score import (
+from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
+from fewstep.distillation.core import Batch, Model, Networks
+from fewstep.distillation.discriminator import Discriminator, PointHead, Taps
+from fewstep.distillation.moments import Moments, Radial
+from fewstep.distillation.rollout import NoisedData, RandomSchedule, Simulation, between
+from fewstep.distillation.score import (
     Branch,
     Denoising,
     Guidance,
@@ -27,9 +27,9 @@ from fewstep.distill.score import (
     Tilt,
     onward,
 )
-from fewstep.distill.score.relay import Relay
-from fewstep.distill.steps import Steps
-from fewstep.distill.times import Cleaner, Interval, Uniform
+from fewstep.distillation.score.relay import Relay
+from fewstep.distillation.steps import Steps
+from fewstep.distillation.times import Cleaner, Interval, Uniform
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 
@@ -56,7 +56,7 @@ def generator():
 def cast():
     networks = [Tiny().to("meta") for _ in range(3)]
     student, teacher, critic = (Model(n, FLOW, Prediction("velocity")) for n in networks)
-    return Cast(student, teacher, critic, adversary=Discriminator({"inner": PointHead(4)}).to("meta"))
+    return Networks(student, teacher, critic, adversary=Discriminator({"inner": PointHead(4)}).to("meta"))
 
 
 @pytest.fixture
@@ -111,10 +111,10 @@ TERMS = [
     Branch(Guidance(), Cleaner(), (PerError(),), active=between(0.4, 0.8)),
     Branch(Identity(1.2, 2.0, -1.0), Uniform(), (PerError(),), slope=Huber()),
     Branch(Match(2.0), Uniform(), (Ratio("forward_kl"),), taps=TAPS),
-    Fool(TAPS, Uniform(), active=between(0.4, 0.8)),
+    GeneratorLoss(TAPS, Uniform(), active=between(0.4, 0.8)),
     Pairs(),
     MeanVariance(),
-    Relay(FRESH, (0.5, 0.25), Fool(TAPS, Uniform())),
+    Relay(FRESH, (0.5, 0.25), GeneratorLoss(TAPS, Uniform())),
 ]
 
 
@@ -127,9 +127,9 @@ OTHERS = [
     Denoising(Uniform()),
     Denoising(Interval(), own=False, weights=(Scales(2, -2, 5.0),), noising=onward, importance="full", drop=0.5),
     Denoising(Uniform(), guidance=-1.0),
-    Judge(TAPS, Uniform(), penalty=1.0),
-    Judge(TAPS, Uniform(), train_source=True, active=between(0.4, 0.8)),
-    Relay(FRESH, (0.25,), Judge(TAPS, Uniform()), learn=False),
+    DiscriminatorLoss(TAPS, Uniform(), penalty=1.0),
+    DiscriminatorLoss(TAPS, Uniform(), train_source=True, active=between(0.4, 0.8)),
+    Relay(FRESH, (0.25,), DiscriminatorLoss(TAPS, Uniform()), learn=False),
 ]
 
 

@@ -7,9 +7,21 @@ import torch
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
-from fewstep.distill.rollout import raised
-from fewstep.distill.score import Branch, Guidance, Huber, Identity, Match, Power, Ratio, Scales, Sum, onward, squared
-from fewstep.distill.times import Points, Uniform
+from fewstep.distillation.rollout import raised
+from fewstep.distillation.score import (
+    Branch,
+    Guidance,
+    Huber,
+    Identity,
+    Match,
+    Power,
+    Ratio,
+    Scales,
+    Sum,
+    onward,
+    squared,
+)
+from fewstep.distillation.times import Points, Uniform
 from fewstep.process import RectifiedFlow, VPContinuous, VPDiscrete
 from tests.distill.gaussians import FLOW, Line, batch_of, cast_of, generator, guided_pair, labels, made_of, normal
 
@@ -24,8 +36,8 @@ EXACT = {"rel": 0.02, "abs": 0.02}
 
 def gradients(branch, mean=M, std=STD, size=SIZE, seed=0, teacher=None, **more):
     line = Line(mean, std, size, seed)
-    cast = cast_of(teacher or normal(MU, V), line.critic)
-    loss, numbers = branch(cast, batch_of(size, **more), line.made(), generator(seed + 1))
+    networks = cast_of(teacher or normal(MU, V), line.critic)
+    loss, numbers = branch(networks, batch_of(size, **more), line.made(), generator(seed + 1))
     return line.gradient(loss), float(loss.detach()), numbers
 
 
@@ -108,8 +120,8 @@ def test_all_predictions_give_one_gradient():
         seen = []
         for kind in ("epsilon", "v_prediction", "velocity", "edm", "sample", "score"):
             line = Line(M, STD, 200, kind=kind)
-            cast = cast_of(normal(MU, V, kind=kind), line.critic)
-            seen.append(line.gradient(branch(cast, batch_of(200), line.made(), generator())[0]))
+            networks = cast_of(normal(MU, V, kind=kind), line.critic)
+            seen.append(line.gradient(branch(networks, batch_of(200), line.made(), generator())[0]))
         for other in seen[1:]:
             assert other == pytest.approx(seen[0], rel=1e-6, abs=1e-9)
 
@@ -119,16 +131,16 @@ def test_kl_on_other_processes(process):
     t = 0.4 * process.noisiest
     a, s = process.alpha(t), process.sigma(t)
     line = Line(M, STD, SIZE, process=process, kind="epsilon")
-    cast = cast_of(normal(MU, V, process, "epsilon"), line.critic)
+    networks = cast_of(normal(MU, V, process, "epsilon"), line.critic)
     branch = Branch(Match(), Points((t,)), (Scales(2, -2),))
-    found = line.gradient(branch(cast, batch_of(SIZE), line.made(), generator())[0])
+    found = line.gradient(branch(networks, batch_of(SIZE), line.made(), generator())[0])
     vd, vg = a**2 * V + s**2, a**2 * STD**2 + s**2
     assert found == pytest.approx([a**2 * (M - MU) / vd, a**2 * STD * (1 / vd - 1 / vg)], rel=0.02, abs=0.01)
 
 
 def test_ratio_of_forward_kl_turns_the_gradient_into_that_of_forward_kl():
     # KL(data || student) at one noise level, by its closed form
-    def odds(cast, batch, view):
+    def odds(networks, batch, view):
         x = view.noisy.flatten()
         log = [-0.5 * ((x - A * m) ** 2 / v + math.log(v)) for m, v in ((MU, VD), (M, VG))]
         return log[0] - log[1]
@@ -191,8 +203,8 @@ def test_fixed_points_of_the_decoupled_gradient(guidance, ca, mean, std):
         line = Line(mean, std, size)
         critic = guided_pair((mean, std**2), (0.0, FREE))
         made, batch = line.made(), batch_of(size, **labels(size))
-        cast = cast_of(teacher, critic)
-        losses = [branch(cast, batch, made, generator(seed))[0] for seed, branch in ((1, match), (2, extra))]
+        networks = cast_of(teacher, critic)
+        losses = [branch(networks, batch, made, generator(seed))[0] for seed, branch in ((1, match), (2, extra))]
         return line.gradient(sum(losses))
 
     here = both(*at)
@@ -211,8 +223,8 @@ def test_guidance_alone_always_narrows_the_student():
     size = 100_000
     line = Line(1.2, 0.4, size)
     branch = Branch(Guidance(), Uniform(0.02, 0.98))
-    cast = cast_of(guided_pair((MU, V), (0.0, FREE)))
-    loss, _ = branch(cast, batch_of(size, **labels(size)), line.made(), generator())
+    networks = cast_of(guided_pair((MU, V), (0.0, FREE)))
+    loss, _ = branch(networks, batch_of(size, **labels(size)), line.made(), generator())
     assert line.gradient(loss)[1] > 0
 
 

@@ -6,15 +6,15 @@ from functools import lru_cache
 import pytest
 import torch
 
-from fewstep.distill.beds.toy import Toy, standard
-from fewstep.distill.core import Batch, Cast
-from fewstep.distill.discriminator import samples
-from fewstep.distill.engine import total
-from fewstep.distill.method import method, options_of
+from fewstep.distillation.core import Batch, Networks
+from fewstep.distillation.discriminator import samples
+from fewstep.distillation.engine import total
+from fewstep.distillation.method import method, options_of
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
-from fewstep.train.toy import train_toy
+from fewstep.testing.toy import Toy, standard
+from fewstep.testing.training import train_toy
 from tests.distill.gaussians import counted, guided_pair
 
 NAMES = [
@@ -53,19 +53,19 @@ def one_step_of(name, **options):
     made = method(name, FLOW, **options)
     models = [guided_pair((m, 0.25), (0.0, 1.25)) for m in (0.9, 1.0, 1.1)]
     (student, s), (teacher, t), (critic, c) = (counted(model) for model in models)
-    cast = Cast(student, teacher, critic)
+    networks = Networks(student, teacher, critic)
     label = {"condition": {"label": torch.ones(SIZE)}, "negative": {"label": torch.zeros(SIZE)}}
     batch = Batch(SIZE, (1,), torch.randn(SIZE, 1), **label)
     generator = torch.Generator().manual_seed(0)
-    seen = made.rollout(cast, batch, generator)
+    seen = made.rollout(networks, batch, generator)
     calls = sum(s) / SIZE
     s.clear()
-    total(made.terms, cast, batch, seen, generator)
+    total(made.terms, networks, batch, seen, generator)
     first = (calls, sum(t) / SIZE, sum(c) / SIZE)
     assert s == []
     c.clear(), t.clear()
     if made.critic is not None:
-        made.critic.term(cast, batch, seen, generator)
+        made.critic.term(networks, batch, seen, generator)
     assert (s, t) == ([], [])
     return first, sum(c) / SIZE
 
@@ -97,7 +97,7 @@ def test_a_step_with_simulation_calls_the_student_as_often_as_the_drawn_calls_ne
     made = method("dmd2", FLOW, steps=4, adversarial=0.0, guidance=1.0)
     student, calls = counted(guided_pair((1.0, 0.25), (0.0, 1.25)))
     batch = Batch(40, (1,), condition={"label": torch.ones(40)})
-    seen = made.rollout(Cast(student, student), batch, torch.Generator().manual_seed(1))
+    seen = made.rollout(Networks(student, student), batch, torch.Generator().manual_seed(1))
     assert sum(calls) == int((seen.index + 1).sum())
 
 

@@ -7,19 +7,19 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
-from fewstep.distill.beds.digits import DigitNetwork
-from fewstep.distill.beds.toy import PointNetwork, Toy
-from fewstep.distill.core import Model
-from fewstep.distill.discriminator import samples
-from fewstep.distill.method import method
-from fewstep.distill.score import Branch, Denoising, Match
-from fewstep.distill.step_condition import StepConditioned, time_layers
-from fewstep.distill.times import Points
+from fewstep.distillation.core import Model
+from fewstep.distillation.discriminator import samples
+from fewstep.distillation.method import method
+from fewstep.distillation.score import Branch, Denoising, Match
+from fewstep.distillation.step_condition import StepConditioned, time_layers
+from fewstep.distillation.times import Points
 from fewstep.errors import FewstepError
-from fewstep.models.mixture import Mixture
 from fewstep.pipelines.shared import SharedBase
 from fewstep.prediction import Prediction
-from fewstep.train.toy import distil, engine_of
+from fewstep.testing.digits import DigitNetwork
+from fewstep.testing.mixture import Mixture
+from fewstep.testing.toy import PointNetwork, Toy
+from fewstep.testing.training import distil, engine_of
 from tests.distill.gaussians import FLOW, batch_of, cast_of, generator, made_of, normal
 
 VELOCITY = Prediction("velocity")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from fewstep.distill import store
-from fewstep.distill.store import Header, Store, write
+from fewstep.distillation import store
+from fewstep.distillation.store import Header, Store, write
 from fewstep.errors import FewstepError
 from fewstep.process import RectifiedFlow
 

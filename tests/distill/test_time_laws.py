@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
-from fewstep.distill.core import Made
-from fewstep.distill.times import (
+from fewstep.distillation.core import Samples
+from fewstep.distillation.times import (
     Beta,
     Cleaner,
     Integers,
@@ -39,7 +39,7 @@ def made(time, until, size=SIZE):
     shape = (size,)
     at = torch.full(shape, float(time), dtype=torch.float64)
     to = torch.full(shape, float(until), dtype=torch.float64)
-    return Made(torch.zeros(size, 1), torch.zeros(size, 1), at, to, torch.zeros(size, dtype=torch.long))
+    return Samples(torch.zeros(size, 1), torch.zeros(size, 1), at, to, torch.zeros(size, dtype=torch.long))
 
 
 def follows(times, distribution):

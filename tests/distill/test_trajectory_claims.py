@@ -8,11 +8,11 @@ from claims import mlcm, yonos
 from claims.chain import Chain, Flow, after, straightness
 from claims.claim import Arm
 
-from fewstep.distill.beds.digits import DigitBed, DigitJudge, DigitNetwork, told
-from fewstep.distill.core import Batch, Cast
-from fewstep.distill.flow_map import Edge
-from fewstep.distill.method import method
-from fewstep.models.digits import load_digits
+from fewstep.distillation.core import Batch, Networks
+from fewstep.distillation.flow_map import Edge
+from fewstep.distillation.method import method
+from fewstep.testing.digits import DigitBed, DigitJudge, DigitNetwork, told
+from fewstep.testing.kernel_digits import load_digits
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +119,10 @@ def test_mid_training_gives_way_at_its_share(bed):
     assert made.two_times
     batch = stored(bed).batches(8)(torch.Generator().manual_seed(0))
     student = bed.model(bed.start(), two_times=True)
-    cast, (term,) = Cast(student, bed.teacher()), made.terms.values()
+    networks, (term,) = Networks(student, bed.teacher()), made.terms.values()
     for step, stage in ((0, 0.0), (49, 0.0), (50, 1.0)):
         given: Batch = dataclasses.replace(batch, step=step, steps=100)
-        _, numbers = term(cast, given, None, torch.Generator().manual_seed(0))
+        _, numbers = term(networks, given, None, torch.Generator().manual_seed(0))
         assert float(numbers["stage"]) == stage
     assert told(torch.tensor([1]))["class_labels"].tolist() == [1]
 
@@ -138,10 +138,10 @@ def test_options_of_presets_that_the_claims_compare(bed):
     assert alone.needs == frozenset()
     assert method("mlcm", process, guidance=1.0, data=True).needs == {"data"}
     batch = dataclasses.replace(stored(bed).batches(8)(torch.Generator().manual_seed(0)), step=9, steps=10)
-    cast = Cast(bed.model(bed.start()), bed.teacher(), target=bed.teacher())
+    networks = Networks(bed.model(bed.start()), bed.teacher(), target=bed.teacher())
     for two_steps in (0.0, 1.0, 2.0):
         made = method("slim_flow", process, reflow_steps=5, distil_steps=5, two_steps=two_steps)
-        loss, numbers = made.terms["slim_flow"](cast, batch, None, torch.Generator().manual_seed(0))
+        loss, numbers = made.terms["slim_flow"](networks, batch, None, torch.Generator().manual_seed(0))
         second = numbers.get("two_steps", torch.tensor(0.0))
         assert (float(second) > 0) is (two_steps > 0)
         assert float(loss.detach() - second) == pytest.approx(float(numbers["distance"]))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.distill.beds import digits
-from fewstep.distill.beds.digits import DigitJudge, DigitNetwork
-from fewstep.distill.beds.voxels import VoxelBed, load_voxels, overlap, pooled, train_voxels
 from fewstep.errors import FewstepError
+from fewstep.testing import digits
+from fewstep.testing.digits import DigitJudge, DigitNetwork
+from fewstep.testing.voxels import VoxelBed, load_voxels, overlap, pooled, train_voxels
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import fewstep.models as models
-from fewstep.models.card import STAGES, write_card
+import fewstep.zoo as models
+from fewstep.zoo.card import STAGES, write_card
 
 FAMILIES = Path(models.__file__).parent
 FOLDER = FAMILIES / "emoji"

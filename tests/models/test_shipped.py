@@ -8,7 +8,7 @@ import torch
 
 from fewstep.data import load_emoji, load_mnist
 from fewstep.errors import FewstepError
-from fewstep.models import SHIPPED, shipped
+from fewstep.zoo import SHIPPED, shipped
 
 
 def _files():
@@ -68,8 +68,8 @@ def test_clip_prefers_the_true_caption_on_held_out_pictures(name):
 
 
 def test_quality_prefers_real_to_spoiled():
+    from fewstep.jobs.zoo.corrupt import corrupted
     from fewstep.rewards.quality import QualityNet
-    from fewstep.train.corrupt import corrupted
 
     net = QualityNet.from_pretrained(shipped("emoji-quality"), dtype=torch.float32).eval()
     real = load_emoji("evaluation").images[::4].float() / 255

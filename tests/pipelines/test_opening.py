@@ -14,9 +14,9 @@ from peft import LoraConfig
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
-from fewstep.models import shipped
 from fewstep.pipelines import Generator, backbone_of, load_pipeline, plan_of, process_of, save_pipeline
 from fewstep.pipelines.adapters import load_adapters, save_adapters
+from fewstep.zoo import shipped
 from tests.fuzzing import mutations, refuses_cleanly
 from tests.pipelines import tiny_pipelines as tiny
 

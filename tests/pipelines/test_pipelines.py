@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 from fewstep.denoiser import Backbone, Guided
 from fewstep.errors import FewstepError, IdentityError, NonFiniteError
+from fewstep.executor import sample
 from fewstep.files import read_json
 from fewstep.pipelines import (
     Generator,
@@ -25,7 +26,6 @@ from fewstep.pipelines import (
 )
 from fewstep.plan import Identity
 from fewstep.quant import quantize
-from fewstep.sample import sample
 from tests.pipelines import tiny_pipelines as tiny
 
 PROMPTS, SEEDS = ["a", "bc", "d", "ef"], [3, 1, 4, 1]

@@ -10,10 +10,10 @@ from torch import nn
 
 from fewstep.denoiser import fingerprint
 from fewstep.errors import FewstepError, PlanError
+from fewstep.executor import sample
 from fewstep.pipelines import Generator, attach, backbone_of, load_pipeline, plan_of, save_pipeline
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
-from fewstep.sample import sample
 from fewstep.solvers import ddim, grids
 from fewstep.variants import Variants, applied, prunable, relative_cost
 from tests.pipelines import tiny_pipelines as tiny

@@ -12,7 +12,7 @@ import yaml
 from typer.main import get_command
 
 from fewstep.cli import app
-from fewstep.distill.method import method
+from fewstep.distillation.method import method
 from fewstep.errors import FewstepError
 from fewstep.plan.files import from_document, to_document
 from fewstep.process import RectifiedFlow

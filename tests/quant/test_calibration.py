@@ -8,15 +8,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from fewstep.errors import FewstepError, NonFiniteError
-from fewstep.models.mixture import Mixture
+from fewstep.executor import sample
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
 from fewstep.quant import quantize
 from fewstep.quant.calibration import Calibration, calibrate
-from fewstep.sample import sample
 from fewstep.solvers.first_order import ddim
 from fewstep.solvers.grids import given
+from fewstep.testing.mixture import Mixture
 
 DATA = torch.randn(6, 4, 9, 9, generator=torch.Generator().manual_seed(0)) + 0.5
 

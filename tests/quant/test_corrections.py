@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError, PlanError
-from fewstep.models.mixture import Mixture
+from fewstep.executor import sample
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Process, RectifiedFlow, VPDiscrete
 from fewstep.quant.corrections import OutputError, compare, measure, ptqd, stepbaq
-from fewstep.sample import sample
 from fewstep.solvers.dpm_solver import dpm_solver_pp_2m
 from fewstep.solvers.first_order import ddim, euler
 from fewstep.solvers.grids import Grid, given
+from fewstep.testing.mixture import Mixture
 
 VP = VPDiscrete.from_betas()
 SHAPE = (3, 4, 4)

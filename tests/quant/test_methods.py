@@ -239,7 +239,7 @@ def test_a_layer_that_cannot_carry_it_says_why() -> None:
 def test_a_bad_method_is_refused_with_a_mend(spec: str) -> None:
     with pytest.raises(FewstepError) as caught:
         method_of(spec)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_block_reconstruction_says_what_it_needs() -> None:

@@ -33,7 +33,7 @@ def test_every_scheme_has_a_name_that_reads_back(bits: int, activation: int, gro
 def test_a_bad_name_is_refused_with_a_mend(name: object) -> None:
     with pytest.raises(FewstepError) as caught:
         Scheme.parse(name)  # type: ignore[arg-type]
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_every_combination_has_a_name_that_reads_back(
 def test_a_combination_that_means_nothing_is_refused(name: str) -> None:
     with pytest.raises(FewstepError) as caught:
         Scheme.parse(name)
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(

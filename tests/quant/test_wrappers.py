@@ -141,11 +141,11 @@ def quantized_by_torchao(model):
         (quantized_by_torchao, "another library", "full-precision"),
     ],
 )
-def test_other_wrappers_are_refused_before_anything_changes(wrap, what, mend):
+def test_other_wrappers_are_refused_before_anything_changes(wrap, what, hint):
     model = wrap(tiny.unet())
     with pytest.raises(FewstepError, match=what) as refused:
         quantize(model, "w4a8")
-    assert mend in str(refused.value)
+    assert hint in str(refused.value)
     assert not low(model)
 
 

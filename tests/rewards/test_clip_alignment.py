@@ -5,8 +5,8 @@ import torch
 
 from fewstep.clip import Preprocessing, load_clip, read_preprocessing
 from fewstep.metrics import load_features
-from fewstep.models.text import text_config, tokens_of, train_tokenizer
 from fewstep.rewards import load_reward
+from fewstep.zoo.text import text_config, tokens_of, train_tokenizer
 
 PROMPTS = ["a red ball", "two green trees and a house", "a cat"]
 

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
-from fewstep.search import Family
-from fewstep.search.family import NAMES
+from fewstep.schedules.tuning import Family
+from fewstep.schedules.tuning.family import NAMES
 from fewstep.solvers import ddim, grids
 
 PLAN = ddim(RectifiedFlow(), Prediction("velocity"), grids.uniform(RectifiedFlow(), 5))

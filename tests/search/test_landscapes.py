@@ -7,7 +7,7 @@ import torch
 
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
-from fewstep.search import Family, Problem, searcher
+from fewstep.schedules.tuning import Family, Problem, searcher
 from fewstep.solvers import ddim, grids
 
 PLANS = {k: ddim(RectifiedFlow(), Prediction("velocity"), grids.uniform(RectifiedFlow(), k)) for k in (1, 3, 4)}

@@ -5,7 +5,7 @@ import torch
 from fewstep.errors import PlanError
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
-from fewstep.search import least_squares
+from fewstep.schedules.tuning import least_squares
 from fewstep.solvers import ddim, grids
 
 PROCESS = VPDiscrete.from_betas()

@@ -4,7 +4,7 @@ import torch
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
-from fewstep.search import SEARCHERS, Family, Problem, searcher
+from fewstep.schedules.tuning import SEARCHERS, Family, Problem, searcher
 from fewstep.solvers import ddim, grids
 
 PLAN = ddim(RectifiedFlow(), Prediction("velocity"), grids.uniform(RectifiedFlow(), 4))

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from fewstep.errors import PlanError
-from fewstep.models.mixture import Mixture
+from fewstep.executor import sample
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow, VPContinuous
-from fewstep.sample import sample
-from fewstep.search.schedule import Trajectory, gits
-from fewstep.search.schedule.gits import _best_paths
+from fewstep.schedules import Trajectory, gits
+from fewstep.schedules.gits import _best_paths
 from fewstep.solvers import ddim, grids, sde_dpm_solver_pp, unipc
+from fewstep.testing.mixture import Mixture
 
 MIXTURE = Mixture.line([0.3, 0.5, 0.2], [-2.0, 0.5, 3.0], [0.5, 0.3, 0.8])
 PROCESS, EPSILON = VPContinuous(), Prediction()

@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError
-from fewstep.models.mixture import Mixture
+from fewstep.executor import sample
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VPContinuous
-from fewstep.sample import sample
-from fewstep.search.schedule import (
+from fewstep.schedules import (
     METHODS,
     Candidate,
     DistributionMatch,
@@ -24,10 +23,11 @@ from fewstep.search.schedule import (
     method,
     s3,
 )
-from fewstep.search.schedule.learnable import settled
-from fewstep.search.schedule.predictor import Predictor
-from fewstep.search.schedule.space import Space
+from fewstep.schedules.learnable import settled
+from fewstep.schedules.predictor import Predictor
+from fewstep.schedules.space import Space
 from fewstep.solvers import SOLVERS, Decision, ddim, grids, unipc
+from fewstep.testing.mixture import Mixture
 
 MIXTURE = Mixture.line([0.3, 0.5, 0.2], [-2.0, 0.5, 3.0], [0.5, 0.3, 0.8])
 PROCESS, EPSILON = VPContinuous(), Prediction()

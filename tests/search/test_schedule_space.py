@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
-from fewstep.search.schedule import Candidate, Model, Space
+from fewstep.schedules import Candidate, Model, Space
 from fewstep.solvers import Decision
 
 MODELS = {

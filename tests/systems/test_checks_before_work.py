@@ -7,12 +7,12 @@ from typer.testing import CliRunner
 
 from fewstep.cli import app
 from fewstep.errors import FewstepError
+from fewstep.jobs import distill, schedule
+from fewstep.jobs.pipeline_recipe import PipelineRecipe
 from fewstep.pipelines import load_pipeline
 from fewstep.pipelines.conditions import class_label, conditions_of
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
-from fewstep.systems import distill, schedule
-from fewstep.systems.pipeline_recipe import PipelineRecipe
 
 
 def call(*arguments):
@@ -93,7 +93,7 @@ def test_a_training_shorter_than_its_stages_is_refused_before_its_data_are_made(
 
 
 def test_a_plan_to_inspect_is_read_before_the_pipeline(tmp_path, monkeypatch):
-    import fewstep.systems.inspect.job as job
+    import fewstep.jobs.inspect.job as job
 
     monkeypatch.setattr(job, "load_pipeline", lambda *a, **k: pytest.fail("the pipeline was opened"))
     done = call("inspect", "emoji-student", "--plan", tmp_path / "absent.json", "--out", tmp_path / "run")

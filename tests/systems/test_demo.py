@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from fewstep.cli import app
 from fewstep.files import read_json
+from fewstep.jobs.q_sched.names import SYSTEMS
 from fewstep.pipelines import load_pipeline
-from fewstep.systems.q_sched.names import SYSTEMS
 
 SMALL = ["search.budget=10", "search.count=3", "evaluation.count=6", "evaluation.seeds=[101, 102]"]
 SMALL += ["search.seeds=[1]", "evaluation.teacher_steps=4"]

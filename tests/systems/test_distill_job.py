@@ -11,18 +11,18 @@ import torch
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.distill.core import noise_like
-from fewstep.distill.method import Critic, Method, Target, preset
-from fewstep.distill.steps import evenly
+from fewstep.distillation.core import noise_like
+from fewstep.distillation.method import Critic, Method, Target, preset
+from fewstep.distillation.steps import evenly
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
+from fewstep.jobs.distill import run
+from fewstep.jobs.distill.measure import different
 from fewstep.pipelines import Generator, backbone_of, load_pipeline, save_pipeline
 from fewstep.pipelines.conditions import conditions_of
 from fewstep.quant.layer import QuantLayer
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
-from fewstep.systems.distill import run
-from fewstep.systems.distill.measure import different
 from tests import ROOT
 from tests.pipelines import tiny_pipelines as tiny
 
@@ -36,26 +36,26 @@ SEEN = []
 def regress(guidance):
     """Regression of the guided teacher on noised data."""
 
-    def term(cast, batch, made, generator):
+    def term(networks, batch, made, generator):
         SEEN.append(batch)
-        process = cast.student.process
+        process = networks.student.process
         t = process.noisiest * (0.01 + 0.98 * torch.rand(batch.size, generator=generator, dtype=torch.float64))
         x = process.add_noise(batch.clean, noise_like(tuple(batch.clean.shape), generator, batch.clean), t)
         with torch.no_grad():
-            wanted = cast.teacher.clean(x, t, batch.condition)
+            wanted = networks.teacher.clean(x, t, batch.condition)
             if guidance != 1:
-                within, without = cast.teacher.guided(x, t, batch.condition, batch.negative, guidance)
+                within, without = networks.teacher.guided(x, t, batch.condition, batch.negative, guidance)
                 wanted = without + guidance * (within - without)
             wanted = wanted + 0.1  # something to learn
-        return (cast.student.clean(x, t, batch.condition) - wanted).square().mean(), {"size": x.square().mean()}
+        return (networks.student.clean(x, t, batch.condition) - wanted).square().mean(), {"size": x.square().mean()}
 
     return term
 
 
-def follow(cast, batch, made, generator):
+def follow(networks, batch, made, generator):
     """Some loss of a critic."""
-    t = torch.full((batch.size,), 0.5 * cast.student.process.noisiest, dtype=torch.float64)
-    return cast.critic.clean(batch.clean, t, batch.condition).square().mean(), {}
+    t = torch.full((batch.size,), 0.5 * networks.student.process.noisiest, dtype=torch.float64)
+    return networks.critic.clean(batch.clean, t, batch.condition).square().mean(), {}
 
 
 @preset("test-regression")

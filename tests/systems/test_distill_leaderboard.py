@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distill.core import Model
-from fewstep.distill.taps import features
+from fewstep.distillation.core import Model
+from fewstep.distillation.taps import features
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
+from fewstep.jobs.distill.cost import counting
+from fewstep.jobs.distill.leaderboard import Contest, compete, summary
 from fewstep.pipelines import save_pipeline
 from fewstep.process import RectifiedFlow
-from fewstep.systems.distill.cost import counting
-from fewstep.systems.distill.leaderboard import Contest, compete, summary
 from tests.pipelines import tiny_pipelines as tiny
 
 SMALL = (

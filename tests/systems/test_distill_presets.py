@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from fewstep.distill.method import options_of, presets
-from fewstep.distill.step_condition import StepConditioned
+from fewstep.distillation.method import options_of, presets
+from fewstep.distillation.step_condition import StepConditioned
 from fewstep.errors import FewstepError
+from fewstep.jobs.distill import job as job_module
+from fewstep.jobs.distill.job import Job
 from fewstep.pipelines import backbone_of, save_pipeline
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
-from fewstep.systems.distill import job as job_module
-from fewstep.systems.distill.job import Job
 from fewstep.train.distillation import stage_of
 from tests.pipelines import tiny_pipelines as tiny
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError
+from fewstep.jobs import distill, mixdq, q_sched, schedule
 from fewstep.pipelines import Generator, attach, backbone_of, identity_of, load_pipeline, plan_of, save_pipeline
 from fewstep.plan.scheduler import PlanScheduler
 from fewstep.quant import QuantLayer, quantize
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
-from fewstep.systems import distill, mixdq, q_sched, schedule
 from tests.pipelines import tiny_pipelines as tiny
 
 CALL = tiny.CALLS["sd"]

@@ -6,10 +6,10 @@ from typer.testing import CliRunner
 from fewstep.cli.shell import call_arguments
 from fewstep.errors import FewstepError, IdentityError
 from fewstep.files import read_json
+from fewstep.jobs.inspect import Settings, inspect
 from fewstep.pipelines import plan_of, save_pipeline
 from fewstep.plan import Identity
 from fewstep.runs import Run
-from fewstep.systems.inspect import Settings, inspect
 from tests.pipelines import tiny_pipelines as tiny
 
 SMALL = {"steps": 2, "samples": 2, "probes": 1, "fine": 1}

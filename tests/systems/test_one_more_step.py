@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError, IdentityError, PlanError
-from fewstep.models import shipped
-from fewstep.models.oms import text_network
+from fewstep.executor import Noise, sample
+from fewstep.jobs.oms import OneMoreStep, with_one_more_step
+from fewstep.jobs.oms.step import condition_of, level_of
 from fewstep.pipelines import load_pipeline
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow, VPDiscrete
-from fewstep.sample import Noise, sample
 from fewstep.solvers import SOLVERS, ddim, euler, grids, unipc
-from fewstep.systems.oms import OneMoreStep, with_one_more_step
-from fewstep.systems.oms.step import condition_of, level_of
+from fewstep.zoo import shipped
+from fewstep.zoo.oms import text_network
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 PROCESS = VPDiscrete.from_betas("scaled_linear", **BETAS)

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
+from fewstep.jobs.q_sched import run
 from fewstep.pipelines import Generator, load_pipeline, save_pipeline
 from fewstep.plan import Plan
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
-from fewstep.systems.q_sched import run
 from tests import ROOT
 from tests.pipelines import tiny_pipelines as tiny
 
@@ -133,7 +133,7 @@ def test_empty_prompts_are_refused(tmp_path):
 
 def refused(overrides, words, tmp_path, monkeypatch):
     """A mistake is told by the command before a pipeline is opened, and no run begins."""
-    from fewstep.systems.pipeline_recipe import PipelineRecipe
+    from fewstep.jobs.pipeline_recipe import PipelineRecipe
 
     monkeypatch.setattr(PipelineRecipe, "opened", lambda recipe: pytest.fail("the pipeline was opened"))
     out = tmp_path / "refused"

@@ -13,6 +13,10 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
+from fewstep.jobs.quantize import run
+from fewstep.jobs.quantize.measure import growth, verdict
+from fewstep.jobs.quantize.recipe import parse_size
+from fewstep.jobs.quantize.report import block_of, block_table
 from fewstep.pipelines import Generator, backbone_of, load_pipeline, plan_of, save_pipeline
 from fewstep.quant import QuantLayer
 from fewstep.quant.bos import FirstToken
@@ -20,10 +24,6 @@ from fewstep.quant.split import SplitConv2d
 from fewstep.quant.steps import Stepped
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
-from fewstep.systems.mixdq import run
-from fewstep.systems.mixdq.measure import growth, verdict
-from fewstep.systems.mixdq.recipe import parse_size
-from fewstep.systems.mixdq.report import block_of, block_table
 from tests.pipelines import tiny_pipelines as tiny
 
 SMALL = ["steps=2", "calibration.items=3", "evaluation.items=2", "evaluation.rounds=1", "scheme=''"]
@@ -195,7 +195,7 @@ def test_blocks_are_reconstructed_in_the_order_they_run(tmp_path):
 
 
 def test_bits_per_row_hold_the_compute_and_are_saved(tmp_path, monkeypatch):
-    from fewstep.systems.mixdq import per_step
+    from fewstep.jobs.quantize import per_step
 
     seen = []
     original = per_step.choose
@@ -239,7 +239,7 @@ def test_rungs_of_the_inputs_share_the_weights(tmp_path):
 def test_the_rung_of_each_row_is_the_best_under_the_mean_compute():
     from itertools import product
 
-    from fewstep.systems.mixdq.per_step import choose
+    from fewstep.jobs.quantize.per_step import choose
 
     damage = {"fewer": [0.5, 4.0, 0.2, 0.3], "scheme": [0.4, 2.0, 0.19, 0.1], "more": [0.3, 0.1, 0.18, 0.05]}
     cost = {"fewer": 3, "scheme": 4, "more": 6}
@@ -250,7 +250,7 @@ def test_the_rung_of_each_row_is_the_best_under_the_mean_compute():
 
 
 def test_a_killed_run_measures_nothing_twice(tmp_path, monkeypatch):
-    from fewstep.systems.mixdq import choose
+    from fewstep.jobs.quantize import choose
 
     overrides = settings("dit", tmp_path, "effective_bits=5", *AUTO)
     with monkeypatch.context() as broken:

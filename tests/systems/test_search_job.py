@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.errors import RecipeError
 from fewstep.files import read_json
+from fewstep.jobs.search import run
+from fewstep.jobs.search.baselines import diffusers_plans
 from fewstep.pipelines import Generator, load_pipeline, save_pipeline
 from fewstep.plan import Plan
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
-from fewstep.systems.schedule import run
-from fewstep.systems.schedule.baselines import diffusers_plans
 from tests.pipelines import tiny_pipelines as tiny
 
 SMALL = [

@@ -6,12 +6,12 @@ from torch import nn
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
+from fewstep.jobs.zoo.run import _begin, _check_place, _move_up
 from fewstep.ownership import read_marker, write_marker
 from fewstep.train import loop
 from fewstep.train.checkpoint import Pace
 from fewstep.train.display import Display
 from fewstep.train.loop import Progress, accelerator_for, fit
-from fewstep.train.run import _begin, _check_place, _move_up
 from fewstep.train.stage import Stage, StageConfig
 
 

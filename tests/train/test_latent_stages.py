@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError
+from fewstep.jobs.distill import run as distil
+from fewstep.jobs.zoo.dit import flow_loss
+from fewstep.jobs.zoo.encoder import Config, contrastive, view
 from fewstep.latents import load_encoder, load_latent
 from fewstep.pipelines import load_pipeline, process_of
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 from fewstep.recipes import load
 from fewstep.runs import Run
-from fewstep.systems.distill import run as distil
 from fewstep.train import run
-from fewstep.train.stages.dit import flow_loss
-from fewstep.train.stages.encoder import Config, contrastive, view
 
 SMALL = ["size=16", "steps=2", "batch=8", "warmup=0", "device=cpu"]
 TINY = ["width=16", "layers=1", "heads=2"]

@@ -53,14 +53,14 @@ def test_mistakes_are_told(tmp_path):
 
 
 def test_stored_averages_continue_with_their_training(tmp_path):
-    from fewstep.distill.beds.toy import Toy
-    from fewstep.distill.method import Method
-    from fewstep.distill.steps import Steps
+    from fewstep.distillation.method import Method
+    from fewstep.distillation.steps import Steps
     from fewstep.files import read_tensors
-    from fewstep.train.toy import train_toy
+    from fewstep.testing.toy import Toy
+    from fewstep.testing.training import train_toy
 
-    def regress(cast, batch, made, generator):
-        return cast.student.clean(batch.clean, torch.ones(batch.size)).square().mean(), {}
+    def regress(networks, batch, made, generator):
+        return networks.student.clean(batch.clean, torch.ones(batch.size)).square().mean(), {}
 
     toy, method = Toy(width=8), Method({"x": regress}, Steps((1.0,)))
     options = {"batch": 8, "checkpoint_every": 10, "ema_widths": (0.1,)}

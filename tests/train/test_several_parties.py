@@ -3,29 +3,29 @@
 import pytest
 import torch
 
-from fewstep.distill.beds.toy import Toy
-from fewstep.distill.core import Made
-from fewstep.distill.method import Critic, Method, Settings, Target, Tracking
-from fewstep.distill.steps import Steps
+from fewstep.distillation.core import Samples
+from fewstep.distillation.method import Critic, Method, Settings, Target, Tracking
+from fewstep.distillation.steps import Steps
 from fewstep.files import read_tensors
+from fewstep.testing.toy import Toy
+from fewstep.testing.training import train_toy
 from fewstep.train.memory import estimate
-from fewstep.train.toy import train_toy
 
 TOY = Toy(width=8)
 
 
-def roll(cast, batch, generator):
+def roll(networks, batch, generator):
     noise, t = torch.randn(batch.size, 2, generator=generator), torch.ones(batch.size, dtype=torch.float64)
-    return Made(cast.student.clean(noise, t), noise, t, 0 * t, torch.zeros(batch.size))
+    return Samples(networks.student.clean(noise, t), noise, t, 0 * t, torch.zeros(batch.size))
 
 
-def small(cast, batch, made, generator):
+def small(networks, batch, made, generator):
     return made.clean.square().mean(), {}
 
 
-def follow(cast, batch, made, generator):
+def follow(networks, batch, made, generator):
     t = torch.full((batch.size,), 0.5, dtype=torch.float64)
-    return (cast.critic.clean(made.clean, t) - made.clean).square().mean(), {}
+    return (networks.critic.clean(made.clean, t) - made.clean).square().mean(), {}
 
 
 def method(**tracking):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distill.engine import towards
+from fewstep.distillation.engine import towards
 from fewstep.errors import FewstepError
 from fewstep.files import read_tensors
 from fewstep.train.loop import accelerator_for, fit

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.errors import FewstepError
-from fewstep.train.corrupt import corrupted
+from fewstep.jobs.zoo.corrupt import corrupted
+from fewstep.jobs.zoo.run import settings
 from fewstep.train.ema import EMA
 from fewstep.train.loop import accelerator_for, learning_rate
 from fewstep.train.pictures import flippable, flipped
-from fewstep.train.run import settings
 from fewstep.train.stage import StageConfig
 
 
@@ -41,8 +41,8 @@ def test_learning_rate_warms_up_then_falls_to_zero(step):
 
 
 def test_consistency_function_is_the_one_of_the_lcm_scheduler():
-    from fewstep.models.unet import lcm_scheduler
-    from fewstep.train.stages.student import Consistency
+    from fewstep.jobs.zoo.student import Consistency
+    from fewstep.zoo.unet import lcm_scheduler
 
     scheduler = lcm_scheduler()
     law = Consistency(scheduler, torch.device("cpu"))
@@ -55,8 +55,8 @@ def test_consistency_function_is_the_one_of_the_lcm_scheduler():
 
 
 def test_ddim_step_is_that_of_diffusers():
-    from fewstep.models.unet import ddim_scheduler, lcm_scheduler
-    from fewstep.train.stages.student import Consistency
+    from fewstep.jobs.zoo.student import Consistency
+    from fewstep.zoo.unet import ddim_scheduler, lcm_scheduler
 
     scheduler = ddim_scheduler()
     law = Consistency(lcm_scheduler(), torch.device("cpu"))
@@ -69,7 +69,7 @@ def test_ddim_step_is_that_of_diffusers():
 
 
 def test_standardizing_latents_changes_no_picture():
-    from fewstep.train.stages.vae import autoencoder, standardize
+    from fewstep.jobs.zoo.vae import autoencoder, standardize
 
     torch.manual_seed(0)
     vae = autoencoder(16, (8, 16), 4).eval()

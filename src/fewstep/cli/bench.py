@@ -42,7 +42,7 @@ def distill(
     A backward pass counts as two forward ones. Killed, the same command goes on with the next training.
     """
     from fewstep.files import check_free, write_json
-    from fewstep.systems.distill.leaderboard import Contest, compete
+    from fewstep.jobs.distill.leaderboard import Contest, compete
 
     contest = Contest(
         model, tuple(names(methods)), _numbers(steps), _numbers(seeds), budget, guidance,
@@ -59,4 +59,4 @@ def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise FewstepError("numbers with commas are needed", value=text, mend="Write 1,2,4.") from error
+        raise FewstepError("numbers with commas are needed", value=text, hint="Write 1,2,4.") from error

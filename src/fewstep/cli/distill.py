@@ -66,7 +66,7 @@ def distill(
 def _list() -> None:
     from rich.table import Table
 
-    from fewstep.distill.method import options_of, presets
+    from fewstep.distillation.method import options_of, presets
 
     table = Table("method", "what it does", "options", box=None, pad_edge=False)
     for name, line in presets().items():
@@ -75,11 +75,11 @@ def _list() -> None:
 
 
 def _show(chosen: Mapping[str, Any], overrides: list[str]) -> None:
-    from fewstep.distill.method import method
-    from fewstep.distill.outline import outline
+    from fewstep.distillation.method import method
+    from fewstep.distillation.outline import outline
+    from fewstep.jobs.distill.recipe import DistillRecipe
     from fewstep.process import RectifiedFlow
     from fewstep.recipes.loader import load
-    from fewstep.systems.distill.recipe import DistillRecipe
 
     recipe = load("distill", overrides, chosen)
     assert isinstance(recipe, DistillRecipe)

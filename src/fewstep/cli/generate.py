@@ -65,7 +65,7 @@ def generate(
     given = {"negative_prompt": negative_prompt or None, "height": height, "width": width}
     call = {**{k: v for k, v in given.items() if v is not None}, **call_arguments(arguments or [])}
     if negative_prompt and guidance <= 1 and "true_cfg_scale" not in call:
-        raise FewstepError("without guidance a negative prompt does nothing", value=guidance, mend="Add --guidance 5.")
+        raise FewstepError("without guidance a negative prompt does nothing", value=guidance, hint="Add --guidance 5.")
     images.check_image(out, overwrite)
     pipe = load_pipeline(model, **({"variant": variant} if variant else {})).to(best_device())
     moving = "num_frames" in inspect.signature(type(pipe).__call__).parameters
@@ -104,7 +104,7 @@ def _conditions(pipe: Any, prompts: list[str], labels: list[str]) -> list[Any] |
     wanted = {"prompt": "--prompt", "class_labels": "--label"}.get(kind)
     for option, values in (("--prompt", prompts), ("--label", labels)):
         if bool(values) != (option == wanted):
-            mend = f"Give {wanted}." if wanted else "Leave it out: the pipeline is unconditional."
+            hint = f"Give {wanted}." if wanted else "Leave it out: the pipeline is unconditional."
             what = f"{type(pipe).__name__} takes no {option}" if values else f"{type(pipe).__name__} needs {option}"
-            raise FewstepError(what, value=values or None, mend=mend)
+            raise FewstepError(what, value=values or None, hint=hint)
     return prompts or [class_label(pipe, label) for label in labels] or None

@@ -48,11 +48,11 @@ def inspect(
     from rich.markup import escape
 
     from fewstep.files import read_json
+    from fewstep.jobs.inspect import Settings
+    from fewstep.jobs.inspect import inspect as measure
+    from fewstep.jobs.inspect.page import plans_table
     from fewstep.report import to_rich
     from fewstep.runs import Run
-    from fewstep.systems.inspect import Settings
-    from fewstep.systems.inspect import inspect as measure
-    from fewstep.systems.inspect.page import plans_table
 
     text = None if plan is None else str(plan)
     settings = Settings(model, steps, text, samples, probes, fine, guidance, tuple(prompt or ()), seed)

@@ -73,7 +73,7 @@ def export(
         raise FewstepError(
             "a pipeline names the class of its scheduler, and would ignore a plan put into its folder",
             value=str(folder),
-            mend=f"Write a new one: fewstep plan export {plan} NEW_FOLDER --pipeline {folder.parent}.",
+            hint=f"Write a new one: fewstep plan export {plan} NEW_FOLDER --pipeline {folder.parent}.",
         )
     write_folder(folder, found.to_scheduler().save_pretrained, over="ours" if overwrite else "nothing")
     _say(f"Wrote {folder}", f"PlanScheduler.from_pretrained({str(folder)!r}) from fewstep.plan.scheduler reads it.")
@@ -124,14 +124,14 @@ def read(path: Path, steps: int | None) -> Plan:
     else:
         plan = Plan.load(path)
     if steps is not None and steps not in step_counts(plan):
-        raise PlanError(f"this plan has {plan.steps} steps", value=steps, mend="Leave --steps out.")
+        raise PlanError(f"this plan has {plan.steps} steps", value=steps, hint="Leave --steps out.")
     found: Plan = plan
     return found
 
 
 def _needed(steps: int | None, scheduler: Any) -> int:
     if steps is None:
-        raise PlanError(f"{type(scheduler).__name__} has no fixed number of steps", mend="Add --steps N.")
+        raise PlanError(f"{type(scheduler).__name__} has no fixed number of steps", hint="Add --steps N.")
     return steps
 
 
@@ -153,7 +153,7 @@ def _scheduler(folder: Path) -> Any:
     if not (place / "scheduler_config.json").exists():
         raise FewstepError(
             f"{folder} holds no scheduler_config.json",
-            mend="Give a scheduler folder, a pipeline folder or a plan file.",
+            hint="Give a scheduler folder, a pipeline folder or a plan file.",
         )
     return from_configuration(read_json(place / "scheduler_config.json"))
 

@@ -67,7 +67,7 @@ def execute(
     recipe = recipes.load(name, overrides, chosen)
     if processes.count() > 1 and recipe.kind != "distill":
         raise FewstepError(
-            "only trainings run in several processes", value=processes.count(), mend="Start this command once."
+            "only trainings run in several processes", value=processes.count(), hint="Start this command once."
         )
     recipe.check()
     if dry_run:

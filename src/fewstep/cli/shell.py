@@ -151,7 +151,7 @@ def call_arguments(settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not (key.isidentifier() and equals):
-            raise FewstepError("--set takes KEY=VALUE", value=setting, mend="Write --set height=256.")
+            raise FewstepError("--set takes KEY=VALUE", value=setting, hint="Write --set height=256.")
         call[key] = fitted(read(text))
     return call
 

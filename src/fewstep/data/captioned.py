@@ -73,13 +73,13 @@ def load(data: str = "emoji", split: str = "train", size: int = 64, broken: Brok
 
 def _split_place(path: Path, split: str) -> Path:
     if not path.exists():
-        raise FewstepError("no such data", value=str(path), mend="Give 'emoji', a folder of pictures, or an npz.")
+        raise FewstepError("no such data", value=str(path), hint="Give 'emoji', a folder of pictures, or an npz.")
     inner = path / split if path.is_dir() else path.with_suffix(f".{split}.npz")
     if inner.exists():
         return inner
     if split in ("train", "all"):
         return path
-    raise FewstepError(f"{path} has no split {split!r}", mend=f"Put its pictures into {inner}.")
+    raise FewstepError(f"{path} has no split {split!r}", hint=f"Put its pictures into {inner}.")
 
 
 def _from_npz(path: Path, size: int) -> Captioned:
@@ -87,8 +87,8 @@ def _from_npz(path: Path, size: int) -> Captioned:
         with np.load(path, allow_pickle=False) as arrays:
             images, captions = arrays["images"], arrays["captions"].tolist()
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        mend = "It must hold images (N, H, W, 3) uint8 and captions (N,), as text without objects."
-        raise FewstepError(f"cannot read {path}: {error}", mend=mend) from error
+        hint = "It must hold images (N, H, W, 3) uint8 and captions (N,), as text without objects."
+        raise FewstepError(f"cannot read {path}: {error}", hint=hint) from error
     if images.ndim not in (3, 4) or not isinstance(captions, list):
         raise FewstepError(f"images of {path} must be (N, H, W, 3) uint8, with N captions", value=images.shape)
     try:
@@ -113,7 +113,7 @@ def _from_folder(path: Path, size: int, broken: Broken) -> Captioned:
             captions.append(caption)
     if left:
         if not images:
-            raise FewstepError(f"no picture in {path} can be read", value=left[0], mend="Are these pictures?")
+            raise FewstepError(f"no picture in {path} can be read", value=left[0], hint="Are these pictures?")
         warnings.warn(f"{len(left)} of {len(wanted)} pictures are left out:\n" + "\n".join(left), stacklevel=3)
     return _stacked(images, captions)
 
@@ -125,11 +125,11 @@ def _captioned_files(path: Path) -> dict[Path, str]:
     others = [file.name for file in visible if file.suffix.lower() in OTHERS]
     table = listed(path)
     if table is not None and (lost := [file.name for file in files if file not in table]):
-        raise FewstepError(f"{path}'s table of captions lacks a picture", value=lost[0], mend="Add a row for it.")
+        raise FewstepError(f"{path}'s table of captions lacks a picture", value=lost[0], hint="Add a row for it.")
     found = {file: beside(file) for file in files} if table is None else table
     if not found:
-        mend = f"Known endings: {', '.join(sorted(ENDINGS))}."
-        raise FewstepError(f"no pictures in {path}", value=others[:1] or None, mend=mend)
+        hint = f"Known endings: {', '.join(sorted(ENDINGS))}."
+        raise FewstepError(f"no pictures in {path}", value=others[:1] or None, hint=hint)
     if others:
         warnings.warn(f"{len(others)} files of {path} are left out, such as {others[0]}: convert them", stacklevel=4)
     return found

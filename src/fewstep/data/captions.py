@@ -28,23 +28,23 @@ def listed(folder: Path) -> dict[Path, str] | None:
     if not tables:
         return None
     if len(tables) > 1:
-        raise FewstepError(f"{folder} holds two tables of captions", value=list(TABLES), mend="Keep one of them.")
+        raise FewstepError(f"{folder} holds two tables of captions", value=list(TABLES), hint="Keep one of them.")
     found: dict[Path, str] = {}
     for number, row in (_lines if tables[0].suffix == ".jsonl" else _rows)(tables[0]):
         where, name = f"line {number} of {tables[0]}", row.get("file_name")
         column = next((column for column in COLUMNS if column in row), None)
         if not isinstance(name, str) or column is None:
-            mend = f"Every row needs file_name and one of {', '.join(COLUMNS)}."
-            raise FewstepError(f"{where} names no picture with its caption", value=list(row), mend=mend)
+            hint = f"Every row needs file_name and one of {', '.join(COLUMNS)}."
+            raise FewstepError(f"{where} names no picture with its caption", value=list(row), hint=hint)
         if not isinstance(row[column], str):
-            raise FewstepError(f"the caption in {where} is not text", value=row[column], mend="Write one text.")
+            raise FewstepError(f"the caption in {where} is not text", value=row[column], hint="Write one text.")
         file = folder / name
         if not file.is_file():
             raise FewstepError(
-                f"{where} names a picture that is not there", value=name, mend="Paths begin at its folder."
+                f"{where} names a picture that is not there", value=name, hint="Paths begin at its folder."
             )
         if file in found:
-            raise FewstepError(f"{where} names a picture a second time", value=name, mend="Keep one row a picture.")
+            raise FewstepError(f"{where} names a picture a second time", value=name, hint="Keep one row a picture.")
         found[file] = _caption(row[column])
     return found
 
@@ -71,9 +71,9 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise FewstepError(f"line {number} of {file} is not JSON: {error}", mend="One object a line.") from error
+            raise FewstepError(f"line {number} of {file} is not JSON: {error}", hint="One object a line.") from error
         if not isinstance(row, dict):
-            raise FewstepError(f"line {number} of {file} is no JSON object", value=row, mend="One object a line.")
+            raise FewstepError(f"line {number} of {file} is no JSON object", value=row, hint="One object a line.")
         yield number, row
 
 
@@ -83,7 +83,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for row in reader:
             yield reader.line_num, {key: value for key, value in row.items() if key is not None}
     except csv.Error as error:
-        raise FewstepError(f"{file} is not CSV: {error}", mend="Its first line names the columns.") from error
+        raise FewstepError(f"{file} is not CSV: {error}", hint="Its first line names the columns.") from error
 
 
 def _text(file: Path) -> str:
@@ -92,4 +92,4 @@ def _text(file: Path) -> str:
         data = file.read_bytes()
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise FewstepError(f"cannot read {file}: {error}", mend="Save it as UTF-8 text.") from error
+        raise FewstepError(f"cannot read {file}: {error}", hint="Save it as UTF-8 text.") from error

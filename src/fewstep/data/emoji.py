@@ -40,7 +40,7 @@ def emoji_prompts(split: str = "evaluation") -> list[str]:
 
 def _rows(split: str) -> list[tuple[int, dict[str, Any]]]:
     if split not in (*SPLITS, "all"):
-        raise FewstepError("unknown emoji split", value=split, mend=nearest(split, (*SPLITS, "all")))
+        raise FewstepError("unknown emoji split", value=split, hint=nearest(split, (*SPLITS, "all")))
     rows = read_json(FOLDER / "captions.json")
     return [(index, row) for index, row in enumerate(rows) if split in ("all", row["split"])]
 

@@ -33,12 +33,12 @@ def load_mnist(split: str = "reference", file: str | Path | None = None) -> Capt
         FewstepError: unknown split, no file for a split that does not ship, or a file of another kind.
     """
     if split not in SPLITS:
-        raise FewstepError("unknown split of MNIST", value=split, mend=nearest(split, SPLITS))
+        raise FewstepError("unknown split of MNIST", value=split, hint=nearest(split, SPLITS))
     if split == "reference":
         pixels, labels = _shipped()
     elif file is None:
-        mend = "Give the file of the whole set: an npz with train_images, train_labels, test_images, test_labels."
-        raise FewstepError("only the reference of MNIST ships with fewstep", value=split, mend=mend)
+        hint = "Give the file of the whole set: an npz with train_images, train_labels, test_images, test_labels."
+        raise FewstepError("only the reference of MNIST ships with fewstep", value=split, hint=hint)
     else:
         pixels, labels = _from_npz(Path(file), split)
     space = (SIDE - pixels.shape[-1]) // 2
@@ -88,8 +88,8 @@ def _from_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
             image, label = (name.format(split) for name in (found or NAMES)[0])
             pixels, labels = arrays[image], arrays[label]
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        mend = "It must hold train_images, train_labels, test_images and test_labels, or Keras' x_train, y_train, ..."
-        raise FewstepError(f"cannot read {path}: {error}", mend=mend) from error
+        hint = "It must hold train_images, train_labels, test_images and test_labels, or Keras' x_train, y_train, ..."
+        raise FewstepError(f"cannot read {path}: {error}", hint=hint) from error
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (28, 28) or labels.shape != pixels.shape[:1]:
         raise FewstepError(f"images of {path} must be (N, 28, 28) uint8 with N labels", value=pixels.shape)
     return pixels, labels

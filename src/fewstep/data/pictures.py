@@ -27,10 +27,10 @@ def read_picture(file: Path, size: int) -> np.ndarray:
         with Image.open(file) as picture:
             return fit(rgb(picture), size)
     except FewstepError as error:
-        raise FewstepError(f"cannot use the picture {file}: {error.what}", mend=error.mend) from error
+        raise FewstepError(f"cannot use the picture {file}: {error.what}", hint=error.hint) from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for broken files
-        mend = "Replace or delete it, or leave such pictures out with broken=skip."
-        raise FewstepError(f"cannot read the picture {file}: {error}", mend=mend) from error
+        hint = "Replace or delete it, or leave such pictures out with broken=skip."
+        raise FewstepError(f"cannot read the picture {file}: {error}", hint=hint) from error
 
 
 def rgb(picture: Any) -> Any:
@@ -68,7 +68,7 @@ def from_array(image: np.ndarray, size: int) -> np.ndarray:
         raise FewstepError(
             "pixels must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16",
             value=f"{image.shape} {image.dtype}",
-            mend="Scale floats with (255 * x).round().astype('uint8'); put the channels last.",
+            hint="Scale floats with (255 * x).round().astype('uint8'); put the channels last.",
         )
     return fit(rgb(Image.fromarray(np.ascontiguousarray(image))), size)
 
@@ -94,7 +94,7 @@ def _eight_bits(picture: Any) -> Any:
         grey.info = {name: value for name, value in picture.info.items() if name != "transparency"}
         return grey
     if picture.mode in ("I", "F"):
-        raise FewstepError("32-bit pixels say nothing of where white lies", mend="Save it with 8 or 16 bits a channel.")
+        raise FewstepError("32-bit pixels say nothing of where white lies", hint="Save it with 8 or 16 bits a channel.")
     return picture
 
 

@@ -56,7 +56,7 @@ def plateau(rho: Sequence[float], values: Sequence[float], least: float = 0.5) -
         if values[k] >= least
     }
     if not slopes:
-        raise FewstepError("no noise level has a dimension", value=max(values), mend="Look at smaller noise.")
+        raise FewstepError("no noise level has a dimension", value=max(values), hint="Look at smaller noise.")
     return min(slopes, key=lambda k: slopes[k])
 
 

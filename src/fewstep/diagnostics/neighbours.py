@@ -42,5 +42,5 @@ def _distances(points: Tensor, data: Tensor, k: int) -> Tensor:
 
 def _fit(k: int, data: Tensor) -> int:
     if not 3 <= k < len(data):
-        raise FewstepError(f"k must lie between 3 and the {len(data)} data points", value=k, mend="Use 20.")
+        raise FewstepError(f"k must lie between 3 and the {len(data)} data points", value=k, hint="Use 20.")
     return k

@@ -21,10 +21,10 @@ from fewstep.denoiser import Denoiser
 from fewstep.diagnostics.field import per_number
 from fewstep.diagnostics.flow import POWER, angle, cleanest, flow, time_of
 from fewstep.errors import PlanError
+from fewstep.executor import Network, Progress, sample
 from fewstep.plan import Plan
 from fewstep.plan.combination import number
 from fewstep.process import Process
-from fewstep.sample import Network, Progress, sample
 from fewstep.solvers.grids import Grid
 
 
@@ -75,7 +75,7 @@ def truncation(
         PlanError: the plan adds noise: it follows no flow.
     """
     if plan.stochastic:
-        raise PlanError("a stochastic plan follows no flow to compare with", mend="Set eta=0 (churn=0, tau=0).")
+        raise PlanError("a stochastic plan follows no flow to compare with", hint="Set eta=0 (churn=0, tau=0).")
     levels = [(number(row.alpha), number(row.sigma)) for row in plan.rows]
     levels.append((number(plan.final_alpha), number(plan.final_sigma)))
     count = plan.steps

@@ -31,7 +31,7 @@ class Encoder(nn.Module):
         super().__init__()
         if not isinstance(getattr(model.config, "patch_size", None), int):
             what = f"{type(model).__name__} has no square patches"
-            raise FewstepError(what, mend="Use a vision transformer: Dinov2, Dinov2WithRegisters, DINOv3ViT, ...")
+            raise FewstepError(what, hint="Use a vision transformer: Dinov2, Dinov2WithRegisters, DINOv3ViT, ...")
         self.model, self.mean, self.std = model, tuple(mean), tuple(std)
 
     @property
@@ -110,15 +110,15 @@ def load_encoder(spec: str | Path) -> Encoder:
 
     name = str(spec)
     if not Path(name).is_dir() and (name.count("/") != 1 or name[0] in "./~"):
-        mend = "Give a folder made by `fewstep train encoder`, a transformers folder, or a hub id."
-        raise FewstepError("there is no such encoder", value=name, mend=mend)
+        hint = "Give a folder made by `fewstep train encoder`, a transformers folder, or a hub id."
+        raise FewstepError("there is no such encoder", value=name, hint=hint)
     try:
         model = AutoModel.from_pretrained(name, dtype=torch.float32)
     except Exception as error:  # transformers raises many kinds; users need one sentence
         raise FewstepError(
             f"cannot load an encoder: {str(error).splitlines()[0]}",
             value=name,
-            mend="Give a folder or hub id of a transformers vision model; gated ones need your own access.",
+            hint="Give a folder or hub id of a transformers vision model; gated ones need your own access.",
         ) from error
     try:
         colours, _ = BaseImageProcessor.get_image_processor_dict(name)

@@ -95,7 +95,7 @@ class FeatureAutoencoder(ModelMixin, ConfigMixin):
         high, wide = pictures.shape[-2:]
         if high % self.factor or wide % self.factor:
             what = f"one token covers {self.factor} pixels, so that sides must be multiples of it"
-            raise FewstepError(what, value=(high, wide), mend="Resize or crop the pictures.")
+            raise FewstepError(what, value=(high, wide), hint="Resize or crop the pictures.")
         with torch.no_grad():
             return self.encoder(pictures, (high // self.factor, wide // self.factor))
 

@@ -15,8 +15,8 @@ from fewstep.errors import FewstepError
 from fewstep.files import read_json, write_folder
 from fewstep.latents.features import FeatureAutoencoder
 from fewstep.latents.pixels import PixelAutoencoder
-from fewstep.models import SHIPPED, shipped
 from fewstep.ownership import Over
+from fewstep.zoo import SHIPPED, shipped
 
 BASE = 4096
 """Numbers of a latent that needs no shift: 4 x 32 x 32 of 256 pixels with Stable Diffusion's autoencoder."""
@@ -128,7 +128,7 @@ def open_autoencoder(spec: str | Path, size: int = 0) -> nn.Module:
         raise FewstepError(
             "there is no autoencoder here",
             value=name,
-            mend="Run `fewstep train vae`, `rae` or `svg` first and give its folder, or pixels, or a shipped name.",
+            hint="Run `fewstep train vae`, `rae` or `svg` first and give its folder, or pixels, or a shipped name.",
         )
     kind = _class_of(place) if place.exists() else None
     try:
@@ -137,7 +137,7 @@ def open_autoencoder(spec: str | Path, size: int = 0) -> nn.Module:
         if isinstance(error, FewstepError):
             raise
         what = f"cannot open the autoencoder: {str(error).splitlines()[0]}"
-        raise FewstepError(what, value=name, mend="Give a folder or hub id of an AutoencoderKL.") from error
+        raise FewstepError(what, value=name, hint="Give a folder or hub id of an AutoencoderKL.") from error
     opened: nn.Module = found.eval().requires_grad_(False)
     return opened
 
@@ -151,5 +151,5 @@ def _known(kind: str | None) -> Any:
 
     known = {c.__name__: c for c in (AutoencoderKL, FeatureAutoencoder, PixelAutoencoder)}
     if kind is not None and kind not in known:
-        raise FewstepError("an autoencoder of an unknown class", value=kind, mend=f"Known: {', '.join(known)}.")
+        raise FewstepError("an autoencoder of an unknown class", value=kind, hint=f"Known: {', '.join(known)}.")
     return known[kind or "AutoencoderKL"]

@@ -71,7 +71,7 @@ class ClassJudge:
         if isinstance(asked, int) and 0 <= asked < len(names):
             return asked
         if asked not in names:
-            raise FewstepError("the classifier has no such class", value=asked, mend=nearest(str(asked), names))
+            raise FewstepError("the classifier has no such class", value=asked, hint=nearest(str(asked), names))
         return names.index(str(asked))
 
 
@@ -82,14 +82,14 @@ def load_classifier(folder: str | Path) -> ClassNet:
         FewstepError: the folder holds no such network.
     """
     if not Path(folder).is_dir():
-        raise FewstepError("there is no such classifier", value=str(folder), mend="Check the path of the folder.")
+        raise FewstepError("there is no such classifier", value=str(folder), hint="Check the path of the folder.")
     try:
         network = ClassNet.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise FewstepError(
             f"cannot load a ClassNet: {str(error).splitlines()[0]}",
             value=str(folder),
-            mend="Give a folder made by `fewstep train classifier`.",
+            hint="Give a folder made by `fewstep train classifier`.",
         ) from error
     return network.eval().requires_grad_(False)
 

@@ -39,7 +39,7 @@ class RbfKernel:
             raise FewstepError(
                 "the reference has no spread: most of its vectors are equal",
                 value=len(reference),
-                mend="Give more and different reference images.",
+                hint="Give more and different reference images.",
             )
         return cls(tuple(factor / (2 * median**2) for factor in KERNEL_FACTORS))
 
@@ -217,7 +217,7 @@ def diversity(features: Tensor) -> Tensor:
     _need_finite(features)
     seeds = len(features)
     if seeds < 2:
-        raise FewstepError("diversity compares seeds", value=seeds, mend="Generate at least two seeds per prompt.")
+        raise FewstepError("diversity compares seeds", value=seeds, hint="Generate at least two seeds per prompt.")
     by_prompt = features.double().transpose(0, 1)
     return torch.cdist(by_prompt, by_prompt).sum((1, 2)) / (seeds * (seeds - 1))
 
@@ -228,7 +228,7 @@ def _need(x: Tensor, y: Tensor, at_least: int) -> None:
         raise FewstepError(
             f"two sets of features (n, d) with the same d and at least {at_least} rows are needed",
             value=sizes,
-            mend="Generate more images, or use the same feature network for both sets.",
+            hint="Generate more images, or use the same feature network for both sets.",
         )
     _need_finite(x, y)
 
@@ -237,7 +237,7 @@ def _need_finite(*sets: Tensor) -> None:
     """NaN is less than nothing and more than nothing: flags and medians would come out of it without a word."""
     for features in sets:
         if not bool(features.isfinite().all()):
-            raise NonFiniteError("features hold NaN or infinity", mend="Look at the images: the network diverged.")
+            raise NonFiniteError("features hold NaN or infinity", hint="Look at the images: the network diverged.")
 
 
 def _off_diagonal_mean(square: Tensor) -> Tensor:

@@ -165,11 +165,11 @@ def check_sizes(prompts: int, reference: int) -> None:
         FewstepError: too few prompts, or too few images in the reference.
     """
     if prompts <= distances.NEIGHBOURS:
-        mend = "Give at least four held-out prompts; some hundreds give useful intervals."
-        raise FewstepError("an evaluation needs more than three prompts", value=prompts, mend=mend)
+        hint = "Give at least four held-out prompts; some hundreds give useful intervals."
+        raise FewstepError("an evaluation needs more than three prompts", value=prompts, hint=hint)
     if reference < 2 * (distances.NEIGHBOURS + 1):
-        mend = "Give at least eight, better 500."
-        raise FewstepError("too few reference images", value=reference, mend=mend)
+        hint = "Give at least eight, better 500."
+        raise FewstepError("too few reference images", value=reference, hint=hint)
 
 
 def _check(
@@ -191,14 +191,14 @@ def _check(
             raise FewstepError(
                 f"images of system {name!r} must be (seeds, {len(prompts)} prompts, 3, H, W), alike for all systems",
                 value=tuple(images.shape),
-                mend="Generate every system with the same prompts, seeds and size.",
+                hint="Generate every system with the same prompts, seeds and size.",
             )
     names = [net.name for net in features]
     if len(set(names)) < len(names):
-        raise FewstepError("two feature networks have one name", value=names, mend="Rename one: numbers would mix.")
+        raise FewstepError("two feature networks have one name", value=names, hint="Rename one: numbers would mix.")
     for asked in filter(None, (paired_to, *(name for pair in compare for name in pair))):
         if asked not in systems:
-            raise FewstepError("a comparison names no system", value=asked, mend=nearest(asked, systems))
+            raise FewstepError("a comparison names no system", value=asked, hint=nearest(asked, systems))
     return paired_to or next(iter(systems))
 
 
@@ -276,7 +276,7 @@ def _judged(judge: Judge, images: Tensor, prompts: Sequence[str]) -> Tensor:
     ]
     found = torch.cat(scores)
     if not found.isfinite().all():
-        raise NonFiniteError(f"scores of {judge.name} are not finite", mend="Look at this judge's weights.")
+        raise NonFiniteError(f"scores of {judge.name} are not finite", hint="Look at this judge's weights.")
     return found.unflatten(0, images.shape[:2])
 
 

@@ -35,12 +35,12 @@ class FeatureNet:
         """
         if images.ndim != 4 or images.shape[1] != 3 or not len(images):
             raise FewstepError(
-                "features need images (n, 3, H, W)", value=tuple(images.shape), mend="Stack at least one RGB image."
+                "features need images (n, 3, H, W)", value=tuple(images.shape), hint="Stack at least one RGB image."
             )
         features = torch.cat([self.network(as_float(part)).double().cpu() for part in images.split(batch)])
         if not features.isfinite().all():
             raise FewstepError(
-                f"features of {self.name} are not finite", mend="Look for NaN in the images: the network diverged."
+                f"features of {self.name} are not finite", hint="Look for NaN in the images: the network diverged."
             )
         return features
 
@@ -104,5 +104,5 @@ def _whole(what: str, argument: str, default: int) -> int:
     if not argument:
         return default
     if not argument.isdecimal() or (what == "pixels" and int(argument) < 1):
-        raise FewstepError(f"{what} takes a whole number", value=argument, mend=f"Write {what} or {what}:{default}.")
+        raise FewstepError(f"{what} takes a whole number", value=argument, hint=f"Write {what} or {what}:{default}.")
     return int(argument)

@@ -41,7 +41,7 @@ def resample_counts(n: int, resamples: int = RESAMPLES, seed: int = 0) -> Tensor
         raise FewstepError(
             "a bootstrap needs units and at least two resamples",
             value=(n, resamples),
-            mend="Give at least one prompt and about 1000 resamples.",
+            hint="Give at least one prompt and about 1000 resamples.",
         )
     counts = np.random.Generator(np.random.PCG64(seed)).multinomial(n, np.full(n, 1 / n), size=resamples)
     return torch.from_numpy(counts.astype(np.float64))
@@ -75,7 +75,7 @@ def difference_interval(a: Tensor, b: Tensor, counts: Tensor | None = None, leve
         raise FewstepError(
             "a paired difference needs the same units on both sides",
             value=(tuple(a.shape), tuple(b.shape)),
-            mend="Evaluate both systems on the same prompts.",
+            hint="Evaluate both systems on the same prompts.",
         )
     return mean_interval(a.double() - b.double(), counts, level)
 
@@ -90,7 +90,7 @@ def seed_interval(values: Tensor, level: float = LEVEL) -> Interval:
 
     n = len(values)
     if n < 2:
-        raise FewstepError("an interval over seeds needs two seeds or more", value=n, mend="Run three seeds.")
+        raise FewstepError("an interval over seeds needs two seeds or more", value=n, hint="Run three seeds.")
     mean = float(values.double().mean())
     half = float(stats.t.ppf((1 + level) / 2, n - 1) * values.double().std() / n**0.5)
     return Interval(mean, mean - half, mean + half, n)

@@ -59,13 +59,13 @@ def check_adapters(pipe: Any, wanted: Mapping[str, Mapping[str, Any]]) -> None:
             raise IdentityError(
                 f"this plan belongs to the adapter {name!r}, which is not loaded",
                 value=sorted(adapters_of(pipe, active=False)),
-                mend="Open the folder with `fewstep.load_pipeline`, load the adapter, or attach the base model's plan.",
+                hint="Open the folder with `fewstep.load_pipeline`, load the adapter, or attach the base model's plan.",
             )
         if abs(weight - adapter["weight"]) > 1e-3:
             raise IdentityError(
                 f"this plan belongs to the adapter {name!r} at weight {adapter['weight']:g}",
                 value=weight,
-                mend=f"Call pipe.set_adapters([{name!r}], [{adapter['weight']:g}]), or attach the plan again.",
+                hint=f"Call pipe.set_adapters([{name!r}], [{adapter['weight']:g}]), or attach the plan again.",
             )
 
 
@@ -78,7 +78,7 @@ def base_only(pipe: Any) -> Iterator[None]:
     """
     for name, part in pipe.components.items():
         if getattr(part, "_hf_peft_config_loaded", False) and part is not backbone_of(pipe):
-            raise FewstepError(f"the adapters of {name} cannot be stored", mend="Call pipe.fuse_lora() before saving.")
+            raise FewstepError(f"the adapters of {name} cannot be stored", hint="Call pipe.fuse_lora() before saving.")
     model = backbone_of(pipe)
     if not getattr(model, "peft_config", None):
         yield
@@ -102,7 +102,7 @@ def save_adapters(pipe: Any, folder: Path) -> None:
     entries = []
     for name, adapter in adapters_of(pipe, active=False).items():
         if not re.fullmatch(_NAME, name):
-            raise FewstepError("this adapter's name cannot be that of a folder", value=name, mend="Load it as another.")
+            raise FewstepError("this adapter's name cannot be that of a folder", value=name, hint="Load it as another.")
         model.save_lora_adapter(folder / _FOLDER / name, adapter_name=name, weight_name=_WEIGHTS)  # type: ignore[operator]
         entries.append({"name": name, "weight": adapter["weight"], "active": name in active})
     if entries:
@@ -134,7 +134,7 @@ def load_adapters(pipe: Any, folder: Path) -> None:
     except Exception as error:  # diffusers and peft raise many kinds
         raise FewstepError(
             f"cannot load the adapters in {folder / _FOLDER}: {error}",
-            mend="Low-bit backbones take no adapters: fuse them (pipe.fuse_lora) before quantizing.",
+            hint="Low-bit backbones take no adapters: fuse them (pipe.fuse_lora) before quantizing.",
         ) from error
 
 
@@ -149,19 +149,19 @@ class _Entry(BaseModel):
 
 
 def _entries(folder: Path) -> list[_Entry]:
-    mend = "Save the pipeline again with `fewstep.save_pipeline`."
+    hint = "Save the pipeline again with `fewstep.save_pipeline`."
     try:
         entries = TypeAdapter(list[_Entry]).validate_python(read_json(folder / _LIST))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise FewstepError(f"{folder / _LIST} is damaged at {place!r}: {first['msg']}", mend=mend) from None
+        raise FewstepError(f"{folder / _LIST} is damaged at {place!r}: {first['msg']}", hint=hint) from None
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
-        raise FewstepError(f"{folder / _LIST} names an adapter twice", value=names, mend=mend)
+        raise FewstepError(f"{folder / _LIST} names an adapter twice", value=names, hint=hint)
     for name in names:
         if not (folder / name / _WEIGHTS).is_file():
-            raise FewstepError(f"the adapter {name!r} is not in {folder}", mend=mend)
+            raise FewstepError(f"the adapter {name!r} is not in {folder}", hint=hint)
     return entries
 
 

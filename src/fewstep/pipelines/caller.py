@@ -84,7 +84,7 @@ def check_call(plan: Plan, caller: Caller, adapters: Mapping[str, Any]) -> None:
         raise IdentityError(
             "this plan belongs to a model that runs without guidance",
             value={"true_cfg_scale": caller.true_guidance},
-            mend="Leave out the negative prompt, or call the pipeline with true_cfg_scale=1.",
+            hint="Leave out the negative prompt, or call the pipeline with true_cfg_scale=1.",
         )
     check_adapters(caller.pipe, adapters)
     refuse_schedule(plan, type(caller.pipe), caller.given)
@@ -106,7 +106,7 @@ def refuse_schedule(plan: Plan, kind: type, given: Mapping[str, Any]) -> None:
             raise IdentityError(
                 f"the plan fixes the schedule, and would ignore {name}",
                 value=given[name],
-                mend=f"Leave {name} out, or read a plan with it: fewstep.plan_of(pipe, steps, {name}=...).",
+                hint=f"Leave {name} out, or read a plan with it: fewstep.plan_of(pipe, steps, {name}=...).",
             )
 
 
@@ -132,7 +132,7 @@ def refuse_shift(plan: Plan, replaced: Mapping[str, Any], config: Mapping[str, A
         raise IdentityError(
             f"this plan is for the noise levels of another size (shift {wanted:.4g})",
             value=round(found, 4),
-            mend="Use the height, width and length it was made for, or make a plan with `fewstep.plan_of(pipe, steps, "
+            hint="Use the height, width and length it was made for, or make a plan with `fewstep.plan_of(pipe, steps, "
             "height=..., width=...)` of a pipeline that still has its own scheduler.",
         )
 

@@ -56,7 +56,7 @@ def condition_kind(pipe: Any) -> str:
         if name in accepted:
             return name
     what = f"{type(pipe).__name__} takes neither prompts nor class labels nor a batch size"
-    raise FewstepError(what, value=list(accepted), mend="Wrap it in a pipeline whose call has one of them.")
+    raise FewstepError(what, value=list(accepted), hint="Wrap it in a pipeline whose call has one of them.")
 
 
 def class_count(pipe: Any) -> int:
@@ -83,7 +83,7 @@ def arguments(
     accepted = inspect.signature(type(pipe).__call__).parameters
     for name in options:
         if name not in accepted:
-            raise FewstepError(f"{type(pipe).__name__} takes no argument {name!r}", mend=nearest(name, accepted))
+            raise FewstepError(f"{type(pipe).__name__} takes no argument {name!r}", hint=nearest(name, accepted))
     given: dict[str, Any] = {**_condition(pipe, conditions, count, options), **options}
     for name, value in options.items():  # some families demand one negative prompt for each prompt of a list
         if name.startswith("negative_prompt") and isinstance(value, str):
@@ -92,24 +92,24 @@ def arguments(
         if "guidance_scale" in accepted:
             given["guidance_scale"] = guidance
         elif guidance != 1.0:
-            raise FewstepError(f"{type(pipe).__name__} knows no guidance", value=guidance, mend="Leave it at 1.")
+            raise FewstepError(f"{type(pipe).__name__} knows no guidance", value=guidance, hint="Leave it at 1.")
     return given
 
 
 def _condition(pipe: Any, conditions: Sequence[Any] | None, count: int, options: Mapping[str, Any]) -> dict[str, Any]:
     if _is_embedded(pipe, options):
         if conditions is not None:
-            raise FewstepError("prompts and their embeddings exclude each other", mend="Give conditions=None.")
+            raise FewstepError("prompts and their embeddings exclude each other", hint="Give conditions=None.")
         return {}
     kind = condition_kind(pipe)
     encoders = [part for name, part in pipe.components.items() if name.startswith("text_encoder")]
     if kind == "prompt" and encoders and not any(part is not None for part in encoders):
         what = f"this {type(pipe).__name__} has no text encoder, so it cannot read prompts"
-        mend = "Pass prompt_embeds (and negative_prompt_embeds where it guides) as arguments of the call."
-        raise FewstepError(what, mend=mend)
+        hint = "Pass prompt_embeds (and negative_prompt_embeds where it guides) as arguments of the call."
+        raise FewstepError(what, hint=hint)
     if kind == "batch_size":
         if conditions is not None and any(c is not None for c in conditions):
-            raise FewstepError(f"{type(pipe).__name__} is unconditional", value=conditions, mend="Give None.")
+            raise FewstepError(f"{type(pipe).__name__} is unconditional", value=conditions, hint="Give None.")
         return {kind: count}
     wanted = str if kind == "prompt" else int
     if conditions is None:
@@ -117,7 +117,7 @@ def _condition(pipe: Any, conditions: Sequence[Any] | None, count: int, options:
     for condition in conditions:
         if not isinstance(condition, wanted) or isinstance(condition, bool):
             what = f"{type(pipe).__name__} takes {'prompts' if kind == 'prompt' else 'class labels'}"
-            raise FewstepError(what, value=condition, mend=f"Give one {wanted.__name__} per image.")
+            raise FewstepError(what, value=condition, hint=f"Give one {wanted.__name__} per image.")
     return {kind: list(conditions)}
 
 

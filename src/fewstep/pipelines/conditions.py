@@ -26,7 +26,7 @@ def conditions_of(pipe: Any, source: str | Sequence[Any], count: int | None = No
         labels = range(class_count(pipe)) if isinstance(source, str) else source
         labels = [class_label(pipe, label) for label in labels]
         if not labels:
-            raise FewstepError("the list of class labels is empty", mend="Give at least one label.")
+            raise FewstepError("the list of class labels is empty", hint="Give at least one label.")
         return _around(labels, count)
     return _around(load_prompts(source if isinstance(source, str) else list(map(str, source)), count), count)
 
@@ -42,10 +42,10 @@ def class_label(pipe: Any, label: int | str) -> int:
         return names[str(label)]
     count = class_count(pipe)
     if isinstance(label, str) and not label.isdecimal():
-        mend = nearest(label, names) if names else f"Give a number from 0 to {count - 1}."
-        raise FewstepError("the pipeline knows no such class", value=label, mend=mend)
+        hint = nearest(label, names) if names else f"Give a number from 0 to {count - 1}."
+        raise FewstepError("the pipeline knows no such class", value=label, hint=hint)
     if not 0 <= int(label) < count:
-        raise FewstepError("no such class label", value=label, mend=f"Give a number from 0 to {count - 1}.")
+        raise FewstepError("no such class label", value=label, hint=f"Give a number from 0 to {count - 1}.")
     return int(label)
 
 

@@ -88,7 +88,7 @@ def encode(generate: Generator, process: Process, conditions: Sequence[Any] | No
     if given is not None and not varying:
         raise FewstepError(
             f"the network of {type(generate.pipe).__name__} is not given its conditions as one tensor per argument",
-            mend="Distil a pipeline of another family; this one takes lists.",
+            hint="Distil a pipeline of another family; this one takes lists.",
         )
     if given is None:
         return Encoded(0, {}, None, fixed, pair.shape, pair.time_scale)

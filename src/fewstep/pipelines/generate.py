@@ -16,12 +16,12 @@ from torch import Tensor
 from typing_extensions import Self
 
 from fewstep.errors import FewstepError, NonFiniteError, nearest
+from fewstep.executor import Noise
 from fewstep.pipelines.caller import Caller, refuse_schedule
 from fewstep.pipelines.calls import Stop, arguments, call
 from fewstep.pipelines.prompts import Prompts
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
-from fewstep.sample import Noise
 
 Conditions = Sequence[Any] | Mapping[str, Any] | None
 """Prompts or class labels, one per sample; embeddings by the names of arguments, (B, ...); or nothing."""
@@ -70,7 +70,7 @@ class Generator:
             NonFiniteError: the pipeline produced NaN.
         """
         if output not in ("image", "latent"):
-            raise FewstepError("unknown output", value=output, mend=nearest(output, ("image", "latent")))
+            raise FewstepError("unknown output", value=output, hint=nearest(output, ("image", "latent")))
         parts = []
         with torch.set_grad_enabled(torch.is_grad_enabled() and (plan.learned or _learned(self.call))):
             for given, some in self.batches(conditions, seeds):
@@ -84,7 +84,7 @@ class Generator:
         """Conditions and seeds of one call after the other, checked."""
         if not (seeds if conditions is None else conditions):
             what = "the list of seeds is empty" if conditions is None else "the list of prompts or labels is empty"
-            raise FewstepError(what, mend="Give at least one.")
+            raise FewstepError(what, hint="Give at least one.")
         if conditions is not None and len(conditions) != len(seeds):
             raise FewstepError("one seed per prompt or label is needed", value=(len(conditions), len(seeds)))
         for first in range(0, len(seeds), self.batch):
@@ -134,7 +134,7 @@ class Generator:
         if not bool(drawn.isfinite().all()):
             raise NonFiniteError(
                 "the pipeline produced NaN or infinity",
-                mend="Run it in float32 or bfloat16, or check the network's weights.",
+                hint="Run it in float32 or bfloat16, or check the network's weights.",
             )
         return drawn
 
@@ -164,7 +164,7 @@ class Generator:
 def _rows(name: str, value: Tensor, part: slice, count: int) -> Tensor:
     """The rows of one call; a single one serves all samples."""
     if len(value) not in (1, count):
-        raise FewstepError(f"{name} needs one row per sample, or one for all", value=len(value), mend=f"Give {count}.")
+        raise FewstepError(f"{name} needs one row per sample, or one for all", value=len(value), hint=f"Give {count}.")
     return value.expand(count, *value.shape[1:])[part]
 
 

@@ -41,7 +41,7 @@ def load_pipeline(model: str | Path, **options: Any) -> Any:
     """
     from diffusers import DiffusionPipeline
 
-    from fewstep.models import SHIPPED
+    from fewstep.zoo import SHIPPED
 
     if not torch.cuda.is_available():  # half precision is slow on processors, and many layers refuse it
         options.setdefault("dtype", torch.float32)
@@ -55,7 +55,7 @@ def load_pipeline(model: str | Path, **options: Any) -> Any:
     except Exception as error:  # diffusers raises many kinds; users need one sentence
         raise FewstepError(
             f"cannot open the pipeline {str(model)!r}: {error}",
-            mend=f"Give a diffusers folder, a hub id, or one of {', '.join(SHIPPED)}.",
+            hint=f"Give a diffusers folder, a hub id, or one of {', '.join(SHIPPED)}.",
         ) from error
     pipe.set_progress_bar_config(disable=True)
     load_adapters(pipe, place)
@@ -95,11 +95,11 @@ def save_pipeline(pipe: Any, folder: str | Path, overwrite: bool = False) -> Non
         if isinstance(part, torch.nn.Module):
             check_saved_right(part, name)
             if any(tensor.is_meta for tensor in part.state_dict().values() if isinstance(tensor, torch.Tensor)):
-                mend = "Bring them back first: pipe.remove_all_hooks()."
-                raise FewstepError("weights that are offloaded cannot be written", value=name, mend=mend)
+                hint = "Bring them back first: pipe.remove_all_hooks()."
+                raise FewstepError("weights that are offloaded cannot be written", value=name, hint=hint)
     if adapters_of(pipe, active=False) and identity_of(pipe).quantization != "none":
         raise FewstepError(
-            "adapters on a low-bit backbone cannot be stored", mend="Fuse them (pipe.fuse_lora) before quantizing."
+            "adapters on a low-bit backbone cannot be stored", hint="Fuse them (pipe.fuse_lora) before quantizing."
         )
 
     pipe = exchanged(pipe, _unused_tokenizers(pipe))
@@ -200,8 +200,8 @@ def plan_of(pipe: Any, steps: int, **call: Any) -> Plan:
     if isinstance(pipe.scheduler, PlanScheduler):
         plan = pipe.scheduler.plan
         if steps not in step_counts(plan):
-            mend = f"Use {pipe.scheduler.call_steps} steps, or a pipeline that still has its own scheduler."
-            raise IdentityError(f"the pipeline's stored plan has {plan.steps} steps", value=steps, mend=mend)
+            hint = f"Use {pipe.scheduler.call_steps} steps, or a pipeline that still has its own scheduler."
+            raise IdentityError(f"the pipeline's stored plan has {plan.steps} steps", value=steps, hint=hint)
         return plan
     record = recorded(pipe, steps, **call)
     plan = Plan.from_scheduler(record.scheduler, steps, set_timesteps=record.times, step=record.step)

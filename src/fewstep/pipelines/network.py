@@ -40,7 +40,7 @@ class PipelineNetwork:
             FewstepError: not one state per seed.
         """
         if len(x) != len(self.seeds):
-            raise FewstepError("this network is bound to its conditions", value=len(x), mend=f"Give {len(self.seeds)}.")
+            raise FewstepError("this network is bound to its conditions", value=len(x), hint=f"Give {len(self.seeds)}.")
         parts, done = [], 0
         for given, some in self.generate.batches(self.conditions, self.seeds):
             parts.append(self._one(x[done : done + len(some)], float(time), given, some))

@@ -9,7 +9,7 @@ from typing import Any
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
-from fewstep.models import SHIPPED, shipped
+from fewstep.zoo import SHIPPED, shipped
 
 INSIDE = Path("artifacts") / "pipeline"
 """Where a run directory keeps its pipeline."""
@@ -37,7 +37,7 @@ def place_of(model: str | Path) -> Path:
     except (OSError, UnicodeError, ValueError) as error:
         if isinstance(error, FewstepError):
             raise
-        raise FewstepError("this is no path", value=str(model), mend="Give a folder or a hub id.") from error
+        raise FewstepError("this is no path", value=str(model), hint="Give a folder or a hub id.") from error
 
 
 def options_for(place: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _pickled(what: str) -> FewstepError:
     return FewstepError(
         "fewstep opens safetensors only: opening a pickle runs the code in it",
         value=what,
-        mend="Convert it where you trust it: DiffusionPipeline.from_pretrained(folder).save_pretrained(other), with "
+        hint="Convert it where you trust it: DiffusionPipeline.from_pretrained(folder).save_pretrained(other), with "
         "diffusers alone.",
     )
 
@@ -89,6 +89,6 @@ def _single_file(place: Path) -> FewstepError:
     return FewstepError(
         "a single file holds no pipeline with its parts",
         value=str(place),
-        mend="Make a folder of it with diffusers, by the class of the pipeline: "
+        hint="Make a folder of it with diffusers, by the class of the pipeline: "
         f"StableDiffusionXLPipeline.from_single_file({str(place)!r}).save_pretrained('folder').",
     )

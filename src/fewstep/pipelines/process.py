@@ -50,7 +50,7 @@ def process_of(pipe: Any, **call: Any) -> tuple[Process, Prediction]:
         raise FewstepError(
             f"the last time of {type(scheduler).__name__} has no signal, where a noise prediction says nothing",
             value={"rescale_betas_zero_snr": True, "prediction_type": config.prediction_type},
-            mend="Set rescale_betas_zero_snr=False, or prediction_type='v_prediction' if the network was trained so.",
+            hint="Set rescale_betas_zero_snr=False, or prediction_type='v_prediction' if the network was trained so.",
         )
     # schedulers in sigma space write 2^-24 for the zero that was asked for
     return VPDiscrete((*scheduler.alphas_cumprod[:-1].double().tolist(), 0.0)), prediction
@@ -64,7 +64,7 @@ def training_scheduler(pipe: Any) -> Any:
     """
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None:
-        raise FewstepError(f"{type(pipe).__name__} has no scheduler", mend="Open a diffusion or flow pipeline.")
+        raise FewstepError(f"{type(pipe).__name__} has no scheduler", hint="Open a diffusion or flow pipeline.")
     if not isinstance(scheduler, PlanScheduler):
         return scheduler
     import diffusers
@@ -74,13 +74,13 @@ def training_scheduler(pipe: Any) -> Any:
     if known is None or not hasattr(known, "from_config"):
         raise FewstepError(
             "the pipeline follows a plan that does not say which scheduler it replaced",
-            mend="Attach the plan with `fewstep.attach`, or open the pipeline with its own scheduler.",
+            hint="Attach the plan with `fewstep.attach`, or open the pipeline with its own scheduler.",
         )
     try:
         return known.from_config({k: v for k, v in replaced.items() if k != "_class_name"})
     except Exception as error:  # whatever its constructor stumbles over
         what = f"the stored configuration of the replaced {known.__name__} is damaged: {error}"
-        raise FewstepError(what, mend="Open the pipeline with its own scheduler, and attach the plan again.") from error
+        raise FewstepError(what, hint="Open the pipeline with its own scheduler, and attach the plan again.") from error
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,6 @@ def _mu(pipe: Any, scheduler: Any, call: dict[str, Any]) -> float | None:
 def _unknown(scheduler: Any, reason: str) -> FewstepError:
     return FewstepError(
         f"{type(scheduler).__name__} does not tell the process of the network: {reason}",
-        mend="Use a pipeline with a discrete (alphas_cumprod), flow-matching or EDM scheduler, or read its plan with "
+        hint="Use a pipeline with a discrete (alphas_cumprod), flow-matching or EDM scheduler, or read its plan with "
         "`fewstep.plan_of`.",
     )

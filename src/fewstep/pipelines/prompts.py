@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import fingerprint
-from fewstep.models.text import lost_words
+from fewstep.zoo.text import lost_words
 
 _NO_ENCODERS = ("unet", "transformer", "transformer_2", "vae", "image_encoder", "safety_checker", "scheduler")
 

@@ -118,7 +118,7 @@ def partition(condition: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
         FewstepError: fewer conditions than parts.
     """
     if len(condition.unique(dim=0)) < count:
-        raise FewstepError(f"{count} students need as many conditions", value=len(condition), mend="Take fewer.")
+        raise FewstepError(f"{count} students need as many conditions", value=len(condition), hint="Take fewer.")
     if not condition.is_floating_point():
         order = condition.unique()
         rank = torch.searchsorted(order, condition)
@@ -141,7 +141,7 @@ def deciding(tensors: Mapping[str, Tensor]) -> str:
     for name in ("class_labels", "encoder_hidden_states"):
         if name in tensors:
             return name
-    raise FewstepError("students need conditions to share out", value=list(tensors), mend="Train one student.")
+    raise FewstepError("students need conditions to share out", value=list(tensors), hint="Train one student.")
 
 
 def _rows(value: Any, rows: Tensor, size: int) -> Any:

@@ -166,24 +166,24 @@ class PlanScheduler(base.PlanScheduler):
             raise PlanError(
                 f"row {k} runs a variant of the network, or a guidance, that was not run",
                 value=(row.network, row.guidance),
-                mend="Run the plan inside a pipeline of diffusers, or with `fewstep.sample`.",
+                hint="Run the plan inside a pipeline of diffusers, or with `fewstep.executor`.",
             )
         if self._scaled != k and not is_exactly(row.input_scale, 1.0):
             raise PlanError(
                 "the plan scales the network's input, and this pipeline never asks for that",
                 value=row.input_scale,
-                mend="Use a solver in the form of the process (ddim, dpm_solver_pp_2m, ...), not in sigma space.",
+                hint="Use a solver in the form of the process (ddim, dpm_solver_pp_2m, ...), not in sigma space.",
             )
         if k == 0 and not self._entry_known and abs(number(self.plan.prior_scale) - 1.0) > 1e-3:
             raise PlanError(
                 "the plan's first state is not unit noise, and this pipeline never asks for its scale",
                 value=number(self.plan.prior_scale),
-                mend="Use a solver in the form of the process (ddim, dpm_solver_pp_2m, ...), not in sigma space.",
+                hint="Use a solver in the form of the process (ddim, dpm_solver_pp_2m, ...), not in sigma space.",
             )
         if k == 0 and self._scaled != 0 and not is_exactly(self.plan.prior_offset, 0.0):
             raise PlanError(
                 "the plan's first state has a mean, and this pipeline's network would not see it",
-                mend="Run the plan with `fewstep.sample`, or use one without prior_offset.",
+                hint="Run the plan with `fewstep.executor`, or use one without prior_offset.",
             )
 
 
@@ -204,8 +204,8 @@ def refuse_unfit(plan: Plan, pipe: Any) -> None:
     scales = [row.guidance for row in plan.rows if row.guidance is not None]
     if scales and (min(scales) <= 1 or not hasattr(type(pipe), "guidance_scale")):
         what = f"{type(pipe).__name__} cannot change its guidance so while it runs"
-        mend = "Rows may set scales above 1, in pipelines that have a `guidance_scale` property."
-        raise PlanError(what, value=scales, mend=mend)
+        hint = "Rows may set scales above 1, in pipelines that have a `guidance_scale` property."
+        raise PlanError(what, value=scales, hint=hint)
 
 
 class _Following:
@@ -247,14 +247,14 @@ class _Following:
 
 def _check_entries(replaced: Any, adapters: Any) -> None:
     """Refuse entries of a stored configuration that are not what `fewstep.attach` writes (PlanError)."""
-    mend = "Attach the plan again with `fewstep.attach`, and save."
+    hint = "Attach the plan again with `fewstep.attach`, and save."
     if replaced is not None and not (isinstance(replaced, dict) and isinstance(replaced.get("_class_name"), str)):
-        raise PlanError("`replaced` must be the configuration of a scheduler", value=replaced, mend=mend)
+        raise PlanError("`replaced` must be the configuration of a scheduler", value=replaced, hint=hint)
     for name, entry in (adapters if isinstance(adapters, dict) else {"": adapters} if adapters else {}).items():
         weight = entry.get("weight") if isinstance(entry, dict) else None
         known = isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
         if not name or not known or not isinstance(entry.get("fingerprint"), str):
-            raise PlanError("`adapters` must tell a fingerprint and a weight for every name", value=adapters, mend=mend)
+            raise PlanError("`adapters` must tell a fingerprint and a weight for every name", value=adapters, hint=hint)
 
 
 __all__ = ["PlanScheduler", "SchedulerMixin"]  # diffusers looks up SchedulerMixin here to learn how to load

@@ -29,11 +29,11 @@ class SharedBase:
 
     def __init__(self, base: Any, rank: int) -> None:
         if getattr(base, "peft_config", None):
-            raise FewstepError("the teacher has LoRA adapters already", mend="Fuse them first (pipe.fuse_lora()).")
+            raise FewstepError("the teacher has LoRA adapters already", hint="Fuse them first (pipe.fuse_lora()).")
         self.base, self.rank = base, rank
         self._names = [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
         if not self._names:
-            raise FewstepError(f"{type(base).__name__} has no linear layers for LoRA", mend="Train all weights.")
+            raise FewstepError(f"{type(base).__name__} has no linear layers for LoRA", hint="Train all weights.")
         self._layers: list[Any] = []
         self._active: str | None = None
         base.requires_grad_(False)

@@ -108,7 +108,7 @@ class TwoTimes(ModelMixin, ConfigMixin):
 
     def _end(self, time: Tensor) -> Tensor:
         if not self.config.jumps:
-            raise FewstepError("this student's jumps are not known yet", mend="Give target_time, or call finish().")
+            raise FewstepError("this student's jumps are not known yet", hint="Give target_time, or call finish().")
         table = torch.tensor(self.config.jumps, dtype=torch.float64, device=time.device)
         nearest = (table[:, :1] - time.reshape(1, -1).double()).abs().argmin(0)
         return table[nearest, 1].reshape(time.shape).to(torch.float32)

@@ -24,41 +24,41 @@ def coefficient(name: str, value: Coefficient) -> None:
     """Refuse what is no number or tensor of numbers, is empty, or is not finite (PlanError)."""
     if isinstance(value, Tensor):
         if value.is_complex() or value.dtype == torch.bool:
-            raise PlanError(f"{name} must hold numbers", value=value.dtype, mend="Use a float tensor.")
+            raise PlanError(f"{name} must hold numbers", value=value.dtype, hint="Use a float tensor.")
         if not value.numel() or value.ndim > MOST_AXES:
-            mend = f"It needs at least one number, and at most {MOST_AXES} axes."
-            raise PlanError(f"{name} has no usable shape", value=tuple(value.shape), mend=mend)
+            hint = f"It needs at least one number, and at most {MOST_AXES} axes."
+            raise PlanError(f"{name} has no usable shape", value=tuple(value.shape), hint=hint)
         finite = bool(value.isfinite().all())
     else:
         plain_number(name, value)
         finite = math.isfinite(value)
     if not finite:
-        raise PlanError(f"{name} is not finite", value=value, mend="Check the time grid for duplicates and ends.")
+        raise PlanError(f"{name} is not finite", value=value, hint="Check the time grid for duplicates and ends.")
 
 
 def one_number(name: str, value: Coefficient, *, least: float = -math.inf) -> None:
     """Refuse what is not a single finite number, or is below `least` (PlanError)."""
     coefficient(name, value)
     if isinstance(value, Tensor) and value.numel() != 1:
-        mend = "Only coefficients may be tensors."
-        raise PlanError(f"{name} must be one number", value=tuple(value.shape), mend=mend)
+        hint = "Only coefficients may be tensors."
+        raise PlanError(f"{name} must be one number", value=tuple(value.shape), hint=hint)
     if number(value) < least:
-        mend = "Scales of signal and noise are sizes."
-        raise PlanError(f"{name} must not be negative", value=number(value), mend=mend)
+        hint = "Scales of signal and noise are sizes."
+        raise PlanError(f"{name} must not be negative", value=number(value), hint=hint)
 
 
 def scale(name: str, value: Coefficient) -> None:
     """Refuse a standard deviation that is not positive (PlanError)."""
     one_number(name, value)
     if not number(value) > 0:
-        mend = "It is the standard deviation of the first state."
-        raise PlanError(f"{name} must be positive", value=number(value), mend=mend)
+        hint = "It is the standard deviation of the first state."
+        raise PlanError(f"{name} must be positive", value=number(value), hint=hint)
 
 
 def plain_number(name: str, value: Any) -> None:
     """Refuse what Python would count as a number, or read as one, and is none: truth values and text (PlanError)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise PlanError(f"{name} must be a number", value=value, mend="Write it without quotes, as 0.5.")
+        raise PlanError(f"{name} must be a number", value=value, hint="Write it without quotes, as 0.5.")
 
 
 def guidance(name: str, value: float | None) -> None:
@@ -67,7 +67,7 @@ def guidance(name: str, value: float | None) -> None:
         return
     plain_number(name, value)
     if not math.isfinite(value):
-        raise PlanError(f"{name} must be finite", value=value, mend="1 is without guidance.")
+        raise PlanError(f"{name} must be finite", value=value, hint="1 is without guidance.")
 
 
 def text(name: str, value: Any) -> None:
@@ -91,8 +91,8 @@ def plain_values(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
         written.encode()
         again = json.loads(written)
     except (TypeError, ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
-        mend = "Keep to text, finite numbers, lists and mappings."
-        raise PlanError(f"{name} cannot be written to a plan file ({error})", mend=mend) from error
+        hint = "Keep to text, finite numbers, lists and mappings."
+        raise PlanError(f"{name} cannot be written to a plan file ({error})", hint=hint) from error
     if not isinstance(again, dict):
         raise PlanError(f"{name} must be a mapping", value=value)
     return again
@@ -102,4 +102,4 @@ def indices(name: str, table: Mapping[int, Coefficient], k: int) -> None:
     """Refuse a row that reads what is not yet made (PlanError)."""
     for j in table:
         if isinstance(j, bool) or not isinstance(j, int) or not 0 <= j <= k:
-            raise PlanError(f"{name} may refer to entries 0 to {k}", value=j, mend="Row k sees no later state.")
+            raise PlanError(f"{name} may refer to entries 0 to {k}", value=j, hint="Row k sees no later state.")

@@ -129,13 +129,13 @@ def from_document(document: Any, tensors: Mapping[str, Tensor] | None = None) ->
 
 def _parsed(document: Any) -> _Document:
     if not isinstance(document, Mapping) or "fewstep_plan" not in document:
-        raise PlanError("not a plan: the key fewstep_plan is missing", mend="Write plans with Plan.save.")
+        raise PlanError("not a plan: the key fewstep_plan is missing", hint="Write plans with Plan.save.")
     version = document["fewstep_plan"]
     if isinstance(version, int) and version > SCHEMA:
-        raise PlanError("this plan is of a newer schema", value=version, mend="Update fewstep.")
+        raise PlanError("this plan is of a newer schema", value=version, hint="Update fewstep.")
     rows = document.get("rows")
     if isinstance(rows, list) and len(rows) > MOST_ROWS:  # before every one of them is found to be wrong
-        raise PlanError(f"a plan has at most {MOST_ROWS} rows", value=len(rows), mend="Use fewer steps.")
+        raise PlanError(f"a plan has at most {MOST_ROWS} rows", value=len(rows), hint="Use fewer steps.")
     try:
         parsed = _Document.model_validate(document)
     except ValidationError as error:
@@ -144,12 +144,12 @@ def _parsed(document: Any) -> _Document:
         raise PlanError(
             f"plan key {place}: {first['msg']}",
             value=first.get("input"),
-            mend="Check the file against docs/plan-file.md.",
+            hint="Check the file against docs/plan-file.md.",
         ) from error
     if parsed.steps != len(parsed.rows):
         raise PlanError(
             f"the plan says {parsed.steps} steps but has {len(parsed.rows)} rows",
-            mend="The file is truncated.",
+            hint="The file is truncated.",
         )
     return parsed
 
@@ -161,7 +161,7 @@ def _plan(parsed: _Document, tensors: Mapping[str, Tensor] | None) -> Plan:
         if isinstance(value, dict):
             name = str(value.get("tensor"))
             if len(value) != 1 or tensors is None or name not in tensors:
-                raise PlanError("a tensor coefficient is missing", value=value, mend="Keep the .safetensors file.")
+                raise PlanError("a tensor coefficient is missing", value=value, hint="Keep the .safetensors file.")
             checks.coefficient(f"tensor {name}", tensors[name])
             return tensors[name].double()
         return _nested(value)

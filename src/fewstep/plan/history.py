@@ -39,7 +39,7 @@ def refuse_misfit(plan: Plan, shape: Sequence[int]) -> None:
             raise PlanError(
                 f"{name} does not fit samples of shape {tuple(shape)}",
                 value=tuple(value.shape),
-                mend="Search per-channel coefficients with the channels of this model (Family(channels=...)).",
+                hint="Search per-channel coefficients with the channels of this model (Family(channels=...)).",
             )
 
 

@@ -26,11 +26,11 @@ def treatment(hook: str, place: str = "hook") -> Treatment:
     """
     name, _, written = hook.partition(":")
     if name not in HOOKS:
-        raise PlanError(f"{place} is unknown", value=hook, mend=nearest(name, HOOKS))
+        raise PlanError(f"{place} is unknown", value=hook, hint=nearest(name, HOOKS))
     try:
         limit = float(written or 1.0)
     except ValueError:
         limit = math.nan
     if not 0 < limit < math.inf:
-        raise PlanError(f"{place} needs a positive limit", value=hook, mend=f"Write {name}:1.0, for instance.")
+        raise PlanError(f"{place} needs a positive limit", value=hook, hint=f"Write {name}:1.0, for instance.")
     return lambda data: HOOKS[name](data, limit)

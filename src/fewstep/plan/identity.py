@@ -41,5 +41,5 @@ class Identity:
             if name != "model" or not same_weights(wanted, have):
                 raise IdentityError(
                     f"this plan belongs to {name} {wanted!r}, not {have!r}",
-                    mend=f"Use it with that {name}, or search a plan for this one (fewstep run q-sched).",
+                    hint=f"Use it with that {name}, or search a plan for this one (fewstep run q-sched).",
                 )

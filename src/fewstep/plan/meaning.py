@@ -59,7 +59,7 @@ def prediction_of(scheduler: Any) -> Prediction:
     if kind == "flow_prediction" or (kind is None and hasattr(scheduler, "scale_noise")):
         return Prediction("velocity")
     if kind not in KINDS:
-        raise PlanError("unknown prediction_type in the scheduler", value=kind, mend=nearest(str(kind), KINDS))
+        raise PlanError("unknown prediction_type in the scheduler", value=kind, hint=nearest(str(kind), KINDS))
     return Prediction(kind)
 
 

@@ -39,14 +39,14 @@ def explained(scheduler: Any, refusal: UnreadableError, read: Callable[[Any], An
         if not _reads(scheduler, change, read):
             continue
         settings = ", ".join(f"{key}={value!r}" for key, value in change.items())
-        mend = f"Make it with {name}.from_config(scheduler.config, {settings})."
+        hint = f"Make it with {name}.from_config(scheduler.config, {settings})."
         if set(change) <= set(SWITCHES):
             what = f"{name} has {' and '.join(f'{key}=True' for key in change)}, which is not linear"
-            return PlanError(what, mend=mend)
-        return PlanError(f"{name} cannot be read as a plan: {refusal.what}", mend=mend)
+            return PlanError(what, hint=hint)
+        return PlanError(f"{name} cannot be read as a plan: {refusal.what}", hint=hint)
     return PlanError(
         f"{name} cannot be read as a plan: {refusal.what}",
-        mend="Use a linear scheduler (DDIM, Euler, DPMSolverMultistep, UniPC, LCM, TCD, FlowMatchEuler, ...).",
+        hint="Use a linear scheduler (DDIM, Euler, DPMSolverMultistep, UniPC, LCM, TCD, FlowMatchEuler, ...).",
     )
 
 
@@ -98,7 +98,7 @@ def from_configuration(configuration: Any) -> Any:
     name = configuration.get("_class_name") if isinstance(configuration, dict) else None
     known = [entry for entry in dir(diffusers) if entry.endswith("Scheduler")]
     if name != "PlanScheduler" and name not in known:
-        raise PlanError("not a scheduler of diffusers", value=name, mend=nearest(str(name), known))
+        raise PlanError("not a scheduler of diffusers", value=name, hint=nearest(str(name), known))
     for key, count in configuration.items():
         if isinstance(count, int) and abs(count) > LARGEST:
             raise PlanError(f"{key} of the stored {name} is larger than {LARGEST}", value=count)
@@ -109,5 +109,5 @@ def from_configuration(configuration: Any) -> Any:
         raise
     except Exception as error:  # whatever its constructor stumbles over
         raise PlanError(
-            f"{name} refuses its stored configuration: {error}", mend="Save the scheduler again."
+            f"{name} refuses its stored configuration: {error}", hint="Save the scheduler again."
         ) from error

@@ -101,10 +101,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.rows:
-            raise PlanError("a plan needs at least one row", mend="Build it with steps >= 1.")
+            raise PlanError("a plan needs at least one row", hint="Build it with steps >= 1.")
         if len(self.rows) > checks.MOST_ROWS:
             raise PlanError(
-                f"a plan has at most {checks.MOST_ROWS} rows", value=len(self.rows), mend="Use fewer steps."
+                f"a plan has at most {checks.MOST_ROWS} rows", value=len(self.rows), hint="Use fewer steps."
             )
         for k, row in enumerate(self.rows):
             _check_row(k, row)
@@ -175,7 +175,7 @@ class Plan:
                 raise PlanError(
                     f"{name} needs one value per row, {self.steps}",
                     value=len(values),
-                    mend="Search coefficients for this step count.",
+                    hint="Search coefficients for this step count.",
                 )
         s, m = [_coefficient(v) for v in sample_scale], [_coefficient(v) for v in output_scale]
         rows = tuple(
@@ -200,7 +200,7 @@ class Plan:
             PlanError: no such row.
         """
         if not 0 <= first < self.steps:
-            raise PlanError(f"the plan has rows 0 to {self.steps - 1}", value=first, mend="Start at one of them.")
+            raise PlanError(f"the plan has rows 0 to {self.steps - 1}", value=first, hint="Start at one of them.")
         rows = []
         for k in range(first, self.steps):
             row = self.rows[k]

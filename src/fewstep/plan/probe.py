@@ -55,7 +55,7 @@ def probe(
             the arguments.
     """
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise PlanError("steps must be a positive whole number", value=steps, mend="Pass steps=4, for instance.")
+        raise PlanError("steps must be a positive whole number", value=steps, hint="Pass steps=4, for instance.")
     for name in ("set_timesteps", "step", "config"):
         if not hasattr(scheduler, name):
             raise PlanError(f"{type(scheduler).__name__} is no scheduler of images: it has no {name}")
@@ -242,7 +242,7 @@ def _check_taken(function: Callable[..., Any], settings: Mapping[str, Any]) -> N
         if name not in accepted:
             owner = type(getattr(function, "__self__", None)).__name__
             what = f"{owner}.{function.__name__} takes no argument {name!r}"
-            raise PlanError(what, mend=nearest(name, accepted))
+            raise PlanError(what, hint=nearest(name, accepted))
 
 
 def _failed(error: Exception) -> str:
@@ -262,7 +262,7 @@ def _prepared(scheduler: Any, steps: int, settings: dict[str, Any]) -> Any:
         return ready(steps)
     except Exception as error:
         what = f"{type(scheduler).__name__}.set_timesteps refused {steps} steps: {error or type(error).__name__}"
-        raise PlanError(what, mend=for_another_count(scheduler, steps, settings, ready)) from error
+        raise PlanError(what, hint=for_another_count(scheduler, steps, settings, ready)) from error
 
 
 def _nonzero(vector: Tensor) -> dict[int, float]:

@@ -91,7 +91,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             raise IdentityError(
                 "this plan starts late by whole steps, which have several network evaluations",
                 value=self.plan.steps,
-                mend=f"Call the pipeline with num_inference_steps={self.call_steps}.",
+                hint=f"Call the pipeline with num_inference_steps={self.call_steps}.",
             )
         self._start(begin_index)
 
@@ -119,13 +119,13 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             raise IdentityError(
                 f"this plan has {self.plan.steps} steps",
                 value=asked,
-                mend=f"Call the pipeline with num_inference_steps={self.call_steps}.",
+                hint=f"Call the pipeline with num_inference_steps={self.call_steps}.",
             )
         for name, value in (("original_inference_steps", original_inference_steps), ("strength", strength)):
             wanted = self.plan.origin.get(name)
             if value is not None and wanted is not None and value != wanted:
-                mend = f"Use {name}={wanted}, or read a plan with it: fewstep.plan_of(pipe, steps, {name}=...)."
-                raise IdentityError(f"this plan was read with {name}={wanted}", value=value, mend=mend)
+                hint = f"Use {name}={wanted}, or read a plan with it: fewstep.plan_of(pipe, steps, {name}=...)."
+                raise IdentityError(f"this plan was read with {name}={wanted}", value=value, hint=hint)
         self.order, self._by_rows = counts[asked], asked != self.call_steps
         self._begin = None
         self._prepare(torch.device(device or "cpu"))
@@ -163,7 +163,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             raise PlanError(
                 f"the plan has {self.plan.steps} rows and all have run",
                 value=self._index,
-                mend="Call set_timesteps before the next image.",
+                hint="Call set_timesteps before the next image.",
             )
         width = torch.promote_types(sample.dtype, torch.float32)
         if self._history is None:
@@ -222,7 +222,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             raise PlanError(
                 "the plan has no row at this time",
                 value=time,
-                mend=f"Its times are {[round(float(t), 3) for t in self._times]}.",
+                hint=f"Its times are {[round(float(t), 3) for t in self._times]}.",
             )
         places = hits.nonzero().flatten().tolist()
         # where a time stands twice, a call that starts there continues with the second, as in diffusers
@@ -279,7 +279,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         if self.plan.identity.guidance == 1.0 and self._asked == 2 * batch:
             raise IdentityError(
                 "this plan belongs to a model that runs without guidance",
-                mend="Call the pipeline with guidance_scale=1.",
+                hint="Call the pipeline with guidance_scale=1.",
             )
 
 

@@ -85,8 +85,8 @@ def check_budget(what: str, budget: float, smallest: float) -> None:
     """Raise a FewstepError that names the smallest possible budget if this one lies below."""
     if budget < smallest:
         least = f"{smallest:,.0f}" if smallest >= 100 else f"{smallest:g}"
-        mend = f"The smallest possible is {least}: allow more, or candidates with fewer bits."
-        raise FewstepError(f"the budget of {what} is too small", value=budget, mend=mend)
+        hint = f"The smallest possible is {least}: allow more, or candidates with fewer bits."
+        raise FewstepError(f"the budget of {what} is too small", value=budget, hint=hint)
 
 
 def _solved(
@@ -103,7 +103,7 @@ def _solved(
     damage = np.array([option.damage for option in flat])
     if not np.isfinite(damage).all():
         broken = flat[int(np.argmin(np.isfinite(damage)))]
-        raise FewstepError("a damage is not finite", value=broken, mend="Measure the sensitivity again.")
+        raise FewstepError("a damage is not finite", value=broken, hint="Measure the sensitivity again.")
     cost = damage / max(float(np.abs(damage).max()), 1e-300) * 1e4  # the solver stops at gaps of 1e-6
     pick = csr_matrix((np.ones(len(flat)), (owner, np.arange(len(flat)))))
     slack = [0.0] * len(limits)
@@ -115,8 +115,8 @@ def _solved(
         options = {"mip_rel_gap": 0.0, "time_limit": _SECONDS}
         found = milp(cost, constraints=rows, integrality=np.ones(len(flat)), bounds=Bounds(0, 1), options=options)
         if found.x is None:
-            mend = "Both budgets cannot hold together: allow more bytes or more bit operations."
-            raise FewstepError("no choice of bits meets the budgets", value=budgets, mend=mend)
+            hint = "Both budgets cannot hold together: allow more bytes or more bit operations."
+            raise FewstepError("no choice of bits meets the budgets", value=budgets, hint=hint)
         chosen = [flat[int(i)] for i in _picked(found.x, owner, len(names))]
         result = Allocation(dict(zip(names, chosen, strict=True)), proven=found.status == 0)
         over = [result.bytes - budgets[0], 0 if budgets[1] is None else result.bops - budgets[1]][: len(limits)]

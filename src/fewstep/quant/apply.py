@@ -125,8 +125,8 @@ def quantize(
     model = bare(model)
     chosen, backend, how = Scheme.parse(scheme), check_backend(backend), method_of(method)
     if how.reconstruct:
-        mend = "Quantize with rtn and call fewstep.quant.reconstruct.reconstruct, or use `fewstep quantize`."
-        raise FewstepError("block reconstruction needs runs of the whole model", value=str(method), mend=mend)
+        hint = "Quantize with rtn and call fewstep.quant.reconstruct.reconstruct, or use `fewstep quantize`."
+        raise FewstepError("block reconstruction needs runs of the whole model", value=str(method), hint=hint)
     _check_model(model)
     _check_calibration(model, chosen, how, calibration)
     chosen = how.extend(chosen, calibration is not None)
@@ -195,50 +195,50 @@ def install(model: nn.Module, layers: Mapping[str, Scheme], backend: str) -> Non
             raise FewstepError(
                 "the quantized checkpoint names a layer that this model does not have",
                 value=name,
-                mend="Load it with the model class and configuration it was saved from.",
+                hint="Load it with the model class and configuration it was saved from.",
             )
         put(places[id(source)], make_layer(source, scheme, backend))
 
 
 def _check_model(model: nn.Module) -> None:
     if isinstance(model, nn.Linear | nn.Conv2d):
-        raise FewstepError("a single layer cannot be replaced in place", mend="Wrap it: torch.nn.Sequential(layer).")
+        raise FewstepError("a single layer cannot be replaced in place", hint="Wrap it: torch.nn.Sequential(layer).")
     if not any(isinstance(m, nn.Linear | nn.Conv2d | QuantLayer) for m in model.modules()):
-        mend = "Only these two kinds of layers have low-bit forms here."
-        raise FewstepError("the model has no Linear or Conv2d", value=type(model).__name__, mend=mend)
+        hint = "Only these two kinds of layers have low-bit forms here."
+        raise FewstepError("the model has no Linear or Conv2d", value=type(model).__name__, hint=hint)
     if getattr(model, "hf_quantizer", None) is not None or any(isinstance(m, QuantLayer) for m in model.modules()):
-        raise FewstepError("the model is quantized already", mend="Load the full-precision weights and quantize those.")
+        raise FewstepError("the model is quantized already", hint="Load the full-precision weights and quantize those.")
     check_bare(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and not torch.isfinite(module.weight).all():
-            mend = "Check the checkpoint, or whether a cast to half precision overflowed."
-            raise FewstepError("a weight holds NaN or infinity", value=name, mend=mend)
+            hint = "Check the checkpoint, or whether a cast to half precision overflowed."
+            raise FewstepError("a weight holds NaN or infinity", value=name, hint=hint)
 
 
 def _check_calibration(model: nn.Module, scheme: Scheme, method: Method, calibration: Calibration | None) -> None:
     needed = method.calibrated or scheme.smooth or scheme.calibrated
     if calibration is None:
         if needed:
-            mend = "Pass calibration=calibrate(model, run, prompts, seeds)."
-            raise FewstepError("this scheme or method needs calibration", value=str(scheme), mend=mend)
+            hint = "Pass calibration=calibrate(model, run, prompts, seeds)."
+            raise FewstepError("this scheme or method needs calibration", value=str(scheme), hint=hint)
         return
     modules = dict(model.named_modules())
     for name, found in ((name, calibration.get(name)) for name in calibration.layers):
         layer = modules.get(name)
         width = getattr(layer, "in_features", getattr(layer, "in_channels", None))
         if found is None or width != len(found.largest):
-            mend = "Calibrate this very model; names and shapes must agree."
-            raise FewstepError("the calibration belongs to another model", value=name, mend=mend)
+            hint = "Calibrate this very model; names and shapes must agree."
+            raise FewstepError("the calibration belongs to another model", value=name, hint=hint)
 
 
 def check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
     """Raise a FewstepError for a pattern that names no layer."""
     if isinstance(patterns, str):
-        raise FewstepError("skip must be a list of patterns", value=patterns, mend=f"Write [{patterns!r}].")
+        raise FewstepError("skip must be a list of patterns", value=patterns, hint=f"Write [{patterns!r}].")
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in names):
-            raise FewstepError("skip pattern matches no Linear or Conv2d", value=pattern, mend=nearest(pattern, names))
+            raise FewstepError("skip pattern matches no Linear or Conv2d", value=pattern, hint=nearest(pattern, names))
 
 
 def found_rules(

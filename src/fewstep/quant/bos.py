@@ -153,7 +153,7 @@ def install_separated(model: nn.Module, names: Iterable[str]) -> None:
             raise FewstepError(
                 "the checkpoint keeps the first token of a layer that this model does not have",
                 value=name,
-                mend="Load it with the model class and configuration it was saved from.",
+                hint="Load it with the model class and configuration it was saved from.",
             )
         token, first = (
             torch.empty(size, device="meta", dtype=layer.weight.dtype)

@@ -55,8 +55,8 @@ class Calibration:
         """
         record = read_json(Path(folder) / RECORD)
         if not isinstance(record, dict) or record.get("version") != VERSION:
-            mend = "Calibrate again, or update fewstep."
-            raise FewstepError("not a calibration of this version", value=str(folder), mend=mend)
+            hint = "Calibrate again, or update fewstep."
+            raise FewstepError("not a calibration of this version", value=str(folder), hint=hint)
         layers = _Folder(Path(folder), tuple(record["layers"]))
         rest = tuple(record["seeds"]), record["calls"], tuple(record["times"]), record["ranges"]
         return cls(layers, record["conditions"], *rest)
@@ -97,7 +97,7 @@ def calibrate(
     if not len(conditions) or len(conditions) != len(seeds):
         raise FewstepError(
             "calibration needs conditions and one seed for each", value=(len(conditions), len(seeds)),
-            mend="Give at least one prompt or label, and as many seeds.",
+            hint="Give at least one prompt or label, and as many seeds.",
         )  # fmt: skip
     check_unwrapped(model)
     if folder is not None:
@@ -121,7 +121,7 @@ def calibrate(
         for name, statistics in found.items():
             _write_layer(Path(folder), name, statistics)
     if not names:
-        raise FewstepError("no Linear or Conv2d was called during calibration", mend="Let `run` call this very model.")
+        raise FewstepError("no Linear or Conv2d was called during calibration", hint="Let `run` call this very model.")
     seen = tuple(map(int, seeds)), calls, tuple(sorted(times, reverse=True))
     result = Calibration(done, len(conditions), *seen, ranges)
     if folder is None:
@@ -165,8 +165,8 @@ class _Collector:
         ends = (x.amin(dims), x.amax(dims)) if dims else (x, x)
         ends = ends[0].float().cpu(), ends[1].float().cpu()
         if not all(bool(end.isfinite().all()) for end in ends):
-            mend = "Check the weights, the prompts and the dtype (float16 overflows)."
-            raise NonFiniteError(f"the input of layer {self.name!r} holds NaN or infinity", mend=mend)
+            hint = "Check the weights, the prompts and the dtype (float16 overflows)."
+            raise NonFiniteError(f"the input of layer {self.name!r} holds NaN or infinity", hint=hint)
         self.ends = self._merged(ends)
         self.seen += 1
         # one sample at a time: patches of a whole batch would not fit
@@ -238,7 +238,7 @@ def _passes(model: nn.Module, second: bool, limit: float, on_disk: bool) -> list
                 raise FewstepError(
                     "second moments of all layers need more memory than the limit",
                     value=f"{limit / 1e9:g} GB",
-                    mend="Pass folder=... (several passes, kept on disk), a higher limit, or second=False.",
+                    hint="Pass folder=... (several passes, kept on disk), a higher limit, or second=False.",
                 )
             passes.append({})
             size = 0.0

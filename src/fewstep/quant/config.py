@@ -46,9 +46,9 @@ class QuantConfig:
         if unknown:
             key = next(iter(unknown))
             known = ("scheme", "layers", "backend", "version", "first_token", "tables")
-            raise FewstepError("unknown key in quantization_config", value=key, mend=nearest(str(key), known))
+            raise FewstepError("unknown key in quantization_config", value=key, hint=nearest(str(key), known))
         if type(version) is not int or version != VERSION:
-            raise FewstepError("unknown version of quantization_config", value=version, mend="Update fewstep.")
+            raise FewstepError("unknown version of quantization_config", value=version, hint="Update fewstep.")
         _check("layers", layers, _lists_of(str))
         _check("first_token", first_token, lambda value: _list_of(str, value))
         _check("tables", tables, _lists_of(int))
@@ -62,7 +62,7 @@ class QuantConfig:
         every = [name for names in self.layers.values() for name in names]
         twice = next((name for name, count in Counter(every).items() if count > 1), None)
         if twice is not None or len(self.layers) != len(layers or {}):
-            raise FewstepError("quantization_config names a layer or a scheme twice", value=twice, mend=MEND)
+            raise FewstepError("quantization_config names a layer or a scheme twice", value=twice, hint=MEND)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -95,13 +95,13 @@ def refuse_truncated(model: nn.Module) -> None:
     """Refuse a model with a tensor that its file did not bring (FewstepError)."""
     empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if empty:
-        mend = "The file is truncated: save the model again."
-        raise FewstepError("the quantized checkpoint lacks a tensor", value=empty[0], mend=mend)
+        hint = "The file is truncated: save the model again."
+        raise FewstepError("the quantized checkpoint lacks a tensor", value=empty[0], hint=hint)
 
 
 def _check(key: str, value: object, right: Callable[[object], bool]) -> None:
     if value is not None and not right(value):
-        raise FewstepError(f"quantization_config.{key} is malformed", value=value, mend=MEND)
+        raise FewstepError(f"quantization_config.{key} is malformed", value=value, hint=MEND)
 
 
 def _list_of(kind: type, value: object) -> bool:

@@ -36,7 +36,7 @@ def check_files(model: nn.Module, config: QuantConfig, files: Iterable[str | Pat
             another shape or type, a scheme that no layer has.
     """
     if config.layers and config.scheme not in config.layers:
-        raise FewstepError("no layer has the scheme of quantization_config", value=config.scheme, mend=MEND)
+        raise FewstepError("no layer has the scheme of quantization_config", value=config.scheme, hint=MEND)
     found = _headers(files or ())
     if not found:
         return
@@ -50,12 +50,12 @@ def check_files(model: nn.Module, config: QuantConfig, files: Iterable[str | Pat
         wanted = (_TYPES[buffer.dtype], tuple(buffer.shape))
         have = found.get(name) or next((held for key, held in found.items() if key.endswith(f".{name}")), None)
         if have is None:
-            raise FewstepError("the quantized checkpoint lacks a tensor", value=name, mend=MEND)
+            raise FewstepError("the quantized checkpoint lacks a tensor", value=name, hint=MEND)
         if have != wanted:
-            raise FewstepError(f"{name} should be {wanted[0]} of shape {wanted[1]}", value=have, mend=MEND)
+            raise FewstepError(f"{name} should be {wanted[0]} of shape {wanted[1]}", value=have, hint=MEND)
     held = sum(name.endswith(".packed") for name in found)
     if held != listed:
-        raise FewstepError(f"the file holds {held} low-bit layers, and config.json lists {listed}", mend=MEND)
+        raise FewstepError(f"the file holds {held} low-bit layers, and config.json lists {listed}", hint=MEND)
 
 
 def check_values(model: nn.Module) -> None:
@@ -68,8 +68,8 @@ def check_values(model: nn.Module) -> None:
         for key, value in scales.items():
             broken = value is not None and not bool(value.isfinite().all())
             if broken or (value is not None and key in _POSITIVE and bool((value < 0).any())):
-                mend = "The file is damaged: save the model again."
-                raise FewstepError("a scale is negative or not finite", value=f"{name}.{key}", mend=mend)
+                hint = "The file is damaged: save the model again."
+                raise FewstepError("a scale is negative or not finite", value=f"{name}.{key}", hint=hint)
 
 
 def _headers(files: Iterable[str | Path]) -> Mapping[str, tuple[str, tuple[int, ...]]]:
@@ -107,5 +107,5 @@ def check_saved_right(model: nn.Module, name: str) -> None:
         raise FewstepError(
             f"the low-bit layers of {name} are not those that its configuration lists, so that its folder would open "
             "with other weights", value=type(model).__name__,
-            mend=f"Quantize it as a whole (quantize(pipe.{name}, ...)) and keep parts in float with skip=[...].",
+            hint=f"Quantize it as a whole (quantize(pipe.{name}, ...)) and keep parts in float with skip=[...].",
         )  # fmt: skip

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError, PlanError
+from fewstep.executor import Network, sample
 from fewstep.plan import Coefficient, Plan, Row, data_of, noise_of
 from fewstep.process import Process
-from fewstep.sample import Network, sample
 
 LEAST_SLOPE = -0.5
 """A correction divides by 1 + slope: at the least slope an output is doubled, and its residual with it."""
@@ -54,9 +54,9 @@ def measure(
         FewstepError: no seeds, or a plan whose rows name other networks than "main".
     """
     if not seeds:
-        raise FewstepError("output errors need seeds", mend="Give at least one; 32 or more make the means reliable.")
+        raise FewstepError("output errors need seeds", hint="Give at least one; 32 or more make the means reliable.")
     if any(row.network != "main" for row in plan.rows):
-        raise FewstepError("output errors are measured for plans of one network", mend="Use rows of network 'main'.")
+        raise FewstepError("output errors are measured for plans of one network", hint="Use rows of network 'main'.")
     sums = [_Sums(len(shape), channels) for _ in plan.rows]
     for i in range(0, len(seeds), batch):
         rows = iter(sums)
@@ -106,7 +106,7 @@ def ptqd(plan: Plan, errors: Sequence[OutputError], *, rising_only: bool = True)
     slopes = [max(e.slope, 0.0) if rising_only else e.slope for e in errors]
     if min(slopes) < LEAST_SLOPE:
         what = "quantization lost more than half of an output: what is left would be amplified with its error"
-        raise PlanError(what, value=min(slopes), mend="Use more bits, or rising_only=True.")
+        raise PlanError(what, value=min(slopes), hint="Use more bits, or rising_only=True.")
     rows = []
     for row in plan.rows:
         scaled: dict[int, Coefficient] = {j: c / (1 + slopes[j]) for j, c in row.output.items()}
@@ -140,7 +140,7 @@ def stepbaq(plan: Plan, errors: Sequence[OutputError], process: Process) -> Plan
     extra = 0.0
     for k, row in enumerate(plan.rows):
         if set(row.output) - {k} or set(row.state) - {k}:
-            raise PlanError(f"row {k} is of a multistep sampler", mend="Use StepbaQ with single-step plans, or ptqd.")
+            raise PlanError(f"row {k} is of a multistep sampler", hint="Use StepbaQ with single-step plans, or ptqd.")
         moved = _stepped_back(row, k, extra, plan, process) if extra > 0 else row
         coefficient = moved.output.get(k, 0.0)
         rows.append(dataclasses.replace(moved, offset=moved.offset - coefficient * errors[k].mean))
@@ -151,8 +151,8 @@ def stepbaq(plan: Plan, errors: Sequence[OutputError], process: Process) -> Plan
 def _stepped_back(row: Row, k: int, extra: float, plan: Plan, process: Process) -> Row:
     alpha, sigma = float(row.alpha), float(row.sigma)
     if not math.isclose(_input_scale(float(row.time), alpha, plan, process), float(row.input_scale), rel_tol=1e-3):
-        mend = "Pass the process that the plan was made for (`fewstep.pipelines.process_of`)."
-        raise PlanError(f"row {k} is not on this process", value=row.input_scale, mend=mend)
+        hint = "Pass the process that the plan was made for (`fewstep.pipelines.process_of`)."
+        raise PlanError(f"row {k} is not on this process", value=row.input_scale, hint=hint)
     noisy = math.sqrt(sigma**2 + extra)
     time = min(process.time(math.log(alpha / noisy)), process.noisiest)
     at = dataclasses.replace(
@@ -177,7 +177,7 @@ def _input_scale(time: float, alpha: float, plan: Plan, process: Process) -> flo
 
 def _check(plan: Plan, errors: Sequence[OutputError]) -> None:
     if len(errors) != plan.steps:
-        raise PlanError("one measured error per row is needed", value=len(errors), mend="Measure with this plan.")
+        raise PlanError("one measured error per row is needed", value=len(errors), hint="Measure with this plan.")
     for k, row in enumerate(plan.rows):
         if row.hook:
             raise PlanError(f"row {k} clips its data estimate: no linear correction passes through", value=row.hook)

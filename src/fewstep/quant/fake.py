@@ -158,8 +158,8 @@ def to_fake(
     """
     for name, module in model.named_modules():
         if getattr(module, "tied", dict)():
-            mend = "Train the model with one table of bits, then quantize it with several."
-            raise FewstepError("precisions that share one weight cannot be trained apart", value=name, mend=mend)
+            hint = "Train the model with one table of bits, then quantize it with several."
+            raise FewstepError("precisions that share one weight cannot be trained apart", value=name, hint=hint)
     where, given = places_of(model), weights or {}
     for name, layer in list(model.named_modules()):
         if isinstance(layer, QuantLayer):

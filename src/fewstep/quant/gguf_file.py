@@ -67,7 +67,7 @@ def export_gguf(model: nn.Module, file: str | Path, kind: str = "Q8_0", overwrit
             layers that GGUF has no place for (several precisions, split skip connections, first tokens apart).
     """
     if kind not in KINDS:
-        raise FewstepError("unknown GGUF type", value=kind, mend=nearest(kind, KINDS))
+        raise FewstepError("unknown GGUF type", value=kind, hint=nearest(kind, KINDS))
     gguf = _package()
     _check_plain(model)
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
@@ -112,15 +112,15 @@ def _package() -> Any:
     try:
         import gguf
     except ImportError:
-        raise FewstepError("the gguf package is not installed", mend="pip install 'fewstep[gguf]'.") from None
+        raise FewstepError("the gguf package is not installed", hint="pip install 'fewstep[gguf]'.") from None
     return gguf
 
 
 def _check_plain(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if type(module).__name__ in ("FirstToken", "SplitConv2d", "Stepped"):
-            mend = "Quantize with first_token=false, split_skips=false and without per_step, or export the original."
-            raise FewstepError(f"{type(module).__name__} layers have no place in a GGUF file", value=name, mend=mend)
+            hint = "Quantize with first_token=false, split_skips=false and without per_step, or export the original."
+            raise FewstepError(f"{type(module).__name__} layers have no place in a GGUF file", value=name, hint=hint)
 
 
 def _kind(name: str, module: nn.Module, kind: str, owners: dict[int, int], wide: set[str]) -> str:

@@ -31,11 +31,11 @@ def check_backend(name: str) -> str:
         FewstepError: unknown backend, or torchao was asked for and is not installed.
     """
     if name not in BACKENDS:
-        raise FewstepError("unknown quantization backend", value=name, mend=nearest(name, BACKENDS))
+        raise FewstepError("unknown quantization backend", value=name, hint=nearest(name, BACKENDS))
     if name == "torchao" and not torchao_installed():
-        raise FewstepError("torchao is not installed or too old", mend="pip install 'torchao>=0.15', or use 'auto'.")
+        raise FewstepError("torchao is not installed or too old", hint="pip install 'torchao>=0.15', or use 'auto'.")
     if name == "triton" and importlib.util.find_spec("triton") is None:
-        raise FewstepError("Triton is not installed", mend="It comes with PyTorch for CUDA on Linux; or use 'auto'.")
+        raise FewstepError("Triton is not installed", hint="It comes with PyTorch for CUDA on Linux; or use 'auto'.")
     return name
 
 

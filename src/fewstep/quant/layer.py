@@ -109,7 +109,7 @@ class QuantLayer(nn.Module):
             raise FewstepError(
                 "this scheme has parts that a weight alone does not give",
                 value=str(scheme),
-                mend="Use quantize(model, scheme, calibration=...).",
+                hint="Use quantize(model, scheme, calibration=...).",
             )
         self.load(Stored(scheme, *fit(weight.flatten(1), scheme)))
 

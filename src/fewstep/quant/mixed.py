@@ -50,10 +50,10 @@ def quantize_mixed(
     names = eligible(model)
     for name in schemes:
         if name not in names:
-            raise FewstepError("no layer of this name can be quantized", value=name, mend=nearest(name, names))
+            raise FewstepError("no layer of this name can be quantized", value=name, hint=nearest(name, names))
     missing = [name for name in names if name not in schemes]
     if missing:
-        raise FewstepError("a layer has no scheme", value=missing[0], mend=f"Name one, or {FLOAT!r}.")
+        raise FewstepError("a layer has no scheme", value=missing[0], hint=f"Name one, or {FLOAT!r}.")
     weights: Counter[str] = Counter()
     for name in names:
         if schemes[name] != FLOAT:

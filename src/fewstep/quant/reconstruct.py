@@ -65,13 +65,13 @@ def reconstruct(
         original, block = _block(full, name), _block(low, name)
         layers = {n: m for n, m in block.named_modules() if isinstance(m, QuantLayer) and _uniform(m)}
         if not layers:
-            raise FewstepError("the block has no layer with integer weights", value=name, mend="Leave it out.")
+            raise FewstepError("the block has no layer with integer weights", value=name, hint="Leave it out.")
         with _recorded(block, calls) as seen:
             run(low)
         with _recorded(original, calls) as wanted:
             run(full)
         if not seen or len(seen) != len(wanted):
-            raise FewstepError("the block was not called, or not equally often", value=name, mend="Check `run`.")
+            raise FewstepError("the block was not called, or not equally often", value=name, hint="Check `run`.")
         pairs = [(args, kwargs, target) for (args, kwargs, _), (_, _, target) in zip(seen, wanted, strict=True)]
         done.append(_learn(name, block, original, layers, pairs, steps, rate, pull))
     return tuple(done)
@@ -223,5 +223,5 @@ def _first(result: Any) -> Tensor:
 def _block(model: nn.Module, name: str) -> nn.Module:
     modules = dict(model.named_modules())
     if name not in modules:
-        raise FewstepError("no such block", value=name, mend=nearest(name, modules))
+        raise FewstepError("no such block", value=name, hint=nearest(name, modules))
     return modules[name]

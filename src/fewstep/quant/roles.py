@@ -100,8 +100,8 @@ def roles_of(model: nn.Module, call: Call) -> dict[str, tuple[str, ...]]:
     state = args[0] if args else next((kwargs[name] for name in _STATES if name in kwargs), None)
     tensors = [value for value in tree_leaves(state) if isinstance(value, Tensor)]
     if not tensors:
-        mend = "Give (args, kwargs) of one call of the network, the noisy state first."
-        raise FewstepError("the example call holds no state", value=[*map(type, args), *kwargs], mend=mend)
+        hint = "Give (args, kwargs) of one call of the network, the noisy state first."
+        raise FewstepError("the example call holds no state", value=[*map(type, args), *kwargs], hint=hint)
     trace = _Trace()
     with ExitStack() as stack, torch.no_grad():
         for name, layer in model.named_modules():
@@ -117,7 +117,7 @@ def roles_of(model: nn.Module, call: Call) -> dict[str, tuple[str, ...]]:
         result = model(*args, **kwargs)
         end = trace.of(result, {} if isinstance(result, Tensor) else getattr(result, "__dict__", {}))
     if not trace.on_state:
-        raise FewstepError("no Linear or Conv2d was called in the example", mend="Give a call of this very network.")
+        raise FewstepError("no Linear or Conv2d was called in the example", hint="Give a call of this very network.")
     on, aside = (frozenset(n for n, state in trace.on_state.items() if state is want) for want in (True, False))
     return {
         FIRST: tuple(name for name in trace.on_state if name in on and not trace.sources[name] & on),

@@ -84,40 +84,40 @@ class Scheme:
         _one_of("weight format", self.weight_format, WEIGHT_FORMATS)
         _one_of("activation format", self.activation_format, ACTIVATION_FORMATS)
         if self.weight_bits not in WEIGHT_BITS:
-            raise FewstepError("unsupported weight bits", value=self.weight_bits, mend=f"Use one of {WEIGHT_BITS}.")
+            raise FewstepError("unsupported weight bits", value=self.weight_bits, hint=f"Use one of {WEIGHT_BITS}.")
         if self.activation_bits not in ACTIVATION_BITS:
             raise FewstepError(
-                "unsupported activation bits", value=self.activation_bits, mend=f"Use one of {ACTIVATION_BITS}."
+                "unsupported activation bits", value=self.activation_bits, hint=f"Use one of {ACTIVATION_BITS}."
             )
         if self.group_size is not None and self.group_size < 2:
             raise FewstepError(
-                "group size too small", value=self.group_size, mend="Use at least 2, normally 32 to 128."
+                "group size too small", value=self.group_size, hint="Use at least 2, normally 32 to 128."
             )
         if self.weight_bits != _WIDTH.get(self.weight_format, self.weight_bits):
-            raise FewstepError(f"{self.weight_format} weights have another width", value=self.weight_bits, mend=_MEND)
+            raise FewstepError(f"{self.weight_format} weights have another width", value=self.weight_bits, hint=_MEND)
         if self.activation_bits != 8 and self.activation_format != "dynamic":
-            mend = "Write a8." if self.activation_format != "fp8" else "Write afp8."
-            raise FewstepError(f"{self.activation_format} activations are 8 bit", value=self.activation_bits, mend=mend)
+            hint = "Write a8." if self.activation_format != "fp8" else "Write afp8."
+            raise FewstepError(f"{self.activation_format} activations are 8 bit", value=self.activation_bits, hint=hint)
         self._check_groups()
         if self.rank < 0:
-            raise FewstepError("the rank of the float branch is negative", value=self.rank, mend="Use 0 for none.")
+            raise FewstepError("the rank of the float branch is negative", value=self.rank, hint="Use 0 for none.")
 
     def _check_groups(self) -> None:
         block = BLOCKS.get(self.weight_format)
         if self.per_tensor and self.group_size is not None:
-            raise FewstepError("one scale per tensor leaves no groups", value=self.group_size, mend=_MEND)
+            raise FewstepError("one scale per tensor leaves no groups", value=self.group_size, hint=_MEND)
         if block is not None and self.group_size != block:
-            mend = f"Write {self.weight_format} without a group."
+            hint = f"Write {self.weight_format} without a group."
             raise FewstepError(
-                f"{self.weight_format} has one scale per {block} weights", value=self.group_size, mend=mend
+                f"{self.weight_format} has one scale per {block} weights", value=self.group_size, hint=hint
             )
         if self.activation_group is None:
             return
         if self.activation_bits == 16 or self.activation_format != "dynamic":
-            raise FewstepError("only dynamic integers have groups of inputs", value=self.activation_group, mend=_MEND)
+            raise FewstepError("only dynamic integers have groups of inputs", value=self.activation_group, hint=_MEND)
         if self.activation_group < 2:
-            mend = "Use at least 2, normally 32 to 128."
-            raise FewstepError("group of inputs too small", value=self.activation_group, mend=mend)
+            hint = "Use at least 2, normally 32 to 128."
+            raise FewstepError("group of inputs too small", value=self.activation_group, hint=hint)
 
     @classmethod
     def parse(cls, name: str | Scheme) -> Scheme:
@@ -130,16 +130,16 @@ class Scheme:
             return name
         found = _NAME.fullmatch(name.strip().lower()) if isinstance(name, str) else None
         if found is None:
-            raise FewstepError("unknown quantization scheme", value=name, mend=_MEND)
+            raise FewstepError("unknown quantization scheme", value=name, hint=_MEND)
         weight, kind, activation, group, whole, rest = found.groups()
         chosen = _options(name, rest)
         kind = kind or ("asym" if chosen["asym"] else "int")
         if chosen["asym"] and kind != "asym":
-            raise FewstepError("only integers have zero points", value=name, mend=_MEND)
+            raise FewstepError("only integers have zero points", value=name, hint=_MEND)
         if chosen["static"] and chosen["affine"]:
-            raise FewstepError("affine inputs are static already", value=name, mend="Leave -static out.")
+            raise FewstepError("affine inputs are static already", value=name, hint="Leave -static out.")
         if (chosen["static"] or chosen["affine"]) and activation != "8":
-            raise FewstepError("calibrated scales need int8 activations", value=name, mend="Add a8.")
+            raise FewstepError("calibrated scales need int8 activations", value=name, hint="Add a8.")
         bits = int(weight or _WIDTH[kind])
         size = None if whole else int(group) if group else default_group(bits, kind)
         calibrated = "static" if chosen["static"] else "affine" if chosen["affine"] else "dynamic"
@@ -194,11 +194,11 @@ def _options(name: str, text: str) -> dict[str, int]:
         number = re.fullmatch(r"(r|ag)([1-9]\d*)", option, re.A)
         key = {"r": "rank", "ag": "ag"}[number[1]] if number else option
         if key not in chosen or (key in ("rank", "ag") and number is None) or chosen[key]:
-            raise FewstepError("unknown or repeated option of a quantization scheme", value=name, mend=_MEND)
+            raise FewstepError("unknown or repeated option of a quantization scheme", value=name, hint=_MEND)
         chosen[key] = int(number[2]) if number else 1
     return chosen
 
 
 def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise FewstepError(f"unknown {what}", value=value, mend=nearest(value, known))
+        raise FewstepError(f"unknown {what}", value=value, hint=nearest(value, known))

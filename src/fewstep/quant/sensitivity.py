@@ -116,7 +116,7 @@ def measure(
         if not bool(reference.isfinite().all()):
             raise FewstepError(
                 f"the full-precision model gives NaN or infinity on the {group} probe",
-                mend="Check the calibration prompts and the model's type (float16 overflows).",
+                hint="Check the calibration prompts and the model's type (float16 overflows).",
             )
     table: Table = {}
     for name, group in groups.items():
@@ -175,12 +175,12 @@ def low_bit(layer: nn.Module, scheme: str, **options: Any) -> QuantLayer:
         FewstepError: it cannot be quantized with this scheme.
     """
     if not isinstance(layer, nn.Linear | nn.Conv2d):
-        raise FewstepError("a layer cannot be quantized", value=type(layer).__name__, mend="Leave it in float.")
+        raise FewstepError("a layer cannot be quantized", value=type(layer).__name__, hint="Leave it in float.")
     holder = nn.Sequential(layer)
     report = quantize(holder, scheme, rules=(), **options)
     found = holder[0]
     if not isinstance(found, QuantLayer):
-        raise FewstepError("a layer cannot be quantized", value=scheme, mend=report.rows[0].reason)
+        raise FewstepError("a layer cannot be quantized", value=scheme, hint=report.rows[0].reason)
     return found
 
 
@@ -248,7 +248,7 @@ def replay(model: nn.Module, calls: Sequence[Call]) -> Tensor:
         FewstepError: there are no calls.
     """
     if not calls:
-        raise FewstepError("no call of the network was recorded", mend="Give at least one calibration prompt or label.")
+        raise FewstepError("no call of the network was recorded", hint="Give at least one calibration prompt or label.")
     with torch.no_grad():
         return torch.cat([_flat(model(*args, **kwargs)) for args, kwargs in calls])
 

@@ -31,8 +31,8 @@ class SplitConv2d(nn.Module):
     def __init__(self, source: nn.Conv2d, channels: int) -> None:
         super().__init__()
         if source.groups != 1 or not 0 < channels < source.in_channels:
-            mend = f"Split between 1 and {source.in_channels - 1} of a convolution without groups."
-            raise FewstepError("a convolution cannot be split there", value=channels, mend=mend)
+            hint = f"Split between 1 and {source.in_channels - 1} of a convolution without groups."
+            raise FewstepError("a convolution cannot be split there", value=channels, hint=hint)
         self.channels = channels
         self.hidden = _part(source, slice(0, channels), bias=True)
         self.skip = _part(source, slice(channels, None), bias=False)

@@ -79,8 +79,8 @@ def ranges_of(text: str) -> tuple[float, float]:
         return value, 100.0
     if kind == "percentile" and 50 <= value <= 100:
         return 0.0, value
-    mend = "Write max, ema:0.95 (from 0 to below 1) or percentile:99.9 (from 50 to 100)."
-    raise FewstepError("unknown way to take ranges", value=text, mend=mend)
+    hint = "Write max, ema:0.95 (from 0 to below 1) or percentile:99.9 (from 50 to 100)."
+    raise FewstepError("unknown way to take ranges", value=text, hint=hint)
 
 
 def input_range(

@@ -95,7 +95,7 @@ def quantize_stepped(model: nn.Module, tables: Sequence[Mapping[str, str]], **op
         FewstepError: no table, tables of different layers, or as `quantize_mixed`.
     """
     if not tables or any(set(table) != set(tables[0]) for table in tables):
-        raise FewstepError("tables of bits must be of the same layers", value=len(tables), mend="Give at least one.")
+        raise FewstepError("tables of bits must be of the same layers", value=len(tables), hint="Give at least one.")
     model = bare(model)
     flat: dict[str, str] = {}
     for name in tables[0]:
@@ -160,7 +160,7 @@ def install_stepped(model: nn.Module, tables: Mapping[str, Sequence[int]]) -> No
     """
     for name, choice in tables.items():
         if not choice or sorted(set(choice)) != list(range(len(set(choice)))):
-            raise FewstepError(f"malformed tables of bits of {name}", value=choice, mend="Save the model again.")
+            raise FewstepError(f"malformed tables of bits of {name}", value=choice, hint="Save the model again.")
         layer = _layer(model, name)
         _put(model, name, Stepped(_copies(layer, len(set(choice))), choice).train(layer.training))
 
@@ -171,8 +171,8 @@ def bits(model: nn.Module, numbers: tuple[float, ...]) -> Changed:
     layers = [module for module in model.modules() if isinstance(module, Stepped)]
     count = len(layers[0].tables) if layers else 1
     if len(numbers) != 1 or numbers[0] not in range(count):
-        mend = f"The network has the tables 0 to {count - 1}." if count > 1 else "It has one."
-        raise FewstepError("there is no table of bits of this number", value=numbers, mend=mend)
+        hint = f"The network has the tables 0 to {count - 1}." if count > 1 else "It has one."
+        raise FewstepError("there is no table of bits of this number", value=numbers, hint=hint)
     return _running(layers, int(numbers[0]))
 
 
@@ -201,8 +201,8 @@ def _copies(layer: nn.Module, count: int) -> list[nn.Module]:
 def _layer(model: nn.Module, name: str) -> nn.Module:
     layer = dict(model.named_modules()).get(name)
     if not isinstance(layer, nn.Linear | nn.Conv2d):
-        mend = "Load it with the model class and configuration it was saved from."
-        raise FewstepError("tables of bits name a layer that this model does not have", value=name, mend=mend)
+        hint = "Load it with the model class and configuration it was saved from."
+        raise FewstepError("tables of bits name a layer that this model does not have", value=name, hint=hint)
     return layer
 
 

@@ -84,7 +84,7 @@ class FewstepQuantizer(DiffusersQuantizer):
             raise FewstepError(
                 f"{param_name} has another shape than {tuple(current_param.shape)}",
                 value=tuple(loaded_param.shape),
-                mend="The file and its config.json do not belong together: save the model again.",
+                hint="The file and its config.json do not belong together: save the model again.",
             )
         return True
 

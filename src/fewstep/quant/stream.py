@@ -109,19 +109,19 @@ class _Source:
                 file = stack.enter_context(safe_open(str(path), framework="pt"))
             except (SafetensorError, OSError) as error:
                 raise FewstepError(
-                    f"unreadable weights: {error}", value=str(path), mend="Download them again."
+                    f"unreadable weights: {error}", value=str(path), hint="Download them again."
                 ) from None
             self._files.update(dict.fromkeys(file.keys(), file))
 
     def shape(self, name: str, expected: Sequence[int]) -> None:
         """Check that a tensor is there and has a shape."""
         if name not in self._files:
-            mend = nearest(name, list(self._files)) or "The folder is incomplete: download it again."
-            raise FewstepError("the weights lack a tensor of the model", value=name, mend=mend)
+            hint = nearest(name, list(self._files)) or "The folder is incomplete: download it again."
+            raise FewstepError("the weights lack a tensor of the model", value=name, hint=hint)
         found = tuple(self._files[name].get_slice(name).get_shape())
         if found != tuple(expected):
-            mend = "config.json and the weights do not belong together."
-            raise FewstepError(f"{name} should have the shape {tuple(expected)}", value=found, mend=mend)
+            hint = "config.json and the weights do not belong together."
+            raise FewstepError(f"{name} should have the shape {tuple(expected)}", value=found, hint=hint)
 
     def whole(self, name: str) -> Tensor:
         """One tensor."""
@@ -140,23 +140,23 @@ def _empty(folder: Path) -> nn.Module:
 
     path = folder / "config.json"
     if not path.is_file():
-        mend = "Name the folder of one model, such as <pipeline>/unet or <pipeline>/transformer."
-        raise FewstepError("this folder holds no config.json", value=str(folder), mend=mend)
+        hint = "Name the folder of one model, such as <pipeline>/unet or <pipeline>/transformer."
+        raise FewstepError("this folder holds no config.json", value=str(folder), hint=hint)
     config: dict[str, Any] = read_json(path)
     kind = getattr(diffusers, str(config.get("_class_name")), None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
-        mend = "Only diffusers models are read in slices; load others whole and call quantize."
-        raise FewstepError("config.json names no diffusers model", value=config.get("_class_name"), mend=mend)
+        hint = "Only diffusers models are read in slices; load others whole and call quantize."
+        raise FewstepError("config.json names no diffusers model", value=config.get("_class_name"), hint=hint)
     if "quantization_config" in config:
-        raise FewstepError("the model is quantized already", mend="Load the full-precision weights and quantize those.")
+        raise FewstepError("the model is quantized already", hint="Load the full-precision weights and quantize those.")
     with init_empty_weights(include_buffers=False):
         return cast(Any, kind).from_config(config)
 
 
 def _check_scheme(scheme: Scheme) -> None:
     if scheme.smooth or scheme.rank or scheme.calibrated:
-        mend = "Load the model whole and call quantize(model, scheme, calibration=...)."
-        raise FewstepError("this scheme needs more than one slice of the weights", value=str(scheme), mend=mend)
+        hint = "Load the model whole and call quantize(model, scheme, calibration=...)."
+        raise FewstepError("this scheme needs more than one slice of the weights", value=str(scheme), hint=hint)
 
 
 def _weight_files(folder: Path, variant: str | None) -> list[Path]:
@@ -167,15 +167,15 @@ def _weight_files(folder: Path, variant: str | None) -> list[Path]:
         return [single]
     if not index.is_file():
         names = sorted(found.name for found in folder.glob("*.safetensors"))
-        mend = (
+        hint = (
             f"Pass variant=...: there are {', '.join(names)}." if names else "Save or convert it as safetensors first."
         )
-        raise FewstepError("this folder holds no safetensors weights", value=single.name, mend=mend)
+        raise FewstepError("this folder holds no safetensors weights", value=single.name, hint=hint)
     weight_map: Mapping[str, str] = read_json(index)["weight_map"]
     files = [folder / name for name in sorted(set(weight_map.values()))]
     for path in files:
         if not path.is_file():
-            raise FewstepError("a part of the weights is missing", value=path.name, mend="Download the folder again.")
+            raise FewstepError("a part of the weights is missing", value=path.name, hint="Download the folder again.")
     return files
 
 
@@ -227,8 +227,8 @@ def _give_back() -> None:
 
 def _check_finite(weight: Tensor, name: str) -> None:
     if not torch.isfinite(weight).all():
-        mend = "Check the checkpoint, or whether a cast to half precision overflowed."
-        raise FewstepError("a weight holds NaN or infinity", value=name, mend=mend)
+        hint = "Check the checkpoint, or whether a cast to half precision overflowed."
+        raise FewstepError("a weight holds NaN or infinity", value=name, hint=hint)
 
 
 def _row(name: str, layer: QuantLayer, scheme: Scheme, backend: str, reason: str, dtype: torch.dtype) -> Row:

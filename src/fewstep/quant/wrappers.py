@@ -42,8 +42,8 @@ def check_bare(model: nn.Module) -> None:
             _check_weight(name, module.weight)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
-            mend = "Load the model without low-memory offloading, or quantize before pipe.enable_..._offload()."
-            raise FewstepError("a weight is not loaded", value=name, mend=mend)
+            hint = "Load the model without low-memory offloading, or quantize before pipe.enable_..._offload()."
+            raise FewstepError("a weight is not loaded", value=name, hint=hint)
     _check_layers(model)
 
 
@@ -66,38 +66,38 @@ def family(model: nn.Module) -> str | None:
 def _check_wrapper(name: str, module: nn.Module) -> None:
     kind = type(module)
     if COMPILED in module._modules:
-        mend = "Quantize first, then compile."
-        raise FewstepError("a part of the model is wrapped by torch.compile", value=name, mend=mend)
+        hint = "Quantize first, then compile."
+        raise FewstepError("a part of the model is wrapped by torch.compile", value=name, hint=hint)
     if any(base.__name__ in _PARALLEL for base in kind.__mro__):
-        mend = "Quantize the network inside (`model.module`) before it is wrapped."
-        raise FewstepError(f"the model is wrapped in {kind.__name__}", value=name or None, mend=mend)
+        hint = "Quantize the network inside (`model.module`) before it is wrapped."
+        raise FewstepError(f"the model is wrapped in {kind.__name__}", value=name or None, hint=hint)
     peft = sys.modules.get("peft.tuners.tuners_utils")
     if getattr(module, "peft_config", None) or (peft is not None and isinstance(module, peft.BaseTunerLayer)):
-        mend = "Call pipe.fuse_lora() and pipe.unload_lora_weights() first (or only the latter to go without them)."
-        raise FewstepError("the model has LoRA adapters loaded", value=name or kind.__name__, mend=mend)
+        hint = "Call pipe.fuse_lora() and pipe.unload_lora_weights() first (or only the latter to go without them)."
+        raise FewstepError("the model has LoRA adapters loaded", value=name or kind.__name__, hint=hint)
 
 
 def _check_hooks(name: str, module: nn.Module) -> None:
     """Hooks of accelerate and diffusers that move or cast the weights of the layers they know."""
     layer = isinstance(module, nn.Linear | nn.Conv2d)
     if getattr(getattr(module, "_hf_hook", None), "offload", False) or (layer and hasattr(module, "_hf_hook")):
-        mend = "Call pipe.remove_all_hooks() or load without device_map, quantize, and place or offload it then."
-        raise FewstepError("the weights are placed or offloaded layer by layer", value=name, mend=mend)
+        hint = "Call pipe.remove_all_hooks() or load without device_map, quantize, and place or offload it then."
+        raise FewstepError("the weights are placed or offloaded layer by layer", value=name, hint=hint)
     hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
     found = [hook for hook in hooks if layer or hook == "group_offloading"]
     if found:
-        mend = "Quantize before enable_group_offload or enable_layerwise_casting."
-        raise FewstepError(f"a hook of diffusers moves or casts the weights ({found[0]})", value=name, mend=mend)
+        hint = "Quantize before enable_group_offload or enable_layerwise_casting."
+        raise FewstepError(f"a hook of diffusers moves or casts the weights ({found[0]})", value=name, hint=hint)
 
 
 def _check_weight(name: str, weight: Tensor) -> None:
     if hasattr(weight, "__tensor_flatten__"):
-        mend = "Quantize the plain full-precision weights."
+        hint = "Quantize the plain full-precision weights."
         what = "a weight is quantized or sharded by another library already"
-        raise FewstepError(what, value=f"{name}: {type(weight).__name__}", mend=mend)
+        raise FewstepError(what, value=f"{name}: {type(weight).__name__}", hint=hint)
     if weight.is_floating_point() and weight.element_size() < 2:
-        mend = "Load the full-precision weights, or cast the model to bfloat16 if there are no others."
-        raise FewstepError("a weight has eight bits already", value=f"{name}: {weight.dtype}", mend=mend)
+        hint = "Load the full-precision weights, or cast the model to bfloat16 if there are no others."
+        raise FewstepError("a weight has eight bits already", value=f"{name}: {weight.dtype}", hint=hint)
 
 
 def _check_layers(model: nn.Module) -> None:
@@ -111,7 +111,7 @@ def _check_layers(model: nn.Module) -> None:
         if one != other and None not in (one, other):
             raise FewstepError(
                 f"layer {name!r} is not as the configuration of {type(model).__name__} says, so that no folder could "
-                "hold the low-bit model", value=f"{one} instead of {other}", mend=_UNDO,
+                "hold the low-bit model", value=f"{one} instead of {other}", hint=_UNDO,
             )  # fmt: skip
 
 

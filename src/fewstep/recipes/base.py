@@ -66,17 +66,17 @@ def _explained(model: type[BaseModel], error: ValidationError) -> RecipeError:
     if first["type"] == "extra_forbidden":
         known = _keys(model, where[:-1])
         return RecipeError(
-            f"unknown recipe key {key}", value=first["input"], mend=nearest(str(where[-1]), known) + more
+            f"unknown recipe key {key}", value=first["input"], hint=nearest(str(where[-1]), known) + more
         )
     if first["type"] == "missing":
-        return RecipeError(f"recipe key {key} is missing", mend=f"Add it, or --set {key}=VALUE.{more}")
+        return RecipeError(f"recipe key {key} is missing", hint=f"Add it, or --set {key}=VALUE.{more}")
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     quotes = " Put it in quotes if it is text." if first["type"] == "string_type" else ""
     return RecipeError(
         f"recipe key {key}: {message.rstrip('.')}",
         value=first["input"],
-        mend=f"Change it in the file or with --set {key}=VALUE.{quotes}{more}",
+        hint=f"Change it in the file or with --set {key}=VALUE.{quotes}{more}",
     )
 
 

@@ -33,10 +33,10 @@ class Kind:
 
 
 _KINDS: dict[str, Kind] = {
-    "distill": Kind("fewstep.systems.distill:DistillRecipe", "fewstep.systems.distill:run"),
-    "q-sched": Kind("fewstep.systems.q_sched:QSchedRecipe", "fewstep.systems.q_sched:run"),
-    "quantize": Kind("fewstep.systems.mixdq:QuantizeRecipe", "fewstep.systems.mixdq:run"),
-    "schedule": Kind("fewstep.systems.schedule:ScheduleRecipe", "fewstep.systems.schedule:run"),
+    "distill": Kind("fewstep.jobs.distill:DistillRecipe", "fewstep.jobs.distill:run"),
+    "q-sched": Kind("fewstep.jobs.q_sched:QSchedRecipe", "fewstep.jobs.q_sched:run"),
+    "quantize": Kind("fewstep.jobs.quantize:QuantizeRecipe", "fewstep.jobs.quantize:run"),
+    "schedule": Kind("fewstep.jobs.search:ScheduleRecipe", "fewstep.jobs.search:run"),
 }
 
 
@@ -57,7 +57,7 @@ def find(kind: object) -> Kind:
         RecipeError: no such kind.
     """
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise RecipeError("unknown recipe kind", value=kind, mend=nearest(str(kind), _KINDS))
+        raise RecipeError("unknown recipe kind", value=kind, hint=nearest(str(kind), _KINDS))
     return _KINDS[kind]
 
 

@@ -33,14 +33,14 @@ def load(name: str | Path, overrides: Iterable[str] = (), chosen: Mapping[str, A
 def resolve(values: Any, overrides: Iterable[str] = (), chosen: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe of plain values (see `load`)."""
     if not isinstance(values, Mapping):
-        raise RecipeError("a recipe is a mapping of keys to values", value=values, mend="Begin it with kind: NAME.")
+        raise RecipeError("a recipe is a mapping of keys to values", value=values, hint="Begin it with kind: NAME.")
     values = _plain(values)
     for key, value in (chosen or {}).items():
         values = _with(values, key, value)
     for text in overrides:
         values = override(values, text)
     if "kind" not in values:
-        raise RecipeError("recipe key kind is missing", mend=f"Known kinds: {', '.join(kinds.known())}.")
+        raise RecipeError("recipe key kind is missing", hint=f"Known kinds: {', '.join(kinds.known())}.")
     schema = kinds.find(fitted(values["kind"], (str,))).schema()
     return validated(schema, fitted(values, (schema,)))
 
@@ -63,7 +63,7 @@ def locate(name: str | Path) -> Path:
     if path.parent.as_posix() in (".", "recipes") and asked in known:
         return known[asked]
     raise RecipeError(
-        "no such recipe", value=str(name), mend=f"{nearest(asked, known)} A path to a YAML file works too."
+        "no such recipe", value=str(name), hint=f"{nearest(asked, known)} A path to a YAML file works too."
     )
 
 
@@ -75,7 +75,7 @@ def override(values: Mapping[str, Any], text: str) -> dict[str, Any]:
     """
     key, equals, written = text.partition("=")
     if not equals or not all(key.strip().split(".")):
-        raise RecipeError("an override is written key=value", value=text, mend="For instance --set search.seed=1.")
+        raise RecipeError("an override is written key=value", value=text, hint="For instance --set search.seed=1.")
     return _with(values, key.strip(), read(written))
 
 
@@ -92,7 +92,7 @@ def _with(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
             raise RecipeError(
                 f"recipe key {'.'.join(path[: depth + 1])} is no section",
                 value=fitted(inner),
-                mend=f"{key} cannot go inside.",
+                hint=f"{key} cannot go inside.",
             )
         section = inner
     section[last] = _plain(value)
@@ -102,24 +102,24 @@ def _with(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
 def _text(path: Path) -> str:
     try:
         if path.stat().st_size > 4 * LARGEST:  # UTF-8 takes four bytes a character at most
-            raise RecipeError(f"the recipe {path} is longer than {LARGEST} characters", mend="Is it another file?")
+            raise RecipeError(f"the recipe {path} is longer than {LARGEST} characters", hint="Is it another file?")
         return read_text(path)
     except RecipeError:
         raise
     except (OSError, FewstepError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}", mend="It must be a UTF-8 text file.") from error
+        raise RecipeError(f"cannot read the recipe {path}: {error}", hint="It must be a UTF-8 text file.") from error
 
 
 def _plain(value: Any, key: str = "", depth: int = 0) -> Any:
     """The value as a fresh tree of dict, list, str, `Written`, int, float, bool and None."""
     if depth > DEEPEST:
-        raise RecipeError(f"the recipe is nested deeper than {DEEPEST} levels", mend="Flatten it.")
+        raise RecipeError(f"the recipe is nested deeper than {DEEPEST} levels", hint="Flatten it.")
     if isinstance(value, Mapping):
         if strange := [k for k in value if not isinstance(k, str)]:
-            raise RecipeError(f"a key in {key or 'the recipe'} is not text", value=strange[0], mend="Put it in quotes.")
+            raise RecipeError(f"a key in {key or 'the recipe'} is not text", value=strange[0], hint="Put it in quotes.")
         return {k: _plain(v, f"{key}.{k}".lstrip("."), depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v, f"{key}.{i}", depth + 1) for i, v in enumerate(value)]
     if value is None or isinstance(value, str | bool | int | float | Written):
         return value
-    raise RecipeError(f"recipe key {key}: unfit kind of value", value=value, mend="Put it in quotes to make it text.")
+    raise RecipeError(f"recipe key {key}: unfit kind of value", value=value, hint="Put it in quotes to make it text.")

@@ -208,7 +208,7 @@ def _check_inline(title: str, picture: str) -> None:
         raise FewstepError(
             f"{title!r}: a report is self-contained, its pictures are data URIs",
             value=picture[:60],
-            mend="Use fewstep.report.images.data_uri.",
+            hint="Use fewstep.report.images.data_uri.",
         )
 
 

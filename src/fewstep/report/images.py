@@ -57,7 +57,7 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 2, zoom: int = 1
     if images.ndim != 4 or len(images) == 0:
         raise FewstepError("a grid needs images of shape (B, 3, H, W)", value=tuple(images.shape))
     if len(images) * images.shape[-1] * images.shape[-2] * zoom**2 > LARGEST:
-        raise FewstepError("the sheet of pictures would be too large", value=f"zoom {zoom}", mend="Zoom less.")
+        raise FewstepError("the sheet of pictures would be too large", value=f"zoom {zoom}", hint="Zoom less.")
     images = images.detach().float().cpu().repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     count, channels, height, width = images.shape
     columns = min(count, columns or max(1, round(count**0.5)))
@@ -127,5 +127,5 @@ def _format(path: str | Path, known: Mapping[str, str] = FORMATS) -> str:
     ending = Path(path).suffix.lower()
     if ending not in known:
         what = f"a {'video' if known is MOVING else 'picture'} needs a known ending"
-        raise FewstepError(what, value=str(path), mend=f"Use {', '.join(known)}.")
+        raise FewstepError(what, value=str(path), hint=f"Use {', '.join(known)}.")
     return known[ending]

@@ -54,10 +54,10 @@ def check_images(images: Tensor, prompts: Sequence[str] | None = None) -> Tensor
         raise FewstepError(
             "images must be (B, 3, H, W) float in [0, 1]",
             value=f"{tuple(images.shape)} {images.dtype}",
-            mend="Convert bytes with .float() / 255 and put channels before height.",
+            hint="Convert bytes with .float() / 255 and put channels before height.",
         )
     if prompts is not None and len(prompts) != len(images):
         raise FewstepError(
-            f"{len(images)} images need {len(images)} prompts", value=len(prompts), mend="Give one prompt per image."
+            f"{len(images)} images need {len(images)} prompts", value=len(prompts), hint="Give one prompt per image."
         )
     return check_range(images)

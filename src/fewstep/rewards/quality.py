@@ -66,13 +66,13 @@ def quality(argument: str) -> QualityReward:
     """
     folder = need_argument("quality", argument, "FOLDER")
     if not Path(folder).is_dir():
-        raise FewstepError("there is no such quality network", value=folder, mend="Check the path of the folder.")
+        raise FewstepError("there is no such quality network", value=folder, hint="Check the path of the folder.")
     try:
         network = QualityNet.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise FewstepError(
             f"cannot load a QualityNet: {str(error).splitlines()[0]}",
             value=folder,
-            mend="Give a folder with config.json and diffusion_pytorch_model.safetensors of a QualityNet.",
+            hint="Give a folder with config.json and diffusion_pytorch_model.safetensors of a QualityNet.",
         ) from error
     return QualityReward(network.eval().requires_grad_(False))

@@ -108,7 +108,7 @@ class Folder:
             raise FewstepError(
                 f"{self.path} is not discarded: parts of it are links to other places",
                 value=linked,
-                mend="Remove them by hand, or give another folder with --out.",
+                hint="Remove them by hand, or give another folder with --out.",
             )
         for name in _OWN:
             item = self.path / name
@@ -134,7 +134,7 @@ def check_whose(path: Path) -> bool:
         raise FewstepError(
             f"{path} holds files that are not a run of fewstep",
             value=strangers[:5],
-            mend="Choose an empty or new folder.",
+            hint="Choose an empty or new folder.",
         )
     return False
 
@@ -173,7 +173,7 @@ def writing(path: Path) -> Iterator[None]:
             raise
         raise FewstepError(
             f"cannot write {path}: {reason}",
-            mend="Free some space or choose a folder you may write to with --out.",
+            hint="Free some space or choose a folder you may write to with --out.",
         ) from error
 
 
@@ -200,7 +200,7 @@ def _locked(path: Path) -> FileLock:
     file = path / LOCK
     with writing(path):
         if os.path.lexists(file) and not _trace(file):  # locking would empty it
-            raise FewstepError(f"{file} is no lock of fewstep", mend="Choose an empty or new folder.")
+            raise FewstepError(f"{file} is no lock of fewstep", hint="Choose an empty or new folder.")
         lock = FileLock(file)
         try:
             lock.acquire(timeout=0)
@@ -209,6 +209,6 @@ def _locked(path: Path) -> FileLock:
             who = "" if number is None else f" (process {number})"
             raise FewstepError(
                 f"{path} is being written by another fewstep{who}",
-                mend="Wait for it, or give another folder with --out.",
+                hint="Wait for it, or give another folder with --out.",
             ) from error
     return lock

@@ -120,5 +120,5 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:
         raise FewstepError(
             f"process {index()} lost the others: one of the {count()} processes ended or was not started",
-            mend="Its message is above or below this one; the last checkpoint is good.",
+            hint="Its message is above or below this one; the last checkpoint is good.",
         ) from error

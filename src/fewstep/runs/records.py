@@ -33,7 +33,7 @@ def read_record(file: Path) -> dict[str, Any]:
         what = f"{file} was changed"
     else:
         return found
-    raise FewstepError(what, mend="Remove this file: the unit is then computed again.")
+    raise FewstepError(what, hint="Remove this file: the unit is then computed again.")
 
 
 def _digest(record: Mapping[str, Any]) -> str:
@@ -48,5 +48,5 @@ def plain(name: str, value: Any) -> Any:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise FewstepError(
-            f"the result of unit {name!r} is not plain JSON: {error}", mend="Give save and load."
+            f"the result of unit {name!r} is not plain JSON: {error}", hint="Give save and load."
         ) from error

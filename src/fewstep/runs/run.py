@@ -117,7 +117,7 @@ class Run:
         """
         _check_name(name)
         if (save is None) != (load is None):
-            raise FewstepError(f"unit {name!r} needs both save and load, or neither", mend="Give the other one.")
+            raise FewstepError(f"unit {name!r} needs both save and load, or neither", hint="Give the other one.")
         place = self.artifact(artifact or name)
         if together and processes.count() > 1:
             self.claim()  # the others begin to write their share
@@ -249,7 +249,7 @@ class Run:
                 return record
             if ended:
                 raise FewstepError(
-                    f"the first process ended before unit {name!r}", mend="Its message says why; run the command again."
+                    f"the first process ended before unit {name!r}", hint="Its message says why; run the command again."
                 )
             time.sleep(POLL)
 
@@ -286,4 +286,4 @@ class Run:
 
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise FewstepError("unfit name of a unit or artifact", value=name, mend="Use letters, digits, . _ - and /.")
+        raise FewstepError("unfit name of a unit or artifact", value=name, hint="Use letters, digits, . _ - and /.")

@@ -33,7 +33,7 @@ def check_same(path: Path, recipe: Mapping[str, Any]) -> None:
         FewstepError: it differs (the message says in what), or cannot be read.
     """
     file = path / "recipe.yaml"
-    mend = "Use --fresh to begin anew."
+    hint = "Use --fresh to begin anew."
     text = read_text(file)
     try:
         _check_plain(text)
@@ -41,12 +41,12 @@ def check_same(path: Path, recipe: Mapping[str, Any]) -> None:
         changed = differences(old if isinstance(old, Mapping) else {}, recipe)
     except Exception as error:  # PyYAML raises ValueError, KeyError, RecursionError, ... for some malformed values
         why = " ".join(str(error).split())[:300]
-        raise FewstepError(f"{file} cannot be read: {why}", mend=mend) from error
+        raise FewstepError(f"{file} cannot be read: {why}", hint=hint) from error
     if changed:
         listed = ", ".join(f"{key}: {a!r} -> {b!r}" for key, (a, b) in list(changed.items())[:8])
         raise FewstepError(
             f"{path} was made by another recipe; it differs in {listed[:1000]}",
-            mend="Give another folder with --out, or add --fresh to discard the old run.",
+            hint="Give another folder with --out, or add --fresh to discard the old run.",
         )
 
 

@@ -43,7 +43,7 @@ def lcm(
         raise PlanError(
             "the boundary scalings of lcm count the steps of a discrete process",
             value=type(process).__name__,
-            mend="Use `consistency`, which serves every process.",
+            hint="Use `consistency`, which serves every process.",
         )
     s = Stages(process, prediction, grid)
     updates = []
@@ -66,7 +66,7 @@ def tcd(process: Process, prediction: Prediction, grid: Grid, *, eta: float = 0.
         PlanError: eta outside of [0, 1].
     """
     if not 0 <= eta <= 1:
-        raise PlanError("eta must be between 0 and 1", value=eta, mend="0 is DDIM, 1 renoises completely.")
+        raise PlanError("eta must be between 0 and 1", value=eta, hint="0 is DDIM, 1 renoises completely.")
     s = Stages(process, prediction, grid)
     updates = []
     for k in range(len(s)):

@@ -56,10 +56,10 @@ def estimate_statistics(
         PlanError: lam does not rise, or an estimate is not finite.
     """
     if not len(clean) or batch < 1:
-        raise FewstepError("statistics need data", value=(len(clean), batch), mend="Pass some hundred samples.")
+        raise FewstepError("statistics need data", value=(len(clean), batch), hint="Pass some hundred samples.")
     lam = torch.as_tensor(lam).double().cpu()
     if lam.ndim != 1 or len(lam) < 2 or not bool((lam.diff() > 0).all()):
-        raise PlanError("lam of the statistics must rise strictly", mend="Sort it and drop duplicates.")
+        raise PlanError("lam of the statistics must rise strictly", hint="Sort it and drop duplicates.")
     estimate = _noise_of(network, process) if isinstance(network, Denoiser) else network
     walk = _Walk(estimate, process, clean, lam, batch, elementwise, method, seed, progress)
     slope = torch.stack([walk.sensitivity(i) for i in range(len(lam))])

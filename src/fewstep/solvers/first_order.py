@@ -22,7 +22,7 @@ def ddim(process: Process, prediction: Prediction, grid: Grid, *, eta: float = 0
         PlanError: eta outside of [0, 1].
     """
     if not 0 <= eta <= 1:
-        raise PlanError("eta must be between 0 and 1", value=eta, mend="0 is the ODE, 1 ancestral sampling.")
+        raise PlanError("eta must be between 0 and 1", value=eta, hint="0 is the ODE, 1 ancestral sampling.")
     stages = Stages(process, prediction, grid)
     return stages.plan(_updates(stages, eta), "ddim", eta=eta)
 

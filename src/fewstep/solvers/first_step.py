@@ -37,9 +37,9 @@ def analytic_first_step(
     """
     choice("kind", kind, KINDS)
     if kind == "mean" and mean is None:
-        raise PlanError('kind="mean" needs the mean of the data', mend="Pass mean=, a number or a tensor.")
+        raise PlanError('kind="mean" needs the mean of the data', hint="Pass mean=, a number or a tensor.")
     if kind == "gaussian" and not data_std > 0:
-        raise PlanError("data_std must be positive", value=data_std, mend='Use kind="mean" for a single point.')
+        raise PlanError("data_std must be positive", value=data_std, hint='Use kind="mean" for a single point.')
     _refuse(plan)
     first = plan.rows[0]
     center: Coefficient = 0.0 if kind == "zero" or mean is None else mean
@@ -47,10 +47,10 @@ def analytic_first_step(
     A = _get(first.state, 0) + _get(first.output, 0) * u
     c = first.offset + _get(first.output, 0) * v
     if isinstance(A, Tensor) and A.numel() != 1:
-        raise PlanError("the first row has one scale per element", value=tuple(A.shape), mend="Scale the plan later.")
+        raise PlanError("the first row has one scale per element", value=tuple(A.shape), hint="Scale the plan later.")
     reads = any(0 in table for row in plan.rows[1:] for table in (row.state, row.output))
     if reads and number(A) == 0:
-        raise PlanError("the first step forgets the state that later rows read", mend="Use a multistep order of 1.")
+        raise PlanError("the first step forgets the state that later rows read", hint="Use a multistep order of 1.")
     rows = tuple(_without_first(row, A, c, u, v) for row in plan.rows[1:])
     settings = {"first_step": kind} | ({"data_std": data_std} if kind == "gaussian" else {})
     return plan.replace(
@@ -65,7 +65,7 @@ def _output_of_law(row: Row, prediction: Prediction, std: float, mean: Coefficie
     """u and v with raw output u x + v, for data N(mean, std^2): x0 = mean + gain (x - alpha mean)."""
     alpha, sigma = row.alpha, row.sigma
     if not isinstance(sigma, Tensor) and sigma == 0:
-        raise PlanError("the first row stands at clean data", mend="Start the grid at a noisy time.")
+        raise PlanError("the first row stands at clean data", hint="Start the grid at a noisy time.")
     gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
     slope, rest = gain, (1 - gain * alpha) * mean
     a, b = prediction.weights(row.input_scale * alpha, row.input_scale * sigma)
@@ -96,7 +96,7 @@ def _refuse(plan: Plan) -> None:
     }
     for reason, found in reasons.items():
         if found:
-            raise PlanError(f"{reason}: its network call cannot be replaced", mend="Build the plan without that.")
+            raise PlanError(f"{reason}: its network call cannot be replaced", hint="Build the plan without that.")
 
 
 def _get(table: Any, j: int) -> Coefficient:

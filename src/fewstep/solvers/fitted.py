@@ -121,5 +121,5 @@ def _refuse_steep(*exponents: Tensor) -> None:
         raise PlanError(
             "the statistics change too fast for steps this long: exponent",
             value=steepest,
-            mend="Take more steps, `statistics.averaged()`, or `statistics.linear()` (l alone).",
+            hint="Take more steps, `statistics.averaged()`, or `statistics.linear()` (l alone).",
         )

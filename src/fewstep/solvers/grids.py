@@ -32,7 +32,7 @@ class Grid:
             raise PlanError(
                 "a time grid must fall strictly to its end",
                 value=[round(float(t), 4) for t in self.times],
-                mend="Use fewer steps, or remove duplicate times.",
+                hint="Use fewer steps, or remove duplicate times.",
             )
 
     def __len__(self) -> int:
@@ -123,7 +123,7 @@ def align_your_steps(process: Process, model: str = "StableDiffusion", steps: in
     _at_least_one(steps)
     models = sorted({key.removesuffix("Timesteps").removesuffix("Sigmas") for key in AysSchedules})
     if model not in models:
-        raise PlanError("no published grid for this model", value=model, mend=nearest(model, models))
+        raise PlanError("no published grid for this model", value=model, hint=nearest(model, models))
     labels = AysSchedules.get(f"{model}Timesteps")
     if labels is not None:
         _total(process, 1)
@@ -156,9 +156,9 @@ def learnable(
         PlanError: logits of another shape, an unknown variable, or an infinite half log-SNR at the first time.
     """
     if logits.ndim != 1 or not logits.numel():
-        raise PlanError("logits must be one number per gap", value=tuple(logits.shape), mend="Pass shape (steps - 1,).")
+        raise PlanError("logits must be one number per gap", value=tuple(logits.shape), hint="Pass shape (steps - 1,).")
     if variable not in ("lambda", "time"):
-        raise PlanError("unknown variable", value=variable, mend=nearest(variable, ("lambda", "time")))
+        raise PlanError("unknown variable", value=variable, hint=nearest(variable, ("lambda", "time")))
     part = logits.double().softmax(0).cumsum(0)[:-1]  # the last one is the end itself
     begin = process.noisiest if first is None else first
     if variable == "time":
@@ -203,15 +203,15 @@ def truncated(
     """
     total = _total(process, steps)
     if model not in TRUNCATED:
-        raise PlanError("no truncated grid for this model", value=model, mend=nearest(model, TRUNCATED))
+        raise PlanError("no truncated grid for this model", value=model, hint=nearest(model, TRUNCATED))
     usual = TRUNCATED[model].get(steps, (12, 12 if model == "StableDiffusionXL" else 10, steps))
     points, rho, cut = points or usual[0], rho or usual[1], cut or usual[2]
     if not 0 < cut < points:
-        raise PlanError(f"cut must be 1 to {points - 1}", value=cut, mend="Give more points=, or another cut=.")
+        raise PlanError(f"cut must be 1 to {points - 1}", value=cut, hint="Give more points=, or another cut=.")
     bar = torch.tensor(process.alphas_cumprod, dtype=torch.float64)
     log_sigma = ((1 - bar) / bar).log() / 2
     if not bool(log_sigma.isfinite().all()):
-        raise PlanError("sigma is infinite at an end of the table", mend="Use a process without zero terminal SNR.")
+        raise PlanError("sigma is infinite at an end of the table", hint="Use a process without zero terminal SNR.")
     ends = log_sigma[[-1, 0]].exp() ** (1 / rho)
     level = (rho * (ends[0] + cut / (points - 1) * (ends[1] - ends[0])).log()).item()
     low = int((log_sigma < level).sum()) - 1
@@ -249,7 +249,7 @@ def distilled(process: VPDiscrete, steps: int, original: int = 50, end: float | 
     """The grid of LCM and TCD students: `steps` of the `original` times that the student was distilled on."""
     total = _total(process, steps)
     if steps > original:
-        raise PlanError(f"steps must not exceed the {original} distilled times", value=steps, mend="Use fewer steps.")
+        raise PlanError(f"steps must not exceed the {original} distilled times", value=steps, hint="Use fewer steps.")
     stride = total // original
     taught = (torch.arange(1, original + 1) * stride - 1).flip(0)
     picks = torch.linspace(0, original, steps + 1, dtype=torch.float64)[:-1].floor().long()
@@ -262,7 +262,7 @@ def _finite_lambdas(process: Process, first: float | None, last: float) -> Tenso
     lam = process.lam(torch.tensor([first, last], dtype=torch.float64))
     if not bool(lam.isfinite().all()):
         raise PlanError(
-            "log-SNR is infinite at an end of this grid", value=lam.tolist(), mend="Set `first` and `last` inside."
+            "log-SNR is infinite at an end of this grid", value=lam.tolist(), hint="Set `first` and `last` inside."
         )
     return lam
 
@@ -280,19 +280,19 @@ def _total(process: Process, steps: int) -> int:
         raise PlanError(
             "this grid counts the steps of a discrete process",
             value=type(process).__name__,
-            mend="Use `uniform` or `karras`.",
+            hint="Use `uniform` or `karras`.",
         )
     total = len(process.alphas_cumprod)
     if steps > total:
-        raise PlanError(f"the process has {total} times", value=steps, mend="Use fewer steps.")
+        raise PlanError(f"the process has {total} times", value=steps, hint="Use fewer steps.")
     return total
 
 
 def _at_least_one(steps: int) -> None:
     if isinstance(steps, bool) or steps != int(steps) or steps < 1:
-        raise PlanError("steps must be a whole number, at least 1", value=steps, mend="Pass steps=4, for instance.")
+        raise PlanError("steps must be a whole number, at least 1", value=steps, hint="Pass steps=4, for instance.")
 
 
 def _positive(name: str, value: float) -> None:
     if not value > 0:
-        raise PlanError(f"{name} must be positive", value=value, mend="Leave it at its default.")
+        raise PlanError(f"{name} must be positive", value=value, hint="Leave it at its default.")

@@ -33,8 +33,8 @@ RULES = ("exact", "bh1", "bh2")
 def choice(name: str, value: Any, known: Sequence[Any]) -> None:
     """Refuse an option that is not one of the known values (PlanError)."""
     if value not in known:
-        mend = nearest(value, known) if isinstance(value, str) else f"Choose one of {list(known)}."
-        raise PlanError(f"unknown {name}", value=value, mend=mend)
+        hint = nearest(value, known) if isinstance(value, str) else f"Choose one of {list(known)}."
+        raise PlanError(f"unknown {name}", value=value, hint=hint)
 
 
 def estimate(s: Stages, form: str, j: int) -> Combination:

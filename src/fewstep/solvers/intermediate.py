@@ -46,17 +46,17 @@ def amed(
     r = _numbers("places", places, 0.5, count)
     c, a = _numbers("scales", scales, 1.0, count), _numbers("time_scales", time_scales, 1.0, count)
     if bool(((r <= 0) | (r >= 1)).any()):
-        raise PlanError("places must lie strictly between 0 and 1", value=r.tolist(), mend="1/2 is the midpoint.")
+        raise PlanError("places must lie strictly between 0 and 1", value=r.tolist(), hint="1/2 is the midpoint.")
     for name, values in (("scales", c), ("time_scales", a)):
         if bool((values <= 0).any()):
-            raise PlanError(f"{name} must be positive", value=values.tolist(), mend="1 changes nothing.")
+            raise PlanError(f"{name} must be positive", value=values.tolist(), hint="1 changes nothing.")
     ends = grid.times if grid.end is None else torch.cat([grid.times, torch.tensor([grid.end], dtype=torch.float64)])
     lam = process.lam(ends)
     if not bool(lam.isfinite().all()):
         raise PlanError(
             "log-SNR is infinite at a time of this grid",
             value=float(ends[~lam.isfinite()][0]),
-            mend="Start below pure noise: `first=` of the grid.",
+            hint="Start below pure noise: `first=` of the grid.",
         )
     middles = process.time(lam[:-1] + r * lam.diff())
     times = torch.stack([ends[:-1], middles], 1).flatten()
@@ -88,6 +88,6 @@ def _numbers(name: str, values: Numbers, default: float, count: int) -> Tensor:
         raise PlanError(
             f"{name} must be {count} finite numbers, one per step that does not end clean",
             value=numbers.tolist(),
-            mend="Leave them out for a plain midpoint solver.",
+            hint="Leave them out for a plain midpoint solver.",
         )
     return numbers

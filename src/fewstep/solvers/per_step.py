@@ -51,14 +51,14 @@ class Decision:
             raise PlanError(
                 f"points of an order-{self.order} step must be 1 to {max(self.order - 1, 1)}",
                 value=self.points,
-                mend="Raise the order, or leave points out.",
+                hint="Raise the order, or leave points out.",
             )
         if not math.isfinite(self.relax):
-            raise PlanError("relax must be finite", value=self.relax, mend="0 leaves the derivative as it is.")
+            raise PlanError("relax must be finite", value=self.relax, hint="0 leaves the derivative as it is.")
         if not (self.tau >= 0 and math.isfinite(self.tau)):
-            raise PlanError("tau must be finite and not negative", value=self.tau, mend="1000 renoises completely.")
+            raise PlanError("tau must be finite and not negative", value=self.tau, hint="1000 renoises completely.")
         if self.tau and self.form != "data":
-            raise PlanError("only the data form takes noise", value=self.form, mend='Set form="data", or tau=0.')
+            raise PlanError("only the data form takes noise", value=self.form, hint='Set form="data", or tau=0.')
 
 
 def per_step(
@@ -79,10 +79,10 @@ def per_step(
     """
     if len(decisions) != len(grid):
         raise PlanError(
-            f"the grid has {len(grid)} steps", value=len(decisions), mend="Give one decision for each of them."
+            f"the grid has {len(grid)} steps", value=len(decisions), hint="Give one decision for each of them."
         )
     if statistics is None and any(d.form == "fitted" for d in decisions):
-        raise PlanError("fitted steps need statistics", mend="Pass those of `estimate_statistics`.")
+        raise PlanError("fitted steps need statistics", hint="Pass those of `estimate_statistics`.")
     s = Stages(process, prediction, grid)
     fitted = None if statistics is None else Fitted(s, statistics)
     strategies = [_strategy(s, k, decision, fitted) for k, decision in enumerate(decisions)]

@@ -71,7 +71,7 @@ def heun(
         PlanError: the churn is negative.
     """
     if not churn >= 0:
-        raise PlanError("churn must not be negative", value=churn, mend="0 is the deterministic solver.")
+        raise PlanError("churn must not be negative", value=churn, hint="0 is the deterministic solver.")
     rho = torch.exp(-process.lam(grid.times))
     rate = min(churn / len(grid), math.sqrt(2) - 1)
     raised = torch.minimum(

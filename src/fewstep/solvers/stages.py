@@ -143,13 +143,13 @@ def refuse_impossible(process: Process, prediction: Prediction, times: Tensor, s
         raise PlanError(
             f"{what} where there is no signal (zero terminal SNR)",
             value=float(times[alphas == 0][0]),
-            mend="Start the grid below pure noise, or use ddim with a v_prediction or velocity network.",
+            hint="Start the grid below pure noise, or use ddim with a v_prediction or velocity network.",
         )
     if bool((sigmas == 0).any()):
         raise PlanError(
             "the network would be asked about clean data (sigma = 0)",
             value=float(times[sigmas == 0][0]),
-            mend="End the grid there (`end=`) instead of calling there.",
+            hint="End the grid there (`end=`) instead of calling there.",
         )
 
 
@@ -162,7 +162,7 @@ def refuse_outside(process: Process, times: Tensor) -> None:
         raise PlanError(
             f"the grid leaves the times of {type(process).__name__}",
             value=float(times[~inside][0]),
-            mend=f"Stay between {low:g} and {high:g}, or give the process the range that its network was trained on.",
+            hint=f"Stay between {low:g} and {high:g}, or give the process the range that its network was trained on.",
         )
 
 

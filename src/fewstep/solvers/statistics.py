@@ -43,12 +43,12 @@ class Statistics:
             raise PlanError(
                 "statistics need lam (N + 1,) and l, s, b of one shape (N + 1, ...)",
                 value=shapes,
-                mend="Make them with `estimate_statistics`.",
+                hint="Make them with `estimate_statistics`.",
             )
         if not bool((self.lam.diff() > 0).all()):
-            raise PlanError("lam of the statistics must rise strictly", mend="Sort it and drop duplicates.")
+            raise PlanError("lam of the statistics must rise strictly", hint="Sort it and drop duplicates.")
         if not all(bool(t.isfinite().all()) for t in (self.lam, self.l, self.s, self.b)):
-            raise PlanError("statistics must be finite", mend="Estimate them again, in float32 or float64.")
+            raise PlanError("statistics must be finite", hint="Estimate them again, in float32 or float64.")
 
     # --- variants ---------------------------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class Statistics:
             raise PlanError(
                 f"the statistics cover half log-SNR {first:.4g} to {last:.4g}",
                 value=[round(least, 4), round(most, 4)],
-                mend="Set first and last times of the grid inside, or estimate them on a wider lam.",
+                hint="Set first and last times of the grid inside, or estimate them on a wider lam.",
             )
         cell = (torch.searchsorted(self.lam, at.contiguous(), right=True) - 1).clamp(0, len(self.lam) - 2)
         return cell, lam - self.lam[cell]
@@ -160,7 +160,7 @@ class Statistics:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
         if "fewstep_statistics" not in header or {*tensors} != {"lam", "l", "s", "b"}:
-            raise FewstepError(f"{path} holds no statistics", value=sorted(tensors), mend="Write it with save.")
+            raise FewstepError(f"{path} holds no statistics", value=sorted(tensors), hint="Write it with save.")
         guidance = header.get("guidance")
         return cls(
             **tensors,

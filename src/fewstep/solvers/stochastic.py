@@ -69,12 +69,12 @@ def _levels(tau: float | Sequence[float] | Tensor, count: int) -> list[float | T
     """One noise level per row: numbers, or 0-dim tensors where gradients are wanted."""
     values = torch.as_tensor(tau, dtype=torch.float64)
     if not bool((values.detach() >= 0).all()):
-        raise PlanError("tau must not be negative", value=tau, mend="0 is the ODE, 1 ancestral sampling.")
+        raise PlanError("tau must not be negative", value=tau, hint="0 is the ODE, 1 ancestral sampling.")
     if values.ndim and values.shape != (count,):
         raise PlanError(
             f"tau must be one number, or one for each of {count} rows",
             value=tuple(values.shape),
-            mend="Pass a list as long as the grid.",
+            hint="Pass a list as long as the grid.",
         )
     rows = values.expand(count)
     return list(rows.unbind()) if rows.requires_grad else rows.tolist()

@@ -1,7 +1,7 @@
-"""Training of the small text-to-image pipeline: `fewstep.train.run(stage, overrides, out)`."""
+"""Training of the small text-to-image pipeline: `fewstep.jobs.zoo.run(stage, overrides, out)`."""
 
 from __future__ import annotations
 
-from fewstep.train.run import STAGES, run
+from fewstep.jobs.zoo.run import STAGES, run
 
 __all__ = ["STAGES", "run"]

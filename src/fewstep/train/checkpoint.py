@@ -115,7 +115,7 @@ def load_checkpoint(
     except (KeyError, RuntimeError, ValueError) as error:
         raise FewstepError(
             f"the checkpoint {folder} belongs to another model ({error})",
-            mend="Choose a new output folder, or the settings that this one was started with.",
+            hint="Choose a new output folder, or the settings that this one was started with.",
         ) from error
     return progress
 

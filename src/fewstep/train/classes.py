@@ -19,7 +19,7 @@ def classes_of(captions: Sequence[str], most: int = 1000) -> tuple[list[str], to
     if not 2 <= len(names) <= most:
         raise FewstepError(
             f"the data has {len(names)} different captions, which are to be 2 to {most} classes",
-            mend="Caption each picture with the name of its class alone, or use `fewstep train teacher`.",
+            hint="Caption each picture with the name of its class alone, or use `fewstep train teacher`.",
         )
     place = {name: index for index, name in enumerate(names)}
     return names, torch.tensor([place[caption] for caption in captions])
@@ -33,5 +33,5 @@ def class_numbers(captions: Sequence[str], known: Mapping[str, int]) -> torch.Te
     """
     for caption in captions:
         if caption not in known:
-            raise FewstepError("the pipeline has no such class", value=caption, mend=nearest(caption, known))
+            raise FewstepError("the pipeline has no such class", value=caption, hint=nearest(caption, known))
     return torch.tensor([known[caption] for caption in captions])

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fewstep.distill.engine import Engine
-from fewstep.distill.method import Method, Settings
+from fewstep.distillation.engine import Engine
+from fewstep.distillation.method import Method, Settings
 from fewstep.errors import FewstepError
 from fewstep.train.stage import Party, Stage, StageConfig, Turn
 
@@ -64,7 +64,7 @@ def check_length(config: StageConfig, method: Method) -> None:
         raise FewstepError(
             f"this method's stages take {method.updates} updates",
             value=config.steps,
-            mend="Train as long, or shorten the stages by the method's options (`every`, `reflow_steps`, ...).",
+            hint="Train as long, or shorten the stages by the method's options (`every`, `reflow_steps`, ...).",
         )
 
 

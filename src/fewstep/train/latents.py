@@ -96,7 +96,7 @@ def open_any_pipeline(path: str | Path) -> Any:
     _need(str(path), "model_index.json", "teacher")
     pipe = DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
     if getattr(pipe, "vae", None) is None:
-        raise FewstepError("this pipeline has no latents", value=str(path), mend="Give one with an autoencoder.")
+        raise FewstepError("this pipeline has no latents", value=str(path), hint="Give one with an autoencoder.")
     pipe.vae.requires_grad_(False)
     return pipe
 
@@ -106,5 +106,5 @@ def _need(path: str, file: str, stage: str) -> None:
         raise FewstepError(
             f"no result of stage {stage!r} here",
             value=path,
-            mend=f"Run `fewstep train {stage}` first and give its folder.",
+            hint=f"Run `fewstep train {stage}` first and give its folder.",
         )

@@ -196,7 +196,7 @@ def _check_together(progress: Progress, out: Path | None) -> None:
         raise FewstepError(
             "the processes do not see the same checkpoint",
             value=str(out),
-            mend="Put the output on a disk that all machines share.",
+            hint="Put the output on a disk that all machines share.",
         )
 
 
@@ -228,7 +228,7 @@ class _Record:
             first = [name for name in spoiled if not name.endswith("gradient")] or spoiled
             raise NonFiniteError(
                 f"{' and '.join(first[:3])} became NaN or infinite within the steps before {step}",
-                mend="The last checkpoint is good. Lower learning_rate or clip_norm, then run the same command.",
+                hint="The last checkpoint is good. Lower learning_rate or clip_norm, then run the same command.",
             )
         return sums
 
@@ -259,7 +259,7 @@ def accelerator_for(config: StageConfig) -> Accelerator:
     from accelerate.state import AcceleratorState
 
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise FewstepError("no CUDA device here", value="device=cuda", mend="Use device=auto or device=cpu.")
+        raise FewstepError("no CUDA device here", value="device=cuda", hint="Use device=auto or device=cpu.")
     gpu = config.device != "cpu" and torch.cuda.is_available()
     bf16 = config.precision == "bfloat16" or (config.precision == "auto" and gpu)
     processes.join()

@@ -30,4 +30,4 @@ def optimizer_of(
             list(parameters), lr=learning_rate, betas=betas, weight_decay=decay, block_size=256
         )
         return made
-    raise FewstepError("unknown optimizer", value=kind, mend=nearest(kind, BYTES))
+    raise FewstepError("unknown optimizer", value=kind, hint=nearest(kind, BYTES))

@@ -81,7 +81,7 @@ def reconstruct(folder: str | Path, width: float, at: int | None = None) -> dict
     last = max(files, default=0) if at is None else at
     files = {step: file for step, file in files.items() if step <= last}
     if not files:
-        raise FewstepError("no stored averages here", value=str(folder), mend="Train with ema_widths=[0.05, 0.1].")
+        raise FewstepError("no stored averages here", value=str(folder), hint="Train with ema_widths=[0.05, 0.1].")
     widths = sorted({float(name.partition("/")[0]) for name in read_tensors(next(iter(files.values())))})
     stored = [(step, width_) for step in files for width_ in widths]
     share = weights([(t, exponent(w)) for t, w in stored], (last, exponent(width)))

@@ -30,7 +30,7 @@ def wanted(shard: bool) -> bool:
         raise FewstepError(
             "only version 2 of FSDP is supported",
             value=os.environ.get("FSDP_VERSION", "1"),
-            mend="Set fsdp_version: 2 in accelerate's configuration.",
+            hint="Set fsdp_version: 2 in accelerate's configuration.",
         )
     return (shard or asked) and processes.count() > 1
 
@@ -136,6 +136,6 @@ def _check(modules: Mapping[str, nn.Module]) -> None:
         if own & seen or hasattr(module, "shared"):
             raise FewstepError(
                 f"the {name} shares weights with another network and cannot be sharded",
-                mend="LoRA on one base is small: set train.lora=0, or train.shard=false.",
+                hint="LoRA on one base is small: set train.lora=0, or train.shard=false.",
             )
         seen |= own

@@ -60,7 +60,7 @@ def known_tracker(name: str) -> str:
     """
     known = [str(one) for one in LOGGER_TYPE_TO_CLASS]
     if name not in known:
-        raise FewstepError("unknown tracker", value=name, mend=nearest(name, known))
+        raise FewstepError("unknown tracker", value=name, hint=nearest(name, known))
     if name not in [str(one) for one in get_available_trackers()]:
-        raise FewstepError("this tracker's package is not installed", value=name, mend=f"pip install {name}")
+        raise FewstepError("this tracker's package is not installed", value=name, hint=f"pip install {name}")
     return name

@@ -24,7 +24,7 @@ def load_prompts(source: str | Sequence[str], limit: int | None = None) -> list[
     """
     prompts = _named(source) if isinstance(source, str) else [str(p) for p in source]
     if not prompts:
-        raise FewstepError("the prompt list is empty", value=source, mend="Give at least one prompt.")
+        raise FewstepError("the prompt list is empty", value=source, hint="Give at least one prompt.")
     if limit is None or limit >= len(prompts):
         return prompts
     if limit < 1:
@@ -41,7 +41,7 @@ def _named(source: str) -> list[str]:
         halves = {"calibration": lines[: len(lines) // 2], "evaluation": lines[len(lines) // 2 :]}
         if split not in halves:
             raise FewstepError(
-                "unknown prompt split", value=source, mend="Use general:calibration or general:evaluation."
+                "unknown prompt split", value=source, hint="Use general:calibration or general:evaluation."
             )
         return halves[split]
     return _lines(Path(source))
@@ -51,6 +51,6 @@ def _lines(file: Path) -> list[str]:
     try:
         text = read_text(file)
     except FewstepError as error:
-        mend = "Give a text file, emoji:SPLIT, general:calibration, or a list."
-        raise FewstepError(f"cannot read prompts: {error.what}", mend=mend) from error
+        hint = "Give a text file, emoji:SPLIT, general:calibration, or a list."
+        raise FewstepError(f"cannot read prompts: {error.what}", hint=hint) from error
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]

@@ -37,7 +37,7 @@ def limits(scheme: Scheme) -> tuple[int, int]:
     if scheme.weight_format == "asym":
         return -(2 ** (scheme.weight_bits - 1)), 2 ** (scheme.weight_bits - 1) - 1
     if scheme.weight_format != "int":
-        raise FewstepError("adaround needs integer weights", value=str(scheme), mend="Use w4a8 or such, or gptq.")
+        raise FewstepError("adaround needs integer weights", value=str(scheme), hint="Use w4a8 or such, or gptq.")
     return code_range(scheme.weight_bits)
 
 
@@ -100,5 +100,5 @@ def flip(codes: Tensor, ends: tuple[Tensor, Tensor], difference: Tensor, scale: 
 def make(argument: str) -> Method:
     """`adaround` or `adaround:STEPS` (default 300)."""
     if argument and not (argument.isdigit() and int(argument) > 0):
-        raise FewstepError("adaround takes a number of steps", value=argument, mend="Write adaround:300.")
+        raise FewstepError("adaround takes a number of steps", value=argument, hint="Write adaround:300.")
     return Method(round=functools.partial(learn, steps=int(argument or 300)), calibrated=True, uniform=True)

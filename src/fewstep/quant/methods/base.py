@@ -108,7 +108,7 @@ def store(
     """
     if statistics is None and (scheme.smooth or scheme.calibrated or method.calibrated):
         raise FewstepError(
-            "this scheme or method needs calibration", value=str(scheme), mend="Pass calibration=calibrate(...)."
+            "this scheme or method needs calibration", value=str(scheme), hint="Pass calibration=calibrate(...)."
         )
     if groups > 1 and (scheme.smooth or scheme.rank):
         raise FewstepError("grouped convolutions take neither smoothing nor a float branch", value=str(scheme))

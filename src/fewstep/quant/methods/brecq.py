@@ -10,5 +10,5 @@ from fewstep.quant.methods.base import METHODS, Method
 def make(argument: str) -> Method:
     """`brecq` or `brecq:STEPS` of each block (default 200); see `fewstep.quant.reconstruct`."""
     if argument and not (argument.isdigit() and int(argument) > 0):
-        raise FewstepError("brecq takes a number of steps", value=argument, mend="Write brecq:200.")
+        raise FewstepError("brecq takes a number of steps", value=argument, hint="Write brecq:200.")
     return Method(reconstruct=int(argument or 200))

@@ -42,5 +42,5 @@ def make(argument: str) -> Method:
     except ValueError:
         percentile = 0.0
     if not 50 <= percentile <= 100:
-        raise FewstepError("clip takes a percentile from 50 to 100", value=argument, mend="Write clip:99.9, or clip.")
+        raise FewstepError("clip takes a percentile from 50 to 100", value=argument, hint="Write clip:99.9, or clip.")
     return Method(round=functools.partial(at_percentile, percentile=percentile), percentile=percentile)

@@ -70,6 +70,6 @@ def make(argument: str) -> Method:
     except ValueError:
         damping = 0.0
     if damping <= 0:
-        raise FewstepError("gptq takes a positive damping", value=argument, mend="Write gptq:0.01.")
+        raise FewstepError("gptq takes a positive damping", value=argument, hint="Write gptq:0.01.")
     rounder: Callable[..., tuple[Tensor, Grid]] = functools.partial(compensate, damping=damping)
     return Method(round=rounder, calibrated=True)

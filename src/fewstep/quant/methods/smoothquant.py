@@ -23,5 +23,5 @@ def share(what: str, argument: str, default: float) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise FewstepError(f"{what} takes a number from 0 to 1", value=argument, mend=f"Write {what}:0.5.")
+        raise FewstepError(f"{what} takes a number from 0 to 1", value=argument, hint=f"Write {what}:0.5.")
     return value

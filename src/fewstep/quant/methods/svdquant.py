@@ -10,5 +10,5 @@ from fewstep.quant.methods.base import METHODS, Method
 def make(argument: str) -> Method:
     """`svdquant` or `svdquant:RANK` (default 32)."""
     if argument and not (argument.isdigit() and int(argument) > 0):
-        raise FewstepError("svdquant takes a rank", value=argument, mend="Write svdquant:32.")
+        raise FewstepError("svdquant takes a rank", value=argument, hint="Write svdquant:32.")
     return Method(smooth=True, rank=int(argument or 32))

@@ -1,0 +1,99 @@
+"""Limits of short legs: residuals of the two differential equations of a flow map, read as velocity targets.
+
+A residual R has the units of a velocity; the target is u* = u - R with u the student's own velocity, so its fixed point
+is R = 0 and the gradient of the square is R du (arXiv 2505.13447 writes the same with s and t on the straight path).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fewstep.distillation.core import Networks
+from fewstep.distillation.flow_map.directions import Direction, Teacher
+from fewstep.distillation.flow_map.frame import Frame, column, levels
+from fewstep.distillation.flow_map.jump import Jump, member
+from fewstep.distillation.flow_map.schedules import Varying
+from fewstep.distillation.flow_map.slopes import Slope
+from fewstep.distillation.flow_map.targets import Regression
+
+
+@dataclass(frozen=True)
+class Eulerian:
+    """First leg of no length: the end of a jump does not change along a trajectory, dX_{s,t}(x_t)/dt = 0.
+
+    R = -dX/dt = keep pace (D - D_w) - gain dD/dt with D_w the direction; (u - w) + (t - s) du/dt on the straight path.
+    MeanFlow (direction Data), its distillation and AYF (Teacher), sCM and velocity matching (s = 0).
+
+    warmup:
+        Factor r of the derivative part: R = a (u - w) + r (R - a (u - w)), where a is 1 on the straight path and
+        cos(t - s) on the circle (arXiv 2410.11081, sec. 4.1).
+    shrink:
+        Multiply R by alpha_t, as sCM does.
+    who:
+        Whose derivative; the live student's unless given.
+    """
+
+    direction: Direction = field(default_factory=Teacher)
+    slope: Slope = field(default_factory=Slope)
+    warmup: Varying = 1.0
+    shrink: bool = False
+    who: str = "student"
+
+    def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> Regression:
+        """The velocity target at (x, t)."""
+        residual, passes = self.residual(networks, jump, live)
+        if self.shrink:
+            residual = column(levels(networks.student.process, jump.t)[0], live) * residual
+        return Regression(jump.frame.express(live, jump.x, "velocity") - residual, "velocity", passes)
+
+    def residual(self, networks: Networks, jump: Jump, live: Tensor) -> tuple[Tensor, int]:
+        """R (B, ...) for the clean prediction `live`, and forward passes."""
+        wanted, passes = self.direction(networks, jump, jump.x, jump.t)
+        frame, model = jump.frame, member(networks, self.who)
+        velocity = frame.express(wanted, jump.x, "velocity")
+
+        def predict(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            return jump.ask(model, x, t, s)
+
+        change = self.slope.along(predict, model.process, jump.x, velocity, jump.t, jump.s)
+        gap = column(frame.pace, live) * (live - wanted)
+        whole = column(frame.keep, live) * gap - column(frame.gain, live) * change
+        r = self.warmup(jump.step, jump.steps) if callable(self.warmup) else self.warmup
+        if r != 1:
+            plain = column(_plain(frame), live) * gap
+            whole = plain + r * (whole - plain)
+        return whole, passes + 2
+
+
+@dataclass(frozen=True)
+class Lagrangian:
+    """Second leg of no length: the landing point moves with the flow, dX_{s,t}(x)/ds = v(X_{s,t}(x), s).
+
+    R = pace_s (D - D_v(X, s)) + gain dD/ds; (u - v(X, s)) - (t - s) du/ds on the straight path (arXiv 2406.07507,
+    2505.18825). The only derivative is in the end time, and the direction is asked where the student lands: s > 0.
+    """
+
+    direction: Direction = field(default_factory=Teacher)
+    slope: Slope = field(default_factory=Slope)
+    who: str = "student"
+
+    def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> Regression:
+        """The velocity target at (x, t)."""
+        model, frame = member(networks, self.who), jump.frame
+        landed = frame.express(live, jump.x, "state")
+        wanted, passes = self.direction(networks, jump, landed, jump.s)
+
+        def predict(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            return jump.ask(model, x, t, s)
+
+        change = self.slope.in_end(predict, model.process, jump.x, jump.t, jump.s)
+        pace = Frame.of(model.process, jump.s, jump.s).pace
+        residual = column(pace, live) * (live - wanted) + column(frame.gain, live) * change
+        return Regression(frame.express(live, jump.x, "velocity") - residual, "velocity", passes + 2)
+
+
+def _plain(frame: Frame) -> Tensor:
+    """The factor of u - w in R that is left when the network's own derivative is left out."""
+    return frame.keep - frame.gain * frame.drift / frame.pace

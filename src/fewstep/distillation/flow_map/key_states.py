@@ -1,0 +1,103 @@
+"""An adversary on the states between a student's calls: real ones are stored states of the teacher at the same times.
+
+Nothing is noised again, since both sides live at the time of the key state (AccVideo, arXiv 2503.19462, sec. 4.3). The
+student's states are those of its own chain: the method's roll-out is a `Simulation` without fresh noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.distillation.adversary import LOSSES
+from fewstep.distillation.core import Batch, Loss, Networks, Samples
+from fewstep.distillation.discriminator import Heads, Source
+from fewstep.distillation.flow_map.frame import Frame
+from fewstep.distillation.flow_map.intervals import positions
+from fewstep.distillation.flow_map.sources import stored
+from fewstep.errors import FewstepError
+
+
+class KeyedHeads(nn.Module):
+    """One discriminator per key state."""
+
+    def __init__(self, heads: list[nn.Module]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, features: Mapping[str, Tensor], key: int) -> Tensor:
+        """Logits (B, L) of states at one key."""
+        return self.heads[key](features)
+
+
+@dataclass(frozen=True)
+class KeyHeads:
+    """Makes the heads: the `make` of an adversary with `count` key states after the first noise."""
+
+    source: Source
+    count: int
+    kind: str = "point"
+
+    def __call__(self, networks: Networks, shape: tuple[int, ...]) -> nn.Module:
+        """The discriminator."""
+        make = Heads(self.source, self.kind)
+        return KeyedHeads([make(networks, shape) for _ in range(self.count)])
+
+
+@dataclass(frozen=True)
+class GeneratorLossAtKeys:
+    """The student's adversarial loss on the state that its call leads to."""
+
+    source: Source
+    scale: float = 0.1
+    loss: str = "softplus"
+
+    def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
+        """The loss; its gradient reaches the student through its last call alone."""
+        state, until, key = landed(networks, samples)
+        with torch.enable_grad():
+            x = state.detach().requires_grad_()
+            logits = networks.need("adversary")(self.source(networks, batch, x, until), key)
+            value = self.scale * LOSSES[self.loss][0](logits).mean()
+            (gradient,) = torch.autograd.grad(value, x)
+        through = (state * gradient).sum()
+        return through + (value - through).detach(), {"fooled": logits.detach().mean()}
+
+
+@dataclass(frozen=True)
+class DiscriminatorLossAtKeys:
+    """The discriminator's own loss."""
+
+    source: Source
+    loss: str = "softplus"
+
+    def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
+        """The loss, and the mean logits of both sides.
+
+        Raises:
+            FewstepError: no store, or none of its states lies where the student's call led to.
+        """
+        with torch.no_grad():
+            state, until, key = landed(networks, samples)
+            path, times = stored(batch), batch.times
+            keys = (networks.student.process.noisiest, float(until[0]))
+            at = int(positions(times, keys, networks.student.process)[1])  # type: ignore[arg-type]
+            seen = [self.source(networks, batch, x.to(state), until) for x in (path[:, at], state)]
+        real, fake = (networks.need("adversary")(features, key) for features in seen)
+        return LOSSES[self.loss][1](real, fake).mean(), {"real": real.detach().mean(), "fake": fake.detach().mean()}
+
+
+def landed(networks: Networks, samples: Samples | None) -> tuple[Tensor, Tensor, int]:
+    """The states (B, ...) that the student's last call leads to, their times (B,), and which call it was.
+
+    Raises:
+        FewstepError: no roll-out, or calls that differ within the batch.
+    """
+    if samples is None or bool((samples.index != samples.index[0]).any()):
+        hint = "Give the method a Simulation with each=False."
+        raise FewstepError("key states need a roll-out with one call for the whole batch", hint=hint)
+    frame = Frame.of(networks.student.process, samples.time, samples.until)
+    return frame.express(samples.clean, samples.state, "state"), samples.until, int(samples.index[0])

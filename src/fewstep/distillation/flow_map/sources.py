@@ -1,0 +1,236 @@
+"""Where the states come from that jumps start at: data, pairs, stored trajectories, the teacher, the student itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.distillation.core import Batch, Networks, Samples, noise_like
+from fewstep.distillation.flow_map.frame import column, levels
+from fewstep.distillation.flow_map.intervals import Even, Grid, before
+from fewstep.distillation.flow_map.jump import Jump, Sight, Times, students_view
+from fewstep.distillation.flow_map.legs import Solver
+from fewstep.distillation.flow_map.schedules import Varying, value_at
+from fewstep.distillation.steps import Steps
+from fewstep.errors import FewstepError
+
+
+class Source(Protocol):
+    """Where jumps start."""
+
+    def __call__(
+        self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
+    ) -> Sight:
+        """States (B, ...) at `blank.t`; `blank` is the jump without its states: times, conditions and guidance."""
+
+
+@dataclass(frozen=True)
+class NoisedData:
+    """Real data with fresh noise."""
+
+    def __call__(
+        self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
+    ) -> Sight:
+        """States of the batch's data.
+
+        Raises:
+            FewstepError: the batch has no data.
+        """
+        if batch.clean is None:
+            raise FewstepError("noised data needs data", hint="Give a data set, or use a source without data.")
+        return mixed(networks, batch.clean, noise_like(tuple(batch.clean.shape), generator, batch.clean), blank.t)
+
+
+@dataclass(frozen=True)
+class PureNoise:
+    """Fresh noise; the jumps must start at the noisiest time."""
+
+    def __call__(
+        self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
+    ) -> Sight:
+        """Noise at the scale of the process."""
+        noise = unit_noise(networks, batch, generator)
+        return Sight(prior(networks, noise), noise=noise)
+
+
+@dataclass(frozen=True)
+class EndPointPairs:
+    """Stored pairs of noise and the teacher's sample, mixed at t: reflow.
+
+    anneal:
+        beta: the noise becomes sqrt(1 - beta^2) noise + beta fresh; 1 is independent, 0 paired (SlimFlow, arXiv
+        2407.12718, sec. 3.1).
+    symmetry:
+        (B, ...) -> (B, ...), applied to both ends of half of the pairs: right only where the teacher commutes with it.
+    """
+
+    anneal: Varying = 0.0
+    symmetry: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(
+        self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
+    ) -> Sight:
+        """States on the way between the ends."""
+        path = stored(batch)
+        sigma = networks.student.process.sigma(float(batch.times[0]))  # type: ignore[index]
+        noise, clean = path[:, 0] / sigma, path[:, -1]
+        if self.symmetry is not None:
+            flip = column((torch.rand(batch.size, generator=generator) < 0.5).double(), clean) > 0
+            noise, clean = (torch.where(flip, self.symmetry(part), part) for part in (noise, clean))
+        beta = value_at(self.anneal, batch)
+        if beta > 0:
+            fresh = noise_like(tuple(noise.shape), generator, noise)
+            noise = (1 - beta**2) ** 0.5 * noise + beta * fresh
+        sight = mixed(networks, clean, noise, blank.t)
+        return Sight(sight.x, clean, noise, arrival=clean)
+
+
+@dataclass(frozen=True)
+class StoredPath:
+    """States of stored trajectories, at the positions of the jumps' ends."""
+
+    def __call__(
+        self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
+    ) -> Sight:
+        """States at the starts, and those at the ends."""
+        path, start, stop = stored(batch), blank.times.start, blank.times.stop
+        if start is None or stop is None:
+            raise FewstepError("stored states need jumps between stored times", hint="Use StoredPairs.")
+        rows = torch.arange(batch.size, device=path.device)
+        begin, end = (path[rows, at.to(path.device)] for at in (start, stop))
+        return Sight(begin, clean=path[:, -1], arrival=end)
+
+
+@dataclass(frozen=True)
+class TeacherRollout:
+    """The teacher's own states, by guided steps from fresh noise down to t: no data, no mismatch (MLCM, 2406.05768).
+
+    steps:
+        To the data; a state on the way takes its share of them, rounded up, in equal parts (algorithm 1 there).
+    """
+
+    steps: int = 8
+    order: int = 1
+
+    def __call__(
+        self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
+    ) -> Sight:
+        """States of the teacher."""
+        top = torch.full_like(blank.t, networks.teacher.process.noisiest)
+        counts = (self.steps * (1 - blank.t / top)).floor() + 1
+        length, solver = (top - blank.t) / counts, Solver(self.order)
+        x = prior(networks, unit_noise(networks, batch, generator))
+        for k in range(int(counts.max())):
+            rows = (counts > k).nonzero().squeeze(1)
+            start = (top - k * length)[rows]
+            end = torch.where(counts == k + 1, blank.t, top - (k + 1) * length)[rows]
+            there = rows.to(x.device)
+            moved, _ = solver(networks, _seen_by_teacher(blank, there), x[there], start, end)
+            x = x.index_put((there,), moved.to(x.dtype))
+        return Sight(x)
+
+
+def _seen_by_teacher(jump: Jump, rows: Tensor) -> Jump:
+    """What the teacher is told of these rows (b,)."""
+    own, negative = (
+        None if given is None else {name: value[rows] for name, value in given.items()}
+        for given in (jump.teacher_condition, jump.negative)
+    )
+    scale = None if jump.scale is None else jump.scale[rows.cpu()]
+    return replace(jump, teacher_condition=own, negative=negative, scale=scale)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Reflow within windows of time, without a store (PeRFlow, arXiv 2405.07510).
+
+    Data is noised to the upper edge of the window that t lies in and solved by the teacher to the lower one; the pair
+    (data, noise) whose path joins the two states takes the place of the original: a straight line on the straight path.
+    The jumps must end at the lower edge (`Edge` of the same grid).
+    """
+
+    grid: Grid = field(default_factory=lambda: Even(4))
+    steps: int = 8
+    order: int = 1
+
+    def __call__(
+        self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
+    ) -> Sight:
+        """States on the joining paths."""
+        process = networks.student.process
+        upper = before(self.grid(process, batch), blank.t, 0)
+        start = NoisedData()(networks, batch, samples, replace(blank, times=Times(upper, blank.s)), generator).x
+        end, _ = Solver(self.order, self.steps)(networks, blank, start, upper, blank.s)
+        (alpha, sigma), (alpha_end, sigma_end) = levels(process, upper), levels(process, blank.s)
+        determinant = alpha_end * sigma - alpha * sigma_end
+        clean = column(sigma / determinant, end) * end - column(sigma_end / determinant, end) * start
+        noise = column(alpha_end / determinant, end) * start - column(alpha / determinant, end) * end
+        return replace(mixed(networks, clean, noise, blank.t), arrival=end)
+
+
+@dataclass(frozen=True)
+class StudentRollout:
+    """Samples of the student, noised again: those of the method's roll-out, or of `steps` where there is none.
+
+    same_noise:
+        Noise again with the noise that the sample was made from (TLCM's algorithm 2); fresh noise otherwise.
+    """
+
+    steps: Steps | None = None
+    same_noise: bool = False
+
+    def __call__(
+        self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
+    ) -> Sight:
+        """Noised samples.
+
+        Raises:
+            FewstepError: there is neither a roll-out nor steps, or no noise to use again.
+        """
+        noise = unit_noise(networks, batch, generator)
+        if samples is not None and not self.same_noise:
+            return mixed(networks, samples.clean.detach(), noise, blank.t)
+        if self.steps is None:
+            hint = "Give the source the steps of the student."
+            raise FewstepError("the student's own samples need a roll-out or steps", hint=hint)
+        clean = self.steps.sample(networks.student, noise, students_view(batch.condition), generator)
+        return mixed(networks, clean, noise if self.same_noise else unit_noise(networks, batch, generator), blank.t)
+
+
+def mixed(networks: Networks, clean: Tensor, noise: Tensor, t: Tensor) -> Sight:
+    """States alpha clean + sigma noise at times (B,)."""
+    alpha, sigma = levels(networks.student.process, t)
+    return Sight(column(alpha, clean) * clean + column(sigma, clean) * noise, clean, noise)
+
+
+def prior(networks: Networks, noise: Tensor) -> Tensor:
+    """States at the noisiest time of unit noise, as samplers start: of variance alpha^2 + sigma^2 (VE: sigma^2)."""
+    process = networks.student.process
+    alpha, sigma = process.alpha(process.noisiest), process.sigma(process.noisiest)
+    return noise * (sigma if alpha == 1 else (alpha**2 + sigma**2) ** 0.5)
+
+
+def stored(batch: Batch) -> Tensor:
+    """Stored states (B, K, ...).
+
+    Raises:
+        FewstepError: the batch has none.
+    """
+    if batch.path is None or batch.times is None:
+        raise FewstepError("this source needs a trajectory store", hint="Make one of the teacher's trajectories.")
+    return batch.path
+
+
+def unit_noise(networks: Networks, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Standard normal noise for a batch, like its data or trajectories, else in float32 beside the student."""
+    given = [value for value in (batch.clean, batch.path) if value is not None]
+    like = given[0] if given else None
+    if like is None:
+        network = networks.student.network
+        weights = list(network.parameters())[:1] if isinstance(network, nn.Module) else []
+        like = next((torch.empty(0, device=v.device) for v in (*(batch.condition or {}).values(), *weights)), None)
+    return noise_like((batch.size, *batch.shape), generator, like)

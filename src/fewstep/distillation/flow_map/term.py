@@ -1,0 +1,179 @@
+"""The term of every trajectory method: the student's jump against a target, in a space, by a metric, with weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fewstep.distillation.core import Batch, Loss, Model, Networks, Samples
+from fewstep.distillation.flow_map.frame import Boundary, Frame, Space, column
+from fewstep.distillation.flow_map.guidance import Guidance
+from fewstep.distillation.flow_map.intervals import TimesLaw
+from fewstep.distillation.flow_map.jump import Jump, Sight, students_view, teachers_view
+from fewstep.distillation.flow_map.metrics import Metric, Squared
+from fewstep.distillation.flow_map.sources import NoisedData, Source
+from fewstep.distillation.flow_map.targets import Regression, Target
+from fewstep.distillation.flow_map.weights import Weight
+from fewstep.errors import FewstepError
+
+
+@dataclass(frozen=True)
+class FlowMapTerm:
+    """mean over samples of weight(distance(student's jump, target)).
+
+    source, times, target:
+        Where jumps start, their times, and what they should give.
+    metric, weights, space:
+        The distance, what it is multiplied by (in turn), and what it is a distance of.
+    guidance:
+        Of the teacher, within this term.
+    boundary:
+        How a prediction becomes the end state; the step with it held fixed unless given.
+    normalise:
+        c: the residual g becomes g / (|g| + c) per sample (sCM, arXiv 2410.11081, sec. 4.1): it keeps the fixed point,
+        which normalising the derivative alone does not.
+    carried:
+        Compare after the target network has taken both ends to the data (CTM, arXiv 2310.02279, eq. 9); needs a target
+        network that is a copy, as a gradient would reach a live one.
+    share:
+        The part of the batch that it sees, as fractions (several terms may divide a batch).
+    """
+
+    times: TimesLaw
+    target: Target
+    source: Source = field(default_factory=NoisedData)
+    metric: Metric = field(default_factory=Squared)
+    weights: tuple[Weight, ...] = ()
+    space: Space = "velocity"
+    guidance: Guidance = field(default_factory=Guidance)
+    boundary: Boundary | None = None
+    normalise: float | None = None
+    carried: bool = False
+    share: tuple[float, float] = (0.0, 1.0)
+    factor: float = 1.0
+
+    def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
+        """The loss; logged: the mean distance before weights, and the forward passes beside the student's own."""
+        batch, samples = portion(batch, samples, self.share)
+        with torch.no_grad():
+            blank = prepared(networks, batch, self.times, self.guidance, generator, self.boundary)
+            tellable(networks.student, blank.s)
+            jump = replace(blank, sight=self.source(networks, batch, samples, blank, generator))
+        live = jump.ask(networks.student, jump.x, jump.t, jump.s)
+        with torch.no_grad():
+            aim = self.target(networks, jump, live.detach())
+        given, wanted = self._compared(networks, jump, live, aim)
+        distance = self.metric(given, wanted)
+        weighted = distance
+        for weight in self.weights:
+            weighted = weight(networks, jump, weighted)
+        return self.factor * weighted.mean(), {
+            "distance": distance.detach().mean(),
+            "passes": torch.tensor(float(aim.passes)),
+        }
+
+    def _compared(self, networks: Networks, jump: Jump, live: Tensor, aim: Regression) -> tuple[Tensor, Tensor]:
+        """What the student gave and what it should have given, in the space of the loss."""
+        space: Space = "state" if self.carried else self.space
+        given = jump.frame.express(live, jump.x, space)
+        wanted = jump.frame.transfer(aim.value, live.detach(), jump.x, aim.space, space)
+        if self.carried:
+            given, wanted = (carry(networks, jump, state) for state in (given, wanted))
+        if self.normalise is not None:
+            wanted = normalised(given.detach(), wanted, self.normalise)
+        return given, wanted.detach()
+
+
+def prepared(
+    networks: Networks,
+    batch: Batch,
+    law: TimesLaw,
+    guidance: Guidance,
+    generator: torch.Generator,
+    boundary: Boundary | None = None,
+) -> Jump:
+    """The jumps of a batch without their states."""
+    process = networks.student.process
+    times = law(batch, process, generator)
+    scale = guidance.draw(batch, process, times.t, generator)
+    return Jump(
+        sight=Sight(torch.empty(0)),
+        times=times,
+        frame=Frame.of(process, times.t, times.s, boundary),
+        condition=guidance.tell(students_view(batch.condition), scale),
+        teacher_condition=teachers_view(batch.condition),
+        negative=teachers_view(batch.negative),
+        scale=scale,
+        seed=int(torch.randint(2**31, (1,), generator=generator)),
+        step=batch.step,
+        steps=batch.steps,
+        boundary=boundary,
+    )
+
+
+def tellable(student: Model, s: Tensor) -> None:
+    """Refuse to tell a student of time 0 where the clock of its process has no number for it (VE: log sigma).
+
+    Raises:
+        FewstepError: the student takes two times, and some jumps end at the data.
+    """
+    if student.two_times and not math.isfinite(student.process.network_time(0.0)) and bool((s == 0).any()):
+        hint = "Use a process whose clock is finite at the data, or a method of one time."
+        raise FewstepError(f"{type(student.process).__name__} has no network time for the data", value=0.0, hint=hint)
+
+
+def normalised(given: Tensor, wanted: Tensor, c: float) -> Tensor:
+    """The target whose residual g has become g / (|g| + c), |g| the root of the sum of squares of a sample."""
+    residual = given - wanted
+    size = residual.flatten(1).norm(dim=1)
+    return given - column(1 / (size + c), given) * residual
+
+
+def carry(networks: Networks, jump: Jump, state: Tensor) -> Tensor:
+    """Clean predictions of the target network for states (B, ...) at the ends of jumps; those at the data stay."""
+    target = networks.need("target")
+    if target is networks.student or target.network is networks.student.network:
+        hint = "Give the method a target with a decay."
+        raise FewstepError("carrying both ends to the data needs a target network of its own", hint=hint)
+    there = jump.s == 0
+    s = torch.where(there, jump.t, jump.s)
+    clean = jump.ask(target, state, s, torch.zeros_like(s))
+    return torch.where(column(there.double(), state) > 0, state, clean)
+
+
+def portion(batch: Batch, samples: Samples | None, share: tuple[float, float]) -> tuple[Batch, Samples | None]:
+    """The samples of a batch between two fractions of its size.
+
+    Raises:
+        FewstepError: none are left.
+    """
+    if share == (0.0, 1.0):
+        return batch, samples
+    low, high = (round(part * batch.size) for part in share)
+    if not 0 <= low < high <= batch.size:
+        hint = "Use a larger batch, or shares that rise within [0, 1]."
+        raise FewstepError("no sample is left for a part of the batch", value=(share, batch.size), hint=hint)
+
+    def cut(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[low:high]
+
+    def cut_all(condition: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+        return None if condition is None else {key: value[low:high] for key, value in condition.items()}
+
+    part = replace(
+        batch,
+        size=high - low,
+        clean=cut(batch.clean),
+        path=cut(batch.path),
+        condition=cut_all(batch.condition),
+        negative=cut_all(batch.negative),
+    )
+    if samples is None:
+        return part, None
+    return part, Samples(
+        *(value[low:high] for value in (samples.clean, samples.state, samples.time, samples.until, samples.index))
+    )

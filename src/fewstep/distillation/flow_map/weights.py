@@ -1,0 +1,100 @@
+"""Weights of jumps: functions (cast, jump, distances (B,)) -> weighted distances (B,); several are applied in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fewstep.distillation.core import Networks
+from fewstep.distillation.flow_map.frame import levels
+from fewstep.distillation.flow_map.jump import Jump
+from fewstep.errors import FewstepError, nearest
+
+Weight = Callable[[Networks, Jump, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Length:
+    """(t - s)^power in fractions of the range."""
+
+    power: float = 1.0
+
+    def __call__(self, networks: Networks, jump: Jump, distance: Tensor) -> Tensor:
+        """Weighted distances."""
+        span = (jump.t - jump.s) / networks.student.process.noisiest
+        return distance * (span**self.power).to(distance)
+
+
+@dataclass(frozen=True)
+class InverseStep:
+    """1 / (t - m), m the end of the first leg, in fractions of the range (iCT, ECT: arXiv 2310.14189, sec. 3.1)."""
+
+    def __call__(self, networks: Networks, jump: Jump, distance: Tensor) -> Tensor:
+        """Weighted distances; a first leg of no length has weight 0."""
+        if jump.times.m is None:
+            raise FewstepError("this weight needs jumps with a middle", hint="Give the intervals a middle.")
+        step = (jump.t - jump.times.m) / networks.student.process.noisiest
+        return distance * (1 / step.clamp(min=1e-12)).where(step > 0, 0.0 * step).to(distance)
+
+
+SNR_KINDS = ("truncated", "plus_one", "clamped", "plain")
+
+
+@dataclass(frozen=True)
+class Snr:
+    """A function of the signal-to-noise ratio alpha^2 / sigma^2 at t, for distances of clean predictions.
+
+    `truncated` max(snr, at), `plus_one` snr + 1 (arXiv 2202.00512, sec. 4), `clamped` min(snr, at), `plain`.
+    """
+
+    kind: str = "truncated"
+    at: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in SNR_KINDS:
+            raise FewstepError("unknown weight of the noise level", value=self.kind, hint=nearest(self.kind, SNR_KINDS))
+
+    def __call__(self, networks: Networks, jump: Jump, distance: Tensor) -> Tensor:
+        """Weighted distances."""
+        alpha, sigma = levels(networks.student.process, jump.t)
+        snr = (alpha / sigma) ** 2
+        if self.kind == "truncated":
+            snr = snr.clamp(min=self.at)
+        elif self.kind == "clamped":
+            snr = snr.clamp(max=self.at)
+        return distance * (snr + (self.kind == "plus_one")).to(distance)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """1 / (distance + c)^power without gradient: every sample pulls alike (arXiv 2505.13447, sec. 4.3)."""
+
+    power: float = 1.0
+    c: float = 1e-2
+
+    def __call__(self, networks: Networks, jump: Jump, distance: Tensor) -> Tensor:
+        """Weighted distances."""
+        return distance / (distance.detach() + self.c) ** self.power
+
+
+@dataclass(frozen=True)
+class Learned:
+    """exp(phi) distance - phi with a learned phi(t) (arXiv 2312.02696, eq. 21; sCM, eq. 8).
+
+    phi is the student's own head: its network must have `uncertainty(network time (B,)) -> (B,)`.
+    """
+
+    def __call__(self, networks: Networks, jump: Jump, distance: Tensor) -> Tensor:
+        """Weighted distances.
+
+        Raises:
+            FewstepError: the student's network has no such head.
+        """
+        head = getattr(networks.student.network, "uncertainty", None)
+        if head is None:
+            hint = "Give its network a method `uncertainty(time)`, or use Adaptive."
+            raise FewstepError("this weight needs a student that learns its uncertainty", hint=hint)
+        phi = head(networks.student.process.network_time(jump.t).to(distance))
+        return phi.exp() * distance - phi

@@ -1,0 +1,244 @@
+"""A distillation method as data: the parts of its losses, who is trained beside the student, how the student is run.
+
+A preset is one function in one module of `fewstep.distillation.presets`, registered by name:
+
+    @preset("dmd2")
+    def dmd2(process: Process, *, steps: int = 4, guidance: float = 4.5) -> Method: ...
+
+It takes the process of the teacher first, so that every time it writes down is a time of that process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from fewstep.distillation.core import Networks, Rollout, Term
+from fewstep.distillation.steps import Steps
+from fewstep.errors import FewstepError, nearest
+from fewstep.process import Process
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """How a network beside the student keeps up with it.
+
+    ratio:
+        Its updates per update of the student. The first of them sees the samples that the student was just judged on,
+        the others fresh ones.
+    learning_rate:
+        As a multiple of the student's.
+    pull:
+        After each update of the student its weights move this share of the way to the student's (arXiv 2506.00523:
+        0.03); needs equal architectures.
+    betas:
+        Of Adam; the student's unless given.
+    """
+
+    ratio: int = 1
+    learning_rate: float = 1.0
+    pull: float = 0.0
+    betas: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Critic:
+    """The network that follows the student's distribution; a copy of the teacher at the start.
+
+    calls:
+        How many calls of the student it is told apart; 0: it follows the mixture of all of them.
+    """
+
+    term: Term
+    tracking: Tracking = field(default_factory=Tracking)
+    calls: int = 0
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """The discriminator.
+
+    make:
+        (cast, shape of one sample) -> its module, in `Cast.adversary` from then on.
+    term:
+        Its own loss; the student's adversarial loss is one of `Method.terms`.
+    with_critic:
+        Train the critic with this loss too, in the same update (DMD2: a head on the critic's features).
+    """
+
+    make: Callable[[Networks, tuple[int, ...]], nn.Module]
+    term: Term
+    tracking: Tracking = field(default_factory=Tracking)
+    with_critic: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """The slow student in `Cast.target`: target <- decay target + (1 - decay) student after every `every`-th step.
+
+    decay 0, every 1: the live student itself (no copy is kept). decay mu, every 1: its moving average. decay 0,
+    every N: the student at the end of the previous stage (progressive distillation); the teacher at first.
+
+    until:
+        Where the last stage begins: the target rests after this step, however long that stage is.
+    warm:
+        The decay begins low, as that of the averages that training saves does: what the student began as is forgotten.
+    """
+
+    decay: float = 0.0
+    every: int = 1
+    until: int | None = None
+    warm: bool = False
+
+    def share(self, step: int) -> float:
+        """How much of the way to the student it goes after step `step` (from 1)."""
+        return 1 - (warmed_up(self.decay, step) if self.warm else self.decay)
+
+    def moves(self, step: int) -> bool:
+        """Whether it follows the student after step `step` (from 1)."""
+        return step % self.every == 0 and (self.until is None or step <= self.until)
+
+    @property
+    def live(self) -> bool:
+        """Whether it is the student itself."""
+        return self.decay == 0 and self.every == 1 and self.until is None
+
+
+def warmed_up(decay: float, updates: int) -> float:
+    """The decay of a moving average at its update number `updates` (from 1): min(decay, (1 + t) / (10 + t))."""
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Optimisation that the method is known to like; a recipe may change each value."""
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    warmup: int = 0
+    decay: bool = False
+    """Cosine to zero at the end, rather than constant."""
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    rates: tuple[tuple[float, float], ...] = ()
+    """Stages of the learning rate: (share of the training that it lasts to, multiple of `learning_rate`)."""
+    optimizer: str = "adamw"
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is trained on what.
+
+    terms:
+        Summands of the student's loss by name (the names appear in logs and messages); weights are inside them.
+    steps:
+        How the finished student is run; becomes the plan that it is saved with.
+    rollout:
+        What makes the samples that the terms judge, None where they make their own input.
+    needs:
+        Of "data" (`Batch.clean`), "store" (`Batch.path`, `Batch.times`) and "guidance" (a negative condition, where the
+        teacher is conditional).
+    two_times:
+        Whether the student's network takes the time that its jump ends at.
+    updates:
+        How many its stages take; a shorter training is refused, because it would end before the last of them.
+    """
+
+    terms: Mapping[str, Term]
+    steps: Steps
+    rollout: Rollout | None = None
+    critic: Critic | None = None
+    adversary: Adversary | None = None
+    target: Target | None = None
+    needs: frozenset[str] = frozenset()
+    two_times: bool = False
+    settings: Settings = field(default_factory=Settings)
+    updates: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise FewstepError("a method needs at least one term", hint="Give the student something to learn.")
+        unknown = set(self.needs) - {"data", "store", "guidance"}
+        if unknown:
+            raise FewstepError("unknown need of a method", value=sorted(unknown), hint="data, store or guidance.")
+        if self.adversary is not None and self.adversary.with_critic and self.critic is None:
+            raise FewstepError("this adversary is trained with a critic", hint="Give the method a critic.")
+
+
+def needing(*, data: bool = False, store: bool = False, guided: bool = False) -> frozenset[str]:
+    """`Method.needs` in words; guided: the teacher is asked without its condition too."""
+    return frozenset(need for need, is_so in {"data": data, "store": store, "guidance": guided}.items() if is_so)
+
+
+Preset = Callable[..., Method]
+_PRESETS: dict[str, Preset] = {}
+
+
+def preset(name: str) -> Callable[[Preset], Preset]:
+    """Decorator of `(process, *, options) -> Method`; the first line of its docstring is shown in lists."""
+
+    def join(make: Preset) -> Preset:
+        _PRESETS[name] = make
+        return make
+
+    return join
+
+
+def presets() -> dict[str, str]:
+    """Name and one line of every preset; every module of `fewstep.distillation.presets` is imported once."""
+    _gather()
+    return {name: (inspect.getdoc(make) or "").partition("\n")[0] for name, make in sorted(_PRESETS.items())}
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """Names and defaults of a preset's options."""
+    parameters = list(inspect.signature(_find(name)).parameters.values())[1:]
+    return {p.name: p.default for p in parameters}
+
+
+def method(name: str, process: Process, **options: Any) -> Method:
+    """The method of that name for this process.
+
+    Raises:
+        FewstepError: no such preset or option.
+    """
+    make, known = _find(name), options_of(name)
+    for option in options:
+        if option not in known:
+            raise FewstepError(f"{name} has no option {option!r}", value=options[option], hint=nearest(option, known))
+    return make(process, **options)
+
+
+def stages_over(name: str, updates: int, **options: Any) -> dict[str, int]:
+    """Further options of a preset, which lay the stages that it counts in updates over a training of so many.
+
+    Nothing for a preset without such stages (shares of the training fit any length); options: those it is given.
+    """
+    known = {**options_of(name), **options}
+    if {"reflow_steps", "distil_steps"} <= set(known):  # two to one, as published
+        first = max(1, updates * 2 // 3)
+        return {"reflow_steps": first, "distil_steps": max(1, updates - first)}
+    if {"start", "every"} <= set(known):
+        stages = max(1, (known["start"] // known["steps"]).bit_length())
+        return {"every": max(1, updates // stages)}
+    return {}
+
+
+def _find(name: str) -> Preset:
+    _gather()
+    if name not in _PRESETS:
+        raise FewstepError("unknown distillation method", value=name, hint=nearest(name, _PRESETS))
+    return _PRESETS[name]
+
+
+def _gather() -> None:
+    package = importlib.import_module("fewstep.distillation.presets")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")

@@ -1,0 +1,43 @@
+"""Few-step regression on stored key states, with an adversary at each of them."""
+
+from __future__ import annotations
+
+from fewstep.distillation.core import Term
+from fewstep.distillation.discriminator import Source, samples
+from fewstep.distillation.flow_map import FlowMapTerm, Stored, StoredPairs, StoredPath, TwoLeg
+from fewstep.distillation.flow_map.key_states import DiscriminatorLossAtKeys, GeneratorLossAtKeys, KeyHeads
+from fewstep.distillation.method import Adversary, Method, Settings, Tracking, needing, preset
+from fewstep.distillation.rollout import Simulation
+from fewstep.distillation.steps import evenly
+from fewstep.process import Process
+
+
+@preset("accvideo")
+def accvideo(
+    process: Process,
+    *,
+    steps: int = 5,
+    adversarial: float = 0.1,
+    source: Source = samples,
+    head: str = "point",
+) -> Method:
+    """AccVideo: jumps between stored key states of the teacher, and an adversary at each (arXiv 2503.19462).
+
+    Key states are those at the times of the student's steps. source: where the discriminator's features come from, the
+    teacher's last blocks in the paper. No data, no noising.
+    """
+    chain = evenly(process, steps, fresh=0.0)
+    terms: dict[str, Term] = {
+        "stored": FlowMapTerm(StoredPairs("consecutive", (*chain.times, 0.0)), TwoLeg(Stored()), StoredPath()),
+    }
+    if adversarial:
+        terms["adversarial"] = GeneratorLossAtKeys(source, adversarial)
+    heads = Adversary(KeyHeads(source, steps, head), DiscriminatorLossAtKeys(source), Tracking())
+    return Method(
+        terms,
+        chain,
+        rollout=Simulation(chain) if adversarial else None,
+        adversary=heads if adversarial else None,
+        needs=needing(store=True),
+        settings=Settings(learning_rate=5e-6),
+    )

@@ -1,0 +1,78 @@
+"""Consistency mid-training, and MeanFlow that begins with it."""
+
+from __future__ import annotations
+
+from fewstep.distillation.flow_map import (
+    Adaptive,
+    Data,
+    Eulerian,
+    FlowMapTerm,
+    Guidance,
+    Intervals,
+    InTurn,
+    Other,
+    Slope,
+    Squared,
+    Stored,
+    StoredPairs,
+    StoredPath,
+    Teacher,
+    TwoLeg,
+)
+from fewstep.distillation.flow_map.directions import Direction
+from fewstep.distillation.method import Method, Settings, needing, preset
+from fewstep.distillation.steps import evenly
+from fewstep.distillation.times import Uniform
+from fewstep.process import Process
+
+
+@preset("cmt")
+def cmt(process: Process, *, steps: int = 1, pairs: str = "all") -> Method:
+    """Consistency mid-training: plain regression of jumps between stored states of the teacher (arXiv 2509.24526).
+
+    pairs: `all` learns the flow map, `to-end` the consistency function. The times are the true ones of the store.
+    """
+    return Method(
+        {"stored": FlowMapTerm(StoredPairs(pairs), TwoLeg(Stored()), StoredPath())},
+        evenly(process, steps, fresh=0.0),
+        needs=needing(store=True),
+        two_times=pairs != "to-end",
+        settings=Settings(learning_rate=1e-4, betas=(0.9, 0.95)),
+    )
+
+
+@preset("mf_rae")
+def mf_rae(
+    process: Process,
+    *,
+    steps: int = 1,
+    guidance: float = 1.0,
+    shift: float = 1.0,
+    equal: float = 0.75,
+    delta: float = 5e-3,
+    stages: tuple[float, float] = (0.12, 0.95),
+) -> Method:
+    """MF-RAE: mid-training, MeanFlow with the teacher's velocity by differences, then with the data's (2511.13019).
+
+    shift: of the times, sqrt(numbers per sample / 4096) in the paper. stages: ends of the first two.
+    """
+    law = Uniform(1e-3, 0.999, shift)
+
+    def mean_flow(direction: Direction, scale: float) -> FlowMapTerm:
+        return FlowMapTerm(
+            Intervals(law, Other(law), equal=equal),
+            Eulerian(direction, Slope("difference", delta)),
+            metric=Squared(total=True),
+            weights=(Adaptive(1.0, 1e-3),),
+            guidance=Guidance(scale),
+        )
+
+    middle = FlowMapTerm(StoredPairs("all"), TwoLeg(Stored()), StoredPath())
+    turns = ((stages[0], middle), (stages[1], mean_flow(Teacher(), guidance)), (1.0, mean_flow(Data(), 1.0)))
+    return Method(
+        {"mean_flow": InTurn(turns)},
+        evenly(process, steps, fresh=0.0),
+        needs=needing(data=True, store=True, guided=guidance != 1),
+        two_times=True,
+        settings=Settings(learning_rate=1e-4, betas=(0.9, 0.95), ema=0.9999),
+    )

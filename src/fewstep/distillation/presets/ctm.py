@@ -1,0 +1,92 @@
+"""Consistency trajectory models, and trajectory consistency distillation."""
+
+from __future__ import annotations
+
+from fewstep.distillation.flow_map import (
+    Back,
+    Below,
+    Curved,
+    Data,
+    ElementHuber,
+    Even,
+    FlowMapTerm,
+    Guidance,
+    Instant,
+    Intervals,
+    Solver,
+    Student,
+    TwoLeg,
+)
+from fewstep.distillation.method import Method, Settings, Target, needing, preset
+from fewstep.distillation.steps import evenly
+from fewstep.distillation.times import LogNormal
+from fewstep.process import Process
+
+
+@preset("ctm")
+def ctm(
+    process: Process,
+    *,
+    steps: int = 2,
+    guidance: float = 1.0,
+    parts: int = 18,
+    skip: int = 4,
+    order: int = 2,
+    decay: float = 0.999,
+    anchor: float = 1.0,
+) -> Method:
+    """Consistency trajectory model: jumps to any time, compared at the data, beside denoising (arXiv 2310.02279).
+
+    skip: grid points that the teacher's leg crosses, one step each; the paper draws it.
+    """
+    grid = Curved(parts)
+    return Method(
+        {
+            "consistency": FlowMapTerm(
+                Intervals(grid, Below(), Back(grid, skip)),
+                TwoLeg(Solver(order, skip), Student()),
+                guidance=Guidance(guidance),
+                carried=True,
+            ),
+            "denoising": FlowMapTerm(
+                Intervals(LogNormal(-1.2, 1.2), equal=1.0), Instant(Data()), space="clean", factor=anchor
+            ),
+        },
+        evenly(process, steps, fresh=0.0),
+        target=Target(decay),
+        needs=needing(data=True, guided=guidance != 1),
+        two_times=True,
+        settings=Settings(learning_rate=8e-6),
+    )
+
+
+@preset("tcd")
+def tcd(
+    process: Process,
+    *,
+    steps: int = 4,
+    guidance: float = 8.0,
+    gamma: float = 0.3,
+    parts: int = 50,
+    decay: float = 0.95,
+    huber: float = 1e-3,
+) -> Method:
+    """Trajectory consistency distillation: jumps to any time by a network of one time (arXiv 2402.19159).
+
+    gamma: share of the way below the next time that a call jumps, to be noised again.
+    """
+    grid = Even(parts)
+    term = FlowMapTerm(
+        Intervals(grid, Below(), Back(grid)),
+        TwoLeg(Solver(), Student()),
+        metric=ElementHuber(huber),
+        space="state",
+        guidance=Guidance(guidance),
+    )
+    return Method(
+        {"consistency": term},
+        evenly(process, steps, fresh=gamma),
+        target=Target(decay),
+        needs=needing(data=True, guided=guidance != 1),
+        settings=Settings(learning_rate=1e-5),
+    )

@@ -1,0 +1,27 @@
+"""Diff-Instruct: the plain reverse KL, one step."""
+
+from __future__ import annotations
+
+from fewstep.distillation.method import Critic, Method, Settings, preset
+from fewstep.distillation.rollout import first_time, one_step
+from fewstep.distillation.score import Branch, Denoising, Match
+from fewstep.distillation.steps import Steps
+from fewstep.distillation.times import LogNormal
+from fewstep.process import Process
+
+
+@preset("diff_instruct")
+def diff_instruct(process: Process, *, start: float | None = None, mean: float = -1.2, std: float = 1.2) -> Method:
+    """Diff-Instruct: critic minus teacher without guidance or normaliser, one step (arXiv 2305.18455).
+
+    start: process time of the call (the paper: sigma 1 on CIFAR-10). mean, std: of log(sigma / alpha).
+    """
+    time = first_time(process, sigma=1.0) if start is None else start
+    levels = LogNormal(mean, std)
+    return Method(
+        {"score": Branch(Match(), levels)},
+        Steps((time,)),
+        one_step(time),
+        Critic(Denoising(levels)),
+        settings=Settings(learning_rate=1e-5, betas=(0.0, 0.999)),
+    )

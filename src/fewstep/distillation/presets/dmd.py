@@ -1,0 +1,33 @@
+"""Distribution matching distillation, one step."""
+
+from __future__ import annotations
+
+from fewstep.distillation.core import Term
+from fewstep.distillation.method import Critic, Method, Settings, Tracking, needing, preset
+from fewstep.distillation.rollout import Simulation
+from fewstep.distillation.score import Branch, Denoising, Match, Pairs, PerError
+from fewstep.distillation.steps import evenly
+from fewstep.distillation.times import everywhere
+from fewstep.process import Process
+
+
+@preset("dmd")
+def dmd(process: Process, *, guidance: float = 3.0, pairs: float = 0.25, floor: float = 1e-5) -> Method:
+    """DMD: critic against guided teacher, and regression on the teacher's own paths (arXiv 2311.18828).
+
+    pairs: weight of the regression, 0 without a trajectory store. The paper's distance is LPIPS; here mean squares.
+    floor: as in dmd2.
+    """
+    steps = evenly(process, 1)
+    levels = everywhere(process)
+    terms: dict[str, Term] = {"score": Branch(Match(guidance), levels, (PerError(guidance, floor),))}
+    if pairs:
+        terms["pairs"] = Pairs(pairs)
+    return Method(
+        terms,
+        steps,
+        Simulation(steps),
+        Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio=1)),
+        needs=needing(store=bool(pairs), guided=guidance != 1),
+        settings=Settings(learning_rate=1e-5, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
+    )

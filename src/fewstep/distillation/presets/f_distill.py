@@ -1,0 +1,56 @@
+"""f-distill: DMD2 whose gradient is weighted by a density ratio, for any f-divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
+from fewstep.distillation.discriminator import Heads, Taps
+from fewstep.distillation.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
+from fewstep.distillation.rollout import Simulation
+from fewstep.distillation.score import Branch, Denoising, Match, PerError, Ratio
+from fewstep.distillation.steps import evenly
+from fewstep.distillation.times import everywhere
+from fewstep.process import Process
+
+
+@preset("f_distill")
+def f_distill(
+    process: Process,
+    *,
+    divergence: str = "forward_kl",
+    steps: int = 4,
+    guidance: float = 1.0,
+    ratio: int = 5,
+    adversarial: float = 1e-3,
+    modules: Sequence[str] = ("mid_block",),
+    channels: Mapping[str, int] | None = None,
+    each: bool = True,
+    floor: float = 1e-5,
+) -> Method:
+    """f-distill: the adversary's density ratio weighs DMD2's gradient, `forward_kl` covers modes (arXiv 2502.15681).
+
+    The ratio is read from the features of the critic's own call, so that it costs no pass (FastGen: the teacher's).
+    each, floor: as in dmd2.
+    """
+    run = evenly(process, steps)
+    levels, all_levels = everywhere(process), everywhere(process, 0.001, 1.0)
+    taps = Taps("critic", tuple(modules))
+    weights = (PerError(guidance, floor), Ratio(divergence))
+    return Method(
+        {
+            "score": Branch(Match(guidance), levels, weights, taps=taps),
+            "adversarial": GeneratorLoss(taps, all_levels, scale=adversarial),
+        },
+        run,
+        Simulation(run, each),
+        Critic(Denoising(all_levels), Tracking(ratio)),
+        Adversary(
+            Heads(taps, channels=channels),
+            DiscriminatorLoss(taps, all_levels, scale=1e-2, train_source=True),
+            Tracking(ratio),
+            with_critic=True,
+        ),
+        needs=needing(data=True, guided=guidance != 1),
+        settings=Settings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
+    )

@@ -1,0 +1,56 @@
+"""Flash-DMD: matching at the noisy calls, an adversary at the clean ones, a critic pulled towards the student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
+from fewstep.distillation.discriminator import Heads, Source, Taps
+from fewstep.distillation.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
+from fewstep.distillation.rollout import Simulation
+from fewstep.distillation.score import Branch, Denoising, Match, PerError
+from fewstep.distillation.score.relay import Relay
+from fewstep.distillation.steps import evenly
+from fewstep.distillation.times import LogitNormal, everywhere
+from fewstep.process import Process
+
+
+@preset("flash_dmd")
+def flash_dmd(
+    process: Process,
+    *,
+    steps: int = 4,
+    noisy: int | None = None,
+    guidance: float = 8.0,
+    adversarial: float = 5e-3,
+    ratio: int = 2,
+    pull: float = 0.03,
+    source: Source | None = None,
+    modules: Sequence[str] = ("mid_block",),
+    channels: Mapping[str, int] | None = None,
+    floor: float = 1e-5,
+    step_condition: bool = False,
+) -> Method:
+    """Flash-DMD, first stage: structure from matching at noisy calls, texture from an adversary later (2511.20549).
+
+    noisy: how many first calls are matched (half; not stated in the paper). source: features of clean samples, such as
+    `Encoder` of a frozen SAM with the decoder; without one the teacher's features of noised samples. adversarial and
+    pull are not published: those of DMD2 and SenseFlow. floor, step_condition: as in dmd2.
+    """
+    run, levels = evenly(process, steps), everywhere(process)
+    early = max(1, steps // 2) if noisy is None else noisy
+    late = run.times[early:] or run.times[-1:]
+    taps = Taps("teacher", tuple(modules)) if source is None else source
+    seen = LogitNormal() if source is None else None
+    return Method(
+        {
+            "score": Branch(Match(guidance), levels, (PerError(guidance, floor),)),
+            "texture": Relay(run, late, GeneratorLoss(taps, seen, scale=adversarial)),
+        },
+        run,
+        Simulation(run, each=True, first=early),
+        Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio, pull=pull), steps if step_condition else 0),
+        Adversary(Heads(taps, channels=channels), Relay(run, late, DiscriminatorLoss(taps, seen), learn=False)),
+        needs=needing(data=True, guided=guidance != 1),
+        settings=Settings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
+    )

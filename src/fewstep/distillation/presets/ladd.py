@@ -1,0 +1,44 @@
+"""Latent adversarial diffusion distillation: heads on the teacher's features, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
+from fewstep.distillation.discriminator import Heads, Source, Taps
+from fewstep.distillation.method import Adversary, Method, Settings, needing, preset
+from fewstep.distillation.rollout import NoisedData
+from fewstep.distillation.steps import evenly
+from fewstep.distillation.times import LogitNormal
+from fewstep.process import Process
+
+
+@preset("ladd")
+def ladd(
+    process: Process,
+    *,
+    steps: int = 4,
+    modules: Sequence[str] = ("mid_block",),
+    channels: Mapping[str, int] | None = None,
+    loss: str = "hinge",
+    penalty: float = 100.0,
+    mean: float = 0.0,
+    std: float = 1.0,
+    source: Source | None = None,
+) -> Method:
+    """LADD: an adversary on the teacher's features at random noise levels, students of noised data (arXiv 2403.12015).
+
+    penalty: of the approximate R1 (FastGen: 100 to 1000). mean, std: of the logit of the discriminator's time, the knob
+    between structure (noisy) and texture (clean). source: other features than those of the teacher's `modules`. The
+    paper distils on synthetic data of the teacher.
+    """
+    run, levels = evenly(process, steps), LogitNormal(mean, std)
+    taps = Taps("teacher", tuple(modules)) if source is None else source
+    return Method(
+        {"adversarial": GeneratorLoss(taps, levels, loss, scale=1.0)},
+        run,
+        NoisedData(run),
+        adversary=Adversary(Heads(taps, channels=channels), DiscriminatorLoss(taps, levels, loss, penalty=penalty)),
+        needs=needing(data=True),
+        settings=Settings(learning_rate=1e-5, betas=(0.0, 0.99)),
+    )

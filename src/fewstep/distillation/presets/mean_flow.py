@@ -1,0 +1,138 @@
+"""Average velocities between any two times: MeanFlow, its distillation, alpha-Flow, Lagrangian flow maps."""
+
+from __future__ import annotations
+
+from fewstep.distillation.flow_map import (
+    Adaptive,
+    Data,
+    Eulerian,
+    FlowMapTerm,
+    Guidance,
+    Intervals,
+    Lagrangian,
+    Other,
+    Part,
+    Ramp,
+    SameNoise,
+    SelfGuided,
+    Slope,
+    Solver,
+    Squared,
+    Student,
+    Teacher,
+    TwoLeg,
+)
+from fewstep.distillation.flow_map.directions import Direction
+from fewstep.distillation.method import Method, Settings, needing, preset
+from fewstep.distillation.steps import evenly
+from fewstep.distillation.times import Law, LogitNormal, Uniform
+from fewstep.errors import FewstepError, nearest
+from fewstep.process import Process
+
+LAWS: dict[str, Law] = {"logit_normal": LogitNormal(-0.4, 1.0), "uniform": Uniform(1e-3, 1.0)}
+SETTINGS = Settings(learning_rate=1e-4, betas=(0.9, 0.95), ema=0.9999)
+
+
+def law_of(times: str) -> Law:
+    """A law of times by name.
+
+    Raises:
+        FewstepError: there is none.
+    """
+    if times not in LAWS:
+        raise FewstepError("unknown law of times", value=times, hint=nearest(times, LAWS))
+    return LAWS[times]
+
+
+@preset("mean_flow")
+def mean_flow(
+    process: Process,
+    *,
+    steps: int = 1,
+    guidance: float = 1.0,
+    teacher: bool = False,
+    omega: float = 1.0,
+    kappa: float = 0.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    derivative: str = "jvp",
+    equal: float = 0.75,
+    power: float = 1.0,
+    c: float = 1e-2,
+    times: str = "logit_normal",
+) -> Method:
+    """MeanFlow: the average velocity satisfies its own differential equation (arXiv 2505.13447).
+
+    teacher: the teacher's velocity (with `guidance`) in place of the data's, the distillation form (2511.13019).
+    omega, kappa, interval: MeanFlow's own guidance, without a teacher. times: the paper's logit-normal law draws one
+    time in 2,500 above 0.95, so that one step from pure noise is learned late; `uniform` suits small budgets.
+    """
+    law = law_of(times)
+    direction: Direction = Teacher() if teacher else Data()
+    if (omega, kappa) != (1.0, 0.0):
+        direction = SelfGuided(omega, kappa, interval, direction)
+    needs = needing(data=True, guided=guidance != 1 or (omega, kappa) != (1.0, 0.0))
+    term = FlowMapTerm(
+        Intervals(law, Other(law), equal=equal),
+        Eulerian(direction, Slope(derivative)),
+        metric=Squared(total=True),
+        weights=(Adaptive(power, c),),
+        guidance=Guidance(guidance),
+    )
+    steps_ = evenly(process, steps, fresh=0.0)
+    return Method({"mean_flow": term}, steps_, needs=needs, two_times=True, settings=SETTINGS)
+
+
+@preset("alpha_flow")
+def alpha_flow(
+    process: Process,
+    *,
+    steps: int = 1,
+    teacher: bool = False,
+    guidance: float = 1.0,
+    least: float = 0.05,
+    equal: float = 0.5,
+    times: str = "logit_normal",
+) -> Method:
+    """alpha-Flow: discrete MeanFlow, from flow matching (share 1) towards the limit (arXiv 2510.20771).
+
+    least: share of the jump that the first leg still takes at the end of the training. times: as in mean_flow.
+    """
+    law = law_of(times)
+    share = Ramp(1.0, least, 0.2, 0.8)
+    term = FlowMapTerm(
+        Intervals(law, Other(law), Part(share), equal),
+        TwoLeg(Solver() if teacher else SameNoise(), Student()),
+        metric=Squared(total=True),
+        weights=(Adaptive(),),
+        guidance=Guidance(guidance),
+    )
+    needs = needing(data=True, guided=teacher and guidance != 1)
+    steps_ = evenly(process, steps, fresh=0.0)
+    return Method({"mean_flow": term}, steps_, needs=needs, two_times=True, settings=SETTINGS)
+
+
+@preset("lagrangian")
+def lagrangian(
+    process: Process,
+    *,
+    steps: int = 1,
+    guidance: float = 1.0,
+    derivative: str = "jvp",
+    equal: float = 0.25,
+    least: float = 0.01,
+) -> Method:
+    """Lagrangian map distillation: the landing point moves with the teacher (arXiv 2406.07507).
+
+    The only derivative is in the end time: cheap, and safe with fused attention by `derivative="difference"`.
+    """
+    law = Uniform(least, 1.0)
+    term = FlowMapTerm(
+        Intervals(law, Other(law), equal=equal),
+        Lagrangian(slope=Slope(derivative)),
+        metric=Squared(total=True),
+        weights=(Adaptive(0.5, 1e-3),),
+        guidance=Guidance(guidance),
+    )
+    needs = needing(data=True, guided=guidance != 1)
+    steps_ = evenly(process, steps, fresh=0.0)
+    return Method({"flow_map": term}, steps_, needs=needs, two_times=True, settings=SETTINGS)

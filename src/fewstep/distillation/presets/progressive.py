@@ -1,0 +1,62 @@
+"""Progressive distillation: the student learns two steps of its former self as one, and again."""
+
+from __future__ import annotations
+
+from fewstep.distillation.flow_map import (
+    Earlier,
+    Even,
+    FlowMapTerm,
+    Guidance,
+    Halving,
+    Intervals,
+    Part,
+    Snr,
+    Solver,
+    TwoLeg,
+    Until,
+)
+from fewstep.distillation.method import Method, Settings, Target, needing, preset
+from fewstep.distillation.steps import evenly
+from fewstep.errors import FewstepError
+from fewstep.process import Process
+
+
+@preset("progressive")
+def progressive(
+    process: Process,
+    *,
+    steps: int = 1,
+    start: int = 8,
+    every: int = 5000,
+    guidance: float = 1.0,
+    weight: str = "truncated",
+) -> Method:
+    """Progressive distillation: from `start` steps, halved after every `every` updates (arXiv 2202.00512).
+
+    Guidance acts in the first stage and is inside the student from then on (arXiv 2210.03142). `start` over `steps`
+    must be a power of two; the training then takes every * (1 + log2(start / steps)) updates.
+
+    Raises:
+        FewstepError: it is none.
+    """
+    if start % steps or (start // steps) & (start // steps - 1):
+        hint = "Use start = steps times a power of two."
+        raise FewstepError("halving never leads from `start` to `steps`", value=(start, steps), hint=hint)
+    stages = (start // steps).bit_length()
+    grid = Even(Halving(start, every, steps))
+    own = Solver(who="target")
+    term = FlowMapTerm(
+        Intervals(grid, Earlier(grid), Part(0.5)),
+        TwoLeg(own, own),
+        weights=(Snr(weight),),
+        space="clean",
+        guidance=Guidance(Until(guidance, 1.0, every)),
+    )
+    return Method(
+        {"halving": term},
+        evenly(process, steps, fresh=0.0),
+        target=Target(every=every, until=every * (stages - 1)),
+        needs=needing(data=True, guided=guidance != 1),
+        settings=Settings(learning_rate=1e-4),
+        updates=every * stages,
+    )

@@ -1,0 +1,125 @@
+"""Straight lines between the teacher's noise and its samples: reflow, InstaFlow's distillation, SlimFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from fewstep.distillation.core import Term
+from fewstep.distillation.flow_map import (
+    Data,
+    Edge,
+    EndPointPairs,
+    Even,
+    FlowMapTerm,
+    Guidance,
+    Inside,
+    Instant,
+    Intervals,
+    InTurn,
+    PureNoise,
+    Ramp,
+    Solver,
+    Squared,
+    Stored,
+    StoredPairs,
+    StoredPath,
+    Student,
+    Together,
+    TwoLeg,
+    Windows,
+)
+from fewstep.distillation.flow_map.metrics import Metric
+from fewstep.distillation.method import Method, Settings, Target, needing, preset
+from fewstep.distillation.steps import evenly
+from fewstep.distillation.times import Uniform
+from fewstep.process import Process
+
+EVERYWHERE = Intervals(Uniform(1e-3, 1.0), equal=1.0)
+AVERAGE = 0.9999
+
+
+@preset("reflow")
+def reflow(process: Process, *, steps: int = 2, anneal: float = 0.0) -> Method:
+    """Reflow: flow matching between the paired ends of stored trajectories (arXiv 2209.03003; InstaFlow 2309.06380).
+
+    anneal: share of the training over which the pairs are loosened (SlimFlow); 0 is plain reflow.
+    """
+    beta = Ramp(1.0, 0.0, last=anneal) if anneal else 0.0
+    return Method(
+        {"reflow": FlowMapTerm(EVERYWHERE, Instant(Data()), EndPointPairs(beta))},
+        evenly(process, steps, fresh=0.0),
+        needs=needing(store=True),
+        settings=Settings(learning_rate=1e-6, warmup=1000, ema=AVERAGE),
+    )
+
+
+@preset("perflow")
+def perflow(process: Process, *, steps: int = 4, guidance: float = 1.0, sub_steps: int = 8, order: int = 1) -> Method:
+    """PeRFlow: reflow within as many windows of time as steps, solved while training (arXiv 2405.07510).
+
+    sub_steps, order: of the teacher's solver across a window.
+    """
+    windows = Even(steps)
+    term = FlowMapTerm(
+        Intervals(Uniform(1e-3, 1.0), Edge(windows)),
+        Instant(Data()),
+        Windows(windows, sub_steps, order),
+        guidance=Guidance(guidance),
+    )
+    return Method(
+        {"reflow": term},
+        evenly(process, steps, fresh=0.0),
+        needs=needing(data=True, guided=guidance != 1),
+        settings=Settings(learning_rate=8e-5),
+    )
+
+
+@preset("instaflow")
+def instaflow(process: Process, *, metric: Metric = Squared()) -> Method:
+    """InstaFlow's last stage: one step to the stored end of a straightened flow (arXiv 2309.06380).
+
+    Run `reflow` first, store trajectories of its student, and distil that student on them; metric: L2, then LPIPS.
+    """
+    return Method(
+        {"end": FlowMapTerm(StoredPairs("whole"), TwoLeg(Stored()), StoredPath(), metric, space="state")},
+        evenly(process, 1, fresh=0.0),
+        needs=needing(store=True),
+        settings=Settings(learning_rate=1e-6, warmup=1000, ema=AVERAGE),
+    )
+
+
+@preset("slim_flow")
+def slim_flow(
+    process: Process,
+    *,
+    reflow_steps: int = 800_000,
+    distil_steps: int = 400_000,
+    metric: Metric = Squared(),
+    symmetry: Callable[[Tensor], Tensor] | None = None,
+    anneal: float = 0.375,
+    two_steps: float = 1.0,
+) -> Method:
+    """SlimFlow: annealed reflow, then one step from exact pairs and from two steps of its own flow (arXiv 2407.12718).
+
+    For a student smaller than its teacher. The training must take reflow_steps + distil_steps updates. symmetry: of the
+    teacher, such as a flip of pictures, applied to both ends of half of the pairs. anneal: share of the reflow over
+    which pairs are loosened, 0 pairs them from the start. two_steps: weight of the student's own flow, 0 leaves it out;
+    that flow is the reflow's averaged student. reflow_steps: 0 where the teacher is that flow already.
+    """
+    share = reflow_steps / (reflow_steps + distil_steps)
+    beta = Ramp(1.0, 0.0, last=anneal * share) if anneal else 0.0
+    straighten = FlowMapTerm(EVERYWHERE, Instant(Data()), EndPointPairs(beta, symmetry))
+    pairs = FlowMapTerm(StoredPairs("whole"), TwoLeg(Stored()), StoredPath(), metric, space="state")
+    flow = TwoLeg(Student("student"), Solver(who="target" if reflow_steps else "teacher"))
+    own = FlowMapTerm(Inside(0.2, 0.8), flow, PureNoise(), metric, space="state", factor=two_steps)
+    distil: Term = Together(pairs, own, "two_steps") if two_steps else pairs
+    return Method(
+        {"slim_flow": InTurn((*((share, straighten),) * (reflow_steps > 0), (1.0, distil)))},
+        evenly(process, 1, fresh=0.0),
+        target=Target(AVERAGE, until=reflow_steps, warm=True) if reflow_steps else None,
+        needs=needing(store=True),
+        settings=Settings(learning_rate=2e-4, betas=(0.9, 0.999), warmup=5000, ema=AVERAGE),
+        updates=reflow_steps + distil_steps,
+    )

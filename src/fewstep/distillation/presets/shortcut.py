@@ -1,0 +1,54 @@
+"""Shortcut models: one jump is two of half the length."""
+
+from __future__ import annotations
+
+from fewstep.distillation.flow_map import (
+    Data,
+    Dyadic,
+    FlowMapTerm,
+    Guidance,
+    Instant,
+    Intervals,
+    Teacher,
+    semigroup,
+)
+from fewstep.distillation.method import Method, Settings, Target, needing, preset
+from fewstep.distillation.steps import evenly
+from fewstep.distillation.times import Uniform
+from fewstep.process import Process
+
+
+@preset("shortcut")
+def shortcut(
+    process: Process,
+    *,
+    steps: int = 1,
+    teacher: bool = True,
+    guidance: float = 1.0,
+    finest: int = 7,
+    bootstrap: float = 0.25,
+    decay: float = 0.999,
+) -> Method:
+    """Shortcut models: jumps of length 2^-k from two of half the length, anchored at velocities (arXiv 2410.12557).
+
+    teacher: anchor at the teacher's velocity; False: at the data's, as the paper trains. bootstrap: the part of the
+    batch that learns jumps (1/8 there).
+    """
+    anchored = 1 - bootstrap
+    return Method(
+        {
+            "velocity": FlowMapTerm(
+                Intervals(Uniform(1e-3, 1.0), equal=1.0),
+                Instant(Teacher() if teacher else Data()),
+                guidance=Guidance(guidance if teacher else 1.0),
+                share=(0.0, anchored),
+                factor=anchored,
+            ),
+            "jump": FlowMapTerm(Dyadic(finest), semigroup(), share=(anchored, 1.0), factor=bootstrap),
+        },
+        evenly(process, steps, fresh=0.0),
+        target=Target(decay),
+        needs=needing(data=True, guided=guidance != 1),
+        two_times=True,
+        settings=Settings(learning_rate=1e-4, weight_decay=0.1),
+    )

@@ -1,0 +1,41 @@
+"""Score identity distillation, one step."""
+
+from __future__ import annotations
+
+from fewstep.distillation.method import Critic, Method, Settings, needing, preset
+from fewstep.distillation.rollout import first_time, one_step
+from fewstep.distillation.score import Branch, Denoising, Identity, PerError
+from fewstep.distillation.steps import Steps
+from fewstep.distillation.times import Karras, LogNormal, Uniform, endless
+from fewstep.process import Process
+
+
+@preset("sid")
+def sid(
+    process: Process,
+    *,
+    alpha: float = 1.2,
+    guidance: float = 1.0,
+    critic_guidance: float | None = None,
+    start: float | None = None,
+    drop: float = 0.0,
+    floor: float = 1e-5,
+) -> Method:
+    """SiD: the Fisher divergence by the score identity, differentiated through teacher and critic (arXiv 2404.04057).
+
+    guidance: of teacher and, unless `critic_guidance` is given, critic alike (LSG, arXiv 2406.01561). start: process
+    time of the call. alpha above 1 is safe from a good start only; 1 always descends on Gaussians.
+    drop: rate of the critic's samples without condition (LSG: 0.1). floor: as in dmd2.
+    """
+    theirs = guidance if critic_guidance is None else critic_guidance
+    time = first_time(process) if start is None else start
+    unbounded = endless(process)
+    levels = Karras(0.8) if unbounded else Uniform(0.02, 0.98)
+    return Method(
+        {"score": Branch(Identity(alpha, guidance, theirs), levels, (PerError(guidance, floor),))},
+        Steps((time,)),
+        one_step(time),
+        Critic(Denoising(LogNormal(-1.2, 1.2) if unbounded else levels, guidance=theirs, drop=drop)),
+        needs=needing(guided=(guidance, theirs) != (1.0, 1.0)),
+        settings=Settings(learning_rate=1e-5, betas=(0.0, 0.999)),
+    )

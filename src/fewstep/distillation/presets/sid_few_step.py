@@ -1,0 +1,69 @@
+"""Few-step SiD: the uniform mixture over all calls of the student, and the three kinds of guidance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
+from fewstep.distillation.core import Term
+from fewstep.distillation.discriminator import Heads, Taps
+from fewstep.distillation.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
+from fewstep.distillation.rollout import Simulation
+from fewstep.distillation.score import Branch, Denoising, Identity, PerError, Scales
+from fewstep.distillation.score.weights import Weight
+from fewstep.distillation.steps import evenly
+from fewstep.distillation.times import Law, LogitNormal, everywhere, straight
+from fewstep.process import Process
+
+
+@preset("sid_few_step")
+def sid_few_step(
+    process: Process,
+    *,
+    steps: int = 4,
+    alpha: float = 1.0,
+    guidance: float = 1.0,
+    critic_guidance: float = 1.0,
+    adversarial: float = 0.0,
+    modules: Sequence[str] = ("mid_block",),
+    channels: Mapping[str, int] | None = None,
+    fresh: float = 1.0,
+    each: bool = True,
+    floor: float = 1e-5,
+    signal: bool = False,
+    critic_rate: float = 1.0,
+    step_condition: bool = False,
+) -> Method:
+    """Few-step SiD: one student and one critic for all calls, chosen at random per batch (2505.12674, 2509.25127).
+
+    guidance, critic_guidance: (4.5, 4.5) LSG, (1, 0) Zero-CFG, (1, -1) Anti-CFG. adversarial: above 0 needs data; its
+    heads are small networks on critic features, where the paper reads the features themselves as logits. each: a random
+    call per sample; the paper draws one for the batch, which collapses at large learning rates.
+    On flows the noise levels are those of SiD-DiT. signal: its weight alpha (there 1 - sigma) in place of SiD's
+    1 / mean |x - F| (floor as in dmd2); it all but silences the noisiest levels, which tell where the whole mixture
+    lies: students of several calls collapse at rates that the latter bears. critic_rate: the critic's learning rate
+    over the student's, 1 in the paper; more, such as TDM's 5, where rates are large and the critic lags.
+    step_condition: as in dmd2.
+    """
+    run = evenly(process, steps, fresh)
+    levels: Law = LogitNormal(math.log(2), 1.6, least=0.01) if straight(process) else everywhere(process)
+    weight: Weight = Scales(alpha=1) if signal else PerError(guidance, floor)
+    terms: dict[str, Term] = {"score": Branch(Identity(alpha, guidance, critic_guidance), levels, (weight,))}
+    adversary = None
+    if adversarial:
+        taps = Taps("critic", tuple(modules))
+        terms["adversarial"] = GeneratorLoss(taps, levels, "bce", adversarial)
+        judge = DiscriminatorLoss(taps, levels, "bce", same_noise=True, train_source=True)
+        adversary = Adversary(Heads(taps, channels=channels), judge, with_critic=True)
+    tracking = Tracking(learning_rate=critic_rate)
+    guided = (guidance, critic_guidance) != (1.0, 1.0)
+    return Method(
+        terms,
+        run,
+        Simulation(run, each),
+        Critic(Denoising(levels, guidance=critic_guidance), tracking, steps if step_condition else 0),
+        adversary,
+        needs=needing(data=bool(adversarial), guided=guided),
+        settings=Settings(learning_rate=1e-6, betas=(0.0, 0.999)),
+    )

@@ -1,0 +1,30 @@
+"""Score implicit matching: any distance between scores, one step."""
+
+from __future__ import annotations
+
+from fewstep.distillation.method import Critic, Method, Settings, needing, preset
+from fewstep.distillation.rollout import first_time, one_step
+from fewstep.distillation.score import Branch, Denoising, Huber, Identity
+from fewstep.distillation.steps import Steps
+from fewstep.distillation.times import Karras, LogNormal, Uniform, endless
+from fewstep.process import Process
+
+
+@preset("sim")
+def sim(process: Process, *, huber: float = 0.00054, guidance: float = 1.0, start: float | None = None) -> Method:
+    """SIM: the score identity with a pseudo-Huber distance in place of the square (arXiv 2410.16794).
+
+    huber: its constant per square root of the dimension, on differences of clean predictions (the paper: of scores, its
+    constant is not published). start: process time of the call.
+    """
+    time = first_time(process) if start is None else start
+    unbounded = endless(process)
+    levels = Karras(0.8) if unbounded else Uniform(0.02, 0.98)
+    return Method(
+        {"score": Branch(Identity(1.0, guidance), levels, slope=Huber(huber))},
+        Steps((time,)),
+        one_step(time),
+        Critic(Denoising(LogNormal(-1.2, 1.2) if unbounded else levels)),
+        needs=needing(guided=guidance != 1),
+        settings=Settings(learning_rate=1e-5, betas=(0.0, 0.999)),
+    )

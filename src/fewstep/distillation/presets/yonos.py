@@ -1,0 +1,32 @@
+"""Distillation along the difficulty of the condition rather than along time."""
+
+from __future__ import annotations
+
+from fewstep.distillation.flow_map import FlowMapTerm, Guidance, Instant, Intervals, Snr, Teacher
+from fewstep.distillation.method import Method, Settings, needing, preset
+from fewstep.distillation.steps import evenly
+from fewstep.distillation.times import Uniform
+from fewstep.process import Process
+
+
+@preset("yonos")
+def yonos(process: Process, *, steps: int = 1, guidance: float = 1.0) -> Method:
+    """Scale distillation: the teacher sees an easier condition at the same state and time (arXiv 2401.17258).
+
+    Conditions named `teacher.NAME` go to the teacher alone, in place of the student's NAME: for super-resolution the
+    picture of half the scale factor, both made from one degradation. Repeat with the student as teacher for larger
+    ones.
+    """
+    term = FlowMapTerm(
+        Intervals(Uniform(1e-3, 1.0), equal=1.0),
+        Instant(Teacher()),
+        weights=(Snr("plus_one"),),
+        space="clean",
+        guidance=Guidance(guidance),
+    )
+    return Method(
+        {"easier": term},
+        evenly(process, steps, fresh=0.0),
+        needs=needing(data=True, guided=guidance != 1),
+        settings=Settings(learning_rate=5e-5),
+    )

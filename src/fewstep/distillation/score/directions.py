@@ -1,0 +1,175 @@
+"""Directions: which way a loss moves the student's samples x, from what teacher F and critic G say about x_t.
+
+Vector directions (Match, Guidance, Sum) give delta and x moves along -delta, without back-propagation through F or G.
+The identity form differentiates through x_t into both networks. `through` says which it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.distillation.score.view import Needs, View, guidance_needs
+
+Slope = Callable[[Tensor], Tensor]
+"""Gradient d'(y) of a distance d at a difference y (B, ...)."""
+
+
+def squared(y: Tensor) -> Tensor:
+    """d = |y|^2 / 2."""
+    return y
+
+
+@dataclass(frozen=True)
+class Huber:
+    """d = sqrt(|y|^2 + c^2), the norm over a whole sample: SIM (arXiv 2410.16794); c times sqrt(dimension)."""
+
+    c: float = 0.00054
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """d'(y)."""
+        square = y.square().flatten(1).sum(1) + self.c**2 * y[0].numel()
+        return y / square.sqrt().reshape(-1, *[1] * (y.ndim - 1))
+
+
+@dataclass(frozen=True)
+class ElementHuber:
+    """d = sum of sqrt(y_i^2 + c^2): the code of TDM; nearly a sign where c is small."""
+
+    c: float = 1e-3
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """d'(y)."""
+        return y / (y.square() + self.c**2).sqrt()
+
+
+@dataclass(frozen=True)
+class Power:
+    """d = |y|^(2k) / (2k): the higher powers of SIM."""
+
+    k: float = 2.0
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """d'(y)."""
+        square = y.square().flatten(1).sum(1).reshape(-1, *[1] * (y.ndim - 1))
+        return square ** (self.k - 1) * y
+
+
+class Direction(Protocol):
+    """Gradient of a loss with respect to the student's samples."""
+
+    @property
+    def needs(self) -> Needs:
+        """Whose predictions are looked at."""
+
+    @property
+    def through(self) -> bool:
+        """Whether the gradient flows through x_t into teacher and critic."""
+
+    def gradient(self, view: View, slope: Slope) -> tuple[Tensor, Tensor]:
+        """(gradient (B, ...), value of the loss (B,)), both detached."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """delta = G^k - F^g, the reverse KL: (g, k) = (1, 1) Diff-Instruct, (g, 1) DMD, (g, g) LSG, (1, 0) Zero-CFG.
+
+    Anti-CFG is (1, -1); superscripts are guidance scales (arXiv 2311.18828, 2406.01561, 2505.12674).
+    """
+
+    guidance: float = 1.0
+    critic_guidance: float = 1.0
+    through = False
+
+    @property
+    def needs(self) -> Needs:
+        """Teacher and critic."""
+        return guidance_needs("teacher", self.guidance) | guidance_needs("critic", self.critic_guidance)
+
+    def delta(self, view: View) -> Tensor:
+        """(B, ...)."""
+        return view.guided("critic", self.critic_guidance) - view.guided("teacher", self.guidance)
+
+    def gradient(self, view: View, slope: Slope) -> tuple[Tensor, Tensor]:
+        """(gradient, value)."""
+        return vector(self.delta(view), slope)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """delta = F_u - F_c, the guidance of the teacher alone: CA of Decoupled DMD (arXiv 2511.22677)."""
+
+    who: str = "teacher"
+    through = False
+
+    @property
+    def needs(self) -> Needs:
+        """One network with and without condition."""
+        return frozenset({self.who, f"{self.who}_free"})
+
+    def delta(self, view: View) -> Tensor:
+        """(B, ...)."""
+        return view.guided(self.who, 0) - view.guided(self.who, 1)
+
+    def gradient(self, view: View, slope: Slope) -> tuple[Tensor, Tensor]:
+        """(gradient, value)."""
+        return vector(self.delta(view), slope)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A combination of vector directions at one re-noising: they share the calls of teacher and critic."""
+
+    parts: tuple[tuple[float, Match | Guidance], ...]
+    through = False
+
+    @property
+    def needs(self) -> Needs:
+        """Those of all parts."""
+        return frozenset().union(*(part.needs for _, part in self.parts))
+
+    def delta(self, view: View) -> Tensor:
+        """(B, ...)."""
+        return torch.stack([scale * part.delta(view) for scale, part in self.parts]).sum(0)
+
+    def gradient(self, view: View, slope: Slope) -> tuple[Tensor, Tensor]:
+        """(gradient, value)."""
+        return vector(self.delta(view), slope)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """L = d'(F - G) . [(F - x) - alpha (F - G)], differentiated through x_t: SiD (arXiv 2404.04057), SIM at alpha = 1.
+
+    alpha 1/2 is half the exact Fisher gradient, 1 the gradient with the sampling law frozen; at 1.2 the update reverses
+    where the student's noised variance exceeds 3.5 times the teacher's.
+    """
+
+    alpha: float = 1.0
+    guidance: float = 1.0
+    critic_guidance: float = 1.0
+    through = True
+
+    @property
+    def needs(self) -> Needs:
+        """Teacher and critic."""
+        return guidance_needs("teacher", self.guidance) | guidance_needs("critic", self.critic_guidance)
+
+    def gradient(self, view: View, slope: Slope) -> tuple[Tensor, Tensor]:
+        """(gradient, value); view.clean must be a leaf that asks for its gradient, and noisy must depend on it."""
+        F, G = view.guided("teacher", self.guidance), view.guided("critic", self.critic_guidance)
+        gap = F - G
+        value = (slope(gap) * ((F - view.clean) - self.alpha * gap)).flatten(1).sum(1)
+        # only x is asked for: no gradient of the weights is computed, and both graphs are freed before the student's
+        (gradient,) = torch.autograd.grad(value.sum(), view.clean)
+        return gradient, value.detach() / gap[0].numel()
+
+
+def vector(delta: Tensor, slope: Slope) -> tuple[Tensor, Tensor]:
+    """Gradient and value of 1/2 |x - sg(x - d'(delta))|^2-like losses."""
+    gradient = slope(delta)
+    return gradient, 0.5 * (gradient * delta).flatten(1).mean(1)

@@ -1,0 +1,173 @@
+"""What a student learns from: conditions, the teacher's trajectories, pictures, and who owns which of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.data import load as load_pictures
+from fewstep.distillation.store import Header, Solve, Store, missing, write
+from fewstep.errors import FewstepError
+from fewstep.files import user_path
+from fewstep.jobs.distill.batches import Batches, Conditioned, FromData, FromStore
+from fewstep.jobs.distill.networks import place_of
+from fewstep.jobs.distill.recipe import DistillRecipe
+from fewstep.jobs.pipeline_recipe import Conditions
+from fewstep.pipelines import Generator, identity_of, trace
+from fewstep.pipelines.calls import class_count, condition_kind
+from fewstep.pipelines.conditions import conditions_of
+from fewstep.pipelines.encoded import Encoded, encode
+from fewstep.pipelines.routed import deciding, partition
+from fewstep.plan import Plan
+from fewstep.prediction import Prediction
+from fewstep.process import Process
+from fewstep.runs import Run
+from fewstep.solvers import SOLVERS, grids
+from fewstep.train.classes import class_numbers
+from fewstep.train.latents import encode as encode_pictures
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Everything that a recipe's method is fed with; made when it is asked for, and then kept.
+
+    needs: of the method.
+    """
+
+    recipe: DistillRecipe
+    run: Run
+    generator: Generator
+    process: Process
+    prediction: Prediction
+    needs: frozenset[str]
+
+    @property
+    def pipe(self) -> Any:
+        """The teacher's pipeline."""
+        return self.generator.pipe
+
+    def conditions(self, wanted: Conditions, held_out: bool, count: int | None = None) -> list[Any] | None:
+        """Prompts or labels of that many items, or all that there are."""
+        return conditions_of(self.pipe, self.recipe.prompts(wanted, held_out), count)
+
+    @cached_property
+    def encoded(self) -> Encoded:
+        """What the network is told, for all conditions of the training."""
+        source = self.pictures[1] if self.pictures else self.conditions(self.recipe.data.conditions, held_out=False)
+        return encode(self.generator, self.process, source)
+
+    @cached_property
+    def pictures(self) -> tuple[Tensor, list[Any], Tensor] | None:
+        """Real pictures (N, 3, H, W), their different conditions, and which each has (N,); None without."""
+        data = self.recipe.data
+        if data.source == "teacher" or not self.needs & {"data", "store"}:
+            return None
+        if "store" in self.needs:
+            hint = "Leave data.source=teacher: its trajectories are made for you."
+            raise FewstepError(f"{self.recipe.method} learns from trajectories of the teacher", hint=hint)
+        images, captions = load_pictures(data.source, "train", data.size, data.broken)
+        if condition_kind(self.pipe) == "class_labels":
+            numbers = class_numbers(captions, self.pipe.labels)
+            return images, list(range(class_count(self.pipe))), numbers
+        known = sorted(set(captions))
+        place = {caption: i for i, caption in enumerate(known)}
+        return images, list(known), torch.tensor([place[caption] for caption in captions])
+
+    def batches(self, student: int = 0) -> Batches:
+        """The stream of batches that the method needs, of the conditions that this student owns."""
+        owned = None if self.owners is None else (self.owners == student).nonzero().flatten()
+        given = Conditioned(self.encoded, self.recipe.train.batch, place_of(self.pipe), owned)
+        if not self.needs & {"data", "store"}:
+            return given
+        if owned is None and self.pictures is None:
+            return FromStore(given, self.store)
+        if "store" in self.needs:
+            raise FewstepError("several students need a method without trajectories", value=self.recipe.method)
+        latents, numbers = self.latents
+        mine = torch.ones(len(numbers), dtype=torch.bool) if owned is None else torch.isin(numbers, owned)
+        if not mine.any():
+            raise FewstepError(f"student {student} owns no data", hint="Give more data, or train fewer students.")
+        return FromData(given, latents[mine], numbers[mine])
+
+    @cached_property
+    def owners(self) -> Tensor | None:
+        """Which student owns each condition (N,); None where there is one student."""
+        return None if self.parts is None else self.parts[0]
+
+    @cached_property
+    def parts(self) -> tuple[Tensor, Tensor | None] | None:
+        """Owners of the conditions, and the centres of their parts."""
+        count, tensors = self.recipe.train.students, self.encoded.tensors
+        return None if count == 1 else partition(tensors[deciding(tensors)].cpu(), count)
+
+    @cached_property
+    def latents(self) -> tuple[Tensor, Tensor]:
+        """All data (N, ...) with the numbers of their conditions (N,): real pictures, or the teacher's samples."""
+        if self.pictures is None:
+            return self.store.ends()
+        images, _, numbers = self.pictures
+        if getattr(self.pipe, "vae", None) is None:
+            return images.float() / 127.5 - 1, numbers
+        found = encode_pictures(self.pipe.vae, images, [""] * len(images), numbers[:, None], place_of(self.pipe))
+        return found.both[0], numbers
+
+    @cached_property
+    def store(self) -> Store:
+        """Trajectories of the teacher, made here where they are absent."""
+        settings = self.recipe.data
+        place = user_path(settings.folder) if settings.folder else self.run.scratch("trajectories")
+        header = self._header(self.conditions(settings.conditions, held_out=False))
+        with self.run.progress("trajectories of the teacher", total=header.count) as advance:
+            write(place, header, self._solve(header), advance)
+        while missing(place):  # shards of other processes; of one that died they are anyone's
+            time.sleep(0.2)
+            write(place, header, self._solve(header))
+        return Store.open(place, process=self.process)
+
+    def _header(self, conditions: Sequence[Any] | None) -> Header:
+        settings = self.recipe.data
+        return Header(
+            times=tuple(self.teacher_times[i] for i in self._kept),
+            process=repr(self.process),
+            model=str(identity_of(self.pipe).model),
+            solver=f"{self.recipe.teacher.solver}, {self.recipe.teacher.steps} steps",
+            guidance=self.recipe.guidance,
+            shape=self.encoded.shape,
+            count=settings.count,
+            shard=max(1, min(64, settings.count)),
+            seed=3_000_003 * (settings.seed + 1),
+            conditions=tuple(conditions or ()),
+        )
+
+    def _solve(self, header: Header) -> Solve:
+        def solve(seeds: Sequence[int], numbers: Sequence[int]) -> Tensor:
+            given = [header.conditions[i] for i in numbers] if header.conditions else None
+            seen = trace(self.generator, self.teacher, given, list(seeds))
+            states = torch.cat([seen.states, seen.final[None]]).transpose(0, 1)
+            return states[:, self._kept].cpu()
+
+        return solve
+
+    @cached_property
+    def teacher(self) -> Plan:
+        """The many-step plan of the teacher."""
+        settings = self.recipe.teacher
+        return SOLVERS[settings.solver](self.process, self.prediction, grids.uniform(self.process, settings.steps))
+
+    @cached_property
+    def teacher_times(self) -> list[float]:
+        """Process times of its states, the data at the end."""
+        return [float(row.time) for row in self.teacher.rows] + [0.0]
+
+    @cached_property
+    def _kept(self) -> list[int]:
+        """Which of its states a store keeps."""
+        rows, wanted = self.recipe.teacher.steps, self.recipe.data.states or self.recipe.teacher.steps
+        wanted = min(wanted, rows)
+        return [round(i * rows / wanted) for i in range(wanted)] + [rows]

@@ -1,0 +1,131 @@
+"""The evaluation of a Q-Sched run: held-out prompts and seeds, the same for every system; bytes and milliseconds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.data import load_emoji
+from fewstep.data.prompts import load_prompts
+from fewstep.files import read_tensors, write_tensors
+from fewstep.jobs.q_sched.names import FULL, FULL_TUNED, LOW, LOW_TUNED, TEACHER, place, plain
+from fewstep.jobs.q_sched.recipe import QSchedRecipe
+from fewstep.metrics import evaluate, load_features
+from fewstep.pipelines import Generator, load_pipeline, plan_of
+from fewstep.plan import Plan
+from fewstep.rewards import load_reward
+from fewstep.runs import Run
+from fewstep.zoo import SHIPPED
+
+ROUNDS = 9
+"""Timed images per pipeline; the two take turns, and the median counts."""
+
+
+def measure(
+    recipe: QSchedRecipe, run: Run, generators: Mapping[str, Generator], plans: Mapping[str, Plan]
+) -> dict[str, Any]:
+    """Images of every system, their metrics, and the speed of both pipelines, as JSON values."""
+    prompts = load_prompts(recipe.evaluation.prompts, recipe.evaluation.count)
+    seeds = recipe.evaluation.seeds
+    images = {}
+    for name, plan in plans.items():
+        generate = generators[FULL if name in (FULL, FULL_TUNED) else LOW]
+        images[name] = _images(run, name, generate, plan, prompts, seeds)
+    teacher = _teacher(recipe, run, generators[FULL].pipe, prompts)
+    reference = _reference(recipe, run, generators[FULL], plans[FULL], prompts)
+    return {
+        "evaluation": run.unit("evaluate", lambda: _evaluate(recipe, images, teacher, reference, prompts)),
+        "speed": run.unit("speed", lambda: _speed(generators, plans, prompts[0])),
+    }
+
+
+def load_images(run: Run, name: str, seed: int) -> Tensor:
+    """Images (P, 3, H, W) uint8 of a system and seed, as an earlier unit stored them."""
+    return read_tensors(run.artifact(_file(name, seed)))["images"]
+
+
+def evaluation_seeds(seed: int, count: int) -> list[int]:
+    """One stream per prompt, apart from those of any calibration."""
+    return [1_000_003 * seed + p for p in range(count)]
+
+
+def _images(run: Run, name: str, generate: Generator, plan: Plan, prompts: list[str], seeds: list[int]) -> Tensor:
+    """(S, P, 3, H, W) uint8; one unit per seed."""
+    return torch.stack([
+        run.unit(
+            _file(name, seed).removesuffix(".safetensors"),
+            lambda seed=seed: _draw(generate, plan, prompts, evaluation_seeds(seed, len(prompts))),  # type: ignore[misc]
+            save=lambda pictures, draft: write_tensors(draft, {"images": pictures}),
+            load=lambda file: read_tensors(file)["images"],
+            artifact=_file(name, seed),
+        )
+        for seed in seeds
+    ])  # fmt: skip
+
+
+def _draw(generate: Generator, plan: Plan, prompts: list[str], seeds: list[int]) -> Tensor:
+    with torch.no_grad():
+        return (generate(plan, prompts, seeds) * 255).round().to(torch.uint8).cpu()
+
+
+def _file(name: str, seed: int) -> str:
+    return f"images/{plain(name)}-{seed}.safetensors"
+
+
+def _teacher(recipe: QSchedRecipe, run: Run, like: Any, prompts: list[str]) -> Tensor | None:
+    settings = recipe.evaluation
+    if settings.teacher == "none":
+        return None
+    seed = settings.seeds[0]  # fifty guided steps cost as much as all other systems together: one seed
+    name = f"{TEACHER}-{settings.teacher_steps}"
+    if run.done(_file(name, seed).removesuffix(".safetensors")):
+        return load_images(run, name, seed)[None]
+    pipe = load_pipeline(settings.teacher, dtype=like.dtype).to(like.device)
+    plan = plan_of(pipe, settings.teacher_steps, guidance_scale=settings.teacher_guidance)
+    return _images(run, name, Generator(pipe, settings.teacher_guidance, {}, recipe.batch), plan, prompts, [seed])
+
+
+def _evaluate(
+    recipe: QSchedRecipe,
+    images: Mapping[str, Tensor],
+    teacher: Tensor | None,
+    reference: tuple[Tensor, str],
+    prompts: list[str],
+) -> dict[str, Any]:
+    settings = recipe.evaluation
+    features = [load_features(place(spec)) for spec in settings.features]
+    judge = None if settings.judge == "none" else load_reward(place(settings.judge))
+    pictures, described = reference
+    found = evaluate(
+        images, pictures, prompts, features, judge, paired_to=FULL, compare=[(LOW_TUNED, LOW), (LOW_TUNED, FULL)]
+    )
+    if teacher is not None:
+        alone = evaluate({TEACHER: teacher}, pictures, prompts, features, judge)
+        found["systems"][TEACHER] = alone["systems"][TEACHER]
+    return found | {"reference_set": described, "prompts_used": prompts}
+
+
+def _reference(recipe: QSchedRecipe, run: Run, full: Generator, plan: Plan, prompts: list[str]) -> tuple[Tensor, str]:
+    """Real held-out pictures where we have them; else full-precision images of other seeds, and distances are drift."""
+    if recipe.model in SHIPPED:
+        return load_emoji("evaluation").images, "the real emoji of the held-out combinations, never trained on"
+    seeds = [seed + 1000 for seed in recipe.evaluation.seeds]
+    described = "full-precision images of other seeds, so that distances are drift from full precision, not quality"
+    return _images(run, "reference", full, plan, prompts, seeds).flatten(0, 1), described
+
+
+def _speed(generators: Mapping[str, Generator], plans: Mapping[str, Plan], prompt: str) -> dict[str, Any]:
+    """Milliseconds per image at batch 1, both pipelines taking turns; the first of each only warms up."""
+    times: dict[str, list[float]] = {FULL: [], LOW: []}
+    with torch.no_grad():
+        for turn in range(ROUNDS + 1):
+            for name, plan in ((FULL, plans[FULL]), (LOW, plans[LOW_TUNED])):
+                start = time.perf_counter()
+                generators[name](plan, [prompt], [turn])
+                times[name] += [time.perf_counter() - start] if turn else []
+    return {name: {"milliseconds": 1000 * statistics.median(t), "runs": len(t)} for name, t in times.items()}

@@ -1,0 +1,159 @@
+"""What a Q-Sched run can be told."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fewstep.data.prompts import load_prompts
+from fewstep.errors import FewstepError
+from fewstep.jobs.pipeline_recipe import PipelineRecipe, Seeds, one_of
+from fewstep.metrics import FEATURES, check_sizes
+from fewstep.quant import Scheme
+from fewstep.recipes.base import Part
+from fewstep.rewards import REWARDS
+from fewstep.schedules.tuning import SEARCHERS
+from fewstep.zoo import SHIPPED
+
+Prompts = str | list[str]
+
+
+class Rewards(Part):
+    """The two terms of JAQ. `auto`: the emoji rewards for the shipped model, CLIP and PickScore for any other.
+
+    `none` leaves a term out; `sharpness`, `colourfulness` and `contrast` need no download.
+    """
+
+    alignment: str = "auto"
+    quality: str = "auto"
+    k: float = Field(2.0, ge=0)
+    """Weight of quality, after both terms were standardised."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Rewards:
+        if self.alignment == "none" and (self.quality == "none" or not self.k):
+            raise ValueError("without alignment and quality nothing is left to search for")
+        return self
+
+
+class Search(Part):
+    """How the coefficients are searched."""
+
+    family: Literal["ramp-to-one", "ramp", "free", "per-channel"] = "ramp"
+    searcher: str = "coarse-to-fine"
+    budget: float = Field(100, gt=0)
+    """Network calls, in units of one candidate on all prompts and seeds."""
+    low: float = Field(0.8, gt=0, lt=1)
+    high: float = Field(1.2, gt=1)
+    prompts: Prompts = "auto"
+    count: int = Field(16, ge=1)
+    """How many of the prompts."""
+    seeds: Seeds = Field(default_factory=lambda: [1, 2])
+    seed: int = 0
+    """Of the searcher itself."""
+
+    @field_validator("searcher")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return one_of(name, SEARCHERS)
+
+
+class Evaluation(Part):
+    """Held-out prompts and seeds, and who judges."""
+
+    prompts: Prompts = "auto"
+    count: int = Field(250, ge=2)
+    seeds: Seeds = Field(default_factory=lambda: [101, 102, 103])
+    features: list[str] = Field(default_factory=lambda: ["auto"], min_length=1)
+    """Feature networks of the distances; `auto` is the judge's image tower and a random network."""
+    judge: str = "auto"
+    """Alignment judge, never searched on; `none` leaves the column out."""
+    teacher: str = "auto"
+    """Multi-step pipeline shown for comparison; `none` for no teacher."""
+    teacher_steps: int = Field(50, ge=1)
+    teacher_guidance: float = Field(2.0, ge=1)
+
+
+class QSchedRecipe(PipelineRecipe):
+    """Quantize a few-step pipeline, search its quantization-aware schedule, prove what each step cost and won."""
+
+    kind: Literal["q-sched"] = "q-sched"
+    model: str = "emoji-student"
+    scheme: str = "w4a8"
+    rewards: Rewards = Rewards()
+    search: Search = Search()
+    evaluation: Evaluation = Evaluation()
+
+    @field_validator("scheme")
+    @classmethod
+    def _parses(cls, scheme: str) -> str:
+        try:
+            return str(Scheme.parse(scheme))
+        except FewstepError as error:
+            raise ValueError(str(error)) from error
+
+    def resolved(self) -> QSchedRecipe:
+        """Every `auto` replaced by what it means for this model."""
+        shipped = self.model in SHIPPED
+        split = "emoji" if shipped else "general"
+        alignment, quality, judge = (
+            ("clip:emoji-clip", "quality:emoji-quality", "clip:emoji-judge")
+            if shipped
+            else (
+                "clip:openai/clip-vit-large-patch14",
+                "clip:yuvalkirstain/PickScore_v1",
+                "clip:openai/clip-vit-base-patch32",
+            )
+        )
+        judge = _auto(self.evaluation.judge, judge)
+        features = ["random"] if judge == "none" else [judge, "random"]
+        return (
+            super()
+            .resolved()
+            .model_copy(
+                update={
+                    "rewards": self.rewards.model_copy(
+                        update={
+                            "alignment": _auto(self.rewards.alignment, alignment),
+                            "quality": _auto(self.rewards.quality, quality),
+                        }
+                    ),
+                    "search": self.search.model_copy(
+                        update={"prompts": _auto(self.search.prompts, f"{split}:calibration")}
+                    ),
+                    "evaluation": self.evaluation.model_copy(
+                        update={
+                            "prompts": _auto(self.evaluation.prompts, f"{split}:evaluation"),
+                            "judge": judge,
+                            "features": features if self.evaluation.features == ["auto"] else self.evaluation.features,
+                            "teacher": _auto(self.evaluation.teacher, "emoji-teacher" if shipped else "none"),
+                        }
+                    ),
+                }
+            )
+        )
+
+    def check(self) -> None:
+        """Refuse prompts that cannot be read, networks of no known kind, and an evaluation that is too small.
+
+        Raises:
+            FewstepError: one of them.
+        """
+        super().check()
+        meant = self.resolved()
+        rewards, evaluation = meant.rewards, meant.evaluation
+        load_prompts(meant.search.prompts, meant.search.count)
+        prompts = load_prompts(evaluation.prompts, evaluation.count)
+        # without real pictures the reference is drawn, as many as a system has (see `measure`)
+        check_sizes(len(prompts), 8 if self.model in SHIPPED else len(prompts) * len(evaluation.seeds))
+        for spec in (rewards.alignment, rewards.quality, evaluation.judge):
+            REWARDS.check(spec)
+        for spec in evaluation.features:
+            FEATURES.check(spec)
+        if len(set(evaluation.features)) < len(evaluation.features):
+            raise FewstepError("a feature network is given twice", value=evaluation.features, hint="Name it once.")
+
+
+def _auto(value: Any, meant: Any) -> Any:
+    return meant if value == "auto" else value

@@ -1,0 +1,75 @@
+"""Corrections of what quantization does on average, folded into the plan and kept where they help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fewstep.errors import FewstepError
+from fewstep.files import read_json, write_json
+from fewstep.pipelines import process_of, trace
+from fewstep.plan import Plan
+from fewstep.quant.corrections import OutputError, compare, ptqd, stepbaq
+
+if TYPE_CHECKING:
+    from fewstep.jobs.quantize.job import Job
+
+Found = tuple[dict[str, Any], Plan | None]
+Fold = Callable[[Plan, Sequence[OutputError]], Plan]
+
+
+def corrected(job: Job, base: Plan, names: Sequence[str]) -> Found:
+    """What every correction brought on the calibration items, and the plan of the best one if it beats none.
+
+    Both networks answer on every state that the low-bit pipeline meets; the corrections are alternatives, since each
+    is made for the whole of the measured error.
+
+    base: the plan of the low-bit pipeline.
+    """
+    folds: dict[str, Fold] = {"ptqd": ptqd, "stepbaq": lambda plan, errors: stepbaq(plan, errors, _process(job))}
+
+    def compute() -> Found:
+        conditions, seeds = job.items
+        low, full = job.with_parts(**job.low), job.with_parts()
+        along = trace(low, base, conditions, seeds)
+        seen = trace(full, job.plan, conditions, seeds, along=along)
+        errors = compare(seen.outputs, along.outputs, channels=-1 if along.outputs.ndim == 4 else 0)
+        with torch.no_grad():
+            truth = full(job.plan, conditions, seeds, output="latent")
+
+            def distance(plan: Plan) -> float:
+                return float((low(plan, conditions, seeds, output="latent") - truth).square().mean())
+
+            tried: dict[str, dict[str, Any]] = {"none": {"error": distance(base)}}
+            plans: dict[str, Plan | None] = {"none": None}
+            for name in names:
+                try:
+                    plans[name] = plan = folds[name](base, errors)
+                    tried[name] = {"error": distance(plan)}
+                except FewstepError as error:
+                    tried[name] = {"reason": str(error)}
+        measured = {name: value["error"] for name, value in tried.items() if "error" in value}
+        best = min(measured, key=lambda name: float(measured[name]))
+        rows = [{"slope": e.slope, "bias": float(e.bias.abs().max()), "residual": e.residual} for e in errors]
+        return {"tried": tried, "kept": best, "rows": rows}, plans[best]
+
+    return job.run.unit("corrections", compute, save=_save, load=_load, artifact="corrections")
+
+
+def _process(job: Job) -> Any:
+    return process_of(job.pipe, **job.recipe.call)[0]
+
+
+def _save(found: Found, draft: Path) -> None:
+    draft.mkdir(parents=True, exist_ok=True)
+    write_json(draft / "corrections.json", found[0])
+    if found[1] is not None:
+        found[1].save(draft / "plan.json")
+
+
+def _load(folder: Path) -> Found:
+    plan = folder / "plan.json"
+    return read_json(folder / "corrections.json"), Plan.load(plan) if plan.exists() else None

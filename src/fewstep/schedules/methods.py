@@ -1,0 +1,324 @@
+"""The searches by name: functions (task) -> Found. What a user chooses among with `fewstep search --method`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.diagnostics import equalised_grid
+from fewstep.errors import FewstepError, PlanError, nearest
+from fewstep.plan import Plan
+from fewstep.prediction import Prediction
+from fewstep.process import Process
+from fewstep.schedules.candidate import Candidate, Model, skipping
+from fewstep.schedules.descent import descend
+from fewstep.schedules.evolution import autodiffusion, random_search, s3
+from fewstep.schedules.gits import gits, jump_errors
+from fewstep.schedules.learnable import Learnable, Solver, learn_grid, learn_intermediate, learn_scales
+from fewstep.schedules.pool import Entry, Pool
+from fewstep.schedules.space import Space
+from fewstep.schedules.trajectory import Trajectory
+from fewstep.schedules.tuning.problem import Objective
+from fewstep.solvers import Decision, Grid, grids, per_step, unipc
+
+WORST = -1e6
+"""The value of a schedule that gives NaN, or cannot be built."""
+
+
+@dataclass
+class Task:
+    """One schedule to find.
+
+    objective: what to maximise over its items. trajectory: the teacher's, from which times are read.
+    budget: evaluations of one plan on all items; a gradient step counts as three of its items.
+    solver: what runs on a searched grid where the method does not choose the solver itself.
+    storage: where evolutionary searches keep every evaluation (`Pool`); a file in `scratch` unless given.
+    scratch: folder of a search's checkpoints; a killed search goes on from them.
+    parts: what evolutionary searches vary (`space.PARTS`); the method's own choice unless given.
+    most_skipped: largest share of a row's blocks that may be skipped.
+    """
+
+    model: Model
+    steps: int
+    objective: Objective
+    trajectory: Trajectory
+    budget: int = 200
+    seed: int = 0
+    solver: Solver = field(default=unipc)
+    end: float | None = None
+    storage: str | Path | None = None
+    scratch: Path | None = None
+    parts: frozenset[str] = frozenset()
+    most_skipped: float = 0.1
+    name: str = "schedule"
+    watch: Callable[[float, float], None] | None = None
+    """Called with (evaluations spent, best value) as the search goes."""
+
+    def value(self, plan: Plan) -> float:
+        """Mean score of a plan over all items; NaN counts as the worst."""
+        with torch.no_grad():
+            value = float(self.objective(plan, range(self.objective.size)).mean())
+        return value if math.isfinite(value) else WORST
+
+    def score(self, candidate: Candidate) -> float:
+        """Mean score of a candidate; one that cannot be built is the worst."""
+        try:
+            return self.value(candidate.plan(self.model))
+        except PlanError:
+            return WORST
+
+    def note(self, spent: float, value: float) -> None:
+        """Tell who watches."""
+        if self.watch is not None:
+            self.watch(spent, value)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A schedule, its value on the search's own items, the evaluations it cost, and the way there."""
+
+    plan: Plan
+    value: float
+    spent: float
+    history: tuple[tuple[float, float], ...] = ()
+    """(evaluations spent, value) of every plan looked at."""
+
+
+def search_gits(task: Task) -> Found:
+    """Times from the teacher's trajectory by dynamic programming; no search at all (arXiv 2405.11326)."""
+    plan = task.solver(task.model.process, task.model.prediction, _gits_grid(task, task.steps))
+    value = task.value(plan)
+    task.note(1, value)
+    return Found(_named(plan, "gits"), value, 1, ((1, value),))
+
+
+def search_ld3(task: Task) -> Found:
+    """Times, and what the network is told of them, by gradient (arXiv 2405.15506)."""
+    start, looked = _best_grid(task, task.steps)
+    learnable = learn_grid(task.model.process, task.model.prediction, task.solver, start)
+    return _descended(task, learnable, "ld3", task.budget, looked)
+
+
+def search_amed(task: Task) -> Found:
+    """Two evaluations per step, the place of the second and the length of the step learned (arXiv 2312.00094).
+
+    The last step, to a clean end, has one; where the count does not come out, the first evaluation is a formula, as in
+    the published settings.
+    """
+    model = task.model
+    single = task.end is None
+    spare = (task.steps + single) % 2
+    grid, looked = _best_grid(task, (task.steps + single + spare) // 2)
+    times = grid.times.clone()
+    if len(times) < 2 + spare - (not single):
+        raise FewstepError("amed needs a step with two evaluations", value=task.steps, hint="Use three steps or more.")
+    if not bool(model.process.lam(times[0]).isfinite()):  # pure noise: the middle in log-SNR is nowhere
+        times[0] = 0.999 * times[0]
+    learnable = learn_intermediate(model.process, model.prediction, Grid(times, grid.end), analytic_first=bool(spare))
+    return _descended(task, learnable, "amed", task.budget, looked)
+
+
+def search_random(task: Task) -> Found:
+    """Random schedules, the control of the evolutionary ones."""
+    return _evolved(task, random_search, frozenset({"times", "strategy"}), task.budget)
+
+
+def search_autodiffusion(task: Task) -> Found:
+    """Times, and the blocks to skip in each row where the backbone has any, by evolution (arXiv 2309.10438)."""
+    parts = {"times", "skips"} if task.model.blocks * task.most_skipped >= 1 else {"times"}
+    return _evolved(task, autodiffusion, frozenset(parts), task.budget)
+
+
+def search_s3(task: Task) -> Found:
+    """Times and a solver strategy for every step, by predictor-guided evolution (arXiv 2312.07243)."""
+    return _evolved(task, s3, frozenset({"times", "strategy", "first"}), task.budget)
+
+
+LEAST_DESCENT = 25
+"""Evaluations below which a joint search has none to spare for looking at grids and descending from them."""
+
+
+def search_joint(task: Task) -> Found:
+    """Everything: S3 over times and strategies, then times, told times and Q-Sched's scalars by gradient.
+
+    The descent starts from the best schedule of the evolution and from LD3's own start, and the better end wins.
+    """
+    evolved = search_s3(_with_budget(task, max(1, round(0.4 * task.budget))))
+    if task.budget - evolved.spent < LEAST_DESCENT:
+        return Found(_named(evolved.plan, "joint"), evolved.value, evolved.spent, evolved.history)
+    model = task.model
+    candidate = Candidate.from_document(evolved.plan.origin["candidate"])
+    starts = {"joint-evolved": (grids.given(candidate.times, candidate.end), _solver_of(candidate, model))}
+    if candidate.first != "network":  # its first row is a formula: the gradient search needs a row for every time
+        starts = {}
+    start, looked = _best_grid(task, task.steps)
+    starts["joint-grid"] = (start, task.solver)
+    share = (task.budget - evolved.spent - looked) / len(starts)
+    found = [evolved]
+    for stage, (grid, solver) in starts.items():
+        learnable = learn_scales(learn_grid(model.process, model.prediction, solver, grid))
+        own = looked if grid is start else 0
+        found.append(_descended(task, learnable, "joint", share + own, own, stage))
+    best = max(found, key=lambda f: f.value)
+    history, spent = list[tuple[float, float]](), 0.0
+    for f in found:
+        history += [(spent + calls, value) for calls, value in f.history]
+        spent += f.spent
+    return Found(_named(best.plan, "joint"), best.value, spent, tuple(history))
+
+
+Method = Callable[[Task], Found]
+METHODS: dict[str, Method] = {
+    "gits": search_gits,
+    "ld3": search_ld3,
+    "amed": search_amed,
+    "random": search_random,
+    "autodiffusion": search_autodiffusion,
+    "s3": search_s3,
+    "joint": search_joint,
+}
+
+
+def method(name: str) -> Method:
+    """A method by name (FewstepError with the nearest name otherwise)."""
+    if name not in METHODS:
+        raise FewstepError("unknown search method", value=name, hint=nearest(name, METHODS))
+    return METHODS[name]
+
+
+BY_GRADIENT = frozenset({"ld3", "amed", "joint"})
+"""Methods that need an objective with a gradient."""
+
+# --- inside ---------------------------------------------------------------------------------------------------------
+
+
+def _gits_grid(task: Task, steps: int) -> Grid:
+    rows = gits(task.trajectory, [steps])[steps]
+    times = [float(task.trajectory.plan.rows[k].time) for k in rows]
+    return grids.given(times, task.end)
+
+
+def _best_grid(task: Task, steps: int) -> tuple[Grid, int]:
+    """The grid that serves the solver best, of GITS', the error-equalising and the usual ones; and their number."""
+    usual = Space(task.model, steps, last=_least(task), end=task.end).designs()
+    options = [_gits_grid(task, steps), *_equalised(task, steps)]
+    options += [grids.given(times, task.end) for times in dict.fromkeys(candidate.times for candidate in usual)]
+    best = max(options, key=lambda g: task.value(task.solver(task.model.process, task.model.prediction, g)))
+    return best, len(options)
+
+
+def _equalised(task: Task, steps: int) -> list[Grid]:
+    """Times at which first-order steps along the teacher would err equally, for each of two orders of the solver."""
+    errors = jump_errors(task.trajectory)
+    times = [float(row.time) for row in task.trajectory.plan.rows][: len(errors)]
+    found = []
+    for order in (1, 2):
+        try:
+            grid = equalised_grid(task.model.process, times, errors, steps, order)
+        except PlanError:
+            continue  # a trajectory without error, or one that is too short: nothing to equalise
+        found.append(Grid(grid.times, task.end))
+    return found
+
+
+def _least(task: Task) -> float:
+    """The cleanest time that the teacher itself asked."""
+    return float(task.trajectory.plan.rows[-1].time)
+
+
+def _descended(task: Task, learnable: Learnable, name: str, budget: float, looked: int, stage: str = "") -> Found:
+    """Descend with what `looked` evaluations of starts, and one of the result, leave of the budget."""
+    if not task.objective.per_item:
+        hint = "Search for the teacher's results, or use an evolutionary method."
+        raise FewstepError(f"{name} needs an objective with a gradient", value=type(task.objective).__name__, hint=hint)
+    size = task.objective.size
+    batch = max(1, min(16, size // 2))
+
+    def every(rounds: int) -> int:
+        return max(1, rounds // 12)
+
+    def spent(done: int, rounds: int) -> float:
+        """A gradient costs three passes over its batch, a look half of the items."""
+        return looked + (3 * batch * done + math.ceil(done / every(rounds) + 1) * 0.5 * size) / size
+
+    rounds = max(1, round(size * budget / (3 * batch)))
+    while rounds and spent(rounds, rounds) + 1 > budget:
+        rounds -= 1
+    if not rounds:
+        hint = f"Give at least {math.ceil(spent(1, 1) + 1)} in all, or use gits."
+        raise FewstepError(f"the budget allows no gradient step of {name}", value=budget, hint=hint)
+
+    found = descend(
+        learnable,
+        task.objective,
+        rounds=rounds,
+        batch=batch,
+        look_every=every(rounds),
+        seed=task.seed,
+        checkpoint=None if task.scratch is None else task.scratch / f"{stage or name}.safetensors",
+        watch=lambda done, value: task.note(spent(done, rounds), value),
+    )
+    history = tuple((spent(done, rounds), value) for done, value in found.history)
+    return Found(_named(found.plan, name), task.value(found.plan), history[-1][0] + 1, history)
+
+
+def _evolved(task: Task, search: Callable[..., None], parts: frozenset[str], budget: int) -> Found:
+    def watch(entry: Entry, count: int) -> None:
+        task.note(count, entry.value)
+
+    parts = task.parts or parts
+    storage = task.storage or (None if task.scratch is None else task.scratch / f"{search.__name__}.journal")
+    space = Space(task.model, task.steps, parts, last=_least(task), end=task.end, most_skipped=task.most_skipped)
+    pool = Pool(
+        task.score,
+        storage=storage,
+        name=f"{task.name}-{search.__name__}",
+        task=f"{task.steps} steps, {sorted(parts)}, {task.objective.size} items",
+        key=lambda candidate: candidate.folded(task.model),
+        watch=watch,
+    )
+    search(space, pool, budget, seed=task.seed, starts=_starts(task, space))
+    if not len(pool):
+        raise FewstepError("the budget allows not even one schedule", value=budget, hint="Raise the budget.")
+    best = pool.best()[0]
+    if best.value <= WORST:
+        hint = "Check the network, or search another space."
+        raise FewstepError("no schedule of this space can be run", value=sorted(parts), hint=hint)
+    history = tuple((float(k + 1), entry.value) for k, entry in enumerate(pool.entries()))
+    return Found(_named(best.candidate.plan(task.model), search.__name__), best.value, len(pool), history)
+
+
+def _starts(task: Task, space: Space) -> Sequence[Candidate]:
+    """The usual solvers on the times that GITS reads from the teacher."""
+    times = tuple(_gits_grid(task, task.steps).times.tolist())
+    decisions: tuple[Decision, ...] = (
+        Decision(order=2),
+        Decision(order=2, corrector=True),
+        Decision(order=3),
+        Decision(order=1),
+    )
+    if "strategy" not in space.parts:
+        decisions = decisions[:1]
+    return [Candidate(times, (decision,) * len(times), task.end) for decision in decisions]
+
+
+def _solver_of(candidate: Candidate, model: Model) -> Solver:
+    def solver(process: Process, prediction: Prediction, grid: Grid) -> Plan:
+        plan = per_step(process, prediction, grid, decisions=candidate.decisions, statistics=model.statistics)
+        return skipping(plan, candidate.skipped)
+
+    return solver
+
+
+def _with_budget(task: Task, budget: int) -> Task:
+    values: dict[str, Any] = {**vars(task), "budget": budget}
+    return Task(**values)
+
+
+def _named(plan: Plan, name: str) -> Plan:
+    return plan.replace(origin={**plan.origin, "search": name})

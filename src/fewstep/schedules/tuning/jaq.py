@@ -1,0 +1,78 @@
+"""JAQ, the reference-free objective of Q-Sched: alignment + k * quality (arXiv 2509.01624)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import FewstepError
+from fewstep.plan import Plan
+from fewstep.rewards import Reward
+from fewstep.schedules.tuning.family import Family
+
+Generate = Callable[[Plan, Sequence[str], Sequence[int]], Tensor]
+"""(plan, prompts, seeds) -> images (B, 3, H, W) in [0, 1]."""
+
+
+@dataclass
+class JAQ:
+    """Standardised alignment plus k times standardised quality, one score per (prompt, seed) item.
+
+    Both terms are divided by their spread over a reference set of candidates (`standardise`), so that k compares like
+    with like; the paper mixes raw scores, whose scales are accidents of the reward models. Items are ordered seed by
+    seed over shuffled prompts: every beginning of the order covers as many prompts as it can.
+    """
+
+    generate: Generate
+    alignment: Reward
+    quality: Reward
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    k: float = 2.0
+    centre: tuple[float, float] = (0.0, 0.0)
+    spread: tuple[float, float] = (1.0, 1.0)
+    per_item: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        if not self.prompts or not self.seeds:
+            what = "calibration needs at least one prompt and one seed"
+            raise FewstepError(what, value=(len(self.prompts), len(self.seeds)), hint="Add prompts to the recipe.")
+        order = torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(0)).tolist()
+        # every item has a random stream of its own, whichever items are asked together
+        self.items = [(self.prompts[p], 100_003 * seed + p) for seed in self.seeds for p in order]
+
+    @property
+    def size(self) -> int:
+        """Number of items: prompts times seeds."""
+        return len(self.items)
+
+    def __call__(self, plan: Plan, items: Sequence[int]) -> Tensor:
+        """JAQ of each item (n,), higher is better; differentiable if the rewards are and gradients are enabled."""
+        terms = self.terms(plan, items)
+        scaled = (terms - terms.new_tensor(self.centre)) / terms.new_tensor(self.spread)
+        return scaled[:, 0] + self.k * scaled[:, 1]
+
+    def terms(self, plan: Plan, items: Sequence[int]) -> Tensor:
+        """Raw alignment and quality of each item, (n, 2)."""
+        prompts = [self.items[i][0] for i in items]
+        images = self.generate(plan, prompts, [self.items[i][1] for i in items])
+        return torch.stack([self.alignment.score(images, prompts), self.quality.score(images, prompts)], 1)
+
+    def standardise(self, plan: Plan, family: Family, candidates: int = 8, fraction: float = 0.5) -> float:
+        """Set centre and spread from scattered candidates of the ramp-to-one box; returns the cost in candidates.
+
+        The spread is that of the candidates' mean scores, the quantity the search compares.
+        """
+        ramp = Family("ramp-to-one", family.low, family.high)
+        corners = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(candidates).double()
+        corners = ramp.low + (ramp.high - ramp.low) * corners
+        items = range(max(1, round(fraction * self.size)))
+        with torch.no_grad():
+            means = torch.stack([self.terms(ramp.apply(plan, c), items).mean(0) for c in corners]).double()
+        self.centre = (float(means[:, 0].mean()), float(means[:, 1].mean()))
+        deviation = means.std(0).clamp(min=1e-9)
+        self.spread = (float(deviation[0]), float(deviation[1]))
+        return candidates * len(items) / self.size

@@ -1,0 +1,241 @@
+"""What every searcher works on: candidates, their scores under common random numbers, and what they cost."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import FewstepError
+from fewstep.files import read_text, write_text
+from fewstep.plan import Plan
+from fewstep.schedules.tuning.family import Family
+
+_BEGINNING = '{"theta": ['
+"""Of every line of the log."""
+
+
+class Objective(Protocol):
+    """Scores a plan; higher is better.
+
+    size: number of items (prompt and seed pairs; every candidate sees the same ones, hence the same noise).
+    per_item: whether `__call__` returns one score per item (n,), or one score for the whole set ().
+    """
+
+    @property
+    def size(self) -> int:
+        """Number of items."""
+        ...
+
+    @property
+    def per_item(self) -> bool:
+        """Whether scores come one per item."""
+        ...
+
+    def __call__(self, plan: Plan, items: Sequence[int]) -> Tensor:
+        """Scores of these items."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One candidate looked at: its numbers, mean score over the first `items` items, and the cost so far."""
+
+    theta: tuple[float, ...]
+    value: float
+    items: int
+    spent: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The best candidate that was scored on all items.
+
+    gain: paired differences to the identity per item (n,), or None for a set-level objective.
+    spent: network calls, in units of one candidate on all items.
+    """
+
+    theta: tuple[float, ...]
+    value: float
+    identity_value: float
+    spent: float
+    on_boundary: bool
+    gain: tuple[float, ...] | None
+    history: tuple[Evaluation, ...] = field(repr=False)
+
+
+class BudgetSpentError(Exception):
+    """What a searcher asked for costs more than is left; nothing was computed. Ends the search, never the program."""
+
+
+class Problem:
+    """A plan, a family and an objective, with memory and a budget.
+
+    Candidates that fold to the same plan are one: they are scored, and paid for, once. NaN counts as the worst score.
+    Items come in one fixed order and partial scores use its beginnings, so that a candidate looked at again at
+    higher fidelity pays only for the new items. With `log`, every score is appended to a file; a killed search that
+    starts again replays them and goes on where it stopped (searchers are deterministic given their seed).
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        family: Family,
+        objective: Objective,
+        *,
+        log: Path | None = None,
+        spent: float = 0.0,
+        watch: Callable[[Evaluation], None] | None = None,
+    ) -> None:
+        if objective.size < 1:
+            raise FewstepError("the objective has no items", hint="Give at least one prompt and one seed.")
+        self.plan, self.family, self.objective = plan, family, objective
+        self.spent, self.history, self._watch = spent, list[Evaluation](), watch
+        self.budget = math.inf
+        """Network calls that `score` may pay for in all; `searcher` sets it."""
+        self._scores: dict[tuple[float, ...], list[float]] = {}
+        self._sets: dict[tuple[tuple[float, ...], int], float] = {}
+        self._log = log
+        known = _read_log(log) if log else {}
+        self._replay = {(self._folded(theta), *items): scores for (theta, *items), scores in known.items()}
+
+    @property
+    def size(self) -> int:
+        """Numbers per candidate."""
+        return self.family.size(self.plan.steps)
+
+    def clip(self, theta: Tensor) -> Tensor:
+        """The nearest candidate inside the box."""
+        return theta.double().clamp(self.family.low, self.family.high)
+
+    def score(self, theta: Tensor, fraction: float = 1.0) -> float:
+        """Mean score of a candidate over the first `fraction` of the items (at least one).
+
+        Raises:
+            BudgetSpentError: the items that are not known yet would cost more than is left.
+        """
+        key = tuple(round(float(v), 9) for v in self.clip(theta))
+        count = max(1, min(self.objective.size, round(fraction * self.objective.size)))
+        folded = self._folded(key)
+        scores = self._scores.setdefault(folded, [])
+        if self.objective.per_item:
+            if len(scores) < count:
+                self._extend(key, folded, scores, range(len(scores), count))
+            value = sum(scores[:count]) / count
+        else:
+            value = self._set_level(key, folded, count)
+        value = value if math.isfinite(value) else -math.inf
+        evaluation = Evaluation(key, value, count, self.spent)
+        self.history.append(evaluation)
+        if self._watch is not None:
+            self._watch(evaluation)
+        return value
+
+    @property
+    def left(self) -> float:
+        """What may still be spent."""
+        return self.budget - self.spent
+
+    @property
+    def best(self) -> Evaluation:
+        """The best of all fully scored candidates so far, the earliest of equals."""
+        return max((e for e in self.history if e.items == self.objective.size), key=lambda e: e.value)
+
+    def pay(self, items: float, times: float = 1.0) -> None:
+        """Count network calls made outside `score` (a gradient costs about three forward passes)."""
+        self.spent += times * items / self.objective.size
+
+    def outcome(self) -> Outcome:
+        """The best of all fully scored candidates, the identity among them."""
+        identity = self.family.identity(self.plan.steps)
+        identity_value = self.score(identity)
+        best = self.best
+        gain = None
+        if self.objective.per_item:
+            ours, theirs = (self._scores[self._folded(key)] for key in (best.theta, tuple(identity.tolist())))
+            gain = tuple(a - b for a, b in zip(ours, theirs, strict=False))
+        return Outcome(
+            theta=best.theta,
+            value=best.value,
+            identity_value=identity_value,
+            spent=self.spent,
+            on_boundary=self.family.on_boundary(torch.tensor(best.theta)),
+            gain=gain,
+            history=tuple(self.history),
+        )
+
+    def _folded(self, key: Sequence[float]) -> tuple[float, ...]:
+        """What tells plans apart: the scalars of every row (a ramp over one row has numbers that change nothing)."""
+        sample, output = self.family.expand(torch.tensor(key, dtype=torch.float64), self.plan.steps)
+        return tuple(round(v, 9) for v in torch.cat([sample.flatten(), output.flatten()]).tolist())
+
+    def _extend(self, key: tuple[float, ...], folded: tuple[float, ...], scores: list[float], items: range) -> None:
+        self._refuse_beyond(len(items))
+        known = self._replay.get((folded, items.start, items.stop))
+        if known is None:
+            known = self._ask(key, items)
+            self._write(key, items, known)
+        scores += known
+        self.pay(len(items))
+
+    def _set_level(self, key: tuple[float, ...], folded: tuple[float, ...], count: int) -> float:
+        scored = self._sets.get((folded, count))
+        if scored is None:
+            self._refuse_beyond(count)
+            known = self._replay.get((folded, 0, count))
+            if known is None:
+                known = self._ask(key, range(count))
+                self._write(key, range(count), known)
+            scored = self._sets[folded, count] = known[0]
+            self.pay(count)
+        return scored
+
+    def _refuse_beyond(self, items: int) -> None:
+        if items / self.objective.size > self.left + 1e-9:
+            raise BudgetSpentError
+
+    def _ask(self, key: tuple[float, ...], items: range) -> list[float]:
+        plan = self.family.apply(self.plan, torch.tensor(key, dtype=torch.float64))
+        with torch.no_grad():
+            return [float(v) for v in self.objective(plan, items).reshape(-1)]
+
+    def _write(self, key: tuple[float, ...], items: range, scores: list[float]) -> None:
+        if self._log is None:
+            return
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"theta": key, "items": [items.start, items.stop], "scores": scores}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _read_log(log: Path) -> dict[tuple[tuple[float, ...], int, int], list[float]]:
+    """Scores of an earlier, perhaps killed, search; a last line cut short is ignored and removed.
+
+    Raises:
+        FewstepError: the file is another one; it stays as it is.
+    """
+    if not log.exists():
+        return {}
+    known = {}
+    text = read_text(log)
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        try:
+            entry = json.loads(line)
+            known[tuple(entry["theta"]), entry["items"][0], entry["items"][1]] = entry["scores"]
+        except (ValueError, TypeError, LookupError) as error:
+            cut = number == len(lines) - 1 and line.startswith(_BEGINNING[: len(line)])
+            if not cut:
+                raise FewstepError(f"{log} holds no scores of a search", hint="Name a new file.") from error
+            lines = lines[:-1]
+    if text != (whole := "".join(f"{line}\n" for line in lines)):
+        write_text(log, whole, over="all")
+    return known

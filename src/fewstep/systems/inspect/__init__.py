@@ -1,5 +1,0 @@
-"""`fewstep inspect`: what a pipeline's network and plan do, as a report."""
-
-from fewstep.systems.inspect.job import Settings, inspect
-
-__all__ = ["Settings", "inspect"]

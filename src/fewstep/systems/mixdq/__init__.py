@@ -1,6 +1,0 @@
-"""Post-training quantization of whole pipelines, with a scheme obeyed or bits chosen (MixDQ, arXiv 2405.17873)."""
-
-from fewstep.systems.mixdq.job import run
-from fewstep.systems.mixdq.recipe import QuantizeRecipe
-
-__all__ = ["QuantizeRecipe", "run"]

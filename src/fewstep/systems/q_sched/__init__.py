@@ -1,6 +1,0 @@
-"""Q-Sched (arXiv 2509.01624): keep the low-bit network, rescale the two inputs of every sampler step."""
-
-from fewstep.systems.q_sched.job import run
-from fewstep.systems.q_sched.recipe import QSchedRecipe
-
-__all__ = ["QSchedRecipe", "run"]

@@ -1,0 +1,193 @@
+"""Distillation in seconds: points of a mixture, its exact teacher, and a small network as student."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.distillation.core import Batch, Model, flow_path
+from fewstep.distillation.method import Method
+from fewstep.metrics.distances import energy_distance
+from fewstep.prediction import Prediction
+from fewstep.process import Process, RectifiedFlow
+from fewstep.testing.fit import fitted
+from fewstep.testing.mixture import Mixture
+
+
+def ring(modes: int = 8, radius: float = 2.0, std: float = 0.1) -> Mixture:
+    """Equal Gaussians on a circle."""
+    angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
+    means = radius * torch.stack([angle.cos(), angle.sin()], 1)
+    return Mixture(torch.full((modes,), 1 / modes), means, torch.full((modes, 2), std**2))
+
+
+class PointNetwork(nn.Module):
+    """Points (B, D) at network time (B,), and where asked at the time that a jump ends at (B,), to a raw output (B, D).
+
+    Times enter as (t, s) / `horizon`; the end of the jump has a layer of its own, zero at the start, so that a student
+    with two times begins as the network with one.
+    """
+
+    time_layers = ("first",)
+
+    def __init__(self, dimension: int = 2, width: int = 96, horizon: float = 1000.0) -> None:
+        super().__init__()
+        self.horizon = horizon
+        self.first = nn.Linear(dimension + 2 * len(_FREQUENCIES) + 1, width)
+        self.span = nn.Linear(2 * len(_FREQUENCIES) + 1, width)
+        self.rest = nn.Sequential(
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, dimension),
+        )
+        nn.init.zeros_(self.span.weight)
+        nn.init.zeros_(self.span.bias)
+
+    def forward(self, x: Tensor, time: Tensor, target_time: Tensor | None = None) -> Tensor:
+        """Raw output (B, D)."""
+        time = time.expand(len(x))
+        hidden = self.first(torch.cat([x, _waves(time / self.horizon)], 1))
+        if target_time is not None:
+            hidden = hidden + self.span(_waves((time - target_time) / self.horizon))
+        return self.rest(hidden)
+
+
+_FREQUENCIES = (0.5, 1.0, 2.0, 4.0)
+
+
+def _waves(t: Tensor) -> Tensor:
+    angle = t[:, None] * (math.pi * torch.tensor(_FREQUENCIES, device=t.device, dtype=t.dtype))
+    return torch.cat([t[:, None], angle.sin(), angle.cos()], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Toy:
+    """A mixture, how it is noised, and what the networks predict.
+
+    The process must tell its networks times in [0, `horizon`].
+    """
+
+    mixture: Mixture = field(default_factory=ring)
+    process: Process = field(default_factory=RectifiedFlow)
+    prediction: Prediction = field(default_factory=lambda: Prediction("velocity"))
+    width: int = 96
+
+    @property
+    def horizon(self) -> float:
+        """Largest network time."""
+        return max(1.0, abs(self.process.network_time(self.process.noisiest)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one point."""
+        return (self.mixture.dimension,)
+
+    def teacher(self) -> Model:
+        """The exact denoiser."""
+        network = self.mixture.network(self.process, self.prediction)
+        return Model(lambda x, time: network(x, time), self.process, self.prediction)
+
+    def batches(self, size: int, data: bool = True) -> Callable[[torch.Generator], Batch]:
+        """A stream of batches, with real points where the method wants data."""
+        weights, means, covariances = self.mixture.weights, self.mixture.means, self.mixture.covariances
+        if covariances.ndim != 2:
+            raise ValueError("the toy draws from mixtures of independent coordinates")
+
+        def batch(generator: torch.Generator) -> Batch:
+            clean = None
+            if data:
+                which = torch.multinomial(weights, size, replacement=True, generator=generator)
+                noise = torch.randn(size, self.mixture.dimension, generator=generator)
+                clean = means[which].float() + covariances[which].sqrt().float() * noise
+            return Batch(size=size, shape=(self.mixture.dimension,), clean=clean)
+
+        return batch
+
+    def start(self, seed: int = 0) -> PointNetwork:
+        """A network that has learned the teacher's output roughly: what student and critic begin as."""
+        return copy.deepcopy(_pretrained(self, seed))
+
+    def distance(self, samples: Tensor, seed: int = 1000) -> float:
+        """Energy distance of samples (N, D) from as many fresh points of the mixture, times 1000."""
+        real = self.mixture.sample(len(samples), seed).float()
+        return 1000 * float(energy_distance(samples.float(), real))
+
+    def samples(self, student: Model, method: Method, count: int = 2000, seed: int = 7) -> Tensor:
+        """Samples (count, D) of a student, run in the method's steps."""
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(count, self.mixture.dimension, generator=generator)
+        with torch.no_grad():
+            return method.steps.sample(student, noise, None, generator)
+
+    def model(self, network: nn.Module, two_times: bool = False) -> Model:
+        """A network of this toy as a denoiser."""
+        return Model(network, self.process, self.prediction, two_times)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredToy(Toy):
+    """The toy with stored trajectories of its exact teacher beside the data.
+
+    points, between: kept states of a trajectory besides the first, and fine steps from each to the next.
+    """
+
+    points: int = 16
+    between: int = 4
+    count: int = 4096
+
+    def batches(self, size: int, data: bool = True) -> Callable[[torch.Generator], Batch]:
+        """Batches of the toy, each with as many stored trajectories."""
+        inner, (path, times) = super().batches(size, data), self.trajectories
+
+        def batch(generator: torch.Generator) -> Batch:
+            rows = torch.randint(len(path), (size,), generator=generator)
+            return replace(inner(generator), path=path[rows], times=times)
+
+        return batch
+
+    @cached_property
+    def trajectories(self) -> tuple[Tensor, Tensor]:
+        """States (count, points + 1, D) of the teacher's flow by fine steps, and their times (points + 1,)."""
+        teacher, last = self.teacher(), self.points * self.between
+        times = torch.linspace(self.process.noisiest, 0, last + 1, dtype=torch.float64)
+        x = torch.randn(self.count, self.mixture.dimension, generator=torch.Generator().manual_seed(99))
+        states = itertools.islice(flow_path(self.process, teacher.clean, x, times), 0, None, self.between)
+        return torch.stack(list(states), 1), times[:: self.between]
+
+
+@lru_cache(maxsize=16)
+def _pretrained(toy: Toy, seed: int, steps: int = 1500, size: int = 512) -> PointNetwork:
+    """Regression of the teacher's raw output at uniform times, Adam with a cosine."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = PointNetwork(toy.mixture.dimension, toy.width, toy.horizon)
+    teacher, student, batches = toy.teacher(), toy.model(network), toy.batches(size)
+
+    def loss() -> Tensor:
+        clean = batches(generator).clean
+        assert clean is not None
+        t = toy.process.noisiest * (0.001 + 0.998 * torch.rand(size, generator=generator, dtype=torch.float64))
+        x = toy.process.add_noise(clean, torch.randn(clean.shape, generator=generator), t)
+        with torch.no_grad():
+            wanted = teacher.raw(x, t)
+        return (student.raw(x, t) - wanted).square().mean()
+
+    fitted(network, loss, steps, rate=2e-3)
+    return network
+
+
+@lru_cache(maxsize=1)
+def standard() -> Toy:
+    """Eight modes on a circle in a rectified flow; one object, so that its starting network is trained once."""
+    return Toy()
