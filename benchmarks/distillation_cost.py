@@ -28,8 +28,8 @@ import torch
 from plain_loops import LOOPS
 from torch import Tensor, nn
 
-from fewstep.denoiser import Backbone
-from fewstep.distillation.core import Batch, Model
+from fewstep.denoiser import Backbone, Denoiser
+from fewstep.distillation.core import Batch
 from fewstep.distillation.engine import Engine, assemble
 from fewstep.distillation.method import method
 from fewstep.files import write_json
@@ -103,7 +103,7 @@ def engine(name: str, module: nn.Module, wrap: Any, shape: tuple[int, ...], size
         data, condition = drawn(shape, size, len(shape) > 1, generator)
         return Batch(size, shape, data, condition or None)
 
-    teacher = Model(wrap(module), PROCESS, VELOCITY)
+    teacher = Denoiser(wrap(module), PROCESS, VELOCITY)
     return assemble(method(name, PROCESS, **OPTIONS[name]), teacher, module, wrap, batches, shape)
 
 

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.discriminator import samples
 from fewstep.distillation.method import Method, method, options_of, presets, stages_over
-from fewstep.distillation.steps import evenly
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, write_json
 from fewstep.jobs.distill.cost import passes_of

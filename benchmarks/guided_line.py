@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.distillation.core import Batch, Model
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.chain import Chain
+from fewstep.distillation.core import Batch
 from fewstep.distillation.method import Method, method
-from fewstep.distillation.steps import Steps
 from fewstep.files import write_json
 from fewstep.metrics.intervals import seed_interval
 from fewstep.prediction import Prediction
@@ -55,7 +56,7 @@ class Line:
 
     shape = (1,)
 
-    def teacher(self) -> Model:
+    def teacher(self) -> Denoiser:
         """Exact, of the class at label 0 and of the whole at label 1."""
         laws = [Mixture.gaussian(torch.tensor([m]), torch.tensor([v])) for m, v in ((MEAN, INNER), (0.0, OUTER))]
         within, without = (law.network(FLOW, VELOCITY) for law in laws)
@@ -63,7 +64,7 @@ class Line:
         def network(x: Tensor, time: Tensor, class_labels: Tensor) -> Tensor:
             return torch.where(class_labels[:, None] == 0, within(x, time), without(x, time))
 
-        return Model(network, FLOW, VELOCITY)
+        return Denoiser(network, FLOW, VELOCITY)
 
     def start(self) -> nn.Module:
         """A regression of the teacher."""
@@ -75,7 +76,7 @@ class Line:
             torch.manual_seed(0)
             network = DigitNetwork(32, depth=2, size=1, classes=1)
         teacher, generator = self.teacher(), torch.Generator().manual_seed(0)
-        student = Model(network, FLOW, VELOCITY)
+        student = Denoiser(network, FLOW, VELOCITY)
 
         def loss() -> Tensor:
             labels, t = torch.randint(2, (256,), generator=generator), torch.rand(256, generator=generator).double()
@@ -111,7 +112,7 @@ def trained(line: Line, options: dict[str, Any], guidance: float, updates: int, 
     for count in range(1, CALLS + 1):
         generator = torch.Generator().manual_seed(7 + seed)
         with torch.no_grad():
-            x = Steps(chosen.steps.times[:count]).sample(
+            x = Chain(chosen.steps.times[:count]).sample(
                 engine.cast.student,
                 torch.randn(size, 1, generator=generator),
                 told(torch.zeros(size).long()),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from claims.claim import Arm, Claim, Question
 from claims.mlcm import mirrored
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.discriminator import Taps
 from fewstep.distillation.flow_map import Earlier, Even, FlowMapTerm, Intervals, Solver, TwoLeg
 from fewstep.distillation.method import Method, method
-from fewstep.distillation.steps import evenly
 from fewstep.testing.digits import DigitBed
 
 KEYS = 4

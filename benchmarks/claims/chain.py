@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from claims.claim import Arm, Numbers
-from fewstep.distillation.core import Model, flow_path
+from fewstep.denoiser import Denoiser
 from fewstep.distillation.flow_map import InTurn
 from fewstep.distillation.method import Method
 from fewstep.testing.digits import DigitBed, told
+from fewstep.transition import ddim_path
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Chain(Arm):
         before = self.first.passes(bed, batch, steps)
         return self.part * before + (1 - self.part) * super().passes(self.first.bed(bed), batch, steps)
 
-    def _trained(self, bed: DigitBed, method: Method, updates: int, batch: int, seed: int, **settings: Any) -> Model:
+    def _trained(self, bed: DigitBed, method: Method, updates: int, batch: int, seed: int, **settings: Any) -> Denoiser:
         assert self.first is not None
         before = max(1, round(self.part * updates))
         samples = self.first.make(bed.process, before)
@@ -46,7 +47,7 @@ class Chain(Arm):
 class Flow(Arm):
     """An arm whose student is a flow: its last draw also says how straight its paths are."""
 
-    def measured(self, bed: DigitBed, student: Model, method: Method, seed: int = 0) -> Numbers:
+    def measured(self, bed: DigitBed, student: Denoiser, method: Method, seed: int = 0) -> Numbers:
         """With `straightness` (0: straight) in the last draw."""
         found = super().measured(bed, student, method, seed)
         found[list(found)[-1]]["straightness"] = straightness(bed, student)
@@ -54,12 +55,12 @@ class Flow(Arm):
 
 
 @torch.no_grad()
-def straightness(bed: DigitBed, student: Model, steps: int = 16) -> float:
+def straightness(bed: DigitBed, student: Denoiser, steps: int = 16) -> float:
     """Mean of |x_1 - x_0 - v(x_t, t)|^2 over paths of Euler's steps, per |x_1 - x_0|^2 (arXiv 2209.03003, eq. 6)."""
     labels = bed.asked()
     times = torch.linspace(bed.process.noisiest, 0, steps + 1, dtype=torch.float64)
     noise = torch.randn(len(labels), *bed.shape, generator=torch.Generator().manual_seed(7))
-    states = list(flow_path(bed.process, lambda x, t: student.clean(x, t, told(labels)), noise, times))
+    states = list(ddim_path(bed.process, lambda x, t: student(x, t, told(labels)), noise, times))
     whole = states[-1] - states[0]
     gaps = [(steps * (b - a) - whole).square().sum(1) for a, b in itertools.pairwise(states)]
     return float(torch.stack(gaps).mean() / whole.square().sum(1).mean())

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.distillation.core import Model
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.chain import Chain
 from fewstep.distillation.method import Method
-from fewstep.distillation.steps import Steps
 from fewstep.errors import FewstepError
 from fewstep.jobs.distill.cost import passes_of
 from fewstep.metrics.intervals import seed_interval
@@ -49,7 +49,7 @@ class Arm:
     """
 
     make: Make
-    draws: Callable[[Process], Mapping[str, Steps]] | None = None
+    draws: Callable[[Process], Mapping[str, Chain]] | None = None
     bed: Callable[[DigitBed], DigitBed] = lambda bed: bed
     width: int = 0
     share: float = 1.0
@@ -73,7 +73,7 @@ class Arm:
         """The teacher in the steps of this arm."""
         return self.measured(bed, bed.teacher(), self.make(bed.process, 1000))
 
-    def _trained(self, bed: DigitBed, method: Method, updates: int, batch: int, seed: int, **settings: Any) -> Model:
+    def _trained(self, bed: DigitBed, method: Method, updates: int, batch: int, seed: int, **settings: Any) -> Denoiser:
         """A finished student."""
         betas = (settings.pop("momentum", method.settings.betas[0]), method.settings.betas[1])
         method = dataclasses.replace(method, settings=dataclasses.replace(method.settings, betas=betas))
@@ -84,7 +84,7 @@ class Arm:
         )  # fmt: skip
         return engine.networks.student
 
-    def measured(self, bed: DigitBed, student: Model, method: Method, seed: int = 0) -> Numbers:
+    def measured(self, bed: DigitBed, student: Denoiser, method: Method, seed: int = 0) -> Numbers:
         """Measurements of a finished student; every seed of training draws samples of its own."""
         draws = {"": method.steps} if self.draws is None else self.draws(bed.process)
         return {name: drawn(bed, student, steps, seed) for name, steps in draws.items()}
@@ -190,7 +190,7 @@ class Claim:
         return (*self.questions, *self.premises.values(), *rooms)
 
 
-def drawn(bed: DigitBed, student: Model, steps: Steps, seed: int = 0) -> dict[str, float]:
+def drawn(bed: DigitBed, student: Denoiser, steps: Chain, seed: int = 0) -> dict[str, float]:
     """Measurements of a student's samples; worst of all where they are not finite.
 
     Raises:

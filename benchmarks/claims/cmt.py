@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from claims.chain import after
 from claims.claim import Arm, Claim, Question
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.method import method
-from fewstep.distillation.steps import evenly
 from fewstep.testing.digits import DigitBed
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from claims.chain import Chain, Flow
 from claims.claim import Arm, Claim, Question
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.method import method
-from fewstep.distillation.steps import evenly
 from fewstep.testing.digits import DigitBed
 
 PAIRS, JUMPS, NARROW = 4096, 4, 48

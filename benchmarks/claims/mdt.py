@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from claims.claim import Arm, Claim, Question
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.method import method
-from fewstep.distillation.steps import evenly
 
 
 def draws(process):

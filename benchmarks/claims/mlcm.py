@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from claims.claim import REAL, Arm, Claim, Question, Real
+from fewstep.distillation.chain import Chain, evenly
 from fewstep.distillation.method import method
-from fewstep.distillation.steps import Steps, evenly
 from fewstep.testing.digits import DigitBed
 
 STEPS, PUBLISHED = (1, 2, 4, 8), "4 steps, published"
@@ -19,7 +19,7 @@ def draws(process):
 
 def published(process):
     """The authors' four calls of eight segments: the last begins at one eighth instead of a quarter."""
-    return Steps(tuple(process.noisiest * part for part in (1.0, 0.75, 0.5, 0.125)))
+    return Chain(tuple(process.noisiest * part for part in (1.0, 0.75, 0.5, 0.125)))
 
 
 def chained(process):

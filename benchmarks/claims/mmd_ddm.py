@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from claims.claim import REAL, Arm, Claim, Question
+from fewstep.distillation.chain import Chain, evenly
 from fewstep.distillation.method import method
-from fewstep.distillation.steps import Steps, evenly
 from fewstep.process import Process
 from fewstep.testing.digits import PIXELS, DigitJudge
 from fewstep.testing.kernel_digits import load_digits
@@ -48,7 +48,7 @@ def _scale() -> tuple[Tensor, Tensor]:
     return seen.mean(0), seen.std(0).clamp(min=1e-3)
 
 
-def untrained(process: Process) -> Mapping[str, Steps]:
+def untrained(process: Process) -> Mapping[str, Chain]:
     """The teacher's own deterministic sampler in more and more steps."""
     return {f"{count} steps": evenly(process, count, fresh=0.0) for count in (5, 10, 20)}
 

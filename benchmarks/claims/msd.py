@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from claims.claim import Arm, Claim, Question
-from fewstep.distillation.core import Model
+from fewstep.denoiser import Denoiser
 from fewstep.distillation.method import Method, method
 from fewstep.testing.digits import CLASSES, DigitBed, DigitNetwork
 from fewstep.testing.fit import fitted
@@ -50,7 +50,7 @@ class Students(Arm):
         """Of one update of every student."""
         return len(self.parts) * super().passes(bed, batch, steps)
 
-    def _trained(self, bed: DigitBed, method: Method, updates: int, batch: int, seed: int, **settings: Any) -> Model:
+    def _trained(self, bed: DigitBed, method: Method, updates: int, batch: int, seed: int, **settings: Any) -> Denoiser:
         """All students behind one network."""
         beds = [dataclasses.replace(bed, classes=part) for part in self.parts]
         students = [super(Students, self)._trained(b, method, updates, batch, seed, **settings) for b in beds]

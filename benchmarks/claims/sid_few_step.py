@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 
 from claims.claim import Arm, Claim, Make, Question
+from fewstep.distillation.chain import Chain, evenly
 from fewstep.distillation.method import Method, method
-from fewstep.distillation.rollout import Simulation
-from fewstep.distillation.steps import Steps, evenly
+from fewstep.distillation.rollout import BackwardSimulation
 from fewstep.process import Process
 
 STEPS, GUIDANCE = 4, 1.5
@@ -29,15 +29,15 @@ def guided(guidance: float, critic: float, last: bool = False, adversarial: floa
             step_condition=told,
             floor=0.1,
         )
-        return dataclasses.replace(samples, rollout=Simulation(samples.steps, last=True)) if last else samples
+        return dataclasses.replace(samples, rollout=BackwardSimulation(samples.steps, last=True)) if last else samples
 
     return make
 
 
-def first_calls(process: Process) -> Mapping[str, Steps]:
+def first_calls(process: Process) -> Mapping[str, Chain]:
     """One student stopped after so many of its calls."""
     times = evenly(process, STEPS).times
-    return {f"{count} calls": Steps(times[:count]) for count in (1, 2, STEPS)}
+    return {f"{count} calls": Chain(times[:count]) for count in (1, 2, STEPS)}
 
 
 CLAIM = Claim(

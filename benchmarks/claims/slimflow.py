@@ -6,8 +6,8 @@ import dataclasses
 
 from claims.chain import Chain, Flow
 from claims.claim import Arm, Claim, Question
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.method import method
-from fewstep.distillation.steps import evenly
 from fewstep.testing.digits import DigitBed, Trajectories
 
 SLIM, MANY, FEW = 88, 4096, 256

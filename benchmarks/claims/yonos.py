@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from claims.claim import Arm, Claim, Numbers, Question
-from fewstep.distillation.core import Batch, Condition, Model
+from fewstep.denoiser import Condition, Denoiser
+from fewstep.distillation.chain import Chain, evenly
+from fewstep.distillation.core import Batch
 from fewstep.distillation.flow_map import Data, Instant
 from fewstep.distillation.method import method
-from fewstep.distillation.steps import Steps, evenly
 from fewstep.testing.digits import GROUPS, PIXELS, DigitBed, DigitNetwork
 from fewstep.testing.training import distil
 
@@ -67,7 +68,7 @@ class ScaleBed(DigitBed):
         return batch
 
     @torch.no_grad()
-    def samples(self, student: Model, steps: Steps, labels: Tensor, seed: int = 7) -> Tensor:
+    def samples(self, student: Denoiser, steps: Chain, labels: Tensor, seed: int = 7) -> Tensor:
         """Sharpened held-out digits, several times over."""
         generator, truth = torch.Generator().manual_seed(seed), self.data.test.repeat(GROUPS, 1)
         noise = torch.randn(truth.shape, generator=generator)

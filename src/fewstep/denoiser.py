@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,34 +17,115 @@ from fewstep.weights import base_name, fingerprint, fingerprint_of
 
 __all__ = ["Backbone", "Denoiser", "Guided", "base_name", "fingerprint", "fingerprint_of"]
 
+Condition = Mapping[str, Tensor]
+"""Keyword arguments of a network, tensors of leading size B."""
+
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A raw network that knows its process and what its output means.
+    """A network that knows its process and what its output means: the clean prediction at *process* times.
 
-    network: (input (B, ...), network time, 0-dim or (B,)) -> raw output (B, ...).
+    What solvers, losses, metrics and diagnostics call. Executor and plans call `network` itself, at network times.
+
+    Attributes:
+        network: (scaled state (B, ...), network time () or (B,), **condition) -> raw output (B, ...); one with two
+            times also takes `target_time`, the network time that its jump ends at.
+        process: how its data were noised.
+        prediction: what its output means.
+        two_times: whether the network takes `target_time`; the others ignore it.
+        calls: how many calls of a few-step student it tells apart by its argument `call` (B,), counted from 0; 0: it
+            takes none.
+        call: which call it is told (B,); see `following`.
     """
 
-    network: Callable[[Tensor, Tensor], Tensor]
+    network: Callable[..., Tensor]
     process: Process
     prediction: Prediction = field(default_factory=Prediction)
+    two_times: bool = False
+    calls: int = 0
+    call: Tensor | None = None
 
-    def __call__(self, x: Tensor, time: Tensor) -> Tensor:
-        """Raw output at network time `time`: what plans and the executor use."""
-        return self.network(x, time)
+    def __call__(
+        self,
+        x: Tensor,
+        t: float | Tensor,
+        condition: Condition | None = None,
+        target_time: Tensor | None = None,
+    ) -> Tensor:
+        """The clean prediction x0 (B, ...).
 
-    def raw(self, x: Tensor, t: float) -> Tensor:
-        """Raw output at process time `t` for states (B, ...), input scaling included."""
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        width = torch.promote_types(x.dtype, torch.float32)
-        time = torch.tensor(self.process.network_time(t), device=x.device, dtype=width)
-        return self.network(x * self.prediction.input_scale(alpha, sigma), time)
+        Args:
+            x: states (B, ...).
+            t: process times (B,), or one for all.
+            condition: keyword arguments of the network.
+            target_time: process times (B,) that the jumps of a network with two times end at; `t` unless given.
+        """
+        alpha, sigma = self._scales(t, x)
+        p, m = self.prediction.sample(alpha, sigma)
+        return p * x + m * self.raw(x, t, condition, target_time)
 
-    def predict(self, x: Tensor, t: float, kind: str = "sample") -> Tensor:
-        """The output re-expressed as another prediction (data by default) at process time `t`; shape of `x`."""
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+    def raw(
+        self,
+        x: Tensor,
+        t: float | Tensor,
+        condition: Condition | None = None,
+        target_time: Tensor | None = None,
+    ) -> Tensor:
+        """The network's own output (B, ...) at process times; arguments as in `__call__`."""
+        arguments: dict[str, Any] = dict(condition or {})
+        if self.two_times:
+            arguments["target_time"] = self._network_time(t if target_time is None else target_time, x)
+        if self.calls:
+            arguments["call"] = self._call_of(len(x))
+        if self.prediction.kind == "edm":
+            x = x * self.prediction.input_scale(*self._scales(t, x))
+        return self.network(x, self._network_time(t, x), **arguments)
+
+    def predict(self, x: Tensor, t: float | Tensor, kind: str, condition: Condition | None = None) -> Tensor:
+        """The output re-expressed as another prediction (`epsilon`, `v_prediction`, ...), of the shape of `x`."""
+        alpha, sigma = self._scales(t, x)
         target = Prediction(kind, self.prediction.sigma_data)
-        return self.prediction.convert(self.raw(x, t), x, alpha, sigma, target)
+        return self.prediction.convert(self.raw(x, t, condition), x, alpha, sigma, target)
+
+    def both(
+        self, x: Tensor, t: Tensor, condition: Condition | None, negative: Condition | None
+    ) -> tuple[Tensor, Tensor]:
+        """Clean predictions with the condition and with the negative one, both (B, ...), from one call of 2B.
+
+        Raises:
+            FewstepError: there is no negative condition.
+        """
+        if negative is None:
+            raise FewstepError("guidance needs a negative condition", hint="Use guidance 1.")
+        pair = {name: torch.cat([value, negative[name]]) for name, value in (condition or {}).items()}
+        within, without = self(torch.cat([x, x]), torch.cat([t, t]), pair).chunk(2)
+        return within, without
+
+    def following(self, call: Tensor) -> Denoiser:
+        """The denoiser told which call of the student (B,) its states come from; itself where it takes no call."""
+        return replace(self, call=call) if self.calls else self
+
+    def _call_of(self, size: int) -> Tensor:
+        """The call of every sample; batches of several copies, such as guidance makes, repeat it.
+
+        Raises:
+            FewstepError: it is not known.
+        """
+        if self.call is None or size % max(1, len(self.call)):
+            hint = "Ask through `Networks.following(samples.index)`, or set step_condition=False."
+            raise FewstepError("this network must be told which call of the student it follows", hint=hint)
+        return self.call.repeat(size // len(self.call))
+
+    def _scales(self, t: float | Tensor, x: Tensor) -> tuple[Any, Any]:
+        """alpha and sigma, ready to multiply x; of one time, as numbers of full precision."""
+        if isinstance(t, Tensor):
+            return self.process.scales(t, x)
+        return self.process.alpha(t), self.process.sigma(t)
+
+    def _network_time(self, t: float | Tensor, x: Tensor) -> Tensor:
+        width = torch.promote_types(x.dtype, torch.float32)
+        time = torch.as_tensor(t, dtype=torch.float64)
+        return self.process.network_time(time).to(x.device, width)
 
 
 @dataclass(frozen=True)

@@ -100,10 +100,14 @@ class Process(ABC):
             raise FewstepError("unknown convention of the network's time", value=self.told, hint=hint)
         return NETWORK_TIMES[self.told]
 
+    def scales(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at times () or (B,), in the dtype of states x (B, ...) and shaped to multiply them."""
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        return self._alpha(t.double()).to(x).reshape(shape), self._sigma(t.double()).to(x).reshape(shape)
+
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Noisy states of shape (B, ...) for clean data and noise of that shape at times of shape (B,)."""
-        shape = (-1,) + (1,) * (clean.ndim - 1)
-        alpha, sigma = (f(t.double()).to(clean).reshape(shape) for f in (self._alpha, self._sigma))
+        """Noisy states alpha x0 + sigma eps (B, ...) for clean data and noise of that shape at times (B,)."""
+        alpha, sigma = self.scales(t, clean)
         return alpha * clean + sigma * noise
 
 

@@ -38,7 +38,7 @@ def test_every_denoiser_predicts_everything(process, kind):
     x, t = torch.linspace(-2, 2, 5).double().reshape(5, 1), 0.3 * process.noisiest
     alpha, sigma = levels(process, t)
     data, noise = mixture.estimates(x, alpha, sigma)
-    torch.testing.assert_close(denoiser.predict(x, t), data, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(denoiser(x, t), data, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(denoiser.predict(x, t, "epsilon"), noise, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(denoiser.predict(x, t, "velocity"), noise - data, rtol=1e-9, atol=1e-9)
 

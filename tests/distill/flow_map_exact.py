@@ -5,7 +5,8 @@ import dataclasses
 import torch
 from torch import nn
 
-from fewstep.distillation.core import Batch, Model, Networks
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.flow_map import Times
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Cosine, RectifiedFlow, VPContinuous
@@ -62,12 +63,12 @@ class ExactMap:
 
 
 def exact_student(process, mean=MEAN, std=STD):
-    return Model(ExactMap(process, mean, std), process, Prediction("sample"), two_times=True)
+    return Denoiser(ExactMap(process, mean, std), process, Prediction("sample"), two_times=True)
 
 
 def exact_teacher(process, mean=MEAN, std=STD):
     network = Mixture.gaussian(mean, std**2).network(process, Prediction("sample"))
-    return Model(lambda x, time, **_: network(x, time), process, Prediction("sample"))
+    return Denoiser(lambda x, time, **_: network(x, time), process, Prediction("sample"))
 
 
 class Rough(nn.Module):
@@ -92,7 +93,7 @@ class Rough(nn.Module):
 
 
 def rough(process, seed=0, kind="sample", two_times=True, dropout=0.0):
-    return Model(Rough(process, seed, dropout), process, Prediction(kind), two_times)
+    return Denoiser(Rough(process, seed, dropout), process, Prediction(kind), two_times)
 
 
 def exact_cast(process):

@@ -2,7 +2,8 @@
 
 import torch
 
-from fewstep.distillation.core import Batch, Model, Networks, Samples, scales
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.core import Batch, Networks, Samples
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 from fewstep.testing.mixture import Mixture
@@ -19,7 +20,7 @@ def normal(mean, variance, process=FLOW, kind="velocity"):
     prediction = Prediction(kind)
     mixture = Mixture.gaussian(torch.tensor([float(mean)]), torch.tensor([float(variance)]))
     network = mixture.network(process, prediction)
-    return Model(lambda x, time, label=None: network(x, time), process, prediction)
+    return Denoiser(lambda x, time, label=None: network(x, time), process, prediction)
 
 
 def guided_pair(conditional, free, process=FLOW, kind="velocity"):
@@ -31,7 +32,7 @@ def guided_pair(conditional, free, process=FLOW, kind="velocity"):
         within, without = (model.network(x, time) for model in both)
         return torch.where(label[:, None] == 1, within, without)
 
-    return Model(network, process, prediction)
+    return Denoiser(network, process, prediction)
 
 
 def labels(size):
@@ -46,7 +47,7 @@ def counted(model):
         calls.append(len(x))
         return model.network(x, time, **condition)
 
-    return Model(network, model.process, model.prediction, model.two_times), calls
+    return Denoiser(network, model.process, model.prediction, model.two_times), calls
 
 
 def made_of(clean, time=1.0, until=0.0, state=None):
@@ -87,7 +88,7 @@ def perfect(mean, variance, process=FLOW):
 
     def network(x, time):
         t = process.from_network_time(time.double())
-        alpha, sigma = scales(process, t, x)
+        alpha, sigma = process.scales(t, x)
         return mean + variance**0.5 * (x - alpha * mean) / (alpha**2 * variance + sigma**2).sqrt()
 
-    return Model(network, process, Prediction("sample"))
+    return Denoiser(network, process, Prediction("sample"))

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from fewstep.denoiser import Denoiser
 from fewstep.distillation.adversary import LOSSES, DiscriminatorLoss, GeneratorLoss
-from fewstep.distillation.core import Batch, Model
+from fewstep.distillation.core import Batch
 from fewstep.distillation.discriminator import (
     ConvHead,
     Discriminator,
@@ -48,7 +49,7 @@ class Layers(nn.Module):
 
 def layers():
     network = Layers()
-    return Model(network, FLOW, Prediction("velocity")), network
+    return Denoiser(network, FLOW, Prediction("velocity")), network
 
 
 def cast_with(kind="point", source=None, who="critic"):
@@ -102,7 +103,7 @@ def test_features_of_a_diffusers_network():
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
     )
-    model = Model(Backbone(unet), FLOW, Prediction("velocity"))
+    model = Denoiser(Backbone(unet), FLOW, Prediction("velocity"))
     taps = Taps("teacher", ("down_blocks.0", "mid_block"))
     adversary = Heads(taps, "conv", hidden=8)(cast_of(model), (3, 8, 8))
     x = torch.randn(2, 3, 8, 8)

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fewstep.distillation.core import Model, Networks
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.chain import Chain
+from fewstep.distillation.core import Networks
 from fewstep.distillation.engine import Engine, assemble
 from fewstep.distillation.method import Critic, Method
-from fewstep.distillation.steps import Steps
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
 from fewstep.process import Cosine, RectifiedFlow
@@ -22,10 +23,10 @@ TOY = Toy(width=8)
 
 
 def steady(networks, batch, made, generator):
-    return networks.student.clean(batch.clean, torch.ones(batch.size)).square().mean(), {}
+    return networks.student(batch.clean, torch.ones(batch.size)).square().mean(), {}
 
 
-METHOD = Method({"steady": steady}, Steps((1.0,)))
+METHOD = Method({"steady": steady}, Chain((1.0,)))
 
 
 def engine(method=METHOD, batches=None):
@@ -41,7 +42,7 @@ def train(made, out):
 @pytest.mark.parametrize("who", ["teacher", "critic"])
 def test_networks_of_different_schedules_are_refused(who):
     made = engine(replace(METHOD, critic=Critic(steady)))
-    networks = replace(made.networks, **{who: Model(made.networks.teacher.network, Cosine())})
+    networks = replace(made.networks, **{who: Denoiser(made.networks.teacher.network, Cosine())})
     with pytest.raises(FewstepError, match=f"RectifiedFlow.*the {who}'s is another"):
         Engine(made.method, networks, made.modules, {}, made.batches)
 
@@ -57,7 +58,7 @@ def test_networks_of_different_shifts_are_refused_and_different_predictions_are_
 
 def test_steps_outside_of_the_process_are_refused():
     with pytest.raises(FewstepError, match="outside the process.*999"):
-        engine(replace(METHOD, steps=Steps((999.0, 499.0))))
+        engine(replace(METHOD, steps=Chain((999.0, 499.0))))
 
 
 def test_data_that_end_are_told_and_the_last_checkpoint_stays(tmp_path):
@@ -75,5 +76,5 @@ def test_a_loss_that_explodes_but_stays_finite_stops_the_training(tmp_path):
         return value * (1e33 if batch.step == 7 else 1.0), told
 
     with pytest.raises(FewstepError, match="loss and steady became NaN or infinite"):
-        train(engine(Method({"steady": explodes}, Steps((1.0,)))), tmp_path)
+        train(engine(Method({"steady": explodes}, Chain((1.0,)))), tmp_path)
     assert read_json(tmp_path / "checkpoint" / "progress.json")["step"] == 6

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distillation.core import Batch, Model, Samples
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.chain import Chain, evenly
+from fewstep.distillation.core import Batch, Samples
 from fewstep.distillation.engine import assemble, towards
 from fewstep.distillation.method import Adversary, Critic, Method, Settings, Target, Tracking, method
-from fewstep.distillation.steps import Steps, evenly
 from fewstep.errors import FewstepError
 from fewstep.executor import sample
 from fewstep.prediction import Prediction
@@ -42,13 +43,13 @@ class Counted(nn.Module):
 def roll(cast, batch, generator):
     noise = torch.randn(batch.size, 2, generator=generator)
     t = torch.ones(batch.size, dtype=torch.float64)
-    return Samples(cast.student.clean(noise, t), noise, t, 0 * t, torch.zeros(batch.size))
+    return Samples(cast.student(noise, t), noise, t, 0 * t, torch.zeros(batch.size))
 
 
 def through_everything(cast, batch, made, generator):
     """A term whose gradient passes through the critic and the adversary, as in SiD."""
     t = torch.full((batch.size,), 0.5, dtype=torch.float64)
-    value = cast.critic.clean(made.clean, t).square().mean()
+    value = cast.critic(made.clean, t).square().mean()
     if cast.adversary is not None:
         value = value + cast.adversary(made.clean).mean()
     return value, {"size": made.clean.detach().abs().mean()}
@@ -57,12 +58,12 @@ def through_everything(cast, batch, made, generator):
 def follow(cast, batch, made, generator):
     assert not made.clean.requires_grad
     t = torch.full((batch.size,), 0.5, dtype=torch.float64)
-    return (cast.critic.clean(made.clean, t) - made.clean).square().mean(), {}
+    return (cast.critic(made.clean, t) - made.clean).square().mean(), {}
 
 
 def judge(cast, batch, made, generator):
     t = torch.full((batch.size,), 0.5, dtype=torch.float64)
-    return cast.adversary(cast.critic.clean(made.clean, t)).mean(), {}
+    return cast.adversary(cast.critic(made.clean, t)).mean(), {}
 
 
 def engine(method, names=True):
@@ -87,7 +88,7 @@ def play(made, step=0, steps=10):
     return seen
 
 
-METHOD = Method({"x": through_everything}, Steps((1.0,)), roll, Critic(follow, Tracking(ratio=3)))
+METHOD = Method({"x": through_everything}, Chain((1.0,)), roll, Critic(follow, Tracking(ratio=3)))
 
 
 def test_the_critic_follows_as_often_as_it_wants_and_only_it_then_learns():
@@ -124,19 +125,19 @@ def test_terms_know_how_far_the_training_is():
 
     def term(cast, batch, made, generator):
         told.append(batch.progress)
-        return cast.student.clean(batch.clean, torch.ones(batch.size)).mean(), {}
+        return cast.student(batch.clean, torch.ones(batch.size)).mean(), {}
 
-    play(engine(Method({"x": term}, Steps((1.0,)))), step=5, steps=20)
+    play(engine(Method({"x": term}, Chain((1.0,)))), step=5, steps=20)
     assert told == [0.25]
 
 
 def matched(cast, batch, made, generator):
-    return cast.student.clean(batch.clean, torch.ones(batch.size)).square().mean(), {}
+    return cast.student(batch.clean, torch.ones(batch.size)).square().mean(), {}
 
 
 @pytest.mark.parametrize(("decay", "every"), [(0.9, 1), (0.0, 2)])
 def test_the_slow_student_moves_as_told(decay, every):
-    made = engine(Method({"x": matched}, Steps((1.0,)), target=Target(decay, every)))
+    made = engine(Method({"x": matched}, Chain((1.0,)), target=Target(decay, every)))
     weight = made.modules["student"].layer.weight
     expected = weight.detach().clone()
     for step in range(1, 5):
@@ -150,7 +151,7 @@ def test_the_slow_student_moves_as_told(decay, every):
 
 def test_the_target_of_stages_rests_in_the_last_one():
     """Three stages of two steps: it moves where the second and the third begin, and not within a longer last stage."""
-    made = engine(Method({"x": matched}, Steps((1.0,)), target=Target(every=2, until=4)))
+    made = engine(Method({"x": matched}, Chain((1.0,)), target=Target(every=2, until=4)))
     weight, moved = made.modules["student"].layer.weight, []
     for step in range(1, 10):
         weight.data.add_(1.0)
@@ -163,7 +164,7 @@ def test_the_target_of_stages_rests_in_the_last_one():
 def test_a_frozen_flow_is_the_average_of_the_stage_before():
     """SlimFlow's, compared with the averages that the loop keeps; the live student has moved on."""
     target = method("slim_flow", TOY.process, reflow_steps=6, distil_steps=3).target
-    made = engine(Method({"x": matched}, Steps((1.0,)), target=target))
+    made = engine(Method({"x": matched}, Chain((1.0,)), target=target))
     student = made.modules["student"]
     average = EMA({"student": student}, target.decay)
     for step in range(1, 10):
@@ -177,7 +178,7 @@ def test_a_frozen_flow_is_the_average_of_the_stage_before():
 
 
 def test_a_live_target_is_the_student_itself():
-    made = engine(Method({"x": matched}, Steps((1.0,)), target=Target()))
+    made = engine(Method({"x": matched}, Chain((1.0,)), target=Target()))
     assert made.cast.target is made.cast.student
     assert not made.slow
 
@@ -195,14 +196,14 @@ def test_the_critic_is_pulled_towards_the_student():
 def test_what_a_method_needs_is_asked_for_before_training():
     lacking = TOY.batches(BATCH, data=False)
     for needs in ({"data"}, {"store"}):
-        method = Method({"x": matched}, Steps((1.0,)), needs=frozenset(needs))
+        method = Method({"x": matched}, Chain((1.0,)), needs=frozenset(needs))
         with pytest.raises(FewstepError, match=next(iter(needs))):
             assemble(method, TOY.teacher(), Counted(), lambda m: m, lacking, (2,))
 
     def conditional(generator):
         return Batch(2, (2,), condition={"label": torch.zeros(2)})
 
-    guided = Method({"x": matched}, Steps((1.0,)), needs=frozenset({"guidance"}))
+    guided = Method({"x": matched}, Chain((1.0,)), needs=frozenset({"guidance"}))
     with pytest.raises(FewstepError, match="guidance"):
         assemble(guided, TOY.teacher(), Counted(), lambda m: m, conditional, (2,))
     with pytest.raises(FewstepError, match="two times"):
@@ -218,7 +219,7 @@ def test_with_one_gaussian_a_chain_of_exact_jumps_ends_in_the_law_of_the_data(pr
     """Data N(0, 1): the marginal of a variance-preserving process is N(0, 1) at every time, and D = alpha x."""
     mixture = Mixture.gaussian([0.0, 0.0], [1.0, 1.0])
     prediction = Prediction("sample")
-    teacher = Model(mixture.network(process, prediction), process, prediction)
+    teacher = Denoiser(mixture.network(process, prediction), process, prediction)
     plan = evenly(process, steps, 0.0)
     noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = plan.sample(teacher, noise, None, torch.Generator())
@@ -244,7 +245,7 @@ def test_the_plan_draws_from_the_law_that_the_student_is_sampled_with(process, f
     mixture = Mixture.gaussian([0.5, -0.5], [0.3, 0.3])
     prediction = Prediction("velocity")
     network = mixture.network(process, prediction)
-    student, how, count = Model(network, process, prediction), evenly(process, 3, fresh), 4000
+    student, how, count = Denoiser(network, process, prediction), evenly(process, 3, fresh), 4000
     plan = how.plan(process, prediction)
     by_plan = sample(plan, network, seeds=range(count), shape=(2,))
     if fresh == 0:
@@ -262,9 +263,9 @@ def test_the_plan_draws_from_the_law_that_the_student_is_sampled_with(process, f
 def test_times_that_do_not_fall_are_refused():
     for times in ((), (0.5, 0.5), (0.5, 0.0), (0.2, 0.9)):
         with pytest.raises(FewstepError, match="times of a student"):
-            Steps(times)
+            Chain(times)
     with pytest.raises(FewstepError, match="fresh"):
-        Steps((1.0,), 1.5)
+        Chain((1.0,), 1.5)
 
 
 def test_a_toy_learns_and_repeats_itself():
@@ -284,13 +285,13 @@ def test_a_toy_learns_and_repeats_itself():
 
 def test_a_loss_that_explodes_stops_the_training_and_is_named(tmp_path):
     def explodes(cast, batch, made, generator):
-        value = cast.critic.clean(made.clean, torch.ones(batch.size)).square().mean()
+        value = cast.critic(made.clean, torch.ones(batch.size)).square().mean()
         return value / (1 if batch.step < 30 else 0), {}
 
     def steady(cast, batch, made, generator):
-        return cast.student.clean(batch.clean, torch.ones(batch.size)).square().mean(), {}
+        return cast.student(batch.clean, torch.ones(batch.size)).square().mean(), {}
 
-    method = Method({"steady": steady}, Steps((1.0,)), roll, Critic(explodes))
+    method = Method({"steady": steady}, Chain((1.0,)), roll, Critic(explodes))
     with pytest.raises(FewstepError, match="critic"):
         train_toy(TOY, method, steps=60, batch=BATCH, out=tmp_path, checkpoint_every=5)
     from fewstep.files import read_json, read_tensors

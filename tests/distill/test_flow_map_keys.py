@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.discriminator import samples
 from fewstep.distillation.flow_map.key_states import (
@@ -15,14 +16,13 @@ from fewstep.distillation.flow_map.key_states import (
     KeyHeads,
     landed,
 )
-from fewstep.distillation.rollout import Simulation
-from fewstep.distillation.steps import Steps
+from fewstep.distillation.rollout import BackwardSimulation
 from fewstep.errors import FewstepError
 from fewstep.process import RectifiedFlow
 from tests.distill.flow_map_exact import exact_teacher, generator, rough
 
 PROCESS = RectifiedFlow()
-STEPS = Steps((1.0, 0.6, 0.3), 0.0)
+STEPS = Chain((1.0, 0.6, 0.3), 0.0)
 
 
 class Spy(nn.Module):
@@ -49,20 +49,20 @@ def scene():
 def test_real_states_are_those_at_the_time_that_the_students_call_leads_to(seed):
     networks, batch = scene()
     with torch.no_grad():
-        made = Simulation(STEPS)(networks, batch, generator(seed))
+        made = BackwardSimulation(STEPS)(networks, batch, generator(seed))
     DiscriminatorLossAtKeys(samples)(networks, batch, made, generator())
     key = int(made.index[0])
     real, fake = networks.adversary.heads[key].seen
     assert torch.equal(real, batch.path[:, [2, 3, 4][key]])
-    assert float(made.until[0]) == [0.6, 0.3, 0.0][key]
-    share = (made.until / made.time)[:, None]
+    assert float(made.next_time[0]) == [0.6, 0.3, 0.0][key]
+    share = (made.next_time / made.time)[:, None]
     assert torch.allclose(fake, share * made.state + (1 - share) * made.clean)  # the straight path
     assert not any(head.seen for k, head in enumerate(networks.adversary.heads) if k != key)
 
 
 def test_the_students_gradient_is_that_of_its_last_call():
     networks, batch = scene()
-    made = Simulation(STEPS)(networks, batch, generator())
+    made = BackwardSimulation(STEPS)(networks, batch, generator())
     loss, _ = GeneratorLossAtKeys(samples, 0.3)(networks, batch, made, generator())
     weights = list(networks.student.network.parameters())
     got = torch.autograd.grad(loss, weights, retain_graph=True)
@@ -77,7 +77,7 @@ def test_the_students_gradient_is_that_of_its_last_call():
 
 def test_the_discriminators_loss_reaches_its_own_heads_alone():
     networks, batch = scene()
-    made = Simulation(STEPS)(networks, batch, generator())
+    made = BackwardSimulation(STEPS)(networks, batch, generator())
     loss, _ = DiscriminatorLossAtKeys(samples)(networks, batch, made, generator())
     loss.backward()
     used = [head.weight.grad is not None for head in networks.adversary.heads]
@@ -88,7 +88,7 @@ def test_the_discriminators_loss_reaches_its_own_heads_alone():
 def test_mistakes_are_named():
     networks, batch = scene()
     with torch.no_grad():
-        made = Simulation(STEPS)(networks, batch, generator())
+        made = BackwardSimulation(STEPS)(networks, batch, generator())
     other = dataclasses.replace(batch, times=torch.tensor([1.0, 0.9, 0.8, 0.7, 0.65], dtype=torch.float64))
     with pytest.raises(FewstepError, match="lacks a key state"):
         DiscriminatorLossAtKeys(samples)(networks, other, made, generator())

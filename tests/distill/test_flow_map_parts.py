@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from fewstep.distillation.core import Batch, Model, Networks, Samples
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.chain import Chain
+from fewstep.distillation.core import Batch, Networks, Samples
 from fewstep.distillation.flow_map import (
     Adaptive,
     Back,
@@ -47,7 +49,6 @@ from fewstep.distillation.flow_map import (
     Windows,
     sinusoid,
 )
-from fewstep.distillation.steps import Steps
 from fewstep.distillation.times import LogNormal, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
@@ -214,7 +215,7 @@ def test_reflow_of_exact_pairs_is_straight_and_keeps_the_data():
         z = (x - (1 - t) * MEAN) / ((1 - t) * STD + t)
         return z - (MEAN + STD * z)
 
-    student = Model(straight, STRAIGHT, Prediction("velocity"))
+    student = Denoiser(straight, STRAIGHT, Prediction("velocity"))
     networks = Networks(student, exact_teacher(STRAIGHT))
     law = Intervals(Uniform(1e-3, 1.0), equal=1.0)
     losses = [
@@ -222,7 +223,7 @@ def test_reflow_of_exact_pairs_is_straight_and_keeps_the_data():
     ]
     assert losses[0] < 1e-24
     assert losses[1] > 0.1
-    assert torch.allclose(Steps((1.0,), 0.0).sample(student, noise, None, generator()), clean)
+    assert torch.allclose(Chain((1.0,), 0.0).sample(student, noise, None, generator()), clean)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -285,7 +286,7 @@ def test_a_students_rollout_is_its_own_samples_noised_again():
     student = exact_student(STRAIGHT)
     networks = Networks(student, exact_teacher(STRAIGHT))
     batch = Batch(4000, (3,), clean=torch.zeros(1, dtype=torch.float64))
-    steps = Steps((1.0, 0.5), 0.0)
+    steps = Chain((1.0, 0.5), 0.0)
     sight = jump_of(networks, fixed(0.5, 0.0), batch, StudentRollout(steps, same_noise=True)).sight
     assert torch.allclose(sight.clean.mean(0), MEAN, atol=0.06)
     assert torch.allclose(sight.clean.std(0), STD, atol=0.06)
@@ -351,7 +352,7 @@ def test_a_learned_weight_is_best_at_minus_the_logarithm_of_the_distance():
     phi = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
     network = rough(STRAIGHT).network
     network.uncertainty = lambda time: phi.expand(len(time))
-    networks = Networks(Model(network, STRAIGHT, two_times=True), exact_teacher(STRAIGHT))
+    networks = Networks(Denoiser(network, STRAIGHT, two_times=True), exact_teacher(STRAIGHT))
     jump = jump_of(networks, fixed(0.5, 0.0))
     distance = torch.full((4,), torch.e, dtype=torch.float64)
     Learned()(networks, jump, distance).sum().backward()

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distillation.core import Batch, Model, Networks, flow_step
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.chain import evenly
+from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.engine import assemble
 from fewstep.distillation.flow_map import FlowMapTerm
 from fewstep.distillation.method import method, presets, stages_over
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import Points
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
@@ -21,6 +22,7 @@ from fewstep.testing.toy import PointNetwork, StoredToy, Toy
 from fewstep.train.distillation import defaults
 from fewstep.train.loop import learning_rate
 from fewstep.train.stage import StageConfig
+from fewstep.transition import ddim_step
 from tests.distill.gaussians import generator
 
 PRESETS = {
@@ -152,10 +154,10 @@ def test_an_easier_condition_gives_the_same_optimum():
 
     offset = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimum = denoiser(0.25 + 0.64)
-    student = Model(
+    student = Denoiser(
         lambda x, time, y: optimum(x, time, y) + offset[0] + offset[1] * y, RectifiedFlow(), Prediction("sample")
     )
-    teacher = Model(denoiser(0.25), RectifiedFlow(), Prediction("sample"))
+    teacher = Denoiser(denoiser(0.25), RectifiedFlow(), Prediction("sample"))
     term = dataclasses.replace(
         method("yonos", RectifiedFlow()).terms["easier"], times=dataclasses.replace(EVERYWHERE, start=Points((t,)))
     )
@@ -256,9 +258,9 @@ def straightness(model, steps=50, count=1000):
     states, velocities = [x], []
     with torch.no_grad():
         for t, to in itertools.pairwise(times):
-            clean = model.clean(x, t.expand(count))
+            clean = model(x, t.expand(count))
             velocities.append((x - clean) / float(t))
-            x = flow_step(model.process, x, clean, t.expand(count), to.expand(count))
+            x = ddim_step(model.process, x, clean, t.expand(count), to.expand(count))
             states.append(x)
     chord = states[0] - states[-1]
     return sum(float((chord - v).square().sum(1).mean()) for v in velocities) / steps

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distillation.core import Batch, Model, Networks
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.flow_map import (
     Adaptive,
     Boundary,
@@ -56,7 +57,7 @@ STRAIGHT = RectifiedFlow()
 
 def straight_u(model, x, t, s):
     """The average velocity of a student on the straight path."""
-    return (x - model.clean(x, t, None, s)) / t[:, None]
+    return (x - model(x, t, None, s)) / t[:, None]
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -120,7 +121,7 @@ def test_consistency_training_uses_the_same_noise_at_both_times():
     jump = jump_of(cast, fixed(T, 0.0, M))
     m = jump.times.m
     earlier = (1 - m)[:, None] * jump.sight.clean + m[:, None] * jump.sight.noise
-    wanted = cast.student.clean(earlier, m, None, 0 * m)
+    wanted = cast.student(earlier, m, None, 0 * m)
     aim = TwoLeg(SameNoise(), Student())(cast, jump, jump.x)
     assert aim.space == "state"
     assert torch.allclose(aim.value, wanted, atol=1e-12)
@@ -179,9 +180,9 @@ def test_only_the_students_own_prediction_carries_a_gradient(name):
 
     jump = jump_of(cast, fixed(t, s, m))
     with torch.no_grad():
-        aim = target(cast, jump, cast.student.clean(jump.x, jump.t, None, jump.s))
+        aim = target(cast, jump, cast.student(jump.x, jump.t, None, jump.s))
         wanted = jump.frame.transfer(aim.value, jump.sight.clean, jump.x, aim.space, "velocity")
-    u = jump.frame.express(cast.student.clean(jump.x, jump.t, None, jump.s), jump.x, "velocity")
+    u = jump.frame.express(cast.student(jump.x, jump.t, None, jump.s), jump.x, "velocity")
     parameters = list(cast.student.network.parameters())
     expected = torch.autograd.grad((u - wanted).square().mean(), parameters)
     for ours, theirs in zip(got, expected, strict=True):
@@ -234,7 +235,7 @@ def test_the_term_reproduces_latent_consistency_distillation():
     law = Consistency(scheduler, torch.device("cpu"))
     process = VPDiscrete.from_scheduler(scheduler)
     networks = [_Conditional(seed) for seed in range(3)]
-    student, teacher, target = (Model(n, process, Prediction("v_prediction")) for n in networks)
+    student, teacher, target = (Denoiser(n, process, Prediction("v_prediction")) for n in networks)
     time = torch.tensor([19, 399, 799, 999])
     earlier = (time - 20).clamp(min=0)
     scale, batch = 1.5, _conditional_batch()
@@ -273,7 +274,7 @@ def _conditional_batch():
 
 
 def _conditional_cast():
-    return Networks(*(Model(_Conditional(seed), STRAIGHT, Prediction("sample")) for seed in (0, 1)))
+    return Networks(*(Denoiser(_Conditional(seed), STRAIGHT, Prediction("sample")) for seed in (0, 1)))
 
 
 def test_guidance_mixes_the_two_predictions_of_the_teacher_inside_its_interval():
@@ -340,9 +341,9 @@ def test_carried_targets_are_compared_at_the_data():
     jump = jump_of(cast, fixed(T, s, M))
     zero = 0 * jump.s
     with torch.no_grad():
-        live = jump.frame.express(cast.student.clean(jump.x, jump.t, None, jump.s), jump.x, "state")
+        live = jump.frame.express(cast.student(jump.x, jump.t, None, jump.s), jump.x, "state")
         wanted = target(cast, jump, live).value
-        ends = [cast.target.clean(state, jump.s, None, zero) for state in (live, wanted)]
+        ends = [cast.target(state, jump.s, None, zero) for state in (live, wanted)]
     assert torch.allclose(loss, (ends[0] - ends[1]).square().mean())
     loss.backward()
     assert all(p.grad is not None for p in cast.student.network.parameters())
@@ -398,8 +399,8 @@ def test_mistakes_are_named():
 
 def test_losses_are_finite_in_float32_at_both_ends():
     """Times at both ends of the process, single precision, every target: no NaN reaches the weights."""
-    student = Model(_Float(rough(STRAIGHT).network), STRAIGHT, Prediction("velocity"), True)
-    teacher = Model(_Float(rough(STRAIGHT, 1).network), STRAIGHT, Prediction("velocity"))
+    student = Denoiser(_Float(rough(STRAIGHT).network), STRAIGHT, Prediction("velocity"), True)
+    teacher = Denoiser(_Float(rough(STRAIGHT, 1).network), STRAIGHT, Prediction("velocity"))
     batch = batch_of()
     batch = dataclasses.replace(batch, clean=batch.clean.float())
     t, m, s = (1.0, 1e-3, 1.0, 0.5), (0.5, 5e-4, 0.999, 0.5), (0.0, 0.0, 0.998, 0.5)

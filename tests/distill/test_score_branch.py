@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distillation.core import Batch, Model
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.chain import Chain
+from fewstep.distillation.core import Batch
 from fewstep.distillation.discriminator import Discriminator, MeanHead, Taps
-from fewstep.distillation.rollout import Simulation, between
+from fewstep.distillation.rollout import BackwardSimulation, between
 from fewstep.distillation.score import (
     Branch,
     ElementHuber,
@@ -26,7 +28,6 @@ from fewstep.distillation.score import (
     squared,
 )
 from fewstep.distillation.score.weights import RATIOS
-from fewstep.distillation.steps import Steps
 from fewstep.distillation.times import Points, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
@@ -67,7 +68,7 @@ def predictions(x, seed=1, t=0.4):
     noisy = (1 - t) * x.detach() + t * torch.randn(x.shape, generator=g)
     at = torch.full((len(x),), t, dtype=torch.float64)
     one, zero = {"label": torch.ones(len(x))}, {"label": torch.zeros(len(x))}
-    return [model.clean(noisy, at, label) for model in (TEACHER, CRITIC) for label in (one, zero)]
+    return [model(noisy, at, label) for model in (TEACHER, CRITIC) for label in (one, zero)]
 
 
 DELTAS = {
@@ -198,7 +199,7 @@ class Small(nn.Module):
 @pytest.mark.parametrize("direction", [Match(), Identity(1.2)])
 def test_no_gradient_reaches_teacher_critic_or_the_calls_before(direction):
     networks = [Small(seed) for seed in range(3)]
-    student, teacher, critic = (Model(n, FLOW, Prediction("velocity")) for n in networks)
+    student, teacher, critic = (Denoiser(n, FLOW, Prediction("velocity")) for n in networks)
     cast = cast_of(teacher, critic, student)
     batch = Batch(SIZE, (1,))
     prefix = []
@@ -208,8 +209,8 @@ def test_no_gradient_reaches_teacher_critic_or_the_calls_before(direction):
         prefix.append((raw, torch.is_grad_enabled()))
         return raw
 
-    cast = replace(cast, student=Model(watched, FLOW, Prediction("velocity")))
-    made = Simulation(Steps((1.0, 0.75, 0.5, 0.25)), last=True)(cast, batch, generator())
+    cast = replace(cast, student=Denoiser(watched, FLOW, Prediction("velocity")))
+    made = BackwardSimulation(Chain((1.0, 0.75, 0.5, 0.25)), last=True)(cast, batch, generator())
     loss, _ = Branch(direction, Uniform(), (PerError(),))(cast, batch, made, generator())
     loss.backward()
     assert all(p.grad is not None for p in networks[0].parameters())
@@ -219,7 +220,7 @@ def test_no_gradient_reaches_teacher_critic_or_the_calls_before(direction):
 
 def test_identity_is_the_same_as_back_propagating_it_plainly():
     networks = [Small(seed) for seed in range(2)]
-    teacher, critic = (Model(n, FLOW, Prediction("velocity")) for n in networks)
+    teacher, critic = (Denoiser(n, FLOW, Prediction("velocity")) for n in networks)
     x = torch.randn(SIZE, 1, generator=generator()).requires_grad_(True)
     cast = cast_of(teacher, critic)
     loss, _ = Branch(Identity(1.2), Points((0.4,)), (Scales(1, 0),))(cast, batch_of(SIZE), made_of(x), generator(1))
@@ -228,7 +229,7 @@ def test_identity_is_the_same_as_back_propagating_it_plainly():
     torch.randint(1, (SIZE,), generator=g)
     noisy = 0.6 * x + 0.4 * torch.randn(SIZE, 1, generator=g)
     t = torch.full((SIZE,), 0.4, dtype=torch.float64)
-    F, G = teacher.clean(noisy, t), critic.clean(noisy, t)
+    F, G = teacher(noisy, t), critic(noisy, t)
     plain = 0.6 * ((F - G) * ((F - x) - 1.2 * (F - G))).mean()
     assert float(loss.detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
     assert torch.allclose(found, torch.autograd.grad(plain, x)[0], atol=1e-6)
@@ -239,7 +240,7 @@ def test_identity_is_the_same_as_back_propagating_it_plainly():
 def test_an_exact_critic_leaves_a_perfect_student_alone(direction, fresh):
     # every call of this student makes the data law, so the critic of their mixture is the teacher
     teacher = normal(1.5, 0.25)
-    rollout = Simulation(Steps((1.0, 0.75, 0.5, 0.25)), each=fresh)
+    rollout = BackwardSimulation(Chain((1.0, 0.75, 0.5, 0.25)), each=fresh)
     made = rollout(cast_of(perfect(1.5, 0.25)), batch_of(500), generator())
     x = made.clean.clone().requires_grad_(True)
     gradient, value, _ = gradient_of(
@@ -336,7 +337,7 @@ def test_ratios_are_levelled_per_tenth_of_the_range():
 @pytest.mark.parametrize("who", ["teacher", "critic"])
 def test_ratios_read_features_of_the_call_that_is_made_anyway(who):
     network, other = Small(0), Small(1)
-    teacher, critic = (Model(n, FLOW, Prediction("velocity")) for n in (network, other))
+    teacher, critic = (Denoiser(n, FLOW, Prediction("velocity")) for n in (network, other))
     adversary = Discriminator({"inner": MeanHead()})
     cast = cast_of(teacher, critic, adversary=adversary)
     calls = []
@@ -373,7 +374,7 @@ def test_half_precision_is_widened_before_networks_are_compared(direction):
         seen.append(x.dtype)
         return TEACHER.network(x, time, label)
 
-    cast = cast_of(Model(network, FLOW, Prediction("velocity")), CRITIC)
+    cast = cast_of(Denoiser(network, FLOW, Prediction("velocity")), CRITIC)
     x = leaf().detach().bfloat16().requires_grad_(True)
     found, _, _ = gradient_of(Branch(direction, Points((0.4,))), x, cast)
     wanted, _, _ = gradient_of(Branch(direction, Points((0.4,))), x.detach().float().requires_grad_(True), cast)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from fewstep.distillation.core import Model, Samples
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.core import Samples
 from fewstep.distillation.score import Denoising, MeanVariance, Pairs, Raise, Scales, onward
 from fewstep.distillation.score.critic import density_ratio, dropped
 from fewstep.distillation.times import Points, Uniform
@@ -35,11 +36,11 @@ def shifted_model(model, gain, offset):
         t = model.process.from_network_time(time.double())
         a, s = (f(t)[:, None] for f in (model.process.alpha, model.process.sigma))
         scale = model.prediction.input_scale(a, s)
-        clean = gain * model.clean(x / scale, t, condition) + offset
+        clean = gain * model(x / scale, t, condition) + offset
         p, m = model.prediction.sample(a, s)
         return (clean - p * x / scale) / m
 
-    return Model(network, model.process, model.prediction)
+    return Denoiser(network, model.process, model.prediction)
 
 
 @pytest.mark.parametrize(("process", "kind"), KINDS)
@@ -68,7 +69,7 @@ def test_the_own_loss_is_that_of_the_networks_target(process, kind):
     noise = torch.randn(40, 1, generator=g)
     a, s = process.alpha(t), process.sigma(t)
     noisy = a * x + s * noise
-    clean = critic.clean(noisy, torch.full((40,), t, dtype=torch.float64))
+    clean = critic(noisy, torch.full((40,), t, dtype=torch.float64))
     square = (clean - x).square().mean()
     weight = {
         "velocity": 1 / s**2,
@@ -94,7 +95,7 @@ def test_snr_weight_on_clean_predictions_is_the_noise_error():
 def test_no_gradient_reaches_the_student():
     x = samples(8).requires_grad_(True)
     weight = torch.ones((), requires_grad=True)
-    critic = Model(lambda s, time: weight * s, FLOW, Prediction("velocity"))
+    critic = Denoiser(lambda s, time: weight * s, FLOW, Prediction("velocity"))
     loss, numbers = Denoising(Uniform())(cast_of(normal(0, 1), critic), batch_of(8), made_of(x), generator())
     loss.backward()
     assert x.grad is None
@@ -114,7 +115,7 @@ def test_the_guided_prediction_is_regressed(guidance, forwards):
     g = generator(1)
     torch.randint(1, (30,), generator=g)
     noisy, t = 0.6 * x + 0.4 * torch.randn(30, 1, generator=g), torch.full((30,), 0.4, dtype=torch.float64)
-    within, free = (pair.clean(noisy, t, {"label": value}) for value in (torch.ones(30), torch.zeros(30)))
+    within, free = (pair(noisy, t, {"label": value}) for value in (torch.ones(30), torch.zeros(30)))
     assert float(loss) == pytest.approx(float((free + guidance * (within - free) - x).square().mean()), rel=1e-6)
 
 
@@ -154,7 +155,7 @@ def test_the_full_ratio_turns_onward_noise_into_direct_noise(process):
 
 def test_the_tempered_ratio_is_the_published_formula():
     made, at = chain(500), torch.full((500,), 0.6, dtype=torch.float64)
-    made = Samples(made.clean.expand(-1, 3), made.state.expand(-1, 3), made.time, made.until, made.index)
+    made = Samples(made.clean.expand(-1, 3), made.state.expand(-1, 3), made.time, made.next_time, made.index)
     noise = torch.randn(500, 3, generator=generator(), dtype=torch.float64)
     noisy = onward(FLOW, made, at, noise)
     found = density_ratio(normal(0, 1), made, at, (noisy - 0.4 * made.clean) / 0.6, noise, "tempered")
@@ -189,7 +190,7 @@ def test_errors_are_told_for_clean_and_noisy_halves():
 
 
 def test_pairs_regress_the_end_of_the_path():
-    student = Model(lambda x, time: 2 * x, FLOW, Prediction("sample"))
+    student = Denoiser(lambda x, time: 2 * x, FLOW, Prediction("sample"))
     path = torch.randn(5, 3, 1, generator=generator())
     batch = batch_of(5, path=path, times=torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))
     loss, _ = Pairs(0.25)(cast_of(student), batch, None, generator())

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from fewstep.denoiser import Denoiser
 from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
-from fewstep.distillation.core import Batch, Model, Networks
+from fewstep.distillation.chain import Chain
+from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.discriminator import Discriminator, PointHead, Taps
 from fewstep.distillation.moments import Moments, Radial
-from fewstep.distillation.rollout import NoisedData, RandomSchedule, Simulation, between
+from fewstep.distillation.rollout import BackwardSimulation, NoisedData, RandomSchedule, between
 from fewstep.distillation.score import (
     Branch,
     Denoising,
@@ -28,14 +30,13 @@ from fewstep.distillation.score import (
     onward,
 )
 from fewstep.distillation.score.relay import Relay
-from fewstep.distillation.steps import Steps
 from fewstep.distillation.times import Cleaner, Interval, Uniform
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 
 SIZE = 8
 FLOW = RectifiedFlow()
-CHAIN, FRESH = Steps((1.0, 0.75, 0.5, 0.25), 0.0), Steps((1.0, 0.75, 0.5, 0.25))
+CHAIN, FRESH = Chain((1.0, 0.75, 0.5, 0.25), 0.0), Chain((1.0, 0.75, 0.5, 0.25))
 
 
 class Tiny(nn.Module):
@@ -55,7 +56,7 @@ def generator():
 @pytest.fixture
 def cast():
     networks = [Tiny().to("meta") for _ in range(3)]
-    student, teacher, critic = (Model(n, FLOW, Prediction("velocity")) for n in networks)
+    student, teacher, critic = (Denoiser(n, FLOW, Prediction("velocity")) for n in networks)
     return Networks(student, teacher, critic, adversary=Discriminator({"inner": PointHead(4)}).to("meta"))
 
 
@@ -76,7 +77,7 @@ def batch():
 
 
 def runs(term, cast, batch, rollout=None):
-    made = (rollout or Simulation(CHAIN, each=True))(cast, batch, generator())
+    made = (rollout or BackwardSimulation(CHAIN, each=True))(cast, batch, generator())
     assert made.clean.device.type == "meta"
     assert made.time.device.type == "cpu"
     loss, numbers = term(cast, batch, made, generator())
@@ -86,11 +87,11 @@ def runs(term, cast, batch, rollout=None):
 
 
 ROLLOUTS = [
-    Simulation(CHAIN, each=True),
-    Simulation(FRESH, each=True),
-    Simulation(FRESH, fixed=True),
-    Simulation(Steps(FRESH.times, 0.4), each=True),
-    Simulation(CHAIN, last=True, through=True),
+    BackwardSimulation(CHAIN, each=True),
+    BackwardSimulation(FRESH, each=True),
+    BackwardSimulation(FRESH, fixed=True),
+    BackwardSimulation(Chain(FRESH.times, 0.4), each=True),
+    BackwardSimulation(CHAIN, last=True, through=True),
     NoisedData(FRESH),
     RandomSchedule(2, 5),
 ]

@@ -7,7 +7,6 @@ import torch
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
-from fewstep.distillation.rollout import raised
 from fewstep.distillation.score import (
     Branch,
     Guidance,
@@ -23,6 +22,7 @@ from fewstep.distillation.score import (
 )
 from fewstep.distillation.times import Points, Uniform
 from fewstep.process import RectifiedFlow, VPContinuous, VPDiscrete
+from fewstep.transition import forward_step
 from tests.distill.gaussians import FLOW, Line, batch_of, cast_of, generator, guided_pair, labels, made_of, normal
 
 SIZE = 200_000
@@ -108,7 +108,7 @@ def test_detaching_the_noisy_state_would_be_another_gradient():
     x = line.made().clean
     noisy = (A * x + S * torch.randn(x.shape, generator=generator(1), dtype=torch.float64)).detach()
     t = torch.full((SIZE,), T, dtype=torch.float64)
-    F, G = normal(MU, V).clean(noisy, t), line.critic.clean(noisy, t)
+    F, G = normal(MU, V)(noisy, t), line.critic(noisy, t)
     detached = line.gradient(((F - G) * (G - x)).mean())
     found, _, _ = gradients(Branch(Identity(1.0), Points((T,))))
     assert abs(found[0] - detached[0]) > 0.1 * abs(detached[0])
@@ -250,7 +250,7 @@ def test_the_forward_kernel_keeps_the_marginals(process):
     t, to = (torch.full((SIZE,), v, dtype=torch.float64) for v in (low, high))
     clean = MU + V**0.5 * torch.randn(SIZE, 1, generator=generator(), dtype=torch.float64)
     state = process.add_noise(clean, torch.randn(SIZE, 1, generator=generator(1), dtype=torch.float64), t)
-    noisy = raised(process, state, torch.randn(SIZE, 1, generator=generator(2), dtype=torch.float64), t, to)
+    noisy = forward_step(process, state, torch.randn(SIZE, 1, generator=generator(2), dtype=torch.float64), t, to)
     a, s = process.alpha(high), process.sigma(high)
     assert float(noisy.mean()) == pytest.approx(a * MU, abs=0.01)
     assert float(noisy.var()) == pytest.approx(a**2 * V + s**2, rel=0.015)

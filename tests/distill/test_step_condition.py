@@ -7,7 +7,7 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
-from fewstep.distillation.core import Model
+from fewstep.denoiser import Denoiser
 from fewstep.distillation.discriminator import samples
 from fewstep.distillation.method import method
 from fewstep.distillation.score import Branch, Denoising, Match
@@ -31,7 +31,7 @@ SMALL["flash_dmd"] = {"guidance": 1.0, "source": samples}
 def two_modes():
     means = torch.tensor([[-1.0], [1.0]])
     network = Mixture(torch.full((2,), 0.5), means, torch.full((2, 1), 0.04)).network(FLOW, VELOCITY)
-    return Model(lambda x, time: network(x, time), FLOW, VELOCITY)
+    return Denoiser(lambda x, time: network(x, time), FLOW, VELOCITY)
 
 
 def of_its_own_call():
@@ -41,7 +41,7 @@ def of_its_own_call():
     def network(x, time, call):
         return torch.where(call[:, None] == 0, left.network(x, time), right.network(x, time))
 
-    return Model(network, FLOW, VELOCITY, calls=2)
+    return Denoiser(network, FLOW, VELOCITY, calls=2)
 
 
 def of_two_calls(size):
@@ -79,7 +79,7 @@ def test_whoever_does_not_say_the_call_is_refused():
     critic = of_its_own_call()
     x, t = torch.zeros(4, 1), torch.full((4,), 0.5)
     with pytest.raises(FewstepError, match="which call"):
-        critic.clean(x, t)
+        critic(x, t)
     told = critic.following(torch.tensor([0, 1]))
     assert torch.equal(told.clean(x, t)[:2], told.clean(x, t)[2:])  # two copies of the batch
     assert two_modes().following(torch.tensor([0])).call is None

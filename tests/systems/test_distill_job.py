@@ -11,9 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.distillation.core import noise_like
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.method import Critic, Method, Target, preset
-from fewstep.distillation.steps import evenly
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
 from fewstep.jobs.distill import run
@@ -23,6 +22,7 @@ from fewstep.pipelines.conditions import conditions_of
 from fewstep.quant.layer import QuantLayer
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
+from fewstep.transition import noise_like
 from tests import ROOT
 from tests.pipelines import tiny_pipelines as tiny
 
@@ -42,12 +42,12 @@ def regress(guidance):
         t = process.noisiest * (0.01 + 0.98 * torch.rand(batch.size, generator=generator, dtype=torch.float64))
         x = process.add_noise(batch.clean, noise_like(tuple(batch.clean.shape), generator, batch.clean), t)
         with torch.no_grad():
-            wanted = networks.teacher.clean(x, t, batch.condition)
+            wanted = networks.teacher(x, t, batch.condition)
             if guidance != 1:
-                within, without = networks.teacher.guided(x, t, batch.condition, batch.negative, guidance)
+                within, without = networks.teacher.both(x, t, batch.condition, batch.negative)
                 wanted = without + guidance * (within - without)
             wanted = wanted + 0.1  # something to learn
-        return (networks.student.clean(x, t, batch.condition) - wanted).square().mean(), {"size": x.square().mean()}
+        return (networks.student(x, t, batch.condition) - wanted).square().mean(), {"size": x.square().mean()}
 
     return term
 
@@ -55,7 +55,7 @@ def regress(guidance):
 def follow(networks, batch, made, generator):
     """Some loss of a critic."""
     t = torch.full((batch.size,), 0.5 * networks.student.process.noisiest, dtype=torch.float64)
-    return networks.critic.clean(batch.clean, t, batch.condition).square().mean(), {}
+    return networks.critic(batch.clean, t, batch.condition).square().mean(), {}
 
 
 @preset("test-regression")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.distillation.core import Model
+from fewstep.denoiser import Denoiser
 from fewstep.distillation.taps import features
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
@@ -34,7 +34,7 @@ def test_passes_are_samples_and_a_backward_counts_twice():
 
 def test_a_call_that_an_adversary_leaves_early_counts():
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    model = Model(Told(network), RectifiedFlow())
+    model = Denoiser(Told(network), RectifiedFlow())
     with counting({"a": model.network}) as seen:
         features(model, ("inner.0",), torch.zeros(4, 2), torch.full((4,), 0.5), None, early=True)
     assert (seen["a"].forward, seen["a"].backward) == (4, 4)

@@ -53,16 +53,16 @@ def test_mistakes_are_told(tmp_path):
 
 
 def test_stored_averages_continue_with_their_training(tmp_path):
+    from fewstep.distillation.chain import Chain
     from fewstep.distillation.method import Method
-    from fewstep.distillation.steps import Steps
     from fewstep.files import read_tensors
     from fewstep.testing.toy import Toy
     from fewstep.testing.training import train_toy
 
     def regress(networks, batch, made, generator):
-        return networks.student.clean(batch.clean, torch.ones(batch.size)).square().mean(), {}
+        return networks.student(batch.clean, torch.ones(batch.size)).square().mean(), {}
 
-    toy, method = Toy(width=8), Method({"x": regress}, Steps((1.0,)))
+    toy, method = Toy(width=8), Method({"x": regress}, Chain((1.0,)))
     options = {"batch": 8, "checkpoint_every": 10, "ema_widths": (0.1,)}
     train_toy(toy, method, steps=20, out=tmp_path / "whole", **options, decay="constant")
     train_toy(toy, method, steps=10, out=tmp_path / "parts", **options, decay="constant")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Samples
 from fewstep.distillation.method import Critic, Method, Settings, Target, Tracking
-from fewstep.distillation.steps import Steps
 from fewstep.files import read_tensors
 from fewstep.testing.toy import Toy
 from fewstep.testing.training import train_toy
@@ -16,7 +16,7 @@ TOY = Toy(width=8)
 
 def roll(networks, batch, generator):
     noise, t = torch.randn(batch.size, 2, generator=generator), torch.ones(batch.size, dtype=torch.float64)
-    return Samples(networks.student.clean(noise, t), noise, t, 0 * t, torch.zeros(batch.size))
+    return Samples(networks.student(noise, t), noise, t, 0 * t, torch.zeros(batch.size))
 
 
 def small(networks, batch, made, generator):
@@ -25,12 +25,12 @@ def small(networks, batch, made, generator):
 
 def follow(networks, batch, made, generator):
     t = torch.full((batch.size,), 0.5, dtype=torch.float64)
-    return (networks.critic.clean(made.clean, t) - made.clean).square().mean(), {}
+    return (networks.critic(made.clean, t) - made.clean).square().mean(), {}
 
 
 def method(**tracking):
     critic = Critic(follow, Tracking(**tracking))
-    return Method({"small": small}, Steps((1.0,)), roll, critic, target=Target(0.9), settings=Settings())
+    return Method({"small": small}, Chain((1.0,)), roll, critic, target=Target(0.9), settings=Settings())
 
 
 def moved(module, start):

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from fewstep.distillation.core import Batch, Condition, Loss, Networks, Samples, noise_like
+from fewstep.denoiser import Condition
+from fewstep.distillation.core import Batch, Loss, Networks, Samples
 from fewstep.distillation.discriminator import Source
-from fewstep.distillation.rollout import needed, rows_of, rows_of_samples
+from fewstep.distillation.rollout import needed
 from fewstep.distillation.score.branch import carry
 from fewstep.distillation.times import Law
 from fewstep.errors import FewstepError, nearest
+from fewstep.transition import noise_like
 
 Pair = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
 
@@ -58,7 +60,7 @@ class GeneratorLoss:
             rows = self.active(samples).nonzero().squeeze(1)
             if not len(rows):
                 return 0 * whole.sum(), {}
-            samples, batch, t = rows_of_samples(samples, rows), rows_of(batch, rows), t[rows]
+            samples, batch, t = samples.rows(rows), batch.rows(rows), t[rows]
             noise = None if noise is None else noise[rows]
         scale = self.scale(batch.progress) if callable(self.scale) else self.scale
         networks = networks.following(samples.index)
@@ -112,7 +114,7 @@ class DiscriminatorLoss:
             rows = self.active(samples).nonzero().squeeze(1)
             if not len(rows):
                 return sum(p.sum() for p in networks.need("adversary").parameters()) * torch.zeros(()), {}
-            samples, batch, t, clean = rows_of_samples(samples, rows), rows_of(batch, rows), t[rows], clean[rows]
+            samples, batch, t, clean = samples.rows(rows), batch.rows(rows), t[rows], clean[rows]
             noise = None if noise is None else noise[rows]
         networks, fake = networks.following(samples.index), samples.clean.detach()
         other = noise if noise is None or self.same_noise else noise_like(tuple(noise.shape), generator, noise)

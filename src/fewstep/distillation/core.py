@@ -6,137 +6,28 @@ trainer owns modules, optimizers and the order of updates.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fewstep.denoiser import Condition, Denoiser
 from fewstep.errors import FewstepError
-from fewstep.prediction import Prediction
-from fewstep.process import Process
-
-Condition = Mapping[str, Tensor]
-"""Keyword arguments of a network, tensors of leading size B."""
-
-
-def scales(process: Process, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma at times (B,), in the dtype of `like` and shaped to multiply it."""
-    shape = (-1,) + (1,) * (like.ndim - 1)
-    alpha, sigma = process.alpha(t.double()), process.sigma(t.double())
-    return alpha.to(like).reshape(shape), sigma.to(like).reshape(shape)
-
-
-def flow_step(process: Process, x: Tensor, clean: Tensor, t: Tensor, to: Tensor) -> Tensor:
-    """States at times `to` (B,) from states at `t` (B,) with the clean prediction held fixed (a DDIM step).
-
-    x_s = (sigma_s / sigma_t) x + (alpha_s - alpha_t sigma_s / sigma_t) D: exact where D does not change on the way.
-    """
-    alpha_t, sigma_t = scales(process, t, x)
-    alpha_s, sigma_s = scales(process, to, x)
-    ratio = sigma_s / sigma_t
-    return ratio * x + (alpha_s - alpha_t * ratio) * clean
-
-
-def flow_path(
-    process: Process, clean: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor
-) -> Iterator[Tensor]:
-    """States (B, ...) at times (K,), from x at the first of them, by Euler's steps along clean(states, times (B,))."""
-    yield x
-    for t, to in itertools.pairwise(times.unbind()):
-        start, end = t.expand(len(x)), to.expand(len(x))
-        x = flow_step(process, x, clean(x, start), start, end)
-        yield x
-
-
-@dataclass(frozen=True)
-class Model:
-    """A network read as a denoiser at process times of shape (B,).
-
-    network:
-        (input (B, ...), network time (B,), **condition) -> raw output (B, ...); one with two times also takes the
-        network time `target_time` (B,) that its flow map ends at.
-    two_times:
-        Whether the network takes `target_time`; the others ignore the end of a flow map.
-    calls:
-        How many calls of the student it tells apart by its argument `call` (B,), counted from 0; 0: it takes none.
-    call:
-        What it is told, (B,); see `following`.
-    """
-
-    network: Callable[..., Tensor]
-    process: Process
-    prediction: Prediction = field(default_factory=Prediction)
-    two_times: bool = False
-    calls: int = 0
-    call: Tensor | None = None
-
-    def following(self, call: Tensor) -> Model:
-        """The model told which call of the student (B,) its states come from; itself where it takes no call."""
-        return replace(self, call=call) if self.calls else self
-
-    def raw(self, x: Tensor, t: Tensor, condition: Condition | None = None, to: Tensor | None = None) -> Tensor:
-        """Raw output for states (B, ...) at times (B,)."""
-        more: dict[str, Any] = dict(condition or {})
-        if self.two_times:
-            more["target_time"] = self._told(t if to is None else to, x)
-        if self.calls:
-            more["call"] = self._of_call(len(x))
-        scaled = x
-        if self.prediction.kind == "edm":
-            scaled = x * self.prediction.input_scale(*scales(self.process, t, x))
-        return self.network(scaled, self._told(t, x), **more)
-
-    def clean(self, x: Tensor, t: Tensor, condition: Condition | None = None, to: Tensor | None = None) -> Tensor:
-        """Clean prediction x0 (B, ...) for states at times (B,)."""
-        alpha, sigma = scales(self.process, t, x)
-        p, m = self.prediction.sample(alpha, sigma)
-        return p * x + m * self.raw(x, t, condition, to)
-
-    def guided(
-        self, x: Tensor, t: Tensor, condition: Condition | None, negative: Condition | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Clean predictions with the condition and without it, both (B, ...), from one call of 2B.
-
-        Raises:
-            FewstepError: there is no negative condition.
-        """
-        if negative is None:
-            raise FewstepError("guidance needs a negative condition", value=scale, hint="Use guidance 1.")
-        both = {name: torch.cat([value, negative[name]]) for name, value in (condition or {}).items()}
-        within, without = self.clean(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        return within, without
-
-    def _of_call(self, size: int) -> Tensor:
-        """The call of every sample; batches of several copies, such as guidance makes, repeat it.
-
-        Raises:
-            FewstepError: it is not known.
-        """
-        if self.call is None or size % max(1, len(self.call)):
-            hint = "Ask through `Cast.following(made.index)`, or set step_condition=False."
-            raise FewstepError("this network must be told which call of the student it follows", hint=hint)
-        return self.call.repeat(size // len(self.call))
-
-    def _told(self, t: Tensor, x: Tensor) -> Tensor:
-        width = torch.promote_types(x.dtype, torch.float32)
-        return self.process.network_time(t.double()).to(x.device, width)
 
 
 @dataclass(frozen=True)
 class Networks:
     """The networks of a distillation; only the terms that need one ask for it."""
 
-    student: Model
-    teacher: Model
-    critic: Model | None = None
-    target: Model | None = None
+    student: Denoiser
+    teacher: Denoiser
+    critic: Denoiser | None = None
+    target: Denoiser | None = None
     adversary: nn.Module | None = None
 
     def following(self, call: Tensor) -> Networks:
-        """The cast whose critic is told which call of the student (B,) its states come from."""
+        """The networks whose critic is told which call of the student (B,) its states come from."""
         return self if self.critic is None else replace(self, critic=self.critic.following(call))
 
     def need(self, name: str) -> Any:
@@ -183,6 +74,21 @@ class Batch:
         """The share of the training that is done, in [0, 1)."""
         return self.step / max(1, self.steps)
 
+    def rows(self, rows: Tensor) -> Batch:
+        """The batch of these rows (b,) alone."""
+
+        def part(condition: Condition | None) -> Condition | None:
+            return None if condition is None else {name: value[rows] for name, value in condition.items()}
+
+        return replace(
+            self,
+            size=len(rows),
+            clean=None if self.clean is None else self.clean[rows],
+            condition=part(self.condition),
+            negative=part(self.negative),
+            path=None if self.path is None else self.path[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -192,7 +98,7 @@ class Samples:
         The student's clean prediction (B, ...); carries its gradient where the caller asked for one.
     state, time:
         What the student saw in its last call (B, ...), and when (B,).
-    until:
+    next_time:
         Time (B,) of the next call, 0 after the last.
     index:
         Which of the student's calls it was (B,), 0 for the noisiest.
@@ -201,8 +107,12 @@ class Samples:
     clean: Tensor
     state: Tensor
     time: Tensor
-    until: Tensor
+    next_time: Tensor
     index: Tensor
+
+    def rows(self, rows: Tensor) -> Samples:
+        """These rows (b,) alone."""
+        return Samples(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 Loss = tuple[Tensor, dict[str, Tensor]]
@@ -221,9 +131,3 @@ class Rollout(Protocol):
 
     def __call__(self, networks: Networks, batch: Batch, generator: torch.Generator) -> Samples:
         """Samples for the conditions of a batch."""
-
-
-def noise_like(shape: tuple[int, ...], generator: torch.Generator, like: Tensor | None = None) -> Tensor:
-    """Standard normal noise from a CPU generator, on the device and in the dtype of `like`."""
-    noise = torch.randn(shape, generator=generator)
-    return noise if like is None else noise.to(like)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.distillation.core import Batch, Loss, Model, Networks, Samples, Term
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
 from fewstep.distillation.method import Method, Tracking
 from fewstep.distillation.step_condition import StepConditioned
 from fewstep.distillation.times import within
@@ -193,7 +194,7 @@ def towards(moved: nn.Module, goal: nn.Module, share: float) -> None:
 
 def assemble(
     method: Method,
-    teacher: Model,
+    teacher: Denoiser,
     start: nn.Module,
     wrap: Wrap,
     batches: Callable[[torch.Generator], Batch],
@@ -220,8 +221,8 @@ def assemble(
         raise FewstepError("this method's student takes two times", hint="Give a student with `target_time`.")
     copied = twin or (lambda module, _: copy.deepcopy(module))
 
-    def model(module: nn.Module, two: bool) -> Model:
-        return Model(wrap(module), teacher.process, teacher.prediction, two)
+    def model(module: nn.Module, two: bool) -> Denoiser:
+        return Denoiser(wrap(module), teacher.process, teacher.prediction, two)
 
     modules: dict[str, nn.Module] = {"student": copied(start, "student") if student is None else student}
     networks: dict[str, Any] = {"teacher": teacher, "student": model(modules["student"], method.two_times)}

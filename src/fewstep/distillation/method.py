@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import nn
 
+from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Networks, Rollout, Term
-from fewstep.distillation.steps import Steps
 from fewstep.errors import FewstepError, nearest
 from fewstep.process import Process
 
@@ -152,7 +152,7 @@ class Method:
     """
 
     terms: Mapping[str, Term]
-    steps: Steps
+    steps: Chain
     rollout: Rollout | None = None
     critic: Critic | None = None
     adversary: Adversary | None = None

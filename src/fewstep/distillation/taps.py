@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.distillation.core import Condition, Model
+from fewstep.denoiser import Condition, Denoiser
 from fewstep.distillation.step_condition import StepConditioned
 from fewstep.errors import FewstepError, nearest
 
@@ -18,7 +18,7 @@ class _EnoughError(Exception):
 
 
 @contextlib.contextmanager
-def watch(model: Model, names: Sequence[str], early: bool = False) -> Iterator[dict[str, Tensor]]:
+def watch(model: Denoiser, names: Sequence[str], early: bool = False) -> Iterator[dict[str, Tensor]]:
     """A dict that the outputs (B, ...) of these modules go into while the network runs, in the order of `names`.
 
     early: leave the network once all are there (a running call then ends this context).
@@ -56,7 +56,7 @@ def watch(model: Model, names: Sequence[str], early: bool = False) -> Iterator[d
 
 
 def features(
-    model: Model, names: Sequence[str], x: Tensor, t: Tensor, condition: Condition | None, early: bool = True
+    model: Denoiser, names: Sequence[str], x: Tensor, t: Tensor, condition: Condition | None, early: bool = True
 ) -> dict[str, Tensor]:
     """Outputs of named modules for states (B, ...) at times (B,)."""
     with watch(model, names, early) as seen:
@@ -64,7 +64,7 @@ def features(
     return {name: seen[name] for name in names}
 
 
-def module_of(model: Model) -> nn.Module:
+def module_of(model: Denoiser) -> nn.Module:
     """The module behind a model.
 
     Raises:

@@ -165,7 +165,7 @@ class Interval:
         """Times (size,)."""
         samples = _needed(samples, process)
         high = torch.ones_like(samples.time) if self.whole else part_of(process, samples.time)
-        low = part_of(process, samples.until).clamp(min=self.least)
+        low = part_of(process, samples.next_time).clamp(min=self.least)
         high = torch.maximum(high - self.margin, low)
         return time_at(process, low + (high - low) * _uniform(size, generator))
 
@@ -278,5 +278,5 @@ def _needed(samples: Samples | None, process: Process) -> Samples:
             "this law of times follows the student's last call, and there is none",
             hint="Give the method a roll-out, or use another law.",
         )
-    within(process, [float(samples.time.max()), float(samples.until.min())])
+    within(process, [float(samples.time.max()), float(samples.next_time.min())])
     return samples

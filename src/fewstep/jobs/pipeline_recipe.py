@@ -49,7 +49,7 @@ def checked(check: Callable[[str], object]) -> AfterValidator:
         try:
             check(text)
         except FewstepError as error:
-            raise ValueError(f"{error.what}. {error.mend}".strip()) from error  # the value is named by pydantic
+            raise ValueError(f"{error.what}. {error.hint}".strip()) from error  # the value is named by pydantic
         return text
 
     return AfterValidator(validate)

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.distillation.core import Batch, Condition, Model, flow_path
-from fewstep.distillation.steps import Steps
+from fewstep.denoiser import Condition, Denoiser
+from fewstep.distillation.chain import Chain
+from fewstep.distillation.core import Batch
 from fewstep.metrics.distances import frechet, precision_recall
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 from fewstep.testing.fit import fitted
 from fewstep.testing.kernel_digits import Digits, load_digits
+from fewstep.transition import ddim_path
 
 CLASSES, PIXELS, GROUPS = 10, 64, 6
 STORED, POINTS = 4096, 16
@@ -127,13 +129,13 @@ class DigitBed:
         """Of one sample."""
         return (self.network.size,)
 
-    def teacher(self) -> Model:
+    def teacher(self) -> Denoiser:
         """The trained teacher."""
         return self.model(self.network)
 
-    def model(self, network: nn.Module, two_times: bool = False) -> Model:
+    def model(self, network: nn.Module, two_times: bool = False) -> Denoiser:
         """A network of this bed as a denoiser."""
-        return Model(network, self.process, self.prediction, two_times)
+        return Denoiser(network, self.process, self.prediction, two_times)
 
     def start(self) -> DigitNetwork:
         """What student and critic begin as: the teacher."""
@@ -174,17 +176,17 @@ class DigitBed:
         noise = torch.randn(count, *self.shape, generator=generator)
 
         def clean(x: Tensor, t: Tensor) -> Tensor:
-            within = teacher.clean(x, t, told(labels))
+            within = teacher(x, t, told(labels))
             if guidance == 1:
                 return within
-            free = teacher.clean(x, t, told(torch.full((count,), self.network.classes)))
+            free = teacher(x, t, told(torch.full((count,), self.network.classes)))
             return free + guidance * (within - free)
 
         with torch.no_grad():
-            return list(flow_path(self.process, clean, noise, times)), times
+            return list(ddim_path(self.process, clean, noise, times)), times
 
     @torch.no_grad()
-    def samples(self, student: Model, steps: Steps, labels: Tensor, seed: int = 7) -> Tensor:
+    def samples(self, student: Denoiser, steps: Chain, labels: Tensor, seed: int = 7) -> Tensor:
         """Samples (B, size) of a student for classes (B,)."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(len(labels), *self.shape, generator=generator)

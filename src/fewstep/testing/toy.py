@@ -12,13 +12,15 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor, nn
 
-from fewstep.distillation.core import Batch, Model, flow_path
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.core import Batch
 from fewstep.distillation.method import Method
 from fewstep.metrics.distances import energy_distance
 from fewstep.prediction import Prediction
 from fewstep.process import Process, RectifiedFlow
 from fewstep.testing.fit import fitted
 from fewstep.testing.mixture import Mixture
+from fewstep.transition import ddim_path
 
 
 def ring(modes: int = 8, radius: float = 2.0, std: float = 0.1) -> Mixture:
@@ -92,10 +94,10 @@ class Toy:
         """Of one point."""
         return (self.mixture.dimension,)
 
-    def teacher(self) -> Model:
+    def teacher(self) -> Denoiser:
         """The exact denoiser."""
         network = self.mixture.network(self.process, self.prediction)
-        return Model(lambda x, time: network(x, time), self.process, self.prediction)
+        return Denoiser(lambda x, time: network(x, time), self.process, self.prediction)
 
     def batches(self, size: int, data: bool = True) -> Callable[[torch.Generator], Batch]:
         """A stream of batches, with real points where the method wants data."""
@@ -122,16 +124,16 @@ class Toy:
         real = self.mixture.sample(len(samples), seed).float()
         return 1000 * float(energy_distance(samples.float(), real))
 
-    def samples(self, student: Model, method: Method, count: int = 2000, seed: int = 7) -> Tensor:
+    def samples(self, student: Denoiser, method: Method, count: int = 2000, seed: int = 7) -> Tensor:
         """Samples (count, D) of a student, run in the method's steps."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(count, self.mixture.dimension, generator=generator)
         with torch.no_grad():
             return method.steps.sample(student, noise, None, generator)
 
-    def model(self, network: nn.Module, two_times: bool = False) -> Model:
+    def model(self, network: nn.Module, two_times: bool = False) -> Denoiser:
         """A network of this toy as a denoiser."""
-        return Model(network, self.process, self.prediction, two_times)
+        return Denoiser(network, self.process, self.prediction, two_times)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +163,7 @@ class StoredToy(Toy):
         teacher, last = self.teacher(), self.points * self.between
         times = torch.linspace(self.process.noisiest, 0, last + 1, dtype=torch.float64)
         x = torch.randn(self.count, self.mixture.dimension, generator=torch.Generator().manual_seed(99))
-        states = itertools.islice(flow_path(self.process, teacher.clean, x, times), 0, None, self.between)
+        states = itertools.islice(ddim_path(self.process, teacher, x, times), 0, None, self.between)
         return torch.stack(list(states), 1), times[:: self.between]
 
 

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from fewstep.distillation.core import Batch, Model
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.core import Batch
 from fewstep.distillation.engine import Engine, assemble
 from fewstep.distillation.method import Method
 from fewstep.testing.toy import Toy
@@ -27,7 +28,7 @@ class Trained:
     distance: energy distance times 1000 of the student's samples from the mixture.
     """
 
-    student: Model
+    student: Denoiser
     progress: Progress
     samples: torch.Tensor
     distance: float
@@ -41,7 +42,7 @@ class Testbed(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Of one sample."""
 
-    def teacher(self) -> Model:
+    def teacher(self) -> Denoiser:
         """What is distilled."""
 
     def start(self) -> nn.Module:

@@ -71,7 +71,7 @@ class SelfGuided:
         plain, passes = self.inner(networks, jump, x, t)
         if jump.condition is None:
             return plain, passes
-        within, without = networks.student.guided(x, t, jump.condition, jump.negative, self.omega)
+        within, without = networks.student.both(x, t, jump.condition, jump.negative)
         guided = self.omega * plain + (1 - self.omega - self.kappa) * without + self.kappa * within
         low, high = (part * networks.student.process.noisiest for part in self.interval)
         inside = column(((t >= low) & (t <= high)).double(), x) > 0

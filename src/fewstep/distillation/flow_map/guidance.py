@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.distillation.core import Batch, Condition
+from fewstep.denoiser import Condition
+from fewstep.distillation.core import Batch
 from fewstep.distillation.flow_map.schedules import Varying, value_at
 from fewstep.errors import FewstepError
 from fewstep.process import Process

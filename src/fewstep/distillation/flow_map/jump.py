@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.distillation.core import Condition, Model, Networks
+from fewstep.denoiser import Condition, Denoiser
+from fewstep.distillation.core import Networks
 from fewstep.distillation.flow_map.frame import Boundary, Frame, column
 from fewstep.errors import FewstepError
 
@@ -99,20 +100,20 @@ class Jump:
             raise FewstepError(f"this target needs the {name} of its source", hint=hint)
         return value
 
-    def ask(self, model: Model, x: Tensor, t: Tensor, to: Tensor) -> Tensor:
+    def ask(self, model: Denoiser, x: Tensor, t: Tensor, to: Tensor) -> Tensor:
         """Clean prediction (B, ...) of a student for jumps from t to `to`, with this jump's dropout masks."""
         with same_randomness(self.seed, x.device):
-            return model.clean(x, t, self.condition, to)
+            return model(x, t, self.condition, to)
 
-    def teach(self, model: Model, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
+    def teach(self, model: Denoiser, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
         """Guided clean prediction (B, ...) of a teacher at times (B,), and the forward passes that it took."""
         given, nothing = self.teacher_condition, self.negative
         if self.scale is None or given is None:
-            return model.clean(x, t, given), 1
-        within, without = model.guided(x, t, given, nothing, float(self.scale.max()))
+            return model(x, t, given), 1
+        within, without = model.both(x, t, given, nothing)
         return without + column(self.scale, x) * (within - without), 2
 
-    def land(self, model: Model, x: Tensor, clean: Tensor, t: Tensor, to: Tensor) -> Tensor:
+    def land(self, model: Denoiser, x: Tensor, clean: Tensor, t: Tensor, to: Tensor) -> Tensor:
         """States (B, ...) at `to` of a student's prediction at (x, t)."""
         return Frame.of(model.process, t, to, self.boundary).express(clean, x, "state")
 
@@ -130,9 +131,9 @@ def same_randomness(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def member(networks: Networks, name: str) -> Model:
+def member(networks: Networks, name: str) -> Denoiser:
     """`student`, `teacher` or `target`; the target of a method without one is the live student."""
-    model: Model = networks.student if name == "target" and networks.target is None else networks.need(name)
+    model: Denoiser = networks.student if name == "target" and networks.target is None else networks.need(name)
     return model
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.distillation.core import Model, Networks
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.core import Networks
 from fewstep.distillation.flow_map.frame import Frame, column, levels
 from fewstep.distillation.flow_map.jump import Jump, member
 from fewstep.errors import FewstepError
@@ -50,7 +51,7 @@ class Solver:
             passes += used
         return x, passes
 
-    def _step(self, model: Model, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:
+    def _step(self, model: Denoiser, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:
         t, still = departure(t, to)
         clean, passes = jump.teach(model, x, t)
         landed = Frame.of(model.process, t, to).express(clean, x, "state")
@@ -63,7 +64,7 @@ class Solver:
         return stay(still, x, landed), passes
 
 
-def heun(model: Model, x: Tensor, clean: Tensor, there: Tensor, again: Tensor, t: Tensor, to: Tensor) -> Tensor:
+def heun(model: Denoiser, x: Tensor, clean: Tensor, there: Tensor, again: Tensor, t: Tensor, to: Tensor) -> Tensor:
     """Second-order step from t to `to` from clean predictions at (x, t) and (`there`, `to`).
 
     On the circle z = x / sqrt(alpha^2 + sigma^2), dz/dphi = v. The velocity at the end is turned back to the start

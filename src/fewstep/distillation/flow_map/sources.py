@@ -9,14 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from fewstep.distillation.core import Batch, Networks, Samples, noise_like
+from fewstep.distillation.chain import Chain
+from fewstep.distillation.core import Batch, Networks, Samples
 from fewstep.distillation.flow_map.frame import column, levels
 from fewstep.distillation.flow_map.intervals import Even, Grid, before
 from fewstep.distillation.flow_map.jump import Jump, Sight, Times, students_view
 from fewstep.distillation.flow_map.legs import Solver
 from fewstep.distillation.flow_map.schedules import Varying, value_at
-from fewstep.distillation.steps import Steps
 from fewstep.errors import FewstepError
+from fewstep.transition import noise_like
 
 
 class Source(Protocol):
@@ -180,7 +181,7 @@ class StudentRollout:
         Noise again with the noise that the sample was made from (TLCM's algorithm 2); fresh noise otherwise.
     """
 
-    steps: Steps | None = None
+    steps: Chain | None = None
     same_noise: bool = False
 
     def __call__(

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fewstep.distillation.core import Batch, Loss, Model, Networks, Samples
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.core import Batch, Loss, Networks, Samples
 from fewstep.distillation.flow_map.frame import Boundary, Frame, Space, column
 from fewstep.distillation.flow_map.guidance import Guidance
 from fewstep.distillation.flow_map.intervals import TimesLaw
@@ -115,7 +116,7 @@ def prepared(
     )
 
 
-def tellable(student: Model, s: Tensor) -> None:
+def tellable(student: Denoiser, s: Tensor) -> None:
     """Refuse to tell a student of time 0 where the clock of its process has no number for it (VE: log sigma).
 
     Raises:
@@ -175,5 +176,5 @@ def portion(batch: Batch, samples: Samples | None, share: tuple[float, float]) -
     if samples is None:
         return part, None
     return part, Samples(
-        *(value[low:high] for value in (samples.clean, samples.state, samples.time, samples.until, samples.index))
+        *(value[low:high] for value in (samples.clean, samples.state, samples.time, samples.next_time, samples.index))
     )

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from fewstep.distillation.core import Batch, Loss, Networks, Samples, noise_like
+from fewstep.distillation.core import Batch, Loss, Networks, Samples
 from fewstep.distillation.flow_map.continuous import Eulerian
 from fewstep.distillation.flow_map.guidance import Guidance
 from fewstep.distillation.flow_map.intervals import TimesLaw
 from fewstep.distillation.flow_map.jump import students_view
 from fewstep.distillation.flow_map.sources import mixed, prior, unit_noise
 from fewstep.distillation.flow_map.term import normalised, prepared
+from fewstep.transition import noise_like
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class VelocityDistillation:
         if samples is None:
             noise = unit_noise(networks, batch, generator)
             top = torch.full((batch.size,), process.noisiest, dtype=torch.float64)
-            sample = student.clean(prior(networks, noise), top, condition, torch.zeros_like(top))
+            sample = student(prior(networks, noise), top, condition, torch.zeros_like(top))
         else:
             sample = samples.clean
         with torch.no_grad():

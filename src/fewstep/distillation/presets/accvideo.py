@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Term
 from fewstep.distillation.discriminator import Source, samples
 from fewstep.distillation.flow_map import FlowMapTerm, Stored, StoredPairs, StoredPath, TwoLeg
 from fewstep.distillation.flow_map.key_states import DiscriminatorLossAtKeys, GeneratorLossAtKeys, KeyHeads
 from fewstep.distillation.method import Adversary, Method, Settings, Tracking, needing, preset
-from fewstep.distillation.rollout import Simulation
-from fewstep.distillation.steps import evenly
+from fewstep.distillation.rollout import BackwardSimulation
 from fewstep.process import Process
 
 
@@ -36,7 +36,7 @@ def accvideo(
     return Method(
         terms,
         chain,
-        rollout=Simulation(chain) if adversarial else None,
+        rollout=BackwardSimulation(chain) if adversarial else None,
         adversary=heads if adversarial else None,
         needs=needing(store=True),
         settings=Settings(learning_rate=5e-6),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import (
     Back,
     Below,
@@ -18,7 +19,6 @@ from fewstep.distillation.flow_map import (
     TwoLeg,
 )
 from fewstep.distillation.method import Method, Settings, Target, needing, preset
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import LogNormal
 from fewstep.process import Process
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Term
 from fewstep.distillation.method import Critic, Method, Settings, Tracking, needing, preset
-from fewstep.distillation.rollout import Simulation
+from fewstep.distillation.rollout import BackwardSimulation
 from fewstep.distillation.score import Branch, Denoising, Guidance, Match, PerError
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import Cleaner, Law, everywhere
 from fewstep.errors import FewstepError
 from fewstep.process import Process
@@ -44,7 +44,7 @@ def decoupled_dmd(
     return Method(
         terms,
         run,
-        Simulation(run, each),
+        BackwardSimulation(run, each),
         critic if match else None,
         needs=needing(guided=guidance != 1),
         settings=Settings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),

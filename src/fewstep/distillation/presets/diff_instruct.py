@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from fewstep.distillation.chain import Chain, one_step_time
 from fewstep.distillation.method import Critic, Method, Settings, preset
-from fewstep.distillation.rollout import first_time, one_step
+from fewstep.distillation.rollout import one_step
 from fewstep.distillation.score import Branch, Denoising, Match
-from fewstep.distillation.steps import Steps
 from fewstep.distillation.times import LogNormal
 from fewstep.process import Process
 
@@ -16,11 +16,11 @@ def diff_instruct(process: Process, *, start: float | None = None, mean: float =
 
     start: process time of the call (the paper: sigma 1 on CIFAR-10). mean, std: of log(sigma / alpha).
     """
-    time = first_time(process, sigma=1.0) if start is None else start
+    time = one_step_time(process, sigma=1.0) if start is None else start
     levels = LogNormal(mean, std)
     return Method(
         {"score": Branch(Match(), levels)},
-        Steps((time,)),
+        Chain((time,)),
         one_step(time),
         Critic(Denoising(levels)),
         settings=Settings(learning_rate=1e-5, betas=(0.0, 0.999)),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Term
 from fewstep.distillation.method import Critic, Method, Settings, Tracking, needing, preset
-from fewstep.distillation.rollout import Simulation
+from fewstep.distillation.rollout import BackwardSimulation
 from fewstep.distillation.score import Branch, Denoising, Match, Pairs, PerError
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import everywhere
 from fewstep.process import Process
 
@@ -26,7 +26,7 @@ def dmd(process: Process, *, guidance: float = 3.0, pairs: float = 0.25, floor: 
     return Method(
         terms,
         steps,
-        Simulation(steps),
+        BackwardSimulation(steps),
         Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio=1)),
         needs=needing(store=bool(pairs), guided=guidance != 1),
         settings=Settings(learning_rate=1e-5, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),

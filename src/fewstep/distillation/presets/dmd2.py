@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Rollout, Term
 from fewstep.distillation.discriminator import Heads, Taps
 from fewstep.distillation.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
-from fewstep.distillation.rollout import NoisedData, Simulation
+from fewstep.distillation.rollout import BackwardSimulation, NoisedData
 from fewstep.distillation.score import Branch, Denoising, Match, PerError
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import everywhere
 from fewstep.process import Process
 
@@ -49,7 +49,7 @@ def dmd2(
         terms["adversarial"] = GeneratorLoss(taps, all_levels, scale=adversarial)
         judge = DiscriminatorLoss(taps, all_levels, scale=1e-2, train_source=joint)
         adversary = Adversary(Heads(taps, channels=channels), judge, Tracking(ratio), with_critic=joint)
-    rollout: Rollout = Simulation(run, each) if simulate else NoisedData(run)
+    rollout: Rollout = BackwardSimulation(run, each) if simulate else NoisedData(run)
     needs = needing(data=bool(adversarial) or not simulate, guided=guidance != 1)
     return Method(
         terms,

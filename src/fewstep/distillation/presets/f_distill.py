@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.discriminator import Heads, Taps
 from fewstep.distillation.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
-from fewstep.distillation.rollout import Simulation
+from fewstep.distillation.rollout import BackwardSimulation
 from fewstep.distillation.score import Branch, Denoising, Match, PerError, Ratio
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import everywhere
 from fewstep.process import Process
 
@@ -43,7 +43,7 @@ def f_distill(
             "adversarial": GeneratorLoss(taps, all_levels, scale=adversarial),
         },
         run,
-        Simulation(run, each),
+        BackwardSimulation(run, each),
         Critic(Denoising(all_levels), Tracking(ratio)),
         Adversary(
             Heads(taps, channels=channels),

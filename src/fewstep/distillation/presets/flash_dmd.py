@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.discriminator import Heads, Source, Taps
 from fewstep.distillation.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
-from fewstep.distillation.rollout import Simulation
+from fewstep.distillation.rollout import BackwardSimulation
 from fewstep.distillation.score import Branch, Denoising, Match, PerError
 from fewstep.distillation.score.relay import Relay
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import LogitNormal, everywhere
 from fewstep.process import Process
 
@@ -48,7 +48,7 @@ def flash_dmd(
             "texture": Relay(run, late, GeneratorLoss(taps, seen, scale=adversarial)),
         },
         run,
-        Simulation(run, each=True, first=early),
+        BackwardSimulation(run, each=True, first=early),
         Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio, pull=pull), steps if step_condition else 0),
         Adversary(Heads(taps, channels=channels), Relay(run, late, DiscriminatorLoss(taps, seen), learn=False)),
         needs=needing(data=True, guided=guidance != 1),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.discriminator import Heads, Source, Taps
 from fewstep.distillation.method import Adversary, Method, Settings, needing, preset
 from fewstep.distillation.rollout import NoisedData
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import LogitNormal
 from fewstep.process import Process
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import (
     Back,
     Boundary,
@@ -21,7 +22,6 @@ from fewstep.distillation.flow_map import (
     sinusoid,
 )
 from fewstep.distillation.method import Method, Settings, Target, needing, preset
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import LogNormal
 from fewstep.process import Process
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Term
 from fewstep.distillation.flow_map import Eulerian, FlowMapTerm, Guidance, Intervals, Slope, VelocityDistillation
 from fewstep.distillation.method import Method, Settings, needing, preset
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import LogitNormal
 from fewstep.process import Process
 

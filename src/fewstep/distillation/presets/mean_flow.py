@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import (
     Adaptive,
     Data,
@@ -24,7 +25,6 @@ from fewstep.distillation.flow_map import (
 )
 from fewstep.distillation.flow_map.directions import Direction
 from fewstep.distillation.method import Method, Settings, needing, preset
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import Law, LogitNormal, Uniform
 from fewstep.errors import FewstepError, nearest
 from fewstep.process import Process

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.method import Method, Settings, needing, preset
 from fewstep.distillation.moments import Kernel, Moments, Polynomial, Radial, flat
-from fewstep.distillation.rollout import Simulation
-from fewstep.distillation.steps import evenly
+from fewstep.distillation.rollout import BackwardSimulation
 from fewstep.errors import FewstepError, nearest
 from fewstep.process import Process
 
@@ -35,7 +35,7 @@ def mmd_ddm(
     return Method(
         {"moments": Moments(features, form, unit=unit)},
         run,
-        Simulation(run, last=True, through=True),
+        BackwardSimulation(run, last=True, through=True),
         needs=needing(data=True),
         settings=Settings(learning_rate=5e-6, clip_norm=0.5),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import (
     Earlier,
     Even,
@@ -16,7 +17,6 @@ from fewstep.distillation.flow_map import (
     Until,
 )
 from fewstep.distillation.method import Method, Settings, Target, needing, preset
-from fewstep.distillation.steps import evenly
 from fewstep.errors import FewstepError
 from fewstep.process import Process
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Term
 from fewstep.distillation.flow_map import (
     Data,
@@ -32,7 +33,6 @@ from fewstep.distillation.flow_map import (
 )
 from fewstep.distillation.flow_map.metrics import Metric
 from fewstep.distillation.method import Method, Settings, Target, needing, preset
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import Uniform
 from fewstep.process import Process
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import (
     Data,
     Eulerian,
@@ -15,7 +16,6 @@ from fewstep.distillation.flow_map import (
     Teacher,
 )
 from fewstep.distillation.method import Method, Settings, needing, preset
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import LogNormal
 from fewstep.process import Process
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import (
     Data,
     Dyadic,
@@ -13,7 +14,6 @@ from fewstep.distillation.flow_map import (
     semigroup,
 )
 from fewstep.distillation.method import Method, Settings, Target, needing, preset
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import Uniform
 from fewstep.process import Process
 

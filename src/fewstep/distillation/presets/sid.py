@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from fewstep.distillation.chain import Chain, one_step_time
 from fewstep.distillation.method import Critic, Method, Settings, needing, preset
-from fewstep.distillation.rollout import first_time, one_step
+from fewstep.distillation.rollout import one_step
 from fewstep.distillation.score import Branch, Denoising, Identity, PerError
-from fewstep.distillation.steps import Steps
 from fewstep.distillation.times import Karras, LogNormal, Uniform, endless
 from fewstep.process import Process
 
@@ -28,12 +28,12 @@ def sid(
     drop: rate of the critic's samples without condition (LSG: 0.1). floor: as in dmd2.
     """
     theirs = guidance if critic_guidance is None else critic_guidance
-    time = first_time(process) if start is None else start
+    time = one_step_time(process) if start is None else start
     unbounded = endless(process)
     levels = Karras(0.8) if unbounded else Uniform(0.02, 0.98)
     return Method(
         {"score": Branch(Identity(alpha, guidance, theirs), levels, (PerError(guidance, floor),))},
-        Steps((time,)),
+        Chain((time,)),
         one_step(time),
         Critic(Denoising(LogNormal(-1.2, 1.2) if unbounded else levels, guidance=theirs, drop=drop)),
         needs=needing(guided=(guidance, theirs) != (1.0, 1.0)),

@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Term
 from fewstep.distillation.discriminator import Heads, Taps
 from fewstep.distillation.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
-from fewstep.distillation.rollout import Simulation
+from fewstep.distillation.rollout import BackwardSimulation
 from fewstep.distillation.score import Branch, Denoising, Identity, PerError, Scales
 from fewstep.distillation.score.weights import Weight
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import Law, LogitNormal, everywhere, straight
 from fewstep.process import Process
 
@@ -61,7 +61,7 @@ def sid_few_step(
     return Method(
         terms,
         run,
-        Simulation(run, each),
+        BackwardSimulation(run, each),
         Critic(Denoising(levels, guidance=critic_guidance), tracking, steps if step_condition else 0),
         adversary,
         needs=needing(data=bool(adversarial), guided=guided),

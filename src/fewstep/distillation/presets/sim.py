@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from fewstep.distillation.chain import Chain, one_step_time
 from fewstep.distillation.method import Critic, Method, Settings, needing, preset
-from fewstep.distillation.rollout import first_time, one_step
+from fewstep.distillation.rollout import one_step
 from fewstep.distillation.score import Branch, Denoising, Huber, Identity
-from fewstep.distillation.steps import Steps
 from fewstep.distillation.times import Karras, LogNormal, Uniform, endless
 from fewstep.process import Process
 
@@ -17,12 +17,12 @@ def sim(process: Process, *, huber: float = 0.00054, guidance: float = 1.0, star
     huber: its constant per square root of the dimension, on differences of clean predictions (the paper: of scores, its
     constant is not published). start: process time of the call.
     """
-    time = first_time(process) if start is None else start
+    time = one_step_time(process) if start is None else start
     unbounded = endless(process)
     levels = Karras(0.8) if unbounded else Uniform(0.02, 0.98)
     return Method(
         {"score": Branch(Identity(1.0, guidance), levels, slope=Huber(huber))},
-        Steps((time,)),
+        Chain((time,)),
         one_step(time),
         Critic(Denoising(LogNormal(-1.2, 1.2) if unbounded else levels)),
         needs=needing(guided=guidance != 1),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import FlowMapTerm, Guidance, Instant, Intervals, Snr, Teacher
 from fewstep.distillation.method import Method, Settings, needing, preset
-from fewstep.distillation.steps import evenly
 from fewstep.distillation.times import Uniform
 from fewstep.process import Process
 

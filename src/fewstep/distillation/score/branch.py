@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term, noise_like
+from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
 from fewstep.distillation.discriminator import Taps
-from fewstep.distillation.rollout import needed, rows_of, rows_of_samples
+from fewstep.distillation.rollout import needed
 from fewstep.distillation.score.directions import Direction, Slope, squared
 from fewstep.distillation.score.view import Needs, Noising, View, direct, look
 from fewstep.distillation.score.weights import Weight, product
 from fewstep.distillation.times import Law
+from fewstep.transition import noise_like
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Branch:
             if not len(rows):
                 return 0 * whole.sum(), {}
             if len(rows) < batch.size:
-                samples, batch, t, noise = rows_of_samples(samples, rows), rows_of(batch, rows), t[rows], noise[rows]
+                samples, batch, t, noise = samples.rows(rows), batch.rows(rows), t[rows], noise[rows]
         view = self._view(networks, batch, samples, t, noise)
         gradient, value = self.direction.gradient(view, self.slope)
         scale = self.scale(batch.progress) if callable(self.scale) else self.scale

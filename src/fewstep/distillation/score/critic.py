@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.distillation.core import Batch, Condition, Loss, Model, Networks, Samples, noise_like, scales
+from fewstep.denoiser import Condition, Denoiser
+from fewstep.distillation.core import Batch, Loss, Networks, Samples
 from fewstep.distillation.rollout import needed
 from fewstep.distillation.score.view import Noising, View, direct
 from fewstep.distillation.score.weights import Weight, product
 from fewstep.distillation.times import Law
 from fewstep.errors import FewstepError
+from fewstep.transition import noise_like
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Denoising:
         t = self.times(batch.size, critic.process, generator, samples)
         noise = noise_like(tuple(x.shape), generator, x)
         noisy = self.noising(critic.process, samples, t, noise)
-        alpha, sigma = scales(critic.process, t, x)
+        alpha, sigma = critic.process.scales(t, x)
         implied = noise if self.noising is direct else (noisy - alpha * x) / sigma
         raw = guided_raw(critic, batch, dropped(batch, self.drop, generator), noisy, t, self.guidance)
         if self.own:
@@ -67,7 +69,7 @@ class Denoising:
         return loss, {"error": error.detach().mean(), **_halves(error.detach(), t)}
 
 
-def density_ratio(critic: Model, samples: Samples, t: Tensor, implied: Tensor, noise: Tensor, kind: str) -> Tensor:
+def density_ratio(critic: Denoiser, samples: Samples, t: Tensor, implied: Tensor, noise: Tensor, kind: str) -> Tensor:
     """q(x_t | x) / q(x_t | x_until), (B,): of the implied noise against that of the kernel."""
     tempered = kind == "tempered"
 
@@ -79,7 +81,7 @@ def density_ratio(critic: Model, samples: Samples, t: Tensor, implied: Tensor, n
     if not tempered:
         process, count = critic.process, noise[0].numel()
         alpha, sigma = process.alpha(t), process.sigma(t)
-        start = samples.until
+        start = samples.next_time
         inner = torch.where(start == 0, 0.0, process.sigma(start) / process.alpha(start))
         spread = (sigma**2 - (alpha * inner) ** 2).clamp(min=0).sqrt()
         log = log + count * (spread / sigma).log().to(log)
@@ -87,7 +89,7 @@ def density_ratio(critic: Model, samples: Samples, t: Tensor, implied: Tensor, n
 
 
 def guided_raw(
-    model: Model, batch: Batch, condition: Condition | None, x: Tensor, t: Tensor, guidance: float
+    model: Denoiser, batch: Batch, condition: Condition | None, x: Tensor, t: Tensor, guidance: float
 ) -> Tensor:
     """Raw output at a guidance scale; both branches in one call.
 
@@ -124,7 +126,7 @@ def dropped(batch: Batch, rate: float, generator: torch.Generator) -> Condition 
 
 def detached(samples: Samples) -> Samples:
     """What the student made, without its gradient."""
-    return Samples(samples.clean.detach(), samples.state.detach(), samples.time, samples.until, samples.index)
+    return Samples(samples.clean.detach(), samples.state.detach(), samples.time, samples.next_time, samples.index)
 
 
 def _halves(error: Tensor, t: Tensor) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ class Pairs:
         if batch.path is None or batch.times is None:
             raise FewstepError("this term needs paths of the teacher", hint="Make a trajectory store first.")
         t = batch.times[:1].double().expand(batch.size)
-        loss = self.distance(networks.student.clean(batch.path[:, 0], t, batch.condition), batch.path[:, -1])
+        loss = self.distance(networks.student(batch.path[:, 0], t, batch.condition), batch.path[:, -1])
         return self.scale * loss, {"pairs": loss.detach()}
 
 

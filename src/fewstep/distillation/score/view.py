@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fewstep.distillation.core import Batch, Model, Networks, Samples, flow_step, scales
+from fewstep.denoiser import Denoiser
+from fewstep.distillation.core import Batch, Networks, Samples
 from fewstep.distillation.discriminator import Taps
-from fewstep.distillation.rollout import raised
 from fewstep.distillation.taps import watch
 from fewstep.errors import FewstepError
 from fewstep.process import Process
+from fewstep.transition import ddim_step, forward_step
 
 Needs = frozenset[str]
 """Of "teacher", "teacher_free", "critic", "critic_free": whose clean predictions are looked at; free: no condition."""
@@ -71,10 +72,12 @@ def direct(process: Process, samples: Samples, t: Tensor, noise: Tensor) -> Tens
 
 def onward(process: Process, samples: Samples, t: Tensor, noise: Tensor) -> Tensor:
     """What the student's deterministic step leads to, noised up by the forward kernel (TDM, arXiv 2503.06674)."""
-    ended = (samples.until == 0).reshape(-1, *[1] * (samples.clean.ndim - 1)).to(samples.clean.device)
-    there = flow_step(process, samples.state, samples.clean, samples.time, samples.until)
+    ended = (samples.next_time == 0).reshape(-1, *[1] * (samples.clean.ndim - 1)).to(samples.clean.device)
+    there = ddim_step(process, samples.state, samples.clean, samples.time, samples.next_time)
     # time 0 stands for the data itself, also on processes that keep some noise there
-    return torch.where(ended, direct(process, samples, t, noise), raised(process, there, noise, samples.until, t))
+    return torch.where(
+        ended, direct(process, samples, t, noise), forward_step(process, there, noise, samples.next_time, t)
+    )
 
 
 def look(
@@ -85,7 +88,7 @@ def look(
     Raises:
         FewstepError: a network is missing, or a prediction without condition is needed and there is none.
     """
-    alpha, sigma = scales(networks.student.process, t, noisy)
+    alpha, sigma = networks.student.process.scales(t, noisy)
     said: dict[str, Tensor] = {}
     seen: dict[str, Tensor] = {}
     for who in ("teacher", "critic"):
@@ -99,12 +102,14 @@ def look(
     return View(samples.clean, noisy, t, alpha, sigma, features=seen, **said)
 
 
-def _ask(model: Model, who: str, batch: Batch, noisy: Tensor, t: Tensor, within: bool, free: bool) -> dict[str, Tensor]:
+def _ask(
+    model: Denoiser, who: str, batch: Batch, noisy: Tensor, t: Tensor, within: bool, free: bool
+) -> dict[str, Tensor]:
     if free and batch.negative is None:
         raise FewstepError(f"guidance of the {who} needs a negative condition", hint="Use guidance 1.")
     if within and free:
-        pair = model.guided(noisy, t, batch.condition, batch.negative, 0.0)
+        pair = model.both(noisy, t, batch.condition, batch.negative)
         return dict(zip((who, f"{who}_free"), pair, strict=True))
     if free:
-        return {f"{who}_free": model.clean(noisy, t, batch.negative)}
-    return {who: model.clean(noisy, t, batch.condition)}
+        return {f"{who}_free": model(noisy, t, batch.negative)}
+    return {who: model(noisy, t, batch.condition)}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.distillation.core import Model
+from fewstep.denoiser import Denoiser
 from fewstep.distillation.discriminator import positions
 from fewstep.distillation.engine import Engine, assemble
 from fewstep.distillation.method import Method
@@ -43,7 +43,7 @@ def engine_of(
     if shared is not None and method.two_times:
         raise FewstepError("a student with two times trains all its weights", value=settings.lora, hint="train.lora=0.")
     twin = _twin(shared)
-    teacher = Model(encoded.network(base if shared is None else shared.frozen()), process, prediction)
+    teacher = Denoiser(encoded.network(base if shared is None else shared.frozen()), process, prediction)
     student = TwoTimes.of(base).float().requires_grad_(True) if method.two_times else None
     if settings.quantize:
         student = rounded(base, method, settings)
@@ -145,7 +145,7 @@ def middle_of(network: nn.Module) -> str:
 def channels_of(network: nn.Module, names: Sequence[str], encoded: Encoded, process: Process) -> dict[str, int]:
     """Channels of what these modules of the network put out, by one call on zeros."""
     place = next(network.parameters()).device
-    model = Model(encoded.network(network), process, Prediction())
+    model = Denoiser(encoded.network(network), process, Prediction())
     condition, _ = encoded.pick(torch.zeros(1, dtype=torch.long))
     with watch(model, names) as seen:
         time = torch.full((1,), 0.5 * process.noisiest, dtype=torch.float64)

@@ -1,0 +1,110 @@
+"""One step of a sampler from a clean prediction: deterministic (DDIM), forward noising, and the Gaussian in between.
+
+Every step of a first-order sampler goes from x_t and a clean prediction x0 to a Gaussian
+
+    x_s ~ N(alpha_s x0 + sqrt(sigma_s^2 - std^2) eps, std^2),      eps = (x_t - alpha_t x0) / sigma_t,
+
+whose marginal is that of the process for any `std` in [0, sigma_s] (arXiv 2010.02502, eq. 12): 0 is DDIM, sigma_s
+noises the clean prediction anew (consistency sampling), values between keep part of the noise. Training simulates
+samplers with these functions; plans hold the same numbers as coefficients.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.process import Process
+
+
+@dataclass(frozen=True)
+class Transition:
+    """The Gaussian law of the next state.
+
+    Attributes:
+        mean: (B, ...).
+        std: standard deviation, broadcasts against the mean; 0 where the step is deterministic.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """The next state for unit noise (B, ...)."""
+        return self.mean + self.std * noise
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density (B,) of next states (B, ...); infinite or undefined where the step is deterministic."""
+        unit = (x - self.mean) / self.std
+        density = -0.5 * unit.square() - self.std.log() - 0.5 * math.log(2 * math.pi)
+        return density.flatten(1).sum(1)
+
+
+def transition(process: Process, x: Tensor, clean: Tensor, t: Tensor, s: Tensor, std: Tensor) -> Transition:
+    """Law of the states at times s (B,), for states x (B, ...) at times t (B,) and their clean predictions.
+
+    Args:
+        process: the noising process.
+        x: states (B, ...).
+        clean: clean predictions (B, ...).
+        t: times of the states (B,).
+        s: times of the next states (B,).
+        std: standard deviations of the fresh noise (B,), each at most sigma(s).
+    """
+    alpha_t, sigma_t = process.scales(t, x)
+    alpha_s, sigma_s = process.scales(s, x)
+    fresh = std.to(x).reshape(sigma_s.shape)
+    kept = (sigma_s**2 - fresh**2).clamp(min=0).sqrt()
+    ratio = kept / sigma_t
+    return Transition(ratio * x + (alpha_s - alpha_t * ratio) * clean, fresh)
+
+
+def ddim_step(process: Process, x: Tensor, clean: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """States at times s (B,) from states at t (B,) with the clean prediction held fixed.
+
+    x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) x0 (arXiv 2010.02502): the exact solution of
+    the probability-flow ODE where the clean prediction does not change on the way.
+    """
+    alpha_t, sigma_t = process.scales(t, x)
+    alpha_s, sigma_s = process.scales(s, x)
+    ratio = sigma_s / sigma_t
+    return ratio * x + (alpha_s - alpha_t * ratio) * clean
+
+
+def ddim_path(
+    process: Process, clean: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor
+) -> Iterator[Tensor]:
+    """States (B, ...) at falling times (K,), from x at the first of them, by DDIM steps along clean(x, t (B,))."""
+    yield x
+    for t, s in itertools.pairwise(times.unbind()):
+        start, end = t.expand(len(x)), s.expand(len(x))
+        x = ddim_step(process, x, clean(x, start), start, end)
+        yield x
+
+
+def forward_step(process: Process, x: Tensor, noise: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """States at noisier times s (B,) from states at t (B,) and unit noise: a draw of q(x_s | x_t)."""
+    alpha_t, sigma_t = process.scales(t, x)
+    alpha_s, sigma_s = process.scales(s, x)
+    ratio = alpha_s / alpha_t
+    return ratio * x + (sigma_s**2 - (ratio * sigma_t) ** 2).clamp(min=0).sqrt() * noise
+
+
+def first_state(process: Process, t: float, noise: Tensor) -> Tensor:
+    """The state that a sampler starts from at time t: unit noise times the deviation of noisy unit-variance data there.
+
+    That is sqrt(alpha^2 + sigma^2), and sigma where alpha is 1 (EDM).
+    """
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    return noise * (sigma if alpha == 1 else math.hypot(alpha, sigma))
+
+
+def noise_like(shape: tuple[int, ...], generator: torch.Generator, like: Tensor | None = None) -> Tensor:
+    """Standard normal noise from a CPU generator, on the device and in the dtype of `like`."""
+    noise = torch.randn(shape, generator=generator)
+    return noise if like is None else noise.to(like)
