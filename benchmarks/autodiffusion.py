@@ -29,7 +29,7 @@ from fewstep.files import write_json
 from fewstep.metrics.distances import frechet
 from fewstep.plan import Plan
 from fewstep.runs import environment
-from fewstep.schedules import Candidate, Model, Pool, Space, autodiffusion, random_search
+from fewstep.schedules import Candidate, EvaluationPool, ModelInfo, ScheduleSpace, autodiffusion, random_search
 from fewstep.solvers import Decision, grids, unipc
 from fewstep.testing.mixture import Mixture
 from fewstep.variants import Variants, prunable, relative_cost
@@ -57,7 +57,7 @@ def draw(bed: Testbed, plan: Plan, conditions: Sequence[Any], seeds: Sequence[in
 
 def found(
     search: Callable[..., None],
-    space: Space,
+    space: ScheduleSpace,
     score: Callable[[Plan], float],
     seed: int,
     budget: int,
@@ -72,7 +72,7 @@ def found(
             return WORST
         return -error if math.isfinite(error) else WORST
 
-    pool = Pool(value)
+    pool = EvaluationPool(value)
     search(space, pool, budget, seed=seed, starts=starts)
     return pool.best()[0].candidate
 
@@ -119,7 +119,7 @@ def on_gaussian(seeds: int) -> dict[str, Any]:
     for count in (2, 3):
         least, times = best_times(count)
         uniform = float(ddim_error([*grids.uniform(PROCESS, count, END).times]))
-        space = OneSolver(Model(PROCESS, EPSILON), count, frozenset({"times"}), last=END, end=END, decision=FIRST)
+        space = OneSolver(ModelInfo(PROCESS, EPSILON), count, frozenset({"times"}), last=END, end=END, decision=FIRST)
         rows[str(count)] = {"optimum": least, "optimal_times": times, "uniform": uniform}
         for name, search in SEARCHES.items():
             best = [
@@ -142,7 +142,7 @@ def on_mixture(seeds: int) -> dict[str, Any]:
     for count in LINE_EVALUATIONS:
         rows[str(count)] = {}
         for label, decision in (("DDIM", FIRST), ("order 3", Decision(order=3, form="noise"))):
-            model = Model(PROCESS, EPSILON)
+            model = ModelInfo(PROCESS, EPSILON)
             space = OneSolver(model, count, frozenset({"times"}), last=END, end=END, decision=decision)
             usual = min(space.designs(), key=lambda c: rms(run(c.plan(model), start, process=PROCESS), wanted))
             entry = {"usual": {k: spread(v) for k, v in _on_line([usual] * seeds, model).items()}}
@@ -156,7 +156,7 @@ def on_mixture(seeds: int) -> dict[str, Any]:
     return rows
 
 
-def _on_line(candidates: Sequence[Candidate], model: Model) -> dict[str, list[float]]:
+def _on_line(candidates: Sequence[Candidate], model: ModelInfo) -> dict[str, list[float]]:
     """Errors per seed, on the search's quantiles and on fresh noise."""
     errors: dict[str, list[float]] = {"search": [], "fresh": []}
     for seed, candidate in enumerate(candidates):
@@ -188,7 +188,7 @@ class Digits:
         """Distance to the fine results on the search's items."""
         return self._distance(draw(self.bed, plan, *self.known), self.target)
 
-    def left_out(self, model: Model, designs: Sequence[Candidate]) -> tuple[Candidate, dict[str, float]]:
+    def left_out(self, model: ModelInfo, designs: Sequence[Candidate]) -> tuple[Candidate, dict[str, float]]:
         """The best of these schedules without the blocks that matter least, as many as one step has, and their harm.
 
         Every block of every row is left out alone; the least harmful go, in that order, within the share per row.
@@ -229,7 +229,7 @@ def on_digits(begun: float) -> dict[str, Any]:
     """Hand-made times, searched times, searched times and blocks, at equal executed blocks."""
     digits = Digits(mnist(guidance=1.0))
     bed = digits.bed
-    model = Model(bed.process, bed.prediction, blocks=digits.blocks)
+    model = ModelInfo(bed.process, bed.prediction, blocks=digits.blocks)
     rows: dict[str, Any] = {}
     for count in MODEL_EVALUATIONS:
         decision = Decision(order=2)

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from fewstep.files import write_json
-from fewstep.jobs.distill.leaderboard import Contest, compete
+from fewstep.jobs.distill.leaderboard import Leaderboard, compete
 
 EVALUATION = ("evaluation.features=[classifier:mnist-features, random]", "evaluation.items=200")
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     options = parser.parse_args()
-    contest = Contest(
+    contest = Leaderboard(
         methods=tuple(name for name in options.methods.split(",") if name),
         steps=tuple(options.steps),
         seeds=tuple(options.seeds),

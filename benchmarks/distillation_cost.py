@@ -35,9 +35,9 @@ from fewstep.distillation.method import method
 from fewstep.files import write_json
 from fewstep.jobs.distill.batches import Conditioned, FromData
 from fewstep.jobs.distill.networks import engine_of
-from fewstep.jobs.distill.recipe import Training
+from fewstep.jobs.distill.recipe import DistillTraining
 from fewstep.metrics.intervals import seed_interval
-from fewstep.pipelines.encoded import Encoded
+from fewstep.pipelines.encoded import EncodedConditions
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 from fewstep.runs.environment import environment
@@ -201,10 +201,10 @@ def student(case: str, module: nn.Module, given: dict[str, int], checkpointing: 
     width = {f"transformer_blocks.{given['layers'] // 2}": 64 * given["heads"]}
     more = {**taps, "channels": width} if case == "dmd2" else {}
     shape, size = (4, given["side"], given["side"]), given["batch"]
-    encoded = Encoded(10, {"class_labels": torch.arange(10)}, {"class_labels": torch.tensor([10])}, {}, shape)
+    encoded = EncodedConditions(10, {"class_labels": torch.arange(10)}, {"class_labels": torch.tensor([10])}, {}, shape)
     data: Tensor = torch.randn(2 * size, *shape)
     batches = FromData(Conditioned(encoded, size, torch.device("cpu")), data, torch.arange(2 * size) % 10)
-    settings = Training(lora=RANK, gradient_checkpointing=checkpointing)
+    settings = DistillTraining(lora=RANK, gradient_checkpointing=checkpointing)
     pipe = SimpleNamespace(transformer=module, components={})
     made = engine_of(pipe, method(name, PROCESS, **options, **more), PROCESS, VELOCITY, encoded, batches, settings)
 

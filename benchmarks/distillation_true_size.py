@@ -29,8 +29,8 @@ from fewstep.errors import FewstepError
 from fewstep.files import write_json
 from fewstep.jobs.distill.batches import Conditioned
 from fewstep.jobs.distill.networks import channels_of, engine_of, middle_of, released
-from fewstep.jobs.distill.recipe import Training
-from fewstep.pipelines.encoded import Encoded
+from fewstep.jobs.distill.recipe import DistillTraining
+from fewstep.pipelines.encoded import EncodedConditions
 from fewstep.prediction import Prediction
 from fewstep.process import Process, RectifiedFlow, VPDiscrete
 from fewstep.runs.environment import environment
@@ -125,7 +125,7 @@ MODELS = {
 }  # fmt: skip
 
 
-def encoded(subject: Subject, tiny: bool, device: torch.device) -> Encoded:
+def encoded(subject: Subject, tiny: bool, device: torch.device) -> EncodedConditions:
     """Random conditions, and one to guide away from."""
     generator = torch.Generator().manual_seed(0)
 
@@ -133,10 +133,12 @@ def encoded(subject: Subject, tiny: bool, device: torch.device) -> Encoded:
         told = subject.told(tiny)
         return {name: torch.randn(count, *shape, generator=generator).to(device) for name, shape in told.items()}
 
-    return Encoded(8, rows(8), rows(1), {}, subject.shape(tiny))
+    return EncodedConditions(8, rows(8), rows(1), {}, subject.shape(tiny))
 
 
-def batches(given: Encoded, subject: Subject, size: int, device: torch.device) -> Callable[[torch.Generator], Batch]:
+def batches(
+    given: EncodedConditions, subject: Subject, size: int, device: torch.device
+) -> Callable[[torch.Generator], Batch]:
     """Noise in place of data and of stored trajectories: what they are changes no cost."""
     source = Conditioned(given, size, device)
     times = torch.linspace(1, 0, STATES + 1, dtype=torch.float64) * subject.process.noisiest
@@ -148,7 +150,7 @@ def batches(given: Encoded, subject: Subject, size: int, device: torch.device) -
     return batch
 
 
-def options(name: str, network: nn.Module, given: Encoded, process: Process) -> dict[str, Any]:
+def options(name: str, network: nn.Module, given: EncodedConditions, process: Process) -> dict[str, Any]:
     """Of a method: guidance, and where an adversary looks at this network."""
     known = options_of(name)
     found: dict[str, Any] = dict(SHORT.get(name, {}))
@@ -171,7 +173,9 @@ def measure(name: str, kind: str, steps: int, size: int, tiny: bool, device: tor
     given = replace(given, tensors={n: t.to(width) for n, t in given.tensors.items()},
                     negative={n: t.to(width) for n, t in (given.negative or {}).items()})  # fmt: skip
     made = method(name, subject.process, **options(name, network, given, subject.process))
-    settings = Training(lora=0 if made.two_times else (2 if tiny else 64), gradient_checkpointing=not made.two_times)
+    settings = DistillTraining(
+        lora=0 if made.two_times else (2 if tiny else 64), gradient_checkpointing=not made.two_times
+    )
     pipe = SimpleNamespace(components={}, **{subject.role: network})
     prediction, stream = Prediction(subject.prediction), batches(given, subject, size, device)
     engine = engine_of(pipe, made, subject.process, prediction, given, stream, settings)

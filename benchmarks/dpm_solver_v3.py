@@ -29,7 +29,7 @@ from fewstep.plan import Plan
 from fewstep.runs import environment
 from fewstep.solvers import (
     Grid,
-    Statistics,
+    ModelStatistics,
     dpm_solver,
     dpm_solver_pp_2m,
     dpm_solver_v3,
@@ -49,14 +49,14 @@ Build = Callable[[Grid], Plan]
 # --- the mixture ------------------------------------------------------------------------------------------------------
 
 
-def constant(l: float, s: float) -> Statistics:  # noqa: E741  the paper's name
+def constant(l: float, s: float) -> ModelStatistics:  # noqa: E741  the paper's name
     """Statistics of a fixed form: (1, 0) data, (0, -1) noise."""
     lam = torch.linspace(-4, 4, 101, dtype=torch.float64)
     full = torch.full_like(lam, 1.0)
-    return Statistics(lam, l * full, s * full, 0 * full)
+    return ModelStatistics(lam, l * full, s * full, 0 * full)
 
 
-def error(statistics: Statistics, steps: int, order: int) -> float:
+def error(statistics: ModelStatistics, steps: int, order: int) -> float:
     """Root mean square error of equal steps in lam from -4 to 4 over first states in [-2.5, 2.5]."""
     start = torch.linspace(-2.5, 2.5, 201, dtype=torch.float64).unsqueeze(1)
     grid = grid_of(torch.linspace(-4, 4, steps + 1))
@@ -95,7 +95,7 @@ def fine(bed: Testbed) -> Plan:
     return unipc(bed.process, bed.prediction, grids.uniform(bed.process, FINE))
 
 
-def measured(bed: Testbed) -> Statistics:
+def measured(bed: Testbed) -> ModelStatistics:
     """One value per element, from fine samples of the model itself."""
     labels = [i % 10 for i in range(SAMPLES)]
     clean = bed.draw(fine(bed), labels, [9_000_001 + i for i in range(SAMPLES)])
@@ -105,7 +105,7 @@ def measured(bed: Testbed) -> Statistics:
     return estimate_statistics(denoiser, bed.process, clean, lam, elementwise=True, batch=SAMPLES, guidance=1.0)
 
 
-def systems(bed: Testbed, element: Statistics) -> dict[str, Build]:
+def systems(bed: Testbed, element: ModelStatistics) -> dict[str, Build]:
     """Solvers by name: grid -> plan."""
     common = (bed.process, bed.prediction)
     scalar = element.averaged()
@@ -128,7 +128,7 @@ def systems(bed: Testbed, element: Statistics) -> dict[str, Build]:
     return found
 
 
-def _v3(bed: Testbed, chosen: Statistics, grid: Grid, **options: Any) -> Plan:
+def _v3(bed: Testbed, chosen: ModelStatistics, grid: Grid, **options: Any) -> Plan:
     plan = dpm_solver_v3(bed.process, bed.prediction, grid, statistics=chosen, **options)
     return plan
 

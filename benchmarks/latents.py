@@ -29,14 +29,14 @@ from fewstep.data import load_mnist
 from fewstep.distillation.method import method
 from fewstep.executor import sample
 from fewstep.files import read_json, write_json
-from fewstep.jobs.distill.job import Job
+from fewstep.jobs.distill.job import DistillJob
 from fewstep.jobs.distill.networks import drawable, student_of
 from fewstep.latents import load_latent
 from fewstep.metrics.classifier import load_classifier
 from fewstep.metrics.distances import energy_distance, frechet, psnr
 from fewstep.metrics.features import FeatureNet
 from fewstep.metrics.intervals import seed_interval
-from fewstep.pipelines import Generator, load_pipeline, process_of
+from fewstep.pipelines import PipelineSampler, load_pipeline, process_of
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
@@ -167,7 +167,7 @@ def drawn(bench: Bench, folder: str, counts: tuple[int, ...]) -> dict[str, Any]:
     found = {}
     for steps in counts:
         plan = SOLVERS["ddim"](process, prediction, grids.uniform(process, steps))
-        pictures = Generator(pipe, 1.0, batch=250)(plan, labels.tolist(), list(range(DRAWN)))
+        pictures = PipelineSampler(pipe, 1.0, batch=250)(plan, labels.tolist(), list(range(DRAWN)))
         found[str(steps)] = bench.quality(pictures, labels)
     return found
 
@@ -188,7 +188,7 @@ def mean_flow(bench: Bench, name: str, latent: str, seed: int) -> dict[str, Any]
     def compute() -> dict[str, Any]:
         recipe = load("distill", [f"{key}={_yaml(value)}" for key, value in wanted.items()])
         with Run(bench.folder(folder), recipe.plain(), quiet=True) as own:
-            job = Job(recipe, own)
+            job = DistillJob(recipe, own)
             trained = job.train()
             record = trained[0]["record"]
             steps = {str(n): few(bench, job, trained[0]["tensors"], n) for n in FEW}
@@ -203,7 +203,7 @@ def mean_flow(bench: Bench, name: str, latent: str, seed: int) -> dict[str, Any]
     return bench.run.unit(folder, compute)
 
 
-def few(bench: Bench, job: Job, tensors: dict[str, Tensor], steps: int) -> dict[str, float]:
+def few(bench: Bench, job: DistillJob, tensors: dict[str, Tensor], steps: int) -> dict[str, float]:
     """A student of average velocities runs in any number of steps."""
     chosen = method(job.recipe.method, job.process, **{**job.recipe.method_options(), "steps": steps})
     student = drawable(student_of(job.pipe, chosen, job.recipe.train, tensors), chosen, job.process)

@@ -12,7 +12,7 @@ from fewstep.metrics.intervals import seed_interval
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process, VPContinuous
-from fewstep.solvers import Grid, Statistics
+from fewstep.solvers import Grid, ModelStatistics
 from fewstep.testing.mixture import Mixture
 
 MIXTURE = Mixture.line([0.3, 0.5, 0.2], [-2.0, 0.5, 3.0], [0.5, 0.3, 0.8])
@@ -61,7 +61,7 @@ def spread(values: Sequence[float]) -> dict[str, object]:
 # --- the statistics of DPM-Solver-v3, by quadrature over the density --------------------------------------------------
 
 
-def statistics(low: float = -4.0, high: float = 4.0, nodes: int = 401, mixture: Mixture = MIXTURE) -> Statistics:
+def statistics(low: float = -4.0, high: float = 4.0, nodes: int = 401, mixture: Mixture = MIXTURE) -> ModelStatistics:
     """l, s, b of the perfect network: means over the density at each half log-SNR, derivatives by differences."""
     lam = torch.linspace(low, high, nodes, dtype=torch.float64)
     x = torch.linspace(-9, 9, 2001, dtype=torch.float64).unsqueeze(1)
@@ -69,7 +69,7 @@ def statistics(low: float = -4.0, high: float = 4.0, nodes: int = 401, mixture: 
     rate = torch.gradient(slope, spacing=(lam,))[0]
     laws = [_law(mixture, x, *map(float, row)) for row in zip(lam, slope, rate, strict=True)]
     s, b = torch.tensor(laws, dtype=torch.float64).unbind(1)
-    return Statistics(lam, slope, s, b)
+    return ModelStatistics(lam, slope, s, b)
 
 
 def _noise(mixture: Mixture, x: Tensor, lam: float) -> Tensor:

@@ -22,13 +22,13 @@ from torch import Tensor
 from fewstep.files import write_json
 from fewstep.jobs.q_sched.names import place
 from fewstep.jobs.quantize.backbone import options_of
-from fewstep.jobs.quantize.choose import Chooser
-from fewstep.jobs.quantize.job import Job
+from fewstep.jobs.quantize.choose import BitAllocator
+from fewstep.jobs.quantize.job import QuantizeJob
 from fewstep.metrics.intervals import difference_interval, mean_interval
 from fewstep.pipelines import backbone_of
 from fewstep.pipelines.conditions import conditions_of
 from fewstep.quant import quantize, sensitivity
-from fewstep.quant.allocation import Option, allocate
+from fewstep.quant.allocation import LayerOption, allocate
 from fewstep.quant.bos import separate
 from fewstep.quant.mixed import quantize_mixed
 from fewstep.recipes import load
@@ -49,7 +49,7 @@ class Bench:
         settings = ["scheme=''", "effective_bits=8", f"calibration.seed={seed}", "allocation.keep_float=false"]
         self.recipe = load("quantize", [*settings, "allocation.candidates=" + str(WIDTHS).replace("'", "")])
         self.run = Run(folder / str(seed), self.recipe.plain(), quiet=True)
-        self.job = Job(self.recipe, self.run)
+        self.job = QuantizeJob(self.recipe, self.run)
         self.prompts = conditions_of(self.job.pipe, "emoji:evaluation", items)
         self.seeds = [1_000_003 * 7 + i for i in range(items)]
         self.judge = load_reward(place("clip:emoji-judge"))
@@ -87,19 +87,21 @@ class Bench:
         }
 
 
-def choosers(bench: Bench) -> tuple[Chooser, dict, dict]:
+def choosers(bench: Bench) -> tuple[BitAllocator, dict, dict]:
     """A chooser with its table, and the table in which every layer is measured by SQNR."""
     model = bench.model()
-    chooser = Chooser(bench.recipe, bench.run, model, bench.job.drawing(), bench.job.calls["unet"], {"method": "rtn"})
+    chooser = BitAllocator(
+        bench.recipe, bench.run, model, bench.job.drawing(), bench.job.calls["unet"], {"method": "rtn"}
+    )
     table = bench.run.unit("sensitivity", chooser.measure)
     return chooser, table, model
 
 
-def options(chooser: Chooser, damage) -> dict[str, list[Option]]:
-    return {n: [Option(s, c.bytes, damage(n, s)) for s, c in row.items()] for n, row in chooser.costs.items()}
+def options(chooser: BitAllocator, damage) -> dict[str, list[LayerOption]]:
+    return {n: [LayerOption(s, c.bytes, damage(n, s)) for s, c in row.items()] for n, row in chooser.costs.items()}
 
 
-def equal_bytes(bench: Bench, chooser: Chooser, table: dict, sqnrs: dict) -> list[dict]:
+def equal_bytes(bench: Bench, chooser: BitAllocator, table: dict, sqnrs: dict) -> list[dict]:
     """One block per budget: that of a uniform width, and what else may be done with its bytes."""
     blocks = []
     for uniform in BUDGETS:
@@ -148,7 +150,7 @@ def first_token(bench: Bench) -> dict:
     return found
 
 
-def additivity(chooser: Chooser, sqnrs: dict, tries: int = 12) -> dict:
+def additivity(chooser: BitAllocator, sqnrs: dict, tries: int = 12) -> dict:
     """Sum of single noise powers against the noise with all layers quantized, over random tables of widths."""
     truth, pairs = sensitivity.replay(chooser.model, chooser.calls), []
     for k in range(tries):

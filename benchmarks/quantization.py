@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fewstep.files import write_json
 from fewstep.jobs.q_sched.names import place
 from fewstep.jobs.quantize.backbone import options_of
-from fewstep.jobs.quantize.job import Job, scaled
+from fewstep.jobs.quantize.job import QuantizeJob, scaled
 from fewstep.metrics import load_features
 from fewstep.metrics.classifier import ClassJudge, load_classifier
 from fewstep.metrics.distances import frechet, psnr
@@ -89,7 +89,7 @@ class Subject:
     def __init__(self, name: str, run: Run, items: int, search: int) -> None:
         self.name, self.run, self.search = name, run, search
         recipe = load("quantize", [f"model={name}", "scheme=w8a8", "batch=32", "calibration.items=24", *MODELS[name]])
-        self.job = Job(recipe, run)
+        self.job = QuantizeJob(recipe, run)
         self.conditions = conditions_of(self.job.pipe, recipe.prompts("auto", held_out=True), items)
         self.seeds = [1_000_003 * 7 + i for i in range(items)]
         self.truth = self.draw(backbone_of(self.job.pipe))

@@ -63,7 +63,7 @@ def digits() -> tuple[Plan, Objective, Callable[[int], Objective]]:
 
 def emoji(prompts: int = 16) -> tuple[Plan, Objective, Callable[[int], Objective]]:
     from fewstep.data.prompts import load_prompts
-    from fewstep.pipelines import Generator, backbone_of, load_pipeline, plan_of
+    from fewstep.pipelines import PipelineSampler, backbone_of, load_pipeline, plan_of
     from fewstep.quant import quantize
     from fewstep.rewards import load_reward
     from fewstep.schedules.tuning import JAQ
@@ -73,7 +73,7 @@ def emoji(prompts: int = 16) -> tuple[Plan, Objective, Callable[[int], Objective
     plan = plan_of(pipe, 4, guidance_scale=1.0)
     quantize(backbone_of(pipe), "w4a8")
     rewards = load_reward(f"clip:{shipped('emoji-clip')}"), load_reward(f"quality:{shipped('emoji-quality')}")
-    objective = JAQ(Generator(pipe), *rewards, load_prompts("emoji:calibration", prompts), [1])
+    objective = JAQ(PipelineSampler(pipe), *rewards, load_prompts("emoji:calibration", prompts), [1])
     objective.standardise(plan, Family())
 
     def other(seed: int) -> Objective:

@@ -31,7 +31,7 @@ from fewstep.metrics.distances import frechet
 from fewstep.metrics.intervals import difference_interval, seed_interval
 from fewstep.plan import Plan
 from fewstep.runs import Run, environment
-from fewstep.schedules import Model, Task, TeacherMatch, Trajectory, method
+from fewstep.schedules import ModelInfo, SearchTask, TeacherMatch, Trajectory, search_method
 from fewstep.solvers import FACTS, SOLVERS, Grid, grids
 
 EVALUATIONS = (3, 4, 5, 6, 8, 10, 15, 20)
@@ -126,11 +126,11 @@ class Bench:
     def _searched(self, name: str, evaluations: int) -> dict[str, Any]:
         bed = self.bed
         storage = self.run.scratch(f"search-{name}-{evaluations}") / "pool.journal"
-        task = Task(
-            Model(bed.process, bed.prediction), evaluations, self.objective, self.trajectory, self.budget,
+        task = SearchTask(
+            ModelInfo(bed.process, bed.prediction), evaluations, self.objective, self.trajectory, self.budget,
             storage=storage,
         )  # fmt: skip
-        found = method(name)(task)
+        found = search_method(name)(task)
         calls = found.spent * self.calibration * evaluations
         return self._row("search", f"{found.spent:.0f} plans tried", found.plan) | {"network_calls": calls}
 

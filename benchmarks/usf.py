@@ -29,7 +29,7 @@ from fewstep.files import write_json
 from fewstep.plan import Plan
 from fewstep.process import VPContinuous
 from fewstep.runs import environment
-from fewstep.schedules import Candidate, Model, Pool, Space, random_search, s3
+from fewstep.schedules import Candidate, EvaluationPool, ModelInfo, ScheduleSpace, random_search, s3
 from fewstep.solvers import Decision, grids, unipc
 from fewstep.testing.mixture import Mixture
 
@@ -51,7 +51,7 @@ Search = Callable[..., None]
 
 
 @dataclass(frozen=True)
-class OneSolver(Space):
+class OneSolver(ScheduleSpace):
     """Schedules whose steps all take the same decision: only times vary."""
 
     decision: Decision = Decision()  # noqa: RUF009  frozen
@@ -71,15 +71,15 @@ def error(plan: Plan, start: Tensor, mixture: Mixture = MIXTURE) -> float:
     return found if math.isfinite(found) else math.inf
 
 
-def designs(evaluations: int, model: Model) -> list[Candidate]:
+def designs(evaluations: int, model: ModelInfo) -> list[Candidate]:
     """The same decision in every step, on the usual grids: every form, order and corrector."""
-    times = dict.fromkeys(c.times for c in Space(model, evaluations, last=END, end=END).designs())
+    times = dict.fromkeys(c.times for c in ScheduleSpace(model, evaluations, last=END, end=END).designs())
     options = itertools.product(("data", "noise"), (1, 2, 3), (False, True))
     decisions = [Decision(order=p, form=form, corrector=corrector) for form, p, corrector in options]
     return [Candidate(t, (d,) * len(t), END) for t, d in itertools.product(times, decisions)]
 
 
-def uniform(candidates: list[Candidate], model: Model) -> dict[str, Plan]:
+def uniform(candidates: list[Candidate], model: ModelInfo) -> dict[str, Plan]:
     """Solvers that do the same in every step, on the usual grids: the family's components, chosen once for all."""
     found = {f"per step {k}": candidate.plan(model) for k, candidate in enumerate(candidates)}
     options = itertools.product(
@@ -96,7 +96,7 @@ def uniform(candidates: list[Candidate], model: Model) -> dict[str, Plan]:
     return found
 
 
-def searched(search: Search, space: Space, seed: int, budget: int) -> tuple[Candidate, list[float]]:
+def searched(search: Search, space: ScheduleSpace, seed: int, budget: int) -> tuple[Candidate, list[float]]:
     """The best schedule of a search, and the best error after each number of evaluations in `LOOKS`."""
     start = quantiles(200)
 
@@ -107,7 +107,7 @@ def searched(search: Search, space: Space, seed: int, budget: int) -> tuple[Cand
             return WORST
         return -found if math.isfinite(found) else WORST
 
-    pool = Pool(score)
+    pool = EvaluationPool(score)
     search(space, pool, budget, seed=seed)
     values = [-entry.value for entry in pool.entries()]
     return pool.best()[0].candidate, [min(values[:look]) for look in LOOKS if look <= budget]
@@ -123,23 +123,25 @@ def measured(plan: Plan, seed: int) -> dict[str, float]:
     }
 
 
-def systems(evaluations: int, model: Model, fitted: Model, best: Candidate) -> dict[str, tuple[Search, Space]]:
+def systems(
+    evaluations: int, model: ModelInfo, fitted: ModelInfo, best: Candidate
+) -> dict[str, tuple[Search, ScheduleSpace]]:
     """Searches by name."""
     edges = {"last": END, "end": END}
-    everything = Space(model, evaluations, frozenset({"times", "strategy"}), **edges)
+    everything = ScheduleSpace(model, evaluations, frozenset({"times", "strategy"}), **edges)
     times = OneSolver(model, evaluations, frozenset({"times"}), **edges, decision=best.decisions[0])
     return {
         "times": (s3, times),
         "everything": (s3, everything),
         "everything, no predictor": (partial(s3, offspring=1), everything),
         "everything, random": (random_search, everything),
-        "everything with v3": (s3, Space(fitted, evaluations, frozenset({"times", "strategy"}), **edges)),
+        "everything with v3": (s3, ScheduleSpace(fitted, evaluations, frozenset({"times", "strategy"}), **edges)),
     }
 
 
 def at_evaluations(evaluations: int, seeds: int, budget: int) -> dict[str, Any]:
     """All systems at one number of network evaluations."""
-    model = Model(PROCESS, EPSILON)
+    model = ModelInfo(PROCESS, EPSILON)
     fitted = dataclasses.replace(model, statistics=statistics())
     start = quantiles(200)
     candidates = designs(evaluations, model)

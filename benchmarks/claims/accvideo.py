@@ -5,8 +5,8 @@ from __future__ import annotations
 from claims.claim import Arm, Claim, Question
 from claims.mlcm import mirrored
 from fewstep.distillation.chain import evenly
-from fewstep.distillation.discriminator import Taps
-from fewstep.distillation.flow_map import Earlier, Even, FlowMapTerm, Intervals, Solver, TwoLeg
+from fewstep.distillation.discriminator import NetworkFeatures
+from fewstep.distillation.flow_map import EarlierGridPoint, FlowMapTerm, Intervals, OdeSteps, TwoLeg, UniformGrid
 from fewstep.distillation.method import Method, method
 from fewstep.testing.digits import DigitBed
 
@@ -20,15 +20,15 @@ def stored(bed: DigitBed) -> DigitBed:
 
 def keys(adversarial: float):
     """The jumps between the states at the times of the steps, with an adversary or without."""
-    source = Taps("teacher", ("blocks.1",))
+    source = NetworkFeatures("teacher", ("blocks.1",))
     options = {"steps": KEYS, "adversarial": adversarial, "source": source}
     return lambda process, updates: method("accvideo", process, **options)
 
 
 def noised(process, updates):
     """The same jumps from noised data, solved while training with as many steps as the stored ones."""
-    grid = Even(KEYS)
-    term = FlowMapTerm(Intervals(grid, Earlier(grid)), TwoLeg(Solver(steps=4)))
+    grid = UniformGrid(KEYS)
+    term = FlowMapTerm(Intervals(grid, EarlierGridPoint(grid)), TwoLeg(OdeSteps(steps=4)))
     return Method({"noised": term}, evenly(process, KEYS, fresh=0.0), needs=frozenset({"data"}))
 
 

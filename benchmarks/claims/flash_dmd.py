@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from claims.claim import Arm, Claim, Make, Question
-from fewstep.distillation.method import Method, Tracking, method
+from fewstep.distillation.method import Method, UpdateRule, method
 from fewstep.process import Process
 
 PULL, WEIGHT = 0.03, 0.1
@@ -18,7 +18,7 @@ def matching(ratio: int, pull: float = 0.0, told: bool = False) -> Make:
     def make(process: Process, updates: int) -> Method:
         samples = method("dmd2", process, steps=4, guidance=1.0, adversarial=0.0, floor=0.1, step_condition=told)
         assert samples.critic is not None
-        critic = dataclasses.replace(samples.critic, tracking=Tracking(ratio, pull=pull))
+        critic = dataclasses.replace(samples.critic, tracking=UpdateRule(ratio, pull=pull))
         return dataclasses.replace(samples, critic=critic)
 
     return make

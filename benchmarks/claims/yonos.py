@@ -15,7 +15,7 @@ from claims.claim import Arm, Claim, Numbers, Question
 from fewstep.denoiser import Condition, Denoiser
 from fewstep.distillation.chain import Chain, evenly
 from fewstep.distillation.core import Batch
-from fewstep.distillation.flow_map import Data, Instant
+from fewstep.distillation.flow_map import DataVelocity, InstantaneousVelocity
 from fewstep.distillation.method import method
 from fewstep.testing.digits import GROUPS, PIXELS, DigitBed, DigitNetwork
 from fewstep.testing.training import distil
@@ -115,7 +115,7 @@ def distilled(process, updates):
 def direct(process, updates):
     """The same regression, of the data."""
     samples = method("yonos", process)
-    term = dataclasses.replace(samples.terms["easier"], target=Instant(Data()))
+    term = dataclasses.replace(samples.terms["easier"], target=InstantaneousVelocity(DataVelocity()))
     return dataclasses.replace(samples, terms={"data": term})
 
 

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fewstep.denoiser import Denoiser, Guided, fingerprint
     from fewstep.errors import FewstepError
-    from fewstep.pipelines import Generator, attach, load_pipeline, plan_of, save_pipeline
+    from fewstep.pipelines import PipelineSampler, attach, load_pipeline, plan_of, save_pipeline
     from fewstep.plan import Identity, Plan, Row
     from fewstep.prediction import Prediction
     from fewstep.quant import quantize
@@ -22,7 +22,7 @@ _PLACES = {
     "Guided": "denoiser",
     "fingerprint": "denoiser",
     "FewstepError": "errors",
-    "Generator": "pipelines",
+    "PipelineSampler": "pipelines",
     "attach": "pipelines",
     "load_pipeline": "pipelines",
     "plan_of": "pipelines",
@@ -45,9 +45,9 @@ _PLACES = {
 __all__ = [
     "Denoiser",
     "FewstepError",
-    "Generator",
     "Guided",
     "Identity",
+    "PipelineSampler",
     "Plan",
     "Prediction",
     "Row",

@@ -22,7 +22,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Progress:
+class SamplingProgress:
     """What a callback sees after each row: rows done, rows in all, and the new state (B, ...), not to be changed."""
 
     done: int
@@ -72,7 +72,7 @@ def sample(
     anchor: Tensor | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    callback: Callable[[Progress], None] | None = None,
+    callback: Callable[[SamplingProgress], None] | None = None,
 ) -> Tensor:
     """Run a plan and return the final states (B, *shape).
 
@@ -125,7 +125,7 @@ def sample(
                 )
             x = history.advance(k, x, raw, draws[k], anchor)
             if callback is not None and not check:
-                callback(Progress(k + 1, len(rows), x))
+                callback(SamplingProgress(k + 1, len(rows), x))
         return x
 
     result = run()

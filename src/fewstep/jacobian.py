@@ -76,7 +76,7 @@ def vjp(function: Function, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach(), product
 
 
-def trace(
+def jacobian_trace(
     function: Function, x: Tensor, probes: int = 16, generator: torch.Generator | None = None, *, method: str = "auto"
 ) -> Tensor:
     """Trace of J per sample (B,), that is the divergence of f: mean of v . J v over random signs v (Hutchinson).

@@ -89,7 +89,7 @@ def test_a_sheet_that_is_too_large_is_refused():
     import torch
 
     from fewstep.errors import FewstepError
-    from fewstep.report.images import grid
+    from fewstep.report.images import image_grid
 
     with pytest.raises(FewstepError, match="zoom 100000"):
-        grid(torch.zeros(1, 3, 8, 8), zoom=100_000)
+        image_grid(torch.zeros(1, 3, 8, 8), zoom=100_000)

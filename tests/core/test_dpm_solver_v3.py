@@ -15,7 +15,7 @@ from fewstep.process import VE, RectifiedFlow, VPContinuous
 from fewstep.solvers import Grid, grids, unipc
 from fewstep.solvers.dpm_solver_v3 import dpm_solver_v3
 from fewstep.solvers.estimation import estimate_statistics
-from fewstep.solvers.statistics import Statistics
+from fewstep.solvers.statistics import ModelStatistics
 from fewstep.testing.mixture import Mixture
 from tests.core.toys import golden, levels
 
@@ -24,7 +24,7 @@ EPSILON, VP = Prediction("epsilon"), VPContinuous()
 
 def constant(l, s, b, count=121):  # noqa: E741
     lam = torch.linspace(-30, 30, count).double()
-    return Statistics(lam, *(torch.full((count,), float(v)) for v in (l, s, b)))
+    return ModelStatistics(lam, *(torch.full((count,), float(v)) for v in (l, s, b)))
 
 
 def grid_of(process, lam):
@@ -86,7 +86,7 @@ def exact_statistics(lam, s):
     f = -(1 - alpha2) * MEANS / v
     # d sigma^2 / d lambda = -2 alpha^2 sigma^2, and v' = 2 alpha^2 sigma^2 (variance - 1)
     slope = 2 * alpha2 * (1 - alpha2) * MEANS / v**2 * (v + (1 - alpha2) * (VARIANCES - 1))
-    return Statistics(lam, (1 - alpha2) / v, torch.full_like(f, s), slope - s * f)
+    return ModelStatistics(lam, (1 - alpha2) / v, torch.full_like(f, s), slope - s * f)
 
 
 @pytest.mark.parametrize("s", [0.0, -1.0])
@@ -152,7 +152,7 @@ def mixture_statistics(count=401):
         covariance = (weight * now * slope).sum() - mean * rise
         s.append(float(covariance / ((weight * now**2).sum() - mean**2)))
         b.append(float(rise) - s[-1] * float(mean))
-    return Statistics(lam, torch.tensor(l), torch.tensor(s), torch.tensor(b))
+    return ModelStatistics(lam, torch.tensor(l), torch.tensor(s), torch.tensor(b))
 
 
 def rms(statistics, steps, order):
@@ -204,7 +204,7 @@ def test_statistics_measured_on_samples_are_those_of_the_density(at):
 
 def wavy(lam):
     """Smooth statistics that belong to no model."""
-    return Statistics(lam, 0.5 + 0.4 * torch.sin(lam), 0.6 * torch.cos(2 * lam), 0.5 * torch.sin(lam + 1))
+    return ModelStatistics(lam, 0.5 + 0.4 * torch.sin(lam), 0.6 * torch.cos(2 * lam), 0.5 * torch.sin(lam + 1))
 
 
 def error(steps, seeds, correct_last=False, **options):
@@ -287,8 +287,8 @@ def test_statistics_and_plans_per_element_survive_the_disk(tmp_path):
     generator = torch.Generator().manual_seed(0)
     lam = torch.linspace(-8, 8, 41).double()
     l, s, b = (torch.rand(41, 2, 3, 3, generator=generator).double() for _ in range(3))  # noqa: E741
-    Statistics(lam, l, s, b, model="abc", guidance=7.5, samples=9, seed=3).save(tmp_path / "s.safetensors")
-    statistics = Statistics.load(tmp_path / "s.safetensors")
+    ModelStatistics(lam, l, s, b, model="abc", guidance=7.5, samples=9, seed=3).save(tmp_path / "s.safetensors")
+    statistics = ModelStatistics.load(tmp_path / "s.safetensors")
     assert (statistics.model, statistics.guidance, statistics.samples, statistics.seed) == ("abc", 7.5, 9, 3)
     assert torch.equal(statistics.b, b)
     plan = dpm_solver_v3(VP, EPSILON, grids.uniform(VP, 5), statistics=statistics, corrector="full")
@@ -308,8 +308,8 @@ def test_statistics_and_plans_per_element_survive_the_disk(tmp_path):
 
 def test_one_value_per_element_is_one_solver_per_element():
     lam = torch.linspace(-3, 3, 61).double()
-    first, second = wavy(lam), Statistics(lam, 0 * lam + 1, 0 * lam, 0 * lam)
-    both = Statistics(lam, *(torch.stack([getattr(first, n), getattr(second, n)], 1) for n in ("l", "s", "b")))
+    first, second = wavy(lam), ModelStatistics(lam, 0 * lam + 1, 0 * lam, 0 * lam)
+    both = ModelStatistics(lam, *(torch.stack([getattr(first, n), getattr(second, n)], 1) for n in ("l", "s", "b")))
     grid, x = grid_of(VP, [-2.0, -1.0, 0.5, 2.0]), torch.tensor([[0.3, -0.8]]).double()
     network = lambda x, t: torch.tanh(x)  # noqa: E731
     together = run(dpm_solver_v3(VP, EPSILON, grid, statistics=both), network, x)
@@ -321,14 +321,14 @@ def test_mistakes_are_named(tmp_path):
     lam = torch.linspace(-3, 3, 7).double()
     zero = torch.zeros(7)
     with pytest.raises(PlanError, match="rise"):
-        Statistics(lam.flip(0), zero, zero, zero)
+        ModelStatistics(lam.flip(0), zero, zero, zero)
     with pytest.raises(PlanError, match="one shape"):
-        Statistics(lam, zero, zero, torch.zeros(7, 2))
+        ModelStatistics(lam, zero, zero, torch.zeros(7, 2))
     with pytest.raises(PlanError, match="finite"):
-        Statistics(lam, zero, zero, zero * math.nan)
+        ModelStatistics(lam, zero, zero, zero * math.nan)
     with pytest.raises(PlanError, match="cover half log-SNR -3 to 3"):
-        dpm_solver_v3(VP, EPSILON, grid_of(VP, [-4.0, 0.0, 1.0]), statistics=Statistics(lam, zero, zero, zero))
-    steep = Statistics(lam, zero, zero + 1e4, zero)
+        dpm_solver_v3(VP, EPSILON, grid_of(VP, [-4.0, 0.0, 1.0]), statistics=ModelStatistics(lam, zero, zero, zero))
+    steep = ModelStatistics(lam, zero, zero + 1e4, zero)
     with pytest.raises(PlanError, match="too fast"):
         dpm_solver_v3(VP, EPSILON, grid_of(VP, [-2.0, 0.0, 1.0]), statistics=steep)
     for option in ({"order": 4}, {"corrector": "ful"}):
@@ -337,10 +337,10 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(FewstepError, match="need data"):
         estimate_statistics(lambda x, t: x, VP, torch.zeros(0, 2), lam)
     with pytest.raises(FewstepError, match="cannot read"):
-        Statistics.load(tmp_path / "absent.safetensors")
+        ModelStatistics.load(tmp_path / "absent.safetensors")
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(FewstepError, match="cannot read"):
-        Statistics.load(tmp_path / "other.json")
+        ModelStatistics.load(tmp_path / "other.json")
 
 
 def test_the_batch_size_changes_nothing_and_a_small_unet_can_be_measured():

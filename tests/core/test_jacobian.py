@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import FewstepError
-from fewstep.jacobian import DifferenceWarning, diagonal, jacobian, jvp, trace, vjp
+from fewstep.jacobian import DifferenceWarning, diagonal, jacobian, jacobian_trace, jvp, vjp
 
 
 def field(x):
@@ -45,7 +45,7 @@ def test_trace_and_diagonal_converge_to_the_matrix():
     copies = POINTS.repeat(100, 1, 1)  # 4000 probes of each point, a hundred at once
     estimate = diagonal(field, copies, 40, generator).unflatten(0, (100, -1)).mean(0)
     torch.testing.assert_close(estimate.flatten(1), matrix.diagonal(dim1=1, dim2=2), atol=0.15, rtol=0)
-    estimate = trace(field, copies, 40, generator).unflatten(0, (100, -1)).mean(0)
+    estimate = jacobian_trace(field, copies, 40, generator).unflatten(0, (100, -1)).mean(0)
     torch.testing.assert_close(estimate, matrix.diagonal(dim1=1, dim2=2).sum(1), atol=0.3, rtol=0)
 
 
@@ -54,7 +54,7 @@ def test_one_probe_is_exact_for_a_diagonal_field():
 
 
 def test_equal_generators_give_equal_estimates():
-    first, second = (trace(field, POINTS, 2, torch.Generator().manual_seed(7)) for _ in range(2))
+    first, second = (jacobian_trace(field, POINTS, 2, torch.Generator().manual_seed(7)) for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -118,6 +118,6 @@ def test_wrong_use_is_refused():
     with pytest.raises(FewstepError, match="method"):
         jvp(field, POINTS, DIRECTIONS, method="reverse")
     with pytest.raises(FewstepError, match="probe"):
-        trace(field, POINTS, 0)
+        jacobian_trace(field, POINTS, 0)
     with pytest.raises(FewstepError, match="dimensions"):
         jacobian(torch.sin, torch.zeros(1, 5000))

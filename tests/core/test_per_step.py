@@ -15,7 +15,7 @@ from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
 from fewstep.solvers import Grid, dpm_solver_pp_2m, grids, sde_dpm_solver_pp, unipc
 from fewstep.solvers.dpm_solver_v3 import dpm_solver_v3
 from fewstep.solvers.per_step import Decision, per_step
-from fewstep.solvers.statistics import Statistics
+from fewstep.solvers.statistics import ModelStatistics
 from fewstep.solvers.taylor import phi
 from fewstep.testing.mixture import Mixture
 from tests.core.toys import golden, levels
@@ -110,7 +110,7 @@ def test_phi_functions(k):
 
 def wavy():
     lam = torch.linspace(-3, 3, 20001).double()
-    return Statistics(lam, 0.5 + 0.4 * torch.sin(lam), 0.6 * torch.cos(2 * lam), 0.5 * torch.sin(lam + 1))
+    return ModelStatistics(lam, 0.5 + 0.4 * torch.sin(lam), 0.6 * torch.cos(2 * lam), 0.5 * torch.sin(lam + 1))
 
 
 def error(steps, decide, seeds):
@@ -151,7 +151,7 @@ def test_a_plan_of_mixed_choices_solves_one_point_of_data_exactly(tmp_path):
         Decision(1, "noise", corrector=True), Decision(2, "fitted", relax=0.0225), Decision(3, "data", points=1),
         Decision(4, "fitted", corrector=True), Decision(4, "noise", points=2, relax=-0.1), Decision(1, "data"),
     ]  # fmt: skip
-    neutral = Statistics(torch.linspace(-20, 20, 81), *(torch.full((81,), v) for v in (1.0, 0.0, 0.0)))
+    neutral = ModelStatistics(torch.linspace(-20, 20, 81), *(torch.full((81,), v) for v in (1.0, 0.0, 0.0)))
     point = Mixture.gaussian([0.7, -1.3], [0.0, 0.0])
     for process, prediction in ((VP, EPSILON), (RectifiedFlow(2.0), Prediction("velocity"))):
         plan = per_step(process, prediction, grids.uniform(process, 6), decisions=choices, statistics=neutral)
@@ -228,7 +228,7 @@ def test_published_schedules_are_plans(calls):
     times, decisions = SCHEDULES[calls]
     labels = torch.tensor(times, dtype=torch.float64) * 1000 - 1
     lam = torch.linspace(-3, 4, 141)
-    fitted = Statistics(lam, torch.sigmoid(-2 * lam), 0.2 * torch.tanh(-lam), 0 * lam)
+    fitted = ModelStatistics(lam, torch.sigmoid(-2 * lam), 0.2 * torch.tanh(-lam), 0 * lam)
     grid = Grid(labels[:-1], float(labels[-1]))
     plan = per_step(SD, EPSILON, grid, decisions=decisions, statistics=fitted)
     assert plan.steps == calls

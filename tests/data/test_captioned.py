@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.data import Captioned, load
+from fewstep.data import CaptionedImages, load
 from fewstep.errors import FewstepError
 
 
@@ -50,6 +50,6 @@ def test_mistakes_are_told(tmp_path):
     with pytest.raises(FewstepError, match="cannot read"):
         load(str(tmp_path / "objects.npz"))
     with pytest.raises(FewstepError, match="one caption"):
-        Captioned(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ["only one"])
+        CaptionedImages(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ["only one"])
     with pytest.raises(FewstepError, match="uint8"):
-        Captioned(torch.zeros(1, 3, 8, 8), ["floats"])
+        CaptionedImages(torch.zeros(1, 3, 8, 8), ["floats"])

@@ -7,7 +7,7 @@ from torch import nn
 
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Batch, Networks
-from fewstep.distillation.flow_map import Times
+from fewstep.distillation.flow_map import JumpTimes
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Cosine, RectifiedFlow, VPContinuous
 from fewstep.testing.mixture import Mixture
@@ -108,7 +108,7 @@ def fixed(t, s, m=None, process=None, **more):
             None if v is None else process.noisiest * torch.as_tensor(v, dtype=torch.float64).expand(batch.size).clone()
             for v in (t, s, m)
         )
-        return Times(t_, s_, m_, **more)
+        return JumpTimes(t_, s_, m_, **more)
 
     return law
 
@@ -125,14 +125,14 @@ def generator(seed=0):
 
 def jump_of(cast, times, batch=None, source=None, boundary=None, guidance=None, seed=0):
     """The jump that a term would make of a batch."""
-    from fewstep.distillation.flow_map import Guidance, NoisedData
+    from fewstep.distillation.flow_map import NoisedDataStates, TeacherGuidance
     from fewstep.distillation.flow_map.term import prepared
 
     batch = batch_of() if batch is None else batch
     draws = generator(seed)
     with torch.no_grad():
-        blank = prepared(cast, batch, times, guidance or Guidance(), draws, boundary)
-        return dataclasses.replace(blank, sight=(source or NoisedData())(cast, batch, None, blank, draws))
+        blank = prepared(cast, batch, times, guidance or TeacherGuidance(), draws, boundary)
+        return dataclasses.replace(blank, sight=(source or NoisedDataStates())(cast, batch, None, blank, draws))
 
 
 def residual(cast, jump, target, space="velocity"):

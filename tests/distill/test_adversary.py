@@ -13,17 +13,17 @@ from fewstep.distillation.core import Batch
 from fewstep.distillation.discriminator import (
     ConvHead,
     Discriminator,
-    Encoder,
+    EncoderFeatures,
     Heads,
     MeanHead,
+    NetworkFeatures,
     PointHead,
-    Taps,
-    positions,
+    as_tokens,
     samples,
 )
 from fewstep.distillation.rollout import between
 from fewstep.distillation.taps import features, watch
-from fewstep.distillation.times import Points, Uniform
+from fewstep.distillation.times import FixedTimes, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from tests.distill.gaussians import FLOW, batch_of, cast_of, generator, made_of, normal
@@ -56,7 +56,7 @@ def cast_with(kind="point", source=None, who="critic"):
     model, network = layers()
     networks = cast_of(normal(0, 1), model) if who == "critic" else cast_of(model)
     torch.manual_seed(1)
-    adversary = Heads(source or Taps(who, ("down", "mid")), kind)(networks, (1,))
+    adversary = Heads(source or NetworkFeatures(who, ("down", "mid")), kind)(networks, (1,))
     return replace(networks, adversary=adversary), network, adversary
 
 
@@ -104,7 +104,7 @@ def test_features_of_a_diffusers_network():
         up_block_types=("UpBlock2D", "UpBlock2D"),
     )
     model = Denoiser(Backbone(unet), FLOW, Prediction("velocity"))
-    taps = Taps("teacher", ("down_blocks.0", "mid_block"))
+    taps = NetworkFeatures("teacher", ("down_blocks.0", "mid_block"))
     adversary = Heads(taps, "conv", hidden=8)(cast_of(model), (3, 8, 8))
     x = torch.randn(2, 3, 8, 8)
     networks = replace(cast_of(model), adversary=adversary)
@@ -131,8 +131,8 @@ def test_names_and_networks_are_checked():
 
 def test_heads_of_maps_tokens_and_vectors():
     pictures, tokens, vectors = torch.randn(2, 6, 4, 4), torch.randn(2, 9, 6), torch.randn(2, 6)
-    assert [tuple(positions(f).shape) for f in (pictures, tokens, vectors)] == [(2, 16, 6), (2, 9, 6), (2, 1, 6)]
-    assert torch.equal(positions(pictures)[:, 5], pictures[:, :, 1, 1])
+    assert [tuple(as_tokens(f).shape) for f in (pictures, tokens, vectors)] == [(2, 16, 6), (2, 9, 6), (2, 1, 6)]
+    assert torch.equal(as_tokens(pictures)[:, 5], pictures[:, :, 1, 1])
     head = PointHead(6)
     assert [head(f).shape[1] for f in (pictures, tokens, vectors)] == [16, 9, 1]
     assert ConvHead(6, 8, layers=1)(pictures).shape == (2, 1)
@@ -155,7 +155,7 @@ def test_channels_are_found_or_given():
     _, _, adversary = cast_with()
     shapes = [head.net[0].in_features for head in adversary.heads.values()]
     assert shapes == [5, 3]
-    given = Heads(Taps("critic", ("down",)), channels={"a.b": 4})(cast_of(normal(0, 1)), (1,))
+    given = Heads(NetworkFeatures("critic", ("down",)), channels={"a.b": 4})(cast_of(normal(0, 1)), (1,))
     assert given({"a.b": torch.randn(2, 4)}).shape == (2, 1)
 
     def needy(networks, batch, x, t):
@@ -191,7 +191,7 @@ def test_hinge():
 def test_the_students_gradient_is_that_of_plain_back_propagation(loss):
     networks, network, adversary = cast_with()
     x = x_and_t()[0].requires_grad_(True)
-    term = GeneratorLoss(Taps("critic", ("down", "mid")), Points((0.3,)), loss, scale=0.7)
+    term = GeneratorLoss(NetworkFeatures("critic", ("down", "mid")), FixedTimes((0.3,)), loss, scale=0.7)
     value, numbers = term(networks, batch_of(SIZE), made_of(x), generator(1))
     value.backward()
     assert float(numbers["pull"]) == pytest.approx(float((SIZE * x.grad).square().mean().sqrt()))
@@ -262,7 +262,7 @@ def test_the_judges_loss_and_penalty():
 def test_whom_the_judge_trains(train_source):
     networks, network, adversary = cast_with()
     x = x_and_t()[0].requires_grad_(True)
-    term = DiscriminatorLoss(Taps("critic", ("down", "mid")), Uniform(), train_source=train_source)
+    term = DiscriminatorLoss(NetworkFeatures("critic", ("down", "mid")), Uniform(), train_source=train_source)
     loss, _ = term(networks, batch_of(SIZE, clean=torch.randn(SIZE, 1)), made_of(x), generator())
     loss.backward()
     assert x.grad is None
@@ -272,11 +272,11 @@ def test_whom_the_judge_trains(train_source):
 
 
 def test_features_cost_one_call_and_no_output_layers():
-    networks, network, _ = cast_with(source=Taps("critic", ("down", "mid"), early=True))
+    networks, network, _ = cast_with(source=NetworkFeatures("critic", ("down", "mid"), early=True))
     rows = []
     network.down.register_forward_hook(lambda module, arguments, output: rows.append(len(output)))
     network.reached.clear()
-    taps, batch = Taps("critic", ("down", "mid")), batch_of(SIZE, clean=torch.randn(SIZE, 1))
+    taps, batch = NetworkFeatures("critic", ("down", "mid")), batch_of(SIZE, clean=torch.randn(SIZE, 1))
     DiscriminatorLoss(taps, Uniform())(networks, batch, made_of(x_and_t()[0]), generator())
     GeneratorLoss(taps, Uniform())(networks, batch, made_of(x_and_t()[0].requires_grad_(True)), generator())
     assert rows == [2 * SIZE, SIZE]
@@ -290,7 +290,7 @@ def test_an_encoder_outside_sees_decoded_clean_samples():
         seen.append(pixels)
         return {"vector": pixels.flatten(1)}
 
-    source = Encoder(encode, decode=lambda latents: 2 * latents)
+    source = EncoderFeatures(encode, decode=lambda latents: 2 * latents)
     networks = replace(cast_of(normal(0, 1)), adversary=Discriminator({"vector": MeanHead()}))
     x = x_and_t()[0].requires_grad_(True)
     loss, _ = GeneratorLoss(source, None, scale=1.0)(networks, batch_of(SIZE), made_of(x), generator())
@@ -306,7 +306,7 @@ def test_active_samples_alone():
     x = x_and_t()[0].requires_grad_(True)
     time = torch.tensor([1.0, 0.25, 0.25, 1.0, 0.5, 0.25], dtype=torch.float64)
     made, batch = replace(made_of(x), time=time), batch_of(SIZE, clean=torch.randn(SIZE, 1))
-    taps = Taps("critic", ("down", "mid"))
+    taps = NetworkFeatures("critic", ("down", "mid"))
     loss, _ = GeneratorLoss(taps, Uniform(), active=between(0.0, 0.5))(networks, batch, made, generator())
     loss.backward()
     assert ((x.grad != 0).flatten() == (time <= 0.5)).all()

@@ -7,21 +7,21 @@ import torch
 
 from fewstep.distillation.core import Networks
 from fewstep.distillation.flow_map import (
-    Data,
+    DataVelocity,
     Eulerian,
     FlowMapTerm,
     Lagrangian,
-    Mixed,
-    Own,
-    Slope,
-    Solver,
-    Student,
-    Teacher,
+    MixedVelocity,
+    OdeSteps,
+    StudentJump,
+    StudentVelocity,
+    TeacherVelocity,
+    TimeDerivative,
     TwoLeg,
     VelocityDistillation,
 )
-from fewstep.distillation.flow_map.frame import Frame
-from fewstep.distillation.flow_map.term import normalised
+from fewstep.distillation.flow_map.frame import JumpCoefficients
+from fewstep.distillation.flow_map.term import normalised_residual
 from fewstep.process import Cosine, RectifiedFlow
 from tests.distill.flow_map_exact import (
     MEAN,
@@ -55,7 +55,7 @@ def test_the_exact_map_is_a_fixed_point_of_the_eulerian_equation(name):
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("direction", [Teacher(), Own()])
+@pytest.mark.parametrize("direction", [TeacherVelocity(), StudentVelocity()])
 def test_the_exact_map_is_a_fixed_point_of_the_lagrangian_equation(name, direction):
     cast = exact_cast(PROCESSES[name])
     jump = jump_of(cast, fixed(T, S))
@@ -68,7 +68,7 @@ def test_differences_are_of_second_order(name, target):
     cast = exact_cast(PROCESSES[name])
     jump = jump_of(cast, fixed((0.8, 0.6, 0.5, 0.75), S))
     coarse, fine = (
-        residual(cast, jump, target(slope=Slope("difference", delta))).abs().max() for delta in (8e-3, 4e-3)
+        residual(cast, jump, target(slope=TimeDerivative("difference", delta))).abs().max() for delta in (8e-3, 4e-3)
     )
     assert 3.5 < coarse / fine < 4.5
 
@@ -77,10 +77,10 @@ def test_differences_are_of_second_order(name, target):
 def test_differences_at_the_ends_of_the_range_are_one_sided(target):
     cast = exact_cast(RectifiedFlow())
     jump = jump_of(cast, fixed((1.0, 1.0, 0.5, 0.5), (0.9999, 1e-3, 0.499, 0.5)))
-    assert residual(cast, jump, target(slope=Slope("difference", 5e-3))).abs().max() < 2e-2
+    assert residual(cast, jump, target(slope=TimeDerivative("difference", 5e-3))).abs().max() < 2e-2
 
 
-@pytest.mark.parametrize("target", [Eulerian(), Lagrangian(), Eulerian(slope=Slope("difference"))])
+@pytest.mark.parametrize("target", [Eulerian(), Lagrangian(), Eulerian(slope=TimeDerivative("difference"))])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_jump_of_no_length_wants_the_teachers_velocity(name, target):
     process = PROCESSES[name]
@@ -105,7 +105,7 @@ def test_mean_flow_identity():
     u, slope = torch.func.jvp(
         lambda x, t: straight_u(cast.student, x, t, jump.s), (jump.x, jump.t), (v, torch.ones_like(jump.t))
     )
-    aim = Eulerian(Data())(cast, jump, jump.ask(cast.student, jump.x, jump.t, jump.s))
+    aim = Eulerian(DataVelocity())(cast, jump, jump.ask(cast.student, jump.x, jump.t, jump.s))
     assert torch.allclose(aim.value, v - (jump.t - jump.s)[:, None] * slope, atol=1e-12)
     assert not torch.allclose(aim.value, u)
 
@@ -157,7 +157,7 @@ def test_the_normalised_residual_keeps_its_direction_and_fixed_point():
 
 def test_normalising_shortens_a_residual_and_does_not_turn_it():
     given, wanted = torch.tensor([[3.0, 4.0], [1.0, 1.0]]), torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    assert torch.allclose(given - normalised(given, wanted, 5.0), torch.tensor([[0.3, 0.4], [0.0, 0.0]]))
+    assert torch.allclose(given - normalised_residual(given, wanted, 5.0), torch.tensor([[0.3, 0.4], [0.0, 0.0]]))
 
 
 @pytest.mark.parametrize("c", [None, 0.1])
@@ -183,7 +183,7 @@ def test_short_consistency_steps_become_the_eulerian_residual():
     errors = []
     for step in (1e-2, 5e-3):
         jump = jump_of(cast, fixed(T, S, [t - step for t in T]))
-        discrete = residual(cast, jump, TwoLeg(Solver(), Student()), "state") / step
+        discrete = residual(cast, jump, TwoLeg(OdeSteps(), StudentJump()), "state") / step
         errors.append((discrete + residual(cast, jump, Eulerian())).abs().max())
     assert 1.7 < errors[0] / errors[1] < 2.3
 
@@ -240,7 +240,8 @@ def test_mixed_directions_interpolate():
     cast = Networks(student=rough(process), teacher=exact_teacher(process))
     jump = jump_of(cast, fixed(T, S))
     (data, _), (teacher, _), (mixed, passes) = (
-        d(cast, jump, jump.x, jump.t) for d in (Data(), Teacher(), Mixed(Data(), Teacher(), 0.25))
+        d(cast, jump, jump.x, jump.t)
+        for d in (DataVelocity(), TeacherVelocity(), MixedVelocity(DataVelocity(), TeacherVelocity(), 0.25))
     )
     assert torch.allclose(mixed, 0.75 * data + 0.25 * teacher)
     assert passes == 1
@@ -263,7 +264,7 @@ def test_frames_of_all_paths_take_the_same_step():
     landed = []
     for process in PROCESSES.values():
         t, s = process.time(-ratio.log()), process.time(-(0.3 * ratio).log())
-        frame = Frame.of(process, t, s)
+        frame = JumpCoefficients.of(process, t, s)
         landed.append(frame.express(clean, x * process.alpha(t)[:, None], "state") / process.alpha(s)[:, None])
     for other in landed[1:]:
         assert torch.allclose(other, landed[0], atol=1e-9)

@@ -12,7 +12,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain, evenly
 from fewstep.distillation.core import Batch, Samples
 from fewstep.distillation.engine import assemble, towards
-from fewstep.distillation.method import Adversary, Critic, Method, Settings, Target, Tracking, method
+from fewstep.distillation.method import Adversary, Critic, Method, OptimizerSettings, TargetNetwork, UpdateRule, method
 from fewstep.errors import FewstepError
 from fewstep.executor import sample
 from fewstep.prediction import Prediction
@@ -88,7 +88,7 @@ def play(made, step=0, steps=10):
     return seen
 
 
-METHOD = Method({"x": through_everything}, Chain((1.0,)), roll, Critic(follow, Tracking(ratio=3)))
+METHOD = Method({"x": through_everything}, Chain((1.0,)), roll, Critic(follow, UpdateRule(ratio=3)))
 
 
 def test_the_critic_follows_as_often_as_it_wants_and_only_it_then_learns():
@@ -111,7 +111,7 @@ def test_numbers_are_named_after_their_terms():
 
 @pytest.mark.parametrize("joint", [True, False])
 def test_an_adversary_learns_alone_or_with_the_critic(joint):
-    adversary = Adversary(lambda cast, shape: nn.Linear(*shape, 1), judge, Tracking(ratio=2), with_critic=joint)
+    adversary = Adversary(lambda cast, shape: nn.Linear(*shape, 1), judge, UpdateRule(ratio=2), with_critic=joint)
     seen = play(engine(replace(METHOD, adversary=adversary)))
     parties = [p for p, _, _ in seen]
     pair = [("critic", "adversary")] if joint else [("critic",), ("adversary",)]
@@ -137,7 +137,7 @@ def matched(cast, batch, made, generator):
 
 @pytest.mark.parametrize(("decay", "every"), [(0.9, 1), (0.0, 2)])
 def test_the_slow_student_moves_as_told(decay, every):
-    made = engine(Method({"x": matched}, Chain((1.0,)), target=Target(decay, every)))
+    made = engine(Method({"x": matched}, Chain((1.0,)), target=TargetNetwork(decay, every)))
     weight = made.modules["student"].layer.weight
     expected = weight.detach().clone()
     for step in range(1, 5):
@@ -151,7 +151,7 @@ def test_the_slow_student_moves_as_told(decay, every):
 
 def test_the_target_of_stages_rests_in_the_last_one():
     """Three stages of two steps: it moves where the second and the third begin, and not within a longer last stage."""
-    made = engine(Method({"x": matched}, Chain((1.0,)), target=Target(every=2, until=4)))
+    made = engine(Method({"x": matched}, Chain((1.0,)), target=TargetNetwork(every=2, until=4)))
     weight, moved = made.modules["student"].layer.weight, []
     for step in range(1, 10):
         weight.data.add_(1.0)
@@ -178,13 +178,13 @@ def test_a_frozen_flow_is_the_average_of_the_stage_before():
 
 
 def test_a_live_target_is_the_student_itself():
-    made = engine(Method({"x": matched}, Chain((1.0,)), target=Target()))
+    made = engine(Method({"x": matched}, Chain((1.0,)), target=TargetNetwork()))
     assert made.cast.target is made.cast.student
     assert not made.slow
 
 
 def test_the_critic_is_pulled_towards_the_student():
-    made = engine(replace(METHOD, critic=Critic(follow, Tracking(pull=0.25))))
+    made = engine(replace(METHOD, critic=Critic(follow, UpdateRule(pull=0.25))))
     made.modules["student"].layer.weight.data.add_(4.0)
     before = made.modules["critic"].layer.weight.detach().clone()
     made.after(1)
@@ -276,7 +276,7 @@ def test_a_toy_learns_and_repeats_itself():
             wanted = cast.teacher.raw(x, t) + 1  # what the start has not learned yet
         return (cast.student.raw(x, t) - wanted).square().mean(), {}
 
-    method = Method({"x": regress}, evenly(TOY.process, 4, 0.0), settings=Settings(warmup=5))
+    method = Method({"x": regress}, evenly(TOY.process, 4, 0.0), settings=OptimizerSettings(warmup=5))
     first, second = (train_toy(TOY, method, steps=40, batch=64) for _ in range(2))
     assert first.progress.history == second.progress.history
     assert first.progress.history[0]["loss"] > first.progress.history[-1]["loss"]

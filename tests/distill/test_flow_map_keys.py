@@ -10,10 +10,10 @@ from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.discriminator import samples
 from fewstep.distillation.flow_map.key_states import (
-    DiscriminatorLossAtKeys,
-    GeneratorLossAtKeys,
-    KeyedHeads,
-    KeyHeads,
+    KeyStateDiscriminator,
+    KeyStateDiscriminatorLoss,
+    KeyStateGeneratorLoss,
+    KeyStateHeads,
     landed,
 )
 from fewstep.distillation.rollout import BackwardSimulation
@@ -41,7 +41,9 @@ class Spy(nn.Module):
 def scene():
     times = torch.tensor([1.0, 0.8, 0.6, 0.3, 0.0], dtype=torch.float64)
     path = torch.randn(4, 5, 3, generator=generator(1), dtype=torch.float64)
-    networks = Networks(rough(PROCESS), exact_teacher(PROCESS), adversary=KeyedHeads([Spy() for _ in range(3)]))
+    networks = Networks(
+        rough(PROCESS), exact_teacher(PROCESS), adversary=KeyStateDiscriminator([Spy() for _ in range(3)])
+    )
     return networks, Batch(4, (3,), path=path, times=times)
 
 
@@ -50,7 +52,7 @@ def test_real_states_are_those_at_the_time_that_the_students_call_leads_to(seed)
     networks, batch = scene()
     with torch.no_grad():
         made = BackwardSimulation(STEPS)(networks, batch, generator(seed))
-    DiscriminatorLossAtKeys(samples)(networks, batch, made, generator())
+    KeyStateDiscriminatorLoss(samples)(networks, batch, made, generator())
     key = int(made.index[0])
     real, fake = networks.adversary.heads[key].seen
     assert torch.equal(real, batch.path[:, [2, 3, 4][key]])
@@ -63,7 +65,7 @@ def test_real_states_are_those_at_the_time_that_the_students_call_leads_to(seed)
 def test_the_students_gradient_is_that_of_its_last_call():
     networks, batch = scene()
     made = BackwardSimulation(STEPS)(networks, batch, generator())
-    loss, _ = GeneratorLossAtKeys(samples, 0.3)(networks, batch, made, generator())
+    loss, _ = KeyStateGeneratorLoss(samples, 0.3)(networks, batch, made, generator())
     weights = list(networks.student.network.parameters())
     got = torch.autograd.grad(loss, weights, retain_graph=True)
     state, _, key = landed(networks, made)
@@ -78,7 +80,7 @@ def test_the_students_gradient_is_that_of_its_last_call():
 def test_the_discriminators_loss_reaches_its_own_heads_alone():
     networks, batch = scene()
     made = BackwardSimulation(STEPS)(networks, batch, generator())
-    loss, _ = DiscriminatorLossAtKeys(samples)(networks, batch, made, generator())
+    loss, _ = KeyStateDiscriminatorLoss(samples)(networks, batch, made, generator())
     loss.backward()
     used = [head.weight.grad is not None for head in networks.adversary.heads]
     assert used == [k == int(made.index[0]) for k in range(3)]
@@ -91,11 +93,11 @@ def test_mistakes_are_named():
         made = BackwardSimulation(STEPS)(networks, batch, generator())
     other = dataclasses.replace(batch, times=torch.tensor([1.0, 0.9, 0.8, 0.7, 0.65], dtype=torch.float64))
     with pytest.raises(FewstepError, match="lacks a key state"):
-        DiscriminatorLossAtKeys(samples)(networks, other, made, generator())
+        KeyStateDiscriminatorLoss(samples)(networks, other, made, generator())
     with pytest.raises(FewstepError, match="one call"):
-        GeneratorLossAtKeys(samples)(networks, batch, None, generator())
+        KeyStateGeneratorLoss(samples)(networks, batch, None, generator())
 
 
 def test_there_are_as_many_heads_as_key_states():
     networks, _ = scene()
-    assert len(KeyHeads(samples, 3)(networks, (3,)).heads) == 3
+    assert len(KeyStateHeads(samples, 3)(networks, (3,)).heads) == 3

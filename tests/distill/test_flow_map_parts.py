@@ -9,44 +9,44 @@ from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks, Samples
 from fewstep.distillation.flow_map import (
-    Adaptive,
-    Back,
-    Below,
-    Curved,
-    Data,
-    Dyadic,
-    Earlier,
-    Edge,
-    ElementHuber,
+    AdaptiveWeight,
+    DataVelocity,
+    DyadicJumps,
+    EarlierGridPoint,
+    ElementwiseHuber,
     EndPointPairs,
-    Even,
-    Features,
+    FeatureDistance,
     FlowMapTerm,
-    Frame,
+    FractionOfJump,
     Halving,
-    Inside,
-    Instant,
+    InstantaneousVelocity,
     Intervals,
-    InTurn,
-    InverseStep,
-    Learned,
-    Length,
-    Other,
-    Part,
+    InverseStepWeight,
+    JumpCoefficients,
+    JumpLengthWeight,
+    JumpTimes,
+    KarrasGrid,
+    LearnedWeight,
+    NoiseStates,
+    OdeSteps,
+    PreviousGridPoint,
     PseudoHuber,
-    PureNoise,
     Ramp,
-    Shrinking,
-    Snr,
-    Solver,
-    Squared,
+    RandomMiddle,
+    SecondDraw,
+    SegmentEnd,
+    ShrinkingStep,
+    SnrWeight,
+    SquaredError,
     StoredPairs,
-    StudentRollout,
-    TeacherRollout,
-    Times,
-    Together,
-    Until,
-    Windows,
+    StudentStates,
+    SummedTerms,
+    Switch,
+    TeacherStates,
+    TrainingStages,
+    UniformBelow,
+    UniformGrid,
+    WindowedReflow,
     sinusoid,
 )
 from fewstep.distillation.times import LogNormal, Uniform
@@ -79,14 +79,14 @@ def drawn(law, process=STRAIGHT, batch=MANY):
 # --- intervals --------------------------------------------------------------------------------------------------------
 
 LAWS = {
-    "consistency": Intervals(Even(20), middle=Back(Even(20))),
-    "edm": Intervals(Curved(18, highest=20.0), Below(), Back(Curved(18, highest=20.0), 3)),
-    "segments": Intervals(Even(20), Edge(Even(4)), Back(Even(20))),
-    "halves": Intervals(Even(8), Earlier(Even(8)), Part(0.5)),
-    "any two": Intervals(Uniform(), Other(Uniform()), Part(0.3), equal=0.25),
-    "shrinking": Intervals(LogNormal(), middle=Shrinking()),
-    "dyadic": Dyadic(4),
-    "inside": Inside(),
+    "consistency": Intervals(UniformGrid(20), middle=PreviousGridPoint(UniformGrid(20))),
+    "edm": Intervals(KarrasGrid(18, highest=20.0), UniformBelow(), PreviousGridPoint(KarrasGrid(18, highest=20.0), 3)),
+    "segments": Intervals(UniformGrid(20), SegmentEnd(UniformGrid(4)), PreviousGridPoint(UniformGrid(20))),
+    "halves": Intervals(UniformGrid(8), EarlierGridPoint(UniformGrid(8)), FractionOfJump(0.5)),
+    "any two": Intervals(Uniform(), SecondDraw(Uniform()), FractionOfJump(0.3), equal=0.25),
+    "shrinking": Intervals(LogNormal(), middle=ShrinkingStep()),
+    "dyadic": DyadicJumps(4),
+    "inside": RandomMiddle(),
 }
 
 
@@ -107,20 +107,22 @@ def test_segments_end_at_their_own_lower_edge():
 
 
 def test_first_legs_stop_at_the_end_of_a_jump():
-    times = drawn(Intervals(Even(20), Edge(Even(4)), Back(Even(20), 8)))
+    times = drawn(Intervals(UniformGrid(20), SegmentEnd(UniformGrid(4)), PreviousGridPoint(UniformGrid(20), 8)))
     assert torch.allclose(times.m, torch.maximum(times.t - 0.4, times.s), atol=1e-9)
 
 
 def test_progressive_grids_halve_with_the_stages():
-    grid = Even(Halving(8, every=10, least=2))
+    grid = UniformGrid(Halving(8, every=10, least=2))
     for step, parts in ((0, 8), (9, 8), (10, 4), (20, 2), (90, 2)):
-        times = drawn(Intervals(grid, Earlier(grid), Part(0.5)), batch=dataclasses.replace(MANY, step=step))
+        times = drawn(
+            Intervals(grid, EarlierGridPoint(grid), FractionOfJump(0.5)), batch=dataclasses.replace(MANY, step=step)
+        )
         assert torch.allclose(times.t - times.s, torch.full_like(times.t, 1 / parts))
         assert torch.allclose(times.m, (times.t + times.s) / 2)
 
 
 def test_dyadic_jumps_start_at_multiples_of_their_length():
-    times = drawn(Dyadic(4))
+    times = drawn(DyadicJumps(4))
     length = times.t - times.s
     assert set(length.tolist()) == {1.0, 0.5, 0.25, 0.125}
     assert torch.equal(times.t / length, (times.t / length).round())
@@ -128,7 +130,7 @@ def test_dyadic_jumps_start_at_multiples_of_their_length():
 
 
 def test_the_asked_share_of_jumps_has_no_length():
-    times = drawn(Intervals(Uniform(), Other(Uniform()), equal=0.3))
+    times = drawn(Intervals(Uniform(), SecondDraw(Uniform()), equal=0.3))
     assert abs(float((times.t == times.s).double().mean()) - 0.3) < 0.03
 
 
@@ -137,7 +139,7 @@ def test_shrinking_middles_follow_the_schedule_of_easy_consistency_tuning():
     process, gaps = VE(80.0), []
     for step in (0, 50, 99):
         batch = dataclasses.replace(MANY, step=step, steps=100)
-        times = drawn(Intervals(LogNormal(-1.1, 2.0), middle=Shrinking(2.0, 4)), process, batch)
+        times = drawn(Intervals(LogNormal(-1.1, 2.0), middle=ShrinkingStep(2.0, 4)), process, batch)
         stage = step * 4 // 100
         ratio = 1 - 2.0 ** -(stage + 1) * (1 + 8 * torch.sigmoid(-times.t))
         assert torch.allclose(times.m, times.t * ratio.clamp(min=0), atol=1e-9)
@@ -219,7 +221,8 @@ def test_reflow_of_exact_pairs_is_straight_and_keeps_the_data():
     networks = Networks(student, exact_teacher(STRAIGHT))
     law = Intervals(Uniform(1e-3, 1.0), equal=1.0)
     losses = [
-        FlowMapTerm(law, Instant(Data()), EndPointPairs(b))(networks, batch, None, generator())[0] for b in (0, 0.5)
+        FlowMapTerm(law, InstantaneousVelocity(DataVelocity()), EndPointPairs(b))(networks, batch, None, generator())[0]
+        for b in (0, 0.5)
     ]
     assert losses[0] < 1e-24
     assert losses[1] > 0.1
@@ -230,10 +233,10 @@ def test_reflow_of_exact_pairs_is_straight_and_keeps_the_data():
 def test_windows_join_the_ends_of_the_teachers_own_way(name):
     """One clean prediction leads from the state to both edges, and the exact flow from the upper to the lower one."""
     process = PROCESSES[name]
-    networks, law = exact_cast(process), Intervals(Uniform(0.1, 1.0), Edge(Even(3)))
-    jump = jump_of(networks, law, batch_of(32), Windows(Even(3), steps=60, order=2))
+    networks, law = exact_cast(process), Intervals(Uniform(0.1, 1.0), SegmentEnd(UniformGrid(3)))
+    jump = jump_of(networks, law, batch_of(32), WindowedReflow(UniformGrid(3), steps=60, order=2))
     clean, upper = jump.known("clean"), jump.s + process.noisiest / 3
-    ends = [Frame.of(process, jump.t, end).express(clean, jump.x, "state") for end in (upper, jump.s)]
+    ends = [JumpCoefficients.of(process, jump.t, end).express(clean, jump.x, "state") for end in (upper, jump.s)]
     assert torch.allclose(ends[1], jump.known("arrival"), atol=1e-9)
     exact = gaussian_map(process, ends[0], upper, jump.s)
     assert float((ends[1] - exact).norm() / (ends[0] - exact).norm()) < 1e-2
@@ -247,8 +250,8 @@ def test_a_teachers_rollout_arrives_at_the_states_of_its_flow(name):
     batch = Batch(size=64, shape=(3,), clean=torch.zeros(64, 3, dtype=torch.float64))
     errors = []
     for steps in (64, 128):
-        jump = jump_of(networks, fixed(0.4, 0.0), batch, TeacherRollout(steps, order=2))
-        start = jump_of(networks, fixed(1.0, 0.0), batch, PureNoise())
+        jump = jump_of(networks, fixed(0.4, 0.0), batch, TeacherStates(steps, order=2))
+        start = jump_of(networks, fixed(1.0, 0.0), batch, NoiseStates())
         exact = gaussian_map(process, start.x, start.t, jump.t)
         errors.append(float((jump.x - exact).norm()))
     assert errors[1] < 0.5 * errors[0] < 0.1 * float(exact.norm())
@@ -269,15 +272,15 @@ def test_a_teachers_rollout_takes_its_share_of_the_steps_for_each_sample():
     batch = Batch(5, (3,), clean=torch.zeros(5, 3, dtype=torch.float64), condition={"shift": shift})
 
     def law(batch, process, generator):
-        return Times(times, torch.zeros_like(times))
+        return JumpTimes(times, torch.zeros_like(times))
 
-    found = jump_of(networks, law, batch, TeacherRollout(4))
+    found = jump_of(networks, law, batch, TeacherStates(4))
     assert seen == [5, 3, 2, 1]  # four quarters: 1.0 and 0.9 one step, 0.6 two, 0.5 three, 0.1 four
-    start = jump_of(networks, law, batch, PureNoise()).x
+    start = jump_of(networks, law, batch, NoiseStates()).x
     for k, (t, count) in enumerate(zip(times, (1, 1, 2, 3, 4), strict=True)):
         own = dataclasses.replace(found, teacher_condition={"shift": shift[k : k + 1]})
         top, end = torch.ones(1, dtype=torch.float64), t[None]
-        alone, _ = Solver(steps=count)(networks, own, start[k : k + 1], top, end)
+        alone, _ = OdeSteps(steps=count)(networks, own, start[k : k + 1], top, end)
         assert torch.allclose(found.x[k : k + 1], alone, atol=1e-12)
 
 
@@ -287,20 +290,20 @@ def test_a_students_rollout_is_its_own_samples_noised_again():
     networks = Networks(student, exact_teacher(STRAIGHT))
     batch = Batch(4000, (3,), clean=torch.zeros(1, dtype=torch.float64))
     steps = Chain((1.0, 0.5), 0.0)
-    sight = jump_of(networks, fixed(0.5, 0.0), batch, StudentRollout(steps, same_noise=True)).sight
+    sight = jump_of(networks, fixed(0.5, 0.0), batch, StudentStates(steps, same_noise=True)).sight
     assert torch.allclose(sight.clean.mean(0), MEAN, atol=0.06)
     assert torch.allclose(sight.clean.std(0), STD, atol=0.06)
     assert torch.allclose(sight.clean, MEAN + STD * sight.noise, atol=1e-9)
-    fresh = jump_of(networks, fixed(0.5, 0.0), batch, StudentRollout(steps)).sight
+    fresh = jump_of(networks, fixed(0.5, 0.0), batch, StudentStates(steps)).sight
     assert abs(float((fresh.noise * (fresh.clean - MEAN)).mean())) < 0.05
     with pytest.raises(FewstepError, match="roll-out or steps"):
-        jump_of(networks, fixed(0.5, 0.0), batch, StudentRollout())
+        jump_of(networks, fixed(0.5, 0.0), batch, StudentStates())
 
 
 def test_what_a_rollout_made_is_noised_again():
     made = Samples(*(torch.ones(4, 3, dtype=torch.float64, requires_grad=True),) * 2, *(torch.zeros(4),) * 3)
     networks, batch = exact_cast(STRAIGHT), batch_of()
-    seen = StudentRollout()(networks, batch, made, jump_of(networks, fixed(0.5, 0.0)), generator())
+    seen = StudentStates()(networks, batch, made, jump_of(networks, fixed(0.5, 0.0)), generator())
     assert torch.equal(seen.clean, made.clean.detach())
     assert not seen.x.requires_grad
 
@@ -310,12 +313,12 @@ def test_what_a_rollout_made_is_noised_again():
 
 def test_metrics_are_their_formulas():
     a, b = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.zeros(2, 2)
-    assert torch.allclose(Squared()(a, b), torch.tensor([12.5, 0.0]))
-    assert torch.allclose(Squared(total=True)(a, b), torch.tensor([25.0, 0.0]))
+    assert torch.allclose(SquaredError()(a, b), torch.tensor([12.5, 0.0]))
+    assert torch.allclose(SquaredError(total=True)(a, b), torch.tensor([25.0, 0.0]))
     assert torch.allclose(PseudoHuber(12.0)(a, b), torch.tensor([1.0, 0.0]))
     assert torch.allclose(PseudoHuber()(a, b), torch.tensor([5.0, 0.0]), atol=1e-6)
-    assert torch.allclose(ElementHuber(4.0)(a, b)[0], torch.tensor(((5.0 - 4) + (32**0.5 - 4)) / 2))
-    assert torch.allclose(Features(lambda x: 2 * x)(a, b), 4 * Squared()(a, b))
+    assert torch.allclose(ElementwiseHuber(4.0)(a, b)[0], torch.tensor(((5.0 - 4) + (32**0.5 - 4)) / 2))
+    assert torch.allclose(FeatureDistance(lambda x: 2 * x)(a, b), 4 * SquaredError()(a, b))
 
 
 def test_the_gradient_of_the_norm_itself_is_finite_at_zero():
@@ -330,12 +333,12 @@ def test_weights_are_their_formulas():
     one = torch.ones(4, dtype=torch.float64)
     snr = torch.tensor([1.0, 9.0, 0.0625, 0.0], dtype=torch.float64)
     expected = {
-        Length(2.0): torch.tensor([0.16, 0.0, 0.36, 1.0]).double(),
-        InverseStep(): torch.tensor([10.0, 0.0, 2.0, 2.0]).double(),
-        Snr("truncated"): snr.clamp(min=1),
-        Snr("plus_one"): snr + 1,
-        Snr("clamped", 5.0): snr.clamp(max=5),
-        Snr("plain"): snr,
+        JumpLengthWeight(2.0): torch.tensor([0.16, 0.0, 0.36, 1.0]).double(),
+        InverseStepWeight(): torch.tensor([10.0, 0.0, 2.0, 2.0]).double(),
+        SnrWeight("truncated"): snr.clamp(min=1),
+        SnrWeight("plus_one"): snr + 1,
+        SnrWeight("clamped", 5.0): snr.clamp(max=5),
+        SnrWeight("plain"): snr,
     }
     for weight, wanted in expected.items():
         assert torch.allclose(weight(networks, jump, one), wanted), weight
@@ -343,7 +346,7 @@ def test_weights_are_their_formulas():
 
 def test_adaptive_weights_carry_no_gradient():
     distance = torch.tensor([4.0, 0.25], requires_grad=True)
-    Adaptive(0.5, 0.0)(None, None, distance).sum().backward()
+    AdaptiveWeight(0.5, 0.0)(None, None, distance).sum().backward()
     assert torch.allclose(distance.grad, torch.tensor([0.5, 2.0]))
 
 
@@ -355,10 +358,10 @@ def test_a_learned_weight_is_best_at_minus_the_logarithm_of_the_distance():
     networks = Networks(Denoiser(network, STRAIGHT, two_times=True), exact_teacher(STRAIGHT))
     jump = jump_of(networks, fixed(0.5, 0.0))
     distance = torch.full((4,), torch.e, dtype=torch.float64)
-    Learned()(networks, jump, distance).sum().backward()
+    LearnedWeight()(networks, jump, distance).sum().backward()
     assert abs(float(phi.grad)) < 1e-12
     with pytest.raises(FewstepError, match="uncertainty"):
-        Learned()(Networks(rough(STRAIGHT), exact_teacher(STRAIGHT)), jump, distance)
+        LearnedWeight()(Networks(rough(STRAIGHT), exact_teacher(STRAIGHT)), jump, distance)
 
 
 def test_the_embedding_of_guidance_is_that_of_diffusers():
@@ -375,17 +378,17 @@ def test_the_embedding_of_guidance_is_that_of_diffusers():
 def test_schedules():
     ramp = Ramp(1.0, 0.0, 0.2, 0.6)
     assert [round(ramp(step, 10), 6) for step in (0, 2, 4, 6, 9)] == [1.0, 1.0, 0.5, 0.0, 0.0]
-    assert [Until(3.0, 1.0, 5)(step, 10) for step in (4, 5)] == [3.0, 1.0]
+    assert [Switch(3.0, 1.0, 5)(step, 10) for step in (4, 5)] == [3.0, 1.0]
 
 
 def test_terms_take_turns_and_add_up():
     def term(value):
         return lambda *_: (torch.tensor(value), {"x": torch.tensor(value)})
 
-    turns = InTurn(((0.5, term(1.0)), (1.0, Together(term(2.0), term(3.0)))))
+    turns = TrainingStages(((0.5, term(1.0)), (1.0, SummedTerms(term(2.0), term(3.0)))))
     seen = [turns(None, Batch(1, (1,), step=step, steps=4), None, None) for step in range(4)]
     assert [float(loss) for loss, _ in seen] == [1.0, 1.0, 5.0, 5.0]
     assert [float(numbers["stage"]) for _, numbers in seen] == [0.0, 0.0, 1.0, 1.0]
     assert float(seen[3][1]["second"]) == 3.0
     with pytest.raises(FewstepError, match="rise to 1"):
-        InTurn(((0.5, term(1.0)),))
+        TrainingStages(((0.5, term(1.0)),))

@@ -9,25 +9,25 @@ from torch import nn
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.flow_map import (
-    Adaptive,
-    Boundary,
-    Data,
+    AdaptiveWeight,
+    BoundaryScaling,
+    DataVelocity,
     Eulerian,
     FlowMapTerm,
-    Guidance,
-    Instant,
+    InstantaneousVelocity,
     Intervals,
     Lagrangian,
-    Own,
-    SameNoise,
-    SelfGuided,
-    Slope,
-    Solver,
-    Stored,
+    OdeSteps,
+    SameNoiseStep,
+    SelfGuidedVelocity,
     StoredPairs,
-    StoredPath,
-    Student,
-    Teacher,
+    StoredState,
+    StoredStates,
+    StudentJump,
+    StudentVelocity,
+    TeacherGuidance,
+    TeacherVelocity,
+    TimeDerivative,
     TwoLeg,
     semigroup,
 )
@@ -73,7 +73,7 @@ def test_a_solver_leg_has_its_order(name, order, power):
     cast, errors = exact_cast(PROCESSES[name]), []
     for h in (0.02, 0.01):
         jump = jump_of(cast, fixed((0.8, 0.6, 0.5, 0.7), 0.05, [t - h for t in (0.8, 0.6, 0.5, 0.7)]))
-        errors.append(residual(cast, jump, TwoLeg(Solver(order), Student()), "state").norm())
+        errors.append(residual(cast, jump, TwoLeg(OdeSteps(order), StudentJump()), "state").norm())
     assert 0.8 * 2**power < errors[0] / errors[1] < 1.25 * 2**power
 
 
@@ -85,7 +85,7 @@ def test_steps_of_either_order_are_exact_where_the_clean_prediction_is_constant(
     cast = Networks(student=rough(process), teacher=exact_teacher(process, MEAN, point))
     jump = jump_of(cast, fixed(T, S, M), batch_of())
     assert torch.allclose(posterior(process, jump.x, jump.t, MEAN, point), MEAN.expand(4, 3))
-    aim = TwoLeg(Solver(order, steps=2), Solver(order))(cast, jump, jump.x)
+    aim = TwoLeg(OdeSteps(order, steps=2), OdeSteps(order))(cast, jump, jump.x)
     assert torch.allclose(aim.value, gaussian_map(process, jump.x, jump.t, jump.s, MEAN, point), atol=1e-10)
     wanted = jump.frame.transfer(aim.value, 0 * jump.x, jump.x, "state", "clean")
     assert torch.allclose(wanted, MEAN.expand(4, 3), atol=1e-8)
@@ -102,7 +102,7 @@ def test_alpha_flow_is_a_two_leg_target():
     at_m = jump.x + (m - jump.t)[:, None] * v
     wanted = share * v + (1 - share) * straight_u(cast.student, at_m, m, jump.s)
     u = straight_u(cast.student, jump.x, jump.t, jump.s)
-    assert torch.allclose(residual(cast, jump, TwoLeg(SameNoise(), Student())), u - wanted, atol=1e-12)
+    assert torch.allclose(residual(cast, jump, TwoLeg(SameNoiseStep(), StudentJump())), u - wanted, atol=1e-12)
 
 
 def test_shortcuts_are_the_semigroup_at_the_midpoint():
@@ -122,7 +122,7 @@ def test_consistency_training_uses_the_same_noise_at_both_times():
     m = jump.times.m
     earlier = (1 - m)[:, None] * jump.sight.clean + m[:, None] * jump.sight.noise
     wanted = cast.student(earlier, m, None, 0 * m)
-    aim = TwoLeg(SameNoise(), Student())(cast, jump, jump.x)
+    aim = TwoLeg(SameNoiseStep(), StudentJump())(cast, jump, jump.x)
     assert aim.space == "state"
     assert torch.allclose(aim.value, wanted, atol=1e-12)
 
@@ -130,7 +130,7 @@ def test_consistency_training_uses_the_same_noise_at_both_times():
 def test_a_leg_without_length_changes_nothing():
     cast = Networks(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
     jump = jump_of(cast, fixed(T, 0.0, 0.0))
-    with_second, alone = (TwoLeg(Solver(), second)(cast, jump, jump.x).value for second in (Student(), None))
+    with_second, alone = (TwoLeg(OdeSteps(), second)(cast, jump, jump.x).value for second in (StudentJump(), None))
     assert torch.equal(with_second, alone)
 
 
@@ -144,24 +144,24 @@ def test_stored_states_of_the_exact_flow_leave_nothing_to_learn(name):
     path = torch.stack([gaussian_map(process, noise, top, time.expand(64)) for time in times], 1)
     batch = Batch(size=64, shape=(3,), path=path, times=times)
     for pairs in ("all", "consecutive", "to-end", "whole"):
-        loss, _ = FlowMapTerm(StoredPairs(pairs), TwoLeg(Stored()), StoredPath())(cast, batch, None, generator())
+        loss, _ = FlowMapTerm(StoredPairs(pairs), TwoLeg(StoredState()), StoredStates())(cast, batch, None, generator())
         assert loss < 1e-16
     wrong = dataclasses.replace(batch, times=times.clone().index_fill_(0, torch.tensor([1]), 0.7 * process.noisiest))
-    loss, _ = FlowMapTerm(StoredPairs("all"), TwoLeg(Stored()), StoredPath())(cast, wrong, None, generator())
+    loss, _ = FlowMapTerm(StoredPairs("all"), TwoLeg(StoredState()), StoredStates())(cast, wrong, None, generator())
     assert loss > 1e-4
 
 
 TARGETS = {
-    "instant": (Instant(Data()), T, T, None),
-    "teacher": (Instant(Teacher()), T, T, None),
-    "consistency": (TwoLeg(Solver(2), Student()), T, 0.0, M),
-    "live consistency": (TwoLeg(Solver(), Student("student")), T, 0.0, M),
-    "training": (TwoLeg(SameNoise(), Student()), T, 0.0, M),
+    "instant": (InstantaneousVelocity(DataVelocity()), T, T, None),
+    "teacher": (InstantaneousVelocity(TeacherVelocity()), T, T, None),
+    "consistency": (TwoLeg(OdeSteps(2), StudentJump()), T, 0.0, M),
+    "live consistency": (TwoLeg(OdeSteps(), StudentJump("student")), T, 0.0, M),
+    "training": (TwoLeg(SameNoiseStep(), StudentJump()), T, 0.0, M),
     "semigroup": (semigroup(), T, S, M),
-    "progressive": (TwoLeg(Solver(who="target"), Solver(who="target")), T, S, M),
+    "progressive": (TwoLeg(OdeSteps(who="target"), OdeSteps(who="target")), T, S, M),
     "eulerian": (Eulerian(), T, S, None),
-    "own": (Eulerian(Own()), T, S, None),
-    "differences": (Eulerian(slope=Slope("difference")), T, S, None),
+    "own": (Eulerian(StudentVelocity()), T, S, None),
+    "differences": (Eulerian(slope=TimeDerivative("difference")), T, S, None),
     "lagrangian": (Lagrangian(), T, (0.2, 0.5, 0.05, 0.1), None),
 }
 
@@ -205,7 +205,7 @@ def test_every_evaluation_of_a_residual_sees_the_same_dropout():
     """With one leg of no length the target repeats the student's own jump: zero, whatever dropout does."""
     student = rough(STRAIGHT, dropout=0.5)
     cast = Networks(student=student, teacher=exact_teacher(STRAIGHT))
-    term = FlowMapTerm(fixed(T, S, T), TwoLeg(Student("student"), Student("student")))
+    term = FlowMapTerm(fixed(T, S, T), TwoLeg(StudentJump("student"), StudentJump("student")))
     losses = [term(cast, batch_of(), None, generator(seed))[0] for seed in range(3)]
     assert all(float(loss.detach()) == 0 for loss in losses)
     values = [term(cast, batch_of(), None, generator(0)) for _ in range(2)]
@@ -228,11 +228,11 @@ def test_masks_leave_the_callers_random_numbers_alone():
 
 def test_the_term_reproduces_latent_consistency_distillation():
     """Boundary, guided DDIM leg and target of the project's small LCM stage (arXiv 2310.04378, algorithm 1)."""
-    from fewstep.jobs.zoo.student import Consistency
+    from fewstep.jobs.zoo.student import ConsistencyFunction
     from fewstep.zoo.unet import lcm_scheduler
 
     scheduler = lcm_scheduler("v_prediction")
-    law = Consistency(scheduler, torch.device("cpu"))
+    law = ConsistencyFunction(scheduler, torch.device("cpu"))
     process = VPDiscrete.from_scheduler(scheduler)
     networks = [_Conditional(seed) for seed in range(3)]
     student, teacher, target = (Denoiser(n, process, Prediction("v_prediction")) for n in networks)
@@ -241,7 +241,7 @@ def test_the_term_reproduces_latent_consistency_distillation():
     scale, batch = 1.5, _conditional_batch()
     cast = Networks(student, teacher, target=target)
     times = fixed(*(v.double() / 999 for v in (time, 0 * time, earlier)))
-    jump = jump_of(cast, times, batch, boundary=Boundary(), guidance=Guidance(scale))
+    jump = jump_of(cast, times, batch, boundary=BoundaryScaling(), guidance=TeacherGuidance(scale))
 
     x = jump.x[:, :, None, None]
     given = batch.condition["cond"]
@@ -252,7 +252,7 @@ def test_the_term_reproduces_latent_consistency_distillation():
     got = law(networks[0](jump.x, time.double(), cond=given)[:, :, None, None], x, time)[:, :, 0, 0]
     with torch.no_grad():
         live = jump.ask(student, jump.x, jump.t, jump.s)
-        aim = TwoLeg(Solver(), Student())(cast, jump, live)
+        aim = TwoLeg(OdeSteps(), StudentJump())(cast, jump, live)
     moving = earlier > 0  # where the middle is the data itself the target is the solved state, f(z, 0) = z
     assert torch.allclose(jump.frame.express(live, jump.x, "state"), got, atol=1e-5)
     assert torch.allclose(aim.value[moving], wanted[moving], atol=1e-5)
@@ -279,7 +279,7 @@ def _conditional_cast():
 
 def test_guidance_mixes_the_two_predictions_of_the_teacher_inside_its_interval():
     cast, batch = _conditional_cast(), _conditional_batch()
-    jump = jump_of(cast, fixed(T, 0.0), batch, guidance=Guidance(3.0, interval=(0.5, 0.8)))
+    jump = jump_of(cast, fixed(T, 0.0), batch, guidance=TeacherGuidance(3.0, interval=(0.5, 0.8)))
     (clean, passes), network = jump.teach(cast.teacher, jump.x, jump.t), cast.teacher.network
     within, without = (network(jump.x, 1000 * jump.t, c["cond"]) for c in (batch.condition, batch.negative))
     scale = torch.tensor([1.0, 3.0, 1.0, 3.0], dtype=torch.float64)[:, None]
@@ -290,7 +290,9 @@ def test_guidance_mixes_the_two_predictions_of_the_teacher_inside_its_interval()
 
 def test_a_sampled_scale_reaches_teacher_and_student_alike():
     cast, batch = _conditional_cast(), _conditional_batch()
-    jump = jump_of(cast, fixed(T, 0.0), batch, guidance=Guidance(2.0, 8.0, key="w", embed=lambda w: w[:, None] * 2))
+    jump = jump_of(
+        cast, fixed(T, 0.0), batch, guidance=TeacherGuidance(2.0, 8.0, key="w", embed=lambda w: w[:, None] * 2)
+    )
     assert bool(((jump.scale >= 2) & (jump.scale <= 8)).all())
     assert len(jump.scale.unique()) == 4
     assert torch.allclose(jump.condition["w"][:, 0], 2 * jump.scale.float())
@@ -300,14 +302,14 @@ def test_a_sampled_scale_reaches_teacher_and_student_alike():
 def test_guidance_without_a_negative_condition_is_refused():
     batch = dataclasses.replace(_conditional_batch(), negative=None)
     with pytest.raises(FewstepError, match="negative"):
-        jump_of(_conditional_cast(), fixed(T, 0.0), batch, guidance=Guidance(2.0))
+        jump_of(_conditional_cast(), fixed(T, 0.0), batch, guidance=TeacherGuidance(2.0))
 
 
 def test_mean_flow_guides_itself():
     """w = omega v + (1 - omega - kappa) u(nothing) + kappa u(c) as velocities; their weights sum to one."""
     cast, batch = _conditional_cast(), _conditional_batch()
     jump = jump_of(cast, fixed(T, 0.0), batch)
-    direction, passes = SelfGuided(0.2, 0.7, (0.5, 1.0))(cast, jump, jump.x, jump.t)
+    direction, passes = SelfGuidedVelocity(0.2, 0.7, (0.5, 1.0))(cast, jump, jump.x, jump.t)
 
     def velocity(clean):
         return (jump.x - clean) / jump.t[:, None]
@@ -335,7 +337,7 @@ def test_carried_targets_are_compared_at_the_data():
     """CTM: both ends through the slow student; its weights get no gradient, the student's do."""
     cast = Networks(*(rough(STRAIGHT, seed) for seed in (0, 1)), target=rough(STRAIGHT, 2))
     cast.target.network.requires_grad_(False)
-    s, target = (0.2, 0.5, 0.05, 0.1), TwoLeg(Solver(), Student())
+    s, target = (0.2, 0.5, 0.05, 0.1), TwoLeg(OdeSteps(), StudentJump())
     term = FlowMapTerm(fixed(T, s, M), target, carried=True)
     loss, _ = term(cast, batch_of(), None, generator())
     jump = jump_of(cast, fixed(T, s, M))
@@ -368,7 +370,7 @@ def test_parts_of_a_batch_are_seen_by_their_terms_only():
 
     def spy(cast, jump, live):
         seen.append(len(live))
-        return Instant()(cast, jump, live)
+        return InstantaneousVelocity()(cast, jump, live)
 
     for share in ((0.0, 0.75), (0.75, 1.0)):
         FlowMapTerm(law, spy, share=share)(cast, batch_of(16), None, generator())
@@ -384,17 +386,19 @@ def test_mistakes_are_named():
     with pytest.raises(FewstepError, match="towards the data"):
         FlowMapTerm(fixed(T, S, 0.95), semigroup())(cast, batch_of(), None, generator())
     with pytest.raises(FewstepError, match="boundary"):
-        FlowMapTerm(fixed(T, S), Instant(), boundary=Boundary())(cast, batch_of(), None, generator())
+        FlowMapTerm(fixed(T, S), InstantaneousVelocity(), boundary=BoundaryScaling())(
+            cast, batch_of(), None, generator()
+        )
     empty = dataclasses.replace(batch_of(), clean=None)
     with pytest.raises(FewstepError, match="needs data"):
-        FlowMapTerm(fixed(T, S), Instant())(cast, empty, None, generator())
+        FlowMapTerm(fixed(T, S), InstantaneousVelocity())(cast, empty, None, generator())
     with pytest.raises(FewstepError, match="noisy time"):
-        FlowMapTerm(fixed(0.0, 0.0), Instant())(cast, batch_of(), None, generator())
+        FlowMapTerm(fixed(0.0, 0.0), InstantaneousVelocity())(cast, batch_of(), None, generator())
     edm = Networks(exact_cast(VE(20.0)).student, exact_teacher(VE(20.0)))
     with pytest.raises(FewstepError, match="no network time for the data"):
         FlowMapTerm(fixed(T, 0.0), Eulerian())(edm, batch_of(), None, generator())
     with pytest.raises(FewstepError, match="arrival"):
-        FlowMapTerm(fixed(T, S), TwoLeg(Stored()))(cast, batch_of(), None, generator())
+        FlowMapTerm(fixed(T, S), TwoLeg(StoredState()))(cast, batch_of(), None, generator())
 
 
 def test_losses_are_finite_in_float32_at_both_ends():
@@ -406,7 +410,7 @@ def test_losses_are_finite_in_float32_at_both_ends():
     t, m, s = (1.0, 1e-3, 1.0, 0.5), (0.5, 5e-4, 0.999, 0.5), (0.0, 0.0, 0.998, 0.5)
     for name, (target, *_) in TARGETS.items():
         end = [max(v, 1e-4) for v in s] if name == "lagrangian" else s
-        term = FlowMapTerm(fixed(t, end, m), target, weights=(Adaptive(),))
+        term = FlowMapTerm(fixed(t, end, m), target, weights=(AdaptiveWeight(),))
         loss, _ = term(Networks(student, teacher), batch, None, generator())
         loss.backward()
         assert bool(loss.isfinite()), name

@@ -8,7 +8,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain, evenly, one_step_time
 from fewstep.distillation.core import Batch
 from fewstep.distillation.rollout import BackwardSimulation, NoisedData, RandomSchedule, between, one_step
-from fewstep.distillation.score.relay import Relay
+from fewstep.distillation.score.relay import LaterCall
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, VPDiscrete
@@ -234,15 +234,15 @@ def test_relay_has_its_gradient_in_the_later_call_alone():
         seen.append(made)
         return made.clean.sum(), {}
 
-    loss, _ = Relay(steps, (0.5, 0.25), term)(cast_of(student), batch_of(8), early, generator())
+    loss, _ = LaterCall(steps, (0.5, 0.25), term)(cast_of(student), batch_of(8), early, generator())
     (gradient,) = torch.autograd.grad(loss, weight)
     call = int(seen[0].index[0])
     assert (gradient != 0).nonzero().flatten().tolist() == [call]
     assert call in (2, 3)
-    loss, _ = Relay(steps, (0.5,), term, learn=False)(cast_of(student), batch_of(8), early, generator())
+    loss, _ = LaterCall(steps, (0.5,), term, learn=False)(cast_of(student), batch_of(8), early, generator())
     assert not loss.requires_grad
     with pytest.raises(FewstepError, match="never called"):
-        Relay(steps, (0.6,), term)(cast_of(student), batch_of(8), early, generator())
+        LaterCall(steps, (0.6,), term)(cast_of(student), batch_of(8), early, generator())
 
 
 def test_between_selects_by_the_time_of_the_call():

@@ -9,26 +9,26 @@ from torch import nn
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch
-from fewstep.distillation.discriminator import Discriminator, MeanHead, Taps
+from fewstep.distillation.discriminator import Discriminator, MeanHead, NetworkFeatures
 from fewstep.distillation.rollout import BackwardSimulation, between
 from fewstep.distillation.score import (
-    Branch,
-    ElementHuber,
-    Guidance,
-    Huber,
-    Identity,
-    Match,
-    PerError,
-    Power,
-    Ratio,
-    Scales,
-    Scheduled,
-    Sum,
-    Tilt,
+    DensityRatioWeight,
+    DistributionMatching,
+    ElementwiseHuberGradient,
+    ErrorNormalizer,
+    GuidanceDifference,
+    HuberGradient,
+    PowerGradient,
+    RewardWeight,
+    ScaleWeight,
+    ScheduledTerm,
+    ScoreDistillation,
+    ScoreIdentity,
+    WeightedSum,
     squared,
 )
 from fewstep.distillation.score.weights import RATIOS
-from fewstep.distillation.times import Points, Uniform
+from fewstep.distillation.times import FixedTimes, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from tests.distill.gaussians import (
@@ -72,30 +72,36 @@ def predictions(x, seed=1, t=0.4):
 
 
 DELTAS = {
-    Match(): lambda Fc, Fu, Gc, Gu: Gc - Fc,
-    Match(3.0): lambda Fc, Fu, Gc, Gu: Gc - (Fu + 3 * (Fc - Fu)),
-    Match(1.5, 1.5): lambda Fc, Fu, Gc, Gu: (Gu + 1.5 * (Gc - Gu)) - (Fu + 1.5 * (Fc - Fu)),
-    Match(1.0, 0.0): lambda Fc, Fu, Gc, Gu: Gu - Fc,
-    Match(1.0, -1.0): lambda Fc, Fu, Gc, Gu: (2 * Gu - Gc) - Fc,
-    Guidance(): lambda Fc, Fu, Gc, Gu: Fu - Fc,
-    Guidance("critic"): lambda Fc, Fu, Gc, Gu: Gu - Gc,
-    Sum(((2.0, Match()), (0.5, Guidance()))): lambda Fc, Fu, Gc, Gu: 2 * (Gc - Fc) + 0.5 * (Fu - Fc),
+    DistributionMatching(): lambda Fc, Fu, Gc, Gu: Gc - Fc,
+    DistributionMatching(3.0): lambda Fc, Fu, Gc, Gu: Gc - (Fu + 3 * (Fc - Fu)),
+    DistributionMatching(1.5, 1.5): lambda Fc, Fu, Gc, Gu: (Gu + 1.5 * (Gc - Gu)) - (Fu + 1.5 * (Fc - Fu)),
+    DistributionMatching(1.0, 0.0): lambda Fc, Fu, Gc, Gu: Gu - Fc,
+    DistributionMatching(1.0, -1.0): lambda Fc, Fu, Gc, Gu: (2 * Gu - Gc) - Fc,
+    GuidanceDifference(): lambda Fc, Fu, Gc, Gu: Fu - Fc,
+    GuidanceDifference("critic"): lambda Fc, Fu, Gc, Gu: Gu - Gc,
+    WeightedSum(((2.0, DistributionMatching()), (0.5, GuidanceDifference()))): lambda Fc, Fu, Gc, Gu: (
+        2 * (Gc - Fc) + 0.5 * (Fu - Fc)
+    ),
 }
 
 
 @pytest.mark.parametrize("direction", list(DELTAS), ids=str)
-@pytest.mark.parametrize("weight", [None, PerError(3.0), Scales(2, -2)], ids=str)
+@pytest.mark.parametrize("weight", [None, ErrorNormalizer(3.0), ScaleWeight(2, -2)], ids=str)
 def test_the_gradient_is_weight_times_delta(direction, weight):
     x = leaf()
-    found, _, _ = gradient_of(Branch(direction, Points((0.4,)), (weight,) if weight else (), scale=0.7), x)
+    found, _, _ = gradient_of(
+        ScoreDistillation(direction, FixedTimes((0.4,)), (weight,) if weight else (), scale=0.7), x
+    )
     Fc, Fu, Gc, Gu = predictions(x)
-    w = {None: 1.0, PerError(3.0): 1 / (x - Fu - 3 * (Fc - Fu)).abs(), Scales(2, -2): (0.6 / 0.4) ** 2}[weight]
+    w = {None: 1.0, ErrorNormalizer(3.0): 1 / (x - Fu - 3 * (Fc - Fu)).abs(), ScaleWeight(2, -2): (0.6 / 0.4) ** 2}[
+        weight
+    ]
     assert torch.allclose(found, 0.7 * w * DELTAS[direction](Fc, Fu, Gc, Gu) / SIZE, rtol=1e-6)
 
 
 def test_the_published_stop_gradient_loss_has_the_same_gradient_and_value():
     x = leaf()
-    found, value, numbers = gradient_of(Branch(Match(), Points((0.4,))), x)
+    found, value, numbers = gradient_of(ScoreDistillation(DistributionMatching(), FixedTimes((0.4,))), x)
     Fc, _, Gc, _ = predictions(x)
     loss = 0.5 * (x - (x - (Gc - Fc)).detach()).square().mean()
     assert torch.allclose(found, torch.autograd.grad(loss, x)[0])
@@ -105,7 +111,9 @@ def test_the_published_stop_gradient_loss_has_the_same_gradient_and_value():
 
 def test_element_huber_is_the_published_loss_of_tdm():
     x = leaf()
-    found, _, _ = gradient_of(Branch(Match(), Points((0.4,)), slope=ElementHuber(0.3)), x)
+    found, _, _ = gradient_of(
+        ScoreDistillation(DistributionMatching(), FixedTimes((0.4,)), slope=ElementwiseHuberGradient(0.3)), x
+    )
     Fc, _, Gc, _ = predictions(x)
     target = (x - (Gc - Fc)).detach()
     loss = (((x - target).square() + 0.09).sqrt() - 0.3).mean()
@@ -116,10 +124,10 @@ def test_element_huber_is_the_published_loss_of_tdm():
     ("slope", "distance"),
     [
         (squared, lambda y: 0.5 * y.square().sum()),
-        (Huber(0.7), lambda y: (y.square().sum() + 0.49 * 5).sqrt()),
-        (ElementHuber(0.2), lambda y: (y.square() + 0.04).sqrt().sum()),
-        (Power(2.0), lambda y: y.square().sum() ** 2 / 4),
-        (Power(1.0), lambda y: y.square().sum() / 2),
+        (HuberGradient(0.7), lambda y: (y.square().sum() + 0.49 * 5).sqrt()),
+        (ElementwiseHuberGradient(0.2), lambda y: (y.square() + 0.04).sqrt().sum()),
+        (PowerGradient(2.0), lambda y: y.square().sum() ** 2 / 4),
+        (PowerGradient(1.0), lambda y: y.square().sum() / 2),
     ],
 )
 def test_slopes_are_gradients_of_their_distances(slope, distance):
@@ -134,19 +142,19 @@ def test_slopes_are_gradients_of_their_distances(slope, distance):
 @pytest.mark.parametrize(
     ("direction", "teacher", "critic"),
     [
-        (Match(), 1, 1),
-        (Match(7.5), 2, 1),
-        (Match(4.5, 4.5), 2, 2),
-        (Match(1.0, 0.0), 1, 1),
-        (Guidance(), 2, 0),
-        (Sum(((1.0, Match()), (6.5, Guidance()))), 2, 1),
-        (Identity(1.0), 1, 1),
+        (DistributionMatching(), 1, 1),
+        (DistributionMatching(7.5), 2, 1),
+        (DistributionMatching(4.5, 4.5), 2, 2),
+        (DistributionMatching(1.0, 0.0), 1, 1),
+        (GuidanceDifference(), 2, 0),
+        (WeightedSum(((1.0, DistributionMatching()), (6.5, GuidanceDifference()))), 2, 1),
+        (ScoreIdentity(1.0), 1, 1),
     ],
 )
 def test_forwards_are_counted(direction, teacher, critic):
     (t, seen_t), (c, seen_c) = counted(TEACHER), counted(CRITIC)
-    weights = (PerError(direction.guidance),) if isinstance(direction, Match) else ()
-    gradient_of(Branch(direction, Uniform(), weights), leaf(), cast_of(t, c))
+    weights = (ErrorNormalizer(direction.guidance),) if isinstance(direction, DistributionMatching) else ()
+    gradient_of(ScoreDistillation(direction, Uniform(), weights), leaf(), cast_of(t, c))
     assert (sum(seen_t), sum(seen_c)) == (teacher * SIZE, critic * SIZE)
     assert len(seen_t) <= 1
     assert len(seen_c) <= 1
@@ -155,8 +163,8 @@ def test_forwards_are_counted(direction, teacher, critic):
 def test_separate_branches_cost_four_forwards():
     (t, seen_t), (c, seen_c) = counted(TEACHER), counted(CRITIC)
     x = leaf()
-    for direction in (Match(), Guidance()):
-        gradient_of(Branch(direction, Uniform(), (PerError(),)), x, cast_of(t, c))
+    for direction in (DistributionMatching(), GuidanceDifference()):
+        gradient_of(ScoreDistillation(direction, Uniform(), (ErrorNormalizer(),)), x, cast_of(t, c))
     assert (sum(seen_t), sum(seen_c)) == (3 * SIZE, SIZE)
 
 
@@ -164,7 +172,7 @@ def test_inactive_samples_cost_nothing_and_get_nothing():
     (t, seen_t), (c, seen_c) = counted(TEACHER), counted(CRITIC)
     x = leaf()
     time = torch.tensor([1.0, 0.75, 0.5, 0.25, 1.0, 0.25], dtype=torch.float64)
-    whole = Branch(Match(2.0), Uniform(), (PerError(2.0),))
+    whole = ScoreDistillation(DistributionMatching(2.0), Uniform(), (ErrorNormalizer(2.0),))
     part = replace(whole, active=between(0.6, 1.0))
     made = replace(made_of(x), time=time)
     batch = batch_of(SIZE, **labels(SIZE))
@@ -196,7 +204,7 @@ class Small(nn.Module):
         return self.outer(torch.tanh(self.inner(torch.cat([x, time[:, None] / 1000], 1))))
 
 
-@pytest.mark.parametrize("direction", [Match(), Identity(1.2)])
+@pytest.mark.parametrize("direction", [DistributionMatching(), ScoreIdentity(1.2)])
 def test_no_gradient_reaches_teacher_critic_or_the_calls_before(direction):
     networks = [Small(seed) for seed in range(3)]
     student, teacher, critic = (Denoiser(n, FLOW, Prediction("velocity")) for n in networks)
@@ -211,7 +219,7 @@ def test_no_gradient_reaches_teacher_critic_or_the_calls_before(direction):
 
     cast = replace(cast, student=Denoiser(watched, FLOW, Prediction("velocity")))
     made = BackwardSimulation(Chain((1.0, 0.75, 0.5, 0.25)), last=True)(cast, batch, generator())
-    loss, _ = Branch(direction, Uniform(), (PerError(),))(cast, batch, made, generator())
+    loss, _ = ScoreDistillation(direction, Uniform(), (ErrorNormalizer(),))(cast, batch, made, generator())
     loss.backward()
     assert all(p.grad is not None for p in networks[0].parameters())
     assert all(p.grad is None for n in networks[1:] for p in n.parameters())
@@ -223,7 +231,9 @@ def test_identity_is_the_same_as_back_propagating_it_plainly():
     teacher, critic = (Denoiser(n, FLOW, Prediction("velocity")) for n in networks)
     x = torch.randn(SIZE, 1, generator=generator()).requires_grad_(True)
     cast = cast_of(teacher, critic)
-    loss, _ = Branch(Identity(1.2), Points((0.4,)), (Scales(1, 0),))(cast, batch_of(SIZE), made_of(x), generator(1))
+    loss, _ = ScoreDistillation(ScoreIdentity(1.2), FixedTimes((0.4,)), (ScaleWeight(1, 0),))(
+        cast, batch_of(SIZE), made_of(x), generator(1)
+    )
     (found,) = torch.autograd.grad(loss, x)
     g = generator(1)
     torch.randint(1, (SIZE,), generator=g)
@@ -235,7 +245,7 @@ def test_identity_is_the_same_as_back_propagating_it_plainly():
     assert torch.allclose(found, torch.autograd.grad(plain, x)[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("direction", [Match(), Identity(1.0), Identity(1.2)])
+@pytest.mark.parametrize("direction", [DistributionMatching(), ScoreIdentity(1.0), ScoreIdentity(1.2)])
 @pytest.mark.parametrize("fresh", [True, False])
 def test_an_exact_critic_leaves_a_perfect_student_alone(direction, fresh):
     # every call of this student makes the data law, so the critic of their mixture is the teacher
@@ -244,7 +254,10 @@ def test_an_exact_critic_leaves_a_perfect_student_alone(direction, fresh):
     made = rollout(cast_of(perfect(1.5, 0.25)), batch_of(500), generator())
     x = made.clean.clone().requires_grad_(True)
     gradient, value, _ = gradient_of(
-        Branch(direction, Uniform(), (PerError(),)), x, cast_of(teacher, normal(1.5, 0.25)), batch_of(500)
+        ScoreDistillation(direction, Uniform(), (ErrorNormalizer(),)),
+        x,
+        cast_of(teacher, normal(1.5, 0.25)),
+        batch_of(500),
     )
     assert float(gradient.abs().max()) < 1e-9
     assert abs(value) < 1e-9
@@ -255,18 +268,24 @@ def test_an_exact_critic_leaves_a_perfect_student_alone(direction, fresh):
 
 def test_weights_multiply():
     x = leaf()
-    both, _, _ = gradient_of(Branch(Match(), Points((0.4,)), (Scales(1, 0), Scales(0, -1))), x)
-    plain, _, _ = gradient_of(Branch(Match(), Points((0.4,))), x)
+    both, _, _ = gradient_of(
+        ScoreDistillation(DistributionMatching(), FixedTimes((0.4,)), (ScaleWeight(1, 0), ScaleWeight(0, -1))), x
+    )
+    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), FixedTimes((0.4,))), x)
     assert torch.allclose(both, plain * 0.6 / 0.4)
 
 
 def test_weights_are_capped_and_errors_floored():
     x = leaf()
-    plain, _, _ = gradient_of(Branch(Match(), Points((0.1,))), x)
-    capped, _, _ = gradient_of(Branch(Match(), Points((0.1,)), (Scales(2, -2, most=5.0),)), x)
+    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), FixedTimes((0.1,))), x)
+    capped, _, _ = gradient_of(
+        ScoreDistillation(DistributionMatching(), FixedTimes((0.1,)), (ScaleWeight(2, -2, most=5.0),)), x
+    )
     assert torch.allclose(capped, 5 * plain)
-    plain, _, _ = gradient_of(Branch(Match(), Points((0.4,))), x)
-    floored, _, _ = gradient_of(Branch(Match(), Points((0.4,)), (PerError(floor=100.0),)), x)
+    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), FixedTimes((0.4,))), x)
+    floored, _, _ = gradient_of(
+        ScoreDistillation(DistributionMatching(), FixedTimes((0.4,)), (ErrorNormalizer(floor=100.0),)), x
+    )
     assert torch.allclose(floored, plain / 100)
 
 
@@ -277,16 +296,20 @@ def test_rewards_tilt_the_gradient_and_beta_zero_does_nothing():
         assert not samples.requires_grad
         return samples.flatten()
 
-    plain, _, _ = gradient_of(Branch(Match(), Points((0.4,))), x)
-    none, _, _ = gradient_of(Branch(Match(), Points((0.4,)), (Tilt(reward, 0.0),)), x)
-    two, _, _ = gradient_of(Branch(Match(), Points((0.4,)), (Tilt(reward, 2.0),)), x)
+    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), FixedTimes((0.4,))), x)
+    none, _, _ = gradient_of(
+        ScoreDistillation(DistributionMatching(), FixedTimes((0.4,)), (RewardWeight(reward, 0.0),)), x
+    )
+    two, _, _ = gradient_of(
+        ScoreDistillation(DistributionMatching(), FixedTimes((0.4,)), (RewardWeight(reward, 2.0),)), x
+    )
     assert torch.equal(plain, none)
     assert torch.allclose(two, plain * (2 * x).exp())
 
 
 def test_the_scale_may_follow_the_training():
     x = leaf()
-    branch = Branch(Match(), Points((0.4,)), scale=lambda done: 4 * done)
+    branch = ScoreDistillation(DistributionMatching(), FixedTimes((0.4,)), scale=lambda done: 4 * done)
     plain, _, _ = gradient_of(replace(branch, scale=1.0), x)
     for step, factor in ((0, 0.0), (5, 2.0)):
         batch = replace(batch_of(SIZE, **labels(SIZE)), step=step, steps=10)
@@ -325,12 +348,14 @@ def test_ratios_are_levelled_per_tenth_of_the_range():
 
     x = leaf(4)
     cast = cast_of(TEACHER, CRITIC, adversary=adversary)
-    branch = Branch(Match(), law, (Ratio("forward_kl", odds, momentum=1.0),))
+    branch = ScoreDistillation(DistributionMatching(), law, (DensityRatioWeight("forward_kl", odds, momentum=1.0),))
     found, _, _ = gradient_of(branch, x, cast)
-    plain, _, _ = gradient_of(Branch(Match(), law), x, cast)
+    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), law), x, cast)
     assert (found / plain).flatten().tolist() == pytest.approx([0.5, 1.5, 2 / 3, 4 / 3])
     assert adversary.level.tolist() == pytest.approx([2.0] + [1.0] * 8 + [6.0])
-    clipped = Branch(Match(), law, (Ratio("forward_kl", odds, clip=(2.0, 4.0), level=False),))
+    clipped = ScoreDistillation(
+        DistributionMatching(), law, (DensityRatioWeight("forward_kl", odds, clip=(2.0, 4.0), level=False),)
+    )
     assert (gradient_of(clipped, x, cast)[0] / plain).flatten().tolist() == pytest.approx([2, 3, 4, 4])
 
 
@@ -344,14 +369,19 @@ def test_ratios_read_features_of_the_call_that_is_made_anyway(who):
     for each in (network, other):
         each.register_forward_hook(lambda *_: calls.append(1))
     x = torch.randn(SIZE, 1, generator=generator()).requires_grad_(True)
-    branch = Branch(Match(), Points((0.4,)), (Ratio("forward_kl", level=False),), taps=Taps(who, ("inner",)))
+    branch = ScoreDistillation(
+        DistributionMatching(),
+        FixedTimes((0.4,)),
+        (DensityRatioWeight("forward_kl", level=False),),
+        taps=NetworkFeatures(who, ("inner",)),
+    )
     found, _, _ = gradient_of(branch, x, cast, batch_of(SIZE))
     assert len(calls) == 2
     g = generator(1)
     torch.randint(1, (SIZE,), generator=g)
     noisy = torch.cat([0.6 * x.detach() + 0.4 * torch.randn(SIZE, 1, generator=g), torch.full((SIZE, 1), 0.4)], 1)
     r = {"teacher": network, "critic": other}[who].inner(noisy).mean(1).exp()
-    plain, _, _ = gradient_of(Branch(Match(), Points((0.4,))), x, cast, batch_of(SIZE))
+    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), FixedTimes((0.4,))), x, cast, batch_of(SIZE))
     assert torch.allclose(found, plain * r[:, None].detach(), rtol=1e-4)
     with pytest.raises(FewstepError, match="read from features"):
         gradient_of(replace(branch, taps=None), x, cast, batch_of(SIZE))
@@ -359,14 +389,16 @@ def test_ratios_read_features_of_the_call_that_is_made_anyway(who):
 
 def test_terms_may_change_as_the_training_goes_on():
     x = leaf()
-    term = Scheduled(lambda batch: Branch(Match(), Points((0.2 + batch.progress,))))
+    term = ScheduledTerm(lambda batch: ScoreDistillation(DistributionMatching(), FixedTimes((0.2 + batch.progress,))))
     for step in (0, 5):
         batch = replace(batch_of(SIZE, **labels(SIZE)), step=step, steps=10)
-        wanted, _, _ = gradient_of(Branch(Match(), Points((0.2 + step / 10,))), x, batch=batch)
+        wanted, _, _ = gradient_of(
+            ScoreDistillation(DistributionMatching(), FixedTimes((0.2 + step / 10,))), x, batch=batch
+        )
         assert torch.equal(gradient_of(term, x, batch=batch)[0], wanted)
 
 
-@pytest.mark.parametrize("direction", [Match(), Identity(1.0)])
+@pytest.mark.parametrize("direction", [DistributionMatching(), ScoreIdentity(1.0)])
 def test_half_precision_is_widened_before_networks_are_compared(direction):
     seen = []
 
@@ -376,8 +408,10 @@ def test_half_precision_is_widened_before_networks_are_compared(direction):
 
     cast = cast_of(Denoiser(network, FLOW, Prediction("velocity")), CRITIC)
     x = leaf().detach().bfloat16().requires_grad_(True)
-    found, _, _ = gradient_of(Branch(direction, Points((0.4,))), x, cast)
-    wanted, _, _ = gradient_of(Branch(direction, Points((0.4,))), x.detach().float().requires_grad_(True), cast)
+    found, _, _ = gradient_of(ScoreDistillation(direction, FixedTimes((0.4,))), x, cast)
+    wanted, _, _ = gradient_of(
+        ScoreDistillation(direction, FixedTimes((0.4,))), x.detach().float().requires_grad_(True), cast
+    )
     assert seen == [torch.float32] * 2
     assert found.dtype == torch.bfloat16
     assert torch.allclose(found.float(), wanted, rtol=0.01)
@@ -388,14 +422,14 @@ def test_half_precision_is_widened_before_networks_are_compared(direction):
 
 def test_signals_of_health():
     line = Line(1.0, 0.5, 1000)
-    _, numbers = Branch(Match(), Uniform())(
+    _, numbers = ScoreDistillation(DistributionMatching(), Uniform())(
         cast_of(normal(1.0, 0.25), line.critic), batch_of(1000), line.made(), generator()
     )
     assert float(numbers["gap"]) == pytest.approx(0, abs=1e-6)
     assert float(numbers["cosine"]) == pytest.approx(1)
     assert float(numbers["spread"]) == pytest.approx(0.5, rel=0.05)
     lagging = cast_of(normal(1.0, 0.25), normal(-1.0, 0.25))
-    _, worse = Branch(Match(), Uniform())(lagging, batch_of(1000), line.made(), generator())
+    _, worse = ScoreDistillation(DistributionMatching(), Uniform())(lagging, batch_of(1000), line.made(), generator())
     assert float(worse["gap"]) > 0.5
     assert float(worse["cosine"]) < 0.9
     assert not any(value.requires_grad for value in worse.values())
@@ -404,10 +438,17 @@ def test_signals_of_health():
 def test_mistakes_are_named():
     x = leaf()
     with pytest.raises(FewstepError, match="needs a critic"):
-        gradient_of(Branch(Match(), Uniform()), x, cast_of(TEACHER))
+        gradient_of(ScoreDistillation(DistributionMatching(), Uniform()), x, cast_of(TEACHER))
     with pytest.raises(FewstepError, match="negative condition"):
-        gradient_of(Branch(Match(2.0), Uniform()), x, cast_of(normal(0, 1), normal(0, 1)), batch_of(SIZE))
+        gradient_of(
+            ScoreDistillation(DistributionMatching(2.0), Uniform()),
+            x,
+            cast_of(normal(0, 1), normal(0, 1)),
+            batch_of(SIZE),
+        )
     with pytest.raises(FewstepError, match="roll-out"):
-        Branch(Match(), Uniform())(cast_of(TEACHER, CRITIC), batch_of(SIZE), None, generator())
+        ScoreDistillation(DistributionMatching(), Uniform())(
+            cast_of(TEACHER, CRITIC), batch_of(SIZE), None, generator()
+        )
     with pytest.raises(FewstepError, match="unknown divergence"):
-        Ratio("kl")
+        DensityRatioWeight("kl")

@@ -7,9 +7,16 @@ import torch
 
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Samples
-from fewstep.distillation.score import Denoising, MeanVariance, Pairs, Raise, Scales, onward
+from fewstep.distillation.score import (
+    DenoisingLoss,
+    MeanVariancePenalty,
+    PairedRegression,
+    RewardTerm,
+    ScaleWeight,
+    onward,
+)
 from fewstep.distillation.score.critic import density_ratio, dropped
-from fewstep.distillation.times import Points, Uniform
+from fewstep.distillation.times import FixedTimes, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
@@ -48,7 +55,7 @@ def shifted_model(model, gain, offset):
 def test_the_exact_denoiser_is_the_minimum(process, kind, own):
     exact = normal(1.4, 0.64, process, kind)
     t = 0.3 * process.noisiest if kind != "edm" else 0.7
-    term = Denoising(Points((t,)), own=own)
+    term = DenoisingLoss(FixedTimes((t,)), own=own)
 
     def loss(gain, offset):
         critic = shifted_model(exact, gain, offset)
@@ -63,7 +70,7 @@ def test_the_exact_denoiser_is_the_minimum(process, kind, own):
 def test_the_own_loss_is_that_of_the_networks_target(process, kind):
     critic, x = normal(0.5, 1.0, process, kind), samples(40)
     t = 0.3 * process.noisiest if kind != "edm" else 0.7
-    loss, _ = Denoising(Points((t,)))(cast_of(critic, critic), batch_of(40), made_of(x), generator(1))
+    loss, _ = DenoisingLoss(FixedTimes((t,)))(cast_of(critic, critic), batch_of(40), made_of(x), generator(1))
     g = generator(1)
     torch.randint(1, (40,), generator=g)
     noise = torch.randn(40, 1, generator=g)
@@ -84,9 +91,9 @@ def test_the_own_loss_is_that_of_the_networks_target(process, kind):
 def test_snr_weight_on_clean_predictions_is_the_noise_error():
     process = VPDiscrete.from_betas()
     critic, made = normal(0.5, 1.0, process, "epsilon"), made_of(samples(50))
-    law = Points((300.0, 600.0, 900.0))
-    noise_error, _ = Denoising(law)(cast_of(critic, critic), batch_of(50), made, generator())
-    weighed, _ = Denoising(law, own=False, weights=(Scales(2, -2),))(
+    law = FixedTimes((300.0, 600.0, 900.0))
+    noise_error, _ = DenoisingLoss(law)(cast_of(critic, critic), batch_of(50), made, generator())
+    weighed, _ = DenoisingLoss(law, own=False, weights=(ScaleWeight(2, -2),))(
         cast_of(critic, critic), batch_of(50), made, generator()
     )
     assert float(noise_error) == pytest.approx(float(weighed), rel=1e-6)
@@ -96,7 +103,7 @@ def test_no_gradient_reaches_the_student():
     x = samples(8).requires_grad_(True)
     weight = torch.ones((), requires_grad=True)
     critic = Denoiser(lambda s, time: weight * s, FLOW, Prediction("velocity"))
-    loss, numbers = Denoising(Uniform())(cast_of(normal(0, 1), critic), batch_of(8), made_of(x), generator())
+    loss, numbers = DenoisingLoss(Uniform())(cast_of(normal(0, 1), critic), batch_of(8), made_of(x), generator())
     loss.backward()
     assert x.grad is None
     assert weight.grad is not None
@@ -107,7 +114,7 @@ def test_no_gradient_reaches_the_student():
 def test_the_guided_prediction_is_regressed(guidance, forwards):
     pair = guided_pair((1.0, 0.25), (0.0, 1.25))
     critic, calls = counted(pair)
-    term = Denoising(Points((0.4,)), own=False, guidance=guidance)
+    term = DenoisingLoss(FixedTimes((0.4,)), own=False, guidance=guidance)
     x = samples(30)
     loss, _ = term(cast_of(pair, critic), batch_of(30, **labels(30)), made_of(x), generator(1))
     assert sum(calls) == 30 * forwards
@@ -171,18 +178,18 @@ def test_importance_enters_the_loss():
     critic, made = normal(0, 1), chain(64)
     args = (cast_of(critic, critic), batch_of(64), made)
     losses = [
-        float(Denoising(Points((0.6,)), own=False, noising=onward, importance=kind)(*args, generator())[0])
+        float(DenoisingLoss(FixedTimes((0.6,)), own=False, noising=onward, importance=kind)(*args, generator())[0])
         for kind in ("none", "tempered", "full")
     ]
     assert len(set(losses)) == 3
     with pytest.raises(FewstepError, match="importance"):
-        Denoising(Uniform(), importance="half")
+        DenoisingLoss(Uniform(), importance="half")
 
 
 def test_errors_are_told_for_clean_and_noisy_halves():
     critic = normal(0.5, 1.0)
     args = (cast_of(critic, critic), batch_of(4000), made_of(samples(4000, 0.5, 1.0)), generator())
-    _, numbers = Denoising(Uniform(), own=False)(*args)
+    _, numbers = DenoisingLoss(Uniform(), own=False)(*args)
     assert float(numbers["error_clean"]) < float(numbers["error"]) < float(numbers["error_noisy"])
 
 
@@ -193,15 +200,15 @@ def test_pairs_regress_the_end_of_the_path():
     student = Denoiser(lambda x, time: 2 * x, FLOW, Prediction("sample"))
     path = torch.randn(5, 3, 1, generator=generator())
     batch = batch_of(5, path=path, times=torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))
-    loss, _ = Pairs(0.25)(cast_of(student), batch, None, generator())
+    loss, _ = PairedRegression(0.25)(cast_of(student), batch, None, generator())
     assert float(loss) == pytest.approx(0.25 * float((2 * path[:, 0] - path[:, 2]).square().mean()))
     with pytest.raises(FewstepError, match="paths"):
-        Pairs()(cast_of(student), batch_of(5), None, generator())
+        PairedRegression()(cast_of(student), batch_of(5), None, generator())
 
 
 def test_mean_variance_is_a_divergence_of_gaussians():
     x = 0.5 + 2 * torch.randn(3, 500, generator=generator(), dtype=torch.float64)
-    loss, _ = MeanVariance(0.1, 1.5)(cast_of(normal(0, 1)), batch_of(3), made_of(x), generator())
+    loss, _ = MeanVariancePenalty(0.1, 1.5)(cast_of(normal(0, 1)), batch_of(3), made_of(x), generator())
     wanted = [
         torch.distributions.kl_divergence(
             torch.distributions.Normal(row.mean(), row.std(unbiased=False)),
@@ -214,12 +221,12 @@ def test_mean_variance_is_a_divergence_of_gaussians():
 
 def test_rewards_are_raised():
     x = samples(6).requires_grad_(True)
-    term = Raise(lambda samples, batch: -samples.square().flatten(), scale=0.5)
+    term = RewardTerm(lambda samples, batch: -samples.square().flatten(), scale=0.5)
     loss, numbers = term(cast_of(normal(0, 1)), batch_of(6), made_of(x), generator())
     (gradient,) = torch.autograd.grad(loss, x)
     assert torch.allclose(gradient, 0.5 * 2 * x / 6)
     assert float(numbers["reward"]) == pytest.approx(-float(x.detach().square().mean()))
     with pytest.raises(FewstepError, match="no gradient"):
-        Raise(lambda samples, batch: samples.detach().flatten())(
+        RewardTerm(lambda samples, batch: samples.detach().flatten())(
             cast_of(normal(0, 1)), batch_of(6), made_of(x), generator()
         )

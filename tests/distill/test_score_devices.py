@@ -11,26 +11,26 @@ from fewstep.denoiser import Denoiser
 from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks
-from fewstep.distillation.discriminator import Discriminator, PointHead, Taps
-from fewstep.distillation.moments import Moments, Radial
+from fewstep.distillation.discriminator import Discriminator, NetworkFeatures, PointHead
+from fewstep.distillation.moments import GaussianKernel, MaximumMeanDiscrepancy
 from fewstep.distillation.rollout import BackwardSimulation, NoisedData, RandomSchedule, between
 from fewstep.distillation.score import (
-    Branch,
-    Denoising,
-    Guidance,
-    Huber,
-    Identity,
-    Match,
-    MeanVariance,
-    Pairs,
-    PerError,
-    Ratio,
-    Scales,
-    Tilt,
+    DenoisingLoss,
+    DensityRatioWeight,
+    DistributionMatching,
+    ErrorNormalizer,
+    GuidanceDifference,
+    HuberGradient,
+    MeanVariancePenalty,
+    PairedRegression,
+    RewardWeight,
+    ScaleWeight,
+    ScoreDistillation,
+    ScoreIdentity,
     onward,
 )
-from fewstep.distillation.score.relay import Relay
-from fewstep.distillation.times import Cleaner, Interval, Uniform
+from fewstep.distillation.score.relay import LaterCall
+from fewstep.distillation.times import BelowLastCall, LastInterval, Uniform
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 
@@ -99,23 +99,27 @@ ROLLOUTS = [
 
 @pytest.mark.parametrize("rollout", ROLLOUTS, ids=range(len(ROLLOUTS)))
 def test_rollouts(rollout, cast, batch):
-    runs(Moments(kernel=Radial(), unit=True), cast, batch, rollout)
+    runs(MaximumMeanDiscrepancy(kernel=GaussianKernel(), unit=True), cast, batch, rollout)
     without_data = Batch(SIZE, (3,), condition=batch.condition)
     if not isinstance(rollout, NoisedData):
         assert rollout(cast, without_data, generator()).clean.device.type == "meta"
 
 
-TAPS = Taps("critic", ("inner",))
+TAPS = NetworkFeatures("critic", ("inner",))
 TERMS = [
-    Branch(Match(3.0), Uniform(), (PerError(3.0), Scales(2, -2), Tilt(lambda x, batch: x.sum(1)))),
-    Branch(Match(3.0), Interval(), noising=onward),
-    Branch(Guidance(), Cleaner(), (PerError(),), active=between(0.4, 0.8)),
-    Branch(Identity(1.2, 2.0, -1.0), Uniform(), (PerError(),), slope=Huber()),
-    Branch(Match(2.0), Uniform(), (Ratio("forward_kl"),), taps=TAPS),
+    ScoreDistillation(
+        DistributionMatching(3.0),
+        Uniform(),
+        (ErrorNormalizer(3.0), ScaleWeight(2, -2), RewardWeight(lambda x, batch: x.sum(1))),
+    ),
+    ScoreDistillation(DistributionMatching(3.0), LastInterval(), noising=onward),
+    ScoreDistillation(GuidanceDifference(), BelowLastCall(), (ErrorNormalizer(),), active=between(0.4, 0.8)),
+    ScoreDistillation(ScoreIdentity(1.2, 2.0, -1.0), Uniform(), (ErrorNormalizer(),), slope=HuberGradient()),
+    ScoreDistillation(DistributionMatching(2.0), Uniform(), (DensityRatioWeight("forward_kl"),), taps=TAPS),
     GeneratorLoss(TAPS, Uniform(), active=between(0.4, 0.8)),
-    Pairs(),
-    MeanVariance(),
-    Relay(FRESH, (0.5, 0.25), GeneratorLoss(TAPS, Uniform())),
+    PairedRegression(),
+    MeanVariancePenalty(),
+    LaterCall(FRESH, (0.5, 0.25), GeneratorLoss(TAPS, Uniform())),
 ]
 
 
@@ -125,12 +129,14 @@ def test_terms_of_the_student(term, cast, batch):
 
 
 OTHERS = [
-    Denoising(Uniform()),
-    Denoising(Interval(), own=False, weights=(Scales(2, -2, 5.0),), noising=onward, importance="full", drop=0.5),
-    Denoising(Uniform(), guidance=-1.0),
+    DenoisingLoss(Uniform()),
+    DenoisingLoss(
+        LastInterval(), own=False, weights=(ScaleWeight(2, -2, 5.0),), noising=onward, importance="full", drop=0.5
+    ),
+    DenoisingLoss(Uniform(), guidance=-1.0),
     DiscriminatorLoss(TAPS, Uniform(), penalty=1.0),
     DiscriminatorLoss(TAPS, Uniform(), train_source=True, active=between(0.4, 0.8)),
-    Relay(FRESH, (0.25,), DiscriminatorLoss(TAPS, Uniform()), learn=False),
+    LaterCall(FRESH, (0.25,), DiscriminatorLoss(TAPS, Uniform()), learn=False),
 ]
 
 

@@ -8,19 +8,19 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 
 from fewstep.distillation.score import (
-    Branch,
-    Guidance,
-    Huber,
-    Identity,
-    Match,
-    Power,
-    Ratio,
-    Scales,
-    Sum,
+    DensityRatioWeight,
+    DistributionMatching,
+    GuidanceDifference,
+    HuberGradient,
+    PowerGradient,
+    ScaleWeight,
+    ScoreDistillation,
+    ScoreIdentity,
+    WeightedSum,
     onward,
     squared,
 )
-from fewstep.distillation.times import Points, Uniform
+from fewstep.distillation.times import FixedTimes, Uniform
 from fewstep.process import RectifiedFlow, VPContinuous, VPDiscrete
 from fewstep.transition import forward_step
 from tests.distill.gaussians import FLOW, Line, batch_of, cast_of, generator, guided_pair, labels, made_of, normal
@@ -42,14 +42,14 @@ def gradients(branch, mean=M, std=STD, size=SIZE, seed=0, teacher=None, **more):
 
 
 def test_matching_with_the_weight_of_kl_is_the_gradient_of_kl():
-    found, _, _ = gradients(Branch(Match(), Points((T,)), (Scales(2, -2),)))
+    found, _, _ = gradients(ScoreDistillation(DistributionMatching(), FixedTimes((T,)), (ScaleWeight(2, -2),)))
     wanted = [A**2 * (M - MU) / VD, A**2 * STD * (1 / VD - 1 / VG)]
     assert found == pytest.approx(wanted, **EXACT)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
 def test_identity_is_the_gradient_of_sid(alpha):
-    found, _, _ = gradients(Branch(Identity(alpha), Points((T,)), (Scales(2, -4),)))
+    found, _, _ = gradients(ScoreDistillation(ScoreIdentity(alpha), FixedTimes((T,)), (ScaleWeight(2, -4),)))
     dm = A**2 * (M - MU) / VD * ((2 - 2 * alpha) / VD + (2 * alpha - 1) / VG)
     ds = -2 * A**2 * STD * (1 / VG - 1 / VD) * ((1 - alpha) / VD + alpha / VG)
     assert found == pytest.approx([dm, ds], rel=0.03, abs=0.05)
@@ -66,25 +66,27 @@ def test_half_of_alpha_is_half_the_fisher_divergence():
         (fisher(M + h, STD) - fisher(M - h, STD)) / (4 * h),
         (fisher(M, STD + h) - fisher(M, STD - h)) / (4 * h),
     ]
-    found, _, _ = gradients(Branch(Identity(0.5), Points((T,)), (Scales(2, -4),)))
+    found, _, _ = gradients(ScoreDistillation(ScoreIdentity(0.5), FixedTimes((T,)), (ScaleWeight(2, -4),)))
     assert found == pytest.approx(wanted, rel=0.03, abs=0.05)
 
 
 def test_large_alpha_reverses_where_the_student_is_too_wide():
     def mean_gradient(alpha, ratio):
         std = math.sqrt((ratio * VD - S**2) / A**2)
-        return gradients(Branch(Identity(alpha), Points((T,)), (Scales(2, -4),)), std=std)[0][0]
+        return gradients(ScoreDistillation(ScoreIdentity(alpha), FixedTimes((T,)), (ScaleWeight(2, -4),)), std=std)[0][
+            0
+        ]
 
     assert mean_gradient(1.2, 3.0) > 0 > mean_gradient(1.2, 4.5)
     assert mean_gradient(1.0, 4.5) > 0
 
 
-@pytest.mark.parametrize("slope", [squared, Huber(0.5), Power(2.0)])
+@pytest.mark.parametrize("slope", [squared, HuberGradient(0.5), PowerGradient(2.0)])
 def test_sim_is_the_gradient_of_any_distance_with_the_law_frozen(slope):
     distance = {
         squared: lambda y: 0.5 * y**2,
-        Huber(0.5): lambda y: (y**2 + 0.25).sqrt(),
-        Power(2.0): lambda y: 0.25 * y**4,
+        HuberGradient(0.5): lambda y: (y**2 + 0.25).sqrt(),
+        PowerGradient(2.0): lambda y: 0.25 * y**4,
     }[slope]
     x = A * M + VG**0.5 * torch.randn(SIZE, generator=generator(3), dtype=torch.float64)
 
@@ -99,7 +101,7 @@ def test_sim_is_the_gradient_of_any_distance_with_the_law_frozen(slope):
         (divergence(M + h, STD) - divergence(M - h, STD)) / (2 * h),
         (divergence(M, STD + h) - divergence(M, STD - h)) / (2 * h),
     ]
-    found, _, _ = gradients(Branch(Identity(1.0), Points((T,)), slope=slope))
+    found, _, _ = gradients(ScoreDistillation(ScoreIdentity(1.0), FixedTimes((T,)), slope=slope))
     assert found == pytest.approx(wanted, rel=0.03, abs=0.004)
 
 
@@ -110,12 +112,15 @@ def test_detaching_the_noisy_state_would_be_another_gradient():
     t = torch.full((SIZE,), T, dtype=torch.float64)
     F, G = normal(MU, V)(noisy, t), line.critic(noisy, t)
     detached = line.gradient(((F - G) * (G - x)).mean())
-    found, _, _ = gradients(Branch(Identity(1.0), Points((T,))))
+    found, _, _ = gradients(ScoreDistillation(ScoreIdentity(1.0), FixedTimes((T,))))
     assert abs(found[0] - detached[0]) > 0.1 * abs(detached[0])
 
 
 def test_all_predictions_give_one_gradient():
-    branches = [Branch(Match(), Points((T,)), (Scales(2, -2),)), Branch(Identity(1.2), Points((T,)))]
+    branches = [
+        ScoreDistillation(DistributionMatching(), FixedTimes((T,)), (ScaleWeight(2, -2),)),
+        ScoreDistillation(ScoreIdentity(1.2), FixedTimes((T,))),
+    ]
     for branch in branches:
         seen = []
         for kind in ("epsilon", "v_prediction", "velocity", "edm", "sample", "score"):
@@ -132,7 +137,7 @@ def test_kl_on_other_processes(process):
     a, s = process.alpha(t), process.sigma(t)
     line = Line(M, STD, SIZE, process=process, kind="epsilon")
     networks = cast_of(normal(MU, V, process, "epsilon"), line.critic)
-    branch = Branch(Match(), Points((t,)), (Scales(2, -2),))
+    branch = ScoreDistillation(DistributionMatching(), FixedTimes((t,)), (ScaleWeight(2, -2),))
     found = line.gradient(branch(networks, batch_of(SIZE), line.made(), generator())[0])
     vd, vg = a**2 * V + s**2, a**2 * STD**2 + s**2
     assert found == pytest.approx([a**2 * (M - MU) / vd, a**2 * STD * (1 / vd - 1 / vg)], rel=0.02, abs=0.01)
@@ -145,15 +150,19 @@ def test_ratio_of_forward_kl_turns_the_gradient_into_that_of_forward_kl():
         log = [-0.5 * ((x - A * m) ** 2 / v + math.log(v)) for m, v in ((MU, VD), (M, VG))]
         return log[0] - log[1]
 
-    branch = Branch(Match(), Points((T,)), (Scales(2, -2), Ratio("forward_kl", odds, (0, 1e9), level=False)))
+    branch = ScoreDistillation(
+        DistributionMatching(),
+        FixedTimes((T,)),
+        (ScaleWeight(2, -2), DensityRatioWeight("forward_kl", odds, (0, 1e9), level=False)),
+    )
     found, _, _ = gradients(branch, size=2 * SIZE)
     # d/dm and d/dstd of 1/2 [log VG + (VD + A^2 (MU - M)^2) / VG]
     spread = VD + A**2 * (MU - M) ** 2
     wanted = [A**2 * (M - MU) / VG, A**2 * STD * (1 / VG - spread / VG**2)]
     assert found == pytest.approx(wanted, **EXACT)
-    plain = Ratio("reverse_kl", odds, (0, 1e9), level=False)
-    a, _, _ = gradients(Branch(Match(), Points((T,)), (Scales(2, -2), plain)))
-    b, _, _ = gradients(Branch(Match(), Points((T,)), (Scales(2, -2),)))
+    plain = DensityRatioWeight("reverse_kl", odds, (0, 1e9), level=False)
+    a, _, _ = gradients(ScoreDistillation(DistributionMatching(), FixedTimes((T,)), (ScaleWeight(2, -2), plain)))
+    b, _, _ = gradients(ScoreDistillation(DistributionMatching(), FixedTimes((T,)), (ScaleWeight(2, -2),)))
     assert a == b
 
 
@@ -197,7 +206,10 @@ def test_fixed_points_of_the_decoupled_gradient(guidance, ca, mean, std):
     assert at == pytest.approx((mean, std), abs=1.5e-3)  # the published table of this derivation
     teacher = guided_pair((MU, V), (0.0, FREE))
     size = 400_000
-    match, extra = Branch(Match(), Uniform(0.02, 0.98)), Branch(Guidance(), Uniform(*ca), scale=guidance - 1)
+    match, extra = (
+        ScoreDistillation(DistributionMatching(), Uniform(0.02, 0.98)),
+        ScoreDistillation(GuidanceDifference(), Uniform(*ca), scale=guidance - 1),
+    )
 
     def both(mean, std):
         line = Line(mean, std, size)
@@ -222,7 +234,7 @@ def test_too_much_guidance_on_all_levels_collapses():
 def test_guidance_alone_always_narrows_the_student():
     size = 100_000
     line = Line(1.2, 0.4, size)
-    branch = Branch(Guidance(), Uniform(0.02, 0.98))
+    branch = ScoreDistillation(GuidanceDifference(), Uniform(0.02, 0.98))
     networks = cast_of(guided_pair((MU, V), (0.0, FREE)))
     loss, _ = branch(networks, batch_of(size, **labels(size)), line.made(), generator())
     assert line.gradient(loss)[1] > 0
@@ -231,8 +243,8 @@ def test_guidance_alone_always_narrows_the_student():
 def test_a_sum_at_one_noise_level_is_guided_matching():
     size = 64
     teacher, critic = guided_pair((MU, V), (0.0, FREE)), guided_pair((M, STD**2), (0.0, FREE))
-    one = Branch(Match(guidance=3.0), Uniform())
-    two = Branch(Sum(((1.0, Match()), (2.0, Guidance()))), Uniform())
+    one = ScoreDistillation(DistributionMatching(guidance=3.0), Uniform())
+    two = ScoreDistillation(WeightedSum(((1.0, DistributionMatching()), (2.0, GuidanceDifference()))), Uniform())
     seen = []
     for branch in (one, two):
         line = Line(M, STD, size)
@@ -274,7 +286,7 @@ def test_one_segment_of_tdm_is_dmd():
     seen = []
     for noising in ({}, {"noising": onward}):
         line = Line(M, STD, size)
-        branch = Branch(Match(), Uniform(), (Scales(2, -2),), **noising)
+        branch = ScoreDistillation(DistributionMatching(), Uniform(), (ScaleWeight(2, -2),), **noising)
         made = line.made(state=torch.randn(size, 1, generator=generator(), dtype=torch.float64))
         seen.append(line.gradient(branch(cast_of(normal(MU, V), line.critic), batch_of(size), made, generator())[0]))
     assert seen[0] == pytest.approx(seen[1])

@@ -7,11 +7,11 @@ import torch
 from filelock import FileLock
 
 from fewstep.distillation import store
-from fewstep.distillation.store import Header, Store, write
+from fewstep.distillation.store import StoreHeader, TrajectoryStore, write
 from fewstep.errors import FewstepError
 from fewstep.process import RectifiedFlow
 
-HEADER = Header(
+HEADER = StoreHeader(
     times=(1.0, 0.5, 0.0), process=repr(RectifiedFlow()), model="m", solver="ddim", guidance=1.0, shape=(2,),
     count=10, shard=4, seed=100, conditions=("a", "b", "c"),
 )  # fmt: skip
@@ -25,7 +25,7 @@ def _solve(seeds, conditions):
 
 def test_a_store_gives_back_what_was_solved(tmp_path):
     assert write(tmp_path, HEADER, _solve) == 3
-    opened = Store.open(tmp_path, times=HEADER.times, process=RectifiedFlow())
+    opened = TrajectoryStore.open(tmp_path, times=HEADER.times, process=RectifiedFlow())
     assert opened.header == HEADER
     ends, conditions = opened.ends()
     assert conditions.tolist() == [i % 3 for i in range(10)]
@@ -39,7 +39,7 @@ def test_a_store_gives_back_what_was_solved(tmp_path):
 def test_a_large_store_is_read_from_its_files(tmp_path, monkeypatch):
     write(tmp_path, HEADER, _solve)
     monkeypatch.setattr(store, "IN_MEMORY", 0)
-    opened, seen = Store.open(tmp_path), set()
+    opened, seen = TrajectoryStore.open(tmp_path), set()
     for seed in range(60):
         path, numbers = opened.draw(3, torch.Generator().manual_seed(seed))
         assert torch.equal(path[:, 2, 1].long(), numbers)
@@ -60,7 +60,7 @@ def test_an_unfinished_store_is_refused_and_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, HEADER, dies)
     with pytest.raises(FewstepError, match="lacks 2 of 3"):
-        Store.open(tmp_path)
+        TrajectoryStore.open(tmp_path)
     assert write(tmp_path, HEADER, _solve) == 2
     fresh = tmp_path / "fresh"
     write(fresh, HEADER, _solve)
@@ -86,11 +86,11 @@ def test_another_store_in_the_same_folder_is_refused(tmp_path, changes, told):
 def test_a_store_made_at_other_times_is_refused(tmp_path):
     write(tmp_path, HEADER, _solve)
     with pytest.raises(FewstepError, match="other times"):
-        Store.open(tmp_path, times=(1.0, 0.25, 0.0))
+        TrajectoryStore.open(tmp_path, times=(1.0, 0.25, 0.0))
     with pytest.raises(FewstepError, match="belongs to the process"):
-        Store.open(tmp_path, process=RectifiedFlow(shift=3.0))
+        TrajectoryStore.open(tmp_path, process=RectifiedFlow(shift=3.0))
     with pytest.raises(FewstepError, match="no trajectory store"):
-        Store.open(tmp_path / "nowhere")
+        TrajectoryStore.open(tmp_path / "nowhere")
 
 
 def test_wrong_shapes_and_nan_never_reach_the_disk(tmp_path):

@@ -6,20 +6,20 @@ from scipy import stats
 
 from fewstep.distillation.core import Samples
 from fewstep.distillation.times import (
+    BelowLastCall,
     Beta,
-    Cleaner,
-    Integers,
-    Interval,
-    Karras,
+    FixedTimes,
+    KarrasTime,
+    LastInterval,
     LogitNormal,
     LogNormal,
-    Points,
     Uniform,
+    UniformInteger,
     annealed_beta,
     endless,
     everywhere,
     part_of,
-    shifted,
+    shifted_fraction,
     straight,
     time_at,
     within,
@@ -48,7 +48,9 @@ def follows(times, distribution):
 
 
 @pytest.mark.parametrize("process", [FLOW, VP, EDM])
-@pytest.mark.parametrize("law", [Uniform(), LogNormal(), Karras(), LogitNormal(), Beta(2, 3), Interval(), Cleaner()])
+@pytest.mark.parametrize(
+    "law", [Uniform(), LogNormal(), KarrasTime(), LogitNormal(), Beta(2, 3), LastInterval(), BelowLastCall()]
+)
 def test_every_law_stays_within_the_process_and_repeats_itself(law, process):
     anchor = made(0.5 * process.noisiest, 0.25 * process.noisiest)
     times = law(SIZE, process, generator(), anchor)
@@ -70,7 +72,7 @@ def test_shift_of_uniform():
 
 
 def test_integers_reach_both_ends():
-    times = Integers(20, 25)(SIZE, VP, generator())
+    times = UniformInteger(20, 25)(SIZE, VP, generator())
     assert torch.equal(times.unique(), torch.arange(20, 26).double())
 
 
@@ -86,7 +88,7 @@ def test_log_normal_of_edm_is_not_cut():
 
 
 def test_karras_ends_where_the_papers_do():
-    sigma = Karras(0.8, least=0.0)(200_000, EDM, generator())
+    sigma = KarrasTime(0.8, least=0.0)(200_000, EDM, generator())
     top = (0.2 * 0.002 ** (1 / 7) + 0.8 * 80 ** (1 / 7)) ** 7
     assert float(sigma.max()) == pytest.approx(top, rel=1e-3)
     assert float(sigma.max()) < top
@@ -115,40 +117,40 @@ def test_beta_and_its_annealing():
 
 
 def test_interval_of_the_last_call():
-    times = Interval(0.02, 0.0)(SIZE, FLOW, generator(), made(0.75, 0.5))
+    times = LastInterval(0.02, 0.0)(SIZE, FLOW, generator(), made(0.75, 0.5))
     assert follows(times, stats.uniform(0.5, 0.25).cdf)
-    last = Interval(0.02, 0.01)(SIZE, FLOW, generator(), made(0.25, 0))
+    last = LastInterval(0.02, 0.01)(SIZE, FLOW, generator(), made(0.25, 0))
     assert follows(last, stats.uniform(0.02, 0.22).cdf)
-    whole = Interval(0.02, 0.0, whole=True)(SIZE, FLOW, generator(), made(0.75, 0.5))
+    whole = LastInterval(0.02, 0.0, whole=True)(SIZE, FLOW, generator(), made(0.75, 0.5))
     assert follows(whole, stats.uniform(0.5, 0.5).cdf)
 
 
 def test_cleaner_than_the_anchor():
-    assert follows(Cleaner(0.02)(SIZE, FLOW, generator(), made(0.5, 0.25)), stats.uniform(0.02, 0.48).cdf)
+    assert follows(BelowLastCall(0.02)(SIZE, FLOW, generator(), made(0.5, 0.25)), stats.uniform(0.02, 0.48).cdf)
 
 
 def test_cleaner_draws_before_the_shift():
     # the example of the paper's authors: third of four steps, before the shift 0.25 (of noise), shift 3 makes it 0.5
-    by_law = Cleaner(0.0, shift=3.0)(SIZE, FLOW, generator(), made(0.5, 0))
-    by_process = RectifiedFlow(3.0).sigma(Cleaner(0.0)(SIZE, RectifiedFlow(3.0), generator(), made(0.25, 0)))
+    by_law = BelowLastCall(0.0, shift=3.0)(SIZE, FLOW, generator(), made(0.5, 0))
+    by_process = RectifiedFlow(3.0).sigma(BelowLastCall(0.0)(SIZE, RectifiedFlow(3.0), generator(), made(0.25, 0)))
     assert float(by_law.max()) < 0.5
-    assert follows(shifted(by_law, 1 / 3), stats.uniform(0, 0.25).cdf)
+    assert follows(shifted_fraction(by_law, 1 / 3), stats.uniform(0, 0.25).cdf)
     assert torch.allclose(by_law, by_process)
 
 
 def test_an_anchor_at_the_clean_end_leaves_the_least_time():
     least = torch.full((3,), 0.02, dtype=torch.float64)
-    assert torch.equal(Cleaner(0.02)(3, FLOW, generator(), made(0.01, 0, 3)), least)
-    assert torch.equal(Interval(0.02)(3, FLOW, generator(), made(0.02, 0, 3)), least)
+    assert torch.equal(BelowLastCall(0.02)(3, FLOW, generator(), made(0.01, 0, 3)), least)
+    assert torch.equal(LastInterval(0.02)(3, FLOW, generator(), made(0.02, 0, 3)), least)
 
 
 def test_intervals_without_upper_end_are_uniform_on_the_curve_of_edm():
     def curve(sigma):
         return (sigma ** (1 / 7) - 0.002 ** (1 / 7)) / (80 ** (1 / 7) - 0.002 ** (1 / 7))
 
-    u = curve(Interval(0.02, 0.0)(SIZE, EDM, generator(), made(20.0, 1.0)))
+    u = curve(LastInterval(0.02, 0.0)(SIZE, EDM, generator(), made(20.0, 1.0)))
     assert follows(u, stats.uniform(curve(1.0), curve(20.0) - curve(1.0)).cdf)
-    u = curve(Cleaner(0.02)(SIZE, EDM, generator(), made(1.0, 0.0)))
+    u = curve(BelowLastCall(0.02)(SIZE, EDM, generator(), made(1.0, 0.0)))
     assert follows(u, stats.uniform(0.02, curve(1.0) - 0.02).cdf)
     t = torch.tensor([0.01, 2.0, 80.0], dtype=torch.float64)
     assert torch.allclose(time_at(EDM, part_of(EDM, t)), t)
@@ -161,21 +163,21 @@ def test_kinds_of_processes():
 
 
 def test_points():
-    times = Points((999.0, 749.0))(SIZE, VP, generator())
+    times = FixedTimes((999.0, 749.0))(SIZE, VP, generator())
     assert torch.equal(times.unique(), torch.tensor([749.0, 999.0]).double())
 
 
 def test_mistakes_are_named():
     with pytest.raises(FewstepError, match="outside the process"):
-        Points((999.0,))(3, FLOW, generator())
+        FixedTimes((999.0,))(3, FLOW, generator())
     with pytest.raises(FewstepError, match="outside the process"):
-        Integers(20, 1200)(3, VP, generator())
+        UniformInteger(20, 1200)(3, VP, generator())
     with pytest.raises(FewstepError, match="outside the process"):
-        Interval()(3, FLOW, generator(), made(900, 600, 3))
+        LastInterval()(3, FLOW, generator(), made(900, 600, 3))
     with pytest.raises(FewstepError, match="last call"):
-        Cleaner()(3, FLOW, generator(), None)
+        BelowLastCall()(3, FLOW, generator(), None)
     with pytest.raises(FewstepError, match="rise within"):
         Uniform(0.9, 0.1)
     with pytest.raises(FewstepError, match="empty"):
-        Points(())
+        FixedTimes(())
     within(FLOW, [0.0, 1.0])

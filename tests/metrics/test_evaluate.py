@@ -5,7 +5,7 @@ import torch
 
 from fewstep.errors import FewstepError
 from fewstep.metrics import distances, evaluate, load_features
-from fewstep.metrics.evaluate import Target
+from fewstep.metrics.evaluate import ReferenceFeatures
 
 PROMPTS = [f"picture {i}" for i in range(40)]
 
@@ -92,7 +92,7 @@ def test_order_and_seed_decide_nothing_but_the_resamples():
 
 def test_null_from_stored_matrices_equals_the_plain_functions():
     real = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    target, order = Target.of(real), torch.randperm(50, generator=torch.Generator().manual_seed(1))
+    target, order = ReferenceFeatures.of(real), torch.randperm(50, generator=torch.Generator().manual_seed(1))
     left, right = order[:20], order[20:]
     assert target.mmd2(left, right) == pytest.approx(distances.mmd2(real[left], real[right], target.kernel), rel=1e-9)
     flags = distances.precision_recall(real[left], real[right])

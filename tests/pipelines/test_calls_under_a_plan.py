@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from fewstep.errors import FewstepError, IdentityError, PlanError
-from fewstep.pipelines import Generator, attach, identity_of, plan_of, process_of, save_pipeline
+from fewstep.pipelines import PipelineSampler, attach, identity_of, plan_of, process_of, save_pipeline
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Identity
 from fewstep.solvers import ddim, grids
@@ -88,7 +88,7 @@ def test_a_schedule_of_its_own_is_refused_and_not_ignored(name, options, tmp_pat
     with pytest.raises(IdentityError, match=f"would ignore {next(iter(options))}"):
         draw(pipe, name, **options)
     with pytest.raises(IdentityError, match=f"would ignore {next(iter(options))}"):
-        Generator(pipe, 1.0, {**tiny.CALLS[name], **options})(pipe.scheduler.plan, tiny.conditions(name, 1), [0])
+        PipelineSampler(pipe, 1.0, {**tiny.CALLS[name], **options})(pipe.scheduler.plan, tiny.conditions(name, 1), [0])
 
 
 @pytest.mark.parametrize(("name", "options"), [("sd", {"eta": 1.0}), ("flux", {"sigmas": [0.9, 0.1]})])
@@ -127,7 +127,7 @@ def test_another_size_is_refused_where_the_shift_depends_on_it(made, tmp_path):
     with pytest.raises(IdentityError, match="another size"):
         draw(pipe, "flux", height=32, width=32)
     with pytest.raises(IdentityError, match="another size"):
-        Generator(pipe, 1.0, {**tiny.CALLS["flux"], "height": 32, "width": 32})(plan, ["a"], [0])
+        PipelineSampler(pipe, 1.0, {**tiny.CALLS["flux"], "height": 32, "width": 32})(plan, ["a"], [0])
 
 
 def varied(pipe):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError, IdentityError
-from fewstep.pipelines import Generator, attach, load_pipeline, plan_of, process_of, save_pipeline
+from fewstep.pipelines import PipelineSampler, attach, load_pipeline, plan_of, process_of, save_pipeline
 from fewstep.solvers import ddim, grids
 from tests.pipelines import tiny_pipelines as tiny
 from tests.pipelines.test_image_to_image import draw, opened
@@ -111,7 +111,7 @@ def test_steps_of_several_evaluations_are_called_as_before(scheduler, steps, row
     plan = plan_of(pipe, steps, **tiny.CALLS["sd"])
     assert plan.steps == rows
     with torch.no_grad():
-        assert torch.allclose(Generator(pipe, 1.0, tiny.CALLS["sd"])(plan, ["a"], [1]), wanted, atol=1e-4)
+        assert torch.allclose(PipelineSampler(pipe, 1.0, tiny.CALLS["sd"])(plan, ["a"], [1]), wanted, atol=1e-4)
     attach(pipe, plan)
     for count in (steps, rows):
         assert torch.allclose(tiny.draw(pipe, "sd", ["a"], [1], steps=count), wanted, atol=1e-4)

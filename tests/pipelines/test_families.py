@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline
 
 from fewstep.errors import FewstepError, IdentityError, PlanError
 from fewstep.pipelines import (
-    Generator,
+    PipelineSampler,
     attach,
     backbone_of,
     identity_of,
@@ -40,12 +40,12 @@ def test_the_plan_of_a_pipeline_draws_what_the_pipeline_draws(case, guidance):
     options = {} if conditions is None else {"guidance_scale": guidance}
     if conditions is None and guidance != 1.0:
         with pytest.raises(FewstepError, match="knows no guidance"):
-            Generator(pipe, guidance)(plan_of(pipe, 2), conditions, SEEDS)
+            PipelineSampler(pipe, guidance)(plan_of(pipe, 2), conditions, SEEDS)
         return
     wanted = tiny.draw(pipe, name, conditions, SEEDS, **options)
     plan = plan_of(pipe, 4, **options, **tiny.CALLS[name])
     with torch.no_grad():
-        found = Generator(pipe, guidance, tiny.CALLS[name], batch=2)(plan, conditions, SEEDS)
+        found = PipelineSampler(pipe, guidance, tiny.CALLS[name], batch=2)(plan, conditions, SEEDS)
     assert found.shape == wanted.shape
     assert torch.allclose(found, wanted, atol=2e-5)
 
@@ -55,7 +55,7 @@ def test_a_new_plan_runs_and_survives_plain_diffusers(case, tmp_path):
     process, prediction = process_of(pipe, **tiny.CALLS[name])
     plan = replanned(pipe, name)
     with torch.no_grad():
-        wanted = Generator(pipe, 1.0, tiny.CALLS[name])(plan, conditions, SEEDS)
+        wanted = PipelineSampler(pipe, 1.0, tiny.CALLS[name])(plan, conditions, SEEDS)
     attach(pipe, plan.replace(identity=identity_of(pipe)))
     assert torch.equal(tiny.draw(pipe, name, conditions, SEEDS, steps=3), wanted)
     assert process_of(pipe, **tiny.CALLS[name]) == (process, prediction)  # known under the plan too
@@ -85,9 +85,9 @@ def test_fresh_noise_belongs_to_the_sample_and_not_to_the_batch(case):
     plan = replanned(pipe, name, solver=ddim, eta=1.0)
     assert plan.stochastic
     with torch.no_grad():
-        together = Generator(pipe, 1.0, tiny.CALLS[name], batch=3)(plan, conditions, SEEDS)
+        together = PipelineSampler(pipe, 1.0, tiny.CALLS[name], batch=3)(plan, conditions, SEEDS)
         torch.manual_seed(99)  # the global stream plays no part
-        alone = Generator(pipe, 1.0, tiny.CALLS[name], batch=1)(plan, conditions, SEEDS)
+        alone = PipelineSampler(pipe, 1.0, tiny.CALLS[name], batch=1)(plan, conditions, SEEDS)
     # other noise changes pixels by whole units; rounding in states of several hundred by 1e-5
     assert torch.allclose(together, alone, atol=1e-3)
     assert not torch.allclose(together[0], together[1], atol=1e-1)
@@ -95,7 +95,7 @@ def test_fresh_noise_belongs_to_the_sample_and_not_to_the_batch(case):
 
 def test_latents_and_traces_are_those_of_the_images(case):
     name, pipe, conditions = case
-    plan, generate = replanned(pipe, name), Generator(pipe, 1.0, tiny.CALLS[name], batch=2)
+    plan, generate = replanned(pipe, name), PipelineSampler(pipe, 1.0, tiny.CALLS[name], batch=2)
     with torch.no_grad():
         latents = generate(plan, conditions, SEEDS, output="latent")
     seen = trace(generate, plan, conditions, SEEDS)
@@ -111,7 +111,7 @@ def test_latents_and_traces_are_those_of_the_images(case):
 
 def test_gradients_reach_the_coefficients(case):
     name, pipe, conditions = case
-    plan, generate = replanned(pipe, name, steps=2), Generator(pipe, 1.0, tiny.CALLS[name])
+    plan, generate = replanned(pipe, name, steps=2), PipelineSampler(pipe, 1.0, tiny.CALLS[name])
     backbone_of(pipe).requires_grad_(False)
     scale = torch.ones(2, dtype=torch.float64, requires_grad=True)
     output = "latent" if "num_frames" in tiny.CALLS[name] else "image"  # video decoders keep large caches
@@ -126,7 +126,7 @@ def test_a_plan_in_sigma_space_runs_where_the_pipeline_scales_its_input(name, tm
     pipe, conditions = tiny.MAKERS[name](tmp_path), tiny.conditions(name, 3)
     plan, twin = replanned(pipe, name, solver=euler), replanned(pipe, name, solver=ddim)
     twin = twin.replace(prior_scale=twin.rows[0].sigma)  # k-diffusion starts at sigma times noise, without data
-    generate = Generator(pipe, 1.0, tiny.CALLS[name])
+    generate = PipelineSampler(pipe, 1.0, tiny.CALLS[name])
     with torch.no_grad():
         assert torch.allclose(generate(plan, conditions, SEEDS), generate(twin, conditions, SEEDS), atol=2e-4)
 
@@ -135,13 +135,13 @@ def test_a_plan_in_sigma_space_runs_where_the_pipeline_scales_its_input(name, tm
 def test_a_plan_in_sigma_space_is_refused_where_the_pipeline_does_not(name, tmp_path):
     pipe, conditions = tiny.MAKERS[name](tmp_path), tiny.conditions(name, 3)
     with pytest.raises(PlanError, match="not in sigma space"):
-        Generator(pipe, 1.0, tiny.CALLS[name])(replanned(pipe, name, solver=euler), conditions, SEEDS)
+        PipelineSampler(pipe, 1.0, tiny.CALLS[name])(replanned(pipe, name, solver=euler), conditions, SEEDS)
 
 
 @pytest.mark.parametrize("name", ["sd", "flux"])
 def test_a_mean_of_the_first_state_reaches_the_network_or_is_refused(name, tmp_path):
     pipe, conditions = tiny.MAKERS[name](tmp_path), tiny.conditions(name, 3)
-    plan, generate = replanned(pipe, name), Generator(pipe, 1.0, tiny.CALLS[name])
+    plan, generate = replanned(pipe, name), PipelineSampler(pipe, 1.0, tiny.CALLS[name])
     moved = plan.replace(prior_offset=0.5)
     if name == "flux":
         with pytest.raises(PlanError, match="has a mean"):
@@ -164,8 +164,8 @@ def test_doubled_states_share_one_stream(tmp_path):
     pipe = tiny.dit(tmp_path)  # guides by doubling the states, and passes no generator
     plan = replanned(pipe, "dit", solver=ddim, eta=1.0)
     with torch.no_grad():
-        together = Generator(pipe, 3.0, batch=3)(plan, [7, 1, 0], SEEDS)
-        alone = Generator(pipe, 3.0, batch=1)(plan, [7, 1, 0], SEEDS)
-        without = Generator(pipe, 1.0, batch=3)(plan, [7, 1, 0], SEEDS)
+        together = PipelineSampler(pipe, 3.0, batch=3)(plan, [7, 1, 0], SEEDS)
+        alone = PipelineSampler(pipe, 3.0, batch=1)(plan, [7, 1, 0], SEEDS)
+        without = PipelineSampler(pipe, 1.0, batch=3)(plan, [7, 1, 0], SEEDS)
     assert torch.allclose(together, alone, atol=2e-5)
     assert not torch.allclose(together, without, atol=1e-3)

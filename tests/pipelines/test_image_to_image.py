@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 
-from fewstep.pipelines import Generator, attach, plan_of, process_of, save_pipeline
+from fewstep.pipelines import PipelineSampler, attach, plan_of, process_of, save_pipeline
 from fewstep.pipelines.load import load_pipeline
 from fewstep.solvers import ddim, dpm_solver_pp_2m, grids
 from tests.pipelines import tiny_pipelines as tiny
@@ -75,7 +75,7 @@ def test_a_new_plan_starts_in_the_middle_and_is_kept(case, tmp_path):
     attach(pipe, ddim(process, prediction, grid))
     assert torch.allclose(draw(pipe, call), found, atol=1e-5)
     with torch.no_grad():
-        by_generator = Generator(pipe, 1.0, call)(pipe.scheduler.plan, ["a"], [5])
+        by_generator = PipelineSampler(pipe, 1.0, call)(pipe.scheduler.plan, ["a"], [5])
     assert torch.allclose(by_generator, found, atol=1e-5)
 
 

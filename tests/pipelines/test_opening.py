@@ -14,7 +14,7 @@ from peft import LoraConfig
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
-from fewstep.pipelines import Generator, backbone_of, load_pipeline, plan_of, process_of, save_pipeline
+from fewstep.pipelines import PipelineSampler, backbone_of, load_pipeline, plan_of, process_of, save_pipeline
 from fewstep.pipelines.adapters import load_adapters, save_adapters
 from fewstep.zoo import shipped
 from tests.fuzzing import mutations, refuses_cleanly
@@ -31,7 +31,7 @@ def test_what_is_saved_does_not_depend_on_what_ran_before(name, tmp_path):
     pipe = tiny.MAKERS[name](tmp_path)
     save_pipeline(pipe, tmp_path / "before")
     plan = plan_of(pipe, 2, **tiny.CALLS[name])
-    Generator(pipe, 1.0, tiny.CALLS[name])(plan, ["a", "bc"], [0, 1])
+    PipelineSampler(pipe, 1.0, tiny.CALLS[name])(plan, ["a", "bc"], [0, 1])
     process_of(pipe, **tiny.CALLS[name])
     pipe.tokenizer(["a", "bcd"], padding=True, truncation=True, max_length=3)
     used = pipe.tokenizer.backend_tokenizer.padding

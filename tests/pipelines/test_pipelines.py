@@ -14,7 +14,7 @@ from fewstep.errors import FewstepError, IdentityError, NonFiniteError
 from fewstep.executor import sample
 from fewstep.files import read_json
 from fewstep.pipelines import (
-    Generator,
+    PipelineSampler,
     attach,
     backbone_of,
     exchanged,
@@ -42,7 +42,7 @@ def test_gradients_reach_the_scalars_through_a_low_bit_network(case):
     name, pipe = case
     plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS[name])
     quantize(backbone_of(pipe), "w4a8")
-    generate = Generator(pipe, 1.0, tiny.CALLS[name])
+    generate = PipelineSampler(pipe, 1.0, tiny.CALLS[name])
     scale = torch.ones(2, dtype=torch.float64, requires_grad=True)
     value = generate(plan.scaled(torch.ones(2), scale), ["a"], [0]).square().sum()
     (slope,) = torch.autograd.grad(value, scale)
@@ -120,10 +120,10 @@ def test_exchanged_parts_leave_settings_and_the_original_alone(tmp_path):
 def test_trace_forced_along_another_sees_its_states(tmp_path):
     pipe = tiny.stable_diffusion(tmp_path)
     plan = plan_of(pipe, 4, guidance_scale=1.0, **tiny.CALLS["sd"])
-    full = Generator(pipe, 1.0, tiny.CALLS["sd"], batch=3)
+    full = PipelineSampler(pipe, 1.0, tiny.CALLS["sd"], batch=3)
     low_unet = copy.deepcopy(pipe.unet)
     quantize(low_unet, "w4a8")
-    low = Generator(exchanged(pipe, {"unet": low_unet}), 1.0, tiny.CALLS["sd"], batch=3)
+    low = PipelineSampler(exchanged(pipe, {"unet": low_unet}), 1.0, tiny.CALLS["sd"], batch=3)
     along = trace(low, plan, PROMPTS, SEEDS)
     truth = trace(full, plan, PROMPTS, SEEDS, along=along)
     assert torch.equal(truth.states, along.states)
@@ -140,7 +140,7 @@ def test_bad_input_is_named(tmp_path):
         load_pipeline(tmp_path / "no-such-folder")
     pipe = tiny.stable_diffusion(tmp_path)
     plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS["sd"])
-    generate = Generator(pipe, 1.0, tiny.CALLS["sd"])
+    generate = PipelineSampler(pipe, 1.0, tiny.CALLS["sd"])
     with pytest.raises(FewstepError, match="prompts or labels is empty"):
         generate(plan, [], [])
     with pytest.raises(FewstepError, match="one seed per prompt or label"):

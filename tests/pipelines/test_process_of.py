@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError, IdentityError, NonFiniteError
-from fewstep.pipelines import Generator, attach, plan_of, process_of
+from fewstep.pipelines import PipelineSampler, attach, plan_of, process_of
 from fewstep.solvers import ddim, dpm_solver_pp_2m, grids
 from tests.pipelines import tiny_pipelines as tiny
 
@@ -97,7 +97,7 @@ def test_edm_schedulers_tell_their_preconditioning(tmp_path):
     for row, wanted in zip(plan.rows, own.rows, strict=True):
         assert float(row.network_time) == pytest.approx(float(wanted.network_time), abs=1e-5)
         assert float(row.input_scale) == pytest.approx(float(wanted.input_scale), rel=1e-5)
-    generate = Generator(pipe, 1.0, tiny.CALLS["sd"])
+    generate = PipelineSampler(pipe, 1.0, tiny.CALLS["sd"])
     with torch.no_grad():
         found, wanted = (generate(p, ["a"], [0], "latent") for p in (plan, own.replace(prior_scale=plan.prior_scale)))
     assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-3)
@@ -125,11 +125,11 @@ def test_zero_terminal_signal_gives_finite_images_or_an_error(tmp_path):
     plan = dpm_solver_pp_2m(process, prediction, grids.trailing(process, 4))
     assert float(plan.rows[0].alpha) == 0
     with torch.no_grad():
-        images = Generator(pipe, 1.0, tiny.CALLS["sd"])(plan, ["a"], [0])
+        images = PipelineSampler(pipe, 1.0, tiny.CALLS["sd"])(plan, ["a"], [0])
         pipe.vae.decoder.conv_out.bias.fill_(float("nan"))
         assert bool(images.isfinite().all())
         with pytest.raises(NonFiniteError):
-            Generator(pipe, 1.0, tiny.CALLS["sd"])(plan, ["a"], [0])
+            PipelineSampler(pipe, 1.0, tiny.CALLS["sd"])(plan, ["a"], [0])
 
 
 def test_a_plan_of_another_step_count_and_foreign_conditions_are_refused(tmp_path):
@@ -139,20 +139,20 @@ def test_a_plan_of_another_step_count_and_foreign_conditions_are_refused(tmp_pat
         pipe("a", num_inference_steps=5, **tiny.CALLS["sd"])
     plan = pipe.scheduler.plan
     with pytest.raises(FewstepError, match="takes prompts"):
-        Generator(pipe)(plan, [1], [0])
+        PipelineSampler(pipe)(plan, [1], [0])
     with pytest.raises(FewstepError, match="list of seeds is empty"):
-        Generator(pipe)(plan, None, [])
+        PipelineSampler(pipe)(plan, None, [])
     with pytest.raises(FewstepError, match="Did you mean 'height'"):
-        Generator(pipe, call={"heigth": 16})(plan, ["a"], [0])
+        PipelineSampler(pipe, call={"heigth": 16})(plan, ["a"], [0])
     with pytest.raises(FewstepError, match="unknown output"):
-        Generator(pipe)(plan, ["a"], [0], output="latents")
+        PipelineSampler(pipe)(plan, ["a"], [0], output="latents")
     unconditional, classes = tiny.unconditional(tmp_path), tiny.dit(tmp_path)
     with pytest.raises(FewstepError, match="unconditional"):
-        Generator(unconditional)(plan, ["a"], [0])
+        PipelineSampler(unconditional)(plan, ["a"], [0])
     with pytest.raises(FewstepError, match="knows no guidance"):
-        Generator(unconditional, guidance=2.0)(plan, None, [0])
+        PipelineSampler(unconditional, guidance=2.0)(plan, None, [0])
     with pytest.raises(FewstepError, match="takes class labels"):
-        Generator(classes)(plan, ["a"], [0])
+        PipelineSampler(classes)(plan, ["a"], [0])
 
 
 def test_a_scheduler_with_a_step_of_its_own_kind_still_tells_its_process(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 
 from fewstep.errors import FewstepError
-from fewstep.pipelines import Generator, plan_of, trace
+from fewstep.pipelines import PipelineSampler, plan_of, trace
 from fewstep.pipelines.prompts import Prompts
 from tests.pipelines import tiny_pipelines as tiny
 
@@ -30,7 +30,7 @@ def counted(pipe):
 def test_a_generator_leaves_nothing_on_the_pipeline(pipe):
     before = {name: id(value) for name, value in vars(pipe).items()}
     config, hooks = dict(pipe.config), len(pipe.unet._forward_hooks)
-    generate = Generator(pipe, 1.0, CALL)
+    generate = PipelineSampler(pipe, 1.0, CALL)
     plan = plan_of(pipe, 2, **CALL)
     held = vars(pipe).copy()
     trace(generate, plan, ["a"], [0])
@@ -85,12 +85,12 @@ def test_prompts_are_encoded_anew_after_the_encoder_changed(pipe, change):
 
 
 def test_pictures_follow_a_changed_text_encoder(pipe):
-    generate, plan = Generator(pipe, 1.0, CALL), plan_of(pipe, 2, **CALL)
+    generate, plan = PipelineSampler(pipe, 1.0, CALL), plan_of(pipe, 2, **CALL)
     first = generate(plan, ["a"], [0])
     twin = copy.deepcopy(pipe)
     with torch.no_grad():
         twin.text_encoder.get_input_embeddings().weight.mul_(3)
-    other = Generator(twin, 1.0, CALL)(plan, ["a"], [0])
+    other = PipelineSampler(twin, 1.0, CALL)(plan, ["a"], [0])
     assert not torch.equal(first, other)
     assert torch.allclose(tiny.draw(twin, "sd", ["a"], [0], steps=2), other, atol=1e-5)
     pipe.text_encoder.load_state_dict(twin.text_encoder.state_dict())
@@ -98,7 +98,7 @@ def test_pictures_follow_a_changed_text_encoder(pipe):
 
 
 def test_gradients_are_for_those_who_ask(pipe):
-    plan, generate = plan_of(pipe, 2, **CALL), Generator(pipe, 1.0, CALL)
+    plan, generate = plan_of(pipe, 2, **CALL), PipelineSampler(pipe, 1.0, CALL)
     assert next(pipe.unet.parameters()).requires_grad
     assert not generate(plan, ["a"], [0]).requires_grad
     scale = torch.ones(2, dtype=torch.float64, requires_grad=True)
@@ -108,7 +108,7 @@ def test_gradients_are_for_those_who_ask(pipe):
         assert not generate(learned, ["a"], [0]).requires_grad
         embedded = pipe.encode_prompt("a", "cpu", 1, False)[0]
     call = {**CALL, "prompt_embeds": embedded.requires_grad_()}
-    assert Generator(pipe, 1.0, call)(plan, None, [0]).requires_grad
+    assert PipelineSampler(pipe, 1.0, call)(plan, None, [0]).requires_grad
 
 
 @pytest.mark.parametrize("encoder", [True, False])
@@ -120,15 +120,15 @@ def test_embeddings_stand_for_prompts(pipe, encoder):
         pipe.text_encoder = pipe.tokenizer = None
     given = {"prompt_embeds": positive, "negative_prompt_embeds": negative[:1].expand(3, -1, -1)}
     plan = plan_of(pipe, 4, guidance_scale=3.0, **CALL, **given)
-    found = Generator(pipe, 3.0, {**CALL, **given}, batch=2)(plan, None, [0, 1, 2])
+    found = PipelineSampler(pipe, 3.0, {**CALL, **given}, batch=2)(plan, None, [0, 1, 2])
     assert torch.allclose(found, wanted, atol=1e-5)
     one = {name: rows[:1] for name, rows in given.items()}
-    same = Generator(pipe, 3.0, {**CALL, **one})(plan, None, [0, 5])
+    same = PipelineSampler(pipe, 3.0, {**CALL, **one})(plan, None, [0, 5])
     assert torch.allclose(same[0], wanted[0], atol=1e-5)
     with pytest.raises(FewstepError, match="one row per sample"):
-        Generator(pipe, 3.0, {**CALL, **given})(plan, None, [0, 1])
+        PipelineSampler(pipe, 3.0, {**CALL, **given})(plan, None, [0, 1])
     with pytest.raises(FewstepError, match="exclude each other"):
-        Generator(pipe, 3.0, {**CALL, **given})(plan, ["a"] * 3, [0, 1, 2])
+        PipelineSampler(pipe, 3.0, {**CALL, **given})(plan, ["a"] * 3, [0, 1, 2])
 
 
 def test_a_pipeline_without_a_text_encoder_asks_for_embeddings(pipe):
@@ -137,7 +137,7 @@ def test_a_pipeline_without_a_text_encoder_asks_for_embeddings(pipe):
     with pytest.raises(FewstepError, match=r"no text encoder.*prompt_embeds"):
         plan_of(pipe, 2, **CALL)
     with pytest.raises(FewstepError, match=r"no text encoder.*prompt_embeds"):
-        Generator(pipe, 1.0, CALL)(plan, ["a"], [0])
+        PipelineSampler(pipe, 1.0, CALL)(plan, ["a"], [0])
 
 
 def test_a_pipeline_drawn_from_embeddings_alone_runs(tmp_path):
@@ -161,7 +161,7 @@ def test_a_pipeline_drawn_from_embeddings_alone_runs(tmp_path):
     pipe = tiny.quiet(KandinskyV22Pipeline(unet=unet, scheduler=scheduler, movq=movq.eval()))
     call = {"height": 16, "width": 16, "image_embeds": torch.randn(2, 16), "negative_image_embeds": torch.randn(2, 16)}
     plan = plan_of(pipe, 2, guidance_scale=1.0, **call)
-    images = Generator(pipe, 1.0, call, batch=1)(plan, None, [0, 1])
+    images = PipelineSampler(pipe, 1.0, call, batch=1)(plan, None, [0, 1])
     assert images.shape[0] == 2
     assert not torch.equal(images[0], images[1])
 
@@ -169,7 +169,7 @@ def test_a_pipeline_drawn_from_embeddings_alone_runs(tmp_path):
 @pytest.mark.parametrize(("name", "kept"), [("sd", 14), ("pixart", 16), ("flux", 16)])
 def test_words_that_no_encoder_reads_are_told_once(name, kept, tmp_path):
     pipe = tiny.MAKERS[name](tmp_path)
-    plan, generate = plan_of(pipe, 2, **tiny.CALLS[name]), Generator(pipe, 1.0, tiny.CALLS[name])
+    plan, generate = plan_of(pipe, 2, **tiny.CALLS[name]), PipelineSampler(pipe, 1.0, tiny.CALLS[name])
     space = " " if name == "sd" else ""
     whole, extra = space.join("a" * kept), space.join("xyz")
     with warnings.catch_warnings():

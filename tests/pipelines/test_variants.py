@@ -11,7 +11,7 @@ from torch import nn
 from fewstep.denoiser import fingerprint
 from fewstep.errors import FewstepError, PlanError
 from fewstep.executor import sample
-from fewstep.pipelines import Generator, attach, backbone_of, load_pipeline, plan_of, save_pipeline
+from fewstep.pipelines import PipelineSampler, attach, backbone_of, load_pipeline, plan_of, save_pipeline
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 from fewstep.solvers import ddim, grids
@@ -30,7 +30,9 @@ class Recorded:
         hook = self.model.register_forward_hook(self.note, with_kwargs=True)
         plan = plan_of(self.pipe, 1, **tiny.CALLS[name])
         with torch.no_grad():
-            self.state = Generator(self.pipe, 1.0, tiny.CALLS[name])(plan, tiny.conditions(name, 1), [0], "latent")
+            self.state = PipelineSampler(self.pipe, 1.0, tiny.CALLS[name])(
+                plan, tiny.conditions(name, 1), [0], "latent"
+            )
         hook.remove()
 
     def note(self, _, args, kwargs, output):
@@ -208,7 +210,7 @@ def test_a_pipeline_runs_the_variants_of_its_plan_and_keeps_them_on_disk(name, t
     model = backbone_of(pipe)
     plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS[name])
     mixed = varied(plan, "main", "skip:1")
-    generate = Generator(pipe, 1.0, tiny.CALLS[name])
+    generate = PipelineSampler(pipe, 1.0, tiny.CALLS[name])
     calls = []
     hook = model.get_submodule(prunable(model)[1]).register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.errors import FewstepError
-from fewstep.quant.allocation import Allocation, Option, allocate, sweep
+from fewstep.quant.allocation import Allocation, LayerOption, allocate, sweep
 
 
 def brute_force(options, bytes_budget, bops_budget=None):
@@ -28,7 +28,7 @@ def table(seed, layers=6, largest=1000):
         weights = int(rng.integers(1, largest))
         harm = float(rng.uniform(0.01, 1))
         options[f"layer{k}"] = [
-            Option(f"w{w}a{a}", weights * w // 8 + 7, harm * (2.0 ** -(2 * w) + 2.0 ** -(2 * a)), weights * w * a)
+            LayerOption(f"w{w}a{a}", weights * w // 8 + 7, harm * (2.0 ** -(2 * w) + 2.0 ** -(2 * a)), weights * w * a)
             for w in (2, 4, 8)
             for a in (8, 16)
         ]
@@ -84,7 +84,7 @@ def test_a_budget_below_the_smallest_names_the_smallest():
     with pytest.raises(FewstepError, match="no option"):
         allocate({"a": []}, 1)
     with pytest.raises(FewstepError, match="not finite"):
-        allocate({"a": [Option("w8a8", 1, float("nan"))]}, 1)
+        allocate({"a": [LayerOption("w8a8", 1, float("nan"))]}, 1)
 
 
 def test_the_sweep_gives_groups_the_average_bits_of_their_ratio():
@@ -92,7 +92,7 @@ def test_the_sweep_gives_groups_the_average_bits_of_their_ratio():
     groups = {n: "content" if k < 30 else "quality" for k, n in enumerate(names)}
     weights = dict.fromkeys(names, 8000)
     options = {
-        n: [Option(f"w{b}a8", 1000 * b, 4.0**-b * (1 + k / 40)) for b in range(2, 9)] for k, n in enumerate(names)
+        n: [LayerOption(f"w{b}a8", 1000 * b, 4.0**-b * (1 + k / 40)) for b in range(2, 9)] for k, n in enumerate(names)
     }
     budget = 40 * 5000
     ratios = [0.7, 0.85, 1.0, 1.2]
@@ -112,7 +112,7 @@ def test_the_sweep_gives_groups_the_average_bits_of_their_ratio():
 
 
 def test_the_sweep_falls_back_to_one_programme():
-    options = {n: [Option("w2a8", 2, 1.0), Option("w8a8", 8, 0.0)] for n in "ab"}
+    options = {n: [LayerOption("w2a8", 2, 1.0), LayerOption("w8a8", 8, 0.0)] for n in "ab"}
     one = sweep(options, dict.fromkeys("ab", "quality"), {"a": 1, "b": 1}, 10, [0.5, 1.0])
     assert len(one) == 1
     assert one[0][1].bytes == 10

@@ -9,7 +9,7 @@ from torch import nn
 from fewstep.quant import QuantLayer, Scheme, quantize
 from fewstep.quant.calibration import calibrate
 from fewstep.quant.fake import FakeLayer, fake_static, fake_weight, to_fake, to_packed
-from fewstep.quant.grids import Grid, decode, encode, fit
+from fewstep.quant.grids import QuantGrid, decode, encode, fit
 
 SCHEMES = [
     "w8a8", "w4a8", "w3a16", "w2a16", "w4a16-asym", "w4a8row-asym", "w8a8tensor", "nf4", "nf4a8", "fp8", "fp8afp8",
@@ -67,7 +67,7 @@ def test_gradient_is_that_of_the_identity_inside_the_range_and_zero_outside() ->
     scheme = Scheme.parse("w4a16row")
     weight = torch.tensor([[-20.0, -8.0, 0.3, 6.6, 9.0]], requires_grad=True)
     scale = torch.ones(1, 1, requires_grad=True)
-    rounded = fake_weight(weight, Grid(scale), scheme)
+    rounded = fake_weight(weight, QuantGrid(scale), scheme)
     assert rounded.tolist() == [[-8.0, -8.0, 0.0, 7.0, 7.0]]
     rounded.sum().backward()
     assert weight.grad is not None

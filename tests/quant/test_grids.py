@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fewstep.quant import QuantConv2d, QuantLinear, Scheme, quantize
 from fewstep.quant.calibration import calibrate
-from fewstep.quant.grids import NF4, Grid, decode, encode, fit
+from fewstep.quant.grids import NF4, QuantGrid, decode, encode, fit
 from fewstep.quant.layer import QuantLayer
 
 FORMATS = [
@@ -106,7 +106,7 @@ def test_importance_moves_the_clipping_point_to_what_matters() -> None:
 
 def test_codes_on_a_given_grid() -> None:
     scheme = Scheme.parse("w4g2")
-    grid = Grid(torch.tensor([[1.0, 0.5]]))
+    grid = QuantGrid(torch.tensor([[1.0, 0.5]]))
     assert encode(torch.tensor([[2.4, -9.0, 2.4, 1.1]]), grid, scheme).tolist() == [[2, -8, 5, 2]]
 
 

@@ -46,7 +46,7 @@ def test_each_layer_is_measured_alone_and_the_model_stays(recorded):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     groups = s.grouped(s.eligible(net))
     assert groups == {"conv": "quality", "attn2.to_k": "content", "attn2.to_v": "content", "out": "quality"}
-    probe = s.Probe("outputs", lambda: s.replay(net, calls), s.sqnr)
+    probe = s.ModelMetric("outputs", lambda: s.replay(net, calls), s.sqnr)
     table = s.measure(net, {"quality": probe, "content": probe}, groups, ["w8a16", "w4a16", "w2a16"])
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     for row in table.values():
@@ -63,7 +63,7 @@ def test_each_layer_is_measured_alone_and_the_model_stays(recorded):
 def test_a_measurement_goes_on_where_it_was(recorded):
     net, calls = recorded
     seen = []
-    probe = s.Probe("outputs", lambda: s.replay(net, calls), s.sqnr)
+    probe = s.ModelMetric("outputs", lambda: s.replay(net, calls), s.sqnr)
     groups = {"conv": "quality", "out": "quality"}
     known = {"conv": {"w4a8": 12.5}}
     table = s.measure(
@@ -83,11 +83,14 @@ def test_the_model_is_restored_when_a_probe_fails(recorded):
         return torch.zeros(1)
 
     with pytest.raises(RuntimeError, match="broken"):
-        s.measure(net, {"quality": s.Probe("x", fail, s.sqnr)}, {"conv": "quality"}, ["w8a8"])
+        s.measure(net, {"quality": s.ModelMetric("x", fail, s.sqnr)}, {"conv": "quality"}, ["w8a8"])
     assert net.conv is kept
     with pytest.raises(FewstepError, match="NaN"):
         s.measure(
-            net, {"quality": s.Probe("x", lambda: torch.tensor(float("nan")), s.sqnr)}, {"conv": "quality"}, ["w8a8"]
+            net,
+            {"quality": s.ModelMetric("x", lambda: torch.tensor(float("nan")), s.sqnr)},
+            {"conv": "quality"},
+            ["w8a8"],
         )
 
 
@@ -123,7 +126,7 @@ def test_costs_are_those_of_the_real_layers(recorded):
     net, calls = recorded
     names = s.eligible(net)
     cost = s.costs(net, names, ["w8a8", "w4a16"])
-    assert cost["out"]["w8a8"] == s.Cost(
+    assert cost["out"]["w8a8"] == s.LayerCost(
         4 * 8 + 4 * 4 + 4 * 4, 8, 8, ("packed", "scale")
     )  # codes, float32 scales, float32 bias
     assert cost["out"]["w4a16"].bytes == 4 * 4 + 4 * 2 + 4 * 4  # one group of 8, float16 scale

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError
-from fewstep.pipelines import Generator, attach, load_pipeline, plan_of, save_pipeline
+from fewstep.pipelines import PipelineSampler, attach, load_pipeline, plan_of, save_pipeline
 from fewstep.quant.calibration import calibrate
 from fewstep.quant.fake import to_fake
 from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.sensitivity import eligible
-from fewstep.quant.steps import Stepped, quantize_stepped
+from fewstep.quant.steps import PerStepLayer, quantize_stepped
 from fewstep.variants import applied
 from tests.pipelines import tiny_pipelines as tiny
 
@@ -41,7 +41,7 @@ def test_each_table_is_the_model_quantized_with_it():
         with applied(model, f"bits:{k}"):
             assert torch.equal(model(*GIVEN)[0], alone[k])
     assert torch.equal(model(*GIVEN)[0], alone[0])
-    stepped = [m for m in model.modules() if isinstance(m, Stepped)]
+    stepped = [m for m in model.modules() if isinstance(m, PerStepLayer)]
     assert len(stepped) == sum(low[n] != high[n] for n in low)
 
 
@@ -53,9 +53,9 @@ def test_a_plan_names_its_tables_and_the_folder_keeps_them(tmp_path):
     full = copy.deepcopy(pipe)
     quantize_stepped(pipe.unet, [low, high])
     named = plan.replace(rows=tuple(dataclasses.replace(r, network=f"bits:{k % 2}") for k, r in enumerate(plan.rows)))
-    generate = Generator(pipe, 1.0, tiny.CALLS["sd"])
+    generate = PipelineSampler(pipe, 1.0, tiny.CALLS["sd"])
     seen = []
-    first = next(m for m in pipe.unet.modules() if isinstance(m, Stepped))
+    first = next(m for m in pipe.unet.modules() if isinstance(m, PerStepLayer))
     hook = first.register_forward_hook(lambda *_: seen.append(first.active))
     attach(pipe, named)
     images = tiny.draw(pipe, "sd", ["a"], [0], steps=3)
@@ -65,7 +65,7 @@ def test_a_plan_names_its_tables_and_the_folder_keeps_them(tmp_path):
     save_pipeline(pipe, tmp_path / "low")
     again = load_pipeline(tmp_path / "low")
     assert torch.equal(tiny.draw(again, "sd", ["a"], [0], steps=3), images)
-    assert not any(isinstance(m, Stepped) for m in full.unet.modules())
+    assert not any(isinstance(m, PerStepLayer) for m in full.unet.modules())
 
 
 @torch.no_grad()
@@ -93,7 +93,7 @@ def test_precisions_of_inputs_alone_share_one_weight(scheme, tmp_path):
         for k in range(3):
             with applied(found, f"bits:{k}"):
                 assert torch.equal(found(*GIVEN)[0], alone[k])
-        layer = next(m for m in found.modules() if isinstance(m, Stepped))
+        layer = next(m for m in found.modules() if isinstance(m, PerStepLayer))
         assert layer.options[2].packed is layer.options[0].packed
     with pytest.raises(FewstepError, match="trained apart"):
         to_fake(model)

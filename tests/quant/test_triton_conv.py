@@ -61,13 +61,13 @@ def test_it_is_the_integer_convolution(
     padding: tuple[int, int], dilation: tuple[int, int], last: bool,
 ) -> None:  # fmt: skip
     from fewstep.quant import triton_conv
-    from fewstep.quant.native import Geometry
+    from fewstep.quant.native import ConvGeometry
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(-127, 128, (images, inputs, 9, 7), generator=generator, dtype=torch.int8)
     w = torch.randint(-127, 128, (outputs, inputs, *kernel), generator=generator, dtype=torch.int8)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
-    where = Geometry(stride, padding, dilation, 1)
+    where = ConvGeometry(stride, padding, dilation, 1)
     sums = F.conv2d(x.double(), w.double(), None, stride, padding, dilation)
     assert not images or int(sums.abs().max()) < 2**24
     ones = torch.ones(outputs)

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from fewstep.errors import RecipeError
-from fewstep.recipes import Part, Recipe, kinds, load, register, resolve, shipped
+from fewstep.recipes import Recipe, RecipePart, kinds, load, register, resolve, shipped
 from fewstep.recipes.loader import locate, parse
 
 
-class Search(Part):
+class Search(RecipePart):
     seed: int = 0
     evaluations: int = Field(125, ge=1)
     rate: float = 1e-3

@@ -14,15 +14,15 @@ from fewstep.errors import FewstepError
 from fewstep.report import (
     Code,
     Column,
-    Facts,
+    FactList,
     Figure,
     Highlight,
     Highlights,
     ImageGrid,
     Note,
     Page,
-    Row,
     Table,
+    TableRow,
     figures,
     images,
     render,
@@ -56,10 +56,10 @@ def table():
         EVIL,
         [Column("MMD", "x1000", "lower", 2), Column("judge", EVIL, "higher", 3), Column("words")],
         [
-            Row("teacher", [0.10, 0.9, "far"], reference=True),
-            Row("plain", [{"mean": 3.004, "low": 2.5, "high": 3.5}, 0.25, EVIL]),
-            Row("tuned " + EVIL, [Interval(1.0, 0.5, 1.5), None, None], note=EVIL),
-            Row("tie", [1.001, 0.20, "-"]),
+            TableRow("teacher", [0.10, 0.9, "far"], reference=True),
+            TableRow("plain", [{"mean": 3.004, "low": 2.5, "high": 3.5}, 0.25, EVIL]),
+            TableRow("tuned " + EVIL, [Interval(1.0, 0.5, 1.5), None, None], note=EVIL),
+            TableRow("tie", [1.001, 0.20, "-"]),
         ],
     )
 
@@ -75,7 +75,7 @@ def page():
             ImageGrid("Images", [[picture] * 5] * 2, ["a long prompt " * 5, EVIL], [f"system {i}" for i in range(5)]),
             Figure("Bars", figures.bars({"bytes": {"float32": 4.0, "w4a8": 1.0}}, unit="MB")),
             Code("Again", "fewstep run q-sched --set " + "long=" * 60),
-            Facts("Environment", {"torch": "2.13", EVIL: EVIL, "none": None}),
+            FactList("Environment", {"torch": "2.13", EVIL: EVIL, "none": None}),
             Note("one\n\ntwo " + EVIL, title="Note", tone="warning"),
         ],
     )
@@ -140,7 +140,9 @@ def test_intervals_come_from_mappings_and_objects():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), torch.tensor(2.0), True, 3])
 def test_odd_values_do_not_break_a_table(value):
-    odd = Table("t", [Column("c", better="higher")], [Row("a", [value]), Row("b", [1.0]), Row("c", [0.0])])
+    odd = Table(
+        "t", [Column("c", better="higher")], [TableRow("a", [value]), TableRow("b", [1.0]), TableRow("c", [0.0])]
+    )
     render(Page("t", "s", [odd]))
     cells = odd.cells()
     assert [c[0].best for c in cells].count(True) == 1
@@ -149,7 +151,7 @@ def test_odd_values_do_not_break_a_table(value):
 
 def test_long_tables_are_folded():
     def shown(count):
-        return render(Page("t", "s", [Table("t", [Column("c")], [Row(f"r{i}", [i]) for i in range(count)])]))
+        return render(Page("t", "s", [Table("t", [Column("c")], [TableRow(f"r{i}", [i]) for i in range(count)])]))
 
     assert "<details>" not in shown(24)
     assert "Show all 25 rows" in shown(25)
@@ -157,7 +159,7 @@ def test_long_tables_are_folded():
 
 def test_mistakes_are_named():
     with pytest.raises(FewstepError, match="'a'"):
-        Table("t", [Column("c")], [Row("a", [1, 2])])
+        Table("t", [Column("c")], [TableRow("a", [1, 2])])
     with pytest.raises(FewstepError, match="grid 'g'"):
         ImageGrid("g", [[torch.zeros(3, 4, 4)]], ["a", "b"], ["c"])
     with pytest.raises(FewstepError, match="self-contained"):
@@ -167,7 +169,7 @@ def test_mistakes_are_named():
 
 
 def test_terminal_table_has_every_row_and_escapes_markup():
-    shown = Table("[bold]", [Column("[red]c", better="lower")], [Row("[x]", [1.5]), Row("b", [2.5])])
+    shown = Table("[bold]", [Column("[red]c", better="lower")], [TableRow("[x]", [1.5]), TableRow("b", [2.5])])
     console = Console(width=200, file=io.StringIO())
     console.print(to_rich(shown))
     text = console.file.getvalue()
@@ -186,7 +188,7 @@ def test_png_round_trip_is_exact_and_nan_is_visible(tmp_path):
 
 def test_grid_places_every_image():
     batch = torch.arange(5.0)[:, None, None, None].expand(5, 3, 2, 2) / 10
-    sheet = images.grid(batch, columns=3, gap=1, zoom=2)
+    sheet = images.image_grid(batch, columns=3, gap=1, zoom=2)
     assert sheet.shape == (3, 2 * 4 + 1, 3 * 4 + 2)
     assert sheet[0, 5, 5] == 0.4
     assert sheet[0, 0, 0] == 0.0

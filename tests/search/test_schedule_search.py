@@ -12,26 +12,26 @@ from fewstep.schedules import (
     METHODS,
     Candidate,
     DistributionMatch,
-    Model,
-    Pool,
-    Task,
+    EvaluationPool,
+    ModelInfo,
+    SearchTask,
     TeacherMatch,
     Trajectory,
     descend,
     learn_grid,
     learn_scales,
-    method,
     s3,
+    search_method,
 )
 from fewstep.schedules.learnable import settled
 from fewstep.schedules.predictor import Predictor
-from fewstep.schedules.space import Space
+from fewstep.schedules.space import ScheduleSpace
 from fewstep.solvers import SOLVERS, Decision, ddim, grids, unipc
 from fewstep.testing.mixture import Mixture
 
 MIXTURE = Mixture.line([0.3, 0.5, 0.2], [-2.0, 0.5, 3.0], [0.5, 0.3, 0.8])
 PROCESS, EPSILON = VPContinuous(), Prediction()
-MODEL = Model(PROCESS, EPSILON)
+MODEL = ModelInfo(PROCESS, EPSILON)
 NETWORK = MIXTURE.network(PROCESS, EPSILON)
 
 
@@ -48,7 +48,7 @@ HELD_OUT, _ = objective(1000, 200)
 
 
 def task(steps=4, budget=60, **options):
-    return Task(MODEL, steps, KNOWN, TRAJECTORY, budget=budget, **options)
+    return SearchTask(MODEL, steps, KNOWN, TRAJECTORY, budget=budget, **options)
 
 
 def held_out(plan):
@@ -64,7 +64,7 @@ def usual(steps):
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in ("gits", "amed", "autodiffusion", "random")])
 def test_searches_beat_every_usual_solver_on_noise_they_never_saw(name):
-    found = method(name)(task(budget=150))
+    found = search_method(name)(task(budget=150))
     assert found.plan.steps == 4
     assert held_out(found.plan) > usual(4)
 
@@ -83,7 +83,7 @@ def test_every_method_keeps_to_its_evaluations_and_saves(name, tmp_path):
             return KNOWN(plan, items)
 
     job.objective = Counted()
-    found = method(name)(job)
+    found = search_method(name)(job)
     assert asked / KNOWN.size <= 60.01
     assert asked / KNOWN.size == pytest.approx(found.spent, abs=0.51)
     assert found.plan.steps == steps
@@ -148,11 +148,11 @@ def test_a_killed_descent_goes_on_to_the_same_result(tmp_path):
 
 
 def pool(score, path=None, **options):
-    return Pool(score, storage=path, **options)
+    return EvaluationPool(score, storage=path, **options)
 
 
 def test_a_killed_search_goes_on_to_the_same_result(tmp_path):
-    space, asked = Space(MODEL, 4, last=0.02), []
+    space, asked = ScheduleSpace(MODEL, 4, last=0.02), []
 
     def score(candidate):
         asked.append(candidate.key)
@@ -177,18 +177,18 @@ def test_a_killed_search_goes_on_to_the_same_result(tmp_path):
 
 
 def _work(storage, seed):
-    s3(Space(MODEL, 3, last=0.02), Pool(task(3).score, storage=storage), 50, seed=seed, stage=12)
+    s3(ScheduleSpace(MODEL, 3, last=0.02), EvaluationPool(task(3).score, storage=storage), 50, seed=seed, stage=12)
 
 
 def test_schedules_that_are_one_plan_are_evaluated_once():
     """Of 75 looks at two-step schedules only 20 were different plans."""
-    space, plans = Space(MODEL, 2, frozenset({"strategy"}), last=0.02), []
+    space, plans = ScheduleSpace(MODEL, 2, frozenset({"strategy"}), last=0.02), []
 
     def score(candidate):
         plans.append(candidate.folded(MODEL))
         return task(2).score(candidate)
 
-    filled = Pool(score, key=lambda candidate: candidate.folded(MODEL))
+    filled = EvaluationPool(score, key=lambda candidate: candidate.folded(MODEL))
     s3(space, filled, 40, stage=12)
     assert len(set(plans)) == len(plans) == len(filled) <= 40
     order = [Candidate((1.0, 0.5), (Decision(order=k), Decision(order=2))) for k in (1, 2, 4)]
@@ -199,31 +199,31 @@ def test_schedules_that_are_one_plan_are_evaluated_once():
 
 def test_workers_share_a_storage(tmp_path):
     storage = f"sqlite:///{tmp_path}/search.db"
-    len(Pool(task(3).score, storage=storage))  # the tables are made before the workers start
+    len(EvaluationPool(task(3).score, storage=storage))  # the tables are made before the workers start
     workers = [multiprocessing.get_context("spawn").Process(target=_work, args=(storage, k)) for k in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     assert [w.exitcode for w in workers] == [0, 0]
-    shared = Pool(task(3).score, storage=storage)
+    shared = EvaluationPool(task(3).score, storage=storage)
     assert 50 <= len(shared) <= 52
     assert {e.origin for e in shared.entries()} == {"design", "s3"}
 
 
 def test_a_storage_of_another_search_is_refused(tmp_path):
-    Pool(task().score, storage=tmp_path / "a.journal", task="four steps")
+    EvaluationPool(task().score, storage=tmp_path / "a.journal", task="four steps")
     with pytest.raises(FewstepError, match="another search"):
-        Pool(task().score, storage=tmp_path / "a.journal", task="five steps")
+        EvaluationPool(task().score, storage=tmp_path / "a.journal", task="five steps")
     with pytest.raises(FewstepError, match="cannot open"):
-        Pool(task().score, storage="nonsense://here")
+        EvaluationPool(task().score, storage="nonsense://here")
 
 
 def test_the_predictor_learns_the_order_of_schedules():
     """Ranks schedules it never saw, where the value is a plain function of the schedule."""
     import random
 
-    space, rng = Space(MODEL, 4, last=0.02), random.Random(0)
+    space, rng = ScheduleSpace(MODEL, 4, last=0.02), random.Random(0)
 
     def value(candidate):
         return -abs(candidate.times[1] - 0.5) + 0.3 * (candidate.decisions[2].order == 2)
@@ -240,17 +240,17 @@ def test_the_predictor_learns_the_order_of_schedules():
 
 
 def test_evolution_beats_chance_at_equal_cost():
-    evolved, chance = method("s3")(task(budget=150)), method("random")(task(budget=150))
+    evolved, chance = search_method("s3")(task(budget=150)), search_method("random")(task(budget=150))
     assert evolved.value > chance.value
 
 
 def test_a_schedule_that_gives_nan_is_the_worst_not_an_end():
     bad = Candidate((1.0, 0.5), (Decision(order=1),) * 2)
     broken = TeacherMatch(lambda plan, items: torch.full((len(items), 1), float("nan")), KNOWN.target)
-    job = Task(MODEL, 2, broken, TRAJECTORY, budget=20)
+    job = SearchTask(MODEL, 2, broken, TRAJECTORY, budget=20)
     assert job.score(bad) < -1e5
     with pytest.raises(FewstepError, match="can be run"):
-        method("s3")(job)
+        search_method("s3")(job)
 
 
 def test_sets_are_compared_by_the_frechet_distance():
@@ -258,24 +258,24 @@ def test_sets_are_compared_by_the_frechet_distance():
     match = DistributionMatch(KNOWN.generate, lambda x: x, target, 48)
     good, bad = (unipc(PROCESS, EPSILON, grids.uniform(PROCESS, n)) for n in (20, 1))
     assert float(match(good, range(48))) > float(match(bad, range(48)))
-    found = method("autodiffusion")(Task(MODEL, 3, match, TRAJECTORY, budget=20))
+    found = search_method("autodiffusion")(SearchTask(MODEL, 3, match, TRAJECTORY, budget=20))
     assert found.plan.steps == 3
     with pytest.raises(FewstepError, match="gradient"):
-        method("ld3")(Task(MODEL, 3, match, TRAJECTORY, budget=20))
+        search_method("ld3")(SearchTask(MODEL, 3, match, TRAJECTORY, budget=20))
 
 
 def test_amed_learns_at_even_and_odd_counts():
     """An even count takes the analytic first step; both end nearer than the midpoint solver that they start from."""
     for steps in (4, 5):
-        found = method("amed")(task(steps, budget=80))
+        found = search_method("amed")(task(steps, budget=80))
         assert found.plan.steps == steps
         assert found.value > found.history[0][1]
 
 
 def test_hopeless_requests_are_named():
     with pytest.raises(FewstepError, match="three steps"):
-        method("amed")(task(1))
+        search_method("amed")(task(1))
     with pytest.raises(FewstepError, match="no gradient step"):
-        method("ld3")(task(budget=5))
+        search_method("ld3")(task(budget=5))
     with pytest.raises(FewstepError, match="ld3"):
-        method("ld4")
+        search_method("ld4")

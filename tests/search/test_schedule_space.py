@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
-from fewstep.schedules import Candidate, Model, Space
+from fewstep.schedules import Candidate, ModelInfo, ScheduleSpace
 from fewstep.solvers import Decision
 
 MODELS = {
-    "vp": Model(VPContinuous(), Prediction()),
-    "discrete": Model(VPDiscrete.from_betas(), Prediction("v_prediction"), blocks=20),
-    "flow": Model(RectifiedFlow(), Prediction("velocity"), blocks=12),
-    "ve": Model(VE(), Prediction("edm")),
+    "vp": ModelInfo(VPContinuous(), Prediction()),
+    "discrete": ModelInfo(VPDiscrete.from_betas(), Prediction("v_prediction"), blocks=20),
+    "flow": ModelInfo(RectifiedFlow(), Prediction("velocity"), blocks=12),
+    "ve": ModelInfo(VE(), Prediction("edm")),
 }
 
 
 def space(name, steps, parts=("times", "strategy", "first", "scales")):
-    return Space(MODELS[name], steps, frozenset(parts), last=MODELS[name].process.noisiest * 0.01)
+    return ScheduleSpace(MODELS[name], steps, frozenset(parts), last=MODELS[name].process.noisiest * 0.01)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -40,7 +40,7 @@ def test_every_product_is_a_plan_of_the_right_cost(name, seed, steps):
 @pytest.mark.parametrize("name", ["discrete", "flow"])
 def test_skipped_blocks_pay_for_more_rows(name):
     here = space(name, 5, ("times", "skips"))
-    here = Space(here.model, 5, here.parts, last=here.last, most_skipped=0.5)
+    here = ScheduleSpace(here.model, 5, here.parts, last=here.last, most_skipped=0.5)
     rng, seen = random.Random(0), set()
     for _ in range(200):
         candidate = here.draw(rng)
@@ -65,13 +65,13 @@ def test_a_search_of_times_keeps_the_solver_of_its_parents():
 
 def test_times_without_an_upper_end_are_drawn_by_their_ratio():
     """Uniform in sigma, nine of ten draws on VE lie above 8, where nothing is decided."""
-    here, rng = Space(MODELS["ve"], 4, frozenset({"times"}), last=0.002), random.Random(0)
+    here, rng = ScheduleSpace(MODELS["ve"], 4, frozenset({"times"}), last=0.002), random.Random(0)
     times = [t for _ in range(200) for t in here.draw(rng).times]
     places = sorted((math.log(t) - math.log(0.002)) / (math.log(80.0) - math.log(0.002)) for t in times)
     assert max(abs(p - (k + 0.5) / len(places)) for k, p in enumerate(places)) < 0.06  # Kolmogorov-Smirnov
     assert min(c.times[-1] for c in here.designs()) == pytest.approx(0.002)
     assert all(here._time_at(here.place_of(t)) == pytest.approx(t) for t in (0.002, 0.1, 80.0))
-    uniform = Space(MODELS["vp"], 4, frozenset({"times"}), last=0.01)
+    uniform = ScheduleSpace(MODELS["vp"], 4, frozenset({"times"}), last=0.01)
     times = sorted(t for _ in range(200) for t in uniform.draw(rng).times)
     assert max(abs((t - 0.01) / 0.99 - (k + 0.5) / len(times)) for k, t in enumerate(times)) < 0.06
 
@@ -103,4 +103,4 @@ def test_the_usual_schedules_are_among_the_designs():
 )
 def test_spaces_without_a_feasible_point_are_refused(arguments, message):
     with pytest.raises(FewstepError, match=message):
-        Space(**{"model": MODELS["vp"], "steps": 4, **arguments})
+        ScheduleSpace(**{"model": MODELS["vp"], "steps": 4, **arguments})

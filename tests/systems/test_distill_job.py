@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from fewstep.cli import app
 from fewstep.distillation.chain import evenly
-from fewstep.distillation.method import Critic, Method, Target, preset
+from fewstep.distillation.method import Critic, Method, TargetNetwork, preset
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
 from fewstep.jobs.distill import run
 from fewstep.jobs.distill.measure import different
-from fewstep.pipelines import Generator, backbone_of, load_pipeline, save_pipeline
+from fewstep.pipelines import PipelineSampler, backbone_of, load_pipeline, save_pipeline
 from fewstep.pipelines.conditions import conditions_of
 from fewstep.quant.layer import QuantLayer
 from fewstep.recipes.loader import load
@@ -63,7 +63,7 @@ def regression(process, *, steps: int = 4, guidance: float = 1.0, two: bool = Fa
     """Regression of the teacher, for tests."""
     asked = {needs} | ({"guidance"} if guidance != 1 else set())
     follows = Critic(follow) if critic else None
-    parts = {"terms": {"match": regress(guidance)}, "target": Target(0.9), "needs": frozenset(asked)}
+    parts = {"terms": {"match": regress(guidance)}, "target": TargetNetwork(0.9), "needs": frozenset(asked)}
     return Method(steps=evenly(process, steps, 0.0), two_times=two, critic=follows, **parts)
 
 
@@ -94,7 +94,7 @@ def test_a_distillation_leaves_a_pipeline_that_runs_by_its_plan(kind, guidance, 
     assert again.scheduler.plan.steps == 2
     call = tiny.CALLS.get(kind, {})
     some = tiny.conditions(kind, 2)
-    drawn = Generator(again, 1.0, call)(again.scheduler.plan, some, [0, 1])
+    drawn = PipelineSampler(again, 1.0, call)(again.scheduler.plan, some, [0, 1])
     assert drawn.isfinite().all()
     teacher = load_pipeline(tmp_path / "model")
     # the training moved the student, and never the teacher
@@ -109,7 +109,7 @@ def test_the_students_pictures_are_those_that_its_saved_pipeline_draws(tmp_path)
     measured = read_tensors(tmp_path / "run" / "artifacts" / "images" / "student.safetensors")["images"]
     pipe = load_pipeline(tmp_path / "run" / "artifacts" / "pipeline")
     items = ["a b", "c d"] * 10
-    again = Generator(pipe, 1.0, {}, 20)(pipe.scheduler.plan, items, [7 * 1_000_003 + i for i in range(20)])
+    again = PipelineSampler(pipe, 1.0, {}, 20)(pipe.scheduler.plan, items, [7 * 1_000_003 + i for i in range(20)])
     assert (measured[0].float() / 255 - again).abs().max() < 0.01
 
 
@@ -140,7 +140,7 @@ def test_a_lora_student_shares_the_base_of_its_teacher(kind, tmp_path):
     pipe = load_pipeline(tmp_path / "run" / "artifacts" / "pipeline")
     call = tiny.CALLS.get(kind, {})
     items = [0, 1, 2] if kind == "dit" else ["x"] * 3
-    Generator(pipe, 1.0, call)(pipe.scheduler.plan, items, [0, 1, 2])
+    PipelineSampler(pipe, 1.0, call)(pipe.scheduler.plan, items, [0, 1, 2])
     teacher = backbone_of(load_pipeline(tmp_path / "model")).state_dict()
     own = backbone_of(pipe).state_dict()
     if kind == "sd3":  # base and adapter lie side by side
@@ -161,7 +161,7 @@ def test_a_student_trained_through_its_rounding_is_stored_in_low_bits(tmp_path):
     assert not (tmp_path / "run" / "artifacts" / "scratch").exists()
     measured = read_tensors(tmp_path / "run" / "artifacts" / "images" / "student.safetensors")["images"]
     labels = conditions_of(pipe, "", 20)
-    again = Generator(pipe, 1.0, {}, 20)(pipe.scheduler.plan, labels, [7_000_021 + i for i in range(20)])
+    again = PipelineSampler(pipe, 1.0, {}, 20)(pipe.scheduler.plan, labels, [7_000_021 + i for i in range(20)])
     assert (measured[0].float() / 255 - again).abs().max() < 0.02
 
 

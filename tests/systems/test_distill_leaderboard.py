@@ -9,7 +9,7 @@ from fewstep.distillation.taps import features
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
 from fewstep.jobs.distill.cost import counting
-from fewstep.jobs.distill.leaderboard import Contest, compete, summary
+from fewstep.jobs.distill.leaderboard import Leaderboard, compete, summary
 from fewstep.pipelines import save_pipeline
 from fewstep.process import RectifiedFlow
 from tests.pipelines import tiny_pipelines as tiny
@@ -53,7 +53,7 @@ class Told(nn.Module):
 
 def test_equal_budgets_give_unequal_updates_and_nothing_is_run_twice(tmp_path):
     save_pipeline(tiny.dit(None), tmp_path / "model")
-    contest = Contest(
+    contest = Leaderboard(
         str(tmp_path / "model"), ("reflow", "diff_instruct"), steps=(1,), seeds=(0, 1), budget=200, batch=4,
         overrides=SMALL,
     )  # fmt: skip
@@ -79,7 +79,7 @@ def test_equal_budgets_give_unequal_updates_and_nothing_is_run_twice(tmp_path):
 def test_stages_fit_the_training_that_the_budget_buys(tmp_path):
     """Progressive distillation counts its stages in updates: four of 5000 unless they are laid over the training."""
     save_pipeline(tiny.dit(None), tmp_path / "model")
-    contest = Contest(
+    contest = Leaderboard(
         str(tmp_path / "model"), ("progressive",), steps=(1,), seeds=(0,), budget=240, batch=4, overrides=SMALL
     )
     row = compete(contest, tmp_path / "runs", say=lambda line: None)["entries"][0]
@@ -105,4 +105,4 @@ def test_the_summary_is_mean_and_deviation_over_seeds():
 
 def test_unknown_methods_are_told():
     with pytest.raises(FewstepError, match="unknown distillation method"):
-        Contest(methods=("dmd3",)).entries()
+        Leaderboard(methods=("dmd3",)).entries()

@@ -9,7 +9,7 @@ from fewstep.distillation.method import options_of, presets
 from fewstep.distillation.step_condition import StepConditioned
 from fewstep.errors import FewstepError
 from fewstep.jobs.distill import job as job_module
-from fewstep.jobs.distill.job import Job
+from fewstep.jobs.distill.job import DistillJob
 from fewstep.pipelines import backbone_of, save_pipeline
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
@@ -52,7 +52,7 @@ def test_every_method_takes_steps_on_real_networks(name, kind, models, tmp_path)
     settings.append(f"options={json.dumps(SHORT.get(name, {}))}")
     recipe = load("distill", [*QUICK, *settings])
     with Run(tmp_path / "run", recipe.plain(), quiet=True) as run:
-        job = Job(recipe, run)
+        job = DistillJob(recipe, run)
         before = {k: v.clone() for k, v in backbone_of(job.pipe).state_dict().items()}
         trained = job.train()[0]
         after = backbone_of(job.pipe).state_dict()
@@ -71,7 +71,7 @@ def test_a_training_shorter_than_the_stages_is_refused(models, tmp_path):
         Run(tmp_path / "run", recipe.plain(), quiet=True) as run,
         pytest.raises(FewstepError, match="stages take 20000 updates"),
     ):
-        Job(recipe, run).train()
+        DistillJob(recipe, run).train()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_critic_of_a_real_network_is_told_the_call(kind, name, more, models, t
     seen = []
     with Run(tmp_path / "run", recipe.plain(), quiet=True) as run, pytest.MonkeyPatch.context() as patch:
         patch.setattr(job_module, "stage_of", lambda engine, *args: seen.append(engine) or stage_of(engine, *args))
-        job = Job(recipe, run)
+        job = DistillJob(recipe, run)
         job.train()
         assert not any(m._forward_hooks for m in backbone_of(job.pipe).modules())
     critic = seen[0].modules["critic"]
@@ -107,4 +107,4 @@ def test_a_told_critic_that_shares_recomputed_blocks_is_refused(models, tmp_path
         Run(tmp_path / "run", recipe.plain(), quiet=True) as run,
         pytest.raises(FewstepError, match="recompute"),
     ):
-        Job(recipe, run).train()
+        DistillJob(recipe, run).train()

@@ -8,7 +8,7 @@ import torch
 
 from fewstep.errors import FewstepError
 from fewstep.jobs import distill, mixdq, q_sched, schedule
-from fewstep.pipelines import Generator, attach, backbone_of, identity_of, load_pipeline, plan_of, save_pipeline
+from fewstep.pipelines import PipelineSampler, attach, backbone_of, identity_of, load_pipeline, plan_of, save_pipeline
 from fewstep.plan.scheduler import PlanScheduler
 from fewstep.quant import QuantLayer, quantize
 from fewstep.recipes.loader import load
@@ -103,5 +103,5 @@ def test_every_order_opens_or_is_refused_at_once(first, second, tmp_path):
     steps = pipe.scheduler.plan.steps if isinstance(pipe.scheduler, PlanScheduler) else 2
     plan = plan_of(pipe, steps, guidance_scale=1.0, **CALL)
     with torch.no_grad():
-        assert Generator(pipe, 1.0, dict(CALL))(plan, ["a"], [3]).isfinite().all()
+        assert PipelineSampler(pipe, 1.0, dict(CALL))(plan, ["a"], [3]).isfinite().all()
         pipe(prompt="a", num_inference_steps=steps, guidance_scale=1.0, output_type="pt", **CALL)

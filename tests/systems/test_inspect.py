@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from fewstep.cli.shell import call_arguments
 from fewstep.errors import FewstepError, IdentityError
 from fewstep.files import read_json
-from fewstep.jobs.inspect import Settings, inspect
+from fewstep.jobs.inspect import InspectSettings, inspect
 from fewstep.pipelines import plan_of, save_pipeline
 from fewstep.plan import Identity
 from fewstep.runs import Run
@@ -18,7 +18,7 @@ SMALL = {"steps": 2, "samples": 2, "probes": 1, "fine": 1}
 @pytest.mark.parametrize("name", ["dit", "ddpm", "sd3"])
 def test_every_kind_of_pipeline_is_inspected(name, tmp_path):
     save_pipeline(tiny.MAKERS[name](tmp_path), tmp_path / "pipe")
-    settings = Settings(str(tmp_path / "pipe"), **SMALL)
+    settings = InspectSettings(str(tmp_path / "pipe"), **SMALL)
     with Run(tmp_path / "run", quiet=True) as run:
         report = inspect(settings, run, **tiny.CALLS[name])
         units = run.seconds()
@@ -38,7 +38,7 @@ def test_a_plan_of_another_model_is_refused(tmp_path):
     pipe = tiny.MAKERS["sd"](tmp_path)
     save_pipeline(pipe, tmp_path / "pipe")
     plan_of(pipe, 2, **tiny.CALLS["sd"]).replace(identity=Identity(model="0" * 16)).save(tmp_path / "plan.json")
-    settings = Settings(str(tmp_path / "pipe"), plan=str(tmp_path / "plan.json"), **SMALL)
+    settings = InspectSettings(str(tmp_path / "pipe"), plan=str(tmp_path / "plan.json"), **SMALL)
     with Run(tmp_path / "run", quiet=True) as run, pytest.raises(IdentityError, match="belongs to model"):
         inspect(settings, run, **tiny.CALLS["sd"])
 
@@ -46,7 +46,7 @@ def test_a_plan_of_another_model_is_refused(tmp_path):
 def test_a_stochastic_plan_is_left_out_and_others_are_shown(tmp_path):
     save_pipeline(tiny.MAKERS["sdxl"](tmp_path), tmp_path / "pipe")  # Euler ancestral
     with Run(tmp_path / "run", quiet=True) as run:
-        inspect(Settings(str(tmp_path / "pipe"), **SMALL), run, **tiny.CALLS["sdxl"])
+        inspect(InspectSettings(str(tmp_path / "pipe"), **SMALL), run, **tiny.CALLS["sdxl"])
     assert "the pipeline's own" not in read_json(tmp_path / "run" / "results.json")["plans"]
 
 
@@ -60,4 +60,4 @@ def test_the_command_says_what_is_wrong():
         call_arguments(["height"])
     assert call_arguments(["height=16", "clean_caption=false"]) == {"height": 16, "clean_caption": False}
     with pytest.raises(FewstepError, match="two samples"):
-        Settings("x", samples=1)
+        InspectSettings("x", samples=1)

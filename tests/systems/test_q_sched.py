@@ -16,7 +16,7 @@ from fewstep.cli import app
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
 from fewstep.jobs.q_sched import run
-from fewstep.pipelines import Generator, load_pipeline, save_pipeline
+from fewstep.pipelines import PipelineSampler, load_pipeline, save_pipeline
 from fewstep.plan import Plan
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
@@ -79,7 +79,7 @@ def test_the_same_command_serves_any_pipeline(kind, tmp_path):
     tuned = Plan.load(tmp_path / "run" / "artifacts" / "plan-quantized-Q-Sched.json")
     assert pipe.scheduler.plan == tuned
     stored = read_tensors(tmp_path / "run" / "artifacts" / "images" / "quantized-Q-Sched-7.safetensors")["images"]
-    drawn = Generator(pipe, 1.0, tiny.CALLS[kind])(tuned, PROMPTS, [7 * 1_000_003 + p for p in range(6)])
+    drawn = PipelineSampler(pipe, 1.0, tiny.CALLS[kind])(tuned, PROMPTS, [7 * 1_000_003 + p for p in range(6)])
     assert (drawn * 255 - stored.float()).abs().max() < 1.01
 
 

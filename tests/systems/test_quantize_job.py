@@ -17,11 +17,11 @@ from fewstep.jobs.quantize import run
 from fewstep.jobs.quantize.measure import growth, verdict
 from fewstep.jobs.quantize.recipe import parse_size
 from fewstep.jobs.quantize.report import block_of, block_table
-from fewstep.pipelines import Generator, backbone_of, load_pipeline, plan_of, save_pipeline
+from fewstep.pipelines import PipelineSampler, backbone_of, load_pipeline, plan_of, save_pipeline
 from fewstep.quant import QuantLayer
 from fewstep.quant.bos import FirstToken
 from fewstep.quant.split import SplitConv2d
-from fewstep.quant.steps import Stepped
+from fewstep.quant.steps import PerStepLayer
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
 from tests.pipelines import tiny_pipelines as tiny
@@ -46,7 +46,7 @@ def pictures(place, kind):
     pipe = load_pipeline(place)
     call = tiny.CALLS.get(kind, {})
     with torch.no_grad():
-        return pipe, Generator(pipe, 1.0, call)(plan_of(pipe, 2, **call), tiny.conditions(kind, 2), [0, 1])
+        return pipe, PipelineSampler(pipe, 1.0, call)(plan_of(pipe, 2, **call), tiny.conditions(kind, 2), [0, 1])
 
 
 @pytest.mark.parametrize(("kind", "budget"), [("sd", 150_000), ("dit", 180_000), ("flux", 65_000)])
@@ -219,10 +219,10 @@ def test_bits_per_row_hold_the_compute_and_are_saved(tmp_path, monkeypatch):
     assert found["damage"] == {"fewer": [0, 1, 2], "scheme": [3, 4, 5], "more": [6, 7, 8]}
     pipe = load_pipeline(tmp_path / "run" / "artifacts" / "pipeline")
     assert [row.network for row in pipe.scheduler.plan.rows] == ["bits:2", "bits:0", "bits:1"]
-    stepped = [m for m in pipe.unet.modules() if isinstance(m, Stepped)]
+    stepped = [m for m in pipe.unet.modules() if isinstance(m, PerStepLayer)]
     assert stepped
     assert [str(option.scheme) for option in stepped[0].options] == ["w3a8", "w4a8", "w8a8"]
-    assert not any(n in ("conv_in", "conv_out") for n, m in pipe.unet.named_modules() if isinstance(m, Stepped))
+    assert not any(n in ("conv_in", "conv_out") for n, m in pipe.unet.named_modules() if isinstance(m, PerStepLayer))
 
 
 def test_rungs_of_the_inputs_share_the_weights(tmp_path):
@@ -254,7 +254,7 @@ def test_a_killed_run_measures_nothing_twice(tmp_path, monkeypatch):
 
     overrides = settings("dit", tmp_path, "effective_bits=5", *AUTO)
     with monkeypatch.context() as broken:
-        broken.setattr(choose.Chooser, "choose", lambda self, *tables: 1 / 0)
+        broken.setattr(choose.BitAllocator, "choose", lambda self, *tables: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             execute(tmp_path / "run", overrides)
     measured = (tmp_path / "run" / "units" / "sensitivity.json").stat().st_mtime_ns

@@ -11,7 +11,7 @@ from fewstep.errors import RecipeError
 from fewstep.files import read_json
 from fewstep.jobs.search import run
 from fewstep.jobs.search.baselines import diffusers_plans
-from fewstep.pipelines import Generator, load_pipeline, save_pipeline
+from fewstep.pipelines import PipelineSampler, load_pipeline, save_pipeline
 from fewstep.plan import Plan
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
@@ -52,7 +52,7 @@ def test_a_search_leaves_a_pipeline_that_follows_its_plan(kind, method, tmp_path
     model = load_pipeline(tmp_path / "model")
     call = tiny.CALLS.get(kind, {})
     kinds = tiny.conditions(kind, 2)
-    images = [Generator(pipe, 1.0, call)(plan, kinds, [0, 1]) for pipe in (model, again)]
+    images = [PipelineSampler(pipe, 1.0, call)(plan, kinds, [0, 1]) for pipe in (model, again)]
     assert torch.equal(*images)
 
 

@@ -7,7 +7,7 @@ import torch
 from fewstep.errors import FewstepError
 from fewstep.jobs.distill import run as distil
 from fewstep.jobs.zoo.dit import flow_loss
-from fewstep.jobs.zoo.encoder import Config, contrastive, view
+from fewstep.jobs.zoo.encoder import EncoderConfig, contrastive, view
 from fewstep.latents import load_encoder, load_latent
 from fewstep.pipelines import load_pipeline, process_of
 from fewstep.prediction import Prediction
@@ -109,10 +109,10 @@ def test_the_contrastive_loss_is_what_the_paper_defines():
 
 def test_views_differ_and_without_changes_are_the_picture():
     x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    still = Config(turn=0, zoom=0, move=0, contrast=0)
+    still = EncoderConfig(turn=0, zoom=0, move=0, contrast=0)
     torch.testing.assert_close(view(x, still, torch.Generator().manual_seed(1)), x, atol=1e-5, rtol=0)
     generator = torch.Generator().manual_seed(1)
-    assert (view(x, Config(), generator) - view(x, Config(), generator)).abs().mean() > 0.01
+    assert (view(x, EncoderConfig(), generator) - view(x, EncoderConfig(), generator)).abs().mean() > 0.01
 
 
 def test_the_flow_loss_vanishes_for_the_exact_velocity_of_one_point():

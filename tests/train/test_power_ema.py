@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import FewstepError
-from fewstep.train.power_ema import PowerEMA, exponent, reconstruct, weights
+from fewstep.train.power_ema import PowerEMA, exponent, reconstruct_average, weights
 
 
 @pytest.mark.parametrize("width", [0.03, 0.1, 0.2])
@@ -38,16 +38,16 @@ def test_another_width_is_near_the_average_that_was_kept_at_it(tmp_path):
         if step % 25 == 0:
             averages.store(tmp_path)
     wanted = truth.state()["0.07/m.weight"]
-    found = reconstruct(tmp_path, 0.07)["m.weight"]
+    found = reconstruct_average(tmp_path, 0.07)["m.weight"]
     nearest = min(float((t - wanted).abs().max()) for t in averages.state().values())
     assert float((found - wanted).abs().max()) < 0.02 * nearest
-    earlier = reconstruct(tmp_path, 0.1, at=200)["m.weight"]
+    earlier = reconstruct_average(tmp_path, 0.1, at=200)["m.weight"]
     assert float((earlier - found).abs().max()) > nearest
 
 
 def test_mistakes_are_told(tmp_path):
     with pytest.raises(FewstepError, match="no stored averages"):
-        reconstruct(tmp_path, 0.1)
+        reconstruct_average(tmp_path, 0.1)
     with pytest.raises(FewstepError, match="relative width"):
         exponent(0.3)
 

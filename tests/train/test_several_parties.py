@@ -5,7 +5,7 @@ import torch
 
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Samples
-from fewstep.distillation.method import Critic, Method, Settings, Target, Tracking
+from fewstep.distillation.method import Critic, Method, OptimizerSettings, TargetNetwork, UpdateRule
 from fewstep.files import read_tensors
 from fewstep.testing.toy import Toy
 from fewstep.testing.training import train_toy
@@ -29,8 +29,10 @@ def follow(networks, batch, made, generator):
 
 
 def method(**tracking):
-    critic = Critic(follow, Tracking(**tracking))
-    return Method({"small": small}, Chain((1.0,)), roll, critic, target=Target(0.9), settings=Settings())
+    critic = Critic(follow, UpdateRule(**tracking))
+    return Method(
+        {"small": small}, Chain((1.0,)), roll, critic, target=TargetNetwork(0.9), settings=OptimizerSettings()
+    )
 
 
 def moved(module, start):

@@ -14,7 +14,7 @@ from fewstep.errors import FewstepError
 from fewstep.files import read_tensors
 from fewstep.train.loop import accelerator_for, fit
 from fewstep.train.shards import Shards, wanted
-from fewstep.train.stage import Party, Stage, StageConfig
+from fewstep.train.stage import OptimizerGroup, Stage, StageConfig
 from tests import ROOT
 
 STEPS, HALF = 8, 4
@@ -62,7 +62,7 @@ def stage(parts, index=0, fail_at=None, spoil_at=None):
     return Stage(
         modules={"student": student, "critic": critic}, batch=lambda g: {}, loss=None, save=lambda p: None,
         state={"slow": slow}, turns=turns, after=lambda step: towards(slow, student, 0.1),
-        parties={"student": Party({"student": student}), "critic": Party({"critic": critic}, averaged=False)},
+        parties={"student": OptimizerGroup({"student": student}), "critic": OptimizerGroup({"critic": critic}, averaged=False)},
     )  # fmt: skip
 
 

@@ -41,11 +41,11 @@ def test_learning_rate_warms_up_then_falls_to_zero(step):
 
 
 def test_consistency_function_is_the_one_of_the_lcm_scheduler():
-    from fewstep.jobs.zoo.student import Consistency
+    from fewstep.jobs.zoo.student import ConsistencyFunction
     from fewstep.zoo.unet import lcm_scheduler
 
     scheduler = lcm_scheduler()
-    law = Consistency(scheduler, torch.device("cpu"))
+    law = ConsistencyFunction(scheduler, torch.device("cpu"))
     scheduler.set_timesteps(4)
     z, v = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for time in scheduler.timesteps:
@@ -55,11 +55,11 @@ def test_consistency_function_is_the_one_of_the_lcm_scheduler():
 
 
 def test_ddim_step_is_that_of_diffusers():
-    from fewstep.jobs.zoo.student import Consistency
+    from fewstep.jobs.zoo.student import ConsistencyFunction
     from fewstep.zoo.unet import ddim_scheduler, lcm_scheduler
 
     scheduler = ddim_scheduler()
-    law = Consistency(lcm_scheduler(), torch.device("cpu"))
+    law = ConsistencyFunction(lcm_scheduler(), torch.device("cpu"))
     scheduler.set_timesteps(50)
     z, v = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     for time in (999, 499, 39):

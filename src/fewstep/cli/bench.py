@@ -42,9 +42,9 @@ def distill(
     A backward pass counts as two forward ones. Killed, the same command goes on with the next training.
     """
     from fewstep.files import check_free, write_json
-    from fewstep.jobs.distill.leaderboard import Contest, compete
+    from fewstep.jobs.distill.leaderboard import Leaderboard, compete
 
-    contest = Contest(
+    contest = Leaderboard(
         model, tuple(names(methods)), _numbers(steps), _numbers(seeds), budget, guidance,
         learning_rate, overrides=tuple(overrides or ()),
     )  # fmt: skip

@@ -56,7 +56,7 @@ def generate(
     import torch
     from rich.markup import escape
 
-    from fewstep.pipelines import Generator, attach, load_pipeline, plan_of
+    from fewstep.pipelines import PipelineSampler, attach, load_pipeline, plan_of
     from fewstep.plan import Identity, Plan
     from fewstep.report import images
     from fewstep.runs.environment import best_device
@@ -80,13 +80,13 @@ def generate(
     some = None if conditions is None else [condition for condition in conditions for _ in seeds]
     numbers = seeds * len(conditions or [None])
     with torch.no_grad():
-        made = Generator(pipe, guidance, call)(chosen, some, numbers)
+        made = PipelineSampler(pipe, guidance, call)(chosen, some, numbers)
     columns = len(seeds) if len(conditions or []) > 1 else None
     if moving:
-        frames = torch.stack([images.grid(frame, columns, zoom=zoom) for frame in made.transpose(0, 1)])
+        frames = torch.stack([images.image_grid(frame, columns, zoom=zoom) for frame in made.transpose(0, 1)])
         images.save_video(frames, out)
     else:
-        images.save_image(images.grid(made, columns, zoom=zoom), out)
+        images.save_image(images.image_grid(made, columns, zoom=zoom), out)
     count = f"{len(numbers)} {'video' if moving else 'image'}" + ("s" if len(numbers) > 1 else "")
     console().print(f"[bold green]Wrote {escape(str(out))}[/bold green]: {count}, {chosen.steps} steps each")
 

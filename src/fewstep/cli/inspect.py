@@ -48,14 +48,14 @@ def inspect(
     from rich.markup import escape
 
     from fewstep.files import read_json
-    from fewstep.jobs.inspect import Settings
+    from fewstep.jobs.inspect import InspectSettings
     from fewstep.jobs.inspect import inspect as measure
     from fewstep.jobs.inspect.page import plans_table
     from fewstep.report import to_rich
     from fewstep.runs import Run
 
     text = None if plan is None else str(plan)
-    settings = Settings(model, steps, text, samples, probes, fine, guidance, tuple(prompt or ()), seed)
+    settings = InspectSettings(model, steps, text, samples, probes, fine, guidance, tuple(prompt or ()), seed)
     recipe = {**asdict(settings), "prompts": list(settings.prompts)}
     call = call_arguments(arguments or [])
     with Run(out, {"inspect": recipe, "call": call}, fresh=fresh) as run:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fewstep.data.captioned import Captioned, load
+from fewstep.data.captioned import CaptionedImages, load
 from fewstep.data.emoji import emoji_prompts, load_emoji
 from fewstep.data.mnist import load_mnist
 
-__all__ = ["Captioned", "emoji_prompts", "load", "load_emoji", "load_mnist"]
+__all__ = ["CaptionedImages", "emoji_prompts", "load", "load_emoji", "load_mnist"]

@@ -20,7 +20,7 @@ Broken = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True, eq=False)
-class Captioned:
+class CaptionedImages:
     """Pictures (N, 3, H, W) uint8 with one caption each; iterates as the pair `images, captions`."""
 
     images: torch.Tensor
@@ -43,7 +43,7 @@ class Captioned:
         return len(self.captions)
 
 
-def load(data: str = "emoji", split: str = "train", size: int = 64, broken: Broken = "stop") -> Captioned:
+def load(data: str = "emoji", split: str = "train", size: int = 64, broken: Broken = "stop") -> CaptionedImages:
     """Captioned pictures by name ("emoji", "mnist"), folder, or npz file.
 
     A folder holds pictures with a `metadata.jsonl` or `metadata.csv` of their captions (see `captions`), or each with
@@ -82,7 +82,7 @@ def _split_place(path: Path, split: str) -> Path:
     raise FewstepError(f"{path} has no split {split!r}", hint=f"Put its pictures into {inner}.")
 
 
-def _from_npz(path: Path, size: int) -> Captioned:
+def _from_npz(path: Path, size: int) -> CaptionedImages:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, captions = arrays["images"], arrays["captions"].tolist()
@@ -99,7 +99,7 @@ def _from_npz(path: Path, size: int) -> Captioned:
     return _stacked(pixels, words)
 
 
-def _from_folder(path: Path, size: int, broken: Broken) -> Captioned:
+def _from_folder(path: Path, size: int, broken: Broken) -> CaptionedImages:
     wanted = _captioned_files(path)
     images, captions, left = [], [], []
     for file, caption in wanted.items():
@@ -135,6 +135,6 @@ def _captioned_files(path: Path) -> dict[Path, str]:
     return found
 
 
-def _stacked(pixels: list[np.ndarray], captions: list[str]) -> Captioned:
+def _stacked(pixels: list[np.ndarray], captions: list[str]) -> CaptionedImages:
     images = np.stack(pixels) if pixels else np.zeros((0, 1, 1, 3), np.uint8)
-    return Captioned(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), captions)
+    return CaptionedImages(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), captions)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fewstep.data.captioned import Captioned
+from fewstep.data.captioned import CaptionedImages
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import read_json, read_tensors
 
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "emoji"
 SPLITS = ("train", "calibration", "evaluation")
 
 
-def load_emoji(split: str = "train") -> Captioned:
+def load_emoji(split: str = "train") -> CaptionedImages:
     """Pictures (N, 3, 64, 64) uint8 and their captions, in the order of the Unicode tables.
 
     Args:
@@ -30,7 +30,9 @@ def load_emoji(split: str = "train") -> Captioned:
     store = read_tensors(FOLDER / "images.safetensors")
     data, offsets = store["bytes"].numpy(), store["offsets"].tolist()
     images = np.stack([_decode(data[offsets[i] : offsets[i + 1]].tobytes()) for i, _ in rows])
-    return Captioned(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), [row["caption"] for _, row in rows])
+    return CaptionedImages(
+        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), [row["caption"] for _, row in rows]
+    )
 
 
 def emoji_prompts(split: str = "evaluation") -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from fewstep.data.captioned import Captioned
+from fewstep.data.captioned import CaptionedImages
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import read_tensors, write_tensors
 
@@ -21,7 +21,7 @@ SIDE = 32
 COLUMNS = 50
 
 
-def load_mnist(split: str = "reference", file: str | Path | None = None) -> Captioned:
+def load_mnist(split: str = "reference", file: str | Path | None = None) -> CaptionedImages:
     """Digits (N, 3, 32, 32) uint8, white on black and zero-padded from 28x28, with captions "digit 0" to "digit 9".
 
     Args:
@@ -43,7 +43,7 @@ def load_mnist(split: str = "reference", file: str | Path | None = None) -> Capt
         pixels, labels = _from_npz(Path(file), split)
     space = (SIDE - pixels.shape[-1]) // 2
     images = F.pad(torch.tensor(pixels), (space,) * 4)[:, None].expand(-1, 3, -1, -1)
-    return Captioned(images, [f"digit {label}" for label in labels.tolist()])
+    return CaptionedImages(images, [f"digit {label}" for label in labels.tolist()])
 
 
 def is_mnist(file: Path) -> bool:

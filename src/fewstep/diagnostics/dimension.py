@@ -20,7 +20,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.diagnostics.field import noise_field, noisy
 from fewstep.diagnostics.flow import flow
 from fewstep.errors import FewstepError
-from fewstep.jacobian import jacobian, trace
+from fewstep.jacobian import jacobian, jacobian_trace
 
 
 def trace_dimension(
@@ -38,7 +38,7 @@ def trace_dimension(
     noise levels. Divides by nothing, but the error of the divergence counts D directions at once.
     """
     x = noisy(denoiser.process, data, t, generator)
-    divergence = trace(noise_field(denoiser, t), x, probes, generator, method=method).detach()
+    divergence = jacobian_trace(noise_field(denoiser, t), x, probes, generator, method=method).detach()
     return x[0].numel() - denoiser.process.sigma(t) * divergence.double()
 
 

@@ -21,7 +21,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.diagnostics.field import per_number
 from fewstep.diagnostics.flow import POWER, angle, cleanest, flow, time_of
 from fewstep.errors import PlanError
-from fewstep.executor import Network, Progress, sample
+from fewstep.executor import Network, SamplingProgress, sample
 from fewstep.plan import Plan
 from fewstep.plan.combination import number
 from fewstep.process import Process
@@ -165,7 +165,7 @@ def _states(plan: Plan, network: Network | Mapping[str, Network], state: Tensor)
     """The K + 1 states of the plan."""
     seen = [state]
 
-    def note(progress: Progress) -> None:
+    def note(progress: SamplingProgress) -> None:
         seen.append(progress.state)
 
     seeds, shape = range(len(state)), state.shape[1:]

@@ -12,10 +12,10 @@ from torch.nn.functional import relu, softplus
 
 from fewstep.denoiser import Condition
 from fewstep.distillation.core import Batch, Loss, Networks, Samples
-from fewstep.distillation.discriminator import Source
+from fewstep.distillation.discriminator import FeatureSource
 from fewstep.distillation.rollout import needed
-from fewstep.distillation.score.branch import carry
-from fewstep.distillation.times import Law
+from fewstep.distillation.score.branch import with_gradient
+from fewstep.distillation.times import TimeDistribution
 from fewstep.errors import FewstepError, nearest
 from fewstep.transition import noise_like
 
@@ -42,8 +42,8 @@ class GeneratorLoss:
         Which samples take part, (B,) from what the student made.
     """
 
-    source: Source
-    times: Law | None = None
+    source: FeatureSource
+    times: TimeDistribution | None = None
     loss: str = "softplus"
     scale: float | Callable[[float], float] = 1e-3
     active: Callable[[Samples], Tensor] | None = None
@@ -70,7 +70,10 @@ class GeneratorLoss:
             loss = scale * LOSSES[self.loss][0](logits).flatten(1).mean(1).sum() / size
             (gradient,) = torch.autograd.grad(loss, x)
         pull = (gradient * whole.numel()).square().mean().sqrt()  # in the units of a score branch's
-        return carry(samples.clean, gradient, 1, loss.detach()), {"fooled": logits.detach().mean(), "pull": pull}
+        return with_gradient(samples.clean, gradient, 1, loss.detach()), {
+            "fooled": logits.detach().mean(),
+            "pull": pull,
+        }
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,8 @@ class DiscriminatorLoss:
         Let the gradient into the source's network (DMD2: the critic's encoder is trained with the head).
     """
 
-    source: Source
-    times: Law | None = None
+    source: FeatureSource
+    times: TimeDistribution | None = None
     loss: str = "softplus"
     scale: float = 1.0
     same_noise: bool = False
@@ -139,7 +142,7 @@ def _known(loss: str) -> None:
 
 
 def _levels(
-    times: Law | None, networks: Networks, batch: Batch, samples: Samples, generator: torch.Generator
+    times: TimeDistribution | None, networks: Networks, batch: Batch, samples: Samples, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None]:
     if times is None:
         return torch.zeros(batch.size, dtype=torch.float64), None

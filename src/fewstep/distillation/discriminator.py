@@ -14,7 +14,7 @@ from fewstep.distillation.taps import features
 from fewstep.errors import FewstepError, nearest
 
 
-class Source(Protocol):
+class FeatureSource(Protocol):
     """Where the discriminator's features come from."""
 
     def __call__(self, networks: Networks, batch: Batch, x: Tensor, t: Tensor) -> Mapping[str, Tensor]:
@@ -22,7 +22,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Taps:
+class NetworkFeatures:
     """Outputs of named modules of the critic (DMD2) or the teacher (LADD).
 
     early: leave the network after the last of them.
@@ -38,7 +38,7 @@ class Taps:
 
 
 @dataclass(frozen=True)
-class Encoder:
+class EncoderFeatures:
     """A frozen network outside (DINO, SAM, a classifier) on clean samples; decodes latents first.
 
     encode: pixels (B, ...) -> named features. It must let the gradient through to the pixels.
@@ -85,7 +85,7 @@ class PointHead(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Logits (B, positions)."""
-        return self.net(positions(feature).to(next(self.parameters()).dtype)).squeeze(2)
+        return self.net(as_tokens(feature).to(next(self.parameters()).dtype)).squeeze(2)
 
 
 class ConvHead(nn.Module):
@@ -113,10 +113,10 @@ class MeanHead(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Logits (B, positions) or (B, channels)."""
-        return positions(feature).mean(self.axis)
+        return as_tokens(feature).mean(self.axis)
 
 
-def positions(feature: Tensor) -> Tensor:
+def as_tokens(feature: Tensor) -> Tensor:
     """A feature as (B, positions, channels)."""
     if feature.ndim > 3:
         return feature.flatten(2).transpose(1, 2)
@@ -133,7 +133,7 @@ class Heads:
         Channels of each feature by name; None: found by one call on zeros without conditions.
     """
 
-    source: Source
+    source: FeatureSource
     kind: str = "point"
     hidden: int = 128
     over: str = "channels"
@@ -152,7 +152,7 @@ class Heads:
         if self.channels is not None:
             return Discriminator({name: self._head(width) for name, width in self.channels.items()})
         found = self._find(networks, shape)
-        heads = {n: self._head(positions(f).shape[2], min(f.shape[2:], default=1)) for n, f in found.items()}
+        heads = {n: self._head(as_tokens(f).shape[2], min(f.shape[2:], default=1)) for n, f in found.items()}
         return Discriminator(heads)
 
     def _head(self, channels: int, side: int = 8) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
-from fewstep.distillation.method import Method, Tracking
+from fewstep.distillation.method import Method, UpdateRule
 from fewstep.distillation.step_condition import StepConditioned
 from fewstep.distillation.times import within
 from fewstep.errors import FewstepError
@@ -55,10 +55,10 @@ class Engine:
         free = {name: [p for p in m.parameters() if p.requires_grad] for name, m in self.modules.items()}
         object.__setattr__(self, "_free", free)
 
-    def tracking(self, party: str) -> Tracking:
+    def tracking(self, party: str) -> UpdateRule:
         """How a party is trained beside the student."""
         part = {"critic": self.method.critic, "adversary": self.method.adversary}.get(party)
-        return Tracking() if part is None else part.tracking
+        return UpdateRule() if part is None else part.tracking
 
     def turns(self, step: int, steps: int, generator: torch.Generator) -> Iterator[Turn]:
         """The updates of one step in order: the student once, then those who follow it, each as often as it wants.

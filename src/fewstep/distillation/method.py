@@ -26,7 +26,7 @@ from fewstep.process import Process
 
 
 @dataclass(frozen=True)
-class Tracking:
+class UpdateRule:
     """How a network beside the student keeps up with it.
 
     ratio:
@@ -56,7 +56,7 @@ class Critic:
     """
 
     term: Term
-    tracking: Tracking = field(default_factory=Tracking)
+    tracking: UpdateRule = field(default_factory=UpdateRule)
     calls: int = 0
 
 
@@ -74,12 +74,12 @@ class Adversary:
 
     make: Callable[[Networks, tuple[int, ...]], nn.Module]
     term: Term
-    tracking: Tracking = field(default_factory=Tracking)
+    tracking: UpdateRule = field(default_factory=UpdateRule)
     with_critic: bool = False
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetNetwork:
     """The slow student in `Cast.target`: target <- decay target + (1 - decay) student after every `every`-th step.
 
     decay 0, every 1: the live student itself (no copy is kept). decay mu, every 1: its moving average. decay 0,
@@ -116,7 +116,7 @@ def warmed_up(decay: float, updates: int) -> float:
 
 
 @dataclass(frozen=True)
-class Settings:
+class OptimizerSettings:
     """Optimisation that the method is known to like; a recipe may change each value."""
 
     learning_rate: float = 1e-4
@@ -156,10 +156,10 @@ class Method:
     rollout: Rollout | None = None
     critic: Critic | None = None
     adversary: Adversary | None = None
-    target: Target | None = None
+    target: TargetNetwork | None = None
     needs: frozenset[str] = frozenset()
     two_times: bool = False
-    settings: Settings = field(default_factory=Settings)
+    settings: OptimizerSettings = field(default_factory=OptimizerSettings)
     updates: int = 0
 
     def __post_init__(self) -> None:

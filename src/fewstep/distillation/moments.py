@@ -17,7 +17,7 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Polynomial:
+class PolynomialKernel:
     """(a . b / d + offset)^degree: the kernel of KID is cubic. Degree 1 matches the means alone."""
 
     degree: int = 3
@@ -29,7 +29,7 @@ class Polynomial:
 
 
 @dataclass(frozen=True)
-class Radial:
+class GaussianKernel:
     """Mean over widths of exp(-|a - b|^2 / (2 width^2))."""
 
     widths: tuple[float, ...] = (0.25, 0.5, 1.0)
@@ -72,7 +72,7 @@ def flat(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Moments:
+class MaximumMeanDiscrepancy:
     """Discrepancy of the student's samples from the real ones of the batch in a feature space.
 
     In a batch with conditions, sample i of the student and of the data share the condition: they are compared as pairs.
@@ -82,7 +82,7 @@ class Moments:
     """
 
     features: Callable[[Tensor], Tensor] = flat
-    kernel: Kernel = Polynomial()
+    kernel: Kernel = PolynomialKernel()
     scale: float = 1.0
     unit: bool = False
 

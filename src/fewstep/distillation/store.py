@@ -29,7 +29,7 @@ IN_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True)
-class Header:
+class StoreHeader:
     """What a store holds.
 
     times:
@@ -83,7 +83,7 @@ Solve = Callable[[Sequence[int], Sequence[int]], Tensor]
 """(seeds, numbers of conditions) -> states (n, K, ...) at the header's times."""
 
 
-def write(folder: str | Path, header: Header, solve: Solve, advance: Callable[[int], None] | None = None) -> int:
+def write(folder: str | Path, header: StoreHeader, solve: Solve, advance: Callable[[int], None] | None = None) -> int:
     """Make the shards that are absent and that no other worker is making; returns how many this one made.
 
     advance: told the number of trajectories of each shard that is done, those found done included.
@@ -116,7 +116,7 @@ def missing(folder: str | Path) -> int:
     return sum(not _file(place, shard).exists() for shard in range(header.shards))
 
 
-def _claim(place: Path, header: Header) -> None:
+def _claim(place: Path, header: StoreHeader) -> None:
     """Write the header, or check that the one that is there is equal."""
     (place / "shards").mkdir(parents=True, exist_ok=True)
     file = place / "header.json"
@@ -139,7 +139,7 @@ def _claim(place: Path, header: Header) -> None:
         )
 
 
-def _make(file: Path, header: Header, members: range, solve: Solve) -> None:
+def _make(file: Path, header: StoreHeader, members: range, solve: Solve) -> None:
     seeds = [header.seed + i for i in members]
     conditions = [header.condition(i) for i in members]
     path = solve(seeds, conditions)
@@ -157,14 +157,16 @@ def _make(file: Path, header: Header, members: range, solve: Solve) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Store:
+class TrajectoryStore:
     """A finished store, read at random: which rows a step sees depends on its generator alone."""
 
     folder: Path
-    header: Header
+    header: StoreHeader
 
     @classmethod
-    def open(cls, folder: str | Path, *, times: Sequence[float] | None = None, process: Process | None = None) -> Store:
+    def open(
+        cls, folder: str | Path, *, times: Sequence[float] | None = None, process: Process | None = None
+    ) -> TrajectoryStore:
         """Open a store whose shards are all there.
 
         Args:
@@ -235,13 +237,13 @@ class Store:
         return torch.cat([p for p, _ in parts]), torch.cat([c for _, c in parts])
 
 
-def _read_header(file: Path) -> Header:
+def _read_header(file: Path) -> StoreHeader:
     if not file.exists():
         raise FewstepError("no trajectory store here", value=str(file.parent), hint="Make one first.")
     found = read_json(file)
     try:
         lists = {name: tuple(found[name]) for name in ("times", "shape", "conditions")}
-        return Header(**{**found, **lists})
+        return StoreHeader(**{**found, **lists})
     except (TypeError, KeyError) as error:
         raise FewstepError(f"{file} is no header of a trajectory store ({error})", hint="Make it anew.") from error
 

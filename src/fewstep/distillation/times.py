@@ -20,7 +20,7 @@ from fewstep.errors import FewstepError
 from fewstep.process import Process
 
 
-class Law(Protocol):
+class TimeDistribution(Protocol):
     """A law of one time per sample."""
 
     def __call__(
@@ -45,11 +45,11 @@ class Uniform:
     ) -> Tensor:
         """Times (size,)."""
         u = self.low + (self.high - self.low) * _uniform(size, generator)
-        return process.noisiest * shifted(u, self.shift)
+        return process.noisiest * shifted_fraction(u, self.shift)
 
 
 @dataclass(frozen=True)
-class Integers:
+class UniformInteger:
     """Uniform on the whole numbers low..high, both included; DMD2 has 20..980 (arXiv 2405.14867)."""
 
     low: int = 20
@@ -80,7 +80,7 @@ class LogNormal:
 
 
 @dataclass(frozen=True)
-class Karras:
+class KarrasTime:
     """sigma / alpha on the curve of EDM's grid at u uniform in [bottom, top]: SiD's law (arXiv 2404.04057)."""
 
     top: float = 0.8
@@ -114,7 +114,7 @@ class LogitNormal:
     ) -> Tensor:
         """Times (size,)."""
         noise = torch.randn(size, generator=generator, dtype=torch.float64)
-        u = shifted((self.mean + self.std * noise).sigmoid(), self.shift)
+        u = shifted_fraction((self.mean + self.std * noise).sigmoid(), self.shift)
         return _clamped(process, process.noisiest * u, self.least)
 
 
@@ -146,7 +146,7 @@ def annealed_beta(
 
 
 @dataclass(frozen=True)
-class Interval:
+class LastInterval:
     """Uniform on the interval of the student's last call, from its end to its start: TDM (arXiv 2503.06674).
 
     least, margin:
@@ -171,7 +171,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Cleaner:
+class BelowLastCall:
     """Uniform below the time of the student's last call: the guidance branch of Decoupled DMD (arXiv 2511.22677).
 
     A process with a shift keeps its time before the shift, as the authors draw it; `shift` is for schedules that shift
@@ -186,13 +186,13 @@ class Cleaner:
     ) -> Tensor:
         """Times (size,)."""
         samples = _needed(samples, process)
-        low = shifted(torch.tensor(self.least, dtype=torch.float64), 1 / self.shift)
-        high = torch.maximum(shifted(part_of(process, samples.time), 1 / self.shift), low)
-        return time_at(process, shifted(low + (high - low) * _uniform(size, generator), self.shift))
+        low = shifted_fraction(torch.tensor(self.least, dtype=torch.float64), 1 / self.shift)
+        high = torch.maximum(shifted_fraction(part_of(process, samples.time), 1 / self.shift), low)
+        return time_at(process, shifted_fraction(low + (high - low) * _uniform(size, generator), self.shift))
 
 
 @dataclass(frozen=True)
-class Points:
+class FixedTimes:
     """One of the given process times, all equally likely."""
 
     times: tuple[float, ...]
@@ -210,9 +210,9 @@ class Points:
         return torch.tensor(self.times, dtype=torch.float64)[chosen]
 
 
-def everywhere(process: Process, low: float = 0.02, high: float = 0.98) -> Law:
+def everywhere(process: Process, low: float = 0.02, high: float = 0.98) -> TimeDistribution:
     """DMD's law of noise levels: uniform in time; on EDM's curve where noise has no upper end (DMD2 on EDM)."""
-    return Karras(high, low) if endless(process) else Uniform(low, high)
+    return KarrasTime(high, low) if endless(process) else Uniform(low, high)
 
 
 def endless(process: Process) -> bool:
@@ -242,7 +242,7 @@ def time_at(process: Process, u: Tensor) -> Tensor:
     return (low + u * (high - low)) ** 7
 
 
-def shifted(u: Tensor, shift: float) -> Tensor:
+def shifted_fraction(u: Tensor, shift: float) -> Tensor:
     """Fractions u pushed towards noise by `shift` > 1; the shift 1 / S undoes S."""
     return shift * u / (1 + (shift - 1) * u)
 

@@ -41,7 +41,7 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
-class Target:
+class ReferenceFeatures:
     """Features (M, d) of the real images with all that costs M^2 and is the same for every system (16 M^2 bytes)."""
 
     features: Tensor
@@ -51,7 +51,7 @@ class Target:
     radii: Tensor
 
     @classmethod
-    def of(cls, features: Tensor) -> Target:
+    def of(cls, features: Tensor) -> ReferenceFeatures:
         """Compute it once per feature network."""
         kernel = distances.RbfKernel.of(features)
         between = torch.cdist(features, features)
@@ -80,15 +80,15 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricSamples:
     """One metric of one system: a value per seed (S,) and its bootstrap draws (B,), already averaged over seeds."""
 
     seeds: Tensor
     draws: Tensor
 
-    def minus(self, other: Measured) -> Measured:
+    def minus(self, other: MetricSamples) -> MetricSamples:
         """The paired difference: same seeds, same resamples."""
-        return Measured(self.seeds - other.seeds, self.draws - other.draws)
+        return MetricSamples(self.seeds - other.seeds, self.draws - other.draws)
 
     def as_dict(self, n: int) -> dict[str, Any]:
         """Mean over seeds, its interval over prompts, and the seeds one by one."""
@@ -123,14 +123,14 @@ def evaluate(
     anchor = _check(systems, reference, prompts, features, paired_to, compare)
     count = next(iter(systems.values())).shape[0]
     counts = resample_counts(len(prompts), resamples, seed)
-    rows: dict[str, dict[str, Measured]] = {name: {} for name in systems}
+    rows: dict[str, dict[str, MetricSamples]] = {name: {} for name in systems}
     null: dict[str, Any] = {}
     halves = _halves(len(reference), len(prompts), max(count, 3), seed)
     for net in features:
         if progress:
             progress(f"features {net.name}")
         real = net(reference)
-        target = Target.of(real)
+        target = ReferenceFeatures.of(real)
         for name, images in systems.items():
             found = net(images.flatten(0, 1)).unflatten(0, images.shape[:2])
             rows[name] |= _compared(found, target, counts, net.name)
@@ -202,11 +202,11 @@ def _check(
     return paired_to or next(iter(systems))
 
 
-def _compared(found: Tensor, target: Target, counts: Tensor, net: str) -> dict[str, Measured]:
+def _compared(found: Tensor, target: ReferenceFeatures, counts: Tensor, net: str) -> dict[str, MetricSamples]:
     """Distances, precision, recall and diversity of features (S, P, d) against real ones."""
     per_seed = [_distances(seed, target, counts) for seed in found]
     rows = {
-        f"{key}:{net}": Measured(
+        f"{key}:{net}": MetricSamples(
             torch.tensor([seed[key][0] for seed in per_seed], dtype=torch.float64),
             torch.stack([seed[key][1] for seed in per_seed]).mean(0),
         )
@@ -217,7 +217,7 @@ def _compared(found: Tensor, target: Target, counts: Tensor, net: str) -> dict[s
     return rows
 
 
-def _distances(found: Tensor, target: Target, counts: Tensor) -> dict[str, tuple[float, Tensor]]:
+def _distances(found: Tensor, target: ReferenceFeatures, counts: Tensor) -> dict[str, tuple[float, Tensor]]:
     """Estimate and bootstrap draws of each distance for one seed: found (P, d), counts (B, P)."""
     n, real = len(found), target.features
     frechet = distances.frechet(found, real)
@@ -233,7 +233,7 @@ def _distances(found: Tensor, target: Target, counts: Tensor) -> dict[str, tuple
     }
 
 
-def _null(target: Target, halves: Sequence[tuple[Tensor, Tensor]], net: str) -> dict[str, Any]:
+def _null(target: ReferenceFeatures, halves: Sequence[tuple[Tensor, Tensor]], net: str) -> dict[str, Any]:
     """The same distances for real images against other real images: mean and range over random splits."""
     values: dict[str, list[float]] = {key: [] for key in ("mmd", "frechet", "precision", "recall")}
     for left, right in halves:
@@ -256,10 +256,10 @@ def _halves(total: int, prompts: int, repeats: int, seed: int) -> list[tuple[Ten
     return [(order[:size], order[size:]) for order in orders]
 
 
-def _averaged(values: Tensor, counts: Tensor) -> Measured:
+def _averaged(values: Tensor, counts: Tensor) -> MetricSamples:
     """Metric that is a mean over prompts: values (S, P)."""
     values = values.double()
-    return Measured(values.mean(1), counts @ values.mean(0) / values.shape[1])
+    return MetricSamples(values.mean(1), counts @ values.mean(0) / values.shape[1])
 
 
 @torch.no_grad()
@@ -280,17 +280,17 @@ def _judged(judge: Judge, images: Tensor, prompts: Sequence[str]) -> Tensor:
     return found.unflatten(0, images.shape[:2])
 
 
-def _differences(rows: Mapping[str, Mapping[str, Measured]], name: str, anchor: str, n: int) -> dict[str, Any]:
+def _differences(rows: Mapping[str, Mapping[str, MetricSamples]], name: str, anchor: str, n: int) -> dict[str, Any]:
     """System minus anchor, for every metric that both have."""
     shared = [metric for metric in rows[name] if metric in rows[anchor]]
     return _as_dict({metric: rows[name][metric].minus(rows[anchor][metric]) for metric in shared}, n)
 
 
-def _as_dict(row: Mapping[str, Measured], n: int) -> dict[str, Any]:
+def _as_dict(row: Mapping[str, MetricSamples], n: int) -> dict[str, Any]:
     return {metric: measured.as_dict(n) for metric, measured in row.items()}
 
 
-def _described(rows: Mapping[str, Mapping[str, Measured]], anchor: str) -> dict[str, dict[str, str]]:
+def _described(rows: Mapping[str, Mapping[str, MetricSamples]], anchor: str) -> dict[str, dict[str, str]]:
     """Label and direction of each metric, in the order of the table."""
     metrics = dict.fromkeys(metric for row in rows.values() for metric in row)
     found = {}

@@ -141,7 +141,7 @@ def call(pipe: Any, **given: Any) -> Any:
 
 
 @dataclass
-class Record:
+class RecordedCall:
     """What a pipeline handed to its scheduler: a copy of it as it then was, and the extra arguments."""
 
     scheduler: Any = None
@@ -153,7 +153,7 @@ class Stop(Exception):  # noqa: N818 - a signal, not an error
     """Ends a pipeline call that has done what it was started for."""
 
 
-def recorded(pipe: Any, steps: int, until: str = "step", scheduler: Any = None, **options: Any) -> Record:
+def recorded(pipe: Any, steps: int, until: str = "step", scheduler: Any = None, **options: Any) -> RecordedCall:
     """Run the pipeline up to its first `set_timesteps` or `step`, and note what it passed (own sigmas, mu, eta).
 
     A twin of the pipeline runs, with a copy of its scheduler (or of the one given): the pipeline stays as it is.
@@ -170,9 +170,9 @@ def recorded(pipe: Any, steps: int, until: str = "step", scheduler: Any = None, 
     return record
 
 
-def _recording(scheduler: Any, until: str) -> Record:
+def _recording(scheduler: Any, until: str) -> RecordedCall:
     """Make this scheduler note what it is given, and stop."""
-    record, set_timesteps, step = Record(), scheduler.set_timesteps, scheduler.step
+    record, set_timesteps, step = RecordedCall(), scheduler.set_timesteps, scheduler.step
 
     @functools.wraps(set_timesteps)  # pipelines inspect the signature
     def noting_times(*args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewstep.denoiser import Backbone
 from fewstep.errors import FewstepError
 from fewstep.pipelines.calls import Stop, backbone_of
-from fewstep.pipelines.generate import Generator, Runner
+from fewstep.pipelines.generate import PipelineSampler, PlanRunner
 from fewstep.plan import Plan, Row
 from fewstep.prediction import Prediction
 from fewstep.process import Process
@@ -23,7 +23,7 @@ GUIDED = 4.0
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
+class EncodedConditions:
     """Conditions as the network's keyword arguments, names of nested ones joined by dots.
 
     tensors:
@@ -70,7 +70,9 @@ class Conditional:
         return self.backbone(x, time, **_nested({**self.fixed, **condition}))
 
 
-def encode(generate: Generator, process: Process, conditions: Sequence[Any] | None) -> Encoded:
+def encode_conditions(
+    generate: PipelineSampler, process: Process, conditions: Sequence[Any] | None
+) -> EncodedConditions:
     """Ask the pipeline to encode these prompts or labels (None: unconditional), and note what its network gets.
 
     Raises:
@@ -91,19 +93,19 @@ def encode(generate: Generator, process: Process, conditions: Sequence[Any] | No
             hint="Distil a pipeline of another family; this one takes lists.",
         )
     if given is None:
-        return Encoded(0, {}, None, fixed, pair.shape, pair.time_scale)
+        return EncodedConditions(0, {}, None, fixed, pair.shape, pair.time_scale)
     parts: list[dict[str, Tensor]] = []
     for first in range(0, len(given), generate.batch):
         some = given[first : first + generate.batch]
         parts.append(_watched(generate, process, some, len(some), 1.0)[0].arguments)
     tensors = {name: torch.cat([part[name] for part in parts]) for name in varying}
-    return Encoded(
+    return EncodedConditions(
         len(given), tensors, _negative(generate, process, given, tensors), fixed, pair.shape, pair.time_scale
     )
 
 
 def _negative(
-    generate: Generator, process: Process, conditions: list[Any], tensors: Mapping[str, Tensor]
+    generate: PipelineSampler, process: Process, conditions: list[Any], tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor] | None:
     """The half of a guided call that is not the condition's own; a second call where the pipeline makes two."""
     try:
@@ -128,7 +130,7 @@ class _Call:
     time_scale: float = 1.0
 
 
-class _Watcher(Runner):
+class _Watcher(PlanRunner):
     """Ends the pipeline's call at its first step."""
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -138,7 +140,7 @@ class _Watcher(Runner):
 
 @torch.no_grad()
 def _watched(
-    generate: Generator, process: Process, conditions: list[Any] | None, count: int, guidance: float
+    generate: PipelineSampler, process: Process, conditions: list[Any] | None, count: int, guidance: float
 ) -> list[_Call]:
     time = float(process.network_time(process.noisiest))
     row = Row(time, time, alpha=1.0, sigma=0.0, state={0: 1.0}, output={})

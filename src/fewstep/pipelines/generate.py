@@ -28,7 +28,7 @@ Conditions = Sequence[Any] | Mapping[str, Any] | None
 
 
 @dataclass
-class Generator:
+class PipelineSampler:
     """Runs plans in a pipeline, which stays as it is. One random stream per sample: neither batch size nor order
     changes the noise of a picture.
 
@@ -74,7 +74,7 @@ class Generator:
         parts = []
         with torch.set_grad_enabled(torch.is_grad_enabled() and (plan.learned or _learned(self.call))):
             for given, some in self.batches(conditions, seeds):
-                runner = Runner.following(plan, some, latent=output == "latent")
+                runner = PlanRunner.following(plan, some, latent=output == "latent")
                 parts.append(self.run(runner, given, some))
         return torch.cat(parts)
 
@@ -97,11 +97,11 @@ class Generator:
         named = {n: v for n, v in self.call.items() if "embed" in n or "prompt" in n}
         return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
-    def changed(self, **settings: Any) -> Generator:
+    def changed(self, **settings: Any) -> PipelineSampler:
         """A generator of the same pipeline with other settings, which shares the encoded prompts."""
         return dataclasses.replace(self, **settings)
 
-    def run(self, runner: Runner, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
+    def run(self, runner: PlanRunner, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
         """One pipeline call with a scheduler of this module; images or, if it stops early, its last state.
 
         Raises:
@@ -110,7 +110,7 @@ class Generator:
         with self._serving(runner) as pipe:
             return self._run(pipe, runner, conditions, seeds)
 
-    def _run(self, pipe: Any, runner: Runner, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
+    def _run(self, pipe: Any, runner: PlanRunner, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
         embedded = dict(conditions) if isinstance(conditions, Mapping) else {}
         words = None if conditions is None or isinstance(conditions, Mapping) else conditions
         given = arguments(pipe, words, len(seeds), self.guidance, **{**self.call, **embedded})
@@ -139,7 +139,7 @@ class Generator:
         return drawn
 
     @contextmanager
-    def _serving(self, runner: Runner) -> Iterator[Any]:
+    def _serving(self, runner: PlanRunner) -> Iterator[Any]:
         """The pipeline for one call: its twin with a scheduler, a progress bar and a memory of prompts of its own.
 
         A pipeline whose methods were replaced (One More Step) serves itself: they are bound to it.
@@ -179,7 +179,7 @@ def _pictures(result: Any) -> Tensor:
     raise FewstepError("the pipeline returned neither images nor frames", value=type(result).__name__)
 
 
-class Runner(PlanScheduler):
+class PlanRunner(PlanScheduler):
     """Runs one call: draws fresh noise from the call's streams whatever the pipeline passes, keeps the last state."""
 
     count: int
@@ -229,7 +229,7 @@ class Trace:
 
 
 def trace(
-    generate: Generator,
+    generate: PipelineSampler,
     plan: Plan,
     conditions: Sequence[Any] | None,
     seeds: Sequence[int],
@@ -252,7 +252,7 @@ def trace(
     return Trace(torch.cat(states, 1), torch.cat(outputs, 1), torch.cat(finals))
 
 
-class _Tracer(Runner):
+class _Tracer(PlanRunner):
     """Notes what it is given, and may force the states."""
 
     forced: Tensor | None

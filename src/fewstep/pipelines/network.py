@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError
 from fewstep.pipelines.calls import Stop
-from fewstep.pipelines.generate import Conditions, Generator, Runner
+from fewstep.pipelines.generate import Conditions, PipelineSampler, PlanRunner
 from fewstep.plan import Plan, Row
 from fewstep.prediction import Prediction
 
@@ -29,7 +29,7 @@ class PipelineNetwork:
     conditions: prompts or class labels, one per seed, or None; fixed, so that B = len(seeds).
     """
 
-    generate: Generator
+    generate: PipelineSampler
     conditions: Sequence[Any] | None
     seeds: Sequence[int]
 
@@ -58,7 +58,7 @@ class PipelineNetwork:
         return generate.run(asker, conditions, seeds)
 
 
-class _Asker(Runner):
+class _Asker(PlanRunner):
     """Hands over the state that waits, if any, and then keeps the network's output and stops."""
 
     waiting: Tensor | None

@@ -75,7 +75,7 @@ class Routed(ModelMixin, ConfigMixin):
             table = torch.tensor(self.config.owners, device=condition.device)
             known = condition < len(table)
             return torch.where(known, table[condition.clamp(max=len(table) - 1)], 0)
-        return nearest(pooled(condition), self.centres)
+        return nearest_centre(pooled(condition), self.centres)
 
     def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         """As a student; each sample by its owner."""
@@ -103,7 +103,7 @@ def pooled(embedding: Tensor) -> Tensor:
     return embedding.float().flatten(1, -2).mean(1)
 
 
-def nearest(points: Tensor, centres: Tensor) -> Tensor:
+def nearest_centre(points: Tensor, centres: Tensor) -> Tensor:
     """Number of the nearest centre (B,)."""
     return torch.cdist(points.float(), centres.float()).argmin(1)
 
@@ -129,7 +129,7 @@ def partition(condition: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
     rank = (away @ axis).argsort().argsort()
     first = rank * count // len(points)
     centres = torch.stack([points[first == k].mean(0) for k in range(count)])
-    return nearest(points, centres), centres
+    return nearest_centre(points, centres), centres
 
 
 def deciding(tensors: Mapping[str, Tensor]) -> str:

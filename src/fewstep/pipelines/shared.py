@@ -38,7 +38,7 @@ class SharedBase:
         self._active: str | None = None
         base.requires_grad_(False)
 
-    def role(self, name: str) -> Role:
+    def role(self, name: str) -> SharedRole:
         """A new adapter, which begins as the base itself."""
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -57,11 +57,11 @@ class SharedBase:
                 parameter.requires_grad_(True)
                 parameter.data = parameter.data.float()
         self._active = name
-        return Role(self, name)
+        return SharedRole(self, name)
 
-    def frozen(self) -> Role:
+    def frozen(self) -> SharedRole:
         """The base alone: the teacher."""
-        return Role(self, None)
+        return SharedRole(self, None)
 
     def use(self, name: str | None) -> None:
         """Switch this adapter on, all others off; None: the base alone."""
@@ -105,7 +105,7 @@ class SharedBase:
         self._layers, self._active = [], None
 
 
-class Role(nn.Module):
+class SharedRole(nn.Module):
     """The base under one adapter; its parameters and state are the adapter's alone."""
 
     shared: SharedBase
@@ -130,4 +130,4 @@ class Role(nn.Module):
         return self.shared.base(*args, **kwargs)
 
 
-__all__ = ["Role", "SharedBase"]
+__all__ = ["SharedBase", "SharedRole"]

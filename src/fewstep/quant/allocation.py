@@ -13,7 +13,7 @@ _SECONDS = 60.0  # HiGHS proves most tables of a thousand layers in under a seco
 
 
 @dataclass(frozen=True)
-class Option:
+class LayerOption:
     """One way to store and run a layer.
 
     bytes: what its tensors take, scales and bias included.
@@ -31,7 +31,7 @@ class Option:
 class Allocation:
     """An option per layer. `proven` tells whether no other choice within the budgets has less damage."""
 
-    choice: Mapping[str, Option]
+    choice: Mapping[str, LayerOption]
     proven: bool = True
 
     @property
@@ -55,7 +55,7 @@ class Allocation:
         return {name: option.scheme for name, option in self.choice.items()}
 
 
-Options = Mapping[str, Sequence[Option]]
+Options = Mapping[str, Sequence[LayerOption]]
 
 
 def allocate(options: Options, bytes_budget: int, bops_budget: int | None = None) -> Allocation:
@@ -91,7 +91,7 @@ def check_budget(what: str, budget: float, smallest: float) -> None:
 
 def _solved(
     names: list[str],
-    flat: list[Option],
+    flat: list[LayerOption],
     owner: np.ndarray,
     limits: list[tuple[np.ndarray, float]],
     budgets: tuple[int, int | None],

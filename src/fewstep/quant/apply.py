@@ -17,9 +17,9 @@ from fewstep.errors import FewstepError, nearest
 from fewstep.quant.calibration import Calibration
 from fewstep.quant.kernels import check_backend, describe, kernel_reason
 from fewstep.quant.layer import QuantLayer
-from fewstep.quant.methods import Method, fitting, method_of, store
+from fewstep.quant.methods import RoundingMethod, fitting, method_of, store
 from fewstep.quant.places import make_layer, places_of, put
-from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
+from fewstep.quant.report import LayerReport, QuantReport, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.roles import Call, roles_of
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.split import split_like
@@ -90,7 +90,7 @@ def quantize(
     skip: Sequence[str] = (),
     rules: Sequence[Rule] = FEW_STEP_RULES,
     backend: str = "auto",
-    method: str | Method = "rtn",
+    method: str | RoundingMethod = "rtn",
     calibration: Calibration | None = None,
     example: Call | None = None,
 ) -> QuantReport:
@@ -215,7 +215,9 @@ def _check_model(model: nn.Module) -> None:
             raise FewstepError("a weight holds NaN or infinity", value=name, hint=hint)
 
 
-def _check_calibration(model: nn.Module, scheme: Scheme, method: Method, calibration: Calibration | None) -> None:
+def _check_calibration(
+    model: nn.Module, scheme: Scheme, method: RoundingMethod, calibration: Calibration | None
+) -> None:
     needed = method.calibrated or scheme.smooth or scheme.calibrated
     if calibration is None:
         if needed:
@@ -291,9 +293,9 @@ def _kept_reason(module: nn.Module) -> str:
 
 
 def _quantize_layer(
-    name: str, source: nn.Linear | nn.Conv2d, scheme: Scheme, backend: str, reason: str, method: Method,
+    name: str, source: nn.Linear | nn.Conv2d, scheme: Scheme, backend: str, reason: str, method: RoundingMethod,
     statistics: LayerStatistics | None,
-) -> tuple[QuantLayer, Row]:  # fmt: skip
+) -> tuple[QuantLayer, LayerReport]:  # fmt: skip
     before, linear, on_cuda = own_bytes(source), isinstance(source, nn.Linear), source.weight.is_cuda
     groups = 1 if isinstance(source, nn.Linear) else source.groups
     scheme, method, why = fitting(source.weight.shape, scheme, method, statistics, groups)
@@ -304,7 +306,7 @@ def _quantize_layer(
     reason = reason or kernel_reason(
         backend, scheme, linear=linear, on_cuda=on_cuda, regular=regular, weights=source.weight.numel()
     )
-    row = Row(
+    row = LayerReport(
         name, "Linear" if linear else "Conv2d", tuple(source.weight.shape), source.weight.numel(), str(scheme),
         describe(scheme, backend, linear=linear, on_cuda=on_cuda, regular=regular), before, own_bytes(layer), reason,
         quantized=True,
@@ -312,23 +314,23 @@ def _quantize_layer(
     return layer, row
 
 
-def kept_row(name: str, module: nn.Module, reason: str) -> Row:
+def kept_row(name: str, module: nn.Module, reason: str) -> LayerReport:
     """The report's row of a module that keeps its float type."""
     parameters = list(module.parameters(recurse=False))
     size, first = own_bytes(module), parameters[0]
     kind = next((base.__name__ for base in (nn.Linear, nn.Conv2d) if isinstance(module, base)), type(module).__name__)
     bits = f"{first.element_size() * 8} float" if first.is_floating_point() else str(first.dtype)
     weights = sum(parameter.numel() for parameter in parameters)
-    return Row(name, kind, tuple(first.shape), weights, bits, "float", size, size, reason)
+    return LayerReport(name, kind, tuple(first.shape), weights, bits, "float", size, size, reason)
 
 
 def mark(model: nn.Module, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
     """Tell a model of diffusers or transformers how it is quantized, so that it saves and loads by itself."""
     library = family(model)
     if library == "diffusers":
-        from fewstep.quant.storage import attach
+        from fewstep.quant.storage import attach_quantizer
 
-        attach(model, scheme, layers, backend)
+        attach_quantizer(model, scheme, layers, backend)
     elif library == "transformers":
         from fewstep.quant.encoders import attach_encoder
 

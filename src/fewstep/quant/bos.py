@@ -92,7 +92,7 @@ def separate(model: nn.Module, calls: Sequence[Call], names: Iterable[str] | Non
 
 
 @dataclass
-class Seen:
+class TokenStatistics:
     """What a layer's inputs have shown: the one first token, and whether other places differ between samples."""
 
     token: Tensor | None = None
@@ -120,10 +120,10 @@ class Seen:
 
 def constant_first_tokens(
     model: nn.Module, calls: Sequence[Call], names: Iterable[str] | None = None
-) -> dict[str, Seen]:
+) -> dict[str, TokenStatistics]:
     """Linear layers whose first token is the same in all calls while others differ."""
     wanted = list(eligible(model) if names is None else names)
-    seen = {name: Seen() for name in wanted if isinstance(model.get_submodule(name), nn.Linear)}
+    seen = {name: TokenStatistics() for name in wanted if isinstance(model.get_submodule(name), nn.Linear)}
     for name, one in seen.items():
         layer = model.get_submodule(name)
         one.hooks.append(layer.register_forward_pre_hook(lambda _, args, one=one: one.look(args[0].detach())))

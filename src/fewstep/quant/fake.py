@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
 from fewstep.quant import fp4
-from fewstep.quant.grids import Grid, Stored, encode, snapped
+from fewstep.quant.grids import QuantGrid, StoredWeight, encode, snapped
 from fewstep.quant.integer import quantize_activation, quantize_fp8, quantize_groups
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.places import make_layer, places_of, put
@@ -24,7 +24,7 @@ from fewstep.quant.scheme import Scheme, code_range
 _TOP = {"fp8": 448.0, "nf4": 1.0, "mxfp4": fp4.TOP, "nvfp4": fp4.TOP}
 
 
-def fake_weight(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
+def fake_weight(weight: Tensor, grid: QuantGrid, scheme: Scheme) -> Tensor:
     """Round weights (rows, columns) to the grid and back, differentiable in weight and scale.
 
     Straight through (arXiv 1308.3432): rounding counts as the identity, clipped weights get no gradient. What follows
@@ -92,10 +92,10 @@ class FakeLayer(nn.Module):
         self._shape = [shape]  # in a list, so that it is no submodule: it lends its geometry and holds no tensors
         self.train(layer.training)
 
-    def grid(self) -> Grid:
+    def grid(self) -> QuantGrid:
         """Scales as they will be stored (float16 where groups share them), with the gradient passed through."""
-        kept = Grid(self.scale.detach(), self.zero, self.whole).rounded(self.scheme).scale.float()
-        return Grid(_through(self.scale, lambda s: kept), self.zero, self.whole)
+        kept = QuantGrid(self.scale.detach(), self.zero, self.whole).rounded(self.scheme).scale.float()
+        return QuantGrid(_through(self.scale, lambda s: kept), self.zero, self.whole)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer in float arithmetic on rounded values."""
@@ -119,10 +119,10 @@ class FakeLayer(nn.Module):
         """The low-bit layer this one stands for."""
         layer = make_layer(cast("nn.Linear | nn.Conv2d", self._shape[0].to_float()), self.scheme, self.backend)
         layer.register_parameter("bias", self.bias)
-        grid = Grid(self.scale.detach(), self.zero, self.whole).rounded(self.scheme)
+        grid = QuantGrid(self.scale.detach(), self.zero, self.whole).rounded(self.scheme)
         codes = encode(self.weight.flatten(1), grid, self.scheme)
         up, down, step = (None if p is None else p.detach() for p in (self.up, self.down, self.input_scale))
-        layer.load(Stored(self.scheme, codes, grid, self.smooth, up, down, step, self.input_zero))
+        layer.load(StoredWeight(self.scheme, codes, grid, self.smooth, up, down, step, self.input_zero))
         return layer.train(self.training)
 
     def _inputs(self, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ _HALFWAY = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 _UP = (0.75, 1.75, 3.5)
 
 
-def encode(levels: Tensor) -> Tensor:
+def encode_fp4(levels: Tensor) -> Tensor:
     """Codes, int8 from -8 to 7 with the bit pattern of e2m1, nearest to float32 levels; ties to even, saturating."""
     halfway = torch.tensor(_HALFWAY, device=levels.device)
     below = torch.nextafter(halfway, torch.zeros_like(halfway))
@@ -29,7 +29,7 @@ def encode(levels: Tensor) -> Tensor:
     return torch.where(levels.signbit(), codes - 8, codes)
 
 
-def decode(codes: Tensor, dtype: torch.dtype) -> Tensor:
+def decode_fp4(codes: Tensor, dtype: torch.dtype) -> Tensor:
     """The numbers that codes stand for."""
     table = torch.tensor([*MAGNITUDES, *(-m for m in MAGNITUDES)], dtype=dtype, device=codes.device)
     return table[codes.long() & 15]

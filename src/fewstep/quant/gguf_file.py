@@ -32,7 +32,7 @@ KINDS = {"Q8_0": "w8g32", "Q4_0": "w4g32"}
 
 
 @dataclass(frozen=True)
-class Exported:
+class GgufReport:
     """What became of every tensor: names under their GGUF type, and which were moved code for code.
 
     loader: whether diffusers reads this class from a single file; if not, `gguf.quants.dequantize` still does.
@@ -54,7 +54,7 @@ class Exported:
         return f"{self.bytes / 1e6:.2f} MB: {counts}; {len(self.exact)} weights code for code. {reader}."
 
 
-def export_gguf(model: nn.Module, file: str | Path, kind: str = "Q8_0", overwrite: bool = False) -> Exported:
+def export_gguf(model: nn.Module, file: str | Path, kind: str = "Q8_0", overwrite: bool = False) -> GgufReport:
     """Write a diffusers model, in full precision or quantized by fewstep, as one GGUF file.
 
     Linear weights whose rows are whole blocks of 32 get `kind`; first, last and conditioning layers of a float model
@@ -98,7 +98,7 @@ def export_gguf(model: nn.Module, file: str | Path, kind: str = "Q8_0", overwrit
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    return Exported(Path(file).stat().st_size, types, exact, type(model).__name__ in readable())
+    return GgufReport(Path(file).stat().st_size, types, exact, type(model).__name__ in readable())
 
 
 def readable() -> tuple[str, ...]:

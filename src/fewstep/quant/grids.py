@@ -32,7 +32,7 @@ _CHUNK = 1 << 20  # weights quantized at once: temporaries stay in cache
 
 
 @dataclass(frozen=True)
-class Grid:
+class QuantGrid:
     """Scales (rows, groups), one (1, 1) per tensor; zero points int8 of the same shape where the format has them.
 
     whole: of nvfp4, the scale of the tensor (0-dim), which is part of `scale` already.
@@ -42,20 +42,20 @@ class Grid:
     zero: Tensor | None = None
     whole: Tensor | None = None
 
-    def columns(self, start: int, stop: int, total: int, scheme: Scheme) -> Grid:
+    def columns(self, start: int, stop: int, total: int, scheme: Scheme) -> QuantGrid:
         """The grid spread to the columns start to stop of `total`: tensors that broadcast with (rows, stop - start)."""
         if scheme.group_size is None or self.scale.shape[1] == 1:
             return self
         which = torch.arange(start, min(stop, total), device=self.scale.device) // scheme.group_size
-        return Grid(self.scale[:, which], None if self.zero is None else self.zero[:, which], self.whole)
+        return QuantGrid(self.scale[:, which], None if self.zero is None else self.zero[:, which], self.whole)
 
-    def rounded(self, scheme: Scheme) -> Grid:
+    def rounded(self, scheme: Scheme) -> QuantGrid:
         """The grid with its scales as they can be stored: of any positive ones, the nearest."""
-        return Grid(_storable(self.scale, scheme, self.whole), self.zero, self.whole)
+        return QuantGrid(_storable(self.scale, scheme, self.whole), self.zero, self.whole)
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredWeight:
     """All that a quantized layer keeps of its weight, flattened to (out, rest); what `scheme` does not name is None.
 
     codes: int8 (out, rest).  smooth: (in,), by which inputs are divided.  up, down: (out, rank) and (rank, rest).
@@ -65,7 +65,7 @@ class Stored:
 
     scheme: Scheme
     codes: Tensor
-    grid: Grid
+    grid: QuantGrid
     smooth: Tensor | None = None
     up: Tensor | None = None
     down: Tensor | None = None
@@ -73,14 +73,14 @@ class Stored:
     input_zero: Tensor | None = None
 
 
-def encode(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
+def encode(weight: Tensor, grid: QuantGrid, scheme: Scheme) -> Tensor:
     """Nearest codes, int8 (rows, columns), of weights (rows, columns)."""
     spread = grid.columns(0, weight.shape[1], weight.shape[1], scheme)
     zero = None if spread.zero is None else spread.zero.float()
     return _encode(weight.float(), spread.scale.float(), zero, scheme, grid.whole)
 
 
-def decode(codes: Tensor, grid: Grid, scheme: Scheme, dtype: torch.dtype = torch.float32) -> Tensor:
+def decode(codes: Tensor, grid: QuantGrid, scheme: Scheme, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix (rows, columns) that codes stand for, computed in float32 at least."""
     wide = torch.promote_types(dtype, torch.float32)
     spread = grid.columns(0, codes.shape[1], codes.shape[1], scheme)
@@ -96,7 +96,7 @@ def snapped(levels: Tensor, scheme: Scheme) -> Tensor:
 
 def fit(
     weight: Tensor, scheme: Scheme, clips: Sequence[float] | None = None, importance: Tensor | None = None
-) -> tuple[Tensor, Grid]:
+) -> tuple[Tensor, QuantGrid]:
     """Codes and grid of a weight matrix (rows, columns): of some candidate scales, the one of least squared error.
 
     Without groups the scale is float32, one per row (or tensor). With groups it is float16 (0.5 bit per weight at
@@ -125,15 +125,15 @@ def fit(
     return torch.cat([codes for codes, _ in parts]), joined([grid for _, grid in parts])
 
 
-def joined(grids: Sequence[Grid]) -> Grid:
+def joined(grids: Sequence[QuantGrid]) -> QuantGrid:
     """The grid of rows that were fitted apart."""
     zeros = [grid.zero for grid in grids if grid.zero is not None]
-    return Grid(torch.cat([grid.scale for grid in grids]), torch.cat(zeros) if zeros else None, grids[0].whole)
+    return QuantGrid(torch.cat([grid.scale for grid in grids]), torch.cat(zeros) if zeros else None, grids[0].whole)
 
 
 def _fit_rows(
     weight: Tensor, scheme: Scheme, clips: Sequence[float], importance: Tensor | None, whole: Tensor | None
-) -> tuple[Tensor, Grid]:
+) -> tuple[Tensor, QuantGrid]:
     rows, columns = weight.shape
     size = columns if scheme.group_size is None else scheme.group_size
     groups = math.ceil(columns / size)
@@ -160,7 +160,7 @@ def _fit_rows(
     if best is None:
         raise ValueError("no candidate scale")
     _, scale, codes, zero = best
-    grid = Grid(scale.squeeze(-1), None if zero is None else zero.squeeze(-1).to(torch.int8), whole)
+    grid = QuantGrid(scale.squeeze(-1), None if zero is None else zero.squeeze(-1).to(torch.int8), whole)
     return codes.view(rows, -1)[:, :columns].contiguous(), grid
 
 
@@ -204,10 +204,10 @@ def _storable(scale: Tensor, scheme: Scheme, whole: Tensor | None) -> Tensor:
 
 def _encode(weight: Tensor, scale: Tensor, zero: Tensor | None, scheme: Scheme, whole: Tensor | None = None) -> Tensor:
     if whole is not None:  # in the order of operations that public kernels use: ties fall to the same side
-        return fp4.encode(weight * ((1 / whole) / fp4.block_scale(scale, whole)))
+        return fp4.encode_fp4(weight * ((1 / whole) / fp4.block_scale(scale, whole)))
     levels = weight / scale
     if scheme.weight_format in BLOCKS:
-        return fp4.encode(levels)
+        return fp4.encode_fp4(levels)
     if scheme.weight_format == "fp8":
         return levels.clamp_(-_E4M3_MAX, _E4M3_MAX).to(torch.float8_e4m3fn).view(torch.int8)
     if scheme.weight_format == "nf4":
@@ -224,7 +224,7 @@ def _decode(codes: Tensor, zero: Tensor | None, scheme: Scheme, dtype: torch.dty
     if scheme.weight_format == "fp8":
         return codes.contiguous().view(torch.float8_e4m3fn).to(dtype)
     if scheme.weight_format in BLOCKS:
-        return fp4.decode(codes, dtype)
+        return fp4.decode_fp4(codes, dtype)
     if scheme.weight_format == "nf4":
         return torch.tensor(NF4, dtype=dtype, device=codes.device)[codes.long() + 8]
     values = codes.to(dtype, copy=True)

@@ -39,7 +39,7 @@ def check_backend(name: str) -> str:
     return name
 
 
-def use_triton(backend: str, where: native.Geometry | None, x: Tensor) -> bool:
+def use_triton(backend: str, where: native.ConvGeometry | None, x: Tensor) -> bool:
     """Whether the int8 convolution in Triton serves an input: only if asked for, on CUDA or in Triton's interpreter."""
     if backend != "triton" or where is None or where.groups != 1 or x.dim() != 4 or x.requires_grad:
         return False

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from fewstep.errors import FewstepError
 from fewstep.quant import fp4
-from fewstep.quant.grids import Grid, Stored, decode, fit
+from fewstep.quant.grids import QuantGrid, StoredWeight, decode, fit
 from fewstep.quant.integer import apply_scale_, dequantize_weight, quantize_groups, quantize_input
 from fewstep.quant.kernels import torchao_weight, use_torchao, use_triton
-from fewstep.quant.native import Product, geometry
+from fewstep.quant.native import NativeProduct, geometry
 from fewstep.quant.packing import pack, packed_columns, unpack, unpack_into
 from fewstep.quant.scheme import BLOCKS, Scheme
 
@@ -88,11 +88,11 @@ class QuantLayer(nn.Module):
         self.native = self._native(source)
         self.register_parameter("bias", cast("nn.Parameter | None", source.bias))
 
-    def _native(self, source: Any) -> Product | None:
+    def _native(self, source: Any) -> NativeProduct | None:
         where = None if self.linear else geometry(source)
         if not self.scheme.integer_product or (where is None and not self.linear):
             return None
-        return Product(where, keep=self.scheme.weight_bits == 8, weights=self.weight_shape.numel())
+        return NativeProduct(where, keep=self.scheme.weight_bits == 8, weights=self.weight_shape.numel())
 
     def _optional(self, name: str, present: bool, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta") if present else None)
@@ -111,10 +111,10 @@ class QuantLayer(nn.Module):
                 value=str(scheme),
                 hint="Use quantize(model, scheme, calibration=...).",
             )
-        self.load(Stored(scheme, *fit(weight.flatten(1), scheme)))
+        self.load(StoredWeight(scheme, *fit(weight.flatten(1), scheme)))
 
     @torch.no_grad()
-    def load(self, stored: Stored) -> None:
+    def load(self, stored: StoredWeight) -> None:
         """Take over codes, grid and corrections made for this layer's scheme."""
         self.allocate(stored.codes.device)
         self.load_rows(0, stored.codes, stored.grid)
@@ -132,7 +132,7 @@ class QuantLayer(nn.Module):
             setattr(self, name, torch.empty_like(buffer, device=device))
 
     @torch.no_grad()
-    def load_rows(self, start: int, codes: Tensor, grid: Grid) -> None:
+    def load_rows(self, start: int, codes: Tensor, grid: QuantGrid) -> None:
         """Take over some rows of the weight, from `start` on; schemes with one scale per tensor come whole."""
         bits, stop = self.scheme.weight_bits, start + len(codes)
         block = self.scheme.weight_format in BLOCKS
@@ -143,10 +143,10 @@ class QuantLayer(nn.Module):
         if grid.whole is not None:
             self.tensor_scale = grid.whole
 
-    def stored(self) -> Stored:
+    def stored(self) -> StoredWeight:
         """What `load` took."""
         more = self.smooth, self.up, self.down, self.input_scale, self.input_zero
-        return Stored(self.scheme, self.codes(), self.grid(), *more)
+        return StoredWeight(self.scheme, self.codes(), self.grid(), *more)
 
     def weight_bytes(self) -> int:
         """Bytes that stand for the weight: codes, scales, zero points, float branch, smoothing."""
@@ -157,13 +157,13 @@ class QuantLayer(nn.Module):
         """Integer weight codes, int8 (out, rest)."""
         return unpack(self.packed, self.scheme.weight_bits, self.columns)
 
-    def grid(self) -> Grid:
+    def grid(self) -> QuantGrid:
         """Scales and zero points of the codes."""
         if self.scheme.weight_format in BLOCKS:
-            return Grid(fp4.from_bytes(self.scale, self.tensor_scale), None, self.tensor_scale)
+            return QuantGrid(fp4.from_bytes(self.scale, self.tensor_scale), None, self.tensor_scale)
         if self.zero is None:
-            return Grid(self.scale)
-        return Grid(self.scale, unpack(self.zero, self.scheme.weight_bits, self.scale.shape[1]))
+            return QuantGrid(self.scale)
+        return QuantGrid(self.scale, unpack(self.zero, self.scheme.weight_bits, self.scale.shape[1]))
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight that the layer stands for, of shape `weight_shape`: float branch and smoothing included."""
@@ -241,7 +241,7 @@ class QuantLayer(nn.Module):
         bias = self._bias(y.dtype)
         return y if bias is None else y.add_(self._per_channel(bias))
 
-    def _native_product(self, native: Product, x: Tensor) -> Tensor:
+    def _native_product(self, native: NativeProduct, x: Tensor) -> Tensor:
         scale = self.scale.flatten().expand(self.weight_shape[0]).contiguous()
         given = self.input_scale, self.input_zero
         y = native(x, self.packed, lambda: self.codes().view(self.weight_shape), scale, *given)

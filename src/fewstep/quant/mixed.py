@@ -21,7 +21,7 @@ FLOAT = "float"
 
 
 @dataclass(frozen=True)
-class Assigned(Rule):
+class AssignedRule(Rule):
     """A rule that gives the layers of exactly these names its scheme, more bits or fewer."""
 
     def covers(self, name: str) -> bool:
@@ -60,7 +60,7 @@ def quantize_mixed(
             layer: Any = model.get_submodule(name)
             weights[str(Scheme.parse(schemes[name]))] += layer.weight.numel()
     rules = [
-        Assigned(
+        AssignedRule(
             (name,),
             None if scheme == FLOAT else Scheme.parse(scheme),
             (reasons or {}).get(name, "chosen by the allocation of bits"),

@@ -35,7 +35,7 @@ _ZERO = 128
 
 
 @dataclass(frozen=True)
-class Geometry:
+class ConvGeometry:
     """How a convolution walks over its input, with zeros around it."""
 
     stride: tuple[int, int]
@@ -44,7 +44,7 @@ class Geometry:
     groups: int
 
 
-def geometry(source: nn.Conv2d) -> Geometry | None:
+def geometry(source: nn.Conv2d) -> ConvGeometry | None:
     """Geometry of a convolution, or None where oneDNN has no counterpart: padding that is not zeros, or uneven."""
     stride, dilation, kernel = (_pair(getattr(source, name)) for name in ("stride", "dilation", "kernel_size"))
     padding: Any = source.padding
@@ -57,10 +57,10 @@ def geometry(source: nn.Conv2d) -> Geometry | None:
         padding = tuple(size // 2 for size in total)
     elif padding == "valid":
         padding = 0
-    return Geometry(stride, _pair(padding), dilation, source.groups)
+    return ConvGeometry(stride, _pair(padding), dilation, source.groups)
 
 
-class Product:
+class NativeProduct:
     """The int8 product of one layer: oneDNN's copy of its weight, made when needed and again when the codes change.
 
     where:
@@ -71,16 +71,16 @@ class Product:
         Number of weights: multiply-adds per row.
     """
 
-    def __init__(self, where: Geometry | None, keep: bool, weights: int) -> None:
+    def __init__(self, where: ConvGeometry | None, keep: bool, weights: int) -> None:
         self.where, self.keep, self.weights, self.least = where, keep, weights, SMALL
         self._blocks: Tensor | None = None
         self._made_from: tuple[Any, int, int] = (None, 0, 0)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Product:
-        return Product(self.where, self.keep, self.weights)  # opaque tensors cannot be copied
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeProduct:
+        return NativeProduct(self.where, self.keep, self.weights)  # opaque tensors cannot be copied
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Product, (self.where, self.keep, self.weights)
+        return NativeProduct, (self.where, self.keep, self.weights)
 
     @property
     def nbytes(self) -> int:
@@ -142,7 +142,7 @@ def keep(model: nn.Module, on: bool = True) -> int:
     total = 0
     for module in model.modules():
         product = getattr(module, "native", None)
-        if isinstance(product, Product):
+        if isinstance(product, NativeProduct):
             product.keep = on
             if not on:
                 product.clear()
@@ -158,7 +158,7 @@ def available() -> bool:
     right = torch.randint(-127, 128, (48, 64), generator=generator, dtype=torch.int8)
     left[0], right[0], right[1] = 127, 127, -127
     image, kernel = left.view(1, 64, 4, 8), right.view(48, 16, 2, 2)
-    where = Geometry((1, 1), (1, 1), (1, 1), 4)
+    where = ConvGeometry((1, 1), (1, 1), (1, 1), 4)
     one = torch.ones(())
     try:
         product, _ = _linear(left.float(), _blocks(right, None), torch.ones(48), one)
@@ -169,7 +169,7 @@ def available() -> bool:
     return torch.equal(product.long(), left.long() @ right.long().T) and torch.equal(convolved.double(), expected)
 
 
-def _blocks(codes: Tensor, where: Geometry | None, zero: int = _ZERO) -> Tensor:
+def _blocks(codes: Tensor, where: ConvGeometry | None, zero: int = _ZERO) -> Tensor:
     if where is None:
         return torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
     scale = torch.ones(codes.shape[0])
@@ -201,7 +201,7 @@ def _linear(
 
 
 def _convolution(
-    x: Tensor, blocks: Tensor, scale: Tensor, input_scale: Tensor | None, where: Geometry, zero: int | None = None
+    x: Tensor, blocks: Tensor, scale: Tensor, input_scale: Tensor | None, where: ConvGeometry, zero: int | None = None
 ) -> tuple[Tensor, Tensor]:
     codes, steps = _quantize(x, (1, 2, 3), input_scale, zero)
     y = torch.ops.onednn.qconv_pointwise(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError, nearest
 from fewstep.quant.fake import FakeLayer, to_fake
-from fewstep.quant.grids import Stored
+from fewstep.quant.grids import StoredWeight
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.methods.adaround import limits, rectified_sigmoid, start
 
@@ -170,7 +170,7 @@ def _kind(layer: QuantLayer, weight: Tensor | None) -> FakeLayer:
     return FakeLayer(layer) if weight is None or not _uniform(layer) else _Soft(layer, weight)
 
 
-def _with_codes(stored: Stored, codes: Tensor) -> Stored:
+def _with_codes(stored: StoredWeight, codes: Tensor) -> StoredWeight:
     return dataclasses.replace(stored, codes=codes)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Row:
+class LayerReport:
     """One layer: `weights` counts its weight without bias; `bits` is a scheme, or the width of a kept float type."""
 
     name: str
@@ -47,7 +47,7 @@ class QuantReport:
 
     scheme: str
     backend: str
-    rows: tuple[Row, ...]
+    rows: tuple[LayerReport, ...]
     parameters: int
     disk_before: int
     disk_after: int
@@ -62,7 +62,7 @@ class QuantReport:
         return sum(row.weights for row in self.rows if row.quantized) / max(self.parameters, 1)
 
     @property
-    def skipped(self) -> tuple[Row, ...]:
+    def skipped(self) -> tuple[LayerReport, ...]:
         """Linear and Conv2d layers that were kept, and why."""
         return tuple(row for row in self.rows if row.kind in ("Linear", "Conv2d") and not row.quantized)
 
@@ -149,8 +149,8 @@ def own_bytes(module: nn.Module) -> int:
     return tensor_bytes([*module.parameters(recurse=False), *module.buffers(recurse=False)])
 
 
-def _groups(rows: Sequence[Row], full: bool) -> list[tuple[str, list[Row]]]:
-    groups: dict[tuple[str, ...], list[Row]] = {}
+def _groups(rows: Sequence[LayerReport], full: bool) -> list[tuple[str, list[LayerReport]]]:
+    groups: dict[tuple[str, ...], list[LayerReport]] = {}
     for row in rows:
         name = row.name if full else re.sub(r"\d+(?=\.|$)", "*", row.name)
         groups.setdefault((name, row.kind, row.bits, row.kernel, row.reason), []).append(row)

@@ -24,8 +24,8 @@ from fewstep.quant.calibration import Calibration
 from fewstep.quant.fidelity import sqnr, ssim
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import QuantConv2d, QuantLinear
-from fewstep.quant.methods import Method, fitting, method_of
-from fewstep.quant.methods.base import nearest
+from fewstep.quant.methods import RoundingMethod, fitting, method_of
+from fewstep.quant.methods.base import nearest_code
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.statistics import LayerStatistics
 
@@ -36,7 +36,7 @@ CONTENT = (
 """Layers through which the condition shapes the picture: text attention and feed-forward, in the names of diffusers."""
 
 __all__ = [
-    "CONTENT", "Call", "Cost", "Maker", "Probe", "Table", "costs", "damage_of", "eligible", "fitted", "grouped",
+    "CONTENT", "Call", "LayerCost", "Maker", "ModelMetric", "Table", "costs", "damage_of", "eligible", "fitted", "grouped",
     "low_bit", "lowered", "maker", "measure", "multiply_adds", "recording", "replay", "rounding_to_nearest", "sqnr",
     "ssim",
 ]  # fmt: skip
@@ -49,7 +49,7 @@ Table = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Probe:
+class ModelMetric:
     """A metric of the whole model as it is at the moment of the call, higher is better."""
 
     name: str
@@ -58,7 +58,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Cost:
+class LayerCost:
     """What a layer takes at one scheme: bytes of its tensors, weight and activation bits, names of its buffers."""
 
     bytes: int
@@ -87,7 +87,7 @@ def grouped(names: Sequence[str], content: Sequence[str] = CONTENT) -> dict[str,
 
 def measure(
     model: nn.Module,
-    probes: Mapping[str, Probe],
+    probes: Mapping[str, ModelMetric],
     groups: Mapping[str, str],
     schemes: Sequence[str] | Mapping[str, Sequence[str]],
     *,
@@ -146,7 +146,7 @@ def lowered(model: nn.Module, name: str, scheme: str, make: Maker | None = None)
         setattr(owner, leaf, source)
 
 
-def maker(method: str | Method = "rtn", calibration: Calibration | None = None) -> Maker:
+def maker(method: str | RoundingMethod = "rtn", calibration: Calibration | None = None) -> Maker:
     """Makes twins with what the method adds to a scheme (smoothing, float branch), and calibrated inputs.
 
     They round to nearest: gptq or adaround would multiply the time of a measurement.
@@ -163,9 +163,9 @@ def maker(method: str | Method = "rtn", calibration: Calibration | None = None) 
     return make
 
 
-def rounding_to_nearest(method: str | Method) -> Method:
+def rounding_to_nearest(method: str | RoundingMethod) -> RoundingMethod:
     """What a method stores, without the work of its rounding."""
-    return dataclasses.replace(method_of(method), round=nearest, calibrated=False, reconstruct=0)
+    return dataclasses.replace(method_of(method), round=nearest_code, calibrated=False, reconstruct=0)
 
 
 def low_bit(layer: nn.Module, scheme: str, **options: Any) -> QuantLayer:
@@ -196,7 +196,7 @@ def damage_of(value: float, group: str) -> float:
 
 
 def fitted(
-    layer: Any, scheme: str, method: str | Method = "rtn", statistics: LayerStatistics | None = None
+    layer: Any, scheme: str, method: str | RoundingMethod = "rtn", statistics: LayerStatistics | None = None
 ) -> str:  # fmt: skip
     """The scheme that a layer gets when this one is asked for: with the method's parts, as far as it carries them."""
     how, groups = method_of(method), getattr(layer, "groups", 1)
@@ -206,9 +206,9 @@ def fitted(
 
 def costs(
     model: nn.Module, names: Sequence[str], schemes: Sequence[str] | Mapping[str, Sequence[str]]
-) -> dict[str, dict[str, Cost]]:
+) -> dict[str, dict[str, LayerCost]]:
     """What each layer takes at each scheme (the same for all, or its own), read off empty low-bit layers."""
-    found: dict[str, dict[str, Cost]] = {}
+    found: dict[str, dict[str, LayerCost]] = {}
     for name in names:
         source: Any = model.get_submodule(name)
         kind: Any = QuantLinear if isinstance(source, nn.Linear) else QuantConv2d
@@ -218,7 +218,7 @@ def costs(
             tensors = [*(low := kind(source, scheme)).buffers(), *low.parameters()]
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             parts = tuple(key for key, _ in low.named_buffers())
-            found[name][given] = Cost(size, scheme.weight_bits, scheme.activation_bits, parts)
+            found[name][given] = LayerCost(size, scheme.weight_bits, scheme.activation_bits, parts)
     return found
 
 

@@ -29,7 +29,7 @@ SHARED = ("packed", "scale", "tensor_scale", "zero", "smooth", "up", "down", "bi
 """Tensors of a layer that do not depend on how its inputs are quantized."""
 
 
-class Stepped(nn.Module):
+class PerStepLayer(nn.Module):
     """One layer in several precisions, of which the running table chooses one.
 
     tables: index into `options` for each table.
@@ -64,7 +64,7 @@ class Stepped(nn.Module):
                 else:
                     setattr(self.options[k], name, getattr(self.options[first], name))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stepped:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PerStepLayer:
         super()._apply(fn, recurse)
         self.tie()
         return self
@@ -104,7 +104,9 @@ def quantize_stepped(model: nn.Module, tables: Sequence[Mapping[str, str]], **op
         if len(distinct) == 1:
             flat[name] = distinct[0]
             continue
-        _put(model, name, Stepped(_copies(_layer(model, name), len(distinct)), [distinct.index(w) for w in wanted]))
+        _put(
+            model, name, PerStepLayer(_copies(_layer(model, name), len(distinct)), [distinct.index(w) for w in wanted])
+        )
         flat |= {f"{name}.options.{k}": scheme for k, scheme in enumerate(distinct)}
     if options.get("calibration") is not None:
         options["calibration"] = _for_copies(options["calibration"], flat)
@@ -116,7 +118,7 @@ def quantize_stepped(model: nn.Module, tables: Sequence[Mapping[str, str]], **op
 
 def tie(model: nn.Module) -> int:
     """Let options of equal weight schemes share their tensors; returns how many do. After loading, or quantizing."""
-    stepped = [module for module in model.modules() if isinstance(module, Stepped)]
+    stepped = [module for module in model.modules() if isinstance(module, PerStepLayer)]
     for module in stepped:
         module.tie()
     return sum(len(module.tied()) for module in stepped)
@@ -127,13 +129,13 @@ def _storage(scheme: Scheme) -> Scheme:
     return dataclasses.replace(scheme, activation_bits=16, activation_format="dynamic", activation_group=None)
 
 
-def _without_shared(module: Stepped, state: dict[str, Any], prefix: str, _: Any) -> None:
+def _without_shared(module: PerStepLayer, state: dict[str, Any], prefix: str, _: Any) -> None:
     for k in module.tied():
         for name in SHARED:
             state.pop(f"{prefix}options.{k}.{name}", None)
 
 
-def _with_shared(module: Stepped, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _with_shared(module: PerStepLayer, state: dict[str, Any], prefix: str, *_: Any) -> None:
     for k, first in module.tied().items():
         for name in SHARED:
             source = f"{prefix}options.{first}.{name}"
@@ -149,7 +151,7 @@ def _for_copies(calibration: Calibration, names: Mapping[str, str]) -> Calibrati
 
 def tables_of(model: nn.Module) -> dict[str, list[int]]:
     """Tables of every layer that has several precisions: the part of the configuration that rebuilds them."""
-    return {name: list(m.tables) for name, m in model.named_modules() if isinstance(m, Stepped)}
+    return {name: list(m.tables) for name, m in model.named_modules() if isinstance(m, PerStepLayer)}
 
 
 def install_stepped(model: nn.Module, tables: Mapping[str, Sequence[int]]) -> None:
@@ -162,13 +164,13 @@ def install_stepped(model: nn.Module, tables: Mapping[str, Sequence[int]]) -> No
         if not choice or sorted(set(choice)) != list(range(len(set(choice)))):
             raise FewstepError(f"malformed tables of bits of {name}", value=choice, hint="Save the model again.")
         layer = _layer(model, name)
-        _put(model, name, Stepped(_copies(layer, len(set(choice))), choice).train(layer.training))
+        _put(model, name, PerStepLayer(_copies(layer, len(set(choice))), choice).train(layer.training))
 
 
 @kind("bits")
 def bits(model: nn.Module, numbers: tuple[float, ...]) -> Changed:
     """The network with table K of its bits."""
-    layers = [module for module in model.modules() if isinstance(module, Stepped)]
+    layers = [module for module in model.modules() if isinstance(module, PerStepLayer)]
     count = len(layers[0].tables) if layers else 1
     if len(numbers) != 1 or numbers[0] not in range(count):
         hint = f"The network has the tables 0 to {count - 1}." if count > 1 else "It has one."
@@ -177,7 +179,7 @@ def bits(model: nn.Module, numbers: tuple[float, ...]) -> Changed:
 
 
 @contextmanager
-def _running(layers: Sequence[Stepped], table: int) -> Iterator[None]:
+def _running(layers: Sequence[PerStepLayer], table: int) -> Iterator[None]:
     with ExitStack() as after:
         for layer in layers:
             after.callback(setattr, layer, "active", layer.active)

@@ -128,7 +128,7 @@ class FewstepQuantizer(DiffusersQuantizer):
         return True
 
 
-def attach(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
+def attach_quantizer(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
     """Mark a model that was quantized in place, so that `save_pretrained` writes what `from_pretrained` needs."""
     first_token, tables = separated(model), tables_of(model)
     config = FewstepQuantConfig(

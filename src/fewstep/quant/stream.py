@@ -23,7 +23,7 @@ from fewstep.quant.grids import fit
 from fewstep.quant.kernels import check_backend, describe, kernel_reason
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.places import make_layer, places_of, put
-from fewstep.quant.report import QuantReport, Row, disk_bytes, own_bytes, resident_bytes
+from fewstep.quant.report import LayerReport, QuantReport, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme
 
 SLICE = 1 << 18
@@ -73,9 +73,9 @@ def load_quantized(
 
 def _read(
     model: nn.Module, source: _Source, scheme: Scheme, rules: Sequence[plain.Rule], backend: str, dtype: torch.dtype
-) -> tuple[list[Row], dict[str, Scheme]]:
+) -> tuple[list[LayerReport], dict[str, Scheme]]:
     """Fill an empty model; the rows of its report, and the scheme of each quantized layer."""
-    rows: list[Row] = []
+    rows: list[LayerReport] = []
     layers: dict[str, Scheme] = {}
     places = places_of(model)
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
@@ -231,13 +231,13 @@ def _check_finite(weight: Tensor, name: str) -> None:
         raise FewstepError("a weight holds NaN or infinity", value=name, hint=hint)
 
 
-def _row(name: str, layer: QuantLayer, scheme: Scheme, backend: str, reason: str, dtype: torch.dtype) -> Row:
+def _row(name: str, layer: QuantLayer, scheme: Scheme, backend: str, reason: str, dtype: torch.dtype) -> LayerReport:
     linear, regular = layer.linear, layer.native is not None
     bias = 0 if layer.bias is None else layer.bias.nbytes
     reason = reason or kernel_reason(
         backend, scheme, linear=linear, on_cuda=False, regular=regular, weights=layer.weight_shape.numel()
     )
-    return Row(
+    return LayerReport(
         name, "Linear" if linear else "Conv2d", tuple(layer.weight_shape), layer.weight_shape.numel(), str(scheme),
         describe(scheme, backend, linear=linear, on_cuda=False, regular=regular),
         layer.weight_shape.numel() * dtype.itemsize + bias, own_bytes(layer), reason, quantized=True,

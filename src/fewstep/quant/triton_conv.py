@@ -14,13 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fewstep.quant.native import Geometry
+from fewstep.quant.native import ConvGeometry
 
 ROWS, COLUMNS, INNER = 64, 64, 64
 
 
 def convolve(
-    codes: Tensor, weight: Tensor, input_scale: Tensor, scale: Tensor, bias: Tensor | None, where: Geometry,
+    codes: Tensor, weight: Tensor, input_scale: Tensor, scale: Tensor, bias: Tensor | None, where: ConvGeometry,
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """Convolution (n, out, h', w') of codes int8 (n, c, h, w) with weight codes int8 (out, c, kh, kw), without groups.

@@ -1,7 +1,7 @@
 """Recipes: YAML files that name everything a run needs. Unknown keys are errors that suggest the near one."""
 
-from fewstep.recipes.base import Part, Recipe
+from fewstep.recipes.base import Recipe, RecipePart
 from fewstep.recipes.kinds import Kind, register
 from fewstep.recipes.loader import load, resolve, shipped
 
-__all__ = ["Kind", "Part", "Recipe", "load", "register", "resolve", "shipped"]
+__all__ = ["Kind", "Recipe", "RecipePart", "load", "register", "resolve", "shipped"]

@@ -13,13 +13,13 @@ from typing_extensions import Self
 from fewstep.errors import RecipeError, nearest
 
 
-class Part(BaseModel):
+class RecipePart(BaseModel):
     """A section of a recipe. Subclass it for nested settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
-class Recipe(Part):
+class Recipe(RecipePart):
     """Base of all recipes; `kind` chooses the class and what runs it (`fewstep.recipes.kinds`)."""
 
     kind: str
@@ -42,7 +42,7 @@ class Recipe(Part):
         return self.model_dump(mode="json")
 
 
-R = TypeVar("R", bound=Part)
+R = TypeVar("R", bound=RecipePart)
 
 
 def validated(model: type[R], values: Mapping[str, Any]) -> R:

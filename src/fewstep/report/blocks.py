@@ -25,7 +25,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row of a table. `reference` rows (a teacher, a null) are shown but do not compete for the best value.
 
     A value is a number, text, None, or anything with mean, low, high (as keys or as attributes).
@@ -56,7 +56,7 @@ class Table:
 
     title: str
     columns: Sequence[Column]
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     text: str = ""
     corner: str = ""
     kind: ClassVar[str] = "table"
@@ -171,7 +171,7 @@ class Highlights:
 
 
 @dataclass(frozen=True)
-class Facts:
+class FactList:
     """Names and values: environment, settings."""
 
     title: str
@@ -200,7 +200,7 @@ class Note:
     kind: ClassVar[str] = "note"
 
 
-Block = Table | ImageGrid | Figure | Highlights | Facts | Code | Note
+Block = Table | ImageGrid | Figure | Highlights | FactList | Code | Note
 
 
 def _check_inline(title: str, picture: str) -> None:

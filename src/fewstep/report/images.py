@@ -48,7 +48,7 @@ def data_uri(image: Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def grid(images: Tensor, columns: int | None = None, gap: int = 2, zoom: int = 1) -> Tensor:
+def image_grid(images: Tensor, columns: int | None = None, gap: int = 2, zoom: int = 1) -> Tensor:
     """Images (B, 3, H, W) side by side on white, row by row, as one image; `zoom` repeats pixels.
 
     Raises:

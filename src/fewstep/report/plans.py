@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fewstep.plan import Coefficient, Plan
-from fewstep.report.blocks import Column, Row, Table
+from fewstep.report.blocks import Column, Table, TableRow
 
 
 def plan_table(plan: Plan, title: str = "Plan", text: str = "") -> Table:
@@ -23,7 +23,7 @@ def plan_table(plan: Plan, title: str = "Plan", text: str = "") -> Table:
         Column("m", digits=4, note="Q-Sched: scale of the network output"),
     ]
     rows = [
-        Row(
+        TableRow(
             f"{k}" + (f" ({row.network})" if row.network != "main" else ""),
             [
                 *(_number(c) for c in (row.network_time, row.alpha, row.sigma)),

@@ -15,11 +15,11 @@ from fewstep.errors import FewstepError, PlanError
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
-from fewstep.solvers import Decision, Statistics, analytic_first_step, grids, per_step
+from fewstep.solvers import Decision, ModelStatistics, analytic_first_step, grids, per_step
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelInfo:
     """What turning a candidate into a plan needs to know of the model.
 
     statistics: fitted statistics of DPM-Solver-v3, where the form `fitted` may be used.
@@ -29,7 +29,7 @@ class Model:
 
     process: Process
     prediction: Prediction
-    statistics: Statistics | None = None
+    statistics: ModelStatistics | None = None
     blocks: int = 0
     data_std: float = 1.0
     mean: Tensor | None = None
@@ -62,7 +62,7 @@ class Candidate:
         share = sum(map(len, self.skipped)) / blocks if blocks else 0.0
         return len(self.times) - (self.first != "network") - share
 
-    def plan(self, model: Model) -> Plan:
+    def plan(self, model: ModelInfo) -> Plan:
         """The plan of this candidate.
 
         Raises:
@@ -99,7 +99,7 @@ class Candidate:
         """What tells one candidate from another."""
         return json.dumps(self.document(), sort_keys=True)
 
-    def folded(self, model: Model) -> str:
+    def folded(self, model: ModelInfo) -> str:
         """What tells its plan from those of others: decisions without effect (an order that no row reaches, a corrector
         after the last call) make no new schedule.
         """

@@ -14,10 +14,10 @@ from torch import Tensor
 from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.files import read_tensors, write_tensors
 from fewstep.plan import Plan
-from fewstep.schedules.learnable import Learnable, settled
+from fewstep.schedules.learnable import LearnableSchedule, settled
 
 
-class Scored(Protocol):
+class DifferentiableObjective(Protocol):
     """A differentiable objective: `search.problem.Objective` with one score per item."""
 
     @property
@@ -27,7 +27,7 @@ class Scored(Protocol):
 
 
 @dataclass(frozen=True)
-class Descent:
+class DescentResult:
     """What a descent found: the plan with settled numbers, its validation score, and every look at it.
 
     history: (round, validation score).
@@ -40,8 +40,8 @@ class Descent:
 
 
 def descend(
-    learnable: Learnable,
-    objective: Scored,
+    learnable: LearnableSchedule,
+    objective: DifferentiableObjective,
     *,
     rounds: int = 120,
     rate: float = 0.05,
@@ -51,7 +51,7 @@ def descend(
     seed: int = 0,
     checkpoint: Path | None = None,
     watch: Callable[[int, float], None] | None = None,
-) -> Descent:
+) -> DescentResult:
     """Adam on the parameters; the best plan on items that gave no gradient.
 
     LD3 uses RMSprop at 5e-3 for as many epochs as it takes; Adam at ten times that needs fewer network calls here.
@@ -94,7 +94,7 @@ def descend(
         raise NonFiniteError("every iterate of the descent gave NaN", hint="Lower the rate, or check the network.")
     plan = settled(learnable.build(state.best))
     value = max(v for _, v in state.history if math.isfinite(v))
-    return Descent(plan, value, state.history[0][1], tuple(state.history))
+    return DescentResult(plan, value, state.history[0][1], tuple(state.history))
 
 
 @dataclass
@@ -109,7 +109,7 @@ class _State:
     history: list[tuple[int, float]] = field(default_factory=list)
 
     @classmethod
-    def begun(cls, learnable: Learnable, rate: float) -> _State:
+    def begun(cls, learnable: LearnableSchedule, rate: float) -> _State:
         parameters = {name: p.clone().requires_grad_(True) for name, p in learnable.start.items()}
         rates = [rate * learnable.rates[name] for name in parameters]
         groups = [{"params": [p], "lr": r} for p, r in zip(parameters.values(), rates, strict=True)]

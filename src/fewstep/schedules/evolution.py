@@ -6,22 +6,24 @@ import random
 from collections.abc import Callable, Sequence
 
 from fewstep.schedules.candidate import Candidate
-from fewstep.schedules.pool import Pool
+from fewstep.schedules.pool import EvaluationPool
 from fewstep.schedules.predictor import Predictor
-from fewstep.schedules.space import Space
+from fewstep.schedules.space import ScheduleSpace
 
-Propose = Callable[[Space, Pool, random.Random], Candidate]
+Propose = Callable[[ScheduleSpace, EvaluationPool, random.Random], Candidate]
 """The next candidate, decided from what the pool holds."""
 
 
-def random_search(space: Space, pool: Pool, budget: int, *, seed: int = 0, starts: Sequence[Candidate] = ()) -> None:
+def random_search(
+    space: ScheduleSpace, pool: EvaluationPool, budget: int, *, seed: int = 0, starts: Sequence[Candidate] = ()
+) -> None:
     """The control: hand-made schedules, then draws from the whole space."""
     _search(space, pool, budget, seed, starts, lambda s, p, rng: s.draw(rng), "random")
 
 
 def autodiffusion(
-    space: Space,
-    pool: Pool,
+    space: ScheduleSpace,
+    pool: EvaluationPool,
     budget: int,
     *,
     seed: int = 0,
@@ -34,7 +36,7 @@ def autodiffusion(
     published generations of 50 are one at a time here, so that any number of workers can share them.
     """
 
-    def propose(space: Space, pool: Pool, rng: random.Random) -> Candidate:
+    def propose(space: ScheduleSpace, pool: EvaluationPool, rng: random.Random) -> Candidate:
         elders = [entry.candidate for entry in pool.best(parents)]
         luck = rng.random()
         if luck < 0.5:
@@ -48,8 +50,8 @@ def autodiffusion(
 
 
 def s3(
-    space: Space,
-    pool: Pool,
+    space: ScheduleSpace,
+    pool: EvaluationPool,
     budget: int,
     *,
     seed: int = 0,
@@ -70,7 +72,7 @@ def s3(
     """
     predictor: tuple[int, Predictor] | None = None
 
-    def propose(space: Space, pool: Pool, rng: random.Random) -> Candidate:
+    def propose(space: ScheduleSpace, pool: EvaluationPool, rng: random.Random) -> Candidate:
         nonlocal predictor
         entries = pool.entries()
         now = len(entries) // stage
@@ -94,8 +96,8 @@ def s3(
 
 
 def _search(
-    space: Space,
-    pool: Pool,
+    space: ScheduleSpace,
+    pool: EvaluationPool,
     budget: int,
     seed: int,
     starts: Sequence[Candidate],

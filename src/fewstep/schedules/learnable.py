@@ -24,14 +24,14 @@ from fewstep.solvers import Grid, amed, analytic_first_step
 Parameters = Mapping[str, Tensor]
 
 
-class Solver(Protocol):
+class BoundSolver(Protocol):
     """Any solver with its options bound."""
 
     def __call__(self, process: Process, prediction: Prediction, grid: Grid, /) -> Plan: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
-class Learnable:
+class LearnableSchedule:
     """A family of plans with real parameters: where they start, and the plan they stand for.
 
     `rates`: learning rate of each parameter relative to the search's own.
@@ -43,8 +43,8 @@ class Learnable:
 
 
 def learn_grid(
-    process: Process, prediction: Prediction, solver: Solver, grid: Grid, *, network_times: bool = True
-) -> Learnable:
+    process: Process, prediction: Prediction, solver: BoundSolver, grid: Grid, *, network_times: bool = True
+) -> LearnableSchedule:
     """LD3's parameters: the K - 1 inner times as shares of the range, and what the network is told of each.
 
     The shares are a softmax, hence the times fall for any parameters; the first and the end stay. A told time may move
@@ -63,12 +63,12 @@ def learn_grid(
         plan = solver(process, prediction, Grid(learned, grid.end))
         return _told(plan, parameters["told"]) if network_times else plan
 
-    return Learnable(start, build, {"gaps": 1.0, "told": 1.0})
+    return LearnableSchedule(start, build, {"gaps": 1.0, "told": 1.0})
 
 
 def learn_intermediate(
     process: Process, prediction: Prediction, grid: Grid, *, analytic_first: bool = False
-) -> Learnable:
+) -> LearnableSchedule:
     """AMED's parameters, one set per step: the place of the middle evaluation, a factor of the step, and of its time.
 
     AMED predicts the place for each sample with a network on the bottleneck; here it is a number per step, so that the
@@ -85,12 +85,12 @@ def learn_intermediate(
         return analytic_first_step(plan, "zero") if analytic_first else plan
 
     start = {"places": zeros, "scales": zeros.clone(), "times": zeros.clone()}
-    return Learnable(start, build, {"places": 1.0, "scales": 1.0, "times": 1.0})
+    return LearnableSchedule(start, build, {"places": 1.0, "scales": 1.0, "times": 1.0})
 
 
-def learn_scales(base: Learnable | Plan) -> Learnable:
+def learn_scales(base: LearnableSchedule | Plan) -> LearnableSchedule:
     """Q-Sched's two scalars per step (arXiv 2509.01624) on top of a plan, or together with what is learned already."""
-    inner = base if isinstance(base, Learnable) else Learnable({}, lambda _: base, {})
+    inner = base if isinstance(base, LearnableSchedule) else LearnableSchedule({}, lambda _: base, {})
     steps = inner.build(inner.start).steps
     ones = torch.ones(steps, dtype=torch.float64)
 
@@ -98,7 +98,7 @@ def learn_scales(base: Learnable | Plan) -> Learnable:
         return inner.build(parameters).scaled(parameters["sample_scale"], parameters["output_scale"])
 
     start = {**inner.start, "sample_scale": ones, "output_scale": ones.clone()}
-    return Learnable(start, build, {**inner.rates, "sample_scale": 0.1, "output_scale": 0.1})
+    return LearnableSchedule(start, build, {**inner.rates, "sample_scale": 0.1, "output_scale": 0.1})
 
 
 def settled(plan: Plan) -> Plan:

@@ -15,13 +15,13 @@ from fewstep.errors import FewstepError, PlanError, nearest
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
-from fewstep.schedules.candidate import Candidate, Model, skipping
+from fewstep.schedules.candidate import Candidate, ModelInfo, skipping
 from fewstep.schedules.descent import descend
 from fewstep.schedules.evolution import autodiffusion, random_search, s3
 from fewstep.schedules.gits import gits, jump_errors
-from fewstep.schedules.learnable import Learnable, Solver, learn_grid, learn_intermediate, learn_scales
-from fewstep.schedules.pool import Entry, Pool
-from fewstep.schedules.space import Space
+from fewstep.schedules.learnable import BoundSolver, LearnableSchedule, learn_grid, learn_intermediate, learn_scales
+from fewstep.schedules.pool import EvaluationPool, PoolEntry
+from fewstep.schedules.space import ScheduleSpace
 from fewstep.schedules.trajectory import Trajectory
 from fewstep.schedules.tuning.problem import Objective
 from fewstep.solvers import Decision, Grid, grids, per_step, unipc
@@ -31,25 +31,25 @@ WORST = -1e6
 
 
 @dataclass
-class Task:
+class SearchTask:
     """One schedule to find.
 
     objective: what to maximise over its items. trajectory: the teacher's, from which times are read.
     budget: evaluations of one plan on all items; a gradient step counts as three of its items.
     solver: what runs on a searched grid where the method does not choose the solver itself.
-    storage: where evolutionary searches keep every evaluation (`Pool`); a file in `scratch` unless given.
+    storage: where evolutionary searches keep every evaluation (`EvaluationPool`); a file in `scratch` unless given.
     scratch: folder of a search's checkpoints; a killed search goes on from them.
     parts: what evolutionary searches vary (`space.PARTS`); the method's own choice unless given.
     most_skipped: largest share of a row's blocks that may be skipped.
     """
 
-    model: Model
+    model: ModelInfo
     steps: int
     objective: Objective
     trajectory: Trajectory
     budget: int = 200
     seed: int = 0
-    solver: Solver = field(default=unipc)
+    solver: BoundSolver = field(default=unipc)
     end: float | None = None
     storage: str | Path | None = None
     scratch: Path | None = None
@@ -79,7 +79,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A schedule, its value on the search's own items, the evaluations it cost, and the way there."""
 
     plan: Plan
@@ -89,22 +89,22 @@ class Found:
     """(evaluations spent, value) of every plan looked at."""
 
 
-def search_gits(task: Task) -> Found:
+def search_gits(task: SearchTask) -> SearchResult:
     """Times from the teacher's trajectory by dynamic programming; no search at all (arXiv 2405.11326)."""
     plan = task.solver(task.model.process, task.model.prediction, _gits_grid(task, task.steps))
     value = task.value(plan)
     task.note(1, value)
-    return Found(_named(plan, "gits"), value, 1, ((1, value),))
+    return SearchResult(_named(plan, "gits"), value, 1, ((1, value),))
 
 
-def search_ld3(task: Task) -> Found:
+def search_ld3(task: SearchTask) -> SearchResult:
     """Times, and what the network is told of them, by gradient (arXiv 2405.15506)."""
     start, looked = _best_grid(task, task.steps)
     learnable = learn_grid(task.model.process, task.model.prediction, task.solver, start)
     return _descended(task, learnable, "ld3", task.budget, looked)
 
 
-def search_amed(task: Task) -> Found:
+def search_amed(task: SearchTask) -> SearchResult:
     """Two evaluations per step, the place of the second and the length of the step learned (arXiv 2312.00094).
 
     The last step, to a clean end, has one; where the count does not come out, the first evaluation is a formula, as in
@@ -123,18 +123,18 @@ def search_amed(task: Task) -> Found:
     return _descended(task, learnable, "amed", task.budget, looked)
 
 
-def search_random(task: Task) -> Found:
+def search_random(task: SearchTask) -> SearchResult:
     """Random schedules, the control of the evolutionary ones."""
     return _evolved(task, random_search, frozenset({"times", "strategy"}), task.budget)
 
 
-def search_autodiffusion(task: Task) -> Found:
+def search_autodiffusion(task: SearchTask) -> SearchResult:
     """Times, and the blocks to skip in each row where the backbone has any, by evolution (arXiv 2309.10438)."""
     parts = {"times", "skips"} if task.model.blocks * task.most_skipped >= 1 else {"times"}
     return _evolved(task, autodiffusion, frozenset(parts), task.budget)
 
 
-def search_s3(task: Task) -> Found:
+def search_s3(task: SearchTask) -> SearchResult:
     """Times and a solver strategy for every step, by predictor-guided evolution (arXiv 2312.07243)."""
     return _evolved(task, s3, frozenset({"times", "strategy", "first"}), task.budget)
 
@@ -143,14 +143,14 @@ LEAST_DESCENT = 25
 """Evaluations below which a joint search has none to spare for looking at grids and descending from them."""
 
 
-def search_joint(task: Task) -> Found:
+def search_joint(task: SearchTask) -> SearchResult:
     """Everything: S3 over times and strategies, then times, told times and Q-Sched's scalars by gradient.
 
     The descent starts from the best schedule of the evolution and from LD3's own start, and the better end wins.
     """
     evolved = search_s3(_with_budget(task, max(1, round(0.4 * task.budget))))
     if task.budget - evolved.spent < LEAST_DESCENT:
-        return Found(_named(evolved.plan, "joint"), evolved.value, evolved.spent, evolved.history)
+        return SearchResult(_named(evolved.plan, "joint"), evolved.value, evolved.spent, evolved.history)
     model = task.model
     candidate = Candidate.from_document(evolved.plan.origin["candidate"])
     starts = {"joint-evolved": (grids.given(candidate.times, candidate.end), _solver_of(candidate, model))}
@@ -169,10 +169,10 @@ def search_joint(task: Task) -> Found:
     for f in found:
         history += [(spent + calls, value) for calls, value in f.history]
         spent += f.spent
-    return Found(_named(best.plan, "joint"), best.value, spent, tuple(history))
+    return SearchResult(_named(best.plan, "joint"), best.value, spent, tuple(history))
 
 
-Method = Callable[[Task], Found]
+Method = Callable[[SearchTask], SearchResult]
 METHODS: dict[str, Method] = {
     "gits": search_gits,
     "ld3": search_ld3,
@@ -184,7 +184,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def method(name: str) -> Method:
+def search_method(name: str) -> Method:
     """A method by name (FewstepError with the nearest name otherwise)."""
     if name not in METHODS:
         raise FewstepError("unknown search method", value=name, hint=nearest(name, METHODS))
@@ -197,22 +197,22 @@ BY_GRADIENT = frozenset({"ld3", "amed", "joint"})
 # --- inside ---------------------------------------------------------------------------------------------------------
 
 
-def _gits_grid(task: Task, steps: int) -> Grid:
+def _gits_grid(task: SearchTask, steps: int) -> Grid:
     rows = gits(task.trajectory, [steps])[steps]
     times = [float(task.trajectory.plan.rows[k].time) for k in rows]
     return grids.given(times, task.end)
 
 
-def _best_grid(task: Task, steps: int) -> tuple[Grid, int]:
+def _best_grid(task: SearchTask, steps: int) -> tuple[Grid, int]:
     """The grid that serves the solver best, of GITS', the error-equalising and the usual ones; and their number."""
-    usual = Space(task.model, steps, last=_least(task), end=task.end).designs()
+    usual = ScheduleSpace(task.model, steps, last=_least(task), end=task.end).designs()
     options = [_gits_grid(task, steps), *_equalised(task, steps)]
     options += [grids.given(times, task.end) for times in dict.fromkeys(candidate.times for candidate in usual)]
     best = max(options, key=lambda g: task.value(task.solver(task.model.process, task.model.prediction, g)))
     return best, len(options)
 
 
-def _equalised(task: Task, steps: int) -> list[Grid]:
+def _equalised(task: SearchTask, steps: int) -> list[Grid]:
     """Times at which first-order steps along the teacher would err equally, for each of two orders of the solver."""
     errors = jump_errors(task.trajectory)
     times = [float(row.time) for row in task.trajectory.plan.rows][: len(errors)]
@@ -226,12 +226,14 @@ def _equalised(task: Task, steps: int) -> list[Grid]:
     return found
 
 
-def _least(task: Task) -> float:
+def _least(task: SearchTask) -> float:
     """The cleanest time that the teacher itself asked."""
     return float(task.trajectory.plan.rows[-1].time)
 
 
-def _descended(task: Task, learnable: Learnable, name: str, budget: float, looked: int, stage: str = "") -> Found:
+def _descended(
+    task: SearchTask, learnable: LearnableSchedule, name: str, budget: float, looked: int, stage: str = ""
+) -> SearchResult:
     """Descend with what `looked` evaluations of starts, and one of the result, leave of the budget."""
     if not task.objective.per_item:
         hint = "Search for the teacher's results, or use an evolutionary method."
@@ -264,17 +266,19 @@ def _descended(task: Task, learnable: Learnable, name: str, budget: float, looke
         watch=lambda done, value: task.note(spent(done, rounds), value),
     )
     history = tuple((spent(done, rounds), value) for done, value in found.history)
-    return Found(_named(found.plan, name), task.value(found.plan), history[-1][0] + 1, history)
+    return SearchResult(_named(found.plan, name), task.value(found.plan), history[-1][0] + 1, history)
 
 
-def _evolved(task: Task, search: Callable[..., None], parts: frozenset[str], budget: int) -> Found:
-    def watch(entry: Entry, count: int) -> None:
+def _evolved(task: SearchTask, search: Callable[..., None], parts: frozenset[str], budget: int) -> SearchResult:
+    def watch(entry: PoolEntry, count: int) -> None:
         task.note(count, entry.value)
 
     parts = task.parts or parts
     storage = task.storage or (None if task.scratch is None else task.scratch / f"{search.__name__}.journal")
-    space = Space(task.model, task.steps, parts, last=_least(task), end=task.end, most_skipped=task.most_skipped)
-    pool = Pool(
+    space = ScheduleSpace(
+        task.model, task.steps, parts, last=_least(task), end=task.end, most_skipped=task.most_skipped
+    )
+    pool = EvaluationPool(
         task.score,
         storage=storage,
         name=f"{task.name}-{search.__name__}",
@@ -290,10 +294,10 @@ def _evolved(task: Task, search: Callable[..., None], parts: frozenset[str], bud
         hint = "Check the network, or search another space."
         raise FewstepError("no schedule of this space can be run", value=sorted(parts), hint=hint)
     history = tuple((float(k + 1), entry.value) for k, entry in enumerate(pool.entries()))
-    return Found(_named(best.candidate.plan(task.model), search.__name__), best.value, len(pool), history)
+    return SearchResult(_named(best.candidate.plan(task.model), search.__name__), best.value, len(pool), history)
 
 
-def _starts(task: Task, space: Space) -> Sequence[Candidate]:
+def _starts(task: SearchTask, space: ScheduleSpace) -> Sequence[Candidate]:
     """The usual solvers on the times that GITS reads from the teacher."""
     times = tuple(_gits_grid(task, task.steps).times.tolist())
     decisions: tuple[Decision, ...] = (
@@ -307,7 +311,7 @@ def _starts(task: Task, space: Space) -> Sequence[Candidate]:
     return [Candidate(times, (decision,) * len(times), task.end) for decision in decisions]
 
 
-def _solver_of(candidate: Candidate, model: Model) -> Solver:
+def _solver_of(candidate: Candidate, model: ModelInfo) -> BoundSolver:
     def solver(process: Process, prediction: Prediction, grid: Grid) -> Plan:
         plan = per_step(process, prediction, grid, decisions=candidate.decisions, statistics=model.statistics)
         return skipping(plan, candidate.skipped)
@@ -315,9 +319,9 @@ def _solver_of(candidate: Candidate, model: Model) -> Solver:
     return solver
 
 
-def _with_budget(task: Task, budget: int) -> Task:
+def _with_budget(task: SearchTask, budget: int) -> SearchTask:
     values: dict[str, Any] = {**vars(task), "budget": budget}
-    return Task(**values)
+    return SearchTask(**values)
 
 
 def _named(plan: Plan, name: str) -> Plan:

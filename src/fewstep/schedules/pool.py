@@ -14,7 +14,7 @@ from fewstep.schedules.candidate import Candidate
 
 
 @dataclass(frozen=True)
-class Entry:
+class PoolEntry:
     """An evaluated candidate; higher values are better."""
 
     candidate: Candidate
@@ -22,7 +22,7 @@ class Entry:
     origin: str
 
 
-class Pool:
+class EvaluationPool:
     """Evaluations shared by all workers of one search.
 
     A schedule is evaluated once, however many candidates fold to it, and stored as a finished trial, so that nothing
@@ -49,7 +49,7 @@ class Pool:
         name: str = "schedule",
         task: str = "",
         key: Callable[[Candidate], str] | None = None,
-        watch: Callable[[Entry, int], None] | None = None,
+        watch: Callable[[PoolEntry, int], None] | None = None,
     ) -> None:
         import optuna
 
@@ -69,7 +69,7 @@ class Pool:
             raise FewstepError("this storage belongs to another search", value=known, hint=hint)
         if "task" not in self._study.user_attrs:
             self._study.set_user_attr("task", task)
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, PoolEntry] = {}
         self._seen = 0
         self._refresh()
 
@@ -97,12 +97,12 @@ class Pool:
         """Whether a candidate, or another of the same schedule, was evaluated."""
         return self._folded(candidate) in self._entries
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[PoolEntry]:
         """All evaluations, in the order they were made."""
         self._refresh()
         return list(self._entries.values())
 
-    def best(self, count: int = 1) -> list[Entry]:
+    def best(self, count: int = 1) -> list[PoolEntry]:
         """The best evaluations, best first."""
         return sorted(self.entries(), key=lambda entry: -entry.value)[:count]
 
@@ -121,7 +121,7 @@ class Pool:
             candidate = Candidate.from_document(json.loads(trial.user_attrs["candidate"]))
             key = self._folded(candidate)
             if key not in self._entries:  # two workers may have had the same idea
-                self._entries[key] = Entry(candidate, float(trial.value), trial.user_attrs["origin"])
+                self._entries[key] = PoolEntry(candidate, float(trial.value), trial.user_attrs["origin"])
         self._seen = len(finished)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.schedules.candidate import Candidate
-from fewstep.schedules.pool import Entry
-from fewstep.schedules.space import Space
+from fewstep.schedules.pool import PoolEntry
+from fewstep.schedules.space import ScheduleSpace
 
 FIRSTS = ("network", "zero", "gaussian", "mean")
 FREQUENCIES = 4
@@ -22,7 +22,7 @@ class Predictor(nn.Module):
     Only the order of its scores means anything: it is trained with a hinge on pairs (arXiv 2312.07243, section 4.2).
     """
 
-    def __init__(self, space: Space, width: int = 32) -> None:
+    def __init__(self, space: ScheduleSpace, width: int = 32) -> None:
         super().__init__()
         self.space = space
         features = 2 * FREQUENCIES + 1 + 4 + len(space.forms) + 5 + 4 + len(FIRSTS)
@@ -36,7 +36,7 @@ class Predictor(nn.Module):
         return self.head(hidden[torch.arange(len(steps)), lengths - 1]).squeeze(1)
 
     @classmethod
-    def trained(cls, space: Space, entries: Sequence[Entry], seed: int, rounds: int = 150) -> Predictor:
+    def trained(cls, space: ScheduleSpace, entries: Sequence[PoolEntry], seed: int, rounds: int = 150) -> Predictor:
         """A predictor of these evaluations."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fewstep.errors import FewstepError, nearest
-from fewstep.schedules.candidate import Candidate, Model
+from fewstep.schedules.candidate import Candidate, ModelInfo
 from fewstep.solvers import Decision, grids
 
 PARTS = ("times", "strategy", "first", "skips", "scales")
@@ -29,7 +29,7 @@ DESIGNS = {
 
 
 @dataclass(frozen=True)
-class Space:
+class ScheduleSpace:
     """A search space of schedules with a fixed number of network evaluations.
 
     steps: network evaluations; with `skips`, steps x blocks is the budget of executed blocks and rows may be more.
@@ -40,7 +40,7 @@ class Space:
     most_skipped: largest share of a row's blocks that may be skipped.
     """
 
-    model: Model
+    model: ModelInfo
     steps: int
     parts: frozenset[str] = frozenset({"times", "strategy"})
     last: float = 0.0

@@ -9,7 +9,7 @@ from fewstep.solvers.consistency import consistency, lcm, tcd
 from fewstep.solvers.dpm_solver import dpm_solver, dpm_solver_pp_2m, dpm_solver_pp_3m, unipc
 from fewstep.solvers.dpm_solver_v3 import dpm_solver_v3
 from fewstep.solvers.estimation import estimate_statistics
-from fewstep.solvers.facts import FACTS, Facts
+from fewstep.solvers.facts import FACTS, SolverFacts
 from fewstep.solvers.first_order import ddim, euler, euler_ancestral
 from fewstep.solvers.first_step import analytic_first_step
 from fewstep.solvers.grids import Grid
@@ -17,7 +17,7 @@ from fewstep.solvers.intermediate import amed
 from fewstep.solvers.per_step import Decision, per_step
 from fewstep.solvers.runge_kutta import heun, rho_rk
 from fewstep.solvers.singlestep import dpm_solver_2s, dpm_solver_3s, dpm_solver_pp_2s, dpm_solver_pp_3s
-from fewstep.solvers.statistics import Statistics
+from fewstep.solvers.statistics import ModelStatistics
 from fewstep.solvers.stochastic import sde_dpm_solver_pp
 
 SOLVERS: dict[str, Callable[..., Plan]] = {
@@ -40,9 +40,9 @@ __all__ = [
     "PARAMETRIC",
     "SOLVERS",
     "Decision",
-    "Facts",
+    "SolverFacts",
     "Grid",
-    "Statistics",
+    "ModelStatistics",
     "analytic_first_step",
     "estimate_statistics",
     "grids",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fewstep.plan import Identity, Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
-from fewstep.solvers.fitted import Fitted
+from fewstep.solvers.fitted import FittedForm
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import choice
 from fewstep.solvers.stages import Stages
-from fewstep.solvers.statistics import Statistics
+from fewstep.solvers.statistics import ModelStatistics
 from fewstep.solvers.taylor import Strategy, integrate
 
 CORRECTORS = ("none", "full", "half")
@@ -20,7 +20,7 @@ def dpm_solver_v3(
     prediction: Prediction,
     grid: Grid,
     *,
-    statistics: Statistics,
+    statistics: ModelStatistics,
     order: int = 2,
     pseudo: bool = False,
     corrector: str = "none",
@@ -45,7 +45,7 @@ def dpm_solver_v3(
     choice("order", order, (1, 2, 3))
     choice("corrector", corrector, CORRECTORS)
     s = Stages(process, prediction, grid)
-    form = Fitted(s, statistics)
+    form = FittedForm(s, statistics)
     strategies = []
     for k in range(len(s)):
         p = min(order, k + 1, len(s) - k if lower_order_final else order)

@@ -13,7 +13,7 @@ from fewstep.denoiser import Denoiser, fingerprint
 from fewstep.errors import FewstepError, PlanError
 from fewstep.jacobian import jvp, signs
 from fewstep.process import Process
-from fewstep.solvers.statistics import Statistics
+from fewstep.solvers.statistics import ModelStatistics
 
 NoiseEstimate = Callable[[Tensor, Tensor], Tensor]
 """(states (B, ...), process times (B,)) -> noise estimates (B, ...), guidance included."""
@@ -35,7 +35,7 @@ def estimate_statistics(
     method: str = "auto",
     guidance: float | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Statistics:
+) -> ModelStatistics:
     """Measure l, s, b on noised data (arXiv 2310.13268): two passes over lam.
 
     Costs two evaluations and a Jacobian product twice per sample and lam. Memory is one batch and a few sums of the
@@ -66,7 +66,7 @@ def estimate_statistics(
     rate = _moving_average(torch.gradient(slope, spacing=(lam,), dim=0)[0], smooth)
     laws = [walk.law(i, slope[i], rate[i]) for i in range(len(lam))]
     model = getattr(network.network, "model", network.network) if isinstance(network, Denoiser) else None
-    return Statistics(
+    return ModelStatistics(
         lam,
         slope,
         torch.stack([law[0] for law in laws]),

@@ -12,8 +12,8 @@ from torch import Tensor
 from fewstep.errors import PlanError
 from fewstep.plan import Combination
 from fewstep.solvers.stages import Stages, settled
-from fewstep.solvers.statistics import Statistics
-from fewstep.solvers.taylor import Affine, Span
+from fewstep.solvers.statistics import ModelStatistics
+from fewstep.solvers.taylor import Affine, ExactStep
 
 STEEPEST = 300.0
 """Largest exponent of a step's integrals; beyond, float64 loses the small terms and then overflows."""
@@ -22,20 +22,20 @@ HIGHEST = 5
 """Moments made of every step: order 4 and its corrector."""
 
 
-class Fitted:
+class FittedForm:
     """f = (sigma eps - l x) / alpha with f' = s f + b taken out: q = e^{-S} f - Int e^{-S} b (arXiv 2310.13268).
 
     L, S and the integral of e^{-S} b are counted from the base of each step. The statistics are piecewise linear
     between their nodes; every piece is integrated by Gauss quadrature.
     """
 
-    def __init__(self, s: Stages, statistics: Statistics) -> None:
+    def __init__(self, s: Stages, statistics: ModelStatistics) -> None:
         self.s, self.statistics = s, statistics
         self._residuals: dict[int, Combination] = {}
         self._nodes: dict[int, tuple[Tensor, Tensor]] = {}
-        self._intervals: dict[int, tuple[Span, Tensor]] = {}
+        self._intervals: dict[int, tuple[ExactStep, Tensor]] = {}
 
-    def span(self, base: int, target: int, order: int) -> Span:
+    def span(self, base: int, target: int, order: int) -> ExactStep:
         """Moments -alpha_t Int e^{L - L_t + S} (lam - lam_s)^k / k! dlam, and the constant that b leaves."""
         return self._interval(base)[0]
 
@@ -71,12 +71,12 @@ class Fitted:
             total = total - self._growth(i, base) * self._interval(i)[1]
         return total
 
-    def _interval(self, base: int) -> tuple[Span, Tensor]:
+    def _interval(self, base: int) -> tuple[ExactStep, Tensor]:
         if base not in self._intervals:
             self._intervals[base] = self._integrated(base)
         return self._intervals[base]
 
-    def _integrated(self, base: int) -> tuple[Span, Tensor]:
+    def _integrated(self, base: int) -> tuple[ExactStep, Tensor]:
         """The span from `base` to the next node, and its Int e^{-S} b."""
         s, statistics = self.s, self.statistics
         start, end = s.lam(base), s.lam(base + 1)
@@ -101,7 +101,7 @@ class Fitted:
         away = (points - start).reshape(*points.shape, *spread)
         moments = [(density * away**k).sum((0, 1)) / math.factorial(k) for k in range(HIGHEST)]
         kept = s.alpha[base + 1] / s.alpha[base] * torch.exp(L_start - L_end)
-        return Span(kept, moments, (density * drift).sum((0, 1))), cells.sum(0)
+        return ExactStep(kept, moments, (density * drift).sum((0, 1))), cells.sum(0)
 
 
 @cache

@@ -11,12 +11,12 @@ from fewstep.errors import PlanError
 from fewstep.plan import Identity, Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
-from fewstep.solvers.fitted import Fitted
+from fewstep.solvers.fitted import FittedForm
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import choice
 from fewstep.solvers.stages import Stages
-from fewstep.solvers.statistics import Statistics
-from fewstep.solvers.taylor import Form, Standard, Strategy, integrate
+from fewstep.solvers.statistics import ModelStatistics
+from fewstep.solvers.taylor import ExpansionForm, StandardForm, Strategy, integrate
 
 ORDERS = (1, 2, 3, 4)
 STEP_FORMS = ("data", "noise", "fitted")
@@ -67,7 +67,7 @@ def per_step(
     grid: Grid,
     *,
     decisions: Sequence[Decision],
-    statistics: Statistics | None = None,
+    statistics: ModelStatistics | None = None,
 ) -> Plan:
     """One decision per step (USF, arXiv 2312.07243). Order of the lowest decision. Stochastic where a tau is not 0.
 
@@ -84,7 +84,7 @@ def per_step(
     if statistics is None and any(d.form == "fitted" for d in decisions):
         raise PlanError("fitted steps need statistics", hint="Pass those of `estimate_statistics`.")
     s = Stages(process, prediction, grid)
-    fitted = None if statistics is None else Fitted(s, statistics)
+    fitted = None if statistics is None else FittedForm(s, statistics)
     strategies = [_strategy(s, k, decision, fitted) for k, decision in enumerate(decisions)]
     plan = s.plan(integrate(s, strategies), "per_step", decisions=[dataclasses.asdict(d) for d in decisions])
     if statistics is None:
@@ -92,13 +92,13 @@ def per_step(
     return plan.replace(identity=Identity(model=statistics.model, guidance=statistics.guidance))
 
 
-def _strategy(s: Stages, k: int, decision: Decision, fitted: Form | None) -> Strategy:
+def _strategy(s: Stages, k: int, decision: Decision, fitted: ExpansionForm | None) -> Strategy:
     order = min(decision.order, k + 1)
     full = order - 1
     points = [full] * full
     if points and decision.points is not None:
         points[0] = min(decision.points, full)
-    form = fitted if decision.form == "fitted" and fitted is not None else Standard(s, decision.form, decision.tau)
+    form = fitted if decision.form == "fitted" and fitted is not None else StandardForm(s, decision.form, decision.tau)
     return Strategy(
         form,
         history=range(k - 1, k - order, -1),

@@ -15,7 +15,7 @@ from fewstep.files import read_tensors, write_tensors
 
 
 @dataclass(frozen=True, eq=False)
-class Statistics:
+class ModelStatistics:
     """The functions l, s, b of half log-SNR (arXiv 2310.13268) on a rising grid, and their origin.
 
     lam: (N + 1,), rising. l, s, b: each (N + 1,), or (N + 1, C, H, W) for one value per element. All float64;
@@ -57,16 +57,16 @@ class Statistics:
         """Shape of one value: () for scalars, else that of one sample."""
         return tuple(self.l.shape[1:])
 
-    def averaged(self) -> Statistics:
+    def averaged(self) -> ModelStatistics:
         """One scalar per lam, for another resolution or for a plan file without tensors."""
         return self._with(*(t.flatten(1).mean(1) if t.ndim > 1 else t for t in (self.l, self.s, self.b)))
 
-    def linear(self) -> Statistics:
+    def linear(self) -> ModelStatistics:
         """With l alone (s = b = 0): the part that is safe at few steps, where the integral of s becomes large."""
         return self._with(self.l, torch.zeros_like(self.s), torch.zeros_like(self.b))
 
-    def _with(self, l: Tensor, s: Tensor, b: Tensor) -> Statistics:  # noqa: E741
-        return Statistics(self.lam, l, s, b, self.model, self.guidance, self.samples, self.seed)
+    def _with(self, l: Tensor, s: Tensor, b: Tensor) -> ModelStatistics:  # noqa: E741
+        return ModelStatistics(self.lam, l, s, b, self.model, self.guidance, self.samples, self.seed)
 
     # --- integrals, exact for the piecewise linear functions ---------------------------------------------------------
 
@@ -150,7 +150,7 @@ class Statistics:
         write_tensors(path, tensors, header, over="ours" if overwrite else "nothing")
 
     @classmethod
-    def load(cls, path: str | Path) -> Statistics:
+    def load(cls, path: str | Path) -> ModelStatistics:
         """Read what `save` wrote.
 
         Raises:

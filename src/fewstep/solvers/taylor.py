@@ -28,7 +28,7 @@ Affine = tuple[Combination, Coefficient]
 
 
 @dataclass(frozen=True)
-class Span:
+class ExactStep:
     """The exact step of a form: factor of the base state, weight of each derivative, constant."""
 
     kept: Tensor
@@ -36,10 +36,10 @@ class Span:
     constant: Coefficient = 0.0
 
 
-class Form(Protocol):
+class ExpansionForm(Protocol):
     """What is expanded along a step."""
 
-    def span(self, base: int, target: int, order: int) -> Span:
+    def span(self, base: int, target: int, order: int) -> ExactStep:
         """The step between two nodes with `order` moments."""
 
     def value(self, j: int, base: int) -> Affine:
@@ -47,23 +47,23 @@ class Form(Protocol):
 
 
 @dataclass(frozen=True)
-class Standard:
+class StandardForm:
     """Data or noise form; the data form at noise level `tau` (see `sde_dpm_solver_pp`)."""
 
     s: Stages
     form: str
     tau: float = 0.0
 
-    def span(self, base: int, target: int, order: int) -> Span:
+    def span(self, base: int, target: int, order: int) -> ExactStep:
         """x_t = (sigma_t / sigma_s) e^{-tau^2 h} x_s + alpha_t g sum_k h^{k+1} phi_{k+1}(-g h) D_k, or noise form."""
         s = self.s
         h = s.lam(target) - s.lam(base)
         if self.form == "noise":
             moments = [-s.sigma[target] * h ** (k + 1) * phi(k + 1, h) for k in range(order)]
-            return Span(s.alpha[target] / s.alpha[base], moments)
+            return ExactStep(s.alpha[target] / s.alpha[base], moments)
         speed = 1 + self.tau**2
         moments = [s.alpha[target] * speed * h ** (k + 1) * phi(k + 1, -speed * h) for k in range(order)]
-        return Span(s.sigma[target] / s.sigma[base] * torch.exp(-(self.tau**2) * h), moments)
+        return ExactStep(s.sigma[target] / s.sigma[base] * torch.exp(-(self.tau**2) * h), moments)
 
     def value(self, j: int, base: int) -> Affine:
         """The data or noise estimate."""
@@ -86,7 +86,7 @@ class Strategy:
     corrected: the same for the corrector, whose points are the new node and then `history`; None: no corrector.
     """
 
-    form: Form
+    form: ExpansionForm
     history: Sequence[int]
     points: Sequence[int]
     relax: float = 0.0
@@ -117,7 +117,7 @@ def integrate(s: Stages, strategies: Sequence[Strategy]) -> list[Update]:
             update = kept * here[0] + rest[0]
             constant = kept * here[1] + span.constant + rest[1]
             change = _change(s, strategy, k, nodes, predicted)
-        noise = strategy.form.noise(k, k + 1) if strategy.noise and isinstance(strategy.form, Standard) else 0.0
+        noise = strategy.form.noise(k, k + 1) if strategy.noise and isinstance(strategy.form, StandardForm) else 0.0
         updates.append((update, noise, constant))
     return updates
 
@@ -161,7 +161,7 @@ def _change(s: Stages, strategy: Strategy, k: int, nodes: list[int], predicted: 
 
 
 def _weights(
-    s: Stages, span: Span, base: int, nodes: Sequence[int], points: Sequence[int], relax: float = 0.0
+    s: Stages, span: ExactStep, base: int, nodes: Sequence[int], points: Sequence[int], relax: float = 0.0
 ) -> dict[int, Coefficient]:
     """Weight of the quantity at each node (base first), derivative k being taken from the next `points[k - 1]` nodes.
 
@@ -192,7 +192,7 @@ def _inverse(places: Sequence[Coefficient]) -> Any:
     return torch.linalg.inv(torch.stack([row**i / math.factorial(i) for i in range(1, len(places) + 1)]))
 
 
-def _weighted(form: Form, base: int, weight: dict[int, Coefficient]) -> Affine:
+def _weighted(form: ExpansionForm, base: int, weight: dict[int, Coefficient]) -> Affine:
     total = Combination()
     constant: Coefficient = 0.0
     for j, w in weight.items():

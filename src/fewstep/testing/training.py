@@ -17,7 +17,7 @@ from fewstep.distillation.engine import Engine, assemble
 from fewstep.distillation.method import Method
 from fewstep.testing.toy import Toy
 from fewstep.train.distillation import defaults, stage_of
-from fewstep.train.loop import Progress, accelerator_for, fit
+from fewstep.train.loop import TrainingProgress, accelerator_for, fit
 from fewstep.train.stage import StageConfig
 
 
@@ -29,7 +29,7 @@ class Trained:
     """
 
     student: Denoiser
-    progress: Progress
+    progress: TrainingProgress
     samples: torch.Tensor
     distance: float
     engine: Engine
@@ -78,7 +78,7 @@ def distil(
     out: Path | None = None,
     student: nn.Module | None = None,
     **settings: Any,
-) -> tuple[Engine, Progress]:
+) -> tuple[Engine, TrainingProgress]:
     """Train a small network by a method, with the loop of real models.
 
     Args:

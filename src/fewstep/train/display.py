@@ -11,7 +11,7 @@ from fewstep.runs.progress import Lines, line, screen
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from fewstep.train.loop import Progress as Reached
+    from fewstep.train.loop import TrainingProgress as Reached
 
 OFTEN = 1.0
 """Seconds between two looks at the loss: each makes the device wait."""

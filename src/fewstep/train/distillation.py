@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from fewstep.distillation.engine import Engine
-from fewstep.distillation.method import Method, Settings
+from fewstep.distillation.method import Method, OptimizerSettings
 from fewstep.errors import FewstepError
-from fewstep.train.stage import Party, Stage, StageConfig, Turn
+from fewstep.train.stage import OptimizerGroup, Stage, StageConfig, Turn
 
 
 def stage_of(
@@ -32,7 +32,7 @@ def stage_of(
     for name, module in engine.modules.items():
         tracking = engine.tracking(name)
         betas = tracking.betas or engine.method.settings.betas
-        parties[name] = Party({name: module}, tracking.learning_rate, betas, averaged=name == "student")
+        parties[name] = OptimizerGroup({name: module}, tracking.learning_rate, betas, averaged=name == "student")
 
     def turns(step: int, generator: torch.Generator) -> Iterator[Turn]:
         return engine.turns(step, config.steps, generator)
@@ -68,7 +68,7 @@ def check_length(config: StageConfig, method: Method) -> None:
         )
 
 
-def defaults(settings: Settings) -> dict[str, object]:
+def defaults(settings: OptimizerSettings) -> dict[str, object]:
     """A method's own settings as those of the loop."""
     return {
         "learning_rate": settings.learning_rate,

@@ -15,7 +15,7 @@ from fewstep.train.pictures import flippable, signed
 
 
 @dataclass(frozen=True, eq=False)
-class Latents:
+class CaptionedLatents:
     """Latents of captioned pictures.
 
     both: (2, N, C, h, w), pictures and mirrors; (1, N, C, h, w) where none may be mirrored.
@@ -40,9 +40,9 @@ class Latents:
 
 
 @torch.no_grad()
-def encode(
+def encode_pictures(
     vae: Any, images: torch.Tensor, captions: Sequence[str], tokens: torch.Tensor, device: torch.device
-) -> Latents:
+) -> CaptionedLatents:
     """Scaled posterior means of every picture and its mirror."""
     vae = vae.to(device).eval()
 
@@ -57,7 +57,7 @@ def encode(
         if may_flip.any():  # digits are never mirrored: half the time of a long encoding
             mirror.append(latent(pictures.flip(-1)))
     both = [plain, mirror] if mirror else [plain]
-    return Latents(torch.stack([torch.cat(parts) for parts in both]), may_flip, tokens)
+    return CaptionedLatents(torch.stack([torch.cat(parts) for parts in both]), may_flip, tokens)
 
 
 def stratified_times(count: int, cumulative: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -24,7 +24,7 @@ from fewstep.train.optimizers import optimizer_of
 from fewstep.train.power_ema import PowerEMA
 from fewstep.train.shards import Shards, whole
 from fewstep.train.shards import wanted as sharded
-from fewstep.train.stage import Party, Stage, StageConfig
+from fewstep.train.stage import OptimizerGroup, Stage, StageConfig
 from fewstep.train.trackers import tracking
 
 TOO_LARGE = 1e30
@@ -33,7 +33,7 @@ cubic kernel of an untrained network's samples honestly passes 1e12."""
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a run stands: steps done, seconds spent (over all resumptions) and the recorded losses.
 
     Each record is the mean over the steps since the last one; `window` is what has been summed for the next.
@@ -52,7 +52,7 @@ def fit(
     accelerator: Accelerator,
     quiet: bool = False,
     keep: Path | None = None,
-) -> Progress:
+) -> TrainingProgress:
     """Train until `config.steps`, resuming from `out/checkpoint`; leaves the averaged weights in the modules.
 
     The randomness of a step depends on (seed, step, process) only, so a resumed run repeats the uninterrupted
@@ -77,7 +77,7 @@ def fit(
     ema = EMA(stage.averaged(), config.ema)
     power = PowerEMA(stage.averaged(), config.ema_widths) if config.ema_widths else None
     kept = None if out is None else load_checkpoint(out / "checkpoint", stored, optimizers, ema, power)
-    progress = Progress(**(kept or {}))
+    progress = TrainingProgress(**(kept or {}))
     _check_together(progress, out)
     autocast = _autocast(accelerator)
     record, began, before = _Record(progress.window), time.monotonic(), progress.seconds
@@ -122,7 +122,7 @@ class _Trained:
     rate: float
 
     @classmethod
-    def of(cls, party: Party, config: StageConfig) -> _Trained:
+    def of(cls, party: OptimizerGroup, config: StageConfig) -> _Trained:
         parameters = [p for module in party.modules.values() for p in module.parameters() if p.requires_grad]
         rate = config.learning_rate * party.learning_rate
         optimizer = optimizer_of(config.optimizer, parameters, rate, party.betas, config.weight_decay)
@@ -191,7 +191,7 @@ def _average(shards: Shards | None, parameters: list[nn.Parameter]) -> None:
         shards.scatter(parameters)
 
 
-def _check_together(progress: Progress, out: Path | None) -> None:
+def _check_together(progress: TrainingProgress, out: Path | None) -> None:
     if not processes.all_equal(progress.step):
         raise FewstepError(
             "the processes do not see the same checkpoint",

@@ -62,13 +62,13 @@ class PowerEMA:
         self.updates = updates
 
     def store(self, folder: Path) -> None:
-        """Write a snapshot for `reconstruct`."""
+        """Write a snapshot for `reconstruct_average`."""
         state = {name: whole(tensor) for name, tensor in self.state().items()}
         if processes.leads():
             write_tensors(folder / f"{self.updates:08d}.safetensors", state)
 
 
-def reconstruct(folder: str | Path, width: float, at: int | None = None) -> dict[str, torch.Tensor]:
+def reconstruct_average(folder: str | Path, width: float, at: int | None = None) -> dict[str, torch.Tensor]:
     """The average of this width at update `at` (the last stored one unless given), from all snapshots up to it.
 
     The least-squares fit of its profile by the stored ones (eq. 133 to 139). Tensors of buffers that are no floats are

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from fewstep.data import Captioned, load
+from fewstep.data import CaptionedImages, load
 
 Batch = dict[str, Any]
 # Types rather than field arguments, so that a stage that only changes a default keeps the range.
@@ -55,7 +55,7 @@ class StageConfig(BaseModel):
     trackers: tuple[str, ...] = Field((), description="of accelerate, such as [tensorboard, wandb, mlflow]")
     shard: bool = Field(False, description="several processes: each keeps a share of the weights and moments (FSDP2)")
 
-    def pictures(self, split: str = "train") -> Captioned:
+    def pictures(self, split: str = "train") -> CaptionedImages:
         """The captioned pictures of a split."""
         return load(self.data, split, self.size, self.broken)
 
@@ -65,7 +65,7 @@ Turn = tuple[tuple[str, ...], Callable[[], tuple[torch.Tensor, Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Party:
+class OptimizerGroup:
     """Modules with an optimizer of their own.
 
     learning_rate: as a multiple of the setting. betas: of Adam. averaged: whether an EMA of it is kept and saved.
@@ -103,13 +103,13 @@ class Stage:
     frozen: Mapping[str, nn.Module] = field(default_factory=dict)
     state: Mapping[str, nn.Module] = field(default_factory=dict)
     after: Callable[[int], None] | None = None
-    parties: Mapping[str, Party] = field(default_factory=dict)
+    parties: Mapping[str, OptimizerGroup] = field(default_factory=dict)
     turns: Callable[[int, torch.Generator], Iterator[Turn]] | None = None
     renewed: Callable[[], None] | None = None
 
-    def all_parties(self) -> Mapping[str, Party]:
+    def all_parties(self) -> Mapping[str, OptimizerGroup]:
         """The parties; a stage without them is one."""
-        return self.parties or {"model": Party(self.modules)}
+        return self.parties or {"model": OptimizerGroup(self.modules)}
 
     def averaged(self) -> dict[str, nn.Module]:
         """The modules whose average is the result."""

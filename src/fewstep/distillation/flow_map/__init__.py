@@ -1,102 +1,114 @@
 """Trajectory objectives as parts: a source of states, the times of a jump, a target, a metric, weights."""
 
 from fewstep.distillation.flow_map.continuous import Eulerian, Lagrangian
-from fewstep.distillation.flow_map.directions import Data, Mixed, Own, SelfGuided, Teacher
-from fewstep.distillation.flow_map.frame import Boundary, Frame
-from fewstep.distillation.flow_map.guidance import Guidance, sinusoid
-from fewstep.distillation.flow_map.in_turn import InTurn, Together
-from fewstep.distillation.flow_map.intervals import (
-    Back,
-    Below,
-    Curved,
-    Dyadic,
-    Earlier,
-    Edge,
-    Even,
-    Inside,
-    Intervals,
-    Other,
-    Part,
-    Shrinking,
-    StoredPairs,
+from fewstep.distillation.flow_map.directions import (
+    DataVelocity,
+    MixedVelocity,
+    SelfGuidedVelocity,
+    StudentVelocity,
+    TeacherVelocity,
 )
-from fewstep.distillation.flow_map.jump import Jump, Sight, Times
-from fewstep.distillation.flow_map.legs import SameNoise, Solver, Stored, Student
-from fewstep.distillation.flow_map.metrics import ElementHuber, Features, PseudoHuber, Squared
-from fewstep.distillation.flow_map.schedules import Halving, Ramp, Until
-from fewstep.distillation.flow_map.slopes import Slope
+from fewstep.distillation.flow_map.frame import BoundaryScaling, JumpCoefficients
+from fewstep.distillation.flow_map.guidance import TeacherGuidance, sinusoid
+from fewstep.distillation.flow_map.in_turn import SummedTerms, TrainingStages
+from fewstep.distillation.flow_map.intervals import (
+    DyadicJumps,
+    EarlierGridPoint,
+    FractionOfJump,
+    Intervals,
+    KarrasGrid,
+    PreviousGridPoint,
+    RandomMiddle,
+    SecondDraw,
+    SegmentEnd,
+    ShrinkingStep,
+    StoredPairs,
+    UniformBelow,
+    UniformGrid,
+)
+from fewstep.distillation.flow_map.jump import Jump, JumpStates, JumpTimes
+from fewstep.distillation.flow_map.legs import OdeSteps, SameNoiseStep, StoredState, StudentJump
+from fewstep.distillation.flow_map.metrics import ElementwiseHuber, FeatureDistance, PseudoHuber, SquaredError
+from fewstep.distillation.flow_map.schedules import Halving, Ramp, Switch
+from fewstep.distillation.flow_map.slopes import TimeDerivative
 from fewstep.distillation.flow_map.sources import (
     EndPointPairs,
-    NoisedData,
-    PureNoise,
-    StoredPath,
-    StudentRollout,
-    TeacherRollout,
-    Windows,
+    NoisedDataStates,
+    NoiseStates,
+    StoredStates,
+    StudentStates,
+    TeacherStates,
+    WindowedReflow,
 )
-from fewstep.distillation.flow_map.targets import Instant, Regression, TwoLeg, semigroup
+from fewstep.distillation.flow_map.targets import InstantaneousVelocity, TargetValue, TwoLeg, semigroup
 from fewstep.distillation.flow_map.term import FlowMapTerm
 from fewstep.distillation.flow_map.velocity_distillation import VelocityDistillation
-from fewstep.distillation.flow_map.weights import Adaptive, InverseStep, Learned, Length, Snr
+from fewstep.distillation.flow_map.weights import (
+    AdaptiveWeight,
+    InverseStepWeight,
+    JumpLengthWeight,
+    LearnedWeight,
+    SnrWeight,
+)
 
 __all__ = [
-    "Adaptive",
-    "Back",
-    "Below",
-    "Boundary",
-    "Curved",
-    "Data",
-    "Dyadic",
-    "Earlier",
-    "Edge",
-    "ElementHuber",
+    "AdaptiveWeight",
+    "BoundaryScaling",
+    "DataVelocity",
+    "DyadicJumps",
+    "EarlierGridPoint",
+    "ElementwiseHuber",
     "EndPointPairs",
     "Eulerian",
-    "Even",
-    "Features",
+    "FeatureDistance",
     "FlowMapTerm",
-    "Frame",
-    "Guidance",
+    "FractionOfJump",
     "Halving",
-    "InTurn",
-    "Inside",
-    "Instant",
+    "InstantaneousVelocity",
     "Intervals",
-    "InverseStep",
+    "InverseStepWeight",
     "Jump",
+    "JumpCoefficients",
+    "JumpLengthWeight",
+    "JumpStates",
+    "JumpTimes",
+    "KarrasGrid",
     "Lagrangian",
-    "Learned",
-    "Length",
-    "Mixed",
-    "NoisedData",
-    "Other",
-    "Own",
-    "Part",
+    "LearnedWeight",
+    "MixedVelocity",
+    "NoiseStates",
+    "NoisedDataStates",
+    "OdeSteps",
+    "PreviousGridPoint",
     "PseudoHuber",
-    "PureNoise",
     "Ramp",
-    "Regression",
-    "SameNoise",
-    "SelfGuided",
-    "Shrinking",
-    "Sight",
-    "Slope",
-    "Snr",
-    "Solver",
-    "Squared",
-    "Stored",
+    "RandomMiddle",
+    "SameNoiseStep",
+    "SecondDraw",
+    "SegmentEnd",
+    "SelfGuidedVelocity",
+    "ShrinkingStep",
+    "SnrWeight",
+    "SquaredError",
     "StoredPairs",
-    "StoredPath",
-    "Student",
-    "StudentRollout",
-    "Teacher",
-    "TeacherRollout",
-    "Times",
-    "Together",
+    "StoredState",
+    "StoredStates",
+    "StudentJump",
+    "StudentStates",
+    "StudentVelocity",
+    "SummedTerms",
+    "Switch",
+    "TargetValue",
+    "TeacherGuidance",
+    "TeacherStates",
+    "TeacherVelocity",
+    "TimeDerivative",
+    "TrainingStages",
     "TwoLeg",
-    "Until",
+    "UniformBelow",
+    "UniformGrid",
     "VelocityDistillation",
-    "Windows",
+    "WindowedReflow",
     "semigroup",
     "sinusoid",
 ]

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fewstep.distillation.core import Networks
-from fewstep.distillation.flow_map.directions import Direction, Teacher
-from fewstep.distillation.flow_map.frame import Frame, column, levels
+from fewstep.distillation.flow_map.directions import TeacherVelocity, VelocitySource
+from fewstep.distillation.flow_map.frame import JumpCoefficients, column, levels
 from fewstep.distillation.flow_map.jump import Jump, member
 from fewstep.distillation.flow_map.schedules import Varying
-from fewstep.distillation.flow_map.slopes import Slope
-from fewstep.distillation.flow_map.targets import Regression
+from fewstep.distillation.flow_map.slopes import TimeDerivative
+from fewstep.distillation.flow_map.targets import TargetValue
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Eulerian:
         Whose derivative; the live student's unless given.
     """
 
-    direction: Direction = field(default_factory=Teacher)
-    slope: Slope = field(default_factory=Slope)
+    direction: VelocitySource = field(default_factory=TeacherVelocity)
+    slope: TimeDerivative = field(default_factory=TimeDerivative)
     warmup: Varying = 1.0
     shrink: bool = False
     who: str = "student"
 
-    def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> Regression:
+    def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
         """The velocity target at (x, t)."""
         residual, passes = self.residual(networks, jump, live)
         if self.shrink:
             residual = column(levels(networks.student.process, jump.t)[0], live) * residual
-        return Regression(jump.frame.express(live, jump.x, "velocity") - residual, "velocity", passes)
+        return TargetValue(jump.frame.express(live, jump.x, "velocity") - residual, "velocity", passes)
 
     def residual(self, networks: Networks, jump: Jump, live: Tensor) -> tuple[Tensor, int]:
         """R (B, ...) for the clean prediction `live`, and forward passes."""
@@ -75,11 +75,11 @@ class Lagrangian:
     2505.18825). The only derivative is in the end time, and the direction is asked where the student lands: s > 0.
     """
 
-    direction: Direction = field(default_factory=Teacher)
-    slope: Slope = field(default_factory=Slope)
+    direction: VelocitySource = field(default_factory=TeacherVelocity)
+    slope: TimeDerivative = field(default_factory=TimeDerivative)
     who: str = "student"
 
-    def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> Regression:
+    def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
         """The velocity target at (x, t)."""
         model, frame = member(networks, self.who), jump.frame
         landed = frame.express(live, jump.x, "state")
@@ -89,11 +89,11 @@ class Lagrangian:
             return jump.ask(model, x, t, s)
 
         change = self.slope.in_end(predict, model.process, jump.x, jump.t, jump.s)
-        pace = Frame.of(model.process, jump.s, jump.s).pace
+        pace = JumpCoefficients.of(model.process, jump.s, jump.s).pace
         residual = column(pace, live) * (live - wanted) + column(frame.gain, live) * change
-        return Regression(frame.express(live, jump.x, "velocity") - residual, "velocity", passes + 2)
+        return TargetValue(frame.express(live, jump.x, "velocity") - residual, "velocity", passes + 2)
 
 
-def _plain(frame: Frame) -> Tensor:
+def _plain(frame: JumpCoefficients) -> Tensor:
     """The factor of u - w in R that is left when the network's own derivative is left out."""
     return frame.keep - frame.gain * frame.drift / frame.pace

@@ -17,11 +17,11 @@ from fewstep.distillation.flow_map.frame import column
 from fewstep.distillation.flow_map.jump import Jump, member
 from fewstep.errors import FewstepError
 
-Direction = Callable[[Networks, Jump, Tensor, Tensor], tuple[Tensor, int]]
+VelocitySource = Callable[[Networks, Jump, Tensor, Tensor], tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
-class Data:
+class DataVelocity:
     """The data point itself: one sample of the velocity, unbiased and noisy (flow matching, MeanFlow)."""
 
     def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
@@ -30,7 +30,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Teacher:
+class TeacherVelocity:
     """The teacher, guided as the jump says."""
 
     def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
@@ -39,7 +39,7 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Own:
+class StudentVelocity:
     """The student's own diagonal u(x, t, t) (improved MeanFlow, arXiv 2512.02012; self-distillation, 2505.18825)."""
 
     who: str = "student"
@@ -50,7 +50,7 @@ class Own:
 
 
 @dataclass(frozen=True)
-class SelfGuided:
+class SelfGuidedVelocity:
     """MeanFlow's guidance: omega v + (1 - omega - kappa) u(x, t, t | nothing) + kappa u(x, t, t | c).
 
     Effective scale omega / (1 - kappa); plain v at times outside of the fractions `interval` of the range (arXiv
@@ -60,7 +60,7 @@ class SelfGuided:
     omega: float = 1.0
     kappa: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
-    inner: Direction = field(default_factory=Data)
+    inner: VelocitySource = field(default_factory=DataVelocity)
 
     def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
         """Clean prediction.
@@ -79,11 +79,11 @@ class SelfGuided:
 
 
 @dataclass(frozen=True)
-class Mixed:
+class MixedVelocity:
     """(1 - share) first + share second: trades the variance of data against the bias of a teacher."""
 
-    first: Direction
-    second: Direction
+    first: VelocitySource
+    second: VelocitySource
     share: float = 0.5
 
     def __post_init__(self) -> None:

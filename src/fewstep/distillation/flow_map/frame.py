@@ -43,7 +43,7 @@ def levels(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Boundary:
+class BoundaryScaling:
     """The end map of latent consistency models, f = c_skip x + c_out D, the identity at time 0 by construction.
 
     c_skip = d^2 / ((k tau)^2 + d^2), c_out = k tau / sqrt((k tau)^2 + d^2), tau the network time, d = `sigma_data`,
@@ -61,7 +61,7 @@ class Boundary:
 
 
 @dataclass(frozen=True)
-class Frame:
+class JumpCoefficients:
     """The coefficients (B,) of jumps from t to s, in float64; those of the velocity are computed when asked for."""
 
     keep: Tensor
@@ -70,7 +70,7 @@ class Frame:
     t: Tensor
 
     @classmethod
-    def of(cls, process: Process, t: Tensor, s: Tensor, boundary: Boundary | None = None) -> Frame:
+    def of(cls, process: Process, t: Tensor, s: Tensor, boundary: BoundaryScaling | None = None) -> JumpCoefficients:
         """Coefficients for times (B,).
 
         Raises:

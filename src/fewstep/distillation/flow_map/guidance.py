@@ -16,7 +16,7 @@ from fewstep.process import Process
 
 
 @dataclass(frozen=True)
-class Guidance:
+class TeacherGuidance:
     """D = D_u + g (D_c - D_u), g diffusers' guidance_scale (w + 1 where papers write 1 + w); 1: none.
 
     scale, highest:

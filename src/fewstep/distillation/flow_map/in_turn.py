@@ -11,7 +11,7 @@ from fewstep.errors import FewstepError
 
 
 @dataclass(frozen=True)
-class InTurn:
+class TrainingStages:
     """(until, term) in order: a term acts while the share of the training that is done lies below `until`.
 
     Raises:
@@ -33,7 +33,7 @@ class InTurn:
 
 
 @dataclass(frozen=True)
-class Together:
+class SummedTerms:
     """The sum of two terms, as one stage; numbers of the second are named after it."""
 
     first: Term

@@ -11,21 +11,21 @@ from torch import Tensor
 from fewstep.distillation import times as laws
 from fewstep.distillation.core import Batch
 from fewstep.distillation.flow_map.frame import levels
-from fewstep.distillation.flow_map.jump import Times
+from fewstep.distillation.flow_map.jump import JumpTimes
 from fewstep.distillation.flow_map.schedules import Varying, value_at
 from fewstep.errors import FewstepError, nearest
 from fewstep.process import Process
 
-TimesLaw = Callable[[Batch, Process, torch.Generator], Times]
+JumpDistribution = Callable[[Batch, Process, torch.Generator], JumpTimes]
 """Draws the times of a batch's jumps."""
 
-Grid = Callable[[Process, Batch], Tensor]
+TimeGrid = Callable[[Process, Batch], Tensor]
 """Rising process times, float64, from 0 (the data) to the noisiest."""
 
-End = Callable[[Tensor, Batch, Process, torch.Generator], Tensor]
+EndRule = Callable[[Tensor, Batch, Process, torch.Generator], Tensor]
 """Ends s (B,) for starts t (B,); where an end is above its start, the two change places."""
 
-Middle = Callable[[Tensor, Tensor, Batch, Process], Tensor]
+MiddleRule = Callable[[Tensor, Tensor, Batch, Process], Tensor]
 """Middles m (B,) for (t, s)."""
 
 
@@ -43,14 +43,14 @@ class Intervals:
         Share of samples with s = t.
     """
 
-    start: laws.Law | Even | Curved
-    end: End | None = None
-    middle: Middle | None = None
+    start: laws.TimeDistribution | UniformGrid | KarrasGrid
+    end: EndRule | None = None
+    middle: MiddleRule | None = None
     equal: float = 0.0
 
-    def __call__(self, batch: Batch, process: Process, generator: torch.Generator) -> Times:
+    def __call__(self, batch: Batch, process: Process, generator: torch.Generator) -> JumpTimes:
         """Times of one batch."""
-        if isinstance(self.start, (Even, Curved)):
+        if isinstance(self.start, (UniformGrid, KarrasGrid)):
             grid = self.start(process, batch)
             t = grid[torch.randint(1, len(grid), (batch.size,), generator=generator)]
         else:
@@ -60,16 +60,16 @@ class Intervals:
         if self.equal:
             s = torch.where(torch.rand(batch.size, generator=generator) < self.equal, t, s)
         if self.middle is None:
-            return Times(t, s)
+            return JumpTimes(t, s)
         m = self.middle(t, s, batch, process)
-        return Times(t, s, torch.minimum(torch.maximum(m, s), t))  # rounding may leave the interval
+        return JumpTimes(t, s, torch.minimum(torch.maximum(m, s), t))  # rounding may leave the interval
 
 
 # --- grids --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Even:
+class UniformGrid:
     """Equal parts of the time axis; the number of parts may change in training."""
 
     parts: Varying = 50
@@ -80,7 +80,7 @@ class Even:
 
 
 @dataclass(frozen=True)
-class Curved:
+class KarrasGrid:
     """Equal parts of (sigma / alpha)^(1/rho) between two ratios, with the data below: EDM's grid (arXiv 2206.00364)."""
 
     parts: Varying = 18
@@ -100,10 +100,10 @@ class Curved:
 
 
 @dataclass(frozen=True)
-class Edge:
+class SegmentEnd:
     """The lower edge of the segment that t lies in: PCM, multistep consistency, MLCM; 1 segment ends at the data."""
 
-    grid: Grid = Even(4)
+    grid: TimeGrid = UniformGrid(4)
 
     def __call__(self, t: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
         """Ends (B,)."""
@@ -111,10 +111,10 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class Earlier:
+class EarlierGridPoint:
     """The grid point `skip` points below t, the data beyond: progressive distillation, key points."""
 
-    grid: Grid
+    grid: TimeGrid
     skip: int = 1
 
     def __call__(self, t: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
@@ -123,7 +123,7 @@ class Earlier:
 
 
 @dataclass(frozen=True)
-class Below:
+class UniformBelow:
     """Uniform between `least` (a fraction of the range) and t: CTM, TCD."""
 
     least: float = 0.0
@@ -135,10 +135,10 @@ class Below:
 
 
 @dataclass(frozen=True)
-class Other:
+class SecondDraw:
     """A second draw of a law; the later of the two times is the start (MeanFlow)."""
 
-    law: laws.Law
+    law: laws.TimeDistribution
 
     def __call__(self, t: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
         """Ends (B,)."""
@@ -149,7 +149,7 @@ class Other:
 
 
 @dataclass(frozen=True)
-class Part:
+class FractionOfJump:
     """m = share s + (1 - share) t: alpha-Flow (arXiv 2510.20771); 1/2 is the midpoint."""
 
     share: Varying = 0.5
@@ -160,10 +160,10 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Back:
+class PreviousGridPoint:
     """The point of a grid `skip` points below t, never below s: discrete consistency, LCM, PCM, CTM."""
 
-    grid: Grid
+    grid: TimeGrid
     skip: int = 1
 
     def __call__(self, t: Tensor, s: Tensor, batch: Batch, process: Process) -> Tensor:
@@ -172,7 +172,7 @@ class Back:
 
 
 @dataclass(frozen=True)
-class Shrinking:
+class ShrinkingStep:
     """r = n (1 - q^-(stage + 1) (1 + k sigmoid(-n))) on the noise ratio n = sigma / alpha: ECT (arXiv 2406.14548).
 
     stages:
@@ -197,32 +197,32 @@ class Shrinking:
 
 
 @dataclass(frozen=True)
-class Inside:
+class RandomMiddle:
     """One jump from the noisiest time to the data, by way of m uniform in a range of fractions (SlimFlow)."""
 
     low: float = 0.2
     high: float = 0.8
 
-    def __call__(self, batch: Batch, process: Process, generator: torch.Generator) -> Times:
+    def __call__(self, batch: Batch, process: Process, generator: torch.Generator) -> JumpTimes:
         """Times of one batch."""
         t = torch.full((batch.size,), process.noisiest, dtype=torch.float64)
         share = self.low + (self.high - self.low) * torch.rand(batch.size, generator=generator, dtype=torch.float64)
-        return Times(t, torch.zeros_like(t), share * t)
+        return JumpTimes(t, torch.zeros_like(t), share * t)
 
 
 @dataclass(frozen=True)
-class Dyadic:
+class DyadicJumps:
     """Jumps of length 2^-k, k uniform in 0..finest-1, from a multiple of it, in two halves: arXiv 2410.12557."""
 
     finest: int = 7
 
-    def __call__(self, batch: Batch, process: Process, generator: torch.Generator) -> Times:
+    def __call__(self, batch: Batch, process: Process, generator: torch.Generator) -> JumpTimes:
         """Times of one batch."""
         count = 2 ** torch.randint(self.finest, (batch.size,), generator=generator)
         which = torch.rand(batch.size, generator=generator, dtype=torch.float64).mul(count).floor()
         t, length = ((which + 1) / count, 1.0 / count.double())
         top = process.noisiest
-        return Times(t * top, (t - length) * top, (t - length / 2) * top)
+        return JumpTimes(t * top, (t - length) * top, (t - length / 2) * top)
 
 
 PAIRS = ("all", "consecutive", "to-end", "whole")
@@ -243,7 +243,7 @@ class StoredPairs:
         if self.pairs not in PAIRS:
             raise FewstepError("unknown pairs of stored states", value=self.pairs, hint=nearest(self.pairs, PAIRS))
 
-    def __call__(self, batch: Batch, process: Process, generator: torch.Generator) -> Times:
+    def __call__(self, batch: Batch, process: Process, generator: torch.Generator) -> JumpTimes:
         """Times of one batch.
 
         Raises:
@@ -252,9 +252,9 @@ class StoredPairs:
         if batch.times is None:
             raise FewstepError("stored pairs need a trajectory store", hint="Make one of the teacher's trajectories.")
         stored = batch.times.double().cpu()
-        keys = torch.arange(len(stored)) if self.keys is None else positions(stored, self.keys, process)
+        keys = torch.arange(len(stored)) if self.keys is None else key_positions(stored, self.keys, process)
         start, stop = self._draw(len(keys), batch.size, generator)
-        return Times(stored[keys[start]], stored[keys[stop]], None, keys[start], keys[stop])
+        return JumpTimes(stored[keys[start]], stored[keys[stop]], None, keys[start], keys[stop])
 
     def _draw(self, count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         last = torch.full((size,), count - 1)
@@ -272,7 +272,7 @@ NEAR = 2e-3
 """As a share of the range: how far a stored time may lie from the key that it stands for (999 / 2 and 499)."""
 
 
-def positions(stored: Tensor, keys: Sequence[float], process: Process) -> Tensor:
+def key_positions(stored: Tensor, keys: Sequence[float], process: Process) -> Tensor:
     """Which of the stored times (K,) the keys are.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.denoiser import Condition, Denoiser
 from fewstep.distillation.core import Networks
-from fewstep.distillation.flow_map.frame import Boundary, Frame, column
+from fewstep.distillation.flow_map.frame import BoundaryScaling, JumpCoefficients, column
 from fewstep.errors import FewstepError
 
 PRIVATE = "teacher."
@@ -19,7 +19,7 @@ PRIVATE = "teacher."
 
 
 @dataclass(frozen=True)
-class Times:
+class JumpTimes:
     """Times (B,) of jumps, float64 on the CPU: start t >= middle m >= end s.
 
     start, stop:
@@ -34,7 +34,7 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Sight:
+class JumpStates:
     """The states (B, ...) that jumps start at, and what the source knows beside.
 
     clean, noise:
@@ -61,9 +61,9 @@ class Jump:
         Of the dropout masks: every evaluation of a student within one residual sees the same ones.
     """
 
-    sight: Sight
-    times: Times
-    frame: Frame
+    sight: JumpStates
+    times: JumpTimes
+    frame: JumpCoefficients
     condition: Condition | None = None
     teacher_condition: Condition | None = None
     negative: Condition | None = None
@@ -71,7 +71,7 @@ class Jump:
     seed: int = 0
     step: int = 0
     steps: int = 1
-    boundary: Boundary | None = None
+    boundary: BoundaryScaling | None = None
 
     @property
     def x(self) -> Tensor:
@@ -115,7 +115,7 @@ class Jump:
 
     def land(self, model: Denoiser, x: Tensor, clean: Tensor, t: Tensor, to: Tensor) -> Tensor:
         """States (B, ...) at `to` of a student's prediction at (x, t)."""
-        return Frame.of(model.process, t, to, self.boundary).express(clean, x, "state")
+        return JumpCoefficients.of(model.process, t, to, self.boundary).express(clean, x, "state")
 
 
 @contextmanager

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from fewstep.distillation.adversary import LOSSES
 from fewstep.distillation.core import Batch, Loss, Networks, Samples
-from fewstep.distillation.discriminator import Heads, Source
-from fewstep.distillation.flow_map.frame import Frame
-from fewstep.distillation.flow_map.intervals import positions
+from fewstep.distillation.discriminator import FeatureSource, Heads
+from fewstep.distillation.flow_map.frame import JumpCoefficients
+from fewstep.distillation.flow_map.intervals import key_positions
 from fewstep.distillation.flow_map.sources import stored
 from fewstep.errors import FewstepError
 
 
-class KeyedHeads(nn.Module):
+class KeyStateDiscriminator(nn.Module):
     """One discriminator per key state."""
 
     def __init__(self, heads: list[nn.Module]) -> None:
@@ -34,24 +34,24 @@ class KeyedHeads(nn.Module):
 
 
 @dataclass(frozen=True)
-class KeyHeads:
+class KeyStateHeads:
     """Makes the heads: the `make` of an adversary with `count` key states after the first noise."""
 
-    source: Source
+    source: FeatureSource
     count: int
     kind: str = "point"
 
     def __call__(self, networks: Networks, shape: tuple[int, ...]) -> nn.Module:
         """The discriminator."""
         make = Heads(self.source, self.kind)
-        return KeyedHeads([make(networks, shape) for _ in range(self.count)])
+        return KeyStateDiscriminator([make(networks, shape) for _ in range(self.count)])
 
 
 @dataclass(frozen=True)
-class GeneratorLossAtKeys:
+class KeyStateGeneratorLoss:
     """The student's adversarial loss on the state that its call leads to."""
 
-    source: Source
+    source: FeatureSource
     scale: float = 0.1
     loss: str = "softplus"
 
@@ -68,10 +68,10 @@ class GeneratorLossAtKeys:
 
 
 @dataclass(frozen=True)
-class DiscriminatorLossAtKeys:
+class KeyStateDiscriminatorLoss:
     """The discriminator's own loss."""
 
-    source: Source
+    source: FeatureSource
     loss: str = "softplus"
 
     def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
@@ -84,7 +84,7 @@ class DiscriminatorLossAtKeys:
             state, until, key = landed(networks, samples)
             path, times = stored(batch), batch.times
             keys = (networks.student.process.noisiest, float(until[0]))
-            at = int(positions(times, keys, networks.student.process)[1])  # type: ignore[arg-type]
+            at = int(key_positions(times, keys, networks.student.process)[1])  # type: ignore[arg-type]
             seen = [self.source(networks, batch, x.to(state), until) for x in (path[:, at], state)]
         real, fake = (networks.need("adversary")(features, key) for features in seen)
         return LOSSES[self.loss][1](real, fake).mean(), {"real": real.detach().mean(), "fake": fake.detach().mean()}
@@ -99,5 +99,5 @@ def landed(networks: Networks, samples: Samples | None) -> tuple[Tensor, Tensor,
     if samples is None or bool((samples.index != samples.index[0]).any()):
         hint = "Give the method a BackwardSimulation with each=False."
         raise FewstepError("key states need a roll-out with one call for the whole batch", hint=hint)
-    frame = Frame.of(networks.student.process, samples.time, samples.next_time)
+    frame = JumpCoefficients.of(networks.student.process, samples.time, samples.next_time)
     return frame.express(samples.clean, samples.state, "state"), samples.next_time, int(samples.index[0])

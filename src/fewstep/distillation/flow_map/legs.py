@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Networks
-from fewstep.distillation.flow_map.frame import Frame, column, levels
+from fewstep.distillation.flow_map.frame import JumpCoefficients, column, levels
 from fewstep.distillation.flow_map.jump import Jump, member
 from fewstep.errors import FewstepError
 
@@ -22,11 +22,11 @@ Leg = Callable[[Networks, Jump, Tensor, Tensor, Tensor], tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
-class Solver:
+class OdeSteps:
     """Steps of a model's probability flow, guided as the jump says.
 
     order:
-        1: DDIM (Euler on a straight path). 2: Heun on the circle (`heun`); a step to the data itself is first order.
+        1: DDIM (Euler on a straight path). 2: Heun on the circle (`heun_step`); a step to the data itself is first order.
     steps:
         Sub-steps, equal in time.
     who:
@@ -54,17 +54,17 @@ class Solver:
     def _step(self, model: Denoiser, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:
         t, still = departure(t, to)
         clean, passes = jump.teach(model, x, t)
-        landed = Frame.of(model.process, t, to).express(clean, x, "state")
+        landed = JumpCoefficients.of(model.process, t, to).express(clean, x, "state")
         if self.order == 2 and bool((to > 0).any()):
             safe = torch.where(to > 0, to, t)  # a network says nothing about noise where there is none
             there = torch.where(column(to, x) > 0, landed, x)
             again, more = jump.teach(model, there, safe)
-            better = heun(model, x, clean, there, again, t, safe)
+            better = heun_step(model, x, clean, there, again, t, safe)
             landed, passes = torch.where(column(to, x) > 0, better, landed), passes + more
         return stay(still, x, landed), passes
 
 
-def heun(model: Denoiser, x: Tensor, clean: Tensor, there: Tensor, again: Tensor, t: Tensor, to: Tensor) -> Tensor:
+def heun_step(model: Denoiser, x: Tensor, clean: Tensor, there: Tensor, again: Tensor, t: Tensor, to: Tensor) -> Tensor:
     """Second-order step from t to `to` from clean predictions at (x, t) and (`there`, `to`).
 
     On the circle z = x / sqrt(alpha^2 + sigma^2), dz/dphi = v. The velocity at the end is turned back to the start
@@ -86,7 +86,7 @@ def heun(model: Denoiser, x: Tensor, clean: Tensor, there: Tensor, again: Tensor
 
 
 @dataclass(frozen=True)
-class SameNoise:
+class SameNoiseStep:
     """alpha x0 + sigma eps with the pair that the state was mixed from: training instead of distillation."""
 
     def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:
@@ -96,7 +96,7 @@ class SameNoise:
 
 
 @dataclass(frozen=True)
-class Student:
+class StudentJump:
     """One jump of the student itself: its slow copy (`target`; the live one in methods without), or the live one."""
 
     who: str = "target"
@@ -109,7 +109,7 @@ class Student:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredState:
     """The stored state at the end of the jump."""
 
     def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:

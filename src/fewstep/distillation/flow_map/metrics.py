@@ -11,7 +11,7 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Squared:
+class SquaredError:
     """Mean of squares; `total`: their sum (MeanFlow and sCM count so: it changes constants that are added to it)."""
 
     total: bool = False
@@ -35,7 +35,7 @@ class PseudoHuber:
 
 
 @dataclass(frozen=True)
-class ElementHuber:
+class ElementwiseHuber:
     """Mean of sqrt(d^2 + c^2) - c over the elements, as in the training scripts of LCM and PCM."""
 
     c: float = 1e-3
@@ -46,7 +46,7 @@ class ElementHuber:
 
 
 @dataclass(frozen=True)
-class Features:
+class FeatureDistance:
     """Distance of features: a perceptual metric such as LPIPS, on states or clean predictions.
 
     of:
@@ -54,7 +54,7 @@ class Features:
     """
 
     of: Callable[[Tensor], Tensor]
-    inner: Metric = field(default_factory=Squared)
+    inner: Metric = field(default_factory=SquaredError)
 
     def __call__(self, given: Tensor, wanted: Tensor) -> Tensor:
         """Distances (B,)."""

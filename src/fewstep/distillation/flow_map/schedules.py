@@ -48,7 +48,7 @@ class Halving:
 
 
 @dataclass(frozen=True)
-class Until:
+class Switch:
     """`before` for the first `stop` steps, then `after`."""
 
     before: float

@@ -25,7 +25,7 @@ HOW = ("jvp", "difference")
 
 
 @dataclass(frozen=True)
-class Slope:
+class TimeDerivative:
     """How to differentiate.
 
     how:

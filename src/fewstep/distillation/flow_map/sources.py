@@ -12,30 +12,30 @@ from torch import Tensor, nn
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks, Samples
 from fewstep.distillation.flow_map.frame import column, levels
-from fewstep.distillation.flow_map.intervals import Even, Grid, before
-from fewstep.distillation.flow_map.jump import Jump, Sight, Times, students_view
-from fewstep.distillation.flow_map.legs import Solver
+from fewstep.distillation.flow_map.intervals import TimeGrid, UniformGrid, before
+from fewstep.distillation.flow_map.jump import Jump, JumpStates, JumpTimes, students_view
+from fewstep.distillation.flow_map.legs import OdeSteps
 from fewstep.distillation.flow_map.schedules import Varying, value_at
 from fewstep.errors import FewstepError
 from fewstep.transition import noise_like
 
 
-class Source(Protocol):
+class StateSource(Protocol):
     """Where jumps start."""
 
     def __call__(
         self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
-    ) -> Sight:
+    ) -> JumpStates:
         """States (B, ...) at `blank.t`; `blank` is the jump without its states: times, conditions and guidance."""
 
 
 @dataclass(frozen=True)
-class NoisedData:
+class NoisedDataStates:
     """Real data with fresh noise."""
 
     def __call__(
         self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
-    ) -> Sight:
+    ) -> JumpStates:
         """States of the batch's data.
 
         Raises:
@@ -43,19 +43,21 @@ class NoisedData:
         """
         if batch.clean is None:
             raise FewstepError("noised data needs data", hint="Give a data set, or use a source without data.")
-        return mixed(networks, batch.clean, noise_like(tuple(batch.clean.shape), generator, batch.clean), blank.t)
+        return mixed_states(
+            networks, batch.clean, noise_like(tuple(batch.clean.shape), generator, batch.clean), blank.t
+        )
 
 
 @dataclass(frozen=True)
-class PureNoise:
+class NoiseStates:
     """Fresh noise; the jumps must start at the noisiest time."""
 
     def __call__(
         self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
-    ) -> Sight:
+    ) -> JumpStates:
         """Noise at the scale of the process."""
         noise = unit_noise(networks, batch, generator)
-        return Sight(prior(networks, noise), noise=noise)
+        return JumpStates(prior(networks, noise), noise=noise)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class EndPointPairs:
 
     def __call__(
         self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
-    ) -> Sight:
+    ) -> JumpStates:
         """States on the way between the ends."""
         path = stored(batch)
         sigma = networks.student.process.sigma(float(batch.times[0]))  # type: ignore[index]
@@ -86,28 +88,28 @@ class EndPointPairs:
         if beta > 0:
             fresh = noise_like(tuple(noise.shape), generator, noise)
             noise = (1 - beta**2) ** 0.5 * noise + beta * fresh
-        sight = mixed(networks, clean, noise, blank.t)
-        return Sight(sight.x, clean, noise, arrival=clean)
+        sight = mixed_states(networks, clean, noise, blank.t)
+        return JumpStates(sight.x, clean, noise, arrival=clean)
 
 
 @dataclass(frozen=True)
-class StoredPath:
+class StoredStates:
     """States of stored trajectories, at the positions of the jumps' ends."""
 
     def __call__(
         self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
-    ) -> Sight:
+    ) -> JumpStates:
         """States at the starts, and those at the ends."""
         path, start, stop = stored(batch), blank.times.start, blank.times.stop
         if start is None or stop is None:
             raise FewstepError("stored states need jumps between stored times", hint="Use StoredPairs.")
         rows = torch.arange(batch.size, device=path.device)
         begin, end = (path[rows, at.to(path.device)] for at in (start, stop))
-        return Sight(begin, clean=path[:, -1], arrival=end)
+        return JumpStates(begin, clean=path[:, -1], arrival=end)
 
 
 @dataclass(frozen=True)
-class TeacherRollout:
+class TeacherStates:
     """The teacher's own states, by guided steps from fresh noise down to t: no data, no mismatch (MLCM, 2406.05768).
 
     steps:
@@ -119,11 +121,11 @@ class TeacherRollout:
 
     def __call__(
         self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
-    ) -> Sight:
+    ) -> JumpStates:
         """States of the teacher."""
         top = torch.full_like(blank.t, networks.teacher.process.noisiest)
         counts = (self.steps * (1 - blank.t / top)).floor() + 1
-        length, solver = (top - blank.t) / counts, Solver(self.order)
+        length, solver = (top - blank.t) / counts, OdeSteps(self.order)
         x = prior(networks, unit_noise(networks, batch, generator))
         for k in range(int(counts.max())):
             rows = (counts > k).nonzero().squeeze(1)
@@ -132,7 +134,7 @@ class TeacherRollout:
             there = rows.to(x.device)
             moved, _ = solver(networks, _seen_by_teacher(blank, there), x[there], start, end)
             x = x.index_put((there,), moved.to(x.dtype))
-        return Sight(x)
+        return JumpStates(x)
 
 
 def _seen_by_teacher(jump: Jump, rows: Tensor) -> Jump:
@@ -146,7 +148,7 @@ def _seen_by_teacher(jump: Jump, rows: Tensor) -> Jump:
 
 
 @dataclass(frozen=True)
-class Windows:
+class WindowedReflow:
     """Reflow within windows of time, without a store (PeRFlow, arXiv 2405.07510).
 
     Data is noised to the upper edge of the window that t lies in and solved by the teacher to the lower one; the pair
@@ -154,27 +156,29 @@ class Windows:
     The jumps must end at the lower edge (`Edge` of the same grid).
     """
 
-    grid: Grid = field(default_factory=lambda: Even(4))
+    grid: TimeGrid = field(default_factory=lambda: UniformGrid(4))
     steps: int = 8
     order: int = 1
 
     def __call__(
         self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
-    ) -> Sight:
+    ) -> JumpStates:
         """States on the joining paths."""
         process = networks.student.process
         upper = before(self.grid(process, batch), blank.t, 0)
-        start = NoisedData()(networks, batch, samples, replace(blank, times=Times(upper, blank.s)), generator).x
-        end, _ = Solver(self.order, self.steps)(networks, blank, start, upper, blank.s)
+        start = NoisedDataStates()(
+            networks, batch, samples, replace(blank, times=JumpTimes(upper, blank.s)), generator
+        ).x
+        end, _ = OdeSteps(self.order, self.steps)(networks, blank, start, upper, blank.s)
         (alpha, sigma), (alpha_end, sigma_end) = levels(process, upper), levels(process, blank.s)
         determinant = alpha_end * sigma - alpha * sigma_end
         clean = column(sigma / determinant, end) * end - column(sigma_end / determinant, end) * start
         noise = column(alpha_end / determinant, end) * start - column(alpha / determinant, end) * end
-        return replace(mixed(networks, clean, noise, blank.t), arrival=end)
+        return replace(mixed_states(networks, clean, noise, blank.t), arrival=end)
 
 
 @dataclass(frozen=True)
-class StudentRollout:
+class StudentStates:
     """Samples of the student, noised again: those of the method's roll-out, or of `steps` where there is none.
 
     same_noise:
@@ -186,7 +190,7 @@ class StudentRollout:
 
     def __call__(
         self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
-    ) -> Sight:
+    ) -> JumpStates:
         """Noised samples.
 
         Raises:
@@ -194,18 +198,20 @@ class StudentRollout:
         """
         noise = unit_noise(networks, batch, generator)
         if samples is not None and not self.same_noise:
-            return mixed(networks, samples.clean.detach(), noise, blank.t)
+            return mixed_states(networks, samples.clean.detach(), noise, blank.t)
         if self.steps is None:
             hint = "Give the source the steps of the student."
             raise FewstepError("the student's own samples need a roll-out or steps", hint=hint)
         clean = self.steps.sample(networks.student, noise, students_view(batch.condition), generator)
-        return mixed(networks, clean, noise if self.same_noise else unit_noise(networks, batch, generator), blank.t)
+        return mixed_states(
+            networks, clean, noise if self.same_noise else unit_noise(networks, batch, generator), blank.t
+        )
 
 
-def mixed(networks: Networks, clean: Tensor, noise: Tensor, t: Tensor) -> Sight:
+def mixed_states(networks: Networks, clean: Tensor, noise: Tensor, t: Tensor) -> JumpStates:
     """States alpha clean + sigma noise at times (B,)."""
     alpha, sigma = levels(networks.student.process, t)
-    return Sight(column(alpha, clean) * clean + column(sigma, clean) * noise, clean, noise)
+    return JumpStates(column(alpha, clean) * clean + column(sigma, clean) * noise, clean, noise)
 
 
 def prior(networks: Networks, noise: Tensor) -> Tensor:

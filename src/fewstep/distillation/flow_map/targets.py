@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fewstep.distillation.core import Networks
-from fewstep.distillation.flow_map.directions import Data, Direction
+from fewstep.distillation.flow_map.directions import DataVelocity, VelocitySource
 from fewstep.distillation.flow_map.frame import Space
 from fewstep.distillation.flow_map.jump import Jump
-from fewstep.distillation.flow_map.legs import Leg, Student
+from fewstep.distillation.flow_map.legs import Leg, StudentJump
 from fewstep.errors import FewstepError
 
 
 @dataclass(frozen=True)
-class Regression:
+class TargetValue:
     """The wanted value (B, ...), the space it lives in, and the forward passes that it took."""
 
     value: Tensor
@@ -24,7 +24,7 @@ class Regression:
     passes: int
 
 
-Target = Callable[[Networks, Jump, Tensor], Regression]
+JumpTarget = Callable[[Networks, Jump, Tensor], TargetValue]
 """Called with (cast, jump, the student's clean prediction (B, ...) without gradient), under `no_grad`."""
 
 
@@ -39,7 +39,7 @@ class TwoLeg:
     first: Leg
     second: Leg | None = None
 
-    def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> Regression:
+    def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
         """The state at s.
 
         Raises:
@@ -47,26 +47,26 @@ class TwoLeg:
         """
         if self.second is None:
             end, used = self.first(networks, jump, jump.x, jump.t, jump.s)
-            return Regression(end, "state", used)
+            return TargetValue(end, "state", used)
         if jump.times.m is None:
             raise FewstepError("a target of two legs needs jumps with a middle", hint="Give the intervals a middle.")
         middle, used = self.first(networks, jump, jump.x, jump.t, jump.times.m)
         end, more = self.second(networks, jump, middle, jump.times.m, jump.s)
-        return Regression(end, "state", used + more)
+        return TargetValue(end, "state", used + more)
 
 
 def semigroup(who: str = "target") -> TwoLeg:
     """X_{s,t} = X_{s,m} o X_{m,t}: needs an anchor at s = t beside it, or the identity solves it (arXiv 2507.16884)."""
-    return TwoLeg(Student(who), Student(who))
+    return TwoLeg(StudentJump(who), StudentJump(who))
 
 
 @dataclass(frozen=True)
-class Instant:
+class InstantaneousVelocity:
     """The velocity of a direction at t: flow matching, reflow, regression to a teacher; belongs to jumps with s = t."""
 
-    direction: Direction = field(default_factory=Data)
+    direction: VelocitySource = field(default_factory=DataVelocity)
 
-    def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> Regression:
+    def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
         """The clean prediction at t."""
         clean, passes = self.direction(networks, jump, jump.x, jump.t)
-        return Regression(clean, "clean", passes)
+        return TargetValue(clean, "clean", passes)

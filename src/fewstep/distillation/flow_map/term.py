@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Batch, Loss, Networks, Samples
-from fewstep.distillation.flow_map.frame import Boundary, Frame, Space, column
-from fewstep.distillation.flow_map.guidance import Guidance
-from fewstep.distillation.flow_map.intervals import TimesLaw
-from fewstep.distillation.flow_map.jump import Jump, Sight, students_view, teachers_view
-from fewstep.distillation.flow_map.metrics import Metric, Squared
-from fewstep.distillation.flow_map.sources import NoisedData, Source
-from fewstep.distillation.flow_map.targets import Regression, Target
+from fewstep.distillation.flow_map.frame import BoundaryScaling, JumpCoefficients, Space, column
+from fewstep.distillation.flow_map.guidance import TeacherGuidance
+from fewstep.distillation.flow_map.intervals import JumpDistribution
+from fewstep.distillation.flow_map.jump import Jump, JumpStates, students_view, teachers_view
+from fewstep.distillation.flow_map.metrics import Metric, SquaredError
+from fewstep.distillation.flow_map.sources import NoisedDataStates, StateSource
+from fewstep.distillation.flow_map.targets import JumpTarget, TargetValue
 from fewstep.distillation.flow_map.weights import Weight
 from fewstep.errors import FewstepError
 
@@ -44,14 +44,14 @@ class FlowMapTerm:
         The part of the batch that it sees, as fractions (several terms may divide a batch).
     """
 
-    times: TimesLaw
-    target: Target
-    source: Source = field(default_factory=NoisedData)
-    metric: Metric = field(default_factory=Squared)
+    times: JumpDistribution
+    target: JumpTarget
+    source: StateSource = field(default_factory=NoisedDataStates)
+    metric: Metric = field(default_factory=SquaredError)
     weights: tuple[Weight, ...] = ()
     space: Space = "velocity"
-    guidance: Guidance = field(default_factory=Guidance)
-    boundary: Boundary | None = None
+    guidance: TeacherGuidance = field(default_factory=TeacherGuidance)
+    boundary: BoundaryScaling | None = None
     normalise: float | None = None
     carried: bool = False
     share: tuple[float, float] = (0.0, 1.0)
@@ -77,34 +77,34 @@ class FlowMapTerm:
             "passes": torch.tensor(float(aim.passes)),
         }
 
-    def _compared(self, networks: Networks, jump: Jump, live: Tensor, aim: Regression) -> tuple[Tensor, Tensor]:
+    def _compared(self, networks: Networks, jump: Jump, live: Tensor, aim: TargetValue) -> tuple[Tensor, Tensor]:
         """What the student gave and what it should have given, in the space of the loss."""
         space: Space = "state" if self.carried else self.space
         given = jump.frame.express(live, jump.x, space)
         wanted = jump.frame.transfer(aim.value, live.detach(), jump.x, aim.space, space)
         if self.carried:
-            given, wanted = (carry(networks, jump, state) for state in (given, wanted))
+            given, wanted = (carried_to_data(networks, jump, state) for state in (given, wanted))
         if self.normalise is not None:
-            wanted = normalised(given.detach(), wanted, self.normalise)
+            wanted = normalised_residual(given.detach(), wanted, self.normalise)
         return given, wanted.detach()
 
 
 def prepared(
     networks: Networks,
     batch: Batch,
-    law: TimesLaw,
-    guidance: Guidance,
+    law: JumpDistribution,
+    guidance: TeacherGuidance,
     generator: torch.Generator,
-    boundary: Boundary | None = None,
+    boundary: BoundaryScaling | None = None,
 ) -> Jump:
     """The jumps of a batch without their states."""
     process = networks.student.process
     times = law(batch, process, generator)
     scale = guidance.draw(batch, process, times.t, generator)
     return Jump(
-        sight=Sight(torch.empty(0)),
+        sight=JumpStates(torch.empty(0)),
         times=times,
-        frame=Frame.of(process, times.t, times.s, boundary),
+        frame=JumpCoefficients.of(process, times.t, times.s, boundary),
         condition=guidance.tell(students_view(batch.condition), scale),
         teacher_condition=teachers_view(batch.condition),
         negative=teachers_view(batch.negative),
@@ -127,14 +127,14 @@ def tellable(student: Denoiser, s: Tensor) -> None:
         raise FewstepError(f"{type(student.process).__name__} has no network time for the data", value=0.0, hint=hint)
 
 
-def normalised(given: Tensor, wanted: Tensor, c: float) -> Tensor:
+def normalised_residual(given: Tensor, wanted: Tensor, c: float) -> Tensor:
     """The target whose residual g has become g / (|g| + c), |g| the root of the sum of squares of a sample."""
     residual = given - wanted
     size = residual.flatten(1).norm(dim=1)
     return given - column(1 / (size + c), given) * residual
 
 
-def carry(networks: Networks, jump: Jump, state: Tensor) -> Tensor:
+def carried_to_data(networks: Networks, jump: Jump, state: Tensor) -> Tensor:
     """Clean predictions of the target network for states (B, ...) at the ends of jumps; those at the data stay."""
     target = networks.need("target")
     if target is networks.student or target.network is networks.student.network:

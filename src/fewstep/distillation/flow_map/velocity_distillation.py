@@ -8,11 +8,11 @@ import torch
 
 from fewstep.distillation.core import Batch, Loss, Networks, Samples
 from fewstep.distillation.flow_map.continuous import Eulerian
-from fewstep.distillation.flow_map.guidance import Guidance
-from fewstep.distillation.flow_map.intervals import TimesLaw
+from fewstep.distillation.flow_map.guidance import TeacherGuidance
+from fewstep.distillation.flow_map.intervals import JumpDistribution
 from fewstep.distillation.flow_map.jump import students_view
-from fewstep.distillation.flow_map.sources import mixed, prior, unit_noise
-from fewstep.distillation.flow_map.term import normalised, prepared
+from fewstep.distillation.flow_map.sources import mixed_states, prior, unit_noise
+from fewstep.distillation.flow_map.term import normalised_residual, prepared
 from fewstep.transition import noise_like
 
 
@@ -30,9 +30,9 @@ class VelocityDistillation:
         c: R becomes R / (|R| + c) per sample, which keeps its direction and bounds a step.
     """
 
-    times: TimesLaw
+    times: JumpDistribution
     residual: Eulerian = field(default_factory=Eulerian)
-    guidance: Guidance = field(default_factory=Guidance)
+    guidance: TeacherGuidance = field(default_factory=TeacherGuidance)
     normalise: float | None = None
     factor: float = 1.0
 
@@ -49,10 +49,10 @@ class VelocityDistillation:
         with torch.no_grad():
             blank = prepared(networks, batch, self.times, self.guidance, generator)
             fresh = noise_like(tuple(sample.shape), generator, sample)
-            jump = replace(blank, sight=mixed(networks, sample.detach(), fresh, blank.t))
+            jump = replace(blank, sight=mixed_states(networks, sample.detach(), fresh, blank.t))
             live = jump.ask(student, jump.x, jump.t, jump.s)
             gap, passes = self.residual.residual(networks, jump, live)
             if self.normalise is not None:
-                gap = -normalised(torch.zeros_like(gap), -gap, self.normalise)
+                gap = -normalised_residual(torch.zeros_like(gap), -gap, self.normalise)
         loss = (sample - (sample.detach() + gap)).square().mean()
         return self.factor * loss, {"gap": gap.square().mean().sqrt(), "passes": torch.tensor(float(passes + 1))}

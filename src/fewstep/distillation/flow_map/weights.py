@@ -16,7 +16,7 @@ Weight = Callable[[Networks, Jump, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Length:
+class JumpLengthWeight:
     """(t - s)^power in fractions of the range."""
 
     power: float = 1.0
@@ -28,7 +28,7 @@ class Length:
 
 
 @dataclass(frozen=True)
-class InverseStep:
+class InverseStepWeight:
     """1 / (t - m), m the end of the first leg, in fractions of the range (iCT, ECT: arXiv 2310.14189, sec. 3.1)."""
 
     def __call__(self, networks: Networks, jump: Jump, distance: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ SNR_KINDS = ("truncated", "plus_one", "clamped", "plain")
 
 
 @dataclass(frozen=True)
-class Snr:
+class SnrWeight:
     """A function of the signal-to-noise ratio alpha^2 / sigma^2 at t, for distances of clean predictions.
 
     `truncated` max(snr, at), `plus_one` snr + 1 (arXiv 2202.00512, sec. 4), `clamped` min(snr, at), `plain`.
@@ -68,7 +68,7 @@ class Snr:
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class AdaptiveWeight:
     """1 / (distance + c)^power without gradient: every sample pulls alike (arXiv 2505.13447, sec. 4.3)."""
 
     power: float = 1.0
@@ -80,7 +80,7 @@ class Adaptive:
 
 
 @dataclass(frozen=True)
-class Learned:
+class LearnedWeight:
     """exp(phi) distance - phi with a learned phi(t) (arXiv 2312.02696, eq. 21; sCM, eq. 8).
 
     phi is the student's own head: its network must have `uncertainty(network time (B,)) -> (B,)`.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Term
-from fewstep.distillation.discriminator import Source, samples
-from fewstep.distillation.flow_map import FlowMapTerm, Stored, StoredPairs, StoredPath, TwoLeg
-from fewstep.distillation.flow_map.key_states import DiscriminatorLossAtKeys, GeneratorLossAtKeys, KeyHeads
-from fewstep.distillation.method import Adversary, Method, Settings, Tracking, needing, preset
+from fewstep.distillation.discriminator import FeatureSource, samples
+from fewstep.distillation.flow_map import FlowMapTerm, StoredPairs, StoredState, StoredStates, TwoLeg
+from fewstep.distillation.flow_map.key_states import KeyStateDiscriminatorLoss, KeyStateGeneratorLoss, KeyStateHeads
+from fewstep.distillation.method import Adversary, Method, OptimizerSettings, UpdateRule, needing, preset
 from fewstep.distillation.rollout import BackwardSimulation
 from fewstep.process import Process
 
@@ -18,7 +18,7 @@ def accvideo(
     *,
     steps: int = 5,
     adversarial: float = 0.1,
-    source: Source = samples,
+    source: FeatureSource = samples,
     head: str = "point",
 ) -> Method:
     """AccVideo: jumps between stored key states of the teacher, and an adversary at each (arXiv 2503.19462).
@@ -28,16 +28,16 @@ def accvideo(
     """
     chain = evenly(process, steps, fresh=0.0)
     terms: dict[str, Term] = {
-        "stored": FlowMapTerm(StoredPairs("consecutive", (*chain.times, 0.0)), TwoLeg(Stored()), StoredPath()),
+        "stored": FlowMapTerm(StoredPairs("consecutive", (*chain.times, 0.0)), TwoLeg(StoredState()), StoredStates()),
     }
     if adversarial:
-        terms["adversarial"] = GeneratorLossAtKeys(source, adversarial)
-    heads = Adversary(KeyHeads(source, steps, head), DiscriminatorLossAtKeys(source), Tracking())
+        terms["adversarial"] = KeyStateGeneratorLoss(source, adversarial)
+    heads = Adversary(KeyStateHeads(source, steps, head), KeyStateDiscriminatorLoss(source), UpdateRule())
     return Method(
         terms,
         chain,
         rollout=BackwardSimulation(chain) if adversarial else None,
         adversary=heads if adversarial else None,
         needs=needing(store=True),
-        settings=Settings(learning_rate=5e-6),
+        settings=OptimizerSettings(learning_rate=5e-6),
     )

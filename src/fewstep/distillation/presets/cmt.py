@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import (
-    Adaptive,
-    Data,
+    AdaptiveWeight,
+    DataVelocity,
     Eulerian,
     FlowMapTerm,
-    Guidance,
     Intervals,
-    InTurn,
-    Other,
-    Slope,
-    Squared,
-    Stored,
+    SecondDraw,
+    SquaredError,
     StoredPairs,
-    StoredPath,
-    Teacher,
+    StoredState,
+    StoredStates,
+    TeacherGuidance,
+    TeacherVelocity,
+    TimeDerivative,
+    TrainingStages,
     TwoLeg,
 )
-from fewstep.distillation.flow_map.directions import Direction
-from fewstep.distillation.method import Method, Settings, needing, preset
+from fewstep.distillation.flow_map.directions import VelocitySource
+from fewstep.distillation.method import Method, OptimizerSettings, needing, preset
 from fewstep.distillation.times import Uniform
 from fewstep.process import Process
 
@@ -33,11 +33,11 @@ def cmt(process: Process, *, steps: int = 1, pairs: str = "all") -> Method:
     pairs: `all` learns the flow map, `to-end` the consistency function. The times are the true ones of the store.
     """
     return Method(
-        {"stored": FlowMapTerm(StoredPairs(pairs), TwoLeg(Stored()), StoredPath())},
+        {"stored": FlowMapTerm(StoredPairs(pairs), TwoLeg(StoredState()), StoredStates())},
         evenly(process, steps, fresh=0.0),
         needs=needing(store=True),
         two_times=pairs != "to-end",
-        settings=Settings(learning_rate=1e-4, betas=(0.9, 0.95)),
+        settings=OptimizerSettings(learning_rate=1e-4, betas=(0.9, 0.95)),
     )
 
 
@@ -58,21 +58,25 @@ def mf_rae(
     """
     law = Uniform(1e-3, 0.999, shift)
 
-    def mean_flow(direction: Direction, scale: float) -> FlowMapTerm:
+    def mean_flow(direction: VelocitySource, scale: float) -> FlowMapTerm:
         return FlowMapTerm(
-            Intervals(law, Other(law), equal=equal),
-            Eulerian(direction, Slope("difference", delta)),
-            metric=Squared(total=True),
-            weights=(Adaptive(1.0, 1e-3),),
-            guidance=Guidance(scale),
+            Intervals(law, SecondDraw(law), equal=equal),
+            Eulerian(direction, TimeDerivative("difference", delta)),
+            metric=SquaredError(total=True),
+            weights=(AdaptiveWeight(1.0, 1e-3),),
+            guidance=TeacherGuidance(scale),
         )
 
-    middle = FlowMapTerm(StoredPairs("all"), TwoLeg(Stored()), StoredPath())
-    turns = ((stages[0], middle), (stages[1], mean_flow(Teacher(), guidance)), (1.0, mean_flow(Data(), 1.0)))
+    middle = FlowMapTerm(StoredPairs("all"), TwoLeg(StoredState()), StoredStates())
+    turns = (
+        (stages[0], middle),
+        (stages[1], mean_flow(TeacherVelocity(), guidance)),
+        (1.0, mean_flow(DataVelocity(), 1.0)),
+    )
     return Method(
-        {"mean_flow": InTurn(turns)},
+        {"mean_flow": TrainingStages(turns)},
         evenly(process, steps, fresh=0.0),
         needs=needing(data=True, store=True, guided=guidance != 1),
         two_times=True,
-        settings=Settings(learning_rate=1e-4, betas=(0.9, 0.95), ema=0.9999),
+        settings=OptimizerSettings(learning_rate=1e-4, betas=(0.9, 0.95), ema=0.9999),
     )

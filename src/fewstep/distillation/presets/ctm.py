@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import (
-    Back,
-    Below,
-    Curved,
-    Data,
-    ElementHuber,
-    Even,
+    DataVelocity,
+    ElementwiseHuber,
     FlowMapTerm,
-    Guidance,
-    Instant,
+    InstantaneousVelocity,
     Intervals,
-    Solver,
-    Student,
+    KarrasGrid,
+    OdeSteps,
+    PreviousGridPoint,
+    StudentJump,
+    TeacherGuidance,
     TwoLeg,
+    UniformBelow,
+    UniformGrid,
 )
-from fewstep.distillation.method import Method, Settings, Target, needing, preset
+from fewstep.distillation.method import Method, OptimizerSettings, TargetNetwork, needing, preset
 from fewstep.distillation.times import LogNormal
 from fewstep.process import Process
 
@@ -39,24 +39,27 @@ def ctm(
 
     skip: grid points that the teacher's leg crosses, one step each; the paper draws it.
     """
-    grid = Curved(parts)
+    grid = KarrasGrid(parts)
     return Method(
         {
             "consistency": FlowMapTerm(
-                Intervals(grid, Below(), Back(grid, skip)),
-                TwoLeg(Solver(order, skip), Student()),
-                guidance=Guidance(guidance),
+                Intervals(grid, UniformBelow(), PreviousGridPoint(grid, skip)),
+                TwoLeg(OdeSteps(order, skip), StudentJump()),
+                guidance=TeacherGuidance(guidance),
                 carried=True,
             ),
             "denoising": FlowMapTerm(
-                Intervals(LogNormal(-1.2, 1.2), equal=1.0), Instant(Data()), space="clean", factor=anchor
+                Intervals(LogNormal(-1.2, 1.2), equal=1.0),
+                InstantaneousVelocity(DataVelocity()),
+                space="clean",
+                factor=anchor,
             ),
         },
         evenly(process, steps, fresh=0.0),
-        target=Target(decay),
+        target=TargetNetwork(decay),
         needs=needing(data=True, guided=guidance != 1),
         two_times=True,
-        settings=Settings(learning_rate=8e-6),
+        settings=OptimizerSettings(learning_rate=8e-6),
     )
 
 
@@ -75,18 +78,18 @@ def tcd(
 
     gamma: share of the way below the next time that a call jumps, to be noised again.
     """
-    grid = Even(parts)
+    grid = UniformGrid(parts)
     term = FlowMapTerm(
-        Intervals(grid, Below(), Back(grid)),
-        TwoLeg(Solver(), Student()),
-        metric=ElementHuber(huber),
+        Intervals(grid, UniformBelow(), PreviousGridPoint(grid)),
+        TwoLeg(OdeSteps(), StudentJump()),
+        metric=ElementwiseHuber(huber),
         space="state",
-        guidance=Guidance(guidance),
+        guidance=TeacherGuidance(guidance),
     )
     return Method(
         {"consistency": term},
         evenly(process, steps, fresh=gamma),
-        target=Target(decay),
+        target=TargetNetwork(decay),
         needs=needing(data=True, guided=guidance != 1),
-        settings=Settings(learning_rate=1e-5),
+        settings=OptimizerSettings(learning_rate=1e-5),
     )

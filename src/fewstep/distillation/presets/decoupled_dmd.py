@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Term
-from fewstep.distillation.method import Critic, Method, Settings, Tracking, needing, preset
+from fewstep.distillation.method import Critic, Method, OptimizerSettings, UpdateRule, needing, preset
 from fewstep.distillation.rollout import BackwardSimulation
-from fewstep.distillation.score import Branch, Denoising, Guidance, Match, PerError
-from fewstep.distillation.times import Cleaner, Law, everywhere
+from fewstep.distillation.score import (
+    DenoisingLoss,
+    DistributionMatching,
+    ErrorNormalizer,
+    GuidanceDifference,
+    ScoreDistillation,
+)
+from fewstep.distillation.times import BelowLastCall, TimeDistribution, everywhere
 from fewstep.errors import FewstepError
 from fewstep.process import Process
 
@@ -34,18 +40,20 @@ def decoupled_dmd(
     if not match and guidance == 1:
         raise FewstepError("without matching and guidance nothing is left to learn", hint="Use guidance above 1.")
     run, levels = evenly(process, steps), everywhere(process)
-    near: Law = Cleaner() if cleaner else levels
+    near: TimeDistribution = BelowLastCall() if cleaner else levels
     terms: dict[str, Term] = {}
     if match:
-        terms["match"] = Branch(Match(), levels, (PerError(floor=floor),))
+        terms["match"] = ScoreDistillation(DistributionMatching(), levels, (ErrorNormalizer(floor=floor),))
     if guidance != 1:
-        terms["guidance"] = Branch(Guidance(), near, (PerError(floor=floor),), scale=guidance - 1)
-    critic = Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio), steps if step_condition else 0)
+        terms["guidance"] = ScoreDistillation(
+            GuidanceDifference(), near, (ErrorNormalizer(floor=floor),), scale=guidance - 1
+        )
+    critic = Critic(DenoisingLoss(everywhere(process, 0.001, 1.0)), UpdateRule(ratio), steps if step_condition else 0)
     return Method(
         terms,
         run,
         BackwardSimulation(run, each),
         critic if match else None,
         needs=needing(guided=guidance != 1),
-        settings=Settings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
+        settings=OptimizerSettings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fewstep.distillation.chain import Chain, one_step_time
-from fewstep.distillation.method import Critic, Method, Settings, preset
+from fewstep.distillation.method import Critic, Method, OptimizerSettings, preset
 from fewstep.distillation.rollout import one_step
-from fewstep.distillation.score import Branch, Denoising, Match
+from fewstep.distillation.score import DenoisingLoss, DistributionMatching, ScoreDistillation
 from fewstep.distillation.times import LogNormal
 from fewstep.process import Process
 
@@ -19,9 +19,9 @@ def diff_instruct(process: Process, *, start: float | None = None, mean: float =
     time = one_step_time(process, sigma=1.0) if start is None else start
     levels = LogNormal(mean, std)
     return Method(
-        {"score": Branch(Match(), levels)},
+        {"score": ScoreDistillation(DistributionMatching(), levels)},
         Chain((time,)),
         one_step(time),
-        Critic(Denoising(levels)),
-        settings=Settings(learning_rate=1e-5, betas=(0.0, 0.999)),
+        Critic(DenoisingLoss(levels)),
+        settings=OptimizerSettings(learning_rate=1e-5, betas=(0.0, 0.999)),
     )

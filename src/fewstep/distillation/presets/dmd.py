@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Term
-from fewstep.distillation.method import Critic, Method, Settings, Tracking, needing, preset
+from fewstep.distillation.method import Critic, Method, OptimizerSettings, UpdateRule, needing, preset
 from fewstep.distillation.rollout import BackwardSimulation
-from fewstep.distillation.score import Branch, Denoising, Match, Pairs, PerError
+from fewstep.distillation.score import (
+    DenoisingLoss,
+    DistributionMatching,
+    ErrorNormalizer,
+    PairedRegression,
+    ScoreDistillation,
+)
 from fewstep.distillation.times import everywhere
 from fewstep.process import Process
 
@@ -20,14 +26,16 @@ def dmd(process: Process, *, guidance: float = 3.0, pairs: float = 0.25, floor: 
     """
     steps = evenly(process, 1)
     levels = everywhere(process)
-    terms: dict[str, Term] = {"score": Branch(Match(guidance), levels, (PerError(guidance, floor),))}
+    terms: dict[str, Term] = {
+        "score": ScoreDistillation(DistributionMatching(guidance), levels, (ErrorNormalizer(guidance, floor),))
+    }
     if pairs:
-        terms["pairs"] = Pairs(pairs)
+        terms["pairs"] = PairedRegression(pairs)
     return Method(
         terms,
         steps,
         BackwardSimulation(steps),
-        Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio=1)),
+        Critic(DenoisingLoss(everywhere(process, 0.001, 1.0)), UpdateRule(ratio=1)),
         needs=needing(store=bool(pairs), guided=guidance != 1),
-        settings=Settings(learning_rate=1e-5, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
+        settings=OptimizerSettings(learning_rate=1e-5, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Rollout, Term
-from fewstep.distillation.discriminator import Heads, Taps
-from fewstep.distillation.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
+from fewstep.distillation.discriminator import Heads, NetworkFeatures
+from fewstep.distillation.method import Adversary, Critic, Method, OptimizerSettings, UpdateRule, needing, preset
 from fewstep.distillation.rollout import BackwardSimulation, NoisedData
-from fewstep.distillation.score import Branch, Denoising, Match, PerError
+from fewstep.distillation.score import DenoisingLoss, DistributionMatching, ErrorNormalizer, ScoreDistillation
 from fewstep.distillation.times import everywhere
 from fewstep.process import Process
 
@@ -42,21 +42,23 @@ def dmd2(
     """
     run = evenly(process, steps)
     levels, all_levels = everywhere(process), everywhere(process, 0.001, 1.0)
-    terms: dict[str, Term] = {"score": Branch(Match(guidance), levels, (PerError(guidance, floor),))}
+    terms: dict[str, Term] = {
+        "score": ScoreDistillation(DistributionMatching(guidance), levels, (ErrorNormalizer(guidance, floor),))
+    }
     adversary = None
     if adversarial:
-        taps, joint = Taps(reads, tuple(modules)), reads == "critic"
+        taps, joint = NetworkFeatures(reads, tuple(modules)), reads == "critic"
         terms["adversarial"] = GeneratorLoss(taps, all_levels, scale=adversarial)
         judge = DiscriminatorLoss(taps, all_levels, scale=1e-2, train_source=joint)
-        adversary = Adversary(Heads(taps, channels=channels), judge, Tracking(ratio), with_critic=joint)
+        adversary = Adversary(Heads(taps, channels=channels), judge, UpdateRule(ratio), with_critic=joint)
     rollout: Rollout = BackwardSimulation(run, each) if simulate else NoisedData(run)
     needs = needing(data=bool(adversarial) or not simulate, guided=guidance != 1)
     return Method(
         terms,
         run,
         rollout,
-        Critic(Denoising(all_levels), Tracking(ratio), steps if step_condition else 0),
+        Critic(DenoisingLoss(all_levels), UpdateRule(ratio), steps if step_condition else 0),
         adversary,
         needs=needs,
-        settings=Settings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
+        settings=OptimizerSettings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
 from fewstep.distillation.chain import evenly
-from fewstep.distillation.discriminator import Heads, Taps
-from fewstep.distillation.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
+from fewstep.distillation.discriminator import Heads, NetworkFeatures
+from fewstep.distillation.method import Adversary, Critic, Method, OptimizerSettings, UpdateRule, needing, preset
 from fewstep.distillation.rollout import BackwardSimulation
-from fewstep.distillation.score import Branch, Denoising, Match, PerError, Ratio
+from fewstep.distillation.score import (
+    DenoisingLoss,
+    DensityRatioWeight,
+    DistributionMatching,
+    ErrorNormalizer,
+    ScoreDistillation,
+)
 from fewstep.distillation.times import everywhere
 from fewstep.process import Process
 
@@ -35,22 +41,22 @@ def f_distill(
     """
     run = evenly(process, steps)
     levels, all_levels = everywhere(process), everywhere(process, 0.001, 1.0)
-    taps = Taps("critic", tuple(modules))
-    weights = (PerError(guidance, floor), Ratio(divergence))
+    taps = NetworkFeatures("critic", tuple(modules))
+    weights = (ErrorNormalizer(guidance, floor), DensityRatioWeight(divergence))
     return Method(
         {
-            "score": Branch(Match(guidance), levels, weights, taps=taps),
+            "score": ScoreDistillation(DistributionMatching(guidance), levels, weights, taps=taps),
             "adversarial": GeneratorLoss(taps, all_levels, scale=adversarial),
         },
         run,
         BackwardSimulation(run, each),
-        Critic(Denoising(all_levels), Tracking(ratio)),
+        Critic(DenoisingLoss(all_levels), UpdateRule(ratio)),
         Adversary(
             Heads(taps, channels=channels),
             DiscriminatorLoss(taps, all_levels, scale=1e-2, train_source=True),
-            Tracking(ratio),
+            UpdateRule(ratio),
             with_critic=True,
         ),
         needs=needing(data=True, guided=guidance != 1),
-        settings=Settings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
+        settings=OptimizerSettings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

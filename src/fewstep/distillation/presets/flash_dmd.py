@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
 from fewstep.distillation.chain import evenly
-from fewstep.distillation.discriminator import Heads, Source, Taps
-from fewstep.distillation.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
+from fewstep.distillation.discriminator import FeatureSource, Heads, NetworkFeatures
+from fewstep.distillation.method import Adversary, Critic, Method, OptimizerSettings, UpdateRule, needing, preset
 from fewstep.distillation.rollout import BackwardSimulation
-from fewstep.distillation.score import Branch, Denoising, Match, PerError
-from fewstep.distillation.score.relay import Relay
+from fewstep.distillation.score import DenoisingLoss, DistributionMatching, ErrorNormalizer, ScoreDistillation
+from fewstep.distillation.score.relay import LaterCall
 from fewstep.distillation.times import LogitNormal, everywhere
 from fewstep.process import Process
 
@@ -25,7 +25,7 @@ def flash_dmd(
     adversarial: float = 5e-3,
     ratio: int = 2,
     pull: float = 0.03,
-    source: Source | None = None,
+    source: FeatureSource | None = None,
     modules: Sequence[str] = ("mid_block",),
     channels: Mapping[str, int] | None = None,
     floor: float = 1e-5,
@@ -40,17 +40,19 @@ def flash_dmd(
     run, levels = evenly(process, steps), everywhere(process)
     early = max(1, steps // 2) if noisy is None else noisy
     late = run.times[early:] or run.times[-1:]
-    taps = Taps("teacher", tuple(modules)) if source is None else source
+    taps = NetworkFeatures("teacher", tuple(modules)) if source is None else source
     seen = LogitNormal() if source is None else None
     return Method(
         {
-            "score": Branch(Match(guidance), levels, (PerError(guidance, floor),)),
-            "texture": Relay(run, late, GeneratorLoss(taps, seen, scale=adversarial)),
+            "score": ScoreDistillation(DistributionMatching(guidance), levels, (ErrorNormalizer(guidance, floor),)),
+            "texture": LaterCall(run, late, GeneratorLoss(taps, seen, scale=adversarial)),
         },
         run,
         BackwardSimulation(run, each=True, first=early),
-        Critic(Denoising(everywhere(process, 0.001, 1.0)), Tracking(ratio, pull=pull), steps if step_condition else 0),
-        Adversary(Heads(taps, channels=channels), Relay(run, late, DiscriminatorLoss(taps, seen), learn=False)),
+        Critic(
+            DenoisingLoss(everywhere(process, 0.001, 1.0)), UpdateRule(ratio, pull=pull), steps if step_condition else 0
+        ),
+        Adversary(Heads(taps, channels=channels), LaterCall(run, late, DiscriminatorLoss(taps, seen), learn=False)),
         needs=needing(data=True, guided=guidance != 1),
-        settings=Settings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
+        settings=OptimizerSettings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
 from fewstep.distillation.chain import evenly
-from fewstep.distillation.discriminator import Heads, Source, Taps
-from fewstep.distillation.method import Adversary, Method, Settings, needing, preset
+from fewstep.distillation.discriminator import FeatureSource, Heads, NetworkFeatures
+from fewstep.distillation.method import Adversary, Method, OptimizerSettings, needing, preset
 from fewstep.distillation.rollout import NoisedData
 from fewstep.distillation.times import LogitNormal
 from fewstep.process import Process
@@ -24,7 +24,7 @@ def ladd(
     penalty: float = 100.0,
     mean: float = 0.0,
     std: float = 1.0,
-    source: Source | None = None,
+    source: FeatureSource | None = None,
 ) -> Method:
     """LADD: an adversary on the teacher's features at random noise levels, students of noised data (arXiv 2403.12015).
 
@@ -33,12 +33,12 @@ def ladd(
     paper distils on synthetic data of the teacher.
     """
     run, levels = evenly(process, steps), LogitNormal(mean, std)
-    taps = Taps("teacher", tuple(modules)) if source is None else source
+    taps = NetworkFeatures("teacher", tuple(modules)) if source is None else source
     return Method(
         {"adversarial": GeneratorLoss(taps, levels, loss, scale=1.0)},
         run,
         NoisedData(run),
         adversary=Adversary(Heads(taps, channels=channels), DiscriminatorLoss(taps, levels, loss, penalty=penalty)),
         needs=needing(data=True),
-        settings=Settings(learning_rate=1e-5, betas=(0.0, 0.99)),
+        settings=OptimizerSettings(learning_rate=1e-5, betas=(0.0, 0.99)),
     )

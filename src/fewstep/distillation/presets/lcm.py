@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import (
-    Back,
-    Boundary,
-    Curved,
-    ElementHuber,
-    Even,
+    BoundaryScaling,
+    ElementwiseHuber,
     FlowMapTerm,
-    Guidance,
     Intervals,
-    InverseStep,
+    InverseStepWeight,
+    KarrasGrid,
+    OdeSteps,
+    PreviousGridPoint,
     PseudoHuber,
-    SameNoise,
-    Shrinking,
-    Solver,
-    Student,
+    SameNoiseStep,
+    ShrinkingStep,
+    StudentJump,
+    TeacherGuidance,
     TwoLeg,
+    UniformGrid,
     sinusoid,
 )
-from fewstep.distillation.method import Method, Settings, Target, needing, preset
+from fewstep.distillation.method import Method, OptimizerSettings, TargetNetwork, needing, preset
 from fewstep.distillation.times import LogNormal
 from fewstep.process import Process
 
@@ -45,22 +45,22 @@ def lcm(
 
     highest, told: draw guidance up to `highest` and tell the student as this condition (`timestep_cond` in diffusers).
     """
-    grid = Even(parts)
+    grid = UniformGrid(parts)
     with_boundary = process.network_time(process.noisiest) >= LONG_CLOCK
     term = FlowMapTerm(
-        Intervals(grid, middle=Back(grid)),
-        TwoLeg(Solver(), Student()),
-        metric=ElementHuber(huber),
+        Intervals(grid, middle=PreviousGridPoint(grid)),
+        TwoLeg(OdeSteps(), StudentJump()),
+        metric=ElementwiseHuber(huber),
         space="state",
-        guidance=Guidance(guidance, highest, key=told, embed=sinusoid() if told else None),
-        boundary=Boundary() if with_boundary else None,
+        guidance=TeacherGuidance(guidance, highest, key=told, embed=sinusoid() if told else None),
+        boundary=BoundaryScaling() if with_boundary else None,
     )
     return Method(
         {"consistency": term},
         evenly(process, steps),
-        target=Target(decay),
+        target=TargetNetwork(decay),
         needs=needing(data=True, guided=guidance != 1 or bool(highest)),
-        settings=Settings(learning_rate=1e-5, weight_decay=1e-2),
+        settings=OptimizerSettings(learning_rate=1e-5, weight_decay=1e-2),
     )
 
 
@@ -69,19 +69,19 @@ def consistency_distillation(
     process: Process, *, steps: int = 2, guidance: float = 1.0, parts: int = 18, order: int = 2, decay: float = 0.95
 ) -> Method:
     """Consistency distillation on EDM's grid: a second-order step of the teacher, then the student (2303.01469)."""
-    grid = Curved(parts)
+    grid = KarrasGrid(parts)
     term = FlowMapTerm(
-        Intervals(grid, middle=Back(grid)),
-        TwoLeg(Solver(order), Student()),
+        Intervals(grid, middle=PreviousGridPoint(grid)),
+        TwoLeg(OdeSteps(order), StudentJump()),
         space="state",
-        guidance=Guidance(guidance),
+        guidance=TeacherGuidance(guidance),
     )
     return Method(
         {"consistency": term},
         evenly(process, steps),
-        target=Target(decay),
+        target=TargetNetwork(decay),
         needs=needing(data=True, guided=guidance != 1),
-        settings=Settings(learning_rate=8e-6),
+        settings=OptimizerSettings(learning_rate=8e-6),
     )
 
 
@@ -89,10 +89,10 @@ def consistency_distillation(
 def ect(process: Process, *, steps: int = 2, q: float = 2.0, stages: int = 8, c: float = 0.0) -> Method:
     """Easy consistency tuning: no teacher calls, the first leg shrinks as training goes on (arXiv 2406.14548)."""
     term = FlowMapTerm(
-        Intervals(LogNormal(-1.1, 2.0), middle=Shrinking(q, stages)),
-        TwoLeg(SameNoise(), Student()),
+        Intervals(LogNormal(-1.1, 2.0), middle=ShrinkingStep(q, stages)),
+        TwoLeg(SameNoiseStep(), StudentJump()),
         metric=PseudoHuber(c),
-        weights=(InverseStep(),),
+        weights=(InverseStepWeight(),),
         space="state",
     )
     return Method({"consistency": term}, evenly(process, steps), needs=needing(data=True))

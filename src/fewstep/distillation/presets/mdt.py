@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Term
-from fewstep.distillation.flow_map import Eulerian, FlowMapTerm, Guidance, Intervals, Slope, VelocityDistillation
-from fewstep.distillation.method import Method, Settings, needing, preset
+from fewstep.distillation.flow_map import (
+    Eulerian,
+    FlowMapTerm,
+    Intervals,
+    TeacherGuidance,
+    TimeDerivative,
+    VelocityDistillation,
+)
+from fewstep.distillation.method import Method, OptimizerSettings, needing, preset
 from fewstep.distillation.times import LogitNormal
 from fewstep.process import Process
 
@@ -31,19 +38,19 @@ def mdt(
     is the paper's text, which needs its learning rate of 1e-8.
     fresh: 0 samples as the authors do; 1 noises anew, which is what a map to the data is meant for.
     """
-    times, residual = Intervals(LogitNormal(1.0, 1.0)), Eulerian(slope=Slope(derivative, delta))
+    times, residual = Intervals(LogitNormal(1.0, 1.0)), Eulerian(slope=TimeDerivative(derivative, delta))
     terms: dict[str, Term] = {}
     if matching:
         terms["matching"] = FlowMapTerm(
-            times, residual, guidance=Guidance(guidance), normalise=normalise, factor=matching
+            times, residual, guidance=TeacherGuidance(guidance), normalise=normalise, factor=matching
         )
     if distillation:
-        scale = Guidance(sample_guidance)
+        scale = TeacherGuidance(sample_guidance)
         terms["distillation"] = VelocityDistillation(times, residual, scale, normalise, distillation)
     guided = (guidance, sample_guidance) != (1.0, 1.0)
     return Method(
         terms,
         evenly(process, steps, fresh),
         needs=needing(data=True, guided=guided),
-        settings=Settings(learning_rate=4e-8, ema=0.9999),
+        settings=OptimizerSettings(learning_rate=4e-8, ema=0.9999),
     )

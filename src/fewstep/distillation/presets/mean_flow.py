@@ -4,36 +4,36 @@ from __future__ import annotations
 
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import (
-    Adaptive,
-    Data,
+    AdaptiveWeight,
+    DataVelocity,
     Eulerian,
     FlowMapTerm,
-    Guidance,
+    FractionOfJump,
     Intervals,
     Lagrangian,
-    Other,
-    Part,
+    OdeSteps,
     Ramp,
-    SameNoise,
-    SelfGuided,
-    Slope,
-    Solver,
-    Squared,
-    Student,
-    Teacher,
+    SameNoiseStep,
+    SecondDraw,
+    SelfGuidedVelocity,
+    SquaredError,
+    StudentJump,
+    TeacherGuidance,
+    TeacherVelocity,
+    TimeDerivative,
     TwoLeg,
 )
-from fewstep.distillation.flow_map.directions import Direction
-from fewstep.distillation.method import Method, Settings, needing, preset
-from fewstep.distillation.times import Law, LogitNormal, Uniform
+from fewstep.distillation.flow_map.directions import VelocitySource
+from fewstep.distillation.method import Method, OptimizerSettings, needing, preset
+from fewstep.distillation.times import LogitNormal, TimeDistribution, Uniform
 from fewstep.errors import FewstepError, nearest
 from fewstep.process import Process
 
-LAWS: dict[str, Law] = {"logit_normal": LogitNormal(-0.4, 1.0), "uniform": Uniform(1e-3, 1.0)}
-SETTINGS = Settings(learning_rate=1e-4, betas=(0.9, 0.95), ema=0.9999)
+LAWS: dict[str, TimeDistribution] = {"logit_normal": LogitNormal(-0.4, 1.0), "uniform": Uniform(1e-3, 1.0)}
+SETTINGS = OptimizerSettings(learning_rate=1e-4, betas=(0.9, 0.95), ema=0.9999)
 
 
-def law_of(times: str) -> Law:
+def law_of(times: str) -> TimeDistribution:
     """A law of times by name.
 
     Raises:
@@ -67,16 +67,16 @@ def mean_flow(
     time in 2,500 above 0.95, so that one step from pure noise is learned late; `uniform` suits small budgets.
     """
     law = law_of(times)
-    direction: Direction = Teacher() if teacher else Data()
+    direction: VelocitySource = TeacherVelocity() if teacher else DataVelocity()
     if (omega, kappa) != (1.0, 0.0):
-        direction = SelfGuided(omega, kappa, interval, direction)
+        direction = SelfGuidedVelocity(omega, kappa, interval, direction)
     needs = needing(data=True, guided=guidance != 1 or (omega, kappa) != (1.0, 0.0))
     term = FlowMapTerm(
-        Intervals(law, Other(law), equal=equal),
-        Eulerian(direction, Slope(derivative)),
-        metric=Squared(total=True),
-        weights=(Adaptive(power, c),),
-        guidance=Guidance(guidance),
+        Intervals(law, SecondDraw(law), equal=equal),
+        Eulerian(direction, TimeDerivative(derivative)),
+        metric=SquaredError(total=True),
+        weights=(AdaptiveWeight(power, c),),
+        guidance=TeacherGuidance(guidance),
     )
     steps_ = evenly(process, steps, fresh=0.0)
     return Method({"mean_flow": term}, steps_, needs=needs, two_times=True, settings=SETTINGS)
@@ -100,11 +100,11 @@ def alpha_flow(
     law = law_of(times)
     share = Ramp(1.0, least, 0.2, 0.8)
     term = FlowMapTerm(
-        Intervals(law, Other(law), Part(share), equal),
-        TwoLeg(Solver() if teacher else SameNoise(), Student()),
-        metric=Squared(total=True),
-        weights=(Adaptive(),),
-        guidance=Guidance(guidance),
+        Intervals(law, SecondDraw(law), FractionOfJump(share), equal),
+        TwoLeg(OdeSteps() if teacher else SameNoiseStep(), StudentJump()),
+        metric=SquaredError(total=True),
+        weights=(AdaptiveWeight(),),
+        guidance=TeacherGuidance(guidance),
     )
     needs = needing(data=True, guided=teacher and guidance != 1)
     steps_ = evenly(process, steps, fresh=0.0)
@@ -127,11 +127,11 @@ def lagrangian(
     """
     law = Uniform(least, 1.0)
     term = FlowMapTerm(
-        Intervals(law, Other(law), equal=equal),
-        Lagrangian(slope=Slope(derivative)),
-        metric=Squared(total=True),
-        weights=(Adaptive(0.5, 1e-3),),
-        guidance=Guidance(guidance),
+        Intervals(law, SecondDraw(law), equal=equal),
+        Lagrangian(slope=TimeDerivative(derivative)),
+        metric=SquaredError(total=True),
+        weights=(AdaptiveWeight(0.5, 1e-3),),
+        guidance=TeacherGuidance(guidance),
     )
     needs = needing(data=True, guided=guidance != 1)
     steps_ = evenly(process, steps, fresh=0.0)

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fewstep.distillation.chain import evenly
-from fewstep.distillation.method import Method, Settings, needing, preset
-from fewstep.distillation.moments import Kernel, Moments, Polynomial, Radial, flat
+from fewstep.distillation.method import Method, OptimizerSettings, needing, preset
+from fewstep.distillation.moments import GaussianKernel, Kernel, MaximumMeanDiscrepancy, PolynomialKernel, flat
 from fewstep.distillation.rollout import BackwardSimulation
 from fewstep.errors import FewstepError, nearest
 from fewstep.process import Process
 
 KERNELS: dict[str, tuple[Kernel, bool]] = {
-    "cubic": (Polynomial(3), False),
-    "linear": (Polynomial(1), False),
-    "radial": (Radial(), True),
+    "cubic": (PolynomialKernel(3), False),
+    "linear": (PolynomialKernel(1), False),
+    "radial": (GaussianKernel(), True),
 }
 
 
@@ -33,9 +33,9 @@ def mmd_ddm(
         raise FewstepError("unknown kernel", value=kernel, hint=nearest(kernel, KERNELS))
     run, (form, unit) = evenly(process, steps, fresh=0.0), KERNELS[kernel]
     return Method(
-        {"moments": Moments(features, form, unit=unit)},
+        {"moments": MaximumMeanDiscrepancy(features, form, unit=unit)},
         run,
         BackwardSimulation(run, last=True, through=True),
         needs=needing(data=True),
-        settings=Settings(learning_rate=5e-6, clip_norm=0.5),
+        settings=OptimizerSettings(learning_rate=5e-6, clip_norm=0.5),
     )

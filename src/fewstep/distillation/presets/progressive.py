@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import (
-    Earlier,
-    Even,
+    EarlierGridPoint,
     FlowMapTerm,
-    Guidance,
+    FractionOfJump,
     Halving,
     Intervals,
-    Part,
-    Snr,
-    Solver,
+    OdeSteps,
+    SnrWeight,
+    Switch,
+    TeacherGuidance,
     TwoLeg,
-    Until,
+    UniformGrid,
 )
-from fewstep.distillation.method import Method, Settings, Target, needing, preset
+from fewstep.distillation.method import Method, OptimizerSettings, TargetNetwork, needing, preset
 from fewstep.errors import FewstepError
 from fewstep.process import Process
 
@@ -43,20 +43,20 @@ def progressive(
         hint = "Use start = steps times a power of two."
         raise FewstepError("halving never leads from `start` to `steps`", value=(start, steps), hint=hint)
     stages = (start // steps).bit_length()
-    grid = Even(Halving(start, every, steps))
-    own = Solver(who="target")
+    grid = UniformGrid(Halving(start, every, steps))
+    own = OdeSteps(who="target")
     term = FlowMapTerm(
-        Intervals(grid, Earlier(grid), Part(0.5)),
+        Intervals(grid, EarlierGridPoint(grid), FractionOfJump(0.5)),
         TwoLeg(own, own),
-        weights=(Snr(weight),),
+        weights=(SnrWeight(weight),),
         space="clean",
-        guidance=Guidance(Until(guidance, 1.0, every)),
+        guidance=TeacherGuidance(Switch(guidance, 1.0, every)),
     )
     return Method(
         {"halving": term},
         evenly(process, steps, fresh=0.0),
-        target=Target(every=every, until=every * (stages - 1)),
+        target=TargetNetwork(every=every, until=every * (stages - 1)),
         needs=needing(data=True, guided=guidance != 1),
-        settings=Settings(learning_rate=1e-4),
+        settings=OptimizerSettings(learning_rate=1e-4),
         updates=every * stages,
     )

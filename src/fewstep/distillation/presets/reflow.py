@@ -9,30 +9,30 @@ from torch import Tensor
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Term
 from fewstep.distillation.flow_map import (
-    Data,
-    Edge,
+    DataVelocity,
     EndPointPairs,
-    Even,
     FlowMapTerm,
-    Guidance,
-    Inside,
-    Instant,
+    InstantaneousVelocity,
     Intervals,
-    InTurn,
-    PureNoise,
+    NoiseStates,
+    OdeSteps,
     Ramp,
-    Solver,
-    Squared,
-    Stored,
+    RandomMiddle,
+    SegmentEnd,
+    SquaredError,
     StoredPairs,
-    StoredPath,
-    Student,
-    Together,
+    StoredState,
+    StoredStates,
+    StudentJump,
+    SummedTerms,
+    TeacherGuidance,
+    TrainingStages,
     TwoLeg,
-    Windows,
+    UniformGrid,
+    WindowedReflow,
 )
 from fewstep.distillation.flow_map.metrics import Metric
-from fewstep.distillation.method import Method, Settings, Target, needing, preset
+from fewstep.distillation.method import Method, OptimizerSettings, TargetNetwork, needing, preset
 from fewstep.distillation.times import Uniform
 from fewstep.process import Process
 
@@ -48,10 +48,10 @@ def reflow(process: Process, *, steps: int = 2, anneal: float = 0.0) -> Method:
     """
     beta = Ramp(1.0, 0.0, last=anneal) if anneal else 0.0
     return Method(
-        {"reflow": FlowMapTerm(EVERYWHERE, Instant(Data()), EndPointPairs(beta))},
+        {"reflow": FlowMapTerm(EVERYWHERE, InstantaneousVelocity(DataVelocity()), EndPointPairs(beta))},
         evenly(process, steps, fresh=0.0),
         needs=needing(store=True),
-        settings=Settings(learning_rate=1e-6, warmup=1000, ema=AVERAGE),
+        settings=OptimizerSettings(learning_rate=1e-6, warmup=1000, ema=AVERAGE),
     )
 
 
@@ -61,32 +61,32 @@ def perflow(process: Process, *, steps: int = 4, guidance: float = 1.0, sub_step
 
     sub_steps, order: of the teacher's solver across a window.
     """
-    windows = Even(steps)
+    windows = UniformGrid(steps)
     term = FlowMapTerm(
-        Intervals(Uniform(1e-3, 1.0), Edge(windows)),
-        Instant(Data()),
-        Windows(windows, sub_steps, order),
-        guidance=Guidance(guidance),
+        Intervals(Uniform(1e-3, 1.0), SegmentEnd(windows)),
+        InstantaneousVelocity(DataVelocity()),
+        WindowedReflow(windows, sub_steps, order),
+        guidance=TeacherGuidance(guidance),
     )
     return Method(
         {"reflow": term},
         evenly(process, steps, fresh=0.0),
         needs=needing(data=True, guided=guidance != 1),
-        settings=Settings(learning_rate=8e-5),
+        settings=OptimizerSettings(learning_rate=8e-5),
     )
 
 
 @preset("instaflow")
-def instaflow(process: Process, *, metric: Metric = Squared()) -> Method:
+def instaflow(process: Process, *, metric: Metric = SquaredError()) -> Method:
     """InstaFlow's last stage: one step to the stored end of a straightened flow (arXiv 2309.06380).
 
     Run `reflow` first, store trajectories of its student, and distil that student on them; metric: L2, then LPIPS.
     """
     return Method(
-        {"end": FlowMapTerm(StoredPairs("whole"), TwoLeg(Stored()), StoredPath(), metric, space="state")},
+        {"end": FlowMapTerm(StoredPairs("whole"), TwoLeg(StoredState()), StoredStates(), metric, space="state")},
         evenly(process, 1, fresh=0.0),
         needs=needing(store=True),
-        settings=Settings(learning_rate=1e-6, warmup=1000, ema=AVERAGE),
+        settings=OptimizerSettings(learning_rate=1e-6, warmup=1000, ema=AVERAGE),
     )
 
 
@@ -96,7 +96,7 @@ def slim_flow(
     *,
     reflow_steps: int = 800_000,
     distil_steps: int = 400_000,
-    metric: Metric = Squared(),
+    metric: Metric = SquaredError(),
     symmetry: Callable[[Tensor], Tensor] | None = None,
     anneal: float = 0.375,
     two_steps: float = 1.0,
@@ -110,16 +110,16 @@ def slim_flow(
     """
     share = reflow_steps / (reflow_steps + distil_steps)
     beta = Ramp(1.0, 0.0, last=anneal * share) if anneal else 0.0
-    straighten = FlowMapTerm(EVERYWHERE, Instant(Data()), EndPointPairs(beta, symmetry))
-    pairs = FlowMapTerm(StoredPairs("whole"), TwoLeg(Stored()), StoredPath(), metric, space="state")
-    flow = TwoLeg(Student("student"), Solver(who="target" if reflow_steps else "teacher"))
-    own = FlowMapTerm(Inside(0.2, 0.8), flow, PureNoise(), metric, space="state", factor=two_steps)
-    distil: Term = Together(pairs, own, "two_steps") if two_steps else pairs
+    straighten = FlowMapTerm(EVERYWHERE, InstantaneousVelocity(DataVelocity()), EndPointPairs(beta, symmetry))
+    pairs = FlowMapTerm(StoredPairs("whole"), TwoLeg(StoredState()), StoredStates(), metric, space="state")
+    flow = TwoLeg(StudentJump("student"), OdeSteps(who="target" if reflow_steps else "teacher"))
+    own = FlowMapTerm(RandomMiddle(0.2, 0.8), flow, NoiseStates(), metric, space="state", factor=two_steps)
+    distil: Term = SummedTerms(pairs, own, "two_steps") if two_steps else pairs
     return Method(
-        {"slim_flow": InTurn((*((share, straighten),) * (reflow_steps > 0), (1.0, distil)))},
+        {"slim_flow": TrainingStages((*((share, straighten),) * (reflow_steps > 0), (1.0, distil)))},
         evenly(process, 1, fresh=0.0),
-        target=Target(AVERAGE, until=reflow_steps, warm=True) if reflow_steps else None,
+        target=TargetNetwork(AVERAGE, until=reflow_steps, warm=True) if reflow_steps else None,
         needs=needing(store=True),
-        settings=Settings(learning_rate=2e-4, betas=(0.9, 0.999), warmup=5000, ema=AVERAGE),
+        settings=OptimizerSettings(learning_rate=2e-4, betas=(0.9, 0.999), warmup=5000, ema=AVERAGE),
         updates=reflow_steps + distil_steps,
     )

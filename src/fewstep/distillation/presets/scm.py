@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import (
-    Data,
+    DataVelocity,
     Eulerian,
     FlowMapTerm,
-    Guidance,
     Intervals,
-    Learned,
+    LearnedWeight,
     Ramp,
-    Slope,
-    Squared,
-    Teacher,
+    SquaredError,
+    TeacherGuidance,
+    TeacherVelocity,
+    TimeDerivative,
 )
-from fewstep.distillation.method import Method, Settings, needing, preset
+from fewstep.distillation.method import Method, OptimizerSettings, needing, preset
 from fewstep.distillation.times import LogNormal
 from fewstep.process import Process
 
@@ -39,15 +39,20 @@ def scm(
     """
     term = FlowMapTerm(
         Intervals(LogNormal(-1.0, 1.4)),
-        Eulerian(Teacher() if teacher else Data(), Slope(derivative), Ramp(0.0, 1.0, last=warmup), shrink=True),
-        metric=Squared(),
-        weights=(Learned(),) if learned_weight else (),
-        guidance=Guidance(guidance),
+        Eulerian(
+            TeacherVelocity() if teacher else DataVelocity(),
+            TimeDerivative(derivative),
+            Ramp(0.0, 1.0, last=warmup),
+            shrink=True,
+        ),
+        metric=SquaredError(),
+        weights=(LearnedWeight(),) if learned_weight else (),
+        guidance=TeacherGuidance(guidance),
         normalise=normalise,
     )
     return Method(
         {"consistency": term},
         evenly(process, steps),
         needs=needing(data=True, guided=guidance != 1),
-        settings=Settings(learning_rate=1e-4, betas=(0.9, 0.99)),
+        settings=OptimizerSettings(learning_rate=1e-4, betas=(0.9, 0.99)),
     )

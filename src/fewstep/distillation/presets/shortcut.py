@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import (
-    Data,
-    Dyadic,
+    DataVelocity,
+    DyadicJumps,
     FlowMapTerm,
-    Guidance,
-    Instant,
+    InstantaneousVelocity,
     Intervals,
-    Teacher,
+    TeacherGuidance,
+    TeacherVelocity,
     semigroup,
 )
-from fewstep.distillation.method import Method, Settings, Target, needing, preset
+from fewstep.distillation.method import Method, OptimizerSettings, TargetNetwork, needing, preset
 from fewstep.distillation.times import Uniform
 from fewstep.process import Process
 
@@ -39,16 +39,16 @@ def shortcut(
         {
             "velocity": FlowMapTerm(
                 Intervals(Uniform(1e-3, 1.0), equal=1.0),
-                Instant(Teacher() if teacher else Data()),
-                guidance=Guidance(guidance if teacher else 1.0),
+                InstantaneousVelocity(TeacherVelocity() if teacher else DataVelocity()),
+                guidance=TeacherGuidance(guidance if teacher else 1.0),
                 share=(0.0, anchored),
                 factor=anchored,
             ),
-            "jump": FlowMapTerm(Dyadic(finest), semigroup(), share=(anchored, 1.0), factor=bootstrap),
+            "jump": FlowMapTerm(DyadicJumps(finest), semigroup(), share=(anchored, 1.0), factor=bootstrap),
         },
         evenly(process, steps, fresh=0.0),
-        target=Target(decay),
+        target=TargetNetwork(decay),
         needs=needing(data=True, guided=guidance != 1),
         two_times=True,
-        settings=Settings(learning_rate=1e-4, weight_decay=0.1),
+        settings=OptimizerSettings(learning_rate=1e-4, weight_decay=0.1),
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fewstep.distillation.chain import Chain, one_step_time
-from fewstep.distillation.method import Critic, Method, Settings, needing, preset
+from fewstep.distillation.method import Critic, Method, OptimizerSettings, needing, preset
 from fewstep.distillation.rollout import one_step
-from fewstep.distillation.score import Branch, Denoising, Identity, PerError
-from fewstep.distillation.times import Karras, LogNormal, Uniform, endless
+from fewstep.distillation.score import DenoisingLoss, ErrorNormalizer, ScoreDistillation, ScoreIdentity
+from fewstep.distillation.times import KarrasTime, LogNormal, Uniform, endless
 from fewstep.process import Process
 
 
@@ -30,12 +30,16 @@ def sid(
     theirs = guidance if critic_guidance is None else critic_guidance
     time = one_step_time(process) if start is None else start
     unbounded = endless(process)
-    levels = Karras(0.8) if unbounded else Uniform(0.02, 0.98)
+    levels = KarrasTime(0.8) if unbounded else Uniform(0.02, 0.98)
     return Method(
-        {"score": Branch(Identity(alpha, guidance, theirs), levels, (PerError(guidance, floor),))},
+        {
+            "score": ScoreDistillation(
+                ScoreIdentity(alpha, guidance, theirs), levels, (ErrorNormalizer(guidance, floor),)
+            )
+        },
         Chain((time,)),
         one_step(time),
-        Critic(Denoising(LogNormal(-1.2, 1.2) if unbounded else levels, guidance=theirs, drop=drop)),
+        Critic(DenoisingLoss(LogNormal(-1.2, 1.2) if unbounded else levels, guidance=theirs, drop=drop)),
         needs=needing(guided=(guidance, theirs) != (1.0, 1.0)),
-        settings=Settings(learning_rate=1e-5, betas=(0.0, 0.999)),
+        settings=OptimizerSettings(learning_rate=1e-5, betas=(0.0, 0.999)),
     )

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Term
-from fewstep.distillation.discriminator import Heads, Taps
-from fewstep.distillation.method import Adversary, Critic, Method, Settings, Tracking, needing, preset
+from fewstep.distillation.discriminator import Heads, NetworkFeatures
+from fewstep.distillation.method import Adversary, Critic, Method, OptimizerSettings, UpdateRule, needing, preset
 from fewstep.distillation.rollout import BackwardSimulation
-from fewstep.distillation.score import Branch, Denoising, Identity, PerError, Scales
+from fewstep.distillation.score import DenoisingLoss, ErrorNormalizer, ScaleWeight, ScoreDistillation, ScoreIdentity
 from fewstep.distillation.score.weights import Weight
-from fewstep.distillation.times import Law, LogitNormal, everywhere, straight
+from fewstep.distillation.times import LogitNormal, TimeDistribution, everywhere, straight
 from fewstep.process import Process
 
 
@@ -47,23 +47,25 @@ def sid_few_step(
     step_condition: as in dmd2.
     """
     run = evenly(process, steps, fresh)
-    levels: Law = LogitNormal(math.log(2), 1.6, least=0.01) if straight(process) else everywhere(process)
-    weight: Weight = Scales(alpha=1) if signal else PerError(guidance, floor)
-    terms: dict[str, Term] = {"score": Branch(Identity(alpha, guidance, critic_guidance), levels, (weight,))}
+    levels: TimeDistribution = LogitNormal(math.log(2), 1.6, least=0.01) if straight(process) else everywhere(process)
+    weight: Weight = ScaleWeight(alpha=1) if signal else ErrorNormalizer(guidance, floor)
+    terms: dict[str, Term] = {
+        "score": ScoreDistillation(ScoreIdentity(alpha, guidance, critic_guidance), levels, (weight,))
+    }
     adversary = None
     if adversarial:
-        taps = Taps("critic", tuple(modules))
+        taps = NetworkFeatures("critic", tuple(modules))
         terms["adversarial"] = GeneratorLoss(taps, levels, "bce", adversarial)
         judge = DiscriminatorLoss(taps, levels, "bce", same_noise=True, train_source=True)
         adversary = Adversary(Heads(taps, channels=channels), judge, with_critic=True)
-    tracking = Tracking(learning_rate=critic_rate)
+    tracking = UpdateRule(learning_rate=critic_rate)
     guided = (guidance, critic_guidance) != (1.0, 1.0)
     return Method(
         terms,
         run,
         BackwardSimulation(run, each),
-        Critic(Denoising(levels, guidance=critic_guidance), tracking, steps if step_condition else 0),
+        Critic(DenoisingLoss(levels, guidance=critic_guidance), tracking, steps if step_condition else 0),
         adversary,
         needs=needing(data=bool(adversarial), guided=guided),
-        settings=Settings(learning_rate=1e-6, betas=(0.0, 0.999)),
+        settings=OptimizerSettings(learning_rate=1e-6, betas=(0.0, 0.999)),
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fewstep.distillation.chain import Chain, one_step_time
-from fewstep.distillation.method import Critic, Method, Settings, needing, preset
+from fewstep.distillation.method import Critic, Method, OptimizerSettings, needing, preset
 from fewstep.distillation.rollout import one_step
-from fewstep.distillation.score import Branch, Denoising, Huber, Identity
-from fewstep.distillation.times import Karras, LogNormal, Uniform, endless
+from fewstep.distillation.score import DenoisingLoss, HuberGradient, ScoreDistillation, ScoreIdentity
+from fewstep.distillation.times import KarrasTime, LogNormal, Uniform, endless
 from fewstep.process import Process
 
 
@@ -19,12 +19,12 @@ def sim(process: Process, *, huber: float = 0.00054, guidance: float = 1.0, star
     """
     time = one_step_time(process) if start is None else start
     unbounded = endless(process)
-    levels = Karras(0.8) if unbounded else Uniform(0.02, 0.98)
+    levels = KarrasTime(0.8) if unbounded else Uniform(0.02, 0.98)
     return Method(
-        {"score": Branch(Identity(1.0, guidance), levels, slope=Huber(huber))},
+        {"score": ScoreDistillation(ScoreIdentity(1.0, guidance), levels, slope=HuberGradient(huber))},
         Chain((time,)),
         one_step(time),
-        Critic(Denoising(LogNormal(-1.2, 1.2) if unbounded else levels)),
+        Critic(DenoisingLoss(LogNormal(-1.2, 1.2) if unbounded else levels)),
         needs=needing(guided=guidance != 1),
-        settings=Settings(learning_rate=1e-5, betas=(0.0, 0.999)),
+        settings=OptimizerSettings(learning_rate=1e-5, betas=(0.0, 0.999)),
     )

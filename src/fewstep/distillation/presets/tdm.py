@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 
 from fewstep.distillation.chain import Chain
-from fewstep.distillation.method import Critic, Method, Settings, Tracking, needing, preset
+from fewstep.distillation.method import Critic, Method, OptimizerSettings, UpdateRule, needing, preset
 from fewstep.distillation.rollout import BackwardSimulation
-from fewstep.distillation.score import Branch, Denoising, ElementHuber, Match, PerError, Scales, onward
-from fewstep.distillation.times import Interval, time_at
+from fewstep.distillation.score import (
+    DenoisingLoss,
+    DistributionMatching,
+    ElementwiseHuberGradient,
+    ErrorNormalizer,
+    ScaleWeight,
+    ScoreDistillation,
+    onward,
+)
+from fewstep.distillation.times import LastInterval, time_at
 from fewstep.process import Process
 
 
@@ -31,14 +39,22 @@ def tdm(
     first = 1.0 if process.alpha(process.noisiest) < 1e-6 else start
     parts = torch.tensor([first * (1 - k / steps) for k in range(steps)], dtype=torch.float64)
     run = Chain(tuple(time_at(process, parts).tolist()), fresh=0.0)
-    levels = Interval(whole=overlap)
-    student = Branch(Match(guidance), levels, (PerError(guidance, floor),), ElementHuber(1e-3), noising=onward)
-    critic = Denoising(levels, own=False, weights=(Scales(2, -2, most=5.0),), noising=onward, importance="tempered")
+    levels = LastInterval(whole=overlap)
+    student = ScoreDistillation(
+        DistributionMatching(guidance),
+        levels,
+        (ErrorNormalizer(guidance, floor),),
+        ElementwiseHuberGradient(1e-3),
+        noising=onward,
+    )
+    critic = DenoisingLoss(
+        levels, own=False, weights=(ScaleWeight(2, -2, most=5.0),), noising=onward, importance="tempered"
+    )
     return Method(
         {"score": student},
         run,
         BackwardSimulation(run, each=True),
-        Critic(critic, Tracking(learning_rate=5.0)),
+        Critic(critic, UpdateRule(learning_rate=5.0)),
         needs=needing(guided=guidance != 1),
-        settings=Settings(learning_rate=4e-6, betas=(0.0, 0.95), weight_decay=0.01, warmup=50),
+        settings=OptimizerSettings(learning_rate=4e-6, betas=(0.0, 0.95), weight_decay=0.01, warmup=50),
     )

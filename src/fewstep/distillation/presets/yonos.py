@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from fewstep.distillation.chain import evenly
-from fewstep.distillation.flow_map import FlowMapTerm, Guidance, Instant, Intervals, Snr, Teacher
-from fewstep.distillation.method import Method, Settings, needing, preset
+from fewstep.distillation.flow_map import (
+    FlowMapTerm,
+    InstantaneousVelocity,
+    Intervals,
+    SnrWeight,
+    TeacherGuidance,
+    TeacherVelocity,
+)
+from fewstep.distillation.method import Method, OptimizerSettings, needing, preset
 from fewstep.distillation.times import Uniform
 from fewstep.process import Process
 
@@ -19,14 +26,14 @@ def yonos(process: Process, *, steps: int = 1, guidance: float = 1.0) -> Method:
     """
     term = FlowMapTerm(
         Intervals(Uniform(1e-3, 1.0), equal=1.0),
-        Instant(Teacher()),
-        weights=(Snr("plus_one"),),
+        InstantaneousVelocity(TeacherVelocity()),
+        weights=(SnrWeight("plus_one"),),
         space="clean",
-        guidance=Guidance(guidance),
+        guidance=TeacherGuidance(guidance),
     )
     return Method(
         {"easier": term},
         evenly(process, steps, fresh=0.0),
         needs=needing(data=True, guided=guidance != 1),
-        settings=Settings(learning_rate=5e-5),
+        settings=OptimizerSettings(learning_rate=5e-5),
     )

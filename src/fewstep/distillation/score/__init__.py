@@ -1,30 +1,39 @@
 """Score distillation: directions, weights and noise levels that make DMD, SiD, SIM, TDM and their relatives."""
 
-from fewstep.distillation.score.branch import Branch, Scheduled
-from fewstep.distillation.score.critic import Denoising
-from fewstep.distillation.score.directions import ElementHuber, Guidance, Huber, Identity, Match, Power, Sum, squared
-from fewstep.distillation.score.regularisers import MeanVariance, Pairs, Raise
+from fewstep.distillation.score.branch import ScheduledTerm, ScoreDistillation
+from fewstep.distillation.score.critic import DenoisingLoss
+from fewstep.distillation.score.directions import (
+    DistributionMatching,
+    ElementwiseHuberGradient,
+    GuidanceDifference,
+    HuberGradient,
+    PowerGradient,
+    ScoreIdentity,
+    WeightedSum,
+    squared,
+)
+from fewstep.distillation.score.regularisers import MeanVariancePenalty, PairedRegression, RewardTerm
 from fewstep.distillation.score.view import direct, onward
-from fewstep.distillation.score.weights import PerError, Ratio, Scales, Tilt
+from fewstep.distillation.score.weights import DensityRatioWeight, ErrorNormalizer, RewardWeight, ScaleWeight
 
 __all__ = [
-    "Branch",
-    "Denoising",
-    "ElementHuber",
-    "Guidance",
-    "Huber",
-    "Identity",
-    "Match",
-    "MeanVariance",
-    "Pairs",
-    "PerError",
-    "Power",
-    "Raise",
-    "Ratio",
-    "Scales",
-    "Scheduled",
-    "Sum",
-    "Tilt",
+    "DenoisingLoss",
+    "DensityRatioWeight",
+    "DistributionMatching",
+    "ElementwiseHuberGradient",
+    "ErrorNormalizer",
+    "GuidanceDifference",
+    "HuberGradient",
+    "MeanVariancePenalty",
+    "PairedRegression",
+    "PowerGradient",
+    "RewardTerm",
+    "RewardWeight",
+    "ScaleWeight",
+    "ScheduledTerm",
+    "ScoreDistillation",
+    "ScoreIdentity",
+    "WeightedSum",
     "direct",
     "onward",
     "squared",

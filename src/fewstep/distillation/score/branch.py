@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
-from fewstep.distillation.discriminator import Taps
+from fewstep.distillation.discriminator import NetworkFeatures
 from fewstep.distillation.rollout import needed
 from fewstep.distillation.score.directions import Direction, Slope, squared
-from fewstep.distillation.score.view import Needs, Noising, View, direct, look
+from fewstep.distillation.score.view import Needs, Noising, ScorePredictions, direct, predict_scores
 from fewstep.distillation.score.weights import Weight, product
-from fewstep.distillation.times import Law
+from fewstep.distillation.times import TimeDistribution
 from fewstep.transition import noise_like
 
 
 @dataclass(frozen=True)
-class Branch:
+class ScoreDistillation:
     """Noise the student's samples, ask teacher and critic, move the samples.
 
     The gradient that reaches the samples is scale * weights * direction / (numbers in the batch); that of a vector
@@ -35,13 +35,13 @@ class Branch:
     """
 
     direction: Direction
-    times: Law
+    times: TimeDistribution
     weights: tuple[Weight, ...] = ()
     slope: Slope = squared
     scale: float | Callable[[float], float] = 1.0
     noising: Noising = direct
     active: Callable[[Samples], Tensor] | None = None
-    taps: Taps | None = None
+    taps: NetworkFeatures | None = None
 
     def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
         """The loss and what to watch: gap, cosine, away, spread (see `health`), and `pull`, the rms of the gradient."""
@@ -64,9 +64,9 @@ class Branch:
             worth = share * (weight.flatten() * value).mean()
             pull = weight.to(gradient.dtype) * gradient
         numbers = {**health(view), "pull": pull.square().mean().sqrt()}
-        return carry(samples.clean, pull, whole.numel(), worth), numbers
+        return with_gradient(samples.clean, pull, whole.numel(), worth), numbers
 
-    def _view(self, networks: Networks, batch: Batch, samples: Samples, t: Tensor, noise: Tensor) -> View:
+    def _view(self, networks: Networks, batch: Batch, samples: Samples, t: Tensor, noise: Tensor) -> ScorePredictions:
         needs: Needs = self.direction.needs.union(*(weight.needs for weight in self.weights))
         with torch.set_grad_enabled(self.direction.through):
             networks = networks.following(samples.index)
@@ -74,11 +74,11 @@ class Branch:
                 samples, clean=_leaf(samples.clean, self.direction.through), state=samples.state.detach()
             )
             noisy = self.noising(networks.student.process, leaf, t, noise)
-            return look(networks, batch, leaf, noisy, t, needs, self.taps)
+            return predict_scores(networks, batch, leaf, noisy, t, needs, self.taps)
 
 
 @dataclass(frozen=True)
-class Scheduled:
+class ScheduledTerm:
     """A term that changes as the training goes on, such as one whose noise levels are `annealed_beta(batch.step)`."""
 
     make: Callable[[Batch], Term]
@@ -88,14 +88,14 @@ class Scheduled:
         return self.make(batch)(networks, batch, samples, generator)
 
 
-def carry(x: Tensor, gradient: Tensor, count: int, value: Tensor) -> Tensor:
+def with_gradient(x: Tensor, gradient: Tensor, count: int, value: Tensor) -> Tensor:
     """A scalar of this value whose gradient with respect to x is exactly gradient / count."""
     inner = (x * gradient.detach().to(x.dtype)).sum() / count
     return inner - inner.detach() + value.to(inner)
 
 
 @torch.no_grad()
-def health(view: View) -> dict[str, Tensor]:
+def health(view: ScorePredictions) -> dict[str, Tensor]:
     """Signs of trouble, detached scalars.
 
     gap rms(G - F) / rms(F) and cosine of G and F: gap up and cosine down, the critic lags; gap up, cosine flat and

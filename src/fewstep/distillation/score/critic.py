@@ -10,15 +10,15 @@ from torch import Tensor
 from fewstep.denoiser import Condition, Denoiser
 from fewstep.distillation.core import Batch, Loss, Networks, Samples
 from fewstep.distillation.rollout import needed
-from fewstep.distillation.score.view import Noising, View, direct
+from fewstep.distillation.score.view import Noising, ScorePredictions, direct
 from fewstep.distillation.score.weights import Weight, product
-from fewstep.distillation.times import Law
+from fewstep.distillation.times import TimeDistribution
 from fewstep.errors import FewstepError
 from fewstep.transition import noise_like
 
 
 @dataclass(frozen=True)
-class Denoising:
+class DenoisingLoss:
     """Mean squared error of the critic on the student's (detached) samples.
 
     own:
@@ -33,7 +33,7 @@ class Denoising:
         (TDM, arXiv 2503.06674): `tempered` to the power 1 / dimension as in its code, `full`, or `none`.
     """
 
-    times: Law
+    times: TimeDistribution
     own: bool = True
     guidance: float = 1.0
     drop: float = 0.0
@@ -62,7 +62,7 @@ class Denoising:
             p, m = critic.prediction.sample(alpha, sigma)
             miss = p * noisy + m * raw - x
         error = miss.square().flatten(1).mean(1)
-        weight = product(self.weights, networks, batch, View(x, noisy, t, alpha, sigma)).flatten()
+        weight = product(self.weights, networks, batch, ScorePredictions(x, noisy, t, alpha, sigma)).flatten()
         if self.importance != "none":
             weight = weight * density_ratio(critic, samples, t, implied, noise, self.importance)
         loss = (weight.to(error) * error).mean()

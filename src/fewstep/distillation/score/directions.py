@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fewstep.distillation.score.view import Needs, View, guidance_needs
+from fewstep.distillation.score.view import Needs, ScorePredictions, guidance_needs
 
 Slope = Callable[[Tensor], Tensor]
 """Gradient d'(y) of a distance d at a difference y (B, ...)."""
@@ -25,7 +25,7 @@ def squared(y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Huber:
+class HuberGradient:
     """d = sqrt(|y|^2 + c^2), the norm over a whole sample: SIM (arXiv 2410.16794); c times sqrt(dimension)."""
 
     c: float = 0.00054
@@ -37,7 +37,7 @@ class Huber:
 
 
 @dataclass(frozen=True)
-class ElementHuber:
+class ElementwiseHuberGradient:
     """d = sum of sqrt(y_i^2 + c^2): the code of TDM; nearly a sign where c is small."""
 
     c: float = 1e-3
@@ -48,7 +48,7 @@ class ElementHuber:
 
 
 @dataclass(frozen=True)
-class Power:
+class PowerGradient:
     """d = |y|^(2k) / (2k): the higher powers of SIM."""
 
     k: float = 2.0
@@ -70,12 +70,12 @@ class Direction(Protocol):
     def through(self) -> bool:
         """Whether the gradient flows through x_t into teacher and critic."""
 
-    def gradient(self, view: View, slope: Slope) -> tuple[Tensor, Tensor]:
+    def gradient(self, view: ScorePredictions, slope: Slope) -> tuple[Tensor, Tensor]:
         """(gradient (B, ...), value of the loss (B,)), both detached."""
 
 
 @dataclass(frozen=True)
-class Match:
+class DistributionMatching:
     """delta = G^k - F^g, the reverse KL: (g, k) = (1, 1) Diff-Instruct, (g, 1) DMD, (g, g) LSG, (1, 0) Zero-CFG.
 
     Anti-CFG is (1, -1); superscripts are guidance scales (arXiv 2311.18828, 2406.01561, 2505.12674).
@@ -90,17 +90,17 @@ class Match:
         """Teacher and critic."""
         return guidance_needs("teacher", self.guidance) | guidance_needs("critic", self.critic_guidance)
 
-    def delta(self, view: View) -> Tensor:
+    def delta(self, view: ScorePredictions) -> Tensor:
         """(B, ...)."""
         return view.guided("critic", self.critic_guidance) - view.guided("teacher", self.guidance)
 
-    def gradient(self, view: View, slope: Slope) -> tuple[Tensor, Tensor]:
+    def gradient(self, view: ScorePredictions, slope: Slope) -> tuple[Tensor, Tensor]:
         """(gradient, value)."""
         return vector(self.delta(view), slope)
 
 
 @dataclass(frozen=True)
-class Guidance:
+class GuidanceDifference:
     """delta = F_u - F_c, the guidance of the teacher alone: CA of Decoupled DMD (arXiv 2511.22677)."""
 
     who: str = "teacher"
@@ -111,20 +111,20 @@ class Guidance:
         """One network with and without condition."""
         return frozenset({self.who, f"{self.who}_free"})
 
-    def delta(self, view: View) -> Tensor:
+    def delta(self, view: ScorePredictions) -> Tensor:
         """(B, ...)."""
         return view.guided(self.who, 0) - view.guided(self.who, 1)
 
-    def gradient(self, view: View, slope: Slope) -> tuple[Tensor, Tensor]:
+    def gradient(self, view: ScorePredictions, slope: Slope) -> tuple[Tensor, Tensor]:
         """(gradient, value)."""
         return vector(self.delta(view), slope)
 
 
 @dataclass(frozen=True)
-class Sum:
+class WeightedSum:
     """A combination of vector directions at one re-noising: they share the calls of teacher and critic."""
 
-    parts: tuple[tuple[float, Match | Guidance], ...]
+    parts: tuple[tuple[float, DistributionMatching | GuidanceDifference], ...]
     through = False
 
     @property
@@ -132,17 +132,17 @@ class Sum:
         """Those of all parts."""
         return frozenset().union(*(part.needs for _, part in self.parts))
 
-    def delta(self, view: View) -> Tensor:
+    def delta(self, view: ScorePredictions) -> Tensor:
         """(B, ...)."""
         return torch.stack([scale * part.delta(view) for scale, part in self.parts]).sum(0)
 
-    def gradient(self, view: View, slope: Slope) -> tuple[Tensor, Tensor]:
+    def gradient(self, view: ScorePredictions, slope: Slope) -> tuple[Tensor, Tensor]:
         """(gradient, value)."""
         return vector(self.delta(view), slope)
 
 
 @dataclass(frozen=True)
-class Identity:
+class ScoreIdentity:
     """L = d'(F - G) . [(F - x) - alpha (F - G)], differentiated through x_t: SiD (arXiv 2404.04057), SIM at alpha = 1.
 
     alpha 1/2 is half the exact Fisher gradient, 1 the gradient with the sampling law frozen; at 1.2 the update reverses
@@ -159,7 +159,7 @@ class Identity:
         """Teacher and critic."""
         return guidance_needs("teacher", self.guidance) | guidance_needs("critic", self.critic_guidance)
 
-    def gradient(self, view: View, slope: Slope) -> tuple[Tensor, Tensor]:
+    def gradient(self, view: ScorePredictions, slope: Slope) -> tuple[Tensor, Tensor]:
         """(gradient, value); view.clean must be a leaf that asks for its gradient, and noisy must depend on it."""
         F, G = view.guided("teacher", self.guidance), view.guided("critic", self.critic_guidance)
         gap = F - G

@@ -19,7 +19,7 @@ def mean_squared(a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairedRegression:
     """The student's one call against the end of the teacher's path from the same noise (arXiv 2311.18828, eq. 9).
 
     distance: (student, teacher) -> scalar; the paper has LPIPS with scale 0.25.
@@ -42,7 +42,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class MeanVariance:
+class MeanVariancePenalty:
     """KL divergence of N(mean, variance) of each sample's own numbers from a fixed one (arXiv 2511.22677).
 
     The stable, weaker substitute of the critic; measure `mean` and `variance` on samples of the teacher (SDXL: 0.075,
@@ -63,7 +63,7 @@ class MeanVariance:
 
 
 @dataclass(frozen=True)
-class Raise:
+class RewardTerm:
     """Minus a differentiable reward of the student's samples: (x (B, ...), batch) -> (B,)."""
 
     reward: Callable[[Tensor, Batch], Tensor]

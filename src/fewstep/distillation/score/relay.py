@@ -14,7 +14,7 @@ from fewstep.transition import noise_like
 
 
 @dataclass(frozen=True)
-class Relay:
+class LaterCall:
     """A term judged on one later call: the chain is finished, noised to one of `times`, and the student called again.
 
     Only that call has a gradient (Flash-DMD's texture branch, arXiv 2511.20549). `learn` is False for terms of other

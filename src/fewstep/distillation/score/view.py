@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Batch, Networks, Samples
-from fewstep.distillation.discriminator import Taps
+from fewstep.distillation.discriminator import NetworkFeatures
 from fewstep.distillation.taps import watch
 from fewstep.errors import FewstepError
 from fewstep.process import Process
@@ -22,7 +22,7 @@ NOTHING: Needs = frozenset()
 
 
 @dataclass(frozen=True)
-class View:
+class ScorePredictions:
     """The student's samples noised, and the clean predictions (B, ...) of those that were asked.
 
     clean, noisy:
@@ -80,9 +80,15 @@ def onward(process: Process, samples: Samples, t: Tensor, noise: Tensor) -> Tens
     )
 
 
-def look(
-    networks: Networks, batch: Batch, samples: Samples, noisy: Tensor, t: Tensor, needs: Needs, taps: Taps | None = None
-) -> View:
+def predict_scores(
+    networks: Networks,
+    batch: Batch,
+    samples: Samples,
+    noisy: Tensor,
+    t: Tensor,
+    needs: Needs,
+    taps: NetworkFeatures | None = None,
+) -> ScorePredictions:
     """Ask those that are needed; both predictions of one network come from one call of 2B.
 
     Raises:
@@ -99,7 +105,7 @@ def look(
         with watch(model, taps.modules if taps is not None and taps.who == who else ()) as outputs:
             said |= _ask(model, who, batch, noisy, t, within, free)
         seen |= {name: output[: len(t)] for name, output in outputs.items()}
-    return View(samples.clean, noisy, t, alpha, sigma, features=seen, **said)
+    return ScorePredictions(samples.clean, noisy, t, alpha, sigma, features=seen, **said)
 
 
 def _ask(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.distillation.core import Batch, Networks
-from fewstep.distillation.score.view import NOTHING, Needs, View, guidance_needs
+from fewstep.distillation.score.view import NOTHING, Needs, ScorePredictions, guidance_needs
 from fewstep.errors import FewstepError, nearest
 
 
@@ -21,12 +21,12 @@ class Weight(Protocol):
     def needs(self) -> Needs:
         """Whose predictions are looked at."""
 
-    def __call__(self, networks: Networks, batch: Batch, view: View) -> Tensor:
+    def __call__(self, networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
         """(B,), detached."""
 
 
 @dataclass(frozen=True)
-class PerError:
+class ErrorNormalizer:
     """1 / max(mean |x - F^g|, floor): DMD's normaliser (arXiv 2311.18828, eq. 8), computed in float64."""
 
     guidance: float = 1.0
@@ -37,14 +37,14 @@ class PerError:
         """The teacher."""
         return guidance_needs("teacher", self.guidance)
 
-    def __call__(self, networks: Networks, batch: Batch, view: View) -> Tensor:
+    def __call__(self, networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
         """(B,)."""
         away = (view.clean - view.guided("teacher", self.guidance)).detach().double().abs().flatten(1).mean(1)
         return 1 / away.clamp(min=self.floor)
 
 
 @dataclass(frozen=True)
-class Scales:
+class ScaleWeight:
     """min(alpha^a sigma^s, most).
 
     (2, -2) is the signal-to-noise ratio and KL's own weight; (1, 0) is 1 - sigma on flows (few-step SiD). TDM's critic
@@ -56,18 +56,18 @@ class Scales:
     most: float = float("inf")
     needs = NOTHING
 
-    def __call__(self, networks: Networks, batch: Batch, view: View) -> Tensor:
+    def __call__(self, networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
         """(B,)."""
         process = networks.student.process
         weight = process.alpha(view.time) ** self.alpha * process.sigma(view.time) ** self.sigma
         return weight.clamp(max=self.most).to(view.noisy.device)
 
 
-Odds = Callable[[Networks, Batch, View], Tensor]
+Odds = Callable[[Networks, Batch, ScorePredictions], Tensor]
 """log(p_data / p_student) at the noisy states, (B,)."""
 
 
-def logit(networks: Networks, batch: Batch, view: View) -> Tensor:
+def logit(networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
     """The discriminator's mean logit on the features that the branch watched: an estimate of the log ratio.
 
     Raises:
@@ -91,7 +91,7 @@ RATIOS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Ratio:
+class DensityRatioWeight:
     """h(r) of an f-divergence, r the density ratio data / student at x_t (f-distill, arXiv 2502.15681).
 
     clip:
@@ -113,7 +113,7 @@ class Ratio:
             raise FewstepError("unknown divergence", value=self.kind, hint=nearest(self.kind, RATIOS))
 
     @torch.no_grad()
-    def __call__(self, networks: Networks, batch: Batch, view: View) -> Tensor:
+    def __call__(self, networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
         """(B,)."""
         r = self.odds(networks, batch, view).double().exp().clamp(*self.clip)
         if not self.level:
@@ -121,7 +121,7 @@ class Ratio:
         h = RATIOS[self.kind](r / self._levels(networks, view, r))
         return h / h.mean()
 
-    def _levels(self, networks: Networks, view: View, r: Tensor) -> Tensor:
+    def _levels(self, networks: Networks, view: ScorePredictions, r: Tensor) -> Tensor:
         """Running mean of r in each sample's bin of the time range, after this batch has moved it."""
         level: Tensor = networks.need("adversary").level
         share = view.time / networks.student.process.noisiest
@@ -134,7 +134,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Tilt:
+class RewardWeight:
     """exp(beta r(x)), r a reward of clean samples (B, ...) -> (B,): Re-DMD (arXiv 2512.04678)."""
 
     reward: Callable[[Tensor, Batch], Tensor]
@@ -142,12 +142,12 @@ class Tilt:
     needs = NOTHING
 
     @torch.no_grad()
-    def __call__(self, networks: Networks, batch: Batch, view: View) -> Tensor:
+    def __call__(self, networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
         """(B,)."""
         return (self.beta * self.reward(view.clean.detach(), batch).double()).exp()
 
 
-def product(weights: tuple[Weight, ...], networks: Networks, batch: Batch, view: View) -> Tensor:
+def product(weights: tuple[Weight, ...], networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
     """All weights multiplied, float64, shaped to multiply states."""
     total = torch.ones(len(view.noisy), dtype=torch.float64, device=view.noisy.device)
     for weight in weights:

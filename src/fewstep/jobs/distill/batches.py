@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fewstep.distillation.core import Batch
-from fewstep.distillation.store import Store
-from fewstep.pipelines.encoded import Encoded
+from fewstep.distillation.store import TrajectoryStore
+from fewstep.pipelines.encoded import EncodedConditions
 
 Batches = Callable[[torch.Generator], Batch]
 
@@ -19,7 +19,7 @@ Batches = Callable[[torch.Generator], Batch]
 class Conditioned:
     """Conditions at random, nothing else; `owned` are the numbers that may be drawn, all unless given."""
 
-    encoded: Encoded
+    encoded: EncodedConditions
     size: int
     device: torch.device
     owned: Tensor | None = None
@@ -51,7 +51,7 @@ class FromStore:
     """Trajectories of the teacher; their ends are the data."""
 
     given: Conditioned
-    store: Store
+    store: TrajectoryStore
 
     def __call__(self, generator: torch.Generator) -> Batch:
         """A batch."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.distillation.engine import Engine
-from fewstep.jobs.distill.job import Job
+from fewstep.jobs.distill.job import DistillJob
 from fewstep.jobs.distill.networks import engine_of
 from fewstep.pipelines import backbone_of
 
@@ -68,7 +68,7 @@ def passes_of(engine: Engine, teacher: nn.Module, steps: int) -> float:
     return sum(p.total for p in seen.values()) / steps
 
 
-def passes_per_step(job: Job, steps: int = 2) -> float:
+def passes_per_step(job: DistillJob, steps: int = 2) -> float:
     """The same of a job."""
     given = job.material
     engine = engine_of(

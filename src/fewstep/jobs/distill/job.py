@@ -15,7 +15,7 @@ from fewstep.distillation.health import advice
 from fewstep.distillation.method import Method, method, options_of
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, read_tensors, write_folder, write_json, write_tensors
-from fewstep.jobs.distill.material import Material
+from fewstep.jobs.distill.material import TrainingData
 from fewstep.jobs.distill.measure import compare
 from fewstep.jobs.distill.networks import (
     channels_of,
@@ -32,10 +32,10 @@ from fewstep.jobs.distill.recipe import DistillRecipe
 from fewstep.jobs.distill.report import write_report
 from fewstep.jobs.distill.tune import tuned
 from fewstep.metrics import load_features
-from fewstep.pipelines import Generator, attach, backbone_of, identity_of, process_of, save_pipeline
+from fewstep.pipelines import PipelineSampler, attach, backbone_of, identity_of, process_of, save_pipeline
 from fewstep.pipelines.routed import Routed, deciding
 from fewstep.plan import Plan
-from fewstep.report.images import grid, save_image
+from fewstep.report.images import image_grid, save_image
 from fewstep.runs import Run, environment
 from fewstep.train.distillation import check_length, defaults, stage_of
 from fewstep.train.loop import accelerator_for, fit
@@ -52,7 +52,7 @@ def run(recipe: DistillRecipe, run: Run) -> Path:
     checkpoint it was trained to, `results.json` and `report.html`.
     """
     recipe.check()
-    job = Job(recipe, run)
+    job = DistillJob(recipe, run)
     trained = job.train()
     if not run.leads:
         return run.path / "report.html"  # the rest is the first process's work
@@ -86,7 +86,7 @@ def takes_guidance(name: str, made: Method) -> bool:
     return "guidance" in options_of(name) or bool(made.needs & {"data", "store"})
 
 
-class Job:
+class DistillJob:
     """What the units share: the pipeline, its process, the method, its conditions and data."""
 
     def __init__(self, recipe: DistillRecipe, run: Run) -> None:
@@ -96,10 +96,10 @@ class Job:
             hint = "Distil the full-precision pipeline, and quantize the student (or set train.quantize)."
             raise FewstepError("low-bit weights cannot be trained", value=recipe.model, hint=hint)
         self.process, self.prediction = process_of(self.pipe, **recipe.call)
-        self.generator = Generator(self.pipe, recipe.guidance, dict(recipe.call), recipe.batch)
+        self.generator = PipelineSampler(self.pipe, recipe.guidance, dict(recipe.call), recipe.batch)
         # the needs of a method are known without its networks, and what it must be told of them needs its conditions
         self.method = method(recipe.method, self.process, **recipe.method_options())
-        self.material = Material(recipe, run, self.generator, self.process, self.prediction, self.method.needs)
+        self.material = TrainingData(recipe, run, self.generator, self.process, self.prediction, self.method.needs)
         self.method = method(recipe.method, self.process, **self._options())
         if recipe.guidance != 1 and not takes_guidance(recipe.method, self.method):
             raise FewstepError(f"{recipe.method} takes no guidance from its teacher", hint="Set guidance=1.")
@@ -181,13 +181,13 @@ class Job:
             if step % self.recipe.train.pictures_every == 0:
                 images = self.draw(drawable(student, self.method, self.process), self.plan, conditions, seeds)
                 if self.run.leads:
-                    save_image(grid(images), self.run.artifact(f"samples/{step:06d}.png"), over="all")
+                    save_image(image_grid(images), self.run.artifact(f"samples/{step:06d}.png"), over="all")
 
         return dataclasses.replace(stage, after=after)
 
     def draw(self, network: nn.Module, plan: Plan, conditions: Sequence[Any] | None, seeds: Sequence[int]) -> Tensor:
         """Pictures (B, 3, H, W) of a network in this pipeline, run without guidance."""
-        generate = Generator(with_network(self.pipe, network), 1.0, dict(self.recipe.call), self.recipe.batch)
+        generate = PipelineSampler(with_network(self.pipe, network), 1.0, dict(self.recipe.call), self.recipe.batch)
         with torch.no_grad():
             return generate(plan, conditions, seeds)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fewstep.distillation.flow_map import InTurn
+from fewstep.distillation.flow_map import TrainingStages
 from fewstep.distillation.method import method, options_of, presets, stages_over
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import read_json, write_json
 from fewstep.jobs.distill.cost import passes_per_step
-from fewstep.jobs.distill.job import Job, run, takes_guidance
+from fewstep.jobs.distill.job import DistillJob, run, takes_guidance
 from fewstep.jobs.distill.recipe import DistillRecipe
 from fewstep.process import RectifiedFlow
 from fewstep.recipes.loader import resolve
@@ -24,7 +24,7 @@ FIRST = ("dmd2", "lcm", "tdm", "sid", "pcm", "mean_flow", "progressive", "mmd_dd
 
 
 @dataclass(frozen=True)
-class Contest:
+class Leaderboard:
     """What is held equal.
 
     budget:
@@ -65,7 +65,7 @@ class Contest:
         ]
 
 
-def compete(contest: Contest, out: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+def compete(contest: Leaderboard, out: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Train and measure every entry in its own run directory under `out`, and put the numbers together.
 
     Killed, the same call goes on: finished entries are read, not run.
@@ -86,13 +86,13 @@ def compete(contest: Contest, out: Path, say: Callable[[str], None] = print) -> 
     }
 
 
-def _entry(contest: Contest, name: str, steps: int, seed: int, place: Path) -> dict[str, Any]:
+def _entry(contest: Leaderboard, name: str, steps: int, seed: int, place: Path) -> dict[str, Any]:
     counted = 8 if _staged(name) else 2
     recipe = _recipe(contest, name, steps, seed, counted, place)
     cost = place.with_name(f"{place.name}-cost.json")
     if not cost.exists():
         with Run(place.with_name(f"{place.name}-cost"), recipe.plain(), quiet=True, fresh=True) as started:
-            write_json(cost, {"passes_per_step": passes_per_step(Job(recipe, started), counted)})
+            write_json(cost, {"passes_per_step": passes_per_step(DistillJob(recipe, started), counted)})
     per_step = read_json(cost)["passes_per_step"]
     updates = max(1, int(contest.budget / per_step))
     recipe = _recipe(contest, name, steps, seed, updates, place)
@@ -117,7 +117,7 @@ def _entry(contest: Contest, name: str, steps: int, seed: int, place: Path) -> d
     }
 
 
-def _recipe(contest: Contest, name: str, steps: int, seed: int, updates: int, place: Path) -> DistillRecipe:
+def _recipe(contest: Leaderboard, name: str, steps: int, seed: int, updates: int, place: Path) -> DistillRecipe:
     guidance = contest.guidance if takes_guidance(name, method(name, RectifiedFlow())) else 1.0
     train = {"steps": updates, "batch": contest.batch, "learning_rate": contest.learning_rate, "seed": seed}
     values = {
@@ -138,7 +138,7 @@ def _recipe(contest: Contest, name: str, steps: int, seed: int, updates: int, pl
 
 def _staged(name: str) -> bool:
     """Whether updates late in the training may cost more or less than the first."""
-    return any(isinstance(term, InTurn) for term in method(name, RectifiedFlow()).terms.values())
+    return any(isinstance(term, TrainingStages) for term in method(name, RectifiedFlow()).terms.values())
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

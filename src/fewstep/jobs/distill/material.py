@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from fewstep.data import load as load_pictures
-from fewstep.distillation.store import Header, Solve, Store, missing, write
+from fewstep.distillation.store import Solve, StoreHeader, TrajectoryStore, missing, write
 from fewstep.errors import FewstepError
 from fewstep.files import user_path
 from fewstep.jobs.distill.batches import Batches, Conditioned, FromData, FromStore
 from fewstep.jobs.distill.networks import place_of
 from fewstep.jobs.distill.recipe import DistillRecipe
 from fewstep.jobs.pipeline_recipe import Conditions
-from fewstep.pipelines import Generator, identity_of, trace
+from fewstep.pipelines import PipelineSampler, identity_of, trace
 from fewstep.pipelines.calls import class_count, condition_kind
 from fewstep.pipelines.conditions import conditions_of
-from fewstep.pipelines.encoded import Encoded, encode
+from fewstep.pipelines.encoded import EncodedConditions, encode_conditions
 from fewstep.pipelines.routed import deciding, partition
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
@@ -30,11 +30,11 @@ from fewstep.process import Process
 from fewstep.runs import Run
 from fewstep.solvers import SOLVERS, grids
 from fewstep.train.classes import class_numbers
-from fewstep.train.latents import encode as encode_pictures
+from fewstep.train.latents import encode_pictures as encode_pictures
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class TrainingData:
     """Everything that a recipe's method is fed with; made when it is asked for, and then kept.
 
     needs: of the method.
@@ -42,7 +42,7 @@ class Material:
 
     recipe: DistillRecipe
     run: Run
-    generator: Generator
+    generator: PipelineSampler
     process: Process
     prediction: Prediction
     needs: frozenset[str]
@@ -57,10 +57,10 @@ class Material:
         return conditions_of(self.pipe, self.recipe.prompts(wanted, held_out), count)
 
     @cached_property
-    def encoded(self) -> Encoded:
+    def encoded(self) -> EncodedConditions:
         """What the network is told, for all conditions of the training."""
         source = self.pictures[1] if self.pictures else self.conditions(self.recipe.data.conditions, held_out=False)
-        return encode(self.generator, self.process, source)
+        return encode_conditions(self.generator, self.process, source)
 
     @cached_property
     def pictures(self) -> tuple[Tensor, list[Any], Tensor] | None:
@@ -118,7 +118,7 @@ class Material:
         return found.both[0], numbers
 
     @cached_property
-    def store(self) -> Store:
+    def store(self) -> TrajectoryStore:
         """Trajectories of the teacher, made here where they are absent."""
         settings = self.recipe.data
         place = user_path(settings.folder) if settings.folder else self.run.scratch("trajectories")
@@ -128,11 +128,11 @@ class Material:
         while missing(place):  # shards of other processes; of one that died they are anyone's
             time.sleep(0.2)
             write(place, header, self._solve(header))
-        return Store.open(place, process=self.process)
+        return TrajectoryStore.open(place, process=self.process)
 
-    def _header(self, conditions: Sequence[Any] | None) -> Header:
+    def _header(self, conditions: Sequence[Any] | None) -> StoreHeader:
         settings = self.recipe.data
-        return Header(
+        return StoreHeader(
             times=tuple(self.teacher_times[i] for i in self._kept),
             process=repr(self.process),
             model=str(identity_of(self.pipe).model),
@@ -145,7 +145,7 @@ class Material:
             conditions=tuple(conditions or ()),
         )
 
-    def _solve(self, header: Header) -> Solve:
+    def _solve(self, header: StoreHeader) -> Solve:
         def solve(seeds: Sequence[int], numbers: Sequence[int]) -> Tensor:
             given = [header.conditions[i] for i in numbers] if header.conditions else None
             seen = trace(self.generator, self.teacher, given, list(seeds))

@@ -16,20 +16,20 @@ from fewstep.solvers import SOLVERS, grids
 from fewstep.zoo import placed
 
 if TYPE_CHECKING:
-    from fewstep.jobs.distill.job import Job, Trained
+    from fewstep.jobs.distill.job import DistillJob, Trained
 
 STUDENT, TEACHER_FEW, TEACHER = "student", "teacher, as few steps", "teacher"
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ComparedPictures:
     """Pictures (N, 3, H, W) in [0, 1] of every system, of equal seeds, and what their N rows show."""
 
     names: list[str]
     systems: dict[str, Tensor]
 
 
-def compare(job: Job, trained: Trained, plan: Plan) -> tuple[dict[str, Any], Pictures]:
+def compare(job: DistillJob, trained: Trained, plan: Plan) -> tuple[dict[str, Any], ComparedPictures]:
     """Metrics of student and teacher against fresh samples of the teacher, and pictures of equal seeds."""
     settings = job.recipe.evaluation
     conditions = job.material.conditions(settings.conditions, True, settings.items)
@@ -75,7 +75,7 @@ def compare(job: Job, trained: Trained, plan: Plan) -> tuple[dict[str, Any], Pic
     picks = different(names, settings.pictures)
     rows = [f"item {i + 1}" if conditions is None else names[i] for i in picks]
     shown = {name: images[0][picks].float() / 255 for name, images in systems.items()}
-    return numbers, Pictures(rows, shown)
+    return numbers, ComparedPictures(rows, shown)
 
 
 def different(names: Sequence[str], count: int) -> list[int]:
@@ -85,5 +85,5 @@ def different(names: Sequence[str], count: int) -> list[int]:
     return [first[k * len(first) // count] for k in range(count)]
 
 
-def _plan(job: Job, few: Plan, name: str) -> Plan:
+def _plan(job: DistillJob, few: Plan, name: str) -> Plan:
     return few if name == TEACHER_FEW else job.material.teacher

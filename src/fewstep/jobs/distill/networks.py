@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser
-from fewstep.distillation.discriminator import positions
+from fewstep.distillation.discriminator import as_tokens
 from fewstep.distillation.engine import Engine, assemble
 from fewstep.distillation.method import Method
 from fewstep.distillation.step_condition import StepConditioned
 from fewstep.distillation.taps import watch
 from fewstep.errors import FewstepError
 from fewstep.jobs.distill.batches import Batches
-from fewstep.jobs.distill.recipe import Training
+from fewstep.jobs.distill.recipe import DistillTraining
 from fewstep.pipelines import backbone_of
-from fewstep.pipelines.encoded import Encoded
-from fewstep.pipelines.shared import Role, SharedBase
+from fewstep.pipelines.encoded import EncodedConditions
+from fewstep.pipelines.shared import SharedBase, SharedRole
 from fewstep.pipelines.two_times import TwoTimes
 from fewstep.prediction import Prediction
 from fewstep.process import Process
@@ -33,9 +33,9 @@ def engine_of(
     method: Method,
     process: Process,
     prediction: Prediction,
-    encoded: Encoded,
+    encoded: EncodedConditions,
     batches: Batches,
-    settings: Training,
+    settings: DistillTraining,
 ) -> Engine:
     """The engine: the pipeline's own network is the teacher, the others begin as copies of it in float32."""
     base = backbone_of(pipe)
@@ -77,11 +77,11 @@ def _recompute(engine: Engine, shared: SharedBase | None) -> None:
 def released(engine: Engine) -> None:
     """Give a shared base back to the pipeline as it was."""
     for module in engine.modules.values():
-        if isinstance(module, Role):
+        if isinstance(module, SharedRole):
             module.shared.close()
 
 
-def student_of(pipe: Any, method: Method, settings: Training, tensors: Mapping[str, Tensor]) -> nn.Module:
+def student_of(pipe: Any, method: Method, settings: DistillTraining, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A student with these weights: a network of diffusers.
 
     One that was trained as LoRA keeps its adapter, so that the pipeline is stored as base and adapter; where diffusers
@@ -102,7 +102,7 @@ def student_of(pipe: Any, method: Method, settings: Training, tensors: Mapping[s
     return student
 
 
-def rounded(base: nn.Module, method: Method, settings: Training) -> nn.Module:
+def rounded(base: nn.Module, method: Method, settings: DistillTraining) -> nn.Module:
     """A student that computes with rounded weights and inputs, and learns through the rounding (straight through).
 
     Raises:
@@ -142,7 +142,9 @@ def middle_of(network: nn.Module) -> str:
 
 
 @torch.no_grad()
-def channels_of(network: nn.Module, names: Sequence[str], encoded: Encoded, process: Process) -> dict[str, int]:
+def channels_of(
+    network: nn.Module, names: Sequence[str], encoded: EncodedConditions, process: Process
+) -> dict[str, int]:
     """Channels of what these modules of the network put out, by one call on zeros."""
     place = next(network.parameters()).device
     model = Denoiser(encoded.network(network), process, Prediction())
@@ -150,7 +152,7 @@ def channels_of(network: nn.Module, names: Sequence[str], encoded: Encoded, proc
     with watch(model, names) as seen:
         time = torch.full((1,), 0.5 * process.noisiest, dtype=torch.float64)
         model.raw(torch.zeros(1, *encoded.shape, device=place), time, condition)
-    return {name: positions(feature).shape[2] for name, feature in seen.items()}
+    return {name: as_tokens(feature).shape[2] for name, feature in seen.items()}
 
 
 def finished(student: nn.Module, method: Method, process: Process) -> nn.Module:
@@ -160,7 +162,7 @@ def finished(student: nn.Module, method: Method, process: Process) -> nn.Module:
 
 def drawable(student: nn.Module, method: Method, process: Process) -> nn.Module:
     """The student, in training or after, as a pipeline can call it; the loop sets it to training again."""
-    if isinstance(student, Role):
+    if isinstance(student, SharedRole):
         student.shared.use(student.name)
         inner: nn.Module = student.inner
         return inner
@@ -183,7 +185,7 @@ def _twin(shared: SharedBase | None) -> Callable[[nn.Module, str], nn.Module]:
     def adapter(module: nn.Module, role: str) -> nn.Module:
         assert shared is not None
         made = shared.role(role)
-        if isinstance(module, Role):
+        if isinstance(module, SharedRole):
             made.load_state_dict(module.state_dict())
         return made
 

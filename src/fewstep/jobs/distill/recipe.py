@@ -13,20 +13,20 @@ from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, PlainSolver
 from fewstep.metrics import FEATURES
 from fewstep.process import RectifiedFlow
 from fewstep.quant import Scheme
-from fewstep.recipes.base import Part
+from fewstep.recipes.base import RecipePart
 from fewstep.train.distillation import defaults
 from fewstep.train.stage import StageConfig
 from fewstep.train.trackers import known_tracker
 
 
-class Teacher(Part):
+class DistillTeacher(RecipePart):
     """How the teacher draws: what the student is measured against, and its data where there are none."""
 
     steps: int = Field(24, ge=2)
     solver: PlainSolver = "unipc"
 
 
-class Data(Part):
+class DistillData(RecipePart):
     """What the student learns from, for methods that need data or trajectories."""
 
     source: str = "teacher"
@@ -47,7 +47,7 @@ class Data(Part):
     """At a picture that cannot be read: an error that names it, or a warning and the others."""
 
 
-class Training(Part):
+class DistillTraining(RecipePart):
     """The optimisation; what is left out is the method's own."""
 
     steps: int = Field(400, ge=1)
@@ -83,7 +83,7 @@ class Training(Part):
     seed: int = 0
 
 
-class Evaluation(Part):
+class DistillEvaluation(RecipePart):
     """Held-out conditions and seeds."""
 
     conditions: Conditions = "auto"
@@ -106,10 +106,10 @@ class DistillRecipe(PipelineRecipe):
     """Further options of the method."""
     guidance: float = Field(1.0, ge=1)
     """Guidance of the teacher that the student is to have inside; it then runs without."""
-    teacher: Teacher = Teacher()
-    data: Data = Data()
-    train: Training = Training()
-    evaluation: Evaluation = Evaluation()
+    teacher: DistillTeacher = DistillTeacher()
+    data: DistillData = DistillData()
+    train: DistillTraining = DistillTraining()
+    evaluation: DistillEvaluation = DistillEvaluation()
 
     @field_validator("method")
     @classmethod
@@ -132,7 +132,7 @@ class DistillRecipe(PipelineRecipe):
         known = super().resolved()
         made = method(self.method, RectifiedFlow(), **self.method_options())  # settings depend on no process
         own = {**StageConfig().model_dump(), **defaults(made.settings)}
-        left = {name: own[name] for name in Training.model_fields if getattr(self.train, name) is None}
+        left = {name: own[name] for name in DistillTraining.model_fields if getattr(self.train, name) is None}
         return known.model_copy(update={"train": self.train.model_copy(update=left)})
 
     def check(self) -> None:

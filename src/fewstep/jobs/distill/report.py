@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.jobs.distill.measure import STUDENT, TEACHER, TEACHER_FEW, Pictures
+from fewstep.jobs.distill.measure import STUDENT, TEACHER, TEACHER_FEW, ComparedPictures
 from fewstep.jobs.distill.recipe import DistillRecipe
 from fewstep.plan import Plan
 from fewstep.report import (
     Block,
     Code,
     Column,
-    Facts,
+    FactList,
     Figure,
     Highlight,
     Highlights,
     ImageGrid,
     Note,
     Page,
-    Row,
     Table,
+    TableRow,
     plan_table,
     save,
 )
@@ -39,7 +39,7 @@ def write_report(
     results: Results,
     history: Sequence[Mapping[str, float]],
     plan: Plan,
-    pictures: Pictures,
+    pictures: ComparedPictures,
 ) -> Path:
     """Write `report.html` into the run directory and return its path."""
     blocks: list[Block] = [_highlights(recipe, results)]
@@ -50,9 +50,9 @@ def write_report(
         table(results["evaluation"]),
         *_curves(history),
         plan_table(plan, "The plan", "How the student is run; saved with it."),
-        Facts("Memory before activations", {k: shown(v) for k, v in results["training"]["memory"].items()}),
-        Facts("Training", _settings(results)),
-        Facts("Environment", {k: str(v) for k, v in results["environment"].items()}),
+        FactList("Memory before activations", {k: shown(v) for k, v in results["training"]["memory"].items()}),
+        FactList("Training", _settings(results)),
+        FactList("Environment", {k: str(v) for k, v in results["environment"].items()}),
         Code("Use it", _use(run)),
         Code("Command", results["environment"]["command"]),
     ]
@@ -95,7 +95,7 @@ def table(evaluation: Results) -> Table:
     metrics = evaluation["metrics"]
     columns = [Column(m["label"], better=m.get("better"), digits=4) for m in metrics.values()]
     rows = [
-        Row(name, [system.get(metric) for metric in metrics], reference=name == TEACHER)
+        TableRow(name, [system.get(metric) for metric in metrics], reference=name == TEACHER)
         for name, system in evaluation["systems"].items()
     ]
     text = (
@@ -105,7 +105,7 @@ def table(evaluation: Results) -> Table:
     return Table("Student and teacher", columns, rows, text=text, corner="system")
 
 
-def _grid(recipe: DistillRecipe, plan: Plan, pictures: Pictures) -> Block:
+def _grid(recipe: DistillRecipe, plan: Plan, pictures: ComparedPictures) -> Block:
     names = {STUDENT: f"student, {plan.steps}", TEACHER_FEW: f"teacher, {plan.steps}"}
     names[TEACHER] = f"teacher, {recipe.teacher.steps}"
     systems = pictures.systems

@@ -15,13 +15,13 @@ from fewstep.schedules.tuning import Family, Problem, searcher
 from fewstep.zoo import placed
 
 if TYPE_CHECKING:
-    from fewstep.jobs.distill.job import Job, Trained
+    from fewstep.jobs.distill.job import DistillJob, Trained
 
 ITEMS = 64
 """Pairs of condition and seed that every candidate is drawn with."""
 
 
-def tuned(job: Job, trained: Trained) -> Plan:
+def tuned(job: DistillJob, trained: Trained) -> Plan:
     """The student's plan after the search; the plan as it was where no budget is given.
 
     The student's samples as a set are compared with the teacher's (features of decoded pictures): a student need not

@@ -1,5 +1,5 @@
 """`fewstep inspect`: what a pipeline's network and plan do, as a report."""
 
-from fewstep.jobs.inspect.job import Settings, inspect
+from fewstep.jobs.inspect.job import InspectSettings, inspect
 
-__all__ = ["Settings", "inspect"]
+__all__ = ["InspectSettings", "inspect"]

@@ -20,7 +20,7 @@ from fewstep.executor import Noise
 from fewstep.files import read_tensors, write_json, write_tensors
 from fewstep.jobs.inspect.page import page
 from fewstep.metrics.intervals import mean_interval
-from fewstep.pipelines import Generator, identity_of, load_pipeline, plan_of, process_of
+from fewstep.pipelines import PipelineSampler, identity_of, load_pipeline, plan_of, process_of
 from fewstep.pipelines.calls import class_count, condition_kind
 from fewstep.pipelines.network import PipelineNetwork
 from fewstep.plan import Plan
@@ -40,7 +40,7 @@ ALTERNATIVES: dict[str, Callable[..., Plan]] = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class InspectSettings:
     """What to inspect, and how much of it."""
 
     model: str
@@ -63,7 +63,7 @@ class Settings:
             raise FewstepError("guidance must be a number of at least 0", value=self.guidance)
 
 
-def inspect(settings: Settings, run: Run, **call: Any) -> Path:
+def inspect(settings: InspectSettings, run: Run, **call: Any) -> Path:
     """Measure, write results.json and report.html, and return the report's path.
 
     Args:
@@ -89,12 +89,12 @@ def inspect(settings: Settings, run: Run, **call: Any) -> Path:
 class _Job:
     """One pipeline with its process, its samples and its run."""
 
-    def __init__(self, settings: Settings, run: Run, pipe: Any, plan: Plan | None, call: dict[str, Any]) -> None:
+    def __init__(self, settings: InspectSettings, run: Run, pipe: Any, plan: Plan | None, call: dict[str, Any]) -> None:
         self.settings, self.run, self.pipe, self.call = settings, run, pipe, call
         self.process, self.prediction = process_of(pipe, **call)
         self.seeds = range(settings.seed, settings.seed + settings.samples)
         self.conditions = self._conditions()
-        generator = Generator(pipe, settings.guidance, call)
+        generator = PipelineSampler(pipe, settings.guidance, call)
         network = PipelineNetwork(generator, self.conditions, self.seeds)
         self.denoiser = Denoiser(network, self.process, self.prediction)
         self.own = self._own_plan(plan)
@@ -118,7 +118,7 @@ class _Job:
         guided = {"guidance_scale": self.settings.guidance} if self.settings.guidance != 1 else {}
         return plan_of(self.pipe, steps, **guided, **self.call)
 
-    def _draw(self, generate: Generator) -> Tensor:
+    def _draw(self, generate: PipelineSampler) -> Tensor:
         """Clean states that stand for data: what the pipeline's own plan ends in."""
         with torch.no_grad():
             return generate(self.own, self.conditions, self.seeds, output="latent")

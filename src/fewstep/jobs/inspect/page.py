@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fewstep.report import Block, Column, Facts, Figure, Highlight, Highlights, Note, Page, Row, Table, save
+from fewstep.report import Block, Column, FactList, Figure, Highlight, Highlights, Note, Page, Table, TableRow, save
 from fewstep.report.curves import lines
 
 
@@ -24,8 +24,8 @@ def page(results: dict[str, Any], path: Path) -> Path:
             "network is neither a gradient nor a score.",
             title="How to read this",
         ),
-        Facts("Network", {**network, "guidance": settings["guidance"], "samples": settings["samples"]}),
-        Facts("Environment", results["environment"]),
+        FactList("Network", {**network, "guidance": settings["guidance"], "samples": settings["samples"]}),
+        FactList("Environment", results["environment"]),
     ]
     summary = (
         f"{network['pipeline']}: where its plan of {_calls(results)} calls makes its error, and what its network is."
@@ -47,7 +47,7 @@ def plans_table(results: dict[str, Any]) -> Table:
         worst = max(range(len(plan["share"])), key=lambda k: plan["share"][k])
         level = math.tan(plan["angles"][worst])
         cells = [plan["final"], worst, 100 * plan["share"][worst], min(level, 9999.0), plan["reference"]]
-        rows.append(Row(name, cells))
+        rows.append(TableRow(name, cells))
     text = "Every plan from the same noise, against the same network's probability flow, finely integrated."
     return Table("Plans", columns, rows, text=text, corner="plan")
 

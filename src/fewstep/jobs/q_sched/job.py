@@ -22,7 +22,7 @@ from fewstep.jobs.q_sched.names import FULL, FULL_TUNED, LOW, LOW_FITTED, LOW_TU
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.jobs.q_sched.report import write_report
 from fewstep.pipelines import (
-    Generator,
+    PipelineSampler,
     attach,
     backbone_of,
     backbones_of,
@@ -38,7 +38,7 @@ from fewstep.plan import Plan
 from fewstep.quant import quantize
 from fewstep.rewards import Reward
 from fewstep.runs import Run, environment
-from fewstep.schedules.tuning import JAQ, Family, Outcome, Problem, least_squares, searcher
+from fewstep.schedules.tuning import JAQ, Family, Problem, SearchOutcome, least_squares, searcher
 
 
 def run(recipe: QSchedRecipe, run: Run) -> Path:
@@ -76,7 +76,7 @@ class _Job:
     def __init__(self, recipe: QSchedRecipe, run: Run) -> None:
         self.recipe, self.run = recipe, run
         self.plans: dict[str, Plan] = {}
-        self.generators: dict[str, Generator] = {}
+        self.generators: dict[str, PipelineSampler] = {}
         self.quantization: dict[str, Any] = {}
 
     def prepare(self) -> None:
@@ -103,12 +103,12 @@ class _Job:
         plan.check(identity_of(full, guidance))
         low = self._low_bit(full, recipe.place)
         self.generators = {
-            name: Generator(pipe, recipe.guidance, dict(recipe.call), recipe.batch)
+            name: PipelineSampler(pipe, recipe.guidance, dict(recipe.call), recipe.batch)
             for name, pipe in ((FULL, full), (LOW, low))
         }
         self.plans = {FULL: plan, LOW: plan.replace(identity=identity_of(low, guidance))}
 
-    def search(self, name: str) -> Outcome:
+    def search(self, name: str) -> SearchOutcome:
         """Search the coefficients of one pipeline and keep the tuned plan."""
         settings, base = self.recipe.search, self.plans[name]
         family = self._family(name)
@@ -245,15 +245,15 @@ def _digest(prompts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
 
 
-def _outcome(values: dict[str, Any]) -> Outcome:
-    from fewstep.schedules.tuning import Evaluation
+def _outcome(values: dict[str, Any]) -> SearchOutcome:
+    from fewstep.schedules.tuning import CandidateScore
 
-    history = tuple(Evaluation(**{**e, "theta": tuple(e["theta"])}) for e in values["history"])
+    history = tuple(CandidateScore(**{**e, "theta": tuple(e["theta"])}) for e in values["history"])
     gain = None if values["gain"] is None else tuple(values["gain"])
-    return Outcome(**{**values, "theta": tuple(values["theta"]), "gain": gain, "history": history})
+    return SearchOutcome(**{**values, "theta": tuple(values["theta"]), "gain": gain, "history": history})
 
 
-def _summary(outcome: Outcome) -> dict[str, Any]:
+def _summary(outcome: SearchOutcome) -> dict[str, Any]:
     return {k: v for k, v in dataclasses.asdict(outcome).items() if k != "history"}
 
 

@@ -16,7 +16,7 @@ from fewstep.files import read_tensors, write_tensors
 from fewstep.jobs.q_sched.names import FULL, FULL_TUNED, LOW, LOW_TUNED, TEACHER, place, plain
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.metrics import evaluate, load_features
-from fewstep.pipelines import Generator, load_pipeline, plan_of
+from fewstep.pipelines import PipelineSampler, load_pipeline, plan_of
 from fewstep.plan import Plan
 from fewstep.rewards import load_reward
 from fewstep.runs import Run
@@ -27,7 +27,7 @@ ROUNDS = 9
 
 
 def measure(
-    recipe: QSchedRecipe, run: Run, generators: Mapping[str, Generator], plans: Mapping[str, Plan]
+    recipe: QSchedRecipe, run: Run, generators: Mapping[str, PipelineSampler], plans: Mapping[str, Plan]
 ) -> dict[str, Any]:
     """Images of every system, their metrics, and the speed of both pipelines, as JSON values."""
     prompts = load_prompts(recipe.evaluation.prompts, recipe.evaluation.count)
@@ -54,7 +54,7 @@ def evaluation_seeds(seed: int, count: int) -> list[int]:
     return [1_000_003 * seed + p for p in range(count)]
 
 
-def _images(run: Run, name: str, generate: Generator, plan: Plan, prompts: list[str], seeds: list[int]) -> Tensor:
+def _images(run: Run, name: str, generate: PipelineSampler, plan: Plan, prompts: list[str], seeds: list[int]) -> Tensor:
     """(S, P, 3, H, W) uint8; one unit per seed."""
     return torch.stack([
         run.unit(
@@ -68,7 +68,7 @@ def _images(run: Run, name: str, generate: Generator, plan: Plan, prompts: list[
     ])  # fmt: skip
 
 
-def _draw(generate: Generator, plan: Plan, prompts: list[str], seeds: list[int]) -> Tensor:
+def _draw(generate: PipelineSampler, plan: Plan, prompts: list[str], seeds: list[int]) -> Tensor:
     with torch.no_grad():
         return (generate(plan, prompts, seeds) * 255).round().to(torch.uint8).cpu()
 
@@ -87,7 +87,7 @@ def _teacher(recipe: QSchedRecipe, run: Run, like: Any, prompts: list[str]) -> T
         return load_images(run, name, seed)[None]
     pipe = load_pipeline(settings.teacher, dtype=like.dtype).to(like.device)
     plan = plan_of(pipe, settings.teacher_steps, guidance_scale=settings.teacher_guidance)
-    return _images(run, name, Generator(pipe, settings.teacher_guidance, {}, recipe.batch), plan, prompts, [seed])
+    return _images(run, name, PipelineSampler(pipe, settings.teacher_guidance, {}, recipe.batch), plan, prompts, [seed])
 
 
 def _evaluate(
@@ -110,7 +110,9 @@ def _evaluate(
     return found | {"reference_set": described, "prompts_used": prompts}
 
 
-def _reference(recipe: QSchedRecipe, run: Run, full: Generator, plan: Plan, prompts: list[str]) -> tuple[Tensor, str]:
+def _reference(
+    recipe: QSchedRecipe, run: Run, full: PipelineSampler, plan: Plan, prompts: list[str]
+) -> tuple[Tensor, str]:
     """Real held-out pictures where we have them; else full-precision images of other seeds, and distances are drift."""
     if recipe.model in SHIPPED:
         return load_emoji("evaluation").images, "the real emoji of the held-out combinations, never trained on"
@@ -119,7 +121,7 @@ def _reference(recipe: QSchedRecipe, run: Run, full: Generator, plan: Plan, prom
     return _images(run, "reference", full, plan, prompts, seeds).flatten(0, 1), described
 
 
-def _speed(generators: Mapping[str, Generator], plans: Mapping[str, Plan], prompt: str) -> dict[str, Any]:
+def _speed(generators: Mapping[str, PipelineSampler], plans: Mapping[str, Plan], prompt: str) -> dict[str, Any]:
     """Milliseconds per image at batch 1, both pipelines taking turns; the first of each only warms up."""
     times: dict[str, list[float]] = {FULL: [], LOW: []}
     with torch.no_grad():

@@ -11,7 +11,7 @@ from fewstep.errors import FewstepError
 from fewstep.jobs.pipeline_recipe import PipelineRecipe, Seeds, one_of
 from fewstep.metrics import FEATURES, check_sizes
 from fewstep.quant import Scheme
-from fewstep.recipes.base import Part
+from fewstep.recipes.base import RecipePart
 from fewstep.rewards import REWARDS
 from fewstep.schedules.tuning import SEARCHERS
 from fewstep.zoo import SHIPPED
@@ -19,7 +19,7 @@ from fewstep.zoo import SHIPPED
 Prompts = str | list[str]
 
 
-class Rewards(Part):
+class QSchedRewards(RecipePart):
     """The two terms of JAQ. `auto`: the emoji rewards for the shipped model, CLIP and PickScore for any other.
 
     `none` leaves a term out; `sharpness`, `colourfulness` and `contrast` need no download.
@@ -31,13 +31,13 @@ class Rewards(Part):
     """Weight of quality, after both terms were standardised."""
 
     @model_validator(mode="after")
-    def _something(self) -> Rewards:
+    def _something(self) -> QSchedRewards:
         if self.alignment == "none" and (self.quality == "none" or not self.k):
             raise ValueError("without alignment and quality nothing is left to search for")
         return self
 
 
-class Search(Part):
+class QSchedSearch(RecipePart):
     """How the coefficients are searched."""
 
     family: Literal["ramp-to-one", "ramp", "free", "per-channel"] = "ramp"
@@ -59,7 +59,7 @@ class Search(Part):
         return one_of(name, SEARCHERS)
 
 
-class Evaluation(Part):
+class QSchedEvaluation(RecipePart):
     """Held-out prompts and seeds, and who judges."""
 
     prompts: Prompts = "auto"
@@ -81,9 +81,9 @@ class QSchedRecipe(PipelineRecipe):
     kind: Literal["q-sched"] = "q-sched"
     model: str = "emoji-student"
     scheme: str = "w4a8"
-    rewards: Rewards = Rewards()
-    search: Search = Search()
-    evaluation: Evaluation = Evaluation()
+    rewards: QSchedRewards = QSchedRewards()
+    search: QSchedSearch = QSchedSearch()
+    evaluation: QSchedEvaluation = QSchedEvaluation()
 
     @field_validator("scheme")
     @classmethod

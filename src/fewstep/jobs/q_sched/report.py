@@ -16,22 +16,22 @@ from fewstep.report import (
     Block,
     Code,
     Column,
-    Facts,
+    FactList,
     Figure,
     Highlight,
     Highlights,
     ImageGrid,
     Note,
     Page,
-    Row,
     Table,
+    TableRow,
     figures,
     plan_table,
     save,
 )
-from fewstep.report.images import grid, save_image
+from fewstep.report.images import image_grid, save_image
 from fewstep.runs import Run
-from fewstep.schedules.tuning import Outcome
+from fewstep.schedules.tuning import SearchOutcome
 
 SHOWN = 8
 """Prompts in the image grid."""
@@ -45,7 +45,7 @@ def write_report(
     run: Run,
     recipe: QSchedRecipe,
     results: Results,
-    outcomes: Mapping[str, Outcome],
+    outcomes: Mapping[str, SearchOutcome],
     plans: Mapping[str, Plan],
     quantization: Results,
     landscape: Results,
@@ -63,7 +63,7 @@ def write_report(
         _search_table(outcomes, recipe),
         _bytes(quantization),
         _layers(quantization),
-        Facts("Environment", {k: str(v) for k, v in results["environment"].items()}),
+        FactList("Environment", {k: str(v) for k, v in results["environment"].items()}),
         Code("Command", results["environment"]["command"]),
     ]
     page = Page(f"{recipe.model}, {recipe.steps} steps, {recipe.scheme}", _sentence(results), blocks, label="Q-Sched")
@@ -127,13 +127,13 @@ def _shrunk(quantization: Results, where: str, label: str) -> Highlight:
 def _metrics(evaluation: Results) -> Block:
     described = evaluation["metrics"]
     columns = [Column(d["label"], better=d["better"], digits=_digits(name)) for name, d in described.items()]
-    rows = [Row(name, [evaluation["systems"][name].get(m) for m in described]) for name in SYSTEMS]
+    rows = [TableRow(name, [evaluation["systems"][name].get(m) for m in described]) for name in SYSTEMS]
     if TEACHER in evaluation["systems"]:
         teacher = evaluation["systems"][TEACHER]
-        rows.append(Row("teacher, many steps", [teacher.get(m) for m in described], "one seed", reference=True))
+        rows.append(TableRow("teacher, many steps", [teacher.get(m) for m in described], "one seed", reference=True))
     null = evaluation["null"]
     rows.append(
-        Row("real against real", [null.get(m) for m in described], "the floor of each distance", reference=True)
+        TableRow("real against real", [null.get(m) for m in described], "the floor of each distance", reference=True)
     )
     text = (
         f"{evaluation['prompts']} held-out prompts, {evaluation['seeds']} seeds, the same for every system. "
@@ -146,12 +146,12 @@ def _metrics(evaluation: Results) -> Block:
 def _differences(evaluation: Results) -> Block:
     described = {m: d for m, d in evaluation["metrics"].items() if d["kind"] in PAIRED}
     columns = [Column(d["label"], digits=_digits(name)) for name, d in described.items()]
-    rows = [Row(pair, [table.get(m) for m in described]) for pair, table in evaluation["comparisons"].items()]
+    rows = [TableRow(pair, [table.get(m) for m in described]) for pair, table in evaluation["comparisons"].items()]
     text = "Same prompts, seeds and resamples on both sides; an interval that contains 0 shows no difference."
     return Table("Paired differences", columns, rows, text=text, corner="difference")
 
 
-def _warnings(outcomes: Mapping[str, Outcome], results: Results) -> list[Block]:
+def _warnings(outcomes: Mapping[str, SearchOutcome], results: Results) -> list[Block]:
     notes: list[Block] = []
     edge = [name for name, outcome in outcomes.items() if outcome.on_boundary]
     if edge:
@@ -181,7 +181,7 @@ def _pictures(run: Run, recipe: QSchedRecipe, evaluation: Results) -> Block:
         names.append(f"teacher, {recipe.evaluation.teacher_steps} steps")
     images = [[stack[i].float() / 255 for stack in stacks] for i in picks]
     rows = torch.stack([images[i][j] for j in range(len(names)) for i in range(len(picks))])
-    save_image(grid(rows, columns=len(picks), zoom=2), run.path / "grid.png", over="all")
+    save_image(image_grid(rows, columns=len(picks), zoom=2), run.path / "grid.png", over="all")
     return ImageGrid(
         "Equal prompts, equal seeds",
         images,
@@ -191,7 +191,7 @@ def _pictures(run: Run, recipe: QSchedRecipe, evaluation: Results) -> Block:
     )
 
 
-def _landscape(landscape: Results, outcome: Outcome, tuned: Plan, recipe: QSchedRecipe) -> Block:
+def _landscape(landscape: Results, outcome: SearchOutcome, tuned: Plan, recipe: QSchedRecipe) -> Block:
     first = tuned.rows[0]
     box = (recipe.search.low, recipe.search.high)
     optimum = (_number(first.output_scale), _number(first.sample_scale))
@@ -217,7 +217,7 @@ def _coefficients(plans: Mapping[str, Plan]) -> Block:
     return Figure("The coefficients", figures.coefficients(series), text=text)
 
 
-def _search_table(outcomes: Mapping[str, Outcome], recipe: QSchedRecipe) -> Block:
+def _search_table(outcomes: Mapping[str, SearchOutcome], recipe: QSchedRecipe) -> Block:
     columns = [
         Column("JAQ untuned"),
         Column("JAQ tuned", better="higher"),
@@ -226,7 +226,7 @@ def _search_table(outcomes: Mapping[str, Outcome], recipe: QSchedRecipe) -> Bloc
         Column("on the boundary"),
     ]
     rows = [
-        Row(name, [o.identity_value, o.value, _gain(o), o.spent, "yes" if o.on_boundary else "no"])
+        TableRow(name, [o.identity_value, o.value, _gain(o), o.spent, "yes" if o.on_boundary else "no"])
         for name, o in outcomes.items()
     ]
     text = (
@@ -237,7 +237,7 @@ def _search_table(outcomes: Mapping[str, Outcome], recipe: QSchedRecipe) -> Bloc
     return Table("The search", columns, rows, text=text, corner="pipeline")
 
 
-def _gain(outcome: Outcome) -> Any:
+def _gain(outcome: SearchOutcome) -> Any:
     from fewstep.metrics.intervals import centred_interval, resample_counts
 
     if outcome.gain is None:
@@ -261,7 +261,7 @@ def _layers(quantization: Results) -> Block:
     rows = []
     for r in quantization["rows"]:
         shape, reason = "x".join(map(str, r["shape"])), r["reason"] or "the scheme"
-        rows.append(Row(r["name"], [shape, r["bits"], r["kernel"], r["bytes_before"], r["bytes_after"], reason]))
+        rows.append(TableRow(r["name"], [shape, r["bits"], r["kernel"], r["bytes_before"], r["bytes_after"], reason]))
     return Table("Every layer, none skipped silently", columns, rows, corner="layer")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import FewstepError
-from fewstep.jobs.quantize.choose import Chooser
+from fewstep.jobs.quantize.choose import BitAllocator
 from fewstep.jobs.quantize.per_step import per_step
 from fewstep.quant import QuantReport, Scheme, quantize
 from fewstep.quant.bos import separate
@@ -22,10 +22,10 @@ from fewstep.quant.report import disk_bytes
 from fewstep.quant.split import split_skips
 
 if TYPE_CHECKING:
-    from fewstep.jobs.quantize.job import Job
+    from fewstep.jobs.quantize.job import QuantizeJob
 
 
-def low_backbone(job: Job, name: str) -> tuple[nn.Module, QuantReport, dict[str, Any]]:
+def low_backbone(job: QuantizeJob, name: str) -> tuple[nn.Module, QuantReport, dict[str, Any]]:
     """The quantized backbone of this name, its report, and what else is to be told about it."""
     recipe, calls = job.recipe, job.calls[name]
     if not calls:
@@ -49,10 +49,12 @@ def low_backbone(job: Job, name: str) -> tuple[nn.Module, QuantReport, dict[str,
     return model, report, extra
 
 
-def _chosen(job: Job, name: str, model: nn.Module, options: dict[str, Any], extra: dict[str, Any]) -> QuantReport:
+def _chosen(
+    job: QuantizeJob, name: str, model: nn.Module, options: dict[str, Any], extra: dict[str, Any]
+) -> QuantReport:
     """Quantize with the bits that the sweep of allocations found best."""
     recipe, share, tag = job.recipe, _share(job, name), "" if name == job.backbone else f"-{name}"
-    chooser = Chooser(recipe, job.run, model, job.drawing(name), job.calls[name], options, share, tag)
+    chooser = BitAllocator(recipe, job.run, model, job.drawing(name), job.calls[name], options, share, tag)
     _ = chooser.budget  # a budget that cannot be met fails before hours of measurement
     table = job.run.unit(f"sensitivity{tag}", chooser.measure)
     ratios = job.run.unit(f"sensitivity-sqnr{tag}", chooser.measure_ratios) if recipe.allocation.joint else {}
@@ -64,13 +66,13 @@ def _chosen(job: Job, name: str, model: nn.Module, options: dict[str, Any], extr
     return report
 
 
-def _share(job: Job, name: str) -> float:
+def _share(job: QuantizeJob, name: str) -> float:
     """The part of a budget of bytes that this one of the networks gets: its part of their bytes now."""
     sizes = {name: disk_bytes(model) for name, model in job.backbones.items()}
     return sizes[name] / sum(sizes.values())
 
 
-def options_of(job: Job, name: str, model: nn.Module) -> dict[str, Any]:
+def options_of(job: QuantizeJob, name: str, model: nn.Module) -> dict[str, Any]:
     """Options of `quantize`: the method, and calibration where it or a scheme needs it."""
     recipe, method = job.recipe, method_of(job.recipe.method)
     plain = dataclasses.replace(method, reconstruct=0)
@@ -92,7 +94,7 @@ def options_of(job: Job, name: str, model: nn.Module) -> dict[str, Any]:
     return {"method": plain, "calibration": seen}
 
 
-def _reconstructed(job: Job, name: str, full: nn.Module, model: nn.Module) -> list[dict[str, Any]]:
+def _reconstructed(job: QuantizeJob, name: str, full: nn.Module, model: nn.Module) -> list[dict[str, Any]]:
     """Learn the roundings block by block, in place; the errors of the blocks as JSON values."""
     draw = job.drawing(name, output="latent")
     steps = method_of(job.recipe.method).reconstruct

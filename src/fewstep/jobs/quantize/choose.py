@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from fewstep.errors import FewstepError
 from fewstep.jobs.quantize.recipe import QuantizeRecipe, parse_size
 from fewstep.quant import sensitivity
-from fewstep.quant.allocation import Allocation, Option, allocate, check_budget, sweep
+from fewstep.quant.allocation import Allocation, LayerOption, allocate, check_budget, sweep
 from fewstep.quant.mixed import FLOAT, quantize_mixed
 from fewstep.quant.report import disk_bytes, own_bytes
-from fewstep.quant.sensitivity import Call, Cost, Probe, Table
+from fewstep.quant.sensitivity import Call, LayerCost, ModelMetric, Table
 from fewstep.quant.split import HIDDEN
 from fewstep.runs import Run
 
 
 @dataclass
-class Chooser:
+class BitAllocator:
     """Chooses the schemes of a backbone.
 
     model: the full-precision backbone, first tokens apart; measured in place and left as it was.
@@ -74,7 +74,7 @@ class Chooser:
         return {name: list(dict.fromkeys(row.values())) for name, row in self.fitted.items()}
 
     @cached_property
-    def costs(self) -> dict[str, dict[str, Cost]]:
+    def costs(self) -> dict[str, dict[str, LayerCost]]:
         """Bytes and widths of each layer at each of its schemes, smoothing and float branch included."""
         return sensitivity.costs(self.model, self.names, self.schemes)
 
@@ -119,8 +119,8 @@ class Chooser:
                 known.setdefault(layer, {})[scheme] = value
         window = self.recipe.allocation.window
         probes = {
-            "content": Probe("SSIM", lambda: self.draw(self.model), lambda a, b: sensitivity.ssim(a, b, window)),
-            "quality": Probe("SQNR, dB", lambda: sensitivity.replay(self.model, self.calls), sensitivity.sqnr),
+            "content": ModelMetric("SSIM", lambda: self.draw(self.model), lambda a, b: sensitivity.ssim(a, b, window)),
+            "quality": ModelMetric("SQNR, dB", lambda: sensitivity.replay(self.model, self.calls), sensitivity.sqnr),
         }
         make = sensitivity.maker(self.options.get("method", "rtn"), self.options.get("calibration"))
         with (
@@ -141,13 +141,13 @@ class Chooser:
         content = {name: "quality" for name, group in self.groups.items() if group == "content"}
         return self.measure(content, "sensitivity-sqnr")
 
-    def choices(self, table: Table, groups: Mapping[str, str]) -> dict[str, list[Option]]:
+    def choices(self, table: Table, groups: Mapping[str, str]) -> dict[str, list[LayerOption]]:
         """What each layer can choose from."""
-        found: dict[str, list[Option]] = {}
+        found: dict[str, list[LayerOption]] = {}
         for name in self.names:
             count, group = self.multiply_adds[name], groups[name]
             found[name] = [
-                Option(
+                LayerOption(
                     scheme, cost.bytes, sensitivity.damage_of(table[name][scheme], group),
                     int(count * cost.weight_bits * cost.activation_bits),
                 )
@@ -156,7 +156,7 @@ class Chooser:
             # a file in which no first half is quantized would be read as if nothing had been split
             if self.recipe.allocation.keep_float and not name.endswith(f".{HIDDEN}"):
                 layer = self._layer(name)
-                found[name].append(Option(FLOAT, own_bytes(layer), 0.0, count * 256))
+                found[name].append(LayerOption(FLOAT, own_bytes(layer), 0.0, count * 256))
         return found
 
     def candidates(self, table: Table, ratios: Table) -> list[tuple[str, dict[str, str], Allocation]]:
@@ -225,7 +225,7 @@ def file_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _header(model: nn.Module, costs: Mapping[str, Mapping[str, Cost]]) -> int:
+def _header(model: nn.Module, costs: Mapping[str, Mapping[str, LayerCost]]) -> int:
     """At least what the header of the weight file takes: names, types, shapes and offsets of every tensor."""
     parts = {
         name: {part for cost in row.values() for part in cost.parts if part != "packed"} for name, row in costs.items()

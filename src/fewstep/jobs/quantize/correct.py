@@ -15,13 +15,13 @@ from fewstep.plan import Plan
 from fewstep.quant.corrections import OutputError, compare, ptqd, stepbaq
 
 if TYPE_CHECKING:
-    from fewstep.jobs.quantize.job import Job
+    from fewstep.jobs.quantize.job import QuantizeJob
 
 Found = tuple[dict[str, Any], Plan | None]
 Fold = Callable[[Plan, Sequence[OutputError]], Plan]
 
 
-def corrected(job: Job, base: Plan, names: Sequence[str]) -> Found:
+def corrected(job: QuantizeJob, base: Plan, names: Sequence[str]) -> Found:
     """What every correction brought on the calibration items, and the plan of the best one if it beats none.
 
     Both networks answer on every state that the low-bit pipeline meets; the corrections are alternatives, since each
@@ -59,7 +59,7 @@ def corrected(job: Job, base: Plan, names: Sequence[str]) -> Found:
     return job.run.unit("corrections", compute, save=_save, load=_load, artifact="corrections")
 
 
-def _process(job: Job) -> Any:
+def _process(job: QuantizeJob) -> Any:
     return process_of(job.pipe, **job.recipe.call)[0]
 
 

@@ -22,7 +22,7 @@ from fewstep.jobs.quantize.per_step import named
 from fewstep.jobs.quantize.recipe import QuantizeRecipe
 from fewstep.jobs.quantize.report import block_table, part_table, write_layers, write_report
 from fewstep.pipelines import (
-    Generator,
+    PipelineSampler,
     attach,
     backbones_of,
     exchanged,
@@ -40,7 +40,7 @@ from fewstep.quant.encoders import quantize_encoder
 from fewstep.quant.sensitivity import Call, recording, replay, sqnr, ssim
 from fewstep.runs import Run, environment
 from fewstep.schedules import TeacherMatch
-from fewstep.schedules.tuning import Family, Outcome, Problem, searcher
+from fewstep.schedules.tuning import Family, Problem, SearchOutcome, searcher
 
 VAE_RULES = (
     Rule(("*.conv_in", "*.conv_out"), Scheme(8, 16), "first or last layer: its error reaches every pixel"),
@@ -61,7 +61,7 @@ def run(recipe: QuantizeRecipe, run: Run) -> Path:
     `results.json`, and `report.html`.
     """
     recipe.check()
-    job = Job(recipe, run)
+    job = QuantizeJob(recipe, run)
     job.quantize()
     job.correct()
     job.tune()
@@ -91,7 +91,7 @@ def run(recipe: QuantizeRecipe, run: Run) -> Path:
     return write_report(run, recipe, results)
 
 
-class Job:
+class QuantizeJob:
     """What the units share: the full-precision pipeline, its plan, and the low-bit parts made so far."""
 
     def __init__(self, recipe: QuantizeRecipe, run: Run) -> None:
@@ -140,9 +140,11 @@ class Job:
             self.with_parts()(self.plan, conditions, seeds, output="latent")
         return found
 
-    def with_parts(self, **parts: nn.Module) -> Generator:
+    def with_parts(self, **parts: nn.Module) -> PipelineSampler:
         """A generator of the pipeline with some parts exchanged; prompts are encoded anew."""
-        return Generator(exchanged(self.pipe, parts), self.recipe.guidance, dict(self.recipe.call), self.recipe.batch)
+        return PipelineSampler(
+            exchanged(self.pipe, parts), self.recipe.guidance, dict(self.recipe.call), self.recipe.batch
+        )
 
     def drawing(self, name: str, output: str = "image") -> Callable[[nn.Module], Tensor]:
         """(backbone of this name) -> images, or latents, of the calibration items."""
@@ -270,7 +272,7 @@ class Job:
         self.tuned = self.run.unit("q-sched", compute)
         self._keep("Q-Sched", scaled(base, self.tuned["theta"]))
 
-    def searched(self, low: Generator, base: Plan, budget: float, log: Path) -> Outcome:
+    def searched(self, low: PipelineSampler, base: Plan, budget: float, log: Path) -> SearchOutcome:
         """What Q-Sched finds for a low-bit pipeline that follows `base`: ends where full precision does.
 
         Args:

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from fewstep.plan import Plan
 from fewstep.quant import QuantReport, Scheme
 from fewstep.quant import sensitivity as s
-from fewstep.quant.allocation import Allocation, Option, allocate
+from fewstep.quant.allocation import Allocation, LayerOption, allocate
 from fewstep.quant.mixed import FLOAT, quantize_mixed
 from fewstep.quant.steps import quantize_stepped
 
 if TYPE_CHECKING:
-    from fewstep.jobs.quantize.job import Job
+    from fewstep.jobs.quantize.job import QuantizeJob
 
 Tables = dict[str, dict[str, str]]
 
 
 def per_step(
-    job: Job, full: nn.Module, model: nn.Module, report: QuantReport, options: Mapping[str, Any]
+    job: QuantizeJob, full: nn.Module, model: nn.Module, report: QuantReport, options: Mapping[str, Any]
 ) -> tuple[nn.Module, QuantReport, dict[str, Any]]:
     """The backbone with a table of bits per row if that brings the calibration items nearer to full precision.
 
@@ -128,7 +128,9 @@ def _moved(name: str, scheme: Scheme) -> str:
 def choose(damage: Mapping[str, Sequence[float]], cost: Mapping[str, int]) -> list[str]:
     """The rung of each row: least sum of damages, with no more bit operations than `scheme` in every row."""
     rows = len(damage["scheme"])
-    options = {str(k): [Option(rung, cost[rung], values[k]) for rung, values in damage.items()] for k in range(rows)}
+    options = {
+        str(k): [LayerOption(rung, cost[rung], values[k]) for rung, values in damage.items()] for k in range(rows)
+    }
     found: Allocation = allocate(options, rows * cost["scheme"])
     return [found.choice[str(k)].scheme for k in range(rows)]
 
@@ -149,7 +151,7 @@ def named(plan: Plan, rows: Sequence[int]) -> Plan:
 
 
 def _damages(
-    job: Job, full: nn.Module, tables: Tables, truth: Tensor, options: Mapping[str, Any]
+    job: QuantizeJob, full: nn.Module, tables: Tables, truth: Tensor, options: Mapping[str, Any]
 ) -> dict[str, list[float]]:
     draw = _drawing(job)
     found: dict[str, list[float]] = {}
@@ -165,7 +167,7 @@ def _damages(
     return found
 
 
-def _drawing(job: Job) -> Any:
+def _drawing(job: QuantizeJob) -> Any:
     """(backbone, tables of the rows) -> latents of the calibration items."""
     conditions, seeds = job.items
     generate = job.with_parts()

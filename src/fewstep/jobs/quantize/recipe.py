@@ -12,7 +12,7 @@ from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, checked
 from fewstep.quant import Scheme
 from fewstep.quant.methods import method_of
 from fewstep.quant.statistics import ranges_of
-from fewstep.recipes.base import Part
+from fewstep.recipes.base import RecipePart
 
 _UNITS = {"": 1, "B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
@@ -38,7 +38,7 @@ def _parsed(name: str) -> str:
         raise ValueError(str(error)) from error
 
 
-class Allocation(Part):
+class QuantizeAllocation(RecipePart):
     """How bits are chosen under a budget."""
 
     candidates: list[str] = Field(default_factory=lambda: ["w2a8", "w3a8", "w4a8", "w8a8"], min_length=1)
@@ -62,7 +62,7 @@ class Allocation(Part):
         return [_parsed(name) for name in names]
 
 
-class Calibration(Part):
+class QuantizeCalibration(RecipePart):
     """What sensitivities, static scales and methods are measured on."""
 
     conditions: Conditions = "auto"
@@ -82,7 +82,7 @@ class Calibration(Part):
         return text
 
 
-class Evaluation(Part):
+class QuantizeEvaluation(RecipePart):
     """Held-out conditions and seeds that the result is measured on, and how often calls are timed."""
 
     conditions: Conditions = "auto"
@@ -113,9 +113,9 @@ class QuantizeRecipe(PipelineRecipe):
     """Keep what the layers make of a first text token that is always the same in full precision."""
     split_skips: bool = True
     """Shortcut convolutions of a UNet as two halves with scales of their own."""
-    allocation: Allocation = Allocation()
-    calibration: Calibration = Calibration()
-    evaluation: Evaluation = Evaluation()
+    allocation: QuantizeAllocation = QuantizeAllocation()
+    calibration: QuantizeCalibration = QuantizeCalibration()
+    evaluation: QuantizeEvaluation = QuantizeEvaluation()
     per_step: bool = False
     """With a scheme: bits per row of the plan, one rung below or above the scheme, for the same mean compute."""
     rungs: list[str] = Field(default_factory=list)

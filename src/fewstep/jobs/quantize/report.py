@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.files import read_tensors, write_text
 from fewstep.jobs.quantize.recipe import QuantizeRecipe
-from fewstep.report import Block, Code, Column, Facts, Highlight, Highlights, ImageGrid, Note, Page, Row, Table, save
+from fewstep.report import (
+    Block,
+    Code,
+    Column,
+    FactList,
+    Highlight,
+    Highlights,
+    ImageGrid,
+    Note,
+    Page,
+    Table,
+    TableRow,
+    save,
+)
 from fewstep.runs import Run
 
 if TYPE_CHECKING:
@@ -104,7 +117,7 @@ def write_report(run: Run, recipe: QuantizeRecipe, results: Results) -> Path:
     blocks += _learned(results)
     blocks += [
         _layers(results),
-        Facts("Environment", {k: str(v) for k, v in results["environment"].items()}),
+        FactList("Environment", {k: str(v) for k, v in results["environment"].items()}),
         Code("Use it", _use(run)),
         Code("Command", results["environment"]["command"]),
     ]
@@ -162,10 +175,10 @@ def _parts(results: Results) -> Table:
         seen = pictures.get(name) or pictures["all"]
         apart = len(part.get("first_token", ()))
         sizes = [part[key] / 1e6 for key in ("disk_before", "disk_after", "resident_after")]
-        rows.append(Row(name, [*sizes, part["bits_per_weight"], seen["psnr"], seen["ssim"], apart]))
+        rows.append(TableRow(name, [*sizes, part["bits_per_weight"], seen["psnr"], seen["ssim"], apart]))
     for name in ("all", "all + Q-Sched"):
         if name in pictures and (len(results["parts"]) > 1 or "Q-Sched" in name):
-            rows.append(Row(name, [None] * 4 + [pictures[name]["psnr"], pictures[name]["ssim"], None]))
+            rows.append(TableRow(name, [None] * 4 + [pictures[name]["psnr"], pictures[name]["ssim"], None]))
     growth = ", ".join(f"{k} {size(v)}" for k, v in results["measured"]["peak_growth"].items() if v is not None)
     text = f"Memory beyond the weights while one image is drawn: {growth or 'not measured here'}."
     return Table("Each part", columns, rows, text=text, corner="part")
@@ -177,7 +190,7 @@ def _sweep(allocation: Results) -> Table:
         Column("solution"),
     ]  # fmt: skip
     rows = [
-        Row(t["name"], [t["bytes"], t["damage"], t["error"], "optimal" if t["proven"] else "time limit"])
+        TableRow(t["name"], [t["bytes"], t["damage"], t["error"], "optimal" if t["proven"] else "time limit"])
         for t in allocation["tried"]
     ]
     text = (
@@ -195,7 +208,8 @@ def _learned(results: Results) -> list[Block]:
         if part.get("reconstruction"):
             columns = [Column("before", better="lower", digits=6), Column("after", digits=6), Column("kept")]
             rows = [
-                Row(e["name"], [e["before"], e["after"], "yes" if e["kept"] else "no"]) for e in part["reconstruction"]
+                TableRow(e["name"], [e["before"], e["after"], "yes" if e["kept"] else "no"])
+                for e in part["reconstruction"]
             ]
             blocks.append(Table("Blocks reconstructed", columns, rows, text="Mean squared error of their outputs."))
         if part.get("per_step"):
@@ -204,7 +218,7 @@ def _learned(results: Results) -> list[Block]:
         found = results["corrections"]
         columns = [Column("error of the latents", better="lower", digits=6), Column("")]
         rows = [
-            Row(name, [t.get("error"), t.get("reason", "kept" if name == found["kept"] else "")])
+            TableRow(name, [t.get("error"), t.get("reason", "kept" if name == found["kept"] else "")])
             for name, t in found["tried"].items()
         ]
         text = "Mean square to full precision over the calibration items; the least one is the plan of the result."
@@ -217,7 +231,7 @@ def _rows(found: Mapping[str, Any]) -> Block:
         return Note("Bits per row", found["reason"])
     columns = [Column(f"{rung} alone", better="lower", digits=6) for rung in found["damage"]] + [Column("chosen")]
     values = zip(*found["damage"].values(), found["choice"], strict=True)
-    rows = [Row(str(k), list(row)) for k, row in enumerate(values)]
+    rows = [TableRow(str(k), list(row)) for k, row in enumerate(values)]
     text = (
         "Mean square of the latents to full precision when only this row runs the rung. Result: "
         + found["reason"]
@@ -241,7 +255,7 @@ def _layers(results: Results) -> Table:
     columns = [Column(name) for name in ("shape", "bits", "kernel", "sensitivity")]
     columns += [Column("before", "B", digits=0), Column("after", "B", digits=0), Column("reason")]
     rows = [
-        Row(
+        TableRow(
             f"{r['part']}.{r['name']}",
             ["x".join(map(str, r["shape"])), r["bits"], r["kernel"], r["sensitivity"], r["bytes_before"],
              r["bytes_after"], r["reason"]],

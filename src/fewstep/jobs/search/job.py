@@ -19,7 +19,7 @@ from fewstep.jobs.search.report import tables, write_report
 from fewstep.metrics import load_features
 from fewstep.metrics.intervals import difference_interval, mean_interval
 from fewstep.pipelines import (
-    Generator,
+    PipelineSampler,
     attach,
     backbone_of,
     identity_of,
@@ -33,7 +33,15 @@ from fewstep.pipelines.process import training_scheduler
 from fewstep.plan import Plan
 from fewstep.report.terminal import to_rich
 from fewstep.runs import Run, environment
-from fewstep.schedules import DistributionMatch, Found, Model, Task, TeacherMatch, Trajectory, method
+from fewstep.schedules import (
+    DistributionMatch,
+    ModelInfo,
+    SearchResult,
+    SearchTask,
+    TeacherMatch,
+    Trajectory,
+    search_method,
+)
 from fewstep.schedules.objectives import Generate
 from fewstep.schedules.tuning import Family, Problem, searcher
 from fewstep.solvers import SOLVERS, grids
@@ -81,9 +89,9 @@ class _Job:
         if recipe.search.objective == "distribution":
             self.features = load_features(placed(recipe.search.features))  # may need a download: before all work
         self.pipe = recipe.opened()
-        self.generator = Generator(self.pipe, recipe.guidance, dict(recipe.call), recipe.batch)
+        self.generator = PipelineSampler(self.pipe, recipe.guidance, dict(recipe.call), recipe.batch)
         process, prediction = process_of(self.pipe, **recipe.call)
-        self.model = Model(process, prediction, blocks=len(prunable(backbone_of(self.pipe))))
+        self.model = ModelInfo(process, prediction, blocks=len(prunable(backbone_of(self.pipe))))
         self.identity = identity_of(self.pipe, max(1.0, recipe.guidance))
 
     # --- the teacher ------------------------------------------------------------------------------------------------
@@ -153,12 +161,12 @@ class _Job:
                     advance(int(spent) - done, note=f"best {best:.4f}")
                     done = int(spent)
 
-                task = Task(
+                task = SearchTask(
                     self.model, recipe.steps, self.objective, self.trajectory, settings.budget, settings.seed,
                     SOLVERS[settings.solver], storage=settings.storage or None, scratch=self.run.scratch("search"),
                     parts=frozenset(settings.parts), most_skipped=settings.most_skipped, watch=watch,
                 )  # fmt: skip
-                found = method(settings.method)(task)
+                found = search_method(settings.method)(task)
             plan = found.plan.replace(identity=self.identity)
             plan.save(file)
             return self._spent(found) | {"history": [list(point) for point in found.history]}
@@ -168,7 +176,7 @@ class _Job:
             found = found | {"q_sched": self._q_sched(Plan.load(file))}
         return found
 
-    def _spent(self, found: Found) -> dict[str, Any]:
+    def _spent(self, found: SearchResult) -> dict[str, Any]:
         calls = found.spent * self.recipe.search.items * self.recipe.steps
         teacher = self.recipe.teacher.steps * self.recipe.search.items
         return {

@@ -8,20 +8,20 @@ from pydantic import Field, field_validator, model_validator
 
 from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, PlainSolver, Seed, Seeds, one_of
 from fewstep.metrics import FEATURES
-from fewstep.recipes.base import Part
+from fewstep.recipes.base import RecipePart
 from fewstep.schedules import BY_GRADIENT, METHODS
 from fewstep.schedules.space import PARTS
 from fewstep.schedules.tuning import SEARCHERS
 
 
-class Teacher(Part):
+class SearchTeacher(RecipePart):
     """The fine trajectory that schedules are measured against: the same network with many evaluations."""
 
     steps: int = Field(60, ge=2)
     solver: PlainSolver = "unipc"
 
 
-class Search(Part):
+class SearchSettings(RecipePart):
     """How the schedule is searched."""
 
     method: str = "joint"
@@ -64,7 +64,7 @@ class Search(Part):
         return one_of(name, SEARCHERS)
 
 
-class Evaluation(Part):
+class SearchEvaluation(RecipePart):
     """Held-out conditions and seeds."""
 
     conditions: Conditions = "auto"
@@ -81,9 +81,9 @@ class ScheduleRecipe(PipelineRecipe):
     kind: Literal["schedule"] = "schedule"
     model: str = "emoji-teacher"
     steps: int = Field(6, ge=1, le=100)
-    teacher: Teacher = Teacher()
-    search: Search = Search()
-    evaluation: Evaluation = Evaluation()
+    teacher: SearchTeacher = SearchTeacher()
+    search: SearchSettings = SearchSettings()
+    evaluation: SearchEvaluation = SearchEvaluation()
 
     @model_validator(mode="after")
     def _finer(self) -> ScheduleRecipe:

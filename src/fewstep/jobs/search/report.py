@@ -14,14 +14,14 @@ from fewstep.report import (
     Block,
     Code,
     Column,
-    Facts,
+    FactList,
     Figure,
     Highlight,
     Highlights,
     ImageGrid,
     Page,
-    Row,
     Table,
+    TableRow,
     figures,
     plan_table,
     save,
@@ -45,7 +45,7 @@ def write_report(
         plan_table(
             next(iter(plans.values())), "The searched plan", "Times, noise levels and coefficients, row by row."
         ),
-        Facts("Environment", {k: str(v) for k, v in results["environment"].items()}),
+        FactList("Environment", {k: str(v) for k, v in results["environment"].items()}),
         Code("Use it", _use(run)),
         Code("Command", results["environment"]["command"]),
     ]
@@ -88,7 +88,7 @@ def tables(evaluation: Results, shown: int = 12) -> tuple[Table, Table]:
     """The best schedules, ours among them, and the rest."""
     columns = [Column("distance from the teacher", better="lower", digits=4), Column("on the search's items", digits=4)]
     order = sorted(evaluation["systems"], key=lambda n: evaluation["systems"][n]["mean"])
-    rows = [Row(n, [evaluation["systems"][n], -evaluation["on_search_items"][n]]) for n in order]
+    rows = [TableRow(n, [evaluation["systems"][n], -evaluation["on_search_items"][n]]) for n in order]
     first = next(iter(evaluation["systems"]))
     kept = [row for k, row in enumerate(rows) if k < shown or row.label == first]
     text = (

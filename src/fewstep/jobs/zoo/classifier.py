@@ -13,7 +13,7 @@ from fewstep.train.pictures import signed
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
 
-class Config(StageConfig):
+class ClassifierConfig(StageConfig):
     """Settings of the classifier; the defaults are those of the shipped `mnist-features`."""
 
     data: str = Field("mnist.npz", description="npz of MNIST, a folder or an npz whose captions are names of classes")
@@ -29,7 +29,7 @@ class Config(StageConfig):
     smoothing: float = Field(0.05, ge=0, lt=0.5, description="label smoothing, keeps features from saturating")
 
 
-def build(config: Config) -> Stage:
+def build(config: ClassifierConfig) -> Stage:
     """ClassNet with cross-entropy on randomly shifted pictures."""
     from fewstep.metrics.classifier import ClassNet
 

@@ -13,7 +13,7 @@ from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageCo
 from fewstep.zoo.text import text_config, tokens_of, train_tokenizer
 
 
-class Config(StageConfig):
+class ClipConfig(StageConfig):
     """Settings of the CLIP reward; it sees the training split only, like the generators."""
 
     steps: Count = 1000
@@ -30,7 +30,7 @@ class Config(StageConfig):
     text_layers: Count = 2
 
 
-def build(config: Config) -> Stage:
+def build(config: ClipConfig) -> Stage:
     """CLIPModel with the symmetric cross-entropy of arXiv 2103.00020; equal captions count as one class."""
     images, captions = config.pictures(config.split)
     tokenizer = train_tokenizer(captions)
@@ -62,7 +62,7 @@ def build(config: Config) -> Stage:
     return Stage(modules={"clip": model}, batch=batch, loss=loss, save=save)
 
 
-def clip_model(config: Config, tokenizer):  # type: ignore[no-untyped-def]
+def clip_model(config: ClipConfig, tokenizer):  # type: ignore[no-untyped-def]
     """A small CLIPModel for pictures in [-1, 1]."""
     from transformers import CLIPConfig, CLIPModel
 

@@ -11,13 +11,13 @@ from pydantic import Field
 
 from fewstep.latents import time_shift
 from fewstep.train.classes import classes_of
-from fewstep.train.latents import encode, open_vae, stratified_times
+from fewstep.train.latents import encode_pictures, open_vae, stratified_times
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 from fewstep.zoo.dit import NO_CLASS, class_denoiser, class_pipeline, flow_scheduler, forget_unused
 from fewstep.zoo.unet import ddim_scheduler
 
 
-class Config(StageConfig):
+class DiTConfig(StageConfig):
     """Settings of the class-conditional model; the defaults are those of the shipped `mnist-dit`."""
 
     data: str = Field("mnist.npz", description="npz of MNIST, a folder or an npz whose captions are names of classes")
@@ -38,14 +38,14 @@ class Config(StageConfig):
     shift: float = Field(0, ge=0, description="of a flow's times towards noise; 0: by the size of the latents")
 
 
-def build(config: Config) -> Stage:
+def build(config: DiTConfig) -> Stage:
     """DiTTransformer2DModel on latents; the loss is that of `noise_loss` or `flow_loss`."""
     images, captions = config.pictures()
     names, classes = classes_of(captions)
     vae = open_vae(config.vae, images)
     cuda = config.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    latents = encode(vae, images, captions, classes[:, None], device)
+    latents = encode_pictures(vae, images, captions, classes[:, None], device)
     nothing = torch.tensor([NO_CLASS])
     torch.manual_seed(config.seed)
     channels, side = latents.both.shape[2], latents.both.shape[-1]

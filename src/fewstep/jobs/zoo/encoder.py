@@ -14,7 +14,7 @@ from fewstep.latents import small_encoder
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
 
-class Config(StageConfig):
+class EncoderConfig(StageConfig):
     """Settings of the encoder."""
 
     steps: Count = 1000
@@ -34,7 +34,7 @@ class Config(StageConfig):
     contrast: Fraction = Field(0.4, description="largest change of contrast of a view")
 
 
-def build(config: Config) -> Stage:
+def build(config: EncoderConfig) -> Stage:
     """SimCLR (arXiv 2002.05709) on the mean of the tokens of two views of each picture."""
     images, _ = config.pictures()
     torch.manual_seed(config.seed)
@@ -71,7 +71,7 @@ def contrastive(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(alike, other)
 
 
-def view(pictures: Tensor, config: Config, generator: torch.Generator) -> Tensor:
+def view(pictures: Tensor, config: EncoderConfig, generator: torch.Generator) -> Tensor:
     """Pictures (B, 3, H, W) turned, zoomed, moved and changed in contrast at random; no mirror, which digits resent."""
     turn, zoom, across, down, contrast = (2 * torch.rand(5, len(pictures), generator=generator) - 1).unbind()
     angle, scale = turn * math.radians(config.turn), 1 + zoom * config.zoom

@@ -8,7 +8,7 @@ from fewstep.jobs.zoo import clip
 from fewstep.train.stage import Count, Stage
 
 
-class Config(clip.Config):
+class JudgeConfig(clip.ClipConfig):
     """Other seed, width, depth and patch than the reward; it knows the held-out combinations too."""
 
     seed: int = 23
@@ -19,6 +19,6 @@ class Config(clip.Config):
     text_layers: Count = 1
 
 
-def build(config: Config) -> Stage:
+def build(config: JudgeConfig) -> Stage:
     """The same loss as stage `clip`."""
     return clip.build(config)

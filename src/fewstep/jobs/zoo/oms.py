@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fewstep.denoiser import fingerprint
 from fewstep.train.classes import class_numbers
-from fewstep.train.latents import encode, open_any_pipeline
+from fewstep.train.latents import encode_pictures, open_any_pipeline
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 from fewstep.zoo import SHIPPED, shipped
 from fewstep.zoo.dit import NO_CLASS
@@ -17,7 +17,7 @@ from fewstep.zoo.oms import class_network, save_network, text_network
 from fewstep.zoo.text import tokens_of
 
 
-class Config(StageConfig):
+class OneMoreStepConfig(StageConfig):
     """Settings of One More Step."""
 
     pipeline: str = Field("emoji-teacher", description="shipped name or folder; its latents and its text encoder")
@@ -32,7 +32,7 @@ class Config(StageConfig):
     dropout: Fraction = Field(0.1, description="rate at which the condition is dropped, for guidance")
 
 
-def build(config: Config) -> Stage:
+def build(config: OneMoreStepConfig) -> Stage:
     """Mean squared error of v = -x0 in pure noise; the noise is independent of x0, so the optimum is -E[x0 | c]."""
     images, captions = config.pictures()
     pipe = open_any_pipeline(shipped(config.pipeline) if config.pipeline in SHIPPED else config.pipeline)
@@ -43,7 +43,7 @@ def build(config: Config) -> Stage:
         conditions, nothing = tokens_of(pipe.tokenizer, captions), tokens_of(pipe.tokenizer, [""])[0]
     else:
         conditions, nothing = class_numbers(captions, pipe.labels)[:, None], torch.tensor([NO_CLASS])
-    latents = encode(pipe.vae, images, captions, conditions, device)
+    latents = encode_pictures(pipe.vae, images, captions, conditions, device)
     channels, side = latents.both.shape[2], latents.both.shape[-1]
     torch.manual_seed(config.seed)
     if text is not None:

@@ -16,7 +16,7 @@ from fewstep.train.pictures import Mirror
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
 
-class Config(StageConfig):
+class QualityConfig(StageConfig):
     """Settings of the quality reward."""
 
     teacher: str = Field("runs/train-teacher", description="folder of stage teacher, whose bad samples are negatives")
@@ -30,7 +30,7 @@ class Config(StageConfig):
     smoothing: float = Field(0.05, ge=0, lt=0.5, description="label smoothing, keeps the logits informative")
 
 
-def build(config: Config) -> Stage:
+def build(config: QualityConfig) -> Stage:
     """QualityNet with binary cross-entropy. Positives: real pictures and their plain reconstructions (so that it
     judges the denoiser rather than the autoencoder). Negatives: corrupted pictures, decoded noisy latents, and
     samples of the teacher at too few steps, a quarter of each batch together with the corruptions."""

@@ -15,7 +15,7 @@ from fewstep.train.pictures import Mirror, signed
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
 
-class Config(StageConfig):
+class RaeConfig(StageConfig):
     """Settings of the decoder."""
 
     encoder: str = Field("runs/train-encoder", description="folder of stage encoder, a transformers folder or hub id")
@@ -32,13 +32,13 @@ class Config(StageConfig):
     )
 
 
-def build(config: Config) -> Stage:
+def build(config: RaeConfig) -> Stage:
     """The decoder alone is trained, with the reconstruction loss of stage `vae`."""
     torch.manual_seed(config.seed)
     return autoencoder_stage(config, FeatureAutoencoder.around(load_encoder(config.encoder), **shape(config)), 0.0)
 
 
-def shape(config: Config) -> dict[str, object]:
+def shape(config: RaeConfig) -> dict[str, object]:
     """The arguments of `FeatureAutoencoder` that these settings give.
 
     Raises:
@@ -55,7 +55,7 @@ def shape(config: Config) -> dict[str, object]:
     }
 
 
-def autoencoder_stage(config: Config, model: FeatureAutoencoder, mask: float) -> Stage:
+def autoencoder_stage(config: RaeConfig, model: FeatureAutoencoder, mask: float) -> Stage:
     """Training of what `model` has besides its frozen encoder; `mask`: share of pictures without a residual."""
     images, captions = config.pictures()
     mirror = Mirror(captions)

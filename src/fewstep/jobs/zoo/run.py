@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from fewstep.errors import FewstepError, RecipeError, nearest
 from fewstep.files import make_folders, read_json, user_path, write_folder, write_json
 from fewstep.ownership import MARKER, check, read_marker, write_marker
-from fewstep.train.loop import Progress, accelerator_for, fit
+from fewstep.train.loop import TrainingProgress, accelerator_for, fit
 from fewstep.train.shards import wanted as sharded
 from fewstep.train.stage import StageConfig
 from fewstep.written import fitted, read
@@ -129,7 +129,7 @@ def settings(kind: type[StageConfig], overrides: Sequence[str]) -> StageConfig:
 
 
 def _record(
-    stage: str, overrides: Sequence[str], config: StageConfig, progress: Progress, device: str
+    stage: str, overrides: Sequence[str], config: StageConfig, progress: TrainingProgress, device: str
 ) -> dict[str, Any]:
     command = shlex.join(["fewstep", "train", stage, *(word for item in overrides for word in ("--set", item))])
     return {

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from fewstep.train.latents import encode, open_pipeline
+from fewstep.train.latents import encode_pictures, open_pipeline
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 from fewstep.zoo.text import opens_in_float32, tokens_of
 from fewstep.zoo.unet import lcm_scheduler, pipeline
 
 
-class Config(StageConfig):
+class StudentConfig(StageConfig):
     """Settings of the student."""
 
     teacher: str = Field("runs/train-teacher", description="folder of stage teacher")
@@ -30,21 +30,21 @@ class Config(StageConfig):
     huber: Positive = Field(1e-3, description="c of sqrt(d^2 + c^2) - c")
 
 
-def build(config: Config) -> Stage:
+def build(config: StudentConfig) -> Stage:
     """Algorithm 1 of arXiv 2310.04378 with one fixed guidance scale and an uninformed guidance embedding."""
     images, captions = config.pictures()
     pipe = open_pipeline(config.teacher)
     cuda = config.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     tokens = tokens_of(pipe.tokenizer, captions)
-    latents = encode(pipe.vae, images, captions, tokens, device)
+    latents = encode_pictures(pipe.vae, images, captions, tokens, device)
     empty = tokens_of(pipe.tokenizer, [""])
     text, teacher = pipe.text_encoder.to(device).eval(), pipe.unet.to(device).eval()
     teacher.to(memory_format=torch.channels_last)
     student = copy.deepcopy(teacher)
     target = copy.deepcopy(teacher).requires_grad_(False)
     scheduler = lcm_scheduler(pipe.scheduler.config.prediction_type)
-    law = Consistency(scheduler, device)
+    law = ConsistencyFunction(scheduler, device)
     with torch.no_grad():
         nothing = text(empty.to(device)).last_hidden_state
 
@@ -87,7 +87,7 @@ def build(config: Config) -> Stage:
     return Stage({"unet": student}, batch, loss, save, frozen=frozen, state={"target": target}, after=after)
 
 
-class Consistency:
+class ConsistencyFunction:
     """The consistency function of a v-predicting network with the boundary scaling of diffusers' LCMScheduler."""
 
     def __init__(self, scheduler, device: torch.device) -> None:  # type: ignore[no-untyped-def]

@@ -10,7 +10,7 @@ from fewstep.latents import FeatureAutoencoder, load_encoder
 from fewstep.train.stage import Count, Fraction, Stage, Weight
 
 
-class Config(rae.Config):
+class SvgConfig(rae.RaeConfig):
     """Settings of residual encoder and decoder."""
 
     noise: Weight = Field(0.0, description="the decoder sees features with noise of a deviation |N(0, this)|")
@@ -21,7 +21,7 @@ class Config(rae.Config):
     mask: Fraction = Field(0.1, description="share of the pictures whose residual is a learned token, in training")
 
 
-def build(config: Config) -> Stage:
+def build(config: SvgConfig) -> Stage:
     """Decoder and residual encoder; the residual has the mean and deviation of the frozen tokens."""
     torch.manual_seed(config.seed)
     names = {"width": config.residual_width, "layers": config.residual_layers, "heads": config.residual_heads}

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from fewstep.train.latents import encode, open_vae, stratified_times
+from fewstep.train.latents import encode_pictures, open_vae, stratified_times
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig
 from fewstep.zoo.text import opens_in_float32, tokens_of, train_tokenizer
 from fewstep.zoo.unet import ddim_scheduler, denoiser, pipeline, text_encoder
 
 
-class Config(StageConfig):
+class TeacherConfig(StageConfig):
     """Settings of the teacher."""
 
     vae: str = Field("runs/train-vae", description="folder of stage vae")
@@ -28,14 +28,14 @@ class Config(StageConfig):
     caption_dropout: Fraction = 0.1
 
 
-def build(config: Config) -> Stage:
+def build(config: TeacherConfig) -> Stage:
     """UNet and text encoder trained together on latents; loss is the mean squared error of v (arXiv 2202.00512)."""
     images, captions = config.pictures()
     tokenizer = train_tokenizer(captions)
     vae = open_vae(config.vae, images)
     cuda = config.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    latents = encode(vae, images, captions, tokens_of(tokenizer, captions), device)
+    latents = encode_pictures(vae, images, captions, tokens_of(tokenizer, captions), device)
     empty = tokens_of(tokenizer, [""])[0]
     torch.manual_seed(config.seed)
     text = text_encoder(tokenizer, config.text_width, config.text_layers)

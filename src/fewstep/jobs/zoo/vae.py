@@ -13,7 +13,7 @@ from fewstep.train.pictures import Mirror, signed
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
 
-class Config(StageConfig):
+class VaeConfig(StageConfig):
     """Settings of the autoencoder."""
 
     steps: Count = 4000
@@ -27,7 +27,7 @@ class Config(StageConfig):
     kl_weight: Weight = Field(3e-4, description="weight of the mean KL per latent number")
 
 
-def build(config: Config) -> Stage:
+def build(config: VaeConfig) -> Stage:
     """AutoencoderKL trained with L1 over three scales, L1 of picture gradients, and a tiny KL."""
     images, captions = config.pictures()
     mirror = Mirror(captions)

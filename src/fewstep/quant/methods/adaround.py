@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.quant.grids import Grid, decode, fit
-from fewstep.quant.methods.base import METHODS, Method
+from fewstep.quant.grids import QuantGrid, decode, fit
+from fewstep.quant.methods.base import METHODS, RoundingMethod
 from fewstep.quant.methods.low_rank import output_error
 from fewstep.quant.scheme import Scheme, code_range
 
@@ -44,7 +44,7 @@ def limits(scheme: Scheme) -> tuple[int, int]:
 @torch.enable_grad()
 def learn(
     weight: Tensor, scheme: Scheme, second: Tensor | None, *, steps: int = 300, rate: float = 0.02, pull: float = 0.1
-) -> tuple[Tensor, Grid]:
+) -> tuple[Tensor, QuantGrid]:
     """Codes and grid for weight (rows, columns) and second moments H (columns, columns) of its inputs.
 
     Minimises tr((W - W_q) H (W - W_q)^T), which is the mean squared error of the layer's outputs over the whole
@@ -97,8 +97,8 @@ def flip(codes: Tensor, ends: tuple[Tensor, Tensor], difference: Tensor, scale: 
 
 
 @METHODS.register("adaround")
-def make(argument: str) -> Method:
+def make(argument: str) -> RoundingMethod:
     """`adaround` or `adaround:STEPS` (default 300)."""
     if argument and not (argument.isdigit() and int(argument) > 0):
         raise FewstepError("adaround takes a number of steps", value=argument, hint="Write adaround:300.")
-    return Method(round=functools.partial(learn, steps=int(argument or 300)), calibrated=True, uniform=True)
+    return RoundingMethod(round=functools.partial(learn, steps=int(argument or 300)), calibrated=True, uniform=True)

@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.quant.grids import Grid, Stored, fit, joined
+from fewstep.quant.grids import QuantGrid, StoredWeight, fit, joined
 from fewstep.quant.methods import low_rank, smoothing
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.statistics import LayerStatistics, input_range
 from fewstep.registry import Registry
 
-Rounder = Callable[[Tensor, Scheme, Tensor | None], tuple[Tensor, Grid]]
+Rounder = Callable[[Tensor, Scheme, Tensor | None], tuple[Tensor, QuantGrid]]
 """(weight (rows, columns) float32, scheme, second moments (columns, columns) of the inputs or None) -> codes, grid."""
 
 
-def nearest(weight: Tensor, scheme: Scheme, second: Tensor | None = None) -> tuple[Tensor, Grid]:
+def nearest_code(weight: Tensor, scheme: Scheme, second: Tensor | None = None) -> tuple[Tensor, QuantGrid]:
     """Round to nearest on the default grid."""
     return fit(weight, scheme)
 
 
 @dataclass(frozen=True)
-class Method:
+class RoundingMethod:
     """How codes are chosen, and what the method adds to a scheme.
 
     strength:
@@ -43,7 +43,7 @@ class Method:
         Steps of block reconstruction to follow (`fewstep.quant.reconstruct`), which needs runs of the whole model.
     """
 
-    round: Rounder = nearest
+    round: Rounder = nearest_code
     strength: float = 0.5
     smooth: bool = False
     rank: int = 0
@@ -58,21 +58,21 @@ class Method:
         return dataclasses.replace(scheme, smooth=smooth, rank=scheme.rank or self.rank)
 
 
-METHODS: Registry[Method] = Registry("quantization method", "fewstep.quant.methods")
+METHODS: Registry[RoundingMethod] = Registry("quantization method", "fewstep.quant.methods")
 
 
-def method_of(spec: str | Method) -> Method:
+def method_of(spec: str | RoundingMethod) -> RoundingMethod:
     """The method that a text such as `gptq`, `smoothquant:0.3` or `svdquant:16` names.
 
     Raises:
         FewstepError: unknown method, or one that does not understand its argument.
     """
-    return spec if isinstance(spec, Method) else METHODS.load(spec)
+    return spec if isinstance(spec, RoundingMethod) else METHODS.load(spec)
 
 
 def fitting(
-    shape: torch.Size, scheme: Scheme, method: Method, statistics: LayerStatistics | None, groups: int = 1
-) -> tuple[Scheme, Method, str]:
+    shape: torch.Size, scheme: Scheme, method: RoundingMethod, statistics: LayerStatistics | None, groups: int = 1
+) -> tuple[Scheme, RoundingMethod, str]:
     """Scheme and method that a layer of this weight shape can carry, and the reason where they are less than asked."""
     reasons = []
     if groups > 1 and (scheme.smooth or scheme.rank):
@@ -84,20 +84,20 @@ def fitting(
         scheme = dataclasses.replace(scheme, rank=most)
         reasons.append(f"small layer: float branch of rank {most}")
     if scheme.weight_format not in ("int", "asym") and method.uniform:
-        method = dataclasses.replace(method, round=nearest, calibrated=False)
+        method = dataclasses.replace(method, round=nearest_code, calibrated=False)
         reasons.append(f"{scheme.weight_format} has no uniform steps: rounded to nearest")
     if statistics is None and (scheme.smooth or scheme.calibrated or method.calibrated):
         how = "dynamic" if scheme.calibrated else scheme.activation_format
         scheme = dataclasses.replace(scheme, smooth=False, activation_format=how)
-        method = Method()
+        method = RoundingMethod()
         reasons.append("not reached by the calibration: rounded to nearest")
     return scheme, method, "; ".join(reasons)
 
 
 @torch.no_grad()
 def store(
-    weight: Tensor, scheme: Scheme, method: Method, statistics: LayerStatistics | None = None, groups: int = 1
-) -> Stored:
+    weight: Tensor, scheme: Scheme, method: RoundingMethod, statistics: LayerStatistics | None = None, groups: int = 1
+) -> StoredWeight:
     """What a layer of float weight (out, in / groups, ...) stores under a scheme; runs on the weight's device.
 
     Order: smoothing, then the float branch, then the method's rounding of what is left. Without statistics only
@@ -126,12 +126,12 @@ def store(
     else:
         codes, grid = _round_groups(matrix, scheme, method, second, groups)
     ranges = (None, None) if statistics is None else input_range(scheme, statistics, smooth, method.percentile)
-    return Stored(scheme, codes, grid, smooth, up, down, *ranges)
+    return StoredWeight(scheme, codes, grid, smooth, up, down, *ranges)
 
 
 def _round_groups(
-    matrix: Tensor, scheme: Scheme, method: Method, second: Tensor | None, groups: int
-) -> tuple[Tensor, Grid]:
+    matrix: Tensor, scheme: Scheme, method: RoundingMethod, second: Tensor | None, groups: int
+) -> tuple[Tensor, QuantGrid]:
     """Round the rows of each convolution group with the second moments of its own inputs."""
     if groups == 1 or second is None or scheme.per_tensor or scheme.weight_format == "nvfp4":
         return method.round(matrix, scheme, None if second is None else second.mean(0))

@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.quant.grids import Grid, fit
-from fewstep.quant.methods.base import METHODS, Method
+from fewstep.quant.grids import QuantGrid, fit
+from fewstep.quant.methods.base import METHODS, RoundingMethod
 from fewstep.quant.scheme import Scheme
 
 FRACTIONS = tuple(1 - 0.025 * i for i in range(31))
 
 
-def least_squares(weight: Tensor, scheme: Scheme, second: Tensor | None = None) -> tuple[Tensor, Grid]:
+def least_squares(weight: Tensor, scheme: Scheme, second: Tensor | None = None) -> tuple[Tensor, QuantGrid]:
     """Of 31 clipping points per group, the one of least squared error; columns weighted by their mean squared input."""
     return fit(weight, scheme, FRACTIONS, None if second is None else second.diagonal().clamp(min=1e-12))
 
 
 def at_percentile(
     weight: Tensor, scheme: Scheme, second: Tensor | None = None, *, percentile: float
-) -> tuple[Tensor, Grid]:
+) -> tuple[Tensor, QuantGrid]:
     """Clip each row (the tensor, if it has one scale) at a percentile of its magnitudes, groups at most there."""
     flat = weight.abs().reshape(1, -1) if scheme.per_tensor else weight.abs()
     rank = max(1, round(percentile / 100 * flat.shape[1]))
@@ -33,14 +33,14 @@ def at_percentile(
 
 
 @METHODS.register("clip")
-def make(argument: str) -> Method:
+def make(argument: str) -> RoundingMethod:
     """`clip` (least squares) or `clip:PERCENTILE`, also for static input scales, such as clip:99.9."""
     if not argument:
-        return Method(round=least_squares)
+        return RoundingMethod(round=least_squares)
     try:
         percentile = float(argument)
     except ValueError:
         percentile = 0.0
     if not 50 <= percentile <= 100:
         raise FewstepError("clip takes a percentile from 50 to 100", value=argument, hint="Write clip:99.9, or clip.")
-    return Method(round=functools.partial(at_percentile, percentile=percentile), percentile=percentile)
+    return RoundingMethod(round=functools.partial(at_percentile, percentile=percentile), percentile=percentile)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.quant.grids import Grid, decode, encode, fit
-from fewstep.quant.methods.base import METHODS, Method
+from fewstep.quant.grids import QuantGrid, decode, encode, fit
+from fewstep.quant.methods.base import METHODS, RoundingMethod
 from fewstep.quant.methods.low_rank import output_error
 from fewstep.quant.scheme import BLOCKS, Scheme
 
 
 def compensate(
     weight: Tensor, scheme: Scheme, second: Tensor | None, *, damping: float = 0.01, block: int = 128
-) -> tuple[Tensor, Grid]:
+) -> tuple[Tensor, QuantGrid]:
     """Codes and grid for weight (rows, columns) and second moments H (columns, columns) of its inputs.
 
     Column j is rounded on its grid; the rest moves by -(w_j - q_j) / U_jj U_j,j+1: with U the upper Cholesky factor of
@@ -63,7 +63,7 @@ def _upper_factor(hessian: Tensor) -> Tensor:
 
 
 @METHODS.register("gptq")
-def make(argument: str) -> Method:
+def make(argument: str) -> RoundingMethod:
     """`gptq` or `gptq:DAMPING` (default 0.01)."""
     try:
         damping = float(argument or 0.01)
@@ -71,5 +71,5 @@ def make(argument: str) -> Method:
         damping = 0.0
     if damping <= 0:
         raise FewstepError("gptq takes a positive damping", value=argument, hint="Write gptq:0.01.")
-    rounder: Callable[..., tuple[Tensor, Grid]] = functools.partial(compensate, damping=damping)
-    return Method(round=rounder, calibrated=True)
+    rounder: Callable[..., tuple[Tensor, QuantGrid]] = functools.partial(compensate, damping=damping)
+    return RoundingMethod(round=rounder, calibrated=True)

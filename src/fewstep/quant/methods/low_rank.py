@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fewstep.quant.grids import Grid, decode
+from fewstep.quant.grids import QuantGrid, decode
 from fewstep.quant.scheme import Scheme
 
-Rounder = Callable[[Tensor, Scheme, Tensor | None], tuple[Tensor, Grid]]
+Rounder = Callable[[Tensor, Scheme, Tensor | None], tuple[Tensor, QuantGrid]]
 _ALTERNATIONS = 3
 
 
@@ -39,13 +39,13 @@ def randomised_svd(matrix: Tensor, rank: int, seed: int = 0, power: int = 3, ext
 
 def split(
     matrix: Tensor, scheme: Scheme, round_: Rounder, second: Tensor | None = None, alternations: int = _ALTERNATIONS
-) -> tuple[Tensor, Tensor, Tensor, Grid]:
+) -> tuple[Tensor, Tensor, Tensor, QuantGrid]:
     """Branch (rows, rank), (rank, columns), codes and grid with up @ down + decode(codes) close to `matrix`.
 
     Branch and residual are fitted in turn, the best pair under the error of the output (second moments given) or of the
     weight is kept: L = SVD_r(W - Q(R)), R = W - L. The first turn is SVDQuant's own.
     """
-    best: tuple[float, Tensor, Tensor, Tensor, Grid] | None = None
+    best: tuple[float, Tensor, Tensor, Tensor, QuantGrid] | None = None
     rounded = torch.zeros_like(matrix)
     for _ in range(1 + alternations):
         # in the type that is stored, so that the residual makes up for its rounding too

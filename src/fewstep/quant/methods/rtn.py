@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fewstep.quant.methods.base import METHODS, Method
+from fewstep.quant.methods.base import METHODS, RoundingMethod
 from fewstep.registry import no_argument
 
 
 @METHODS.register("rtn")
-def make(argument: str) -> Method:
+def make(argument: str) -> RoundingMethod:
     """Each weight to the nearest value of its group's grid."""
     no_argument("rtn", argument)
-    return Method()
+    return RoundingMethod()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from fewstep.errors import FewstepError
-from fewstep.quant.methods.base import METHODS, Method
+from fewstep.quant.methods.base import METHODS, RoundingMethod
 
 
 @METHODS.register("smoothquant")
-def make(argument: str) -> Method:
+def make(argument: str) -> RoundingMethod:
     """`smoothquant` or `smoothquant:ALPHA` with alpha from 0 to 1 (default 0.5; ViDiT-Q uses less)."""
-    return Method(strength=share("smoothquant", argument, 0.5), smooth=True, calibrated=True)
+    return RoundingMethod(strength=share("smoothquant", argument, 0.5), smooth=True, calibrated=True)
 
 
 def share(what: str, argument: str, default: float) -> float:

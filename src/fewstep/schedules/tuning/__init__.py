@@ -3,9 +3,17 @@
 from fewstep.schedules.tuning.family import Family
 from fewstep.schedules.tuning.jaq import JAQ
 from fewstep.schedules.tuning.least_squares import least_squares
-from fewstep.schedules.tuning.problem import Evaluation, Objective, Outcome, Problem
+from fewstep.schedules.tuning.problem import CandidateScore, Objective, Problem, SearchOutcome
 from fewstep.schedules.tuning.searchers import SEARCHERS, searcher
 
 __all__ = [
-    "JAQ", "SEARCHERS", "Evaluation", "Family", "Objective", "Outcome", "Problem", "least_squares", "searcher",
+    "JAQ",
+    "SEARCHERS",
+    "CandidateScore",
+    "Family",
+    "Objective",
+    "Problem",
+    "SearchOutcome",
+    "least_squares",
+    "searcher",
 ]  # fmt: skip

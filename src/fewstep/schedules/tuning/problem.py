@@ -45,7 +45,7 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class CandidateScore:
     """One candidate looked at: its numbers, mean score over the first `items` items, and the cost so far."""
 
     theta: tuple[float, ...]
@@ -55,7 +55,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchOutcome:
     """The best candidate that was scored on all items.
 
     gain: paired differences to the identity per item (n,), or None for a set-level objective.
@@ -68,7 +68,7 @@ class Outcome:
     spent: float
     on_boundary: bool
     gain: tuple[float, ...] | None
-    history: tuple[Evaluation, ...] = field(repr=False)
+    history: tuple[CandidateScore, ...] = field(repr=False)
 
 
 class BudgetSpentError(Exception):
@@ -92,12 +92,12 @@ class Problem:
         *,
         log: Path | None = None,
         spent: float = 0.0,
-        watch: Callable[[Evaluation], None] | None = None,
+        watch: Callable[[CandidateScore], None] | None = None,
     ) -> None:
         if objective.size < 1:
             raise FewstepError("the objective has no items", hint="Give at least one prompt and one seed.")
         self.plan, self.family, self.objective = plan, family, objective
-        self.spent, self.history, self._watch = spent, list[Evaluation](), watch
+        self.spent, self.history, self._watch = spent, list[CandidateScore](), watch
         self.budget = math.inf
         """Network calls that `score` may pay for in all; `searcher` sets it."""
         self._scores: dict[tuple[float, ...], list[float]] = {}
@@ -132,7 +132,7 @@ class Problem:
         else:
             value = self._set_level(key, folded, count)
         value = value if math.isfinite(value) else -math.inf
-        evaluation = Evaluation(key, value, count, self.spent)
+        evaluation = CandidateScore(key, value, count, self.spent)
         self.history.append(evaluation)
         if self._watch is not None:
             self._watch(evaluation)
@@ -144,7 +144,7 @@ class Problem:
         return self.budget - self.spent
 
     @property
-    def best(self) -> Evaluation:
+    def best(self) -> CandidateScore:
         """The best of all fully scored candidates so far, the earliest of equals."""
         return max((e for e in self.history if e.items == self.objective.size), key=lambda e: e.value)
 
@@ -152,7 +152,7 @@ class Problem:
         """Count network calls made outside `score` (a gradient costs about three forward passes)."""
         self.spent += times * items / self.objective.size
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> SearchOutcome:
         """The best of all fully scored candidates, the identity among them."""
         identity = self.family.identity(self.plan.steps)
         identity_value = self.score(identity)
@@ -161,7 +161,7 @@ class Problem:
         if self.objective.per_item:
             ours, theirs = (self._scores[self._folded(key)] for key in (best.theta, tuple(identity.tolist())))
             gain = tuple(a - b for a, b in zip(ours, theirs, strict=False))
-        return Outcome(
+        return SearchOutcome(
             theta=best.theta,
             value=best.value,
             identity_value=identity_value,
