@@ -23,6 +23,8 @@ def accvideo(
 ) -> Method:
     """AccVideo: jumps between stored key states of the teacher, and an adversary at each (arXiv 2503.19462).
 
+        loss = |u(x_k, t_k -> t_{k+1}) - (x_k - x_{k+1}) / (t_k - t_{k+1})|^2 on stored x_k;  + adversarial at each k
+
     Key states are those at the times of the student's steps. source: where the discriminator's features come from, the
     teacher's last blocks in the paper. No data, no noising.
     """

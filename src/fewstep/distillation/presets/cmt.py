@@ -30,6 +30,8 @@ from fewstep.process import Process
 def cmt(process: Process, *, steps: int = 1, pairs: str = "all") -> Method:
     """Consistency mid-training: plain regression of jumps between stored states of the teacher (arXiv 2509.24526).
 
+        loss = E |u_{s,t}(x_t) - (x_t - x_s) / (t - s)|^2 on stored states x_t, x_s (written for the straight path)
+
     pairs: `all` learns the flow map, `to-end` the consistency function. The times are the true ones of the store.
     """
     return Method(
@@ -53,6 +55,8 @@ def mf_rae(
     stages: tuple[float, float] = (0.12, 0.95),
 ) -> Method:
     """MF-RAE: mid-training, MeanFlow with the teacher's velocity by differences, then with the data's (2511.13019).
+
+        loss: `cmt`, then `mean_flow` with v the teacher's velocity, then with v = noise - data
 
     shift: of the times, sqrt(numbers per sample / 4096) in the paper. stages: ends of the first two.
     """

@@ -33,6 +33,8 @@ def decoupled_dmd(
 ) -> Method:
     """Decoupled DMD: matching at all noise levels, guidance only below the student's own (arXiv 2511.22677).
 
+        grad = E_t[w_t (C - F)] dx/dtheta + (g - 1) E_{t < t_k}[w_t (F_u - F_c)] dx/dtheta
+
     match: False leaves guidance alone, which collapses. cleaner: False draws guidance at all levels (DMD with two
     re-noisings). floor: of both normalisers (CDM's; the paper is silent). Four passes a step, DMD has three.
     each, step_condition: as in dmd2.

@@ -14,6 +14,8 @@ from fewstep.process import Process
 def diff_instruct(process: Process, *, start: float | None = None, mean: float = -1.2, std: float = 1.2) -> Method:
     """Diff-Instruct: critic minus teacher without guidance or normaliser, one step (arXiv 2305.18455).
 
+        grad = E_t[C(x_t) - F(x_t)] dx/dtheta
+
     start: process time of the call (the paper: sigma 1 on CIFAR-10). mean, std: of log(sigma / alpha).
     """
     time = one_step_time(process, sigma=1.0) if start is None else start

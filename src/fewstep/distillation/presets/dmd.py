@@ -21,6 +21,8 @@ from fewstep.process import Process
 def dmd(process: Process, *, guidance: float = 3.0, pairs: float = 0.25, floor: float = 1e-5) -> Method:
     """DMD: critic against guided teacher, and regression on the teacher's own paths (arXiv 2311.18828).
 
+        grad = E_t[w_t (C(x_t) - F^g(x_t))] dx/dtheta,  w_t = 1 / mean |x - F^g(x_t)|;  + pairs |x(z) - y|^2
+
     pairs: weight of the regression, 0 without a trajectory store. The paper's distance is LPIPS; here mean squares.
     floor: as in dmd2.
     """

@@ -33,6 +33,9 @@ def dmd2(
 ) -> Method:
     """DMD2: backward simulation, five critic updates per student's, adversary on critic features (arXiv 2405.14867).
 
+        grad = E_k E_t[w_t (C(x_t) - F^g(x_t))] dx_k/dtheta,  w_t = 1 / mean |x - F^g(x_t)|;
+        + adversarial E softplus(-D(x_t));  critic: |C(x_t) - x|^2 and D, `ratio` times as often
+
     adversarial: 0 trains without data. reads, modules, channels: whose layers the adversary reads; the critic's are
     trained with it, the teacher's (FastGen, a port with another adversary) not. simulate: False
     starts from noised data as FastGen does (a mismatch with sampling). each: a random call per sample; the paper draws

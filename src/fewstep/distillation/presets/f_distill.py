@@ -36,6 +36,8 @@ def f_distill(
 ) -> Method:
     """f-distill: the adversary's density ratio weighs DMD2's gradient, `forward_kl` covers modes (arXiv 2502.15681).
 
+        grad = E_t[h(r_t) w_t (C(x_t) - F^g(x_t))] dx/dtheta,  r_t = p_data(x_t) / p_student(x_t) = exp(logit)
+
     The ratio is read from the features of the critic's own call, so that it costs no pass (FastGen: the teacher's).
     each, floor: as in dmd2.
     """

@@ -33,6 +33,8 @@ def flash_dmd(
 ) -> Method:
     """Flash-DMD, first stage: structure from matching at noisy calls, texture from an adversary later (2511.20549).
 
+        grad = E_{k < noisy} E_t[w_t (C - F^g)] dx_k/dtheta;  + adversarial E softplus(-D(x_j)) at a later call j
+
     noisy: how many first calls are matched (half; not stated in the paper). source: features of clean samples, such as
     `Encoder` of a frozen SAM with the decoder; without one the teacher's features of noised samples. adversarial and
     pull are not published: those of DMD2 and SenseFlow. floor, step_condition: as in dmd2.

@@ -28,6 +28,8 @@ def ladd(
 ) -> Method:
     """LADD: an adversary on the teacher's features at random noise levels, students of noised data (arXiv 2403.12015).
 
+        loss = -E_t D(features of F at x_t);  D: hinge loss + penalty |D(y_t + noise) - D(y_t)|^2 on real y
+
     penalty: of the approximate R1 (FastGen: 100 to 1000). mean, std: of the logit of the discriminator's time, the knob
     between structure (noisy) and texture (clean). source: other features than those of the teacher's `modules`. The
     paper distils on synthetic data of the teacher.

@@ -43,6 +43,8 @@ def lcm(
 ) -> Method:
     """Latent consistency distillation: jumps to the data agree after one guided DDIM step (arXiv 2310.04378).
 
+        loss = huber(f(x_t, t) - sg f_ema(Phi_{m,t}(x_t), m)),  f = c_skip x + c_out G,  Phi a DDIM step with guidance
+
     highest, told: draw guidance up to `highest` and tell the student as this condition (`timestep_cond` in diffusers).
     """
     grid = UniformGrid(parts)
@@ -68,7 +70,10 @@ def lcm(
 def consistency_distillation(
     process: Process, *, steps: int = 2, guidance: float = 1.0, parts: int = 18, order: int = 2, decay: float = 0.95
 ) -> Method:
-    """Consistency distillation on EDM's grid: a second-order step of the teacher, then the student (2303.01469)."""
+    """Consistency distillation on EDM's grid: a second-order step of the teacher, then the student (2303.01469).
+
+        loss = |f(x_t, t) - sg f_ema(Phi_{m,t}(x_t), m)|^2,  Phi one Heun step of the teacher
+    """
     grid = KarrasGrid(parts)
     term = FlowMapTerm(
         Intervals(grid, middle=PreviousGridPoint(grid)),
@@ -87,7 +92,10 @@ def consistency_distillation(
 
 @preset("ect")
 def ect(process: Process, *, steps: int = 2, q: float = 2.0, stages: int = 8, c: float = 0.0) -> Method:
-    """Easy consistency tuning: no teacher calls, the first leg shrinks as training goes on (arXiv 2406.14548)."""
+    """Easy consistency tuning: no teacher calls, the first leg shrinks as training goes on (arXiv 2406.14548).
+
+        loss = d(f(x_t, t), sg f(x_r, r)) / (t - r),  x_t and x_r of one data point and one noise
+    """
     term = FlowMapTerm(
         Intervals(LogNormal(-1.1, 2.0), middle=ShrinkingStep(q, stages)),
         TwoLeg(SameNoiseStep(), StudentJump()),

@@ -33,6 +33,8 @@ def mdt(
 ) -> Method:
     """MDT-dist: velocity matching and velocity distillation of a network of one time (arXiv 2509.04406).
 
+        loss = matching |u - sg(u - R)|^2 + distillation |x - sg(x + R)|^2,  R = (u - v^g) + t du/dt
+
     guidance, sample_guidance: of matching and of distillation; the authors' 40 and 100 count from 0. normalise: of the
     whole residual, which keeps the fixed point; the released code normalises the derivative alone, which does not; None
     is the paper's text, which needs its learning rate of 1e-8.

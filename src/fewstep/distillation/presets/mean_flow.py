@@ -62,6 +62,8 @@ def mean_flow(
 ) -> Method:
     """MeanFlow: the average velocity satisfies its own differential equation (arXiv 2505.13447).
 
+        loss = |u_{s,t}(x_t) - sg(v - (t - s) du/dt)|^2 / (same + c)^power,  v = noise - data or the teacher's
+
     teacher: the teacher's velocity (with `guidance`) in place of the data's, the distillation form (2511.13019).
     omega, kappa, interval: MeanFlow's own guidance, without a teacher. times: the paper's logit-normal law draws one
     time in 2,500 above 0.95, so that one step from pure noise is learned late; `uniform` suits small budgets.
@@ -95,6 +97,8 @@ def alpha_flow(
 ) -> Method:
     """alpha-Flow: discrete MeanFlow, from flow matching (share 1) towards the limit (arXiv 2510.20771).
 
+        loss = |u_{s,t} - sg(share v + (1 - share) u_{s,m}(x_m))|^2,  m = t - share (t - s): flow matching -> MeanFlow
+
     least: share of the jump that the first leg still takes at the end of the training. times: as in mean_flow.
     """
     law = law_of(times)
@@ -122,6 +126,8 @@ def lagrangian(
     least: float = 0.01,
 ) -> Method:
     """Lagrangian map distillation: the landing point moves with the teacher (arXiv 2406.07507).
+
+        loss = |u_{s,t} - sg(v(X_{s,t}(x_t), s) + (t - s) du/ds)|^2:  dX_{s,t}/ds = v(X_{s,t}, s)
 
     The only derivative is in the end time: cheap, and safe with fused attention by `derivative="difference"`.
     """

@@ -26,6 +26,8 @@ def mmd_ddm(
 ) -> Method:
     """MMD-DDM: unbiased MMD to real data through all calls of a deterministic chain, no critic (arXiv 2301.07969).
 
+        loss = E k(x, x') - 2 E k(x, y) + E k(y, y'),  k on features of samples x and of real y
+
     features: samples (B, ...) -> (B, d), such as a frozen Inception or CLIP on decoded samples; judge by others. The
     paper's grid begins at 1 - 1/steps of the range, here at the noisiest time.
     """

@@ -27,7 +27,10 @@ from fewstep.process import Process
 
 @preset("pcm")
 def pcm(process: Process, *, steps: int = 4, guidance: float = 5.0, parts: int = 48, huber: float = 1e-3) -> Method:
-    """Phased consistency model: as many segments as steps, sampled without fresh noise (arXiv 2405.18407)."""
+    """Phased consistency model: as many segments as steps, sampled without fresh noise (arXiv 2405.18407).
+
+        loss = huber(X_{e,t}(x_t) - sg X_{e,m}(Phi_{m,t}(x_t))),  e the lower edge of the segment of t
+    """
     grid = UniformGrid(parts)
     term = FlowMapTerm(
         Intervals(grid, SegmentEnd(UniformGrid(steps)), PreviousGridPoint(grid)),
@@ -60,6 +63,9 @@ def mlcm(
     data: bool = False,
 ) -> Method:
     """Multistep latent consistency without data: segments on the teacher's states, then milestones (arXiv 2406.05768).
+
+        loss = d(X_{e,t}(x_t), sg X_{e,m}(Phi_{m,t}(x_t))) in segments;
+        then d(f(x_t), sg f(Phi^p_{m,t}(x_t))), p steps of the teacher to the next edge m
 
     metric: the paper's is the distance of features of a latent perceptual network (`Features`).
     first_stage: share of the training within segments; 1 or 0 leaves a stage out. Within segments alone no jump to the

@@ -44,6 +44,8 @@ AVERAGE = 0.9999
 def reflow(process: Process, *, steps: int = 2, anneal: float = 0.0) -> Method:
     """Reflow: flow matching between the paired ends of stored trajectories (arXiv 2209.03003; InstaFlow 2309.06380).
 
+        loss = E_t |u(x_t, t) - (z - y)|^2,  x_t = (1 - t) y + t z,  (z, y): the teacher's noise and its sample
+
     anneal: share of the training over which the pairs are loosened (SlimFlow); 0 is plain reflow.
     """
     beta = Ramp(1.0, 0.0, last=anneal) if anneal else 0.0
@@ -58,6 +60,8 @@ def reflow(process: Process, *, steps: int = 2, anneal: float = 0.0) -> Method:
 @preset("perflow")
 def perflow(process: Process, *, steps: int = 4, guidance: float = 1.0, sub_steps: int = 8, order: int = 1) -> Method:
     """PeRFlow: reflow within as many windows of time as steps, solved while training (arXiv 2405.07510).
+
+        loss = E_t |u(x_t, t) - (x_b - x_a) / (t_b - t_a)|^2,  x_a solved by the teacher from x_b across the window
 
     sub_steps, order: of the teacher's solver across a window.
     """
@@ -79,6 +83,8 @@ def perflow(process: Process, *, steps: int = 4, guidance: float = 1.0, sub_step
 @preset("instaflow")
 def instaflow(process: Process, *, metric: Metric = SquaredError()) -> Method:
     """InstaFlow's last stage: one step to the stored end of a straightened flow (arXiv 2309.06380).
+
+        loss = d(z - u(z, 1), y),  (z, y): noise and sample of the straightened flow
 
     Run `reflow` first, store trajectories of its student, and distil that student on them; metric: L2, then LPIPS.
     """
@@ -102,6 +108,9 @@ def slim_flow(
     two_steps: float = 1.0,
 ) -> Method:
     """SlimFlow: annealed reflow, then one step from exact pairs and from two steps of its own flow (arXiv 2407.12718).
+
+        loss = reflow with z = sqrt(1 - beta^2) z + beta fresh, beta -> 0;
+        then |x(z) - y|^2 + two_steps |x(z) - sg x_two_steps(z)|^2
 
     For a student smaller than its teacher. The training must take reflow_steps + distil_steps updates. symmetry: of the
     teacher, such as a flip of pictures, applied to both ends of half of the pairs. anneal: share of the reflow over

@@ -23,6 +23,8 @@ def sid(
 ) -> Method:
     """SiD: the Fisher divergence by the score identity, differentiated through teacher and critic (arXiv 2404.04057).
 
+        loss = E_t[w_t <F - C, (F - x) - alpha (F - C)>] at x_t,  w_t = 1 / mean |x - F(x_t)|
+
     guidance: of teacher and, unless `critic_guidance` is given, critic alike (LSG, arXiv 2406.01561). start: process
     time of the call. alpha above 1 is safe from a good start only; 1 always descends on Gaussians.
     drop: rate of the critic's samples without condition (LSG: 0.1). floor: as in dmd2.

@@ -37,6 +37,8 @@ def sid_few_step(
 ) -> Method:
     """Few-step SiD: one student and one critic for all calls, chosen at random per batch (2505.12674, 2509.25127).
 
+        loss = E_k E_t[w_t <F - C, (F - x_k) - alpha (F - C)>],  x_k what call k makes, noised to t
+
     guidance, critic_guidance: (4.5, 4.5) LSG, (1, 0) Zero-CFG, (1, -1) Anti-CFG. adversarial: above 0 needs data; its
     heads are small networks on critic features, where the paper reads the features themselves as logits. each: a random
     call per sample; the paper draws one for the batch, which collapses at large learning rates.

@@ -32,6 +32,8 @@ def tdm(
 ) -> Method:
     """TDM: what a deterministic step leads to, noised on within that step's own interval (arXiv 2503.06674).
 
+        grad = E_k E_t[w_t d'(C(y_t) - F^g(y_t))] dx/dtheta,  y_t: state after call k noised on to t_{k+1} < t < t_k
+
     start: first call as a part of the range (the demo: 0.9), used where the noisiest state holds data. overlap: noise
     up to the noisiest time instead, which makes one critic follow several laws. floor: as in dmd2. The number of steps
     is not told to the networks (TDM-unify).
