@@ -31,6 +31,7 @@ from fewstep.executor import sample
 from fewstep.files import read_json, write_json
 from fewstep.jobs.distill.job import DistillJob
 from fewstep.jobs.distill.networks import drawable, student_of
+from fewstep.jobs.zoo import run as train
 from fewstep.latents import load_latent
 from fewstep.metrics.classifier import load_classifier
 from fewstep.metrics.distances import energy_distance, frechet, psnr
@@ -45,7 +46,6 @@ from fewstep.runs import Run
 from fewstep.runs.environment import environment
 from fewstep.solvers import SOLVERS, grids
 from fewstep.testing.mixture import Mixture
-from fewstep.train import run as train
 from fewstep.zoo import shipped
 
 TRAIN, SIDE, DRAWN = 2000, 32, 500

@@ -48,7 +48,7 @@ alone. Fréchet distances, paired by seed, 95 % interval of the difference; less
 
 ## What was and was not reproduced
 
-- Exact (`tests/distill`): the stages' targets and their fixed point, times of stored states, differences against
+- Exact (`tests/distillation`): the stages' targets and their fixed point, times of stored states, differences against
   forward derivatives, randomness shared by the three evaluations of a difference.
 - Reproduced at small scale: the table above.
 - Changed: stored states carry their true times; the released code labels the states of a shifted grid as evenly spaced,

@@ -52,7 +52,7 @@ Means over seeds; in brackets the range over seeds. "Exact": what perfect networ
 {emoji}
 ## What was and was not reproduced
 
-- Reproduced exactly (`tests/systems/test_one_more_step.py`): for Gaussian data of 64x64 pixels the plain sampler keeps
+- Reproduced exactly (`tests/jobs/test_one_more_step.py`): for Gaussian data of 64x64 pixels the plain sampler keeps
   60 %, 20 % and 2.5 % of the class mean when the brightness within a class has standard deviation 0.1, 0.3 and 1; with
   the extra row the mean is exact. The standard deviation (92 %, 61 %, 22 %) is hardly changed: One More Step repairs
   the conditional mean alone.

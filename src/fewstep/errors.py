@@ -1,4 +1,4 @@
-"""One error type for every mistake a user can make: what is wrong, the value found, and the mend."""
+"""One error type for every mistake a user can make: what is wrong, the value found, and the hint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class FewstepError(ValueError):
-    """A mistake the user can repair; the message names the thing, its value and the mend."""
+    """A mistake the user can repair; the message names the thing, its value and the hint."""
 
     def __init__(self, what: str, *, value: object = None, hint: str = "") -> None:
         self.what, self.value, self.hint = what, value, hint

@@ -6,6 +6,7 @@ import torch
 
 from fewstep.errors import FewstepError
 from fewstep.jobs.distill import run as distil
+from fewstep.jobs.zoo import run
 from fewstep.jobs.zoo.dit import flow_loss
 from fewstep.jobs.zoo.encoder import EncoderConfig, contrastive, view
 from fewstep.latents import load_encoder, load_latent
@@ -14,7 +15,6 @@ from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 from fewstep.recipes import load
 from fewstep.runs import Run
-from fewstep.train import run
 
 SMALL = ["size=16", "steps=2", "batch=8", "warmup=0", "device=cpu"]
 TINY = ["width=16", "layers=1", "heads=2"]

@@ -15,7 +15,7 @@ from fewstep.files import read_json, read_tensors
 # A student as well as a VAE would do; the VAE is the cheapest stage that draws noise, flips and pictures.
 PROGRAM = """
 import sys
-from fewstep.train import run
+from fewstep.jobs.zoo import run
 run("vae", sys.argv[2:], sys.argv[1])
 """
 

@@ -9,8 +9,8 @@ import torch
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
+from fewstep.jobs.zoo import run
 from fewstep.pipelines import backbone_of
-from fewstep.train import run
 
 SMALL = ["size=32", "steps=2", "batch=8", "warmup=0", "device=cpu"]
 

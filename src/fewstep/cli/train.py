@@ -30,8 +30,8 @@ def train(
     """Train one stage of the small models, on CPU or GPU. Killed, the same command goes on from its last checkpoint."""
     from rich.markup import escape
 
+    from fewstep.jobs.zoo import run
     from fewstep.runs import processes
-    from fewstep.train import run
 
     made = run(stage, overrides or [], out or Path("runs") / f"train-{stage}")
     if processes.leads():

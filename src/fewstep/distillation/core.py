@@ -1,6 +1,6 @@
 """What every objective is made of: models at times of shape (B,), who takes part, and what a term of a loss is.
 
-Nothing here trains. A term is a stateless function from the cast, a batch and the student's own samples to a loss; the
+Nothing here trains. A term is a stateless function from the networks, a batch and the student's own samples to a loss; the
 trainer owns modules, optimizers and the order of updates.
 """
 

@@ -65,7 +65,7 @@ class Adversary:
     """The discriminator.
 
     make:
-        (cast, shape of one sample) -> its module, in `Cast.adversary` from then on.
+        (networks, shape of one sample) -> its module, in `Networks.adversary` from then on.
     term:
         Its own loss; the student's adversarial loss is one of `Method.terms`.
     with_critic:
@@ -80,7 +80,7 @@ class Adversary:
 
 @dataclass(frozen=True)
 class TargetNetwork:
-    """The slow student in `Cast.target`: target <- decay target + (1 - decay) student after every `every`-th step.
+    """The slow student in `Networks.target`: target <- decay target + (1 - decay) student after every `every`-th step.
 
     decay 0, every 1: the live student itself (no copy is kept). decay mu, every 1: its moving average. decay 0,
     every N: the student at the end of the previous stage (progressive distillation); the teacher at first.

@@ -1,6 +1,6 @@
 """Directions: clean predictions whose velocity says where a trajectory goes at the start of a jump.
 
-A direction is called with (cast, jump, states x (B, ...), times (B,)) and returns a clean prediction (B, ...) without
+A direction is called with (networks, jump, states x (B, ...), times (B,)) and returns a clean prediction (B, ...) without
 gradient and the forward passes it took.
 """
 

@@ -1,6 +1,6 @@
 """Legs of a two-leg target: ways to carry states from one time down to another without gradient.
 
-A leg is called with (cast, jump, states x (B, ...), times t and `to` (B,)) and returns the states at `to` and the
+A leg is called with (networks, jump, states x (B, ...), times t and `to` (B,)) and returns the states at `to` and the
 forward passes it took. Samples whose leg has no length stay where they are.
 """
 

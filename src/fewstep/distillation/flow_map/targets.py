@@ -25,7 +25,7 @@ class TargetValue:
 
 
 JumpTarget = Callable[[Networks, Jump, Tensor], TargetValue]
-"""Called with (cast, jump, the student's clean prediction (B, ...) without gradient), under `no_grad`."""
+"""Called with (networks, jump, the student's clean prediction (B, ...) without gradient), under `no_grad`."""
 
 
 @dataclass(frozen=True)

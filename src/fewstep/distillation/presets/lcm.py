@@ -72,7 +72,7 @@ def consistency_distillation(
 ) -> Method:
     """Consistency distillation on EDM's grid: a second-order step of the teacher, then the student (2303.01469).
 
-        loss = |f(x_t, t) - sg f_ema(Phi_{m,t}(x_t), m)|^2,  Phi one Heun step of the teacher
+    loss = |f(x_t, t) - sg f_ema(Phi_{m,t}(x_t), m)|^2,  Phi one Heun step of the teacher
     """
     grid = KarrasGrid(parts)
     term = FlowMapTerm(
@@ -94,7 +94,7 @@ def consistency_distillation(
 def ect(process: Process, *, steps: int = 2, q: float = 2.0, stages: int = 8, c: float = 0.0) -> Method:
     """Easy consistency tuning: no teacher calls, the first leg shrinks as training goes on (arXiv 2406.14548).
 
-        loss = d(f(x_t, t), sg f(x_r, r)) / (t - r),  x_t and x_r of one data point and one noise
+    loss = d(f(x_t, t), sg f(x_r, r)) / (t - r),  x_t and x_r of one data point and one noise
     """
     term = FlowMapTerm(
         Intervals(LogNormal(-1.1, 2.0), middle=ShrinkingStep(q, stages)),

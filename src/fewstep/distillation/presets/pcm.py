@@ -29,7 +29,7 @@ from fewstep.process import Process
 def pcm(process: Process, *, steps: int = 4, guidance: float = 5.0, parts: int = 48, huber: float = 1e-3) -> Method:
     """Phased consistency model: as many segments as steps, sampled without fresh noise (arXiv 2405.18407).
 
-        loss = huber(X_{e,t}(x_t) - sg X_{e,m}(Phi_{m,t}(x_t))),  e the lower edge of the segment of t
+    loss = huber(X_{e,t}(x_t) - sg X_{e,m}(Phi_{m,t}(x_t))),  e the lower edge of the segment of t
     """
     grid = UniformGrid(parts)
     term = FlowMapTerm(

@@ -1,1 +1,7 @@
-"""One file per training stage, each with `Config` and `build(config) -> Stage`."""
+"""Training of the models that ship with the package: `fewstep train STAGE`."""
+
+from __future__ import annotations
+
+from fewstep.jobs.zoo.run import STAGES, run
+
+__all__ = ["STAGES", "run"]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from pydantic import ValidationError
@@ -37,7 +37,7 @@ def run(stage: str, overrides: Sequence[str], out: str | Path) -> Path:
     if stage not in STAGES:
         raise FewstepError("unknown training stage", value=stage, hint=nearest(stage, STAGES))
     module = importlib.import_module(f"fewstep.jobs.zoo.{stage}")
-    config, out = settings(module.Config, overrides), user_path(out)
+    config, out = settings(config_of(stage), overrides), user_path(out)
     accelerator = accelerator_for(config)
     if sharded(config.shard):
         raise FewstepError(
@@ -104,6 +104,13 @@ def _move_up(out: Path, older: bool) -> None:
         shutil.rmtree(target) if target.is_dir() else None
         item.replace(target)
     shutil.rmtree(made)
+
+
+def config_of(stage: str) -> type[StageConfig]:
+    """The class of a stage's settings: what its `build` takes."""
+    build = importlib.import_module(f"fewstep.jobs.zoo.{stage}").build
+    found: type[StageConfig] = get_type_hints(build)["config"]
+    return found
 
 
 def settings(kind: type[StageConfig], overrides: Sequence[str]) -> StageConfig:

@@ -13,7 +13,7 @@ from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, VPDiscrete
 from fewstep.transition import first_state
-from tests.distill.gaussians import FLOW, batch_of, cast_of, counted, generator, labels, made_of, normal, perfect
+from tests.distillation.gaussians import FLOW, batch_of, cast_of, counted, generator, labels, made_of, normal, perfect
 
 FOUR = (1.0, 0.75, 0.5, 0.25)
 

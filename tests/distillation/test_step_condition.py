@@ -20,7 +20,7 @@ from fewstep.testing.digits import DigitNetwork
 from fewstep.testing.mixture import Mixture
 from fewstep.testing.toy import PointNetwork, Toy
 from fewstep.testing.training import distil, engine_of
-from tests.distill.gaussians import FLOW, batch_of, cast_of, generator, made_of, normal
+from tests.distillation.gaussians import FLOW, batch_of, cast_of, generator, made_of, normal
 
 VELOCITY = Prediction("velocity")
 FEW = ("sid_few_step", "dmd2", "decoupled_dmd", "flash_dmd")

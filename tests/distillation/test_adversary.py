@@ -26,7 +26,7 @@ from fewstep.distillation.taps import features, watch
 from fewstep.distillation.times import FixedTimes, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
-from tests.distill.gaussians import FLOW, batch_of, cast_of, generator, made_of, normal
+from tests.distillation.gaussians import FLOW, batch_of, cast_of, generator, made_of, normal
 
 SIZE = 6
 

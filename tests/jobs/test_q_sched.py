@@ -93,7 +93,7 @@ def test_a_killed_run_ends_with_the_same_artifacts(tmp_path):
     overrides = settings("sd", tmp_path)
     execute(tmp_path / "whole", overrides)
     script = (
-        "import sys; from pathlib import Path; from tests.systems import test_q_sched as t;"
+        "import sys; from pathlib import Path; from tests.jobs import test_q_sched as t;"
         "t.execute(Path(sys.argv[1]), sys.argv[2:])"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "killed"), *overrides]

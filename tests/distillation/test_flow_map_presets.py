@@ -23,7 +23,7 @@ from fewstep.train.distillation import defaults
 from fewstep.train.loop import learning_rate
 from fewstep.train.stage import StageConfig
 from fewstep.transition import ddim_step
-from tests.distill.gaussians import generator
+from tests.distillation.gaussians import generator
 
 PRESETS = {
     "accvideo": {"steps": 2, "adversarial": 0.0},

@@ -19,7 +19,7 @@ from fewstep.distillation.flow_map.key_states import (
 from fewstep.distillation.rollout import BackwardSimulation
 from fewstep.errors import FewstepError
 from fewstep.process import RectifiedFlow
-from tests.distill.flow_map_exact import exact_teacher, generator, rough
+from tests.distillation.flow_map_exact import exact_teacher, generator, rough
 
 PROCESS = RectifiedFlow()
 STEPS = Chain((1.0, 0.6, 0.3), 0.0)

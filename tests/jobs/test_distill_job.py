@@ -252,7 +252,7 @@ def test_the_command_lists_every_method():
 PROGRAM = """
 import sys
 from pathlib import Path
-from tests.systems import test_distill_job as t
+from tests.jobs import test_distill_job as t
 t.execute(Path(sys.argv[1]), sys.argv[2:])
 """
 

@@ -20,7 +20,17 @@ from fewstep.distillation.times import FixedTimes, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
-from tests.distill.gaussians import FLOW, batch_of, cast_of, counted, generator, guided_pair, labels, made_of, normal
+from tests.distillation.gaussians import (
+    FLOW,
+    batch_of,
+    cast_of,
+    counted,
+    generator,
+    guided_pair,
+    labels,
+    made_of,
+    normal,
+)
 
 SIZE = 20_000
 KINDS = [

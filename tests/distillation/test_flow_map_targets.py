@@ -35,7 +35,7 @@ from fewstep.distillation.times import Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
-from tests.distill.flow_map_exact import (
+from tests.distillation.flow_map_exact import (
     MEAN,
     PROCESSES,
     STD,

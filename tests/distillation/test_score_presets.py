@@ -15,7 +15,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
 from fewstep.testing.toy import Toy, standard
 from fewstep.testing.training import train_toy
-from tests.distill.gaussians import counted, guided_pair
+from tests.distillation.gaussians import counted, guided_pair
 
 NAMES = [
     "decoupled_dmd",

@@ -31,7 +31,7 @@ from fewstep.distillation.score.weights import RATIOS
 from fewstep.distillation.times import FixedTimes, Uniform
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
-from tests.distill.gaussians import (
+from tests.distillation.gaussians import (
     FLOW,
     Line,
     batch_of,

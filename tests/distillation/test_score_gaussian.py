@@ -23,7 +23,7 @@ from fewstep.distillation.score import (
 from fewstep.distillation.times import FixedTimes, Uniform
 from fewstep.process import RectifiedFlow, VPContinuous, VPDiscrete
 from fewstep.transition import forward_step
-from tests.distill.gaussians import FLOW, Line, batch_of, cast_of, generator, guided_pair, labels, made_of, normal
+from tests.distillation.gaussians import FLOW, Line, batch_of, cast_of, generator, guided_pair, labels, made_of, normal
 
 SIZE = 200_000
 MU, V = 1.0, 0.25

@@ -7,7 +7,7 @@ import torch
 
 from fewstep.distillation.moments import GaussianKernel, MaximumMeanDiscrepancy, PolynomialKernel, discrepancy
 from fewstep.errors import FewstepError
-from tests.distill.gaussians import batch_of, cast_of, generator, made_of, normal
+from tests.distillation.gaussians import batch_of, cast_of, generator, made_of, normal
 
 
 def draw(count, dimension, mean, std, seed):

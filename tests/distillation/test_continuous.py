@@ -23,7 +23,7 @@ from fewstep.distillation.flow_map import (
 from fewstep.distillation.flow_map.frame import JumpCoefficients
 from fewstep.distillation.flow_map.term import normalised_residual
 from fewstep.process import Cosine, RectifiedFlow
-from tests.distill.flow_map_exact import (
+from tests.distillation.flow_map_exact import (
     MEAN,
     PROCESSES,
     STD,
