@@ -68,7 +68,7 @@ def test_no_heavy_library_is_loaded_by(code, more):
 
 @pytest.mark.slow
 def test_every_public_name_is_callable_whatever_is_imported():
-    """`fewstep.schedules.tuning` could not be a function and a package: importing the package would hide the function."""
+    """`fewstep.schedules.tuning` could not be a function and a package: importing it would hide the function."""
     output(VERBS)
 
 

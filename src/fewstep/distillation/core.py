@@ -1,7 +1,7 @@
-"""What every objective is made of: models at times of shape (B,), who takes part, and what a term of a loss is.
+"""What every objective is made of: networks, batch, the student's samples, and what a term of a loss is.
 
-Nothing here trains. A term is a stateless function from the networks, a batch and the student's own samples to a loss; the
-trainer owns modules, optimizers and the order of updates.
+Nothing here trains. A term is a stateless function from the networks, a batch and the student's own samples to a loss;
+the trainer owns modules, optimizers and the order of updates.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ CONTENT = (
 """Layers through which the condition shapes the picture: text attention and feed-forward, in the names of diffusers."""
 
 __all__ = [
-    "CONTENT", "Call", "LayerCost", "Maker", "ModelMetric", "Table", "costs", "damage_of", "eligible", "fitted", "grouped",
+    "CONTENT", "Call", "LayerCost", "Maker", "ModelMetric", "Table", "costs", "damage_of", "eligible", "fitted",
+    "grouped",
     "low_bit", "lowered", "maker", "measure", "multiply_adds", "recording", "replay", "rounding_to_nearest", "sqnr",
     "ssim",
 ]  # fmt: skip

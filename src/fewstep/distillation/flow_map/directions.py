@@ -1,7 +1,7 @@
 """Directions: clean predictions whose velocity says where a trajectory goes at the start of a jump.
 
-A direction is called with (networks, jump, states x (B, ...), times (B,)) and returns a clean prediction (B, ...) without
-gradient and the forward passes it took.
+A direction is called with (networks, jump, states x (B, ...), times (B,)) and returns a clean prediction (B, ...)
+without gradient and the forward passes it took.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class OdeSteps:
     """Steps of a model's probability flow, guided as the jump says.
 
     order:
-        1: DDIM (Euler on a straight path). 2: Heun on the circle (`heun_step`); a step to the data itself is first order.
+        1: DDIM (Euler on a straight path). 2: Heun on the circle (`heun_step`); a step to the data is first order.
     steps:
         Sub-steps, equal in time.
     who:

@@ -1,4 +1,4 @@
-"""Weights of jumps: functions (networks, jump, distances (B,)) -> weighted distances (B,); several are applied in turn."""
+"""Weights of jumps: (networks, jump, distances (B,)) -> weighted distances (B,); several are applied in turn."""
 
 from __future__ import annotations
 
