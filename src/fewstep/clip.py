@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fewstep.errors import FewstepError
+from fewstep.files import user_path
+from fewstep.tokens import warn_of_cut
 
 DEFAULT_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published CLIP weights, arXiv 2103.00020
 DEFAULT_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -79,6 +81,7 @@ class Clip:
     def _encode(self, prompts: list[str]) -> Tensor:
         length = self.model.config.text_config.max_position_embeddings
         # Padded to full length without a mask, as CLIP was trained: the text side is causal and reads the end token.
+        warn_of_cut(self.tokenizer, prompts, length)
         tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         pooled = self.model.text_model(input_ids=tokens.input_ids.to(self.device)).pooler_output
         return F.normalize(self.model.text_projection(pooled))
@@ -92,10 +95,12 @@ def load_clip(source: str, processor: str | None = None) -> Clip:
     """
     from transformers import AutoTokenizer, CLIPModel
 
+    if source.startswith("~"):
+        source = str(user_path(source))
     if (source.count("/") != 1 or source[0] in "./~") and "/" in source and not Path(source).is_dir():
         raise FewstepError("there is no such CLIP folder", value=source, hint="Check the path.")
     try:
-        model = CLIPModel.from_pretrained(source).float().eval().requires_grad_(False)
+        model = CLIPModel.from_pretrained(source, use_safetensors=True).float().eval().requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(processor or source)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise FewstepError(

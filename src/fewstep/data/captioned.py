@@ -14,6 +14,7 @@ import torch
 from fewstep.data.captions import beside, listed
 from fewstep.data.pictures import ENDINGS, OTHERS, from_array, read_picture
 from fewstep.errors import FewstepError
+from fewstep.files import user_path
 
 Broken = Literal["stop", "skip"]
 """What is done about a picture that cannot be read: an error that names it, or a warning and the others."""
@@ -65,9 +66,9 @@ def load(data: str = "emoji", split: str = "train", size: int = 64, broken: Brok
         return load_emoji(split)
     if data == "mnist":
         return load_mnist(split)
-    if data.endswith(".npz") and is_mnist(Path(data)):
+    if data.endswith(".npz") and is_mnist(user_path(data)):
         return load_mnist(split, data)
-    place = _split_place(Path(data), split)
+    place = _split_place(user_path(data), split)
     return _from_npz(place, size) if place.suffix == ".npz" else _from_folder(place, size, broken)
 
 

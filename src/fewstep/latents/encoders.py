@@ -113,7 +113,7 @@ def load_encoder(spec: str | Path) -> Encoder:
         hint = "Give a folder made by `fewstep train encoder`, a transformers folder, or a hub id."
         raise FewstepError("there is no such encoder", value=name, hint=hint)
     try:
-        model = AutoModel.from_pretrained(name, dtype=torch.float32)
+        model = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
     except Exception as error:  # transformers raises many kinds; users need one sentence
         raise FewstepError(
             f"cannot load an encoder: {str(error).splitlines()[0]}",

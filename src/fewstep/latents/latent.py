@@ -132,7 +132,9 @@ def open_autoencoder(spec: str | Path, size: int = 0) -> nn.Module:
         )
     kind = _class_of(place) if place.exists() else None
     try:
-        found = _known(kind).from_pretrained(place if place.exists() else name, dtype=torch.float32)
+        found = _known(kind).from_pretrained(
+            place if place.exists() else name, dtype=torch.float32, use_safetensors=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, FewstepError):
             raise

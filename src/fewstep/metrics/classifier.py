@@ -84,7 +84,7 @@ def load_classifier(folder: str | Path) -> ClassNet:
     if not Path(folder).is_dir():
         raise FewstepError("there is no such classifier", value=str(folder), hint="Check the path of the folder.")
     try:
-        network = ClassNet.from_pretrained(folder, dtype=torch.float32)
+        network = ClassNet.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise FewstepError(
             f"cannot load a ClassNet: {str(error).splitlines()[0]}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FewstepError
-from fewstep.files import read_json
+from fewstep.files import read_json, user_path
 from fewstep.zoo import SHIPPED, shipped
 
 INSIDE = Path("artifacts") / "pipeline"
@@ -28,7 +28,7 @@ def place_of(model: str | Path) -> Path:
     """
     if str(model) in SHIPPED:
         return shipped(str(model))
-    place = Path(model)
+    place = user_path(model)
     try:
         if place.is_file():
             raise _single_file(place)

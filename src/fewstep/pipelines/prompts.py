@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import fingerprint
-from fewstep.zoo.text import lost_words
+from fewstep.tokens import lost_words, warn_of_lost_words
 
 _NO_ENCODERS = ("unet", "transformer", "transformer_2", "vae", "image_encoder", "safety_checker", "scheduler")
 
@@ -54,14 +53,7 @@ class Prompts:
         self._told.update(new)
         readers = _readers(pipe, call)
         lost = {prompt: min((lost_words(t, prompt, n) for t, n in readers), key=len, default="") for prompt in new}
-        lost = {prompt: words for prompt, words in lost.items() if words}
-        if not lost:
-            return
-        some = "; ".join(f"{words.strip()!r} of {prompt[:40]!r}..." for prompt, words in list(lost.items())[:3])
-        more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
-        warnings.warn(
-            f"{len(lost)} of the prompts are longer than the text encoder reads; cut off: {some}{more}", stacklevel=3
-        )
+        warn_of_lost_words(lost)
 
     def _forget_others(self, pipe: Any) -> None:
         found = _Encoders(pipe)

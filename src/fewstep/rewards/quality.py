@@ -68,7 +68,7 @@ def quality(argument: str) -> QualityReward:
     if not Path(folder).is_dir():
         raise FewstepError("there is no such quality network", value=folder, hint="Check the path of the folder.")
     try:
-        network = QualityNet.from_pretrained(folder, dtype=torch.float32)
+        network = QualityNet.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise FewstepError(
             f"cannot load a QualityNet: {str(error).splitlines()[0]}",

@@ -82,7 +82,7 @@ def open_pipeline(path: str) -> Any:
     from diffusers import StableDiffusionPipeline
 
     _need(path, "model_index.json", "teacher")
-    return StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32, safety_checker=None)
+    return StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32, safety_checker=None, use_safetensors=True)
 
 
 def open_any_pipeline(path: str | Path) -> Any:
@@ -94,7 +94,7 @@ def open_any_pipeline(path: str | Path) -> Any:
     from diffusers import DiffusionPipeline
 
     _need(str(path), "model_index.json", "teacher")
-    pipe = DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     if getattr(pipe, "vae", None) is None:
         raise FewstepError("this pipeline has no latents", value=str(path), hint="Give one with an autoencoder.")
     pipe.vae.requires_grad_(False)

@@ -55,7 +55,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, str, str | None]:
     if kind not in CLASSES:
         raise FewstepError("this is no network for One More Step", value=kind, hint=hint)
     try:
-        network = getattr(diffusers, kind).from_pretrained(folder, dtype=torch.float32)
+        network = getattr(diffusers, kind).from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
         return network.eval().requires_grad_(False), str(about["prediction"]), about["latents"]
     except (OSError, ValueError, KeyError) as error:
         raise FewstepError(f"cannot load {folder}: {str(error).splitlines()[0]}", hint=hint) from error

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fewstep.files import read_json, write_json
+from fewstep.tokens import warn_of_cut
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -79,7 +80,8 @@ def opens_in_float32(folder: str | Path) -> None:
 
 
 def tokens_of(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
-    """Token ids (N, max_length) int64, padded and cut as the pipelines do it."""
+    """Token ids (N, max_length) int64, padded and cut as the pipelines do it; warns of words that are cut."""
+    warn_of_cut(tokenizer, captions, tokenizer.model_max_length)
     return tokenizer(
         list(captions),
         padding="max_length",
@@ -87,14 +89,3 @@ def tokens_of(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
         truncation=True,
         return_tensors="pt",
     ).input_ids
-
-
-def lost_words(tokenizer: Any, text: str, limit: int) -> str:
-    """The end of the text that does not fit into `limit` tokens, special ones included; empty where all of it does."""
-    ids = tokenizer(text, truncation=False, verbose=False)["input_ids"]
-    if len(ids) <= limit:
-        return ""
-    if not getattr(tokenizer, "is_fast", False):
-        return str(tokenizer.decode(ids[limit - 1 :], skip_special_tokens=True))
-    cut = tokenizer(text, truncation=True, max_length=limit, return_offsets_mapping=True)
-    return text[max(end for _, end in cut["offset_mapping"]) :]
