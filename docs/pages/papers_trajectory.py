@@ -53,7 +53,7 @@ PAPERS: tuple[Paper, ...] = (
         "and lets the guidance of the teacher be mild.",
         here="The consistency term with the end rule `Edge`: live student as its own target, one guided DDIM step of "
         "48 parts, element-wise Huber distance of states at the edge; sampled deterministically.",
-        missing="The adversarial loss on noised states at the edges (the parts exist: `Noised`, `Taps`).",
+        missing="The adversarial loss on noised states at the edges (the parts exist: `Noised`, `NetworkFeatures`).",
         claims=("mlcm",),
     ),
     Paper(
@@ -68,7 +68,7 @@ PAPERS: tuple[Paper, ...] = (
         here="Two stages by share of the training. The teacher's states take one guided step per segment that is left "
         "behind, as in algorithm 1; the second stage takes three sub-steps of the teacher between edges and four "
         "steps of the student for its samples, noised by fresh noise, which the paper's text says and its algorithm 2 "
-        "does not (`StudentRollout(same_noise=True)`). Live student as target, as there. Segments alone "
+        "does not (`StudentStates(same_noise=True)`). Live student as target, as there. Segments alone "
         "(`first_stage=1`) teach no jump to the data and are run as a deterministic chain.",
         missing="The latent perceptual distance (`metric=Features(...)` takes such a network), preference and "
         "adversarial stages.",
@@ -119,7 +119,7 @@ PAPERS: tuple[Paper, ...] = (
         "flow matching towards the limit. `lagrangian` (arXiv 2406.07507) differentiates in the end time alone, which "
         "is cheap, safe with fused attention, and asks the teacher where the student lands.",
         missing="Training at the paper's scale and from random weights: the student begins as the teacher. Improved "
-        "MeanFlow's loss is there as a direction (`Own`), not as a preset. alpha-Flow's sigmoid schedule is linear "
+        "MeanFlow's loss is there as a direction (`StudentVelocity`), not as a preset. alpha-Flow's sigmoid schedule is linear "
         "here.",
         claims=("cmt",),
     ),
@@ -216,8 +216,8 @@ PAPERS: tuple[Paper, ...] = (
         "adversary with one head per key time compares the student's states with the stored ones, which needs no "
         "noising because both live at the same time.",
         here="Jumps between consecutive key states, which are those of the student's own steps; the store must hold "
-        "them. The adversary judges the state that the student's call leads to, heads by `KeyHeads`, features by "
-        "`source` (the samples themselves unless given; `Taps('teacher', ...)` is the paper's).",
+        "them. The adversary judges the state that the student's call leads to, heads by `KeyStateHeads`, features by "
+        "`source` (the samples themselves unless given; `NetworkFeatures('teacher', ...)` is the paper's).",
         missing="The queues of generated states: the student's chain is run anew instead, which costs calls and is "
         "never out of date. Regression and adversary share an update, the paper steps them apart. Features from "
         "another block at the last key time.",
