@@ -108,7 +108,7 @@ def sample(
     rows = ready_rows(plan, device, dtype)
     # one 0-dim tensor per row, made here: making it in the loop would copy from host to device each time
     width = torch.promote_types(dtype, torch.float32)
-    times = plan.told.to(device=device, dtype=width).unbind()
+    times = plan.network_times.to(device=device, dtype=width).unbind()
     draws = [None if is_exactly(row.noise, 0.0) else noise.draw(shape).to(device=device, dtype=dtype) for row in rows]
 
     asked = [_at_scale(networks[row.network], row.guidance, k) for k, row in enumerate(rows)]

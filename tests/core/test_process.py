@@ -8,9 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewstep.errors import FewstepError
-from fewstep.network_time import NETWORK_TIMES, NetworkTime
 from fewstep.prediction import Prediction
-from fewstep.process import VE, Cosine, General, RectifiedFlow, VPContinuous, VPDiscrete, betas
+from fewstep.process import (
+    TIME_CONDITIONINGS,
+    VE,
+    Cosine,
+    General,
+    RectifiedFlow,
+    TimeConditioning,
+    VPContinuous,
+    VPDiscrete,
+    betas,
+)
 from fewstep.solvers import ddim, grids
 
 VP = [VPDiscrete.from_betas(), VPContinuous(), Cosine(), Cosine(offset=0.0)]
@@ -45,13 +54,13 @@ CLOCKS = {
 }
 
 
-@pytest.mark.parametrize("told", NETWORK_TIMES)
+@pytest.mark.parametrize("name", TIME_CONDITIONINGS)
 @pytest.mark.parametrize("process", ALL, ids=repr)
-def test_networks_are_told_time_as_they_were_trained(process, told):
-    named = dataclasses.replace(process, told=told)
+def test_networks_are_told_time_as_they_were_trained(process, name):
+    named = dataclasses.replace(process, time_conditioning=name)
     for share in (0.05, 0.4, 0.9):
         t = share * process.noisiest
-        assert named.network_time(t) == pytest.approx(CLOCKS[told](named.alpha(t), named.sigma(t)), rel=1e-9)
+        assert named.network_time(t) == pytest.approx(CLOCKS[name](named.alpha(t), named.sigma(t)), rel=1e-9)
         assert named.from_network_time(named.network_time(t)) == pytest.approx(t, rel=1e-9)
         assert (named.alpha(t), named.sigma(t)) == (process.alpha(t), process.sigma(t))
 
@@ -59,17 +68,17 @@ def test_networks_are_told_time_as_they_were_trained(process, told):
 def test_any_function_may_tell_the_time_and_plans_carry_it():
     """The labels of the first score networks: 0 at the noisiest of N levels in geometric order (arXiv 1907.05600)."""
     steps, low, high = 10, np.log(0.01), np.log(50.0)
-    index = NetworkTime(
-        lambda lam: (high + lam) / (high - low) * (steps - 1), lambda told: told * (high - low) / (steps - 1) - high
+    index = TimeConditioning(
+        lambda lam: (high + lam) / (high - low) * (steps - 1), lambda label: label * (high - low) / (steps - 1) - high
     )
     levels = np.geomspace(50.0, 0.01, steps)
-    plan = ddim(VE(50.0, told=index), Prediction("score"), grids.given(levels.tolist()))
+    plan = ddim(VE(50.0, time_conditioning=index), Prediction("score"), grids.given(levels.tolist()))
     assert [row.network_time for row in plan.rows] == pytest.approx(list(range(steps)), abs=1e-9)
-    plan = ddim(VE(50.0, told="sigma"), Prediction("score"), grids.given(levels.tolist()))
+    plan = ddim(VE(50.0, time_conditioning="sigma"), Prediction("score"), grids.given(levels.tolist()))
     assert [row.network_time for row in plan.rows] == pytest.approx(levels.tolist(), rel=1e-12)
     assert VE().network_time(80.0) == pytest.approx(np.log(80.0) / 4)  # EDM stays the default
     with pytest.raises(FewstepError, match="log_sigma"):
-        VE(told="log sigma").network_time(1.0)
+        VE(time_conditioning="log sigma").network_time(1.0)
 
 
 @pytest.mark.parametrize("process", VP, ids=repr)

@@ -99,3 +99,10 @@ def test_wrong_shapes_and_nan_never_reach_the_disk(tmp_path):
     with pytest.raises(FewstepError, match="not finite"):
         write(tmp_path, HEADER, lambda seeds, conditions: _solve(seeds, conditions) * float("nan"))
     assert not list((tmp_path / "shards").glob("*.safetensors"))
+
+
+def test_stores_written_before_an_option_of_processes_was_renamed_still_open(tmp_path):
+    write(tmp_path, replace(HEADER, process=HEADER.process.replace("time_conditioning=", "told=")), _solve)
+    assert "told=" in (tmp_path / "header.json").read_text()
+    assert TrajectoryStore.open(tmp_path, process=RectifiedFlow()).header == HEADER
+    assert write(tmp_path, HEADER, _solve) == 0

@@ -16,7 +16,6 @@ from fewstep.distillation.times import (
     Uniform,
     UniformInteger,
     annealed_beta,
-    endless,
     everywhere,
     part_of,
     shifted_fraction,
@@ -158,7 +157,7 @@ def test_intervals_without_upper_end_are_uniform_on_the_curve_of_edm():
 
 
 def test_kinds_of_processes():
-    assert [endless(p) for p in (FLOW, VP, EDM)] == [False, False, True]
+    assert [p.unbounded for p in (FLOW, VP, EDM)] == [False, False, True]
     assert [straight(p) for p in (FLOW, RectifiedFlow(3.0), VP, EDM)] == [True, True, False, False]
 
 

@@ -23,7 +23,7 @@ from fewstep.schedules import (
     s3,
     search_method,
 )
-from fewstep.schedules.learnable import settled
+from fewstep.schedules.learnable import detached
 from fewstep.schedules.predictor import Predictor
 from fewstep.schedules.space import ScheduleSpace
 from fewstep.solvers import SOLVERS, Decision, ddim, grids, unipc
@@ -97,12 +97,12 @@ def test_every_method_keeps_to_its_evaluations_and_saves(name, tmp_path):
 def test_the_gradient_of_a_grid_is_that_of_finite_differences():
     learnable = learn_grid(PROCESS, EPSILON, unipc, grids.uniform(PROCESS, 4))
 
-    def loss(gaps, told):
-        plan = learnable.build({"gaps": gaps, "told": told})
+    def loss(gaps, network_times):
+        plan = learnable.build({"gaps": gaps, "network_times": network_times})
         x = sample(plan, NETWORK, seeds=range(4), shape=(1,), dtype=torch.float64)
         return x.square().mean()
 
-    start = [learnable.start[name].clone().requires_grad_(True) for name in ("gaps", "told")]
+    start = [learnable.start[name].clone().requires_grad_(True) for name in ("gaps", "network_times")]
     slopes = torch.autograd.grad(loss(*start), start)
     for which, slope in enumerate(slopes):
         for k in range(len(slope)):
@@ -117,7 +117,7 @@ def test_the_gradient_of_a_grid_is_that_of_finite_differences():
 def test_a_learned_grid_starts_as_the_grid_it_is_given():
     grid = grids.uniform(PROCESS, 5)
     learnable = learn_scales(learn_grid(PROCESS, EPSILON, ddim, grid))
-    rows, wanted = settled(learnable.build(learnable.start)).rows, ddim(PROCESS, EPSILON, grid).rows
+    rows, wanted = detached(learnable.build(learnable.start)).rows, ddim(PROCESS, EPSILON, grid).rows
     for ours, theirs in zip(rows, wanted, strict=True):
         assert dict(ours.coefficients()) == pytest.approx(dict(theirs.coefficients()), abs=1e-12)
 

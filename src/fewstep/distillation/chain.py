@@ -24,7 +24,7 @@ from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers import grids
-from fewstep.solvers.stages import Stages, Update, settled
+from fewstep.solvers.stages import Stages, Update, plain
 from fewstep.transition import first_state, noise_like, transition
 
 
@@ -71,7 +71,7 @@ class Chain:
             fresh = torch.tensor(std, dtype=torch.float64)
             kept = (s.sigma[k + 1] ** 2 - fresh**2).clamp(min=0).sqrt()
             clean = s.alpha[k + 1] * s.data(k)
-            updates.append((clean if self.jumps[k] == 0 else clean + settled(kept) * s.noise(k), settled(fresh)))
+            updates.append((clean if self.jumps[k] == 0 else clean + plain(kept) * s.noise(k), plain(fresh)))
         updates.append((s.data(len(self) - 1), 0.0))
         return s.plan(updates, "student", fresh=self.fresh, jumps=list(self.jumps))
 

@@ -243,8 +243,9 @@ def _read_header(file: Path) -> StoreHeader:
     found = read_json(file)
     try:
         lists = {name: tuple(found[name]) for name in ("times", "shape", "conditions")}
-        return StoreHeader(**{**found, **lists})
-    except (TypeError, KeyError) as error:
+        process = found["process"].replace("told=", "time_conditioning=")  # as the option was called before
+        return StoreHeader(**{**found, **lists, "process": process})
+    except (TypeError, KeyError, AttributeError) as error:
         raise FewstepError(f"{file} is no header of a trajectory store ({error})", hint="Make it anew.") from error
 
 

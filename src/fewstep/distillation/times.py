@@ -211,13 +211,8 @@ class FixedTimes:
 
 
 def everywhere(process: Process, low: float = 0.02, high: float = 0.98) -> TimeDistribution:
-    """DMD's law of noise levels: uniform in time; on EDM's curve where noise has no upper end (DMD2 on EDM)."""
-    return KarrasTime(high, low) if endless(process) else Uniform(low, high)
-
-
-def endless(process: Process) -> bool:
-    """Whether noise has no upper end (VE): its range is then measured on EDM's curve, sigma^(1/7), not in sigma."""
-    return process.alpha(process.noisiest) == 1
+    """DMD's law of noise levels: uniform in time; on EDM's curve where sigma is unbounded (DMD2 on EDM)."""
+    return KarrasTime(high, low) if process.unbounded else Uniform(low, high)
 
 
 def straight(process: Process) -> bool:
@@ -228,7 +223,7 @@ def straight(process: Process) -> bool:
 
 def part_of(process: Process, t: Tensor) -> Tensor:
     """Fractions of the range of times (B,)."""
-    if not endless(process):
+    if not process.unbounded:
         return t / process.noisiest
     low, high = 0.002 ** (1 / 7), process.noisiest ** (1 / 7)
     return (t ** (1 / 7) - low) / (high - low)
@@ -236,7 +231,7 @@ def part_of(process: Process, t: Tensor) -> Tensor:
 
 def time_at(process: Process, u: Tensor) -> Tensor:
     """Times of fractions (B,) of the range (inverse of `part_of`)."""
-    if not endless(process):
+    if not process.unbounded:
         return process.noisiest * u
     low, high = 0.002 ** (1 / 7), process.noisiest ** (1 / 7)
     return (low + u * (high - low)) ** 7

@@ -135,8 +135,8 @@ class Plan:
         return torch.tensor([number(row.network_time) for row in self.rows], dtype=torch.float64)
 
     @property
-    def told(self) -> Tensor:
-        """What the network is told in each row, (K,) float64; carries gradients."""
+    def network_times(self) -> Tensor:
+        """The network time of each row, (K,) float64; carries gradients."""
         if any(isinstance(row.network_time, Tensor) and row.network_time.requires_grad for row in self.rows):
             return torch.stack([torch.as_tensor(row.network_time, dtype=torch.float64) for row in self.rows])
         return self._times

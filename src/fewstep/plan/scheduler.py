@@ -236,10 +236,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     def _prepare(self, device: torch.device) -> None:
         rows = self.plan.rows
         whole = all(number(r.network_time).is_integer() for r in rows)
-        self._times = self.plan.told.detach().float()
+        self._times = self.plan.network_times.detach().float()
         self.timesteps = self._times.to(device=device, dtype=torch.int64 if whole else torch.float32)
-        if self.plan.told.requires_grad:
-            self.timesteps = self.plan.told.to(device=device, dtype=torch.float32)
+        if self.plan.network_times.requires_grad:
+            self.timesteps = self.plan.network_times.to(device=device, dtype=torch.float32)
         levels = [number(r.sigma) for r in rows] + [number(self.plan.final_sigma)]
         self.sigmas = torch.tensor(levels)
         self.num_inference_steps = self.plan.steps

@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.files import read_tensors, write_tensors
 from fewstep.plan import Plan
-from fewstep.schedules.learnable import LearnableSchedule, settled
+from fewstep.schedules.learnable import LearnableSchedule, detached
 
 
 class DifferentiableObjective(Protocol):
@@ -28,7 +28,7 @@ class DifferentiableObjective(Protocol):
 
 @dataclass(frozen=True)
 class DescentResult:
-    """What a descent found: the plan with settled numbers, its validation score, and every look at it.
+    """What a descent found: the plan with plain numbers, its validation score, and every look at it.
 
     history: (round, validation score).
     """
@@ -76,7 +76,7 @@ def descend(
         looked = bool(state.history) and state.history[-1][0] == k
         if (k % look_every == 0 or k == rounds) and not looked:
             with torch.no_grad():
-                value = float(objective(settled(learnable.build(state.detached())), check).mean())
+                value = float(objective(detached(learnable.build(state.detached())), check).mean())
             state.note(k, value)
             if checkpoint is not None:
                 state.save(checkpoint)
@@ -92,7 +92,7 @@ def descend(
         state.step(slopes, 0.05 + 0.95 * (1 + math.cos(math.pi * k / rounds)) / 2)
     if state.best is None:
         raise NonFiniteError("every iterate of the descent gave NaN", hint="Lower the rate, or check the network.")
-    plan = settled(learnable.build(state.best))
+    plan = detached(learnable.build(state.best))
     value = max(v for _, v in state.history if math.isfinite(v))
     return DescentResult(plan, value, state.history[0][1], tuple(state.history))
 
@@ -144,6 +144,8 @@ class _State:
 
     def load(self, file: Path) -> None:
         kept = read_tensors(file)
+        if any(f"parameter.{name}" not in kept for name in self.parameters):
+            raise FewstepError("the checkpoint holds other parameters", value=str(file), hint="Delete it: start anew.")
         self.history = [(int(k), float(value)) for k, value in kept["history"].tolist()]
         self.round = self.history[-1][0]
         for name, p in self.parameters.items():

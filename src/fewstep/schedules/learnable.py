@@ -45,25 +45,25 @@ class LearnableSchedule:
 def learn_grid(
     process: Process, prediction: Prediction, solver: BoundSolver, grid: Grid, *, network_times: bool = True
 ) -> LearnableSchedule:
-    """LD3's parameters: the K - 1 inner times as shares of the range, and what the network is told of each.
+    """LD3's parameters: the K - 1 inner times as shares of the range, and the network time of each.
 
-    The shares are a softmax, hence the times fall for any parameters; the first and the end stay. A told time may move
-    by at most half of the smaller gap beside it (arXiv 2405.15506, section 3).
+    The shares are a softmax, hence the times fall for any parameters; the first and the end stay. A network
+    time may move by at most half of the smaller gap beside it (arXiv 2405.15506, section 3).
     """
     times = grid.times.detach().double()
     end = 0.0 if grid.end is None else grid.end
     gaps = -torch.cat([times, torch.tensor([end], dtype=torch.float64)]).diff()
     start = {"gaps": gaps.log()}
     if network_times:
-        start["told"] = torch.zeros(len(times), dtype=torch.float64)
+        start["network_times"] = torch.zeros(len(times), dtype=torch.float64)
 
     def build(parameters: Parameters) -> Plan:
         part = parameters["gaps"].softmax(0).cumsum(0)[:-1]
         learned = torch.cat([times[:1], times[0] - (times[0] - end) * part])
         plan = solver(process, prediction, Grid(learned, grid.end))
-        return _told(plan, parameters["told"]) if network_times else plan
+        return _moved(plan, parameters["network_times"]) if network_times else plan
 
-    return LearnableSchedule(start, build, {"gaps": 1.0, "told": 1.0})
+    return LearnableSchedule(start, build, {"gaps": 1.0, "network_times": 1.0})
 
 
 def learn_intermediate(
@@ -101,23 +101,23 @@ def learn_scales(base: LearnableSchedule | Plan) -> LearnableSchedule:
     return LearnableSchedule(start, build, {**inner.rates, "sample_scale": 0.1, "output_scale": 0.1})
 
 
-def settled(plan: Plan) -> Plan:
+def detached(plan: Plan) -> Plan:
     """The plan with learned scalars as plain numbers, ready to be saved."""
     rows = (row.map(lambda c: number(c) if not (isinstance(c, Tensor) and c.ndim) else c.detach()) for row in plan.rows)
     ends = {name: number(getattr(plan, name)) for name in ("final_alpha", "final_sigma", "prior_scale")}
     return plan.replace(rows=tuple(rows), **ends)
 
 
-def _told(plan: Plan, offsets: Tensor) -> Plan:
-    """The plan with what the network is told moved by at most half of the smaller gap beside it."""
-    told = torch.stack([torch.as_tensor(row.network_time, dtype=torch.float64) for row in plan.rows])
-    gaps = -told.diff()
+def _moved(plan: Plan, offsets: Tensor) -> Plan:
+    """The plan with each network time moved by at most half of the smaller gap beside it."""
+    times = plan.network_times
+    gaps = -times.diff()
     wide = gaps.new_full((1,), math.inf)
     room = 0.5 * torch.minimum(torch.cat([wide, gaps]), torch.cat([gaps, wide])).detach()
-    moved = told + torch.where(room.isfinite(), room, torch.zeros_like(room)) * offsets.tanh()
+    moved = times + torch.where(room.isfinite(), room, torch.zeros_like(room)) * offsets.tanh()
     # a network knows no time above the one of pure noise
     rows = (
-        dataclasses.replace(row, network_time=torch.minimum(t, told[0].detach()))
+        dataclasses.replace(row, network_time=torch.minimum(t, times[0].detach()))
         for row, t in zip(plan.rows, moved, strict=True)
     )
     return plan.replace(rows=tuple(rows))

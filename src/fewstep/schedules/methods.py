@@ -98,7 +98,7 @@ def search_gits(task: SearchTask) -> SearchResult:
 
 
 def search_ld3(task: SearchTask) -> SearchResult:
-    """Times, and what the network is told of them, by gradient (arXiv 2405.15506)."""
+    """Times and network times by gradient (arXiv 2405.15506)."""
     start, looked = _best_grid(task, task.steps)
     learnable = learn_grid(task.model.process, task.model.prediction, task.solver, start)
     return _descended(task, learnable, "ld3", task.budget, looked)
@@ -144,7 +144,7 @@ LEAST_DESCENT = 25
 
 
 def search_joint(task: SearchTask) -> SearchResult:
-    """Everything: S3 over times and strategies, then times, told times and Q-Sched's scalars by gradient.
+    """Everything: S3 over times and strategies, then times, network times and Q-Sched's scalars by gradient.
 
     The descent starts from the best schedule of the evolution and from LD3's own start, and the better end wins.
     """

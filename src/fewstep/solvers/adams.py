@@ -8,7 +8,7 @@ from fewstep.process import Process
 from fewstep.solvers.dpm_solver import multistep
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import choice, step
-from fewstep.solvers.stages import Stages, settled
+from fewstep.solvers.stages import Stages, plain
 
 ADAMS_BASHFORTH = {
     1: (1.0,),
@@ -65,9 +65,9 @@ def ipndm(process: Process, prediction: Prediction, grid: Grid, *, order: int = 
         if k > 0 and order > 1:
             ratio = s.alpha[k + 1] / s.alpha[k]
             push = s.sigma[k + 1] - s.sigma[k] * ratio
-            update = settled(ratio) * s.x(k)
+            update = plain(ratio) * s.x(k)
             for age, weight in enumerate(ADAMS_BASHFORTH[min(order, k + 1)]):
-                update = update + settled(push * weight) * s.noise(k - age)
+                update = update + plain(push * weight) * s.noise(k - age)
         updates.append((update, 0.0))
     return s.plan(updates, "ipndm", order=order)
 

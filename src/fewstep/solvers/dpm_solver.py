@@ -11,7 +11,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import FORMS, RULES, choice, estimate, kept, step, usable, weighted, weights
-from fewstep.solvers.stages import Stages, settled
+from fewstep.solvers.stages import Stages, plain
 
 
 def multistep(
@@ -119,7 +119,7 @@ def unipc(
             predicted = weights(s, form, k - 1, k, before, **options)  # type: ignore[arg-type]
             corrected = weights(s, form, k - 1, k, [*before, k], **options)  # type: ignore[arg-type]
             change = {j: w - predicted[j] if j in predicted else w for j, w in corrected.items()}
-            update = update + settled(kept(s, form, k, k + 1)) * weighted(s, form, change)
+            update = update + plain(kept(s, form, k, k + 1)) * weighted(s, form, change)
         before = usable(s, form, k + 1, history, variable)
         updates.append((update, 0.0))
     settings = {"order": order, "form": form, "corrector": corrector, "lower_order_final": lower_order_final}

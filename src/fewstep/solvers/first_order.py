@@ -9,7 +9,7 @@ from fewstep.plan import Combination, Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers.grids import Grid
-from fewstep.solvers.stages import Stages, settled
+from fewstep.solvers.stages import Stages, plain
 
 
 def ddim(process: Process, prediction: Prediction, grid: Grid, *, eta: float = 0.0) -> Plan:
@@ -45,5 +45,5 @@ def _updates(s: Stages, eta: float) -> list[tuple[Combination, Tensor]]:
         shrink = s.sigma[k + 1] * s.alpha[k] / (s.alpha[k + 1] * s.sigma[k])  # ratio of the two sigma / alpha
         fresh = eta * s.sigma[k + 1] * (1 - shrink**2).clamp(min=0).sqrt()
         kept = (s.sigma[k + 1] ** 2 - fresh**2).clamp(min=0).sqrt()
-        updates.append((settled(s.alpha[k + 1]) * s.data(k) + settled(kept) * s.noise(k), fresh))
+        updates.append((plain(s.alpha[k + 1]) * s.data(k) + plain(kept) * s.noise(k), fresh))
     return updates

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.errors import PlanError
 from fewstep.plan import Combination
-from fewstep.solvers.stages import Stages, settled
+from fewstep.solvers.stages import Stages, plain
 from fewstep.solvers.statistics import ModelStatistics
 from fewstep.solvers.taylor import Affine, ExactStep
 
@@ -42,14 +42,14 @@ class FittedForm:
     def value(self, j: int, base: int) -> Affine:
         """q at node j counted from `base`: e^{-S_j} f_j - Int_base^j e^{-S} b."""
         f = self._residual(j)
-        return (f, 0.0) if j == base else (settled(self._growth(j, base)) * f, -self._drift(j, base))
+        return (f, 0.0) if j == base else (plain(self._growth(j, base)) * f, -self._drift(j, base))
 
     def _residual(self, j: int) -> Combination:
         """f at node j."""
         if j not in self._residuals:
             s = self.s
             rho, slope = s.sigma[j] / s.alpha[j], self.statistics.at(s.lam(j))[0] / s.alpha[j]
-            self._residuals[j] = settled(rho) * s.noise(j) - settled(slope) * s.x(j)
+            self._residuals[j] = plain(rho) * s.noise(j) - plain(slope) * s.x(j)
         return self._residuals[j]
 
     def _node(self, j: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fewstep.errors import PlanError, nearest
 from fewstep.plan import Combination
-from fewstep.solvers.stages import Stages, settled
+from fewstep.solvers.stages import Stages, plain
 
 FORMS = ("noise", "data")
 VARIABLES = ("lambda", "rho", "time")
@@ -64,8 +64,8 @@ def step(s: Stages, form: str, base: int, target: int, nodes: Sequence[int], **o
     """The state at `target` from the state at `base` and the estimates at `nodes` (base first); see `weights`."""
     nodes = usable(s, form, target, nodes, options.get("variable", "lambda"))
     if len(nodes) == 1:  # DDIM in every form, and finite where one of the forms is not
-        return settled(s.alpha[target]) * s.data(base) + settled(s.sigma[target]) * s.noise(base)
-    moved = settled(kept(s, form, base, target)) * s.x(base)
+        return plain(s.alpha[target]) * s.data(base) + plain(s.sigma[target]) * s.noise(base)
+    moved = plain(kept(s, form, base, target)) * s.x(base)
     return moved + weighted(s, form, weights(s, form, base, target, nodes, **options))
 
 
@@ -73,7 +73,7 @@ def weighted(s: Stages, form: str, weight: dict[int, Tensor]) -> Combination:
     """The sum of the estimates times their weights."""
     total = Combination()
     for j, w in weight.items():
-        total = total + settled(w) * estimate(s, form, j)
+        total = total + plain(w) * estimate(s, form, j)
     return total
 
 

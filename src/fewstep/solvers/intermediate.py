@@ -14,7 +14,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import step
-from fewstep.solvers.stages import Stages, Update
+from fewstep.solvers.stages import Stages, Update, plain
 
 Numbers = Tensor | Sequence[float]
 
@@ -75,10 +75,8 @@ def amed(
     rows = list(plan.rows)
     for k in range(count):
         if a[k].requires_grad or float(a[k]) != 1:
-            told = process.network_time(a[k] * middles[k])
-            rows[2 * k + 1] = dataclasses.replace(
-                rows[2 * k + 1], network_time=told if told.requires_grad else float(told)
-            )
+            time = process.network_time(a[k] * middles[k])
+            rows[2 * k + 1] = dataclasses.replace(rows[2 * k + 1], network_time=plain(time))
     return plan.replace(rows=tuple(rows))
 
 

@@ -18,7 +18,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import choice
-from fewstep.solvers.stages import Stages, refuse_impossible, settled
+from fewstep.solvers.stages import Stages, plain, refuse_impossible
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _plan(
             update = s.x(base)
             for j, weight in enumerate(row):
                 if weight:
-                    update = update + settled(weight * span) * s.noise(base + j)
+                    update = update + plain(weight * span) * s.noise(base + j)
             updates.append((update, 0.0))
         base += len(block)
         if heads is not None and k + 1 < len(blocks):

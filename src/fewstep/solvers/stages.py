@@ -85,7 +85,7 @@ class Stages:
     def _estimate(self, kind: str, make: Callable[[Row, int, Prediction], Combination], k: int) -> Combination:
         if (kind, k) not in self._estimates:  # multistep solvers ask for each one several times
             # plain numbers where nothing is learned: combining 0-dim tensors would be most of a plan's time
-            self._estimates[kind, k] = make(self._rows[k].map(settled), k, self.prediction)
+            self._estimates[kind, k] = make(self._rows[k].map(plain), k, self.prediction)
         return self._estimates[kind, k]
 
     def plan(self, updates: Sequence[Update], solver: str, **settings: Any) -> Plan:
@@ -93,20 +93,20 @@ class Stages:
         rows = []
         for row, (update, noise, *constant) in zip(self._rows, updates, strict=True):
             tables = {
-                kind: {j: settled(c) for j, c in getattr(update, kind).items() if not _is_zero(c)}
+                kind: {j: plain(c) for j, c in getattr(update, kind).items() if not _is_zero(c)}
                 for kind in ("state", "output")
             }
-            offset = 0.0 if not constant or _is_zero(constant[0]) else settled(constant[0])
-            changed = {**tables, "noise": settled(noise), "offset": offset}
-            rows.append(Row(**{**vars(row.map(settled)), **changed}))
+            offset = 0.0 if not constant or _is_zero(constant[0]) else plain(constant[0])
+            changed = {**tables, "noise": plain(noise), "offset": offset}
+            rows.append(Row(**{**vars(row.map(plain)), **changed}))
         # plans are written as JSON, which has no infinity
         settings = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in settings.items()}
         first_alpha, first_sigma = float(self.alpha[0].detach()), float(self.sigma[0].detach())
         return Plan(
             rows=tuple(rows),
             prediction=self.prediction,
-            final_alpha=settled(self.alpha[-1]),
-            final_sigma=settled(self.sigma[-1]),
+            final_alpha=plain(self.alpha[-1]),
+            final_sigma=plain(self.sigma[-1]),
             prior_scale=first_sigma if first_alpha == 1.0 else math.hypot(first_alpha, first_sigma),
             origin={"solver": solver, "process": repr(self.process), "steps": len(self), **self._shift(), **settings},
         )
@@ -166,7 +166,7 @@ def refuse_outside(process: Process, times: Tensor) -> None:
         )
 
 
-def settled(value: Coefficient) -> Coefficient:
+def plain(value: Coefficient) -> Coefficient:
     """Numbers become floats; what depends on a learned grid stays a tensor."""
     if isinstance(value, Tensor):
         return value if value.requires_grad or value.ndim else float(value)

@@ -15,7 +15,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import RULES, choice, usable, weighted, weights
-from fewstep.solvers.stages import Stages, settled
+from fewstep.solvers.stages import Stages, plain
 
 TINY = torch.finfo(torch.float64).tiny
 """Least variance under a root, whose slope would be infinite at zero."""
@@ -59,10 +59,10 @@ def sde_dpm_solver_pp(
         forget = level**2 * h if level else torch.zeros_like(h)  # from pure noise 0 times infinity is 0
         kept = s.sigma[k + 1] / s.sigma[k] * torch.exp(-forget)
         fresh = s.sigma[k + 1] * (-torch.expm1(-2 * forget)).clamp(min=TINY).sqrt() if level else 0.0
-        updates.append((settled(kept) * s.x(k) + weighted(s, "data", weight), fresh))
-    told = [t if math.isfinite(t) else str(t) for t in (number(v) for v in levels)]
+        updates.append((plain(kept) * s.x(k) + weighted(s, "data", weight), fresh))
+    taus = [t if math.isfinite(t) else str(t) for t in (number(v) for v in levels)]
     settings = {"order": order, "rule": rule, "lower_order_final": lower_order_final}
-    return s.plan(updates, "sde_dpm_solver_pp", tau=told[0] if len({*told}) == 1 else told, **settings)
+    return s.plan(updates, "sde_dpm_solver_pp", tau=taus[0] if len({*taus}) == 1 else taus, **settings)
 
 
 def _levels(tau: float | Sequence[float] | Tensor, count: int) -> list[float | Tensor]:

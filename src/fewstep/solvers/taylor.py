@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fewstep.plan import Coefficient, Combination
 from fewstep.solvers.integrals import estimate, usable
-from fewstep.solvers.stages import Stages, Update, settled
+from fewstep.solvers.stages import Stages, Update, plain
 
 Affine = tuple[Combination, Coefficient]
 """A combination of states and outputs, and a constant."""
@@ -113,7 +113,7 @@ def integrate(s: Stages, strategies: Sequence[Strategy]) -> list[Update]:
             span = strategy.form.span(k, k + 1, len(points) + 1)
             predicted = _weights(s, span, k, nodes, points, strategy.relax)
             rest = _weighted(strategy.form, k, predicted)
-            kept = settled(span.kept)
+            kept = plain(span.kept)
             update = kept * here[0] + rest[0]
             constant = kept * here[1] + span.constant + rest[1]
             change = _change(s, strategy, k, nodes, predicted)
@@ -142,9 +142,9 @@ def _phi(k: int, z: Any, exp: Callable[[Any], Any]) -> Any:
 
 
 def _first_order(s: Stages, k: int, change: Affine) -> Affine:
-    update = settled(s.alpha[k + 1]) * s.data(k) + settled(s.sigma[k + 1]) * s.noise(k)
+    update = plain(s.alpha[k + 1]) * s.data(k) + plain(s.sigma[k + 1]) * s.noise(k)
     if change[0].output or change[0].state:  # of a corrected state, at the data estimate of the predicted one
-        kept = settled(s.sigma[k + 1] / s.sigma[k])
+        kept = plain(s.sigma[k + 1] / s.sigma[k])
         return update + kept * change[0], kept * change[1]
     return update, 0.0
 
@@ -167,15 +167,15 @@ def _weights(
 
     D_k = sum_j c_j (q_j - q_base) with sum_j c_j (lam_j - lam_base)^i / i! = delta_ik for i = 1..points[k - 1].
     """
-    weight: dict[int, Any] = {base: settled(span.moments[0])}
+    weight: dict[int, Any] = {base: plain(span.moments[0])}
     if not points:
         return weight
-    start = settled(s.lam(base))
-    h = settled(s.lam(base + 1)) - start
-    places = [(settled(s.lam(j)) - start) / h for j in nodes[1:]]
+    start = plain(s.lam(base))
+    h = plain(s.lam(base + 1)) - start
+    places = [(plain(s.lam(j)) - start) / h for j in nodes[1:]]
     inverses = {count: _inverse(places[:count]) for count in {*points}}
     for k, (moment, count) in enumerate(zip(span.moments[1:], points, strict=False), start=1):
-        scale = settled(moment) / h**k * (1 + relax * h if k == 1 else 1.0)
+        scale = plain(moment) / h**k * (1 + relax * h if k == 1 else 1.0)
         for i, j in enumerate(nodes[1 : count + 1]):
             part = scale * inverses[count][i][k - 1]
             weight[j] = weight[j] + part if j in weight else part
@@ -197,7 +197,7 @@ def _weighted(form: ExpansionForm, base: int, weight: dict[int, Coefficient]) ->
     constant: Coefficient = 0.0
     for j, w in weight.items():
         combination, offset = form.value(j, base)
-        total = total + settled(w) * combination
+        total = total + plain(w) * combination
         if isinstance(offset, Tensor):
             constant = constant + w * offset
     return total, constant

@@ -6,7 +6,7 @@ from fewstep.distillation.chain import Chain, one_step_time
 from fewstep.distillation.method import Critic, Method, OptimizerSettings, needing, preset
 from fewstep.distillation.rollout import one_step
 from fewstep.distillation.score import DenoisingLoss, ErrorNormalizer, ScoreDistillation, ScoreIdentity
-from fewstep.distillation.times import KarrasTime, LogNormal, Uniform, endless
+from fewstep.distillation.times import KarrasTime, LogNormal, Uniform
 from fewstep.process import Process
 
 
@@ -31,7 +31,7 @@ def sid(
     """
     theirs = guidance if critic_guidance is None else critic_guidance
     time = one_step_time(process) if start is None else start
-    unbounded = endless(process)
+    unbounded = process.unbounded
     levels = KarrasTime(0.8) if unbounded else Uniform(0.02, 0.98)
     return Method(
         {

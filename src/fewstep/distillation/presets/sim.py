@@ -6,7 +6,7 @@ from fewstep.distillation.chain import Chain, one_step_time
 from fewstep.distillation.method import Critic, Method, OptimizerSettings, needing, preset
 from fewstep.distillation.rollout import one_step
 from fewstep.distillation.score import DenoisingLoss, HuberGradient, ScoreDistillation, ScoreIdentity
-from fewstep.distillation.times import KarrasTime, LogNormal, Uniform, endless
+from fewstep.distillation.times import KarrasTime, LogNormal, Uniform
 from fewstep.process import Process
 
 
@@ -20,7 +20,7 @@ def sim(process: Process, *, huber: float = 0.00054, guidance: float = 1.0, star
     constant is not published). start: process time of the call.
     """
     time = one_step_time(process) if start is None else start
-    unbounded = endless(process)
+    unbounded = process.unbounded
     levels = KarrasTime(0.8) if unbounded else Uniform(0.02, 0.98)
     return Method(
         {"score": ScoreDistillation(ScoreIdentity(1.0, guidance), levels, slope=HuberGradient(huber))},
