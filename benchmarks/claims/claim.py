@@ -24,6 +24,9 @@ from fewstep.testing.training import distil, engine_of
 Make = Callable[[Process, int], Method]
 """(process, updates of the training) -> the method, its stages laid over these updates."""
 
+SETS = 4
+"""Sets of samples that are drawn of every student."""
+
 Numbers = dict[str, dict[str, float]]
 """Name of a draw -> metric -> value."""
 
@@ -101,7 +104,7 @@ class Real(Arm):
 
     def train(self, bed: DigitBed, updates: int, batch: int, seed: int, **settings: Any) -> Numbers:
         """Measurements of real samples."""
-        return {"": real(self.bed(bed), seed)}
+        return {"": averaged([real(self.bed(bed), SETS * seed + k) for k in range(SETS)])}
 
 
 def real(bed: DigitBed, seed: int = 0) -> dict[str, float]:
@@ -191,16 +194,24 @@ class Claim:
 
 
 def drawn(bed: DigitBed, student: Denoiser, steps: Chain, seed: int = 0) -> dict[str, float]:
-    """Measurements of a student's samples; worst of all where they are not finite.
+    """Measurements of a student's samples, averaged over sets of them: one set alone is as noisy as the training.
 
     Raises:
         FewstepError: samples that are not finite.
     """
     labels: Tensor = bed.asked()
-    samples = bed.samples(student, steps, labels, 7 + seed)
-    if not bool(samples.isfinite().all()):
-        raise FewstepError("the student's samples are not finite")
-    return bed.measures(samples, labels)
+    found = []
+    for k in range(SETS):
+        samples = bed.samples(student, steps, labels, 7 + SETS * seed + k)
+        if not bool(samples.isfinite().all()):
+            raise FewstepError("the student's samples are not finite")
+        found.append(bed.measures(samples, labels))
+    return averaged(found)
+
+
+def averaged(sets: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Every measurement's mean over sets."""
+    return {name: sum(one[name] for one in sets) / len(sets) for name in sets[0]}
 
 
 def score(numbers: Numbers | None, draw: str | None = None, metric: str = "frechet") -> float:

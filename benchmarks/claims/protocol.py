@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from claims.claim import REAL, Arm, Claim, Numbers, Question, score
+from claims.claim import REAL, SETS, Arm, Claim, Numbers, Question, score
 from fewstep.distillation.outline import outline
 from fewstep.errors import FewstepError
 from fewstep.metrics.intervals import seed_interval
@@ -213,6 +213,7 @@ def fingerprint(claim: Claim, name: str, bed: DigitBed) -> str:
     arm = claim.all_arms()[name]
     draws = {} if arm.draws is None else arm.draws(bed.process)
     told = [outline(arm.make(bed.process, 1000)), str(draws), str((arm.width, arm.share, arm.spent, arm.setting))]
+    told += [str(SETS)]
     told += [str((claim.rates, claim.momenta, claim.fixed))] if arm.share else [type(arm).__name__]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
 

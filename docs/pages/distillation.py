@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from methods import papers
-from parts import listed, shown, table
+from parts import command, listed, shown, table
 
 from fewstep.distillation.method import method, presets
 from fewstep.process import RectifiedFlow
@@ -66,7 +66,7 @@ more, once.
 - Options that the papers set for images were changed for points: {_options(results)}.
 - Left out: {listed(f"{name} ({why})" for name, why in results["left_out"].items())}.
 
-`python benchmarks/{e["command"]}`, commit {listed(f"`{c}`" for c in commits)},
+`{command(e)}`, commit {listed(f"`{c}`" for c in commits)},
 {e["device"]}, {e["threads"]} thread(s).
 """
 
@@ -131,7 +131,7 @@ more, once. The teacher in 64 steps: {found["references"]["guidance 1, 64 steps"
 
 Options that differ from the papers': {_options(found)}.
 
-`python benchmarks/{e["command"]}`, commit {listed(f"`{c}`" for c in commits)}, {e["device"]}, {e["threads"]} thread(s).
+`{command(e)}`, commit {listed(f"`{c}`" for c in commits)}, {e["device"]}, {e["threads"]} thread(s).
 """
 
 
@@ -190,7 +190,7 @@ The last lines are the teacher in as few steps.
 
 A minute of training on one thread shows that the engine works on a real pipeline; it does not rank the methods.
 
-`python benchmarks/{e["command"]}`, commit {listed(f"`{c}`" for c in commits)},
+`{command(e)}`, commit {listed(f"`{c}`" for c in commits)},
 {e["device"]}."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from parts import shown, table
+from parts import command, shown, table
 
 from fewstep.files import read_json
 
@@ -51,7 +51,7 @@ same batch. Target: {MEMORY}.
 
 {_true()}
 
-`python benchmarks/{e["command"]}`, commit `{e["commit"]}`, {e["device"]}, {e["threads"]} thread(s).
+`{command(e)}`, commit `{e["commit"]}`, {e["device"]}, {e["threads"]} thread(s).
 """
 
 

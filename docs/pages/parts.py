@@ -28,11 +28,17 @@ def listed(values: Iterable[object]) -> str:
     return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words) or "none"
 
 
+def command(environment: dict[str, Any]) -> str:
+    """The command of a benchmark as it is typed; older results name the script and its arguments alone."""
+    typed: str = environment["command"]
+    return typed if typed.startswith("python ") else f"python benchmarks/{typed}"
+
+
 def made_by(results: dict[str, Any]) -> str:
     """Command, commit, device and seconds."""
     e = results["environment"]
     return (
-        f"Command: `python benchmarks/{e['command']}`, commit `{e['commit']}`, {e['device']}, {e['threads']} thread(s),"
+        f"Command: `{command(e)}`, commit `{e['commit']}`, {e['device']}, {e['threads']} thread(s),"
         f"\n{results['seconds']:.0f} s."
     )
 

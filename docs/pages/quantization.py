@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parts import listed, table
+from parts import command, listed, table
 
 RESULTS = ("quantization.json", "quant-latency.json", "quant-true-size.json")
 PAGE = "quantization.md"
@@ -30,7 +30,7 @@ they do not.
 
 {models}
 
-`python benchmarks/{e["command"]}`, commit `{e["commit"]}`, {e["device"]}.
+`{command(e)}`, commit `{e["commit"]}`, {e["device"]}.
 
 ## Speed on a CPU
 
@@ -174,7 +174,7 @@ One evaluation of a small UNet (8 x 8 latents, batch 16), whose layers are too s
 
 {table(["scheme", "ms", "bytes in memory"], unet)}
 
-`python benchmarks/{e["command"]}`, commit `{e["commit"]}`, {e["device"]}, {e["threads"]} threads. Nothing was measured
+`{command(e)}`, commit `{e["commit"]}`, {e["device"]}, {e["threads"]} threads. Nothing was measured
 on a GPU."""
 
 
@@ -197,7 +197,7 @@ FLUX was only counted.
 
 {table(heads, rows)}
 
-`python benchmarks/{e["command"]}`, commit `{e["commit"]}`, {e["device"]}, {size["threads"]} thread(s)."""
+`{command(e)}`, commit `{e["commit"]}`, {e["device"]}, {size["threads"]} thread(s)."""
 
 
 def _times(value: float | None) -> str:
