@@ -168,7 +168,8 @@ class Claim:
     paper: title and arXiv id. says: its claim in a sentence. asks: how it was made small. voxels: asked of shapes that
     the user gives, not of digits. rates, momenta: where tuning begins; it goes on where the best lies at an edge.
     premises: the effect that the method repairs, as questions about untreated arms. fixed: the rates are the question,
-    so that tuning tries all of them and no more.
+    so that tuning tries all of them and no more. version: raised where an arm has come to mean something else, so that
+    earlier results of its claim are not taken for it.
     """
 
     paper: str
@@ -181,6 +182,7 @@ class Claim:
     voxels: bool = False
     premises: Mapping[str, Question] = field(default_factory=dict)
     fixed: bool = False
+    version: int = 1
 
     def all_arms(self) -> dict[str, Arm]:
         """The arms, and real samples."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 
 from claims.claim import REAL, SETS, Arm, Claim, Numbers, Question, score
-from fewstep.distillation.outline import outline
 from fewstep.errors import FewstepError
 from fewstep.metrics.intervals import seed_interval
 from fewstep.runs import Run
@@ -209,13 +209,13 @@ def summary(seeds: Sequence[Numbers | None]) -> dict[str, Any] | None:
 
 
 def fingerprint(claim: Claim, name: str, bed: DigitBed) -> str:
-    """Tells an arm whose method, steps or width have changed since its results were written."""
+    """Tells an arm that is asked otherwise since its results were written; names in the code may change freely."""
     arm = claim.all_arms()[name]
     draws = {} if arm.draws is None else arm.draws(bed.process)
-    told = [outline(arm.make(bed.process, 1000)), str(draws), str((arm.width, arm.share, arm.spent, arm.setting))]
-    told += [str(SETS)]
-    told += [str((claim.rates, claim.momenta, claim.fixed))] if arm.share else [type(arm).__name__]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
+    told = [name, claim.version, arm.width, arm.share, arm.spent, arm.setting, SETS]
+    told += [[draw, [f"{t:.6g}" for t in steps.times], steps.fresh] for draw, steps in draws.items()]
+    told += [claim.rates, claim.momenta, claim.fixed] if arm.share else []
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
 
 # --- answers -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The claims of papers: every arm can be built, every question names what there is, arms cost what is said."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -238,6 +239,10 @@ def test_a_changed_arm_has_another_mark(bed):
     marks = {fingerprint(claim, name, bed) for name in claim.all_arms()}
     assert len(marks) == len(claim.all_arms())
     assert marks == {fingerprint(claim, name, bed) for name in claim.all_arms()}
+    later = dataclasses.replace(claim, version=claim.version + 1)
+    wider = dataclasses.replace(claim, rates=(1e-3,))
+    for other in (later, wider):
+        assert fingerprint(other, "TDM", bed) not in marks
 
 
 def test_the_queue_begins_with_what_matters():

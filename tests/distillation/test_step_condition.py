@@ -81,7 +81,7 @@ def test_whoever_does_not_say_the_call_is_refused():
     with pytest.raises(FewstepError, match="which call"):
         critic(x, t)
     told = critic.following(torch.tensor([0, 1]))
-    assert torch.equal(told.clean(x, t)[:2], told.clean(x, t)[2:])  # two copies of the batch
+    assert torch.equal(told(x, t)[:2], told(x, t)[2:])  # two copies of the batch
     assert two_modes().following(torch.tensor([0])).call is None
 
 
