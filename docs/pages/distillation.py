@@ -38,6 +38,15 @@ negative condition by default; "two times": the network is also told where its j
 
 {_methods()}
 
+## Which to take
+
+The nearest to the held-out digits below, by what there is to learn from, and those that its interval does not tell
+apart; "passes": per sample and update, which is what a small budget buys. No guidance. With guidance, and for critics
+that are told their call, see [few-step SiD](sid-few-step.md) and [decoupled DMD](decoupled-dmd.md). Claims that were
+asked with premises and enough updates are on each paper's page; older ones say so.
+
+{_advice(digits)}
+
 ## One mixture, equal budgets
 
 Eight Gaussians on a circle with the exact teacher, a rectified flow; a student of 20,000 weights that begins as a
@@ -85,6 +94,29 @@ def readme(results: dict[str, Any], digits: dict[str, Any], contest: dict[str, A
         below = sum(entry["high"] < teacher for entry, _ in good)
         lines.append([count, f"{teacher:.2f}", ", ".join(best), f"{below} of {len(rows)}"])
     return table(["steps", "teacher", "nearest students", "methods nearer than the teacher"], lines)
+
+
+def _advice(found: dict[str, Any]) -> str:
+    """By number of steps and by what the method needs."""
+    kinds = {"conditions alone": set[str](), "real data": {"data"}, "stored trajectories": {"data", "store"}}
+    lines = []
+    for count in sorted({row["steps"] for row in found["rows"]}):
+        teacher = found["references"][f"guidance 1, {count} steps"]["frechet"]
+        lines.append([count, f"{teacher:.2f}", *(_nearest(found, count, needs) for needs in kinds.values())])
+    return table(["steps", "teacher", *kinds], lines)
+
+
+def _nearest(found: dict[str, Any], count: int, has: set[str]) -> str:
+    """The best of the methods that need no more, with those whose interval reaches its mean."""
+    rows = [row for row in found["rows"] if row["steps"] == count and row["summary"]]
+    fit = [row for row in rows if method(row["method"], RectifiedFlow()).needs - {"guidance"} <= has]
+    fit.sort(key=lambda row: float(row["summary"][""]["frechet"]["mean"]))
+    if not fit:
+        return ""
+    best = fit[0]["summary"][""]["frechet"]
+    told = [f"`{fit[0]['method']}` {shown(best, 2)} ({fit[0]['passes_per_update']:.0f} passes)"]
+    alike = [row for row in fit[1:] if row["summary"][""]["frechet"]["low"] <= best["high"]]
+    return ", ".join([*told, *(f"`{row['method']}`" for row in alike[:3])])
 
 
 def _block(results: dict[str, Any], count: int) -> str:

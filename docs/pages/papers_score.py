@@ -148,10 +148,10 @@ PAPERS: tuple[Paper, ...] = (
         "(conditional minus unconditional teacher). The second makes a few-step model of a text-to-image teacher and, "
         "alone, collapses; the first corrects it. Each wants noise levels of its own: guidance those cleaner than the "
         "student's input, matching all.",
-        here="Two branches, `DistributionMatching` and `GuidanceDifference`, each with its noise, its noise levels and DMD's normaliser with a "
-        "floor of 0.1 (that of CDM; the paper gives none). `BelowLastCall` draws below the student's own time, before any "
-        "shift of the schedule. With one shared re-noising the sum is DMD, which a test checks. Mean and "
-        "variance in place of the critic: the term `MeanVariancePenalty`.",
+        here="Two branches, `DistributionMatching` and `GuidanceDifference`, each with its noise, its noise levels and "
+        "DMD's normaliser with a floor of 0.1 (that of CDM; the paper gives none). `BelowLastCall` draws below the "
+        "student's own time, before any shift of the schedule. With one shared re-noising the sum is DMD, which a test "
+        "checks. Mean and variance in place of the critic: the term `MeanVariancePenalty`.",
         missing="The paper's runs keep DMD2's adversary for SDXL; here it is left out.",
         claims=("decoupled_dmd",),
     ),
@@ -164,10 +164,10 @@ PAPERS: tuple[Paper, ...] = (
         idea="Noisy calls decide structure and are matched; clean calls decide texture and get an adversary on pixels "
         "instead. The critic, no longer an adversary's backbone, is pulled towards the student's weights after each "
         "update, so that one or two updates suffice where DMD2 makes five.",
-        here="DMD2's branch on the first half of the calls; `LaterCall` finishes the chain without a gradient, noises the "
-        "result to a clean call and lets an adversary judge that call alone. `source=Encoder(...)` gives it a frozen "
-        "encoder with the decoder before it; without one it reads the teacher's features of noised samples. Where "
-        "structure ends, the adversary's weight and the pull are not published: half, DMD2's and SenseFlow's.",
+        here="DMD2's branch on the first half of the calls; `LaterCall` finishes the chain without a gradient, noises "
+        "the result to a clean call and lets an adversary judge that call alone. `source=Encoder(...)` gives it a "
+        "frozen encoder with the decoder before it; without one it reads the teacher's features of noised samples. "
+        "Where structure ends, the adversary's weight and the pull are not published: half, DMD2's and SenseFlow's.",
         missing="The second stage (preference pairs at noisy calls, alternating with distillation), SAM.",
         claims=("flash_dmd",),
         options=("options.ratio=1",),
@@ -193,11 +193,11 @@ PAPERS: tuple[Paper, ...] = (
         idea="A pretrained model with a fixed deterministic sampler of few steps is one generator. Its samples are "
         "compared with data by the maximum mean discrepancy in a feature space, an unbiased two-sample statistic, and "
         "the whole chain is differentiated. No teacher, no critic, a few hundred updates.",
-        here="`BackwardSimulation(last=True, through=True)` and the term `Moments` with a cubic kernel; the linear one matches "
-        "means alone, the radial one wants features of unit size and gets them. The grid begins at the noisiest time, "
-        "the paper's at 1 - 1/steps of the range. Features are any function of samples: judge by others. The paper's "
-        "models have no conditions. Here sample i of the student and of the data share theirs, so the value of these "
-        "pairs is left out of the statistic: kept, it would push the conditions apart.",
+        here="`BackwardSimulation(last=True, through=True)` and the term `Moments` with a cubic kernel; the linear one "
+        "matches means alone, the radial one wants features of unit size and gets them. The grid begins at the "
+        "noisiest time, the paper's at 1 - 1/steps of the range. Features are any function of samples: judge by "
+        "others. The paper's models have no conditions. Here sample i of the student and of the data share theirs, so "
+        "the value of these pairs is left out of the statistic: kept, it would push the conditions apart.",
         missing="Inception and CLIP are not shipped.",
         claims=("mmd_ddm",),
         options=("options.kernel=radial",),
