@@ -113,7 +113,7 @@ def trained(line: Line, options: dict[str, Any], guidance: float, updates: int, 
         generator = torch.Generator().manual_seed(7 + seed)
         with torch.no_grad():
             x = Chain(chosen.steps.times[:count]).sample(
-                engine.cast.student,
+                engine.networks.student,
                 torch.randn(size, 1, generator=generator),
                 told(torch.zeros(size).long()),
                 generator,

@@ -179,7 +179,7 @@ def test_a_frozen_flow_is_the_average_of_the_stage_before():
 
 def test_a_live_target_is_the_student_itself():
     made = engine(Method({"x": matched}, Chain((1.0,)), target=TargetNetwork()))
-    assert made.cast.target is made.cast.student
+    assert made.networks.target is made.networks.student
     assert not made.slow
 
 

@@ -24,7 +24,7 @@ Wrap = Callable[[nn.Module], Callable[..., Tensor]]
 """From a module to the network that `Model` calls, such as `fewstep.denoiser.Backbone`."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Engine:
     """A method with its networks and its stream of batches.
 
@@ -52,8 +52,7 @@ class Engine:
 
     def renew(self) -> None:
         """Look up the parameters again; a trainer that replaces them calls this."""
-        free = {name: [p for p in m.parameters() if p.requires_grad] for name, m in self.modules.items()}
-        object.__setattr__(self, "_free", free)
+        self._free = {name: [p for p in m.parameters() if p.requires_grad] for name, m in self.modules.items()}
 
     def tracking(self, party: str) -> UpdateRule:
         """How a party is trained beside the student."""
@@ -145,7 +144,7 @@ class Engine:
 
     def _alone(self, *parties: str) -> None:
         """Gradients reach these parties only, whatever the terms back-propagate through."""
-        for name, parameters in self._free.items():  # type: ignore[attr-defined]
+        for name, parameters in self._free.items():
             for parameter in parameters:
                 parameter.requires_grad_(name in parties)
 

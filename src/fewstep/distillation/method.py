@@ -2,10 +2,12 @@
 
 A preset is one function in one module of `fewstep.distillation.presets`, registered by name:
 
-    @preset("dmd2")
+    @preset("dmd2", reads_layers=True)
     def dmd2(process: Process, *, steps: int = 4, guidance: float = 4.5) -> Method: ...
 
-It takes the process of the teacher first, so that every time it writes down is a time of that process.
+It takes the process of the teacher first, so that every time it writes down is a time of that process. What others
+must know of a method before it is made stands in the decorator (`Preset`), what they must know of a made one in
+`Method`.
 """
 
 from __future__ import annotations
@@ -177,15 +179,50 @@ def needing(*, data: bool = False, store: bool = False, guided: bool = False) ->
     return frozenset(need for need, is_so in {"data": data, "store": store, "guidance": guided}.items() if is_so)
 
 
-Preset = Callable[..., Method]
+Make = Callable[..., Method]
+"""(process, *, options) -> Method."""
+Lengths = Callable[[int, Mapping[str, Any]], dict[str, int]]
+"""(updates of the training, all options) -> the options that count stages in updates, laid over that training."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published method by name, with what is known of it before it is made.
+
+    Attributes:
+        make: (process, *, options) -> Method.
+        guidance: whether the student can learn a guidance of its teacher, by an option or from its samples.
+        reads_layers: whether the options `modules` and `channels` name layers that an adversary looks at.
+        staged: whether updates late in the training may cost more or less than the first.
+        lengths: how its stages fit a training of so many updates; None: shares of the training fit any.
+    """
+
+    make: Make
+    guidance: bool = True
+    reads_layers: bool = False
+    staged: bool = False
+    lengths: Lengths | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Names and defaults of the options."""
+        parameters = list(inspect.signature(self.make).parameters.values())[1:]
+        return {p.name: p.default for p in parameters}
+
+
 _PRESETS: dict[str, Preset] = {}
 
 
-def preset(name: str) -> Callable[[Preset], Preset]:
-    """Decorator of `(process, *, options) -> Method`; the first line of its docstring is shown in lists."""
+def preset(name: str, **facts: Any) -> Callable[[Make], Make]:
+    """Decorator of `(process, *, options) -> Method`; the first line of its docstring is shown in lists.
 
-    def join(make: Preset) -> Preset:
-        _PRESETS[name] = make
+    Args:
+        name: of the method.
+        facts: fields of `Preset`.
+    """
+
+    def join(make: Make) -> Make:
+        _PRESETS[name] = Preset(make, **facts)
         return make
 
     return join
@@ -194,13 +231,12 @@ def preset(name: str) -> Callable[[Preset], Preset]:
 def presets() -> dict[str, str]:
     """Name and one line of every preset; every module of `fewstep.distillation.presets` is imported once."""
     _gather()
-    return {name: (inspect.getdoc(make) or "").partition("\n")[0] for name, make in sorted(_PRESETS.items())}
+    return {name: (inspect.getdoc(known.make) or "").partition("\n")[0] for name, known in sorted(_PRESETS.items())}
 
 
 def options_of(name: str) -> dict[str, Any]:
     """Names and defaults of a preset's options."""
-    parameters = list(inspect.signature(_find(name)).parameters.values())[1:]
-    return {p.name: p.default for p in parameters}
+    return find_preset(name).options
 
 
 def method(name: str, process: Process, **options: Any) -> Method:
@@ -209,29 +245,35 @@ def method(name: str, process: Process, **options: Any) -> Method:
     Raises:
         FewstepError: no such preset or option.
     """
-    make, known = _find(name), options_of(name)
+    found = find_preset(name)
+    known = found.options
     for option in options:
         if option not in known:
             raise FewstepError(f"{name} has no option {option!r}", value=options[option], hint=nearest(option, known))
-    return make(process, **options)
+    return found.make(process, **options)
 
 
 def stages_over(name: str, updates: int, **options: Any) -> dict[str, int]:
     """Further options of a preset, which lay the stages that it counts in updates over a training of so many.
 
-    Nothing for a preset without such stages (shares of the training fit any length); options: those it is given.
+    Args:
+        name: of the preset.
+        updates: of the training.
+        options: those that the preset is given besides.
+
+    Returns:
+        The options; none for a preset without such stages.
     """
-    known = {**options_of(name), **options}
-    if {"reflow_steps", "distil_steps"} <= set(known):  # two to one, as published
-        first = max(1, updates * 2 // 3)
-        return {"reflow_steps": first, "distil_steps": max(1, updates - first)}
-    if {"start", "every"} <= set(known):
-        stages = max(1, (known["start"] // known["steps"]).bit_length())
-        return {"every": max(1, updates // stages)}
-    return {}
+    found = find_preset(name)
+    return {} if found.lengths is None else found.lengths(updates, {**found.options, **options})
 
 
-def _find(name: str) -> Preset:
+def find_preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        FewstepError: there is none.
+    """
     _gather()
     if name not in _PRESETS:
         raise FewstepError("unknown distillation method", value=name, hint=nearest(name, _PRESETS))

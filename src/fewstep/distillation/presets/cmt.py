@@ -43,7 +43,7 @@ def cmt(process: Process, *, steps: int = 1, pairs: str = "all") -> Method:
     )
 
 
-@preset("mf_rae")
+@preset("mf_rae", staged=True)
 def mf_rae(
     process: Process,
     *,

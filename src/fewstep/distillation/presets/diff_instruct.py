@@ -10,7 +10,7 @@ from fewstep.distillation.times import LogNormal
 from fewstep.process import Process
 
 
-@preset("diff_instruct")
+@preset("diff_instruct", guidance=False)
 def diff_instruct(process: Process, *, start: float | None = None, mean: float = -1.2, std: float = 1.2) -> Method:
     """Diff-Instruct: critic minus teacher without guidance or normaliser, one step (arXiv 2305.18455).
 

@@ -15,7 +15,7 @@ from fewstep.distillation.times import everywhere
 from fewstep.process import Process
 
 
-@preset("dmd2")
+@preset("dmd2", reads_layers=True)
 def dmd2(
     process: Process,
     *,

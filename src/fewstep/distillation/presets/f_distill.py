@@ -20,7 +20,7 @@ from fewstep.distillation.times import everywhere
 from fewstep.process import Process
 
 
-@preset("f_distill")
+@preset("f_distill", reads_layers=True)
 def f_distill(
     process: Process,
     *,

@@ -15,7 +15,7 @@ from fewstep.distillation.times import LogitNormal, everywhere
 from fewstep.process import Process
 
 
-@preset("flash_dmd")
+@preset("flash_dmd", reads_layers=True)
 def flash_dmd(
     process: Process,
     *,

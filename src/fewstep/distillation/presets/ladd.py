@@ -13,7 +13,7 @@ from fewstep.distillation.times import LogitNormal
 from fewstep.process import Process
 
 
-@preset("ladd")
+@preset("ladd", reads_layers=True)
 def ladd(
     process: Process,
     *,

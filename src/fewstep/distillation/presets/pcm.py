@@ -47,7 +47,7 @@ def pcm(process: Process, *, steps: int = 4, guidance: float = 5.0, parts: int =
     )
 
 
-@preset("mlcm")
+@preset("mlcm", staged=True)
 def mlcm(
     process: Process,
     *,

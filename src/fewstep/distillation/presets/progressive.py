@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.flow_map import (
     EarlierGridPoint,
@@ -21,7 +24,13 @@ from fewstep.errors import FewstepError
 from fewstep.process import Process
 
 
-@preset("progressive")
+def halvings(updates: int, options: Mapping[str, Any]) -> dict[str, int]:
+    """Equal stages: one per halving, and one for the first number of steps."""
+    stages = max(1, (options["start"] // options["steps"]).bit_length())
+    return {"every": max(1, updates // stages)}
+
+
+@preset("progressive", lengths=halvings)
 def progressive(
     process: Process,
     *,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -96,7 +97,13 @@ def instaflow(process: Process, *, metric: Metric = SquaredError()) -> Method:
     )
 
 
-@preset("slim_flow")
+def two_to_one(updates: int, options: Mapping[str, Any]) -> dict[str, int]:
+    """Two thirds reflow, one third distillation, as published."""
+    first = max(1, updates * 2 // 3)
+    return {"reflow_steps": first, "distil_steps": max(1, updates - first)}
+
+
+@preset("slim_flow", staged=True, lengths=two_to_one)
 def slim_flow(
     process: Process,
     *,

@@ -17,7 +17,7 @@ from fewstep.distillation.times import LogitNormal, TimeDistribution, everywhere
 from fewstep.process import Process
 
 
-@preset("sid_few_step")
+@preset("sid_few_step", reads_layers=True)
 def sid_few_step(
     process: Process,
     *,

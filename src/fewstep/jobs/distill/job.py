@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.distillation.health import advice
-from fewstep.distillation.method import Method, method, options_of
+from fewstep.distillation.method import find_preset, method
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, read_tensors, write_folder, write_json, write_tensors
 from fewstep.jobs.distill.material import TrainingData
@@ -81,11 +81,6 @@ Trained = list[dict[str, Any]]
 """Of every student its tensors and the record of its training."""
 
 
-def takes_guidance(name: str, made: Method) -> bool:
-    """Whether a method has a guidance of its own, or learns from samples of the teacher, which have it inside."""
-    return "guidance" in options_of(name) or bool(made.needs & {"data", "store"})
-
-
 class DistillJob:
     """What the units share: the pipeline, its process, the method, its conditions and data."""
 
@@ -101,7 +96,7 @@ class DistillJob:
         self.method = method(recipe.method, self.process, **recipe.method_options())
         self.material = TrainingData(recipe, run, self.generator, self.process, self.prediction, self.method.needs)
         self.method = method(recipe.method, self.process, **self._options())
-        if recipe.guidance != 1 and not takes_guidance(recipe.method, self.method):
+        if recipe.guidance != 1 and not find_preset(recipe.method).guidance:
             raise FewstepError(f"{recipe.method} takes no guidance from its teacher", hint="Set guidance=1.")
         train = recipe.train
         if train.students > 1 and (self.method.two_times or train.lora or train.quantize):
@@ -113,11 +108,10 @@ class DistillJob:
 
     def _options(self) -> dict[str, Any]:
         """Options of the method, with what it is to know of this network: where an adversary looks at it."""
-        options, known, network = self.recipe.method_options(), options_of(self.recipe.method), backbone_of(self.pipe)
-        if "modules" in known and self.method.adversary is not None:
+        options, network = self.recipe.method_options(), backbone_of(self.pipe)
+        if find_preset(self.recipe.method).reads_layers and self.method.adversary is not None:
             names = options.setdefault("modules", [middle_of(network)])
-            if "channels" in known:
-                options.setdefault("channels", channels_of(network, names, self.material.encoded, self.process))
+            options.setdefault("channels", channels_of(network, names, self.material.encoded, self.process))
         return options
 
     @cached_property

@@ -8,14 +8,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fewstep.distillation.flow_map import TrainingStages
-from fewstep.distillation.method import method, options_of, presets, stages_over
+from fewstep.distillation.method import find_preset, options_of, presets, stages_over
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import read_json, write_json
 from fewstep.jobs.distill.cost import passes_per_step
-from fewstep.jobs.distill.job import DistillJob, run, takes_guidance
+from fewstep.jobs.distill.job import DistillJob, run
 from fewstep.jobs.distill.recipe import DistillRecipe
-from fewstep.process import RectifiedFlow
 from fewstep.recipes.loader import resolve
 from fewstep.runs import Run, environment
 
@@ -87,7 +85,7 @@ def compete(contest: Leaderboard, out: Path, say: Callable[[str], None] = print)
 
 
 def _entry(contest: Leaderboard, name: str, steps: int, seed: int, place: Path) -> dict[str, Any]:
-    counted = 8 if _staged(name) else 2
+    counted = 8 if find_preset(name).staged else 2
     recipe = _recipe(contest, name, steps, seed, counted, place)
     cost = place.with_name(f"{place.name}-cost.json")
     if not cost.exists():
@@ -118,7 +116,7 @@ def _entry(contest: Leaderboard, name: str, steps: int, seed: int, place: Path) 
 
 
 def _recipe(contest: Leaderboard, name: str, steps: int, seed: int, updates: int, place: Path) -> DistillRecipe:
-    guidance = contest.guidance if takes_guidance(name, method(name, RectifiedFlow())) else 1.0
+    guidance = contest.guidance if find_preset(name).guidance else 1.0
     train = {"steps": updates, "batch": contest.batch, "learning_rate": contest.learning_rate, "seed": seed}
     values = {
         "kind": "distill",
@@ -134,11 +132,6 @@ def _recipe(contest: Leaderboard, name: str, steps: int, seed: int, updates: int
     recipe = resolve(values, contest.overrides)
     assert isinstance(recipe, DistillRecipe)
     return recipe
-
-
-def _staged(name: str) -> bool:
-    """Whether updates late in the training may cost more or less than the first."""
-    return any(isinstance(term, TrainingStages) for term in method(name, RectifiedFlow()).terms.values())
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
