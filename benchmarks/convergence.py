@@ -112,7 +112,7 @@ def measure(case: Case, known: dict[str, Any]) -> dict[str, Any]:
     """Errors at every count, the slopes between them, and what an independent implementation found."""
     errors = [error(case, n, known) for n in case.counts]
     slopes = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
-    calls = FACTS[case.name].calls if case.name in FACTS else 1
+    calls = FACTS[case.name].calls
     calls = {"heun2": 2, "kutta3": 3, "classic4": 4}.get(case.settings.get("method", ""), calls)
     return {
         "solver": case.name,

@@ -12,7 +12,7 @@ from tests.core.toys import SHAPE, golden, toy
 
 EPSILON = Prediction("epsilon")
 DISCRETE = VPDiscrete.from_betas("scaled_linear", beta_start=0.00085, beta_end=0.012)
-DETERMINISTIC = sorted(name for name, facts in FACTS.items() if not facts.stochastic)
+DETERMINISTIC = sorted(name for name in SOLVERS if not FACTS[name].stochastic)
 
 
 def plan_of(name, process=DISCRETE, prediction=EPSILON):

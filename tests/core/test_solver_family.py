@@ -20,7 +20,7 @@ from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, golden, levels, 
 FULL = {"lower_order_final": False}
 
 
-def told(row):
+def network_time(row):
     """The network time of a row, in double precision."""
     return torch.tensor(row.network_time, dtype=torch.float64)
 
@@ -87,7 +87,7 @@ def corrected_error(steps, seeds, settings):
     history, network, out = History(plan.rows, EPSILON), m.network(process, EPSILON), x
     scales = [levels(process, t) for t in times]
     for k, row in enumerate(plan.rows):
-        out = history.advance(k, out, network(out, told(row)))
+        out = history.advance(k, out, network(out, network_time(row)))
         if k < seeds:
             out = m.flow(x, scales[0], scales[k + 1])
     return float((out - m.flow(x, scales[0], scales[-2])).abs().max())
@@ -151,7 +151,7 @@ def test_golden_errors_of_the_mean_of_the_reverse_sde(rule, expected):
         plan = SOLVERS["sde_dpm_solver_pp"](process, EPSILON, Grid(times[:-1], float(times[-1])), rule=rule, **FULL)
         history, network, out = History(plan.rows, EPSILON), m.network(process, EPSILON), x
         for k, row in enumerate(plan.rows):
-            out = history.advance(k, out, network(out, told(row)))
+            out = history.advance(k, out, network(out, network_time(row)))
             if k == 0:
                 out = torch.from_numpy(exact[:, :1] / scale(lam[1]))
         found.append(np.abs(out.numpy()[:, 0] - exact[:, 1] / scale(2)).max())
@@ -314,10 +314,10 @@ def test_heun_is_the_corrector_evaluated_again():
     outputs = History(heun.rows, EPSILON)
     x = start
     for k in range(2):
-        x = outputs.advance(k, x, network(x, told(heun.rows[k])))
+        x = outputs.advance(k, x, network(x, network_time(heun.rows[k])))
     corrector = History(unic.rows, EPSILON)
-    predicted = corrector.advance(0, start, network(start, told(unic.rows[0])))
-    raw = network(predicted, told(unic.rows[1]))
+    predicted = corrector.advance(0, start, network(start, network_time(unic.rows[0])))
+    raw = network(predicted, network_time(unic.rows[1]))
     # one step further, undone: the corrected state is what the first-order row to rho 1 started from
     corrected = corrector.advance(1, predicted, raw) - (1.0 - 3.0) * raw
     torch.testing.assert_close(corrected, x, rtol=1e-12, atol=1e-12)
@@ -352,7 +352,7 @@ def test_stochastic_rows_keep_the_law_of_one_point(name, settings):
     def run(first, fresh):
         x, history = torch.tensor([[first]]).double(), History(plan.rows, EPSILON)
         for k, row in enumerate(plan.rows):
-            raw = network(x * row.input_scale, told(row))
+            raw = network(x * row.input_scale, network_time(row))
             x = history.advance(k, x, raw, torch.tensor([[fresh[k]]]).double() if row.noise else None)
         return float(x)
 
@@ -406,7 +406,7 @@ def test_gradients_of_the_grid_are_those_of_finite_differences(process, name, se
 def test_pure_noise_and_clean_ends_give_finite_plans(name):
     """A flow starts without signal and ends without noise: every solver that can run there must."""
     process = RectifiedFlow(3.0)
-    if FACTS[name].processes != "any":
+    if FACTS[name].discrete:
         pytest.skip("a solver of discrete processes")
     grid = grids.uniform(process, 6)
     if name in ("euler", "euler_ancestral", "lms", "heun", "rho_rk"):

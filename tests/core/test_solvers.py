@@ -1,14 +1,20 @@
+import importlib
+import inspect
+import pkgutil
+import re
+
 import diffusers as d
 import numpy as np
 import pytest
 import torch
 
+from fewstep import solvers
 from fewstep.errors import PlanError
 from fewstep.executor import sample
 from fewstep.plan.history import History
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Cosine, General, RectifiedFlow, VPContinuous, VPDiscrete
-from fewstep.solvers import FACTS, SOLVERS, Grid, grids
+from fewstep.solvers import FACTS, PARAMETRIC, SOLVERS, Grid, SolverFacts, ddim, grids, registry, solver
 from fewstep.testing.mixture import Mixture
 from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, golden, levels, run_diffusers, toy
 
@@ -93,14 +99,44 @@ def grid_on(process, steps, end=True):
 
 
 def usable(name, process):
-    return isinstance(process, VPDiscrete) or FACTS[name].processes == "any"
+    return isinstance(process, VPDiscrete) or not FACTS[name].discrete
 
 
 def test_every_solver_states_its_facts():
-    assert set(FACTS) == set(SOLVERS)
-    assert {name for name, facts in FACTS.items() if facts.stochastic} == set(STOCHASTIC)
-    for name, facts in FACTS.items():
-        assert SOLVERS[name](DISCRETE, EPSILON, seeded(DISCRETE)).steps == facts.calls * len(seeded(DISCRETE))
+    assert set(FACTS) == {*SOLVERS, *PARAMETRIC}
+    assert {name for name in SOLVERS if FACTS[name].stochastic} == set(STOCHASTIC)
+    for name, solve in SOLVERS.items():
+        assert solve(DISCRETE, EPSILON, seeded(DISCRETE)).steps == FACTS[name].calls * len(seeded(DISCRETE))
+
+
+def functions_that_build_plans():
+    """Every public function (process, prediction, grid, ...) -> Plan of the package, by name."""
+    modules = [importlib.import_module(m.name) for m in pkgutil.iter_modules(solvers.__path__, "fewstep.solvers.")]
+    found = {f for module in modules for f in vars(module).values() if inspect.isfunction(f) and f.__name__[0] != "_"}
+    starts = {f: list(inspect.signature(f).parameters)[:3] for f in found if f.__module__.startswith("fewstep.solvers")}
+    return {f.__name__: f for f, names in starts.items() if names == ["process", "prediction", "grid"]}
+
+
+def test_every_solver_of_the_package_is_registered_and_shows_its_equation_and_source():
+    found = functions_that_build_plans()
+    assert found == {**SOLVERS, **PARAMETRIC}
+    for name, solve in found.items():
+        assert re.search(r"^ +[xy]_\{?[ks]\S* += ", solve.__doc__, re.M), name
+        assert FACTS[name].source.removeprefix("arXiv ") in solve.__doc__, name
+
+
+def test_one_decorator_is_all_that_a_new_solver_needs(monkeypatch):
+    for table in (SOLVERS, PARAMETRIC, FACTS):
+        monkeypatch.setattr(registry, next(k for k, v in vars(registry).items() if v is table), dict(table))
+
+    @solver(order=1, source="a test", calls=2)
+    def leap(process, prediction, grid):
+        raise NotImplementedError
+
+    assert registry.SOLVERS["leap"] is leap
+    assert registry.FACTS["leap"] == SolverFacts(1, "a test", calls=2)
+    with pytest.raises(ValueError, match="ddim"):
+        solver(order=1, source="a test")(ddim)
 
 
 @pytest.mark.parametrize("kind", CONTINUOUS_KINDS)

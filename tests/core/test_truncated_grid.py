@@ -109,7 +109,7 @@ def test_solvers_in_sigma_cannot_start_at_pure_noise(name):
 def test_times_outside_of_the_process_are_refused(name):
     with pytest.raises(PlanError, match="Stay between 0 and 999"):
         SOLVERS[name](SD, Prediction("epsilon"), grids.given([900.0, 300.0, -5.0], end=-10.0))
-    if FACTS[name].processes == "any":
+    if not FACTS[name].discrete:
         with pytest.raises(PlanError, match="clean data"):
             SOLVERS[name](FLOW, Prediction("velocity"), grids.given([0.9, 0.3, 0.0]))
         with pytest.raises(PlanError, match="Stay between 0 and 20"):

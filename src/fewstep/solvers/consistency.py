@@ -9,21 +9,26 @@ from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process, VPDiscrete
 from fewstep.solvers.grids import Grid
+from fewstep.solvers.registry import solver
 from fewstep.solvers.stages import Stages
 
 
+@solver(order=1, source="arXiv 2303.01469", stochastic=True)
 def consistency(process: Process, prediction: Prediction, grid: Grid) -> Plan:
-    """Multistep consistency sampling (arXiv 2303.01469, algorithm 1) on any process. Stochastic.
+    """Multistep consistency sampling on any process (arXiv 2303.01469, algorithm 1). Stochastic.
 
-    Each row takes the network's data estimate for the data and noises it anew: x' = alpha' x0 + sigma' z. For students
-    whose data estimate IS their consistency function, as those of flows and of EDM; students of discrete processes
-    that were trained with boundary scalings in their time index need `lcm`.
+        x_{k+1} = alpha_{k+1} x0_k + sigma_{k+1} z
+
+    For students whose data estimate IS their consistency function, as those of flows and of EDM; students of discrete
+    processes that were trained with boundary scalings in their time index need `lcm`. The paper counts noise from its
+    least level e, sqrt(sigma^2 - e^2); here the data have none.
     """
     s = Stages(process, prediction, grid)
     updates = [(s.alpha[k + 1] * s.data(k), s.sigma[k + 1]) for k in range(len(s))]
     return s.plan(updates, "consistency")
 
 
+@solver(order=1, source="arXiv 2310.04378", stochastic=True, discrete=True)
 def lcm(
     process: VPDiscrete,
     prediction: Prediction,
@@ -32,9 +37,12 @@ def lcm(
     sigma_data: float = 0.5,
     timestep_scaling: float = 10.0,
 ) -> Plan:
-    """Multistep consistency sampling of a latent consistency model (arXiv 2310.04378, algorithm 3). Stochastic.
+    """Multistep sampling of a latent consistency model (arXiv 2310.04378, eq. 9 and algorithm 3). Stochastic.
 
-    The boundary scalings c_skip and c_out are those the student was trained with (eq. 9 with scaled times).
+        x_{k+1} = alpha_{k+1} f_k + sigma_{k+1} z,  f_k = c_skip x_k + c_out x0_k,
+        c_skip = sigma_data^2 / (u^2 + sigma_data^2),  c_out = u / sqrt(u^2 + sigma_data^2),  u = timestep_scaling t_k
+
+    The boundary scalings are those that the student was trained with.
 
     Raises:
         PlanError: a process whose time is no step index, where these scalings mean nothing.
@@ -56,11 +64,14 @@ def lcm(
     return s.plan(updates, "lcm", sigma_data=sigma_data, timestep_scaling=timestep_scaling)
 
 
+@solver(order=1, source="arXiv 2402.19159", stochastic=True)
 def tcd(process: Process, prediction: Prediction, grid: Grid, *, eta: float = 0.3) -> Plan:
     """Trajectory consistency sampling (arXiv 2402.19159, algorithm 4): eta (the paper's gamma) 0 is DDIM. Stochastic.
 
-    Each row jumps along the ODE to the time (1 - eta) t', a whole index of a discrete process, and noises what it finds
-    there up to t'. diffusers ends at the first entry of the noise table: a grid with `end=0`.
+        x_u = alpha_u x0_k + sigma_u eps_k  at the time u = (1 - eta) t_{k+1},
+        x_{k+1} = c x_u + sqrt(sigma_{k+1}^2 - c^2 sigma_u^2) z,  c = alpha_{k+1} / alpha_u
+
+    u is a whole index in a discrete process. diffusers ends at the first entry of the noise table: a grid with `end=0`.
 
     Raises:
         PlanError: eta outside of [0, 1].

@@ -11,6 +11,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import FORMS, RULES, choice, estimate, kept, step, usable, weighted, weights
+from fewstep.solvers.registry import solver
 from fewstep.solvers.stages import Stages, plain
 
 
@@ -30,6 +31,7 @@ def multistep(
     ]
 
 
+@solver(order=2, source="arXiv 2206.00927", history=2)
 def dpm_solver(
     process: Process,
     prediction: Prediction,
@@ -40,9 +42,18 @@ def dpm_solver(
     legacy: bool = False,
     lower_order_final: bool = True,
 ) -> Plan:
-    """DPM-Solver multistep, noise form (arXiv 2206.00927). Order `order`, 1 to 3.
+    """DPM-Solver in multistep form (arXiv 2206.00927, proposition 3.1). Order `order`, 1 to 3.
 
-    `rule` bh2 is the published midpoint form of order 2, exact its Taylor form. `legacy`: see `dpm_solver_pp_3m`.
+        x_{k+1} = alpha_{k+1} / alpha_k x_k - alpha_{k+1} Int_{lam_k}^{lam_{k+1}} e^{-l} P(l) dl
+
+    with P the polynomial in lambda through the last `order` eps. Order 2 by its default rule:
+
+        x_{k+1} = alpha_{k+1} / alpha_k x_k - sigma_{k+1} (e^h - 1) ((1 + 1/2r) eps_k - 1/2r eps_{k-1})
+
+    Args:
+        rule: bh2 is the published midpoint form of order 2, exact its Taylor form (the integral above).
+        legacy: see `dpm_solver_pp_3m`.
+        lower_order_final: lowers the order of the last rows, down to 1.
     """
     choice("order", order, (1, 2, 3))
     choice("rule", rule, RULES)
@@ -54,13 +65,19 @@ def dpm_solver(
     return s.plan(updates, "dpm_solver", legacy=legacy, **settings)
 
 
+@solver(order=2, source="arXiv 2211.01095", history=2)
 def dpm_solver_pp_2m(
     process: Process, prediction: Prediction, grid: Grid, *, rule: str = "bh2", lower_order_final: bool = True
 ) -> Plan:
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2). Order 2.
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2).
 
-    `rule` bh2 is the published midpoint form, exact the one diffusers calls heun. `lower_order_final` makes the last
-    row first order; a row to a clean end is always first order, because the slope is then taken over an infinite step.
+        x_{k+1} = sigma_{k+1} / sigma_k x_k - alpha_{k+1} (e^{-h} - 1) D,  D = (1 + 1/2r) x0_k - 1/2r x0_{k-1}
+
+    Args:
+        rule: bh2 is the published midpoint form above; exact, the one diffusers calls heun, gives the slope
+            (x0_k - x0_{k-1}) / r its exact weight alpha_{k+1} ((e^{-h} - 1) / h + 1).
+        lower_order_final: makes the last row first order; a row to a clean end always is, because the slope is then
+            taken over an infinite step.
     """
     choice("rule", rule, RULES)
     s = Stages(process, prediction, grid)
@@ -68,12 +85,22 @@ def dpm_solver_pp_2m(
     return s.plan(updates, "dpm_solver_pp_2m", rule=rule, lower_order_final=lower_order_final)
 
 
+@solver(order=3, source="arXiv 2211.01095", history=3)
 def dpm_solver_pp_3m(
     process: Process, prediction: Prediction, grid: Grid, *, legacy: bool = False, lower_order_final: bool = True
 ) -> Plan:
-    """DPM-Solver++(3M) (arXiv 2211.01095). Order 3 (with a history of that accuracy).
+    """DPM-Solver++(3M) (arXiv 2211.01095, proposition 4.1). Order 3 with a history of that accuracy.
 
-    `legacy` is the widespread form whose second derivative lacks its factor 2, which makes it order 2; for parity.
+        x_{k+1} = sigma_{k+1} / sigma_k x_k + alpha_{k+1} Int_{lam_k}^{lam_{k+1}} e^{l - lam_{k+1}} P(l) dl
+
+    with P the parabola in lambda through x0_k, x0_{k-1}, x0_{k-2}. With D1 = h P'(lam_k) and D2 = h^2 P''(lam_k):
+
+        x_{k+1} = sigma_{k+1} / sigma_k x_k - alpha_{k+1} ((e^{-h} - 1) x0_k - ((e^{-h} - 1) / h + 1) D1
+                  + ((e^{-h} - 1 + h) / h^2 - 1/2) D2)
+
+    Args:
+        legacy: the widespread form whose D2 is half of that, which makes it order 2; for parity.
+        lower_order_final: lowers the order of the last rows, down to 1.
     """
     s = Stages(process, prediction, grid)
     updates = multistep(s, form="data", order=3, rule="bh2", lower_order_final=lower_order_final)
@@ -82,6 +109,7 @@ def dpm_solver_pp_3m(
     return s.plan(updates, "dpm_solver_pp_3m", legacy=legacy, lower_order_final=lower_order_final)
 
 
+@solver(order=3, source="arXiv 2302.04867", history=2)
 def unipc(
     process: Process,
     prediction: Prediction,
@@ -97,12 +125,19 @@ def unipc(
 ) -> Plan:
     """UniPC (arXiv 2302.04867, algorithms 1 and 2): predictor UniP of order `order`, raised by one by the corrector.
 
+        x_{k+1} = sigma_{k+1} / sigma_k x_k - alpha_{k+1} (e^{-h} - 1) x0_k - alpha_{k+1} B Sum_m a_m D_m / r_m,
+        D_m = x0_{k-m} - x0_k,  r_m = (lam_{k-m} - lam_k) / h,  m = 1, ..., order - 1
+
+    That is UniP. UniC is the same with the estimate at the predicted x_{k+1} as one node more, of r = 1. The a_m B are the weights
+    that integrate the interpolant exactly (B cancels), a single a_m is 1/2. This is the data form; the noise form has
+    alpha and sigma exchanged, -h for h, and eps for x0.
+
     The corrected state is never made. The predicted x_k = A x' + sum P_j q_j and the corrected A x' + sum C_j q_j
     share A x', so the corrected one is x_k + sum (C_j - P_j) q_j, and every row reads a short history. The last state
     is not corrected, which would cost an evaluation.
 
     Args:
-        rule: bh1 or bh2 where the method takes its shortcut (UniP-2, UniC-1); exact for none.
+        rule: bh1, B = -h, or bh2, B = e^{-h} - 1, for a single a_m (UniP-2, UniC-1); exact takes the exact weight.
         corrector: False is UniP.
         correct_from: first row whose state is corrected.
     """

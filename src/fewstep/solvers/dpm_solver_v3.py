@@ -8,6 +8,7 @@ from fewstep.process import Process
 from fewstep.solvers.fitted import FittedForm
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import choice
+from fewstep.solvers.registry import solver
 from fewstep.solvers.stages import Stages
 from fewstep.solvers.statistics import ModelStatistics
 from fewstep.solvers.taylor import Strategy, integrate
@@ -15,6 +16,7 @@ from fewstep.solvers.taylor import Strategy, integrate
 CORRECTORS = ("none", "full", "half")
 
 
+@solver(order=2, source="arXiv 2310.13268", history=2, needs=("statistics",))
 def dpm_solver_v3(
     process: Process,
     prediction: Prediction,
@@ -29,9 +31,13 @@ def dpm_solver_v3(
 ) -> Plan:
     """DPM-Solver-v3 (arXiv 2310.13268). Order `order`, 1 to 3, plus 1 if corrected.
 
-    With statistics (l, s, b) = (1, 0, 0) it is DPM-Solver++, with (0, -1, 0) DPM-Solver, in their Taylor forms. The
-    times need not be nodes of the statistics. A corrected state keeps the f of the predicted one. A step to a clean
-    end, or from a time without signal, is DDIM.
+        y_{k+1} = e^{L_k - L_{k+1}} y_k - Int_{lam_k}^{lam_{k+1}} e^{L(u) - L_{k+1} + S(u)} (q(u) + B(u)) du,
+        q = e^{-S} f - B,  f = (sigma eps - l x) / alpha,  L' = l,  S' = s,  B' = e^{-S} b,  S(lam_k) = B(lam_k) = 0
+
+    with q by its Taylor polynomial at lam_k, whose derivatives are differences over past nodes. The statistics l, s, b
+    make q change as little as they can. (l, s, b) = (1, 0, 0) is DPM-Solver++, (0, -1, 0) DPM-Solver, in their Taylor
+    forms. The times need not be nodes of the statistics. A corrected state keeps the f of the predicted one. A step to
+    a clean end, or from a time without signal, is DDIM.
 
     Args:
         statistics: of this model at this guidance, from `estimate_statistics`; the plan then belongs to that model.

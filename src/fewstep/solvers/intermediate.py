@@ -14,11 +14,13 @@ from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import step
+from fewstep.solvers.registry import solver
 from fewstep.solvers.stages import Stages, Update, plain
 
 Numbers = Tensor | Sequence[float]
 
 
+@solver(order=2, source="arXiv 2312.00094", calls=2, needs=("places",))
 def amed(
     process: Process,
     prediction: Prediction,
@@ -30,9 +32,12 @@ def amed(
 ) -> Plan:
     """AMED-Solver (arXiv 2312.00094): two calls per step, the direction being that of the middle alone.
 
-    The middle of a step from s to t is at lam_m = lam_s + r h, reached by DDIM; then x / alpha moves by
-    c (rho_t - rho_s) eps_m with rho = sigma / alpha, and the network is told the time a t_m. r = 1/2, c = a = 1 is
-    DPM-Solver-2. Order 2 there, else 1. Differentiable in r, c and a. A step to a clean end is DDIM, one call.
+        lam_m = lam_k + r_k h
+        x_m   = alpha_m / alpha_k x_k - sigma_m (e^{r_k h} - 1) eps_k
+        y_{k+1} = y_k + c_k (rho_{k+1} - rho_k) eps_m,  where eps_m is asked at the time a_k t_m
+
+    r = 1/2, c = a = 1 is DPM-Solver-2. Order 2 there, else 1. Differentiable in r, c and a. A step to a clean end is
+    DDIM, one call.
 
     Args:
         places: r (K,), strictly between 0 and 1, for the K steps that do not end clean; 1/2 if left out.

@@ -14,6 +14,7 @@ from fewstep.process import Process
 from fewstep.solvers.fitted import FittedForm
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import choice
+from fewstep.solvers.registry import solver
 from fewstep.solvers.stages import Stages
 from fewstep.solvers.statistics import ModelStatistics
 from fewstep.solvers.taylor import ExpansionForm, StandardForm, Strategy, integrate
@@ -61,6 +62,7 @@ class Decision:
             raise PlanError("only the data form takes noise", value=self.form, hint='Set form="data", or tau=0.')
 
 
+@solver(order=1, source="arXiv 2312.07243", needs=("decisions",))
 def per_step(
     process: Process,
     prediction: Prediction,
@@ -70,6 +72,14 @@ def per_step(
     statistics: ModelStatistics | None = None,
 ) -> Plan:
     """One decision per step (USF, arXiv 2312.07243). Order of the lowest decision. Stochastic where a tau is not 0.
+
+        x_{k+1} = kept x_k + Sum_i moments_i D_i + noise z
+
+    with D_i the i-th derivative in lambda of what the decision's form expands (x0, eps, or the q of `dpm_solver_v3`),
+    from the points that it names. In the data form, g = 1 + tau^2:
+
+        kept = sigma_{k+1} / sigma_k e^{-tau^2 h},  moments_i = alpha_{k+1} g h^{i+1} phi_{i+1}(-g h),
+        noise = sigma_{k+1} sqrt(1 - e^{-2 tau^2 h}),  phi_i(z) = (phi_{i-1}(z) - 1 / (i-1)!) / z,  phi_0 = exp
 
     A step to a clean end, or from a time without signal, is DDIM whatever its decision says, because lambda is
     infinite there.

@@ -18,6 +18,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import choice
+from fewstep.solvers.registry import solver
 from fewstep.solvers.stages import Stages, plain, refuse_impossible
 
 
@@ -43,8 +44,11 @@ TABLEAUS = {
 """Explicit methods by name (arXiv 2204.13902 and its code)."""
 
 
+@solver(order=3, source="arXiv 2204.13902", calls=3)
 def rho_rk(process: Process, prediction: Prediction, grid: Grid, *, method: str = "kutta3") -> Plan:
-    """rhoRK-DEIS (arXiv 2204.13902): a Runge-Kutta method of `TABLEAUS` in rho. Order of the method.
+    """rhoRK-DEIS (arXiv 2204.13902): an explicit Runge-Kutta method of `TABLEAUS` in rho. Order of the method.
+
+        y_{k+1} = y_k + H Sum_i b_i d_i,  d_i = eps(y_k + H Sum_{j < i} a_ij d_j, rho_k + c_i H),  H = rho_{k+1} - rho_k
 
     Takes as many evaluations per step as the method has stages, and one for a step to a clean end.
     """
@@ -52,6 +56,7 @@ def rho_rk(process: Process, prediction: Prediction, grid: Grid, *, method: str 
     return _plan("rho_rk", process, prediction, grid, TABLEAUS[method], None, method=method)
 
 
+@solver(order=2, source="arXiv 2206.00364", calls=2)
 def heun(
     process: Process,
     prediction: Prediction,
@@ -62,10 +67,14 @@ def heun(
     churn_to: float = math.inf,
     churn_noise: float = 1.0,
 ) -> Plan:
-    """Heun of EDM (arXiv 2206.00364, algorithms 1 and 2). Order 2, two evaluations per step. Stochastic with `churn`.
+    """Heun of EDM (arXiv 2206.00364, algorithms 1 and 2). Two evaluations per step. Stochastic with `churn`.
 
-    `churn`, `churn_from`, `churn_to`, `churn_noise` are S_churn, S_tmin, S_tmax, S_noise, in units of sigma / alpha.
-    The first state is pure noise already and is not churned; no state is churned beyond the noisiest time.
+        y' = y_k + S_noise sqrt(rho'^2 - rho_k^2) z,  rho' = rho_k (1 + min(S_churn / K, sqrt(2) - 1))
+        e  = y' + (rho_{k+1} - rho') eps(y', rho')
+        y_{k+1} = y' + (rho_{k+1} - rho') (eps(y', rho') + eps(e, rho_{k+1})) / 2
+
+    `churn`, `churn_from`, `churn_to`, `churn_noise` are S_churn, S_tmin, S_tmax, S_noise, in units of rho. The first
+    state is pure noise already and is not churned; no state is churned beyond the noisiest time.
 
     Raises:
         PlanError: the churn is negative.

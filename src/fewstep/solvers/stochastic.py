@@ -15,12 +15,14 @@ from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import RULES, choice, usable, weighted, weights
+from fewstep.solvers.registry import solver
 from fewstep.solvers.stages import Stages, plain
 
 TINY = torch.finfo(torch.float64).tiny
 """Least variance under a root, whose slope would be infinite at zero."""
 
 
+@solver(order=2, source="arXiv 2211.01095", history=2, stochastic=True)
 def sde_dpm_solver_pp(
     process: Process,
     prediction: Prediction,
@@ -33,12 +35,16 @@ def sde_dpm_solver_pp(
 ) -> Plan:
     """SDE-DPM-Solver++ 1 and 2M (arXiv 2211.01095) at noise level `tau`. Order `order`. Stochastic.
 
-    With g = 1 + tau^2 the exact step is x_t = (sigma_t / sigma_s) e^{-tau^2 h} x_s + alpha_t Int g e^{-g (lam_t - l)}
-    x0 dl + sigma_t sqrt(1 - e^{-2 tau^2 h}) z (the SA-Solver family, arXiv 2309.05019). tau 0 is DPM-Solver++,
-    1 the reverse SDE (order 1: ancestral sampling, DDIM with eta 1), and infinity renoises the data estimate (LCM).
+        x_{k+1} = sigma_{k+1} / sigma_k e^{-tau^2 h} x_k + alpha_{k+1} (1 - e^{-g h}) ((1 + 1/2r) x0_k - 1/2r x0_{k-1})
+                  + sigma_{k+1} sqrt(1 - e^{-2 tau^2 h}) z,  g = 1 + tau^2
+
+    from the exact alpha_{k+1} Int g e^{-g (lam_{k+1} - l)} x0(l) dl of the SA-Solver family (arXiv 2309.05019). tau 0
+    is DPM-Solver++, 1 the reverse SDE (order 1: ancestral sampling, DDIM with eta 1), and infinity renoises the data
+    estimate (LCM).
 
     Args:
         tau: one level, or one per row (K,); a tensor may require gradients (zero for a row at exactly 0).
+        rule: bh2 is the published form above; see `integrals.RULES`.
 
     Raises:
         PlanError: a tau is negative or not a number, or there is not one per row.
