@@ -6,8 +6,8 @@ from claims.claim import Arm, Claim, Question
 from claims.mlcm import mirrored
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.discriminator import NetworkFeatures
-from fewstep.distillation.flow_map import EarlierGridPoint, FlowMapTerm, Intervals, OdeSteps, TwoLeg, UniformGrid
 from fewstep.distillation.method import Method, method
+from fewstep.distillation.parts import FlowMapTerm, Intervals, OdeSteps, PreviousGridPoint, TwoLeg, UniformGrid
 from fewstep.testing.digits import DigitBed
 
 KEYS = 4
@@ -28,7 +28,7 @@ def keys(adversarial: float):
 def noised(process, updates):
     """The same jumps from noised data, solved while training with as many steps as the stored ones."""
     grid = UniformGrid(KEYS)
-    term = FlowMapTerm(Intervals(grid, EarlierGridPoint(grid)), TwoLeg(OdeSteps(steps=4)))
+    term = FlowMapTerm(Intervals(grid, PreviousGridPoint(grid)), TwoLeg(OdeSteps(steps=4)))
     return Method({"noised": term}, evenly(process, KEYS, fresh=0.0), needs=frozenset({"data"}))
 
 

@@ -11,8 +11,8 @@ import torch
 
 from claims.claim import Arm, Numbers
 from fewstep.denoiser import Denoiser
-from fewstep.distillation.flow_map import TrainingStages
 from fewstep.distillation.method import Method
+from fewstep.distillation.parts import TrainingStages
 from fewstep.testing.digits import DigitBed, told
 from fewstep.transition import ddim_path
 

@@ -119,7 +119,7 @@ PAPERS: tuple[Paper, ...] = (
         "flow matching towards the limit. `lagrangian` (arXiv 2406.07507) differentiates in the end time alone, which "
         "is cheap, safe with fused attention, and asks the teacher where the student lands.",
         missing="Training at the paper's scale and from random weights: the student begins as the teacher. Improved "
-        "MeanFlow's loss is there as a direction (`StudentVelocity`), not as a preset. alpha-Flow's sigmoid schedule "
+        "MeanFlow's loss is there as a direction (`student_velocity`), not as a preset. alpha-Flow's sigmoid schedule "
         "is linear here.",
         claims=("cmt",),
     ),

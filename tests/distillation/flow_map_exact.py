@@ -7,7 +7,7 @@ from torch import nn
 
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Batch, Networks
-from fewstep.distillation.flow_map import JumpTimes
+from fewstep.distillation.parts import JumpTimes
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Cosine, RectifiedFlow, VPContinuous
 from fewstep.testing.mixture import Mixture
@@ -125,14 +125,14 @@ def generator(seed=0):
 
 def jump_of(cast, times, batch=None, source=None, boundary=None, guidance=None, seed=0):
     """The jump that a term would make of a batch."""
-    from fewstep.distillation.flow_map import NoisedDataStates, TeacherGuidance
     from fewstep.distillation.flow_map.term import prepared
+    from fewstep.distillation.parts import TeacherGuidance, noised_data
 
     batch = batch_of() if batch is None else batch
     draws = generator(seed)
     with torch.no_grad():
         blank = prepared(cast, batch, times, guidance or TeacherGuidance(), draws, boundary)
-        return dataclasses.replace(blank, sight=(source or NoisedDataStates())(cast, batch, None, blank, draws))
+        return dataclasses.replace(blank, sight=(source or noised_data)(cast, batch, None, blank, draws))
 
 
 def residual(cast, jump, target, space="velocity"):

@@ -6,22 +6,22 @@ import pytest
 import torch
 
 from fewstep.distillation.core import Networks
-from fewstep.distillation.flow_map import (
-    DataVelocity,
+from fewstep.distillation.flow_map.frame import JumpCoefficients
+from fewstep.distillation.flow_map.term import normalised_residual
+from fewstep.distillation.parts import (
     Eulerian,
     FlowMapTerm,
     Lagrangian,
     MixedVelocity,
     OdeSteps,
     StudentJump,
-    StudentVelocity,
-    TeacherVelocity,
     TimeDerivative,
     TwoLeg,
     VelocityDistillation,
+    data_velocity,
+    student_velocity,
+    teacher_velocity,
 )
-from fewstep.distillation.flow_map.frame import JumpCoefficients
-from fewstep.distillation.flow_map.term import normalised_residual
 from fewstep.process import Cosine, RectifiedFlow
 from tests.distillation.flow_map_exact import (
     MEAN,
@@ -55,7 +55,7 @@ def test_the_exact_map_is_a_fixed_point_of_the_eulerian_equation(name):
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("direction", [TeacherVelocity(), StudentVelocity()])
+@pytest.mark.parametrize("direction", [teacher_velocity, student_velocity])
 def test_the_exact_map_is_a_fixed_point_of_the_lagrangian_equation(name, direction):
     cast = exact_cast(PROCESSES[name])
     jump = jump_of(cast, fixed(T, S))
@@ -105,7 +105,7 @@ def test_mean_flow_identity():
     u, slope = torch.func.jvp(
         lambda x, t: straight_u(cast.student, x, t, jump.s), (jump.x, jump.t), (v, torch.ones_like(jump.t))
     )
-    aim = Eulerian(DataVelocity())(cast, jump, jump.ask(cast.student, jump.x, jump.t, jump.s))
+    aim = Eulerian(data_velocity)(cast, jump, jump.ask(cast.student, jump.x, jump.t, jump.s))
     assert torch.allclose(aim.value, v - (jump.t - jump.s)[:, None] * slope, atol=1e-12)
     assert not torch.allclose(aim.value, u)
 
@@ -241,7 +241,7 @@ def test_mixed_directions_interpolate():
     jump = jump_of(cast, fixed(T, S))
     (data, _), (teacher, _), (mixed, passes) = (
         d(cast, jump, jump.x, jump.t)
-        for d in (DataVelocity(), TeacherVelocity(), MixedVelocity(DataVelocity(), TeacherVelocity(), 0.25))
+        for d in (data_velocity, teacher_velocity, MixedVelocity(data_velocity, teacher_velocity, 0.25))
     )
     assert torch.allclose(mixed, 0.75 * data + 0.25 * teacher)
     assert passes == 1

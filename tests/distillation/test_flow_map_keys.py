@@ -10,7 +10,6 @@ from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.discriminator import samples
 from fewstep.distillation.flow_map.key_states import (
-    KeyStateDiscriminator,
     KeyStateDiscriminatorLoss,
     KeyStateGeneratorLoss,
     KeyStateHeads,
@@ -41,9 +40,7 @@ class Spy(nn.Module):
 def scene():
     times = torch.tensor([1.0, 0.8, 0.6, 0.3, 0.0], dtype=torch.float64)
     path = torch.randn(4, 5, 3, generator=generator(1), dtype=torch.float64)
-    networks = Networks(
-        rough(PROCESS), exact_teacher(PROCESS), adversary=KeyStateDiscriminator([Spy() for _ in range(3)])
-    )
+    networks = Networks(rough(PROCESS), exact_teacher(PROCESS), adversary=nn.ModuleList([Spy() for _ in range(3)]))
     return networks, Batch(4, (3,), path=path, times=times)
 
 
@@ -54,12 +51,12 @@ def test_real_states_are_those_at_the_time_that_the_students_call_leads_to(seed)
         made = BackwardSimulation(STEPS)(networks, batch, generator(seed))
     KeyStateDiscriminatorLoss(samples)(networks, batch, made, generator())
     key = int(made.index[0])
-    real, fake = networks.adversary.heads[key].seen
+    real, fake = networks.adversary[key].seen
     assert torch.equal(real, batch.path[:, [2, 3, 4][key]])
     assert float(made.next_time[0]) == [0.6, 0.3, 0.0][key]
     share = (made.next_time / made.time)[:, None]
     assert torch.allclose(fake, share * made.state + (1 - share) * made.clean)  # the straight path
-    assert not any(head.seen for k, head in enumerate(networks.adversary.heads) if k != key)
+    assert not any(head.seen for k, head in enumerate(networks.adversary) if k != key)
 
 
 def test_the_students_gradient_is_that_of_its_last_call():
@@ -69,7 +66,7 @@ def test_the_students_gradient_is_that_of_its_last_call():
     weights = list(networks.student.network.parameters())
     got = torch.autograd.grad(loss, weights, retain_graph=True)
     state, _, key = landed(networks, made)
-    logits = networks.adversary.heads[key]({"samples": state})
+    logits = networks.adversary[key]({"samples": state})
     direct = 0.3 * nn.functional.softplus(-logits).mean()
     for ours, theirs in zip(got, torch.autograd.grad(direct, weights), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-12)
@@ -82,7 +79,7 @@ def test_the_discriminators_loss_reaches_its_own_heads_alone():
     made = BackwardSimulation(STEPS)(networks, batch, generator())
     loss, _ = KeyStateDiscriminatorLoss(samples)(networks, batch, made, generator())
     loss.backward()
-    used = [head.weight.grad is not None for head in networks.adversary.heads]
+    used = [head.weight.grad is not None for head in networks.adversary]
     assert used == [k == int(made.index[0]) for k in range(3)]
     assert all(p.grad is None for p in networks.student.network.parameters())
 
@@ -100,4 +97,4 @@ def test_mistakes_are_named():
 
 def test_there_are_as_many_heads_as_key_states():
     networks, _ = scene()
-    assert len(KeyStateHeads(samples, 3)(networks, (3,)).heads) == 3
+    assert len(KeyStateHeads(samples, 3)(networks, (3,))) == 3

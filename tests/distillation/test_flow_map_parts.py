@@ -8,12 +8,9 @@ import torch
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks, Samples
-from fewstep.distillation.flow_map import (
+from fewstep.distillation.parts import (
     AdaptiveWeight,
-    DataVelocity,
     DyadicJumps,
-    EarlierGridPoint,
-    ElementwiseHuber,
     EndPointPairs,
     FeatureDistance,
     FlowMapTerm,
@@ -21,20 +18,16 @@ from fewstep.distillation.flow_map import (
     Halving,
     InstantaneousVelocity,
     Intervals,
-    InverseStepWeight,
     JumpCoefficients,
     JumpLengthWeight,
     JumpTimes,
     KarrasGrid,
-    LearnedWeight,
-    NoiseStates,
     OdeSteps,
     PreviousGridPoint,
     PseudoHuber,
     Ramp,
     RandomMiddle,
     SecondDraw,
-    SegmentEnd,
     ShrinkingStep,
     SnrWeight,
     SquaredError,
@@ -47,6 +40,10 @@ from fewstep.distillation.flow_map import (
     UniformBelow,
     UniformGrid,
     WindowedReflow,
+    data_velocity,
+    inverse_step,
+    learned_uncertainty,
+    pure_noise,
     sinusoid,
 )
 from fewstep.distillation.times import LogNormal, Uniform
@@ -81,8 +78,8 @@ def drawn(law, process=STRAIGHT, batch=MANY):
 LAWS = {
     "consistency": Intervals(UniformGrid(20), middle=PreviousGridPoint(UniformGrid(20))),
     "edm": Intervals(KarrasGrid(18, highest=20.0), UniformBelow(), PreviousGridPoint(KarrasGrid(18, highest=20.0), 3)),
-    "segments": Intervals(UniformGrid(20), SegmentEnd(UniformGrid(4)), PreviousGridPoint(UniformGrid(20))),
-    "halves": Intervals(UniformGrid(8), EarlierGridPoint(UniformGrid(8)), FractionOfJump(0.5)),
+    "segments": Intervals(UniformGrid(20), PreviousGridPoint(UniformGrid(4)), PreviousGridPoint(UniformGrid(20))),
+    "halves": Intervals(UniformGrid(8), PreviousGridPoint(UniformGrid(8)), FractionOfJump(0.5)),
     "any two": Intervals(Uniform(), SecondDraw(Uniform()), FractionOfJump(0.3), equal=0.25),
     "shrinking": Intervals(LogNormal(), middle=ShrinkingStep()),
     "dyadic": DyadicJumps(4),
@@ -107,7 +104,7 @@ def test_segments_end_at_their_own_lower_edge():
 
 
 def test_first_legs_stop_at_the_end_of_a_jump():
-    times = drawn(Intervals(UniformGrid(20), SegmentEnd(UniformGrid(4)), PreviousGridPoint(UniformGrid(20), 8)))
+    times = drawn(Intervals(UniformGrid(20), PreviousGridPoint(UniformGrid(4)), PreviousGridPoint(UniformGrid(20), 8)))
     assert torch.allclose(times.m, torch.maximum(times.t - 0.4, times.s), atol=1e-9)
 
 
@@ -115,7 +112,7 @@ def test_progressive_grids_halve_with_the_stages():
     grid = UniformGrid(Halving(8, every=10, least=2))
     for step, parts in ((0, 8), (9, 8), (10, 4), (20, 2), (90, 2)):
         times = drawn(
-            Intervals(grid, EarlierGridPoint(grid), FractionOfJump(0.5)), batch=dataclasses.replace(MANY, step=step)
+            Intervals(grid, PreviousGridPoint(grid), FractionOfJump(0.5)), batch=dataclasses.replace(MANY, step=step)
         )
         assert torch.allclose(times.t - times.s, torch.full_like(times.t, 1 / parts))
         assert torch.allclose(times.m, (times.t + times.s) / 2)
@@ -221,7 +218,7 @@ def test_reflow_of_exact_pairs_is_straight_and_keeps_the_data():
     networks = Networks(student, exact_teacher(STRAIGHT))
     law = Intervals(Uniform(1e-3, 1.0), equal=1.0)
     losses = [
-        FlowMapTerm(law, InstantaneousVelocity(DataVelocity()), EndPointPairs(b))(networks, batch, None, generator())[0]
+        FlowMapTerm(law, InstantaneousVelocity(data_velocity), EndPointPairs(b))(networks, batch, None, generator())[0]
         for b in (0, 0.5)
     ]
     assert losses[0] < 1e-24
@@ -233,7 +230,7 @@ def test_reflow_of_exact_pairs_is_straight_and_keeps_the_data():
 def test_windows_join_the_ends_of_the_teachers_own_way(name):
     """One clean prediction leads from the state to both edges, and the exact flow from the upper to the lower one."""
     process = PROCESSES[name]
-    networks, law = exact_cast(process), Intervals(Uniform(0.1, 1.0), SegmentEnd(UniformGrid(3)))
+    networks, law = exact_cast(process), Intervals(Uniform(0.1, 1.0), PreviousGridPoint(UniformGrid(3)))
     jump = jump_of(networks, law, batch_of(32), WindowedReflow(UniformGrid(3), steps=60, order=2))
     clean, upper = jump.known("clean"), jump.s + process.noisiest / 3
     ends = [JumpCoefficients.of(process, jump.t, end).express(clean, jump.x, "state") for end in (upper, jump.s)]
@@ -251,7 +248,7 @@ def test_a_teachers_rollout_arrives_at_the_states_of_its_flow(name):
     errors = []
     for steps in (64, 128):
         jump = jump_of(networks, fixed(0.4, 0.0), batch, TeacherStates(steps, order=2))
-        start = jump_of(networks, fixed(1.0, 0.0), batch, NoiseStates())
+        start = jump_of(networks, fixed(1.0, 0.0), batch, pure_noise)
         exact = gaussian_map(process, start.x, start.t, jump.t)
         errors.append(float((jump.x - exact).norm()))
     assert errors[1] < 0.5 * errors[0] < 0.1 * float(exact.norm())
@@ -276,7 +273,7 @@ def test_a_teachers_rollout_takes_its_share_of_the_steps_for_each_sample():
 
     found = jump_of(networks, law, batch, TeacherStates(4))
     assert seen == [5, 3, 2, 1]  # four quarters: 1.0 and 0.9 one step, 0.6 two, 0.5 three, 0.1 four
-    start = jump_of(networks, law, batch, NoiseStates()).x
+    start = jump_of(networks, law, batch, pure_noise).x
     for k, (t, count) in enumerate(zip(times, (1, 1, 2, 3, 4), strict=True)):
         own = dataclasses.replace(found, teacher_condition={"shift": shift[k : k + 1]})
         top, end = torch.ones(1, dtype=torch.float64), t[None]
@@ -317,7 +314,7 @@ def test_metrics_are_their_formulas():
     assert torch.allclose(SquaredError(total=True)(a, b), torch.tensor([25.0, 0.0]))
     assert torch.allclose(PseudoHuber(12.0)(a, b), torch.tensor([1.0, 0.0]))
     assert torch.allclose(PseudoHuber()(a, b), torch.tensor([5.0, 0.0]), atol=1e-6)
-    assert torch.allclose(ElementwiseHuber(4.0)(a, b)[0], torch.tensor(((5.0 - 4) + (32**0.5 - 4)) / 2))
+    assert torch.allclose(PseudoHuber(4.0, elementwise=True)(a, b)[0], torch.tensor(((5.0 - 4) + (32**0.5 - 4)) / 2))
     assert torch.allclose(FeatureDistance(lambda x: 2 * x)(a, b), 4 * SquaredError()(a, b))
 
 
@@ -334,7 +331,7 @@ def test_weights_are_their_formulas():
     snr = torch.tensor([1.0, 9.0, 0.0625, 0.0], dtype=torch.float64)
     expected = {
         JumpLengthWeight(2.0): torch.tensor([0.16, 0.0, 0.36, 1.0]).double(),
-        InverseStepWeight(): torch.tensor([10.0, 0.0, 2.0, 2.0]).double(),
+        inverse_step: torch.tensor([10.0, 0.0, 2.0, 2.0]).double(),
         SnrWeight("truncated"): snr.clamp(min=1),
         SnrWeight("plus_one"): snr + 1,
         SnrWeight("clamped", 5.0): snr.clamp(max=5),
@@ -358,10 +355,10 @@ def test_a_learned_weight_is_best_at_minus_the_logarithm_of_the_distance():
     networks = Networks(Denoiser(network, STRAIGHT, two_times=True), exact_teacher(STRAIGHT))
     jump = jump_of(networks, fixed(0.5, 0.0))
     distance = torch.full((4,), torch.e, dtype=torch.float64)
-    LearnedWeight()(networks, jump, distance).sum().backward()
+    learned_uncertainty(networks, jump, distance).sum().backward()
     assert abs(float(phi.grad)) < 1e-12
     with pytest.raises(FewstepError, match="uncertainty"):
-        LearnedWeight()(Networks(rough(STRAIGHT), exact_teacher(STRAIGHT)), jump, distance)
+        learned_uncertainty(Networks(rough(STRAIGHT), exact_teacher(STRAIGHT)), jump, distance)
 
 
 def test_the_embedding_of_guidance_is_that_of_diffusers():

@@ -12,8 +12,8 @@ from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.engine import assemble
-from fewstep.distillation.flow_map import FlowMapTerm
 from fewstep.distillation.method import method, presets, stages_over
+from fewstep.distillation.parts import FlowMapTerm
 from fewstep.distillation.times import FixedTimes
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction

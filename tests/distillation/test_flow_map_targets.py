@@ -8,28 +8,28 @@ from torch import nn
 
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Batch, Networks
-from fewstep.distillation.flow_map import (
+from fewstep.distillation.parts import (
     AdaptiveWeight,
-    BoundaryScaling,
-    DataVelocity,
     Eulerian,
     FlowMapTerm,
     InstantaneousVelocity,
     Intervals,
     Lagrangian,
     OdeSteps,
-    SameNoiseStep,
     SelfGuidedVelocity,
     StoredPairs,
-    StoredState,
-    StoredStates,
     StudentJump,
-    StudentVelocity,
     TeacherGuidance,
-    TeacherVelocity,
     TimeDerivative,
     TwoLeg,
+    data_velocity,
+    lcm_boundary,
+    same_noise_step,
     semigroup,
+    stored_state,
+    stored_states,
+    student_velocity,
+    teacher_velocity,
 )
 from fewstep.distillation.times import Uniform
 from fewstep.errors import FewstepError
@@ -102,7 +102,7 @@ def test_alpha_flow_is_a_two_leg_target():
     at_m = jump.x + (m - jump.t)[:, None] * v
     wanted = share * v + (1 - share) * straight_u(cast.student, at_m, m, jump.s)
     u = straight_u(cast.student, jump.x, jump.t, jump.s)
-    assert torch.allclose(residual(cast, jump, TwoLeg(SameNoiseStep(), StudentJump())), u - wanted, atol=1e-12)
+    assert torch.allclose(residual(cast, jump, TwoLeg(same_noise_step, StudentJump())), u - wanted, atol=1e-12)
 
 
 def test_shortcuts_are_the_semigroup_at_the_midpoint():
@@ -122,7 +122,7 @@ def test_consistency_training_uses_the_same_noise_at_both_times():
     m = jump.times.m
     earlier = (1 - m)[:, None] * jump.sight.clean + m[:, None] * jump.sight.noise
     wanted = cast.student(earlier, m, None, 0 * m)
-    aim = TwoLeg(SameNoiseStep(), StudentJump())(cast, jump, jump.x)
+    aim = TwoLeg(same_noise_step, StudentJump())(cast, jump, jump.x)
     assert aim.space == "state"
     assert torch.allclose(aim.value, wanted, atol=1e-12)
 
@@ -144,23 +144,23 @@ def test_stored_states_of_the_exact_flow_leave_nothing_to_learn(name):
     path = torch.stack([gaussian_map(process, noise, top, time.expand(64)) for time in times], 1)
     batch = Batch(size=64, shape=(3,), path=path, times=times)
     for pairs in ("all", "consecutive", "to-end", "whole"):
-        loss, _ = FlowMapTerm(StoredPairs(pairs), TwoLeg(StoredState()), StoredStates())(cast, batch, None, generator())
+        loss, _ = FlowMapTerm(StoredPairs(pairs), TwoLeg(stored_state), stored_states)(cast, batch, None, generator())
         assert loss < 1e-16
     wrong = dataclasses.replace(batch, times=times.clone().index_fill_(0, torch.tensor([1]), 0.7 * process.noisiest))
-    loss, _ = FlowMapTerm(StoredPairs("all"), TwoLeg(StoredState()), StoredStates())(cast, wrong, None, generator())
+    loss, _ = FlowMapTerm(StoredPairs("all"), TwoLeg(stored_state), stored_states)(cast, wrong, None, generator())
     assert loss > 1e-4
 
 
 TARGETS = {
-    "instant": (InstantaneousVelocity(DataVelocity()), T, T, None),
-    "teacher": (InstantaneousVelocity(TeacherVelocity()), T, T, None),
+    "instant": (InstantaneousVelocity(data_velocity), T, T, None),
+    "teacher": (InstantaneousVelocity(teacher_velocity), T, T, None),
     "consistency": (TwoLeg(OdeSteps(2), StudentJump()), T, 0.0, M),
     "live consistency": (TwoLeg(OdeSteps(), StudentJump("student")), T, 0.0, M),
-    "training": (TwoLeg(SameNoiseStep(), StudentJump()), T, 0.0, M),
+    "training": (TwoLeg(same_noise_step, StudentJump()), T, 0.0, M),
     "semigroup": (semigroup(), T, S, M),
     "progressive": (TwoLeg(OdeSteps(who="target"), OdeSteps(who="target")), T, S, M),
     "eulerian": (Eulerian(), T, S, None),
-    "own": (Eulerian(StudentVelocity()), T, S, None),
+    "own": (Eulerian(student_velocity), T, S, None),
     "differences": (Eulerian(slope=TimeDerivative("difference")), T, S, None),
     "lagrangian": (Lagrangian(), T, (0.2, 0.5, 0.05, 0.1), None),
 }
@@ -241,7 +241,7 @@ def test_the_term_reproduces_latent_consistency_distillation():
     scale, batch = 1.5, _conditional_batch()
     cast = Networks(student, teacher, target=target)
     times = fixed(*(v.double() / 999 for v in (time, 0 * time, earlier)))
-    jump = jump_of(cast, times, batch, boundary=BoundaryScaling(), guidance=TeacherGuidance(scale))
+    jump = jump_of(cast, times, batch, boundary=lcm_boundary, guidance=TeacherGuidance(scale))
 
     x = jump.x[:, :, None, None]
     given = batch.condition["cond"]
@@ -386,9 +386,7 @@ def test_mistakes_are_named():
     with pytest.raises(FewstepError, match="towards the data"):
         FlowMapTerm(fixed(T, S, 0.95), semigroup())(cast, batch_of(), None, generator())
     with pytest.raises(FewstepError, match="boundary"):
-        FlowMapTerm(fixed(T, S), InstantaneousVelocity(), boundary=BoundaryScaling())(
-            cast, batch_of(), None, generator()
-        )
+        FlowMapTerm(fixed(T, S), InstantaneousVelocity(), boundary=lcm_boundary)(cast, batch_of(), None, generator())
     empty = dataclasses.replace(batch_of(), clean=None)
     with pytest.raises(FewstepError, match="needs data"):
         FlowMapTerm(fixed(T, S), InstantaneousVelocity())(cast, empty, None, generator())
@@ -398,7 +396,7 @@ def test_mistakes_are_named():
     with pytest.raises(FewstepError, match="no network time for the data"):
         FlowMapTerm(fixed(T, 0.0), Eulerian())(edm, batch_of(), None, generator())
     with pytest.raises(FewstepError, match="arrival"):
-        FlowMapTerm(fixed(T, S), TwoLeg(StoredState()))(cast, batch_of(), None, generator())
+        FlowMapTerm(fixed(T, S), TwoLeg(stored_state))(cast, batch_of(), None, generator())
 
 
 def test_losses_are_finite_in_float32_at_both_ends():

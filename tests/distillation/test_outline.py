@@ -20,9 +20,9 @@ def test_every_method_is_written_without_addresses_of_objects(name):
 @pytest.mark.parametrize(
     ("name", "change", "line"),
     [
-        ("tdm", {"overlap": True}, "times: Interval(whole=True)"),
-        ("dmd2", {"ratio": 3}, "tracking: Tracking(ratio=3)"),
-        ("lcm", {"decay": 0.5}, "target: Target(decay=0.5)"),
+        ("tdm", {"overlap": True}, "times: LastInterval(whole=True)"),
+        ("dmd2", {"ratio": 3}, "tracking: UpdateRule(ratio=3)"),
+        ("lcm", {"decay": 0.5}, "target: TargetNetwork(decay=0.5)"),
     ],
 )
 def test_an_option_changes_its_line(name, change, line):

@@ -10,23 +10,22 @@ from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch
 from fewstep.distillation.discriminator import Discriminator, MeanHead, NetworkFeatures
-from fewstep.distillation.rollout import BackwardSimulation, between
-from fewstep.distillation.score import (
+from fewstep.distillation.parts import (
     DensityRatioWeight,
     DistributionMatching,
-    ElementwiseHuberGradient,
     ErrorNormalizer,
     GuidanceDifference,
     HuberGradient,
     PowerGradient,
     RewardWeight,
     ScaleWeight,
-    ScheduledTerm,
     ScoreDistillation,
     ScoreIdentity,
     WeightedSum,
+    scheduled,
     squared,
 )
+from fewstep.distillation.rollout import BackwardSimulation, between
 from fewstep.distillation.score.weights import RATIOS
 from fewstep.distillation.times import FixedTimes, Uniform
 from fewstep.errors import FewstepError
@@ -112,7 +111,7 @@ def test_the_published_stop_gradient_loss_has_the_same_gradient_and_value():
 def test_element_huber_is_the_published_loss_of_tdm():
     x = leaf()
     found, _, _ = gradient_of(
-        ScoreDistillation(DistributionMatching(), FixedTimes((0.4,)), slope=ElementwiseHuberGradient(0.3)), x
+        ScoreDistillation(DistributionMatching(), FixedTimes((0.4,)), slope=HuberGradient(0.3, elementwise=True)), x
     )
     Fc, _, Gc, _ = predictions(x)
     target = (x - (Gc - Fc)).detach()
@@ -125,7 +124,7 @@ def test_element_huber_is_the_published_loss_of_tdm():
     [
         (squared, lambda y: 0.5 * y.square().sum()),
         (HuberGradient(0.7), lambda y: (y.square().sum() + 0.49 * 5).sqrt()),
-        (ElementwiseHuberGradient(0.2), lambda y: (y.square() + 0.04).sqrt().sum()),
+        (HuberGradient(0.2, elementwise=True), lambda y: (y.square() + 0.04).sqrt().sum()),
         (PowerGradient(2.0), lambda y: y.square().sum() ** 2 / 4),
         (PowerGradient(1.0), lambda y: y.square().sum() / 2),
     ],
@@ -389,7 +388,7 @@ def test_ratios_read_features_of_the_call_that_is_made_anyway(who):
 
 def test_terms_may_change_as_the_training_goes_on():
     x = leaf()
-    term = ScheduledTerm(lambda batch: ScoreDistillation(DistributionMatching(), FixedTimes((0.2 + batch.progress,))))
+    term = scheduled(lambda batch: ScoreDistillation(DistributionMatching(), FixedTimes((0.2 + batch.progress,))))
     for step in (0, 5):
         batch = replace(batch_of(SIZE, **labels(SIZE)), step=step, steps=10)
         wanted, _, _ = gradient_of(

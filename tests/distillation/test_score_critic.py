@@ -7,7 +7,7 @@ import torch
 
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Samples
-from fewstep.distillation.score import (
+from fewstep.distillation.parts import (
     DenoisingLoss,
     MeanVariancePenalty,
     PairedRegression,

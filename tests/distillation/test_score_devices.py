@@ -13,8 +13,7 @@ from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.discriminator import Discriminator, NetworkFeatures, PointHead
 from fewstep.distillation.moments import GaussianKernel, MaximumMeanDiscrepancy
-from fewstep.distillation.rollout import BackwardSimulation, NoisedData, RandomSchedule, between
-from fewstep.distillation.score import (
+from fewstep.distillation.parts import (
     DenoisingLoss,
     DensityRatioWeight,
     DistributionMatching,
@@ -29,6 +28,7 @@ from fewstep.distillation.score import (
     ScoreIdentity,
     onward,
 )
+from fewstep.distillation.rollout import BackwardSimulation, NoisedData, RandomSchedule, between
 from fewstep.distillation.score.relay import LaterCall
 from fewstep.distillation.times import BelowLastCall, LastInterval, Uniform
 from fewstep.prediction import Prediction

@@ -7,7 +7,7 @@ import torch
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
-from fewstep.distillation.score import (
+from fewstep.distillation.parts import (
     DensityRatioWeight,
     DistributionMatching,
     GuidanceDifference,

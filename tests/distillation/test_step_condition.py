@@ -10,7 +10,7 @@ from torch import nn
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.discriminator import samples
 from fewstep.distillation.method import method
-from fewstep.distillation.score import DenoisingLoss, DistributionMatching, ScoreDistillation
+from fewstep.distillation.parts import DenoisingLoss, DistributionMatching, ScoreDistillation
 from fewstep.distillation.step_condition import StepConditioned, time_layers
 from fewstep.distillation.times import FixedTimes
 from fewstep.errors import FewstepError

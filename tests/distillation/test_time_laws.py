@@ -14,7 +14,6 @@ from fewstep.distillation.times import (
     LogitNormal,
     LogNormal,
     Uniform,
-    UniformInteger,
     annealed_beta,
     everywhere,
     part_of,
@@ -71,7 +70,7 @@ def test_shift_of_uniform():
 
 
 def test_integers_reach_both_ends():
-    times = UniformInteger(20, 25)(SIZE, VP, generator())
+    times = FixedTimes(tuple(range(20, 26)))(SIZE, VP, generator())
     assert torch.equal(times.unique(), torch.arange(20, 26).double())
 
 
@@ -170,7 +169,7 @@ def test_mistakes_are_named():
     with pytest.raises(FewstepError, match="outside the process"):
         FixedTimes((999.0,))(3, FLOW, generator())
     with pytest.raises(FewstepError, match="outside the process"):
-        UniformInteger(20, 1200)(3, VP, generator())
+        FixedTimes((20, 1200))(3, VP, generator())
     with pytest.raises(FewstepError, match="outside the process"):
         LastInterval()(3, FLOW, generator(), made(900, 600, 3))
     with pytest.raises(FewstepError, match="last call"):

@@ -9,8 +9,8 @@ from claims.chain import Chain, Flow, after, straightness
 from claims.claim import Arm
 
 from fewstep.distillation.core import Batch, Networks
-from fewstep.distillation.flow_map import SegmentEnd
 from fewstep.distillation.method import method
+from fewstep.distillation.parts import PreviousGridPoint
 from fewstep.testing.digits import DigitBed, DigitJudge, DigitNetwork, told
 from fewstep.testing.kernel_digits import load_digits
 
@@ -159,7 +159,7 @@ def test_a_student_of_segments_alone_is_never_asked_to_jump_to_the_data_and_back
             continue
         made = arm.make(bed.process, 400)
         alone = [until for until, _ in made.terms["consistency"].stages] == [1.0] if name != "LCM" else False
-        within = alone and isinstance(made.terms["consistency"].stages[0][1].times.end, SegmentEnd)
+        within = alone and isinstance(made.terms["consistency"].stages[0][1].times.end, PreviousGridPoint)
         assert {made.steps.fresh, *(steps.fresh for steps in arm.draws(bed.process).values())} == {float(not within)}
         assert within is name.startswith("segments")
 

@@ -83,6 +83,7 @@ def test_stages_fit_the_training_that_the_budget_buys(tmp_path):
         str(tmp_path / "model"), ("progressive",), steps=(1,), seeds=(0,), budget=240, batch=4, overrides=SMALL
     )
     row = compete(contest, tmp_path / "runs", say=lambda line: None)["entries"][0]
+    assert "failed" not in row, row
     # the student with gradient, and its former self twice
     assert row["passes_per_update"] == 4 * (3 + 2)
     assert row["updates"] == 12

@@ -6,8 +6,9 @@ the trainer owns modules, optimizers and the order of updates.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,15 +120,9 @@ Loss = tuple[Tensor, dict[str, Tensor]]
 """A scalar with its gradient, and detached scalars to log."""
 
 
-class Term(Protocol):
-    """One summand of a network's loss; draws all its randomness from the generator (on the CPU)."""
+Term = Callable[[Networks, Batch, Samples | None, torch.Generator], Loss]
+"""(networks, batch, samples of this step's roll-out if there is one, CPU generator of all its randomness) -> one
+summand of a network's loss."""
 
-    def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
-        """The loss; `made` is what the roll-out of this step made, None for methods without one."""
-
-
-class Rollout(Protocol):
-    """How the student makes the samples that it is judged on; gradients flow if they are enabled around it."""
-
-    def __call__(self, networks: Networks, batch: Batch, generator: torch.Generator) -> Samples:
-        """Samples for the conditions of a batch."""
+Rollout = Callable[[Networks, Batch, torch.Generator], Samples]
+"""(networks, batch, generator) -> the student's samples that the terms look at; gradients flow where enabled."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,8 @@ from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.taps import features
 from fewstep.errors import FewstepError, nearest
 
-
-class FeatureSource(Protocol):
-    """Where the discriminator's features come from."""
-
-    def __call__(self, networks: Networks, batch: Batch, x: Tensor, t: Tensor) -> Mapping[str, Tensor]:
-        """Named features (B, ...) of states (B, ...) at times (B,)."""
+FeatureSource = Callable[[Networks, Batch, Tensor, Tensor], Mapping[str, Tensor]]
+"""(networks, batch, states (B, ...), times (B,)) -> named features (B, ...) that the discriminator looks at."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class BackwardSimulation:
         """Samples from the drawn call."""
         within(networks.student.process, self.chain.times)
         index = _drawn(self.first or len(self.chain), batch.size, generator, self.each, self.last)
-        noise = noise_like((batch.size, *batch.shape), generator, _example(networks, batch))
+        noise = unit_noise(networks, batch, generator)
         return self.chain.roll_out(
             networks.student, batch, noise, index, generator, fixed=self.fixed, through=self.through
         )
@@ -133,12 +133,13 @@ def _drawn(count: int, size: int, generator: torch.Generator, each: bool, last: 
     return drawn if each else drawn.expand(size)
 
 
-def _example(networks: Networks, batch: Batch) -> Tensor:
-    """An empty tensor whose device and dtype the first noise takes: the data's, else float32 beside the student."""
+def unit_noise(networks: Networks, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Standard normal noise (B, ...) for a batch, like its data or trajectories, else in float32 beside the student."""
     given = [value for value in (batch.clean, batch.path) if value is not None]
     if given:
-        return given[0].new_empty(0)
+        return noise_like((batch.size, *batch.shape), generator, given[0])
     network = networks.student.network
     weights = network.parameters() if isinstance(network, nn.Module) else ()
-    nearby = [*(batch.condition or {}).values(), *weights]
-    return torch.empty(0, device=nearby[0].device if nearby else None)
+    nearby = next(iter((*(batch.condition or {}).values(), *weights)), None)
+    like = None if nearby is None else torch.empty(0, device=nearby.device)
+    return noise_like((batch.size, *batch.shape), generator, like)

@@ -1,16 +1,15 @@
 """Laws of random process times: what noise levels an objective looks at.
 
-A law is called with (size, process, generator, made) and returns times (size,) in float64 on the CPU, within the
-process. `made` is what the student made, for the laws that depend on its last call; the others take None.
+A law is called with (size, process, generator, samples) and returns times (size,) in float64 on the CPU, within the
+process. `samples` are the student's, for the laws that depend on its last call; the others take None.
 Laws on a fraction of the range [0, noisiest] may be shifted: u -> S u / (1 + (S - 1) u) (arXiv 2403.03206).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,14 +18,8 @@ from fewstep.distillation.core import Samples
 from fewstep.errors import FewstepError
 from fewstep.process import Process
 
-
-class TimeDistribution(Protocol):
-    """A law of one time per sample."""
-
-    def __call__(
-        self, size: int, process: Process, generator: torch.Generator, samples: Samples | None = None
-    ) -> Tensor:
-        """Times (size,) in float64."""
+TimeDistribution = Callable[[int, Process, torch.Generator, Samples | None], Tensor]
+"""(number of samples, process, generator, the student's samples if there are any) -> one time per sample."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +39,6 @@ class Uniform:
         """Times (size,)."""
         u = self.low + (self.high - self.low) * _uniform(size, generator)
         return process.noisiest * shifted_fraction(u, self.shift)
-
-
-@dataclass(frozen=True)
-class UniformInteger:
-    """Uniform on the whole numbers low..high, both included; DMD2 has 20..980 (arXiv 2405.14867)."""
-
-    low: int = 20
-    high: int = 980
-
-    def __call__(
-        self, size: int, process: Process, generator: torch.Generator, samples: Samples | None = None
-    ) -> Tensor:
-        """Times (size,)."""
-        within(process, (self.low, self.high))
-        return torch.randint(self.low, self.high + 1, (size,), generator=generator).double()
 
 
 @dataclass(frozen=True)
@@ -193,7 +171,7 @@ class BelowLastCall:
 
 @dataclass(frozen=True)
 class FixedTimes:
-    """One of the given process times, all equally likely."""
+    """One of the given process times, all equally likely; DMD2 has the whole numbers 20..980 (arXiv 2405.14867)."""
 
     times: tuple[float, ...]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -15,11 +15,8 @@ from fewstep.errors import FewstepError, nearest
 PROJECT = "fewstep"
 
 
-class Log(Protocol):
-    """Takes the means of some steps, with the step they end at."""
-
-    def __call__(self, numbers: Mapping[str, float]) -> None:
-        """Pass them on."""
+Log = Callable[[Mapping[str, float]], None]
+"""Takes the means of some steps, with the step they end at."""
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fewstep.distillation.core import Networks
-from fewstep.distillation.flow_map.directions import TeacherVelocity, VelocitySource
+from fewstep.distillation.flow_map.directions import VelocitySource, teacher_velocity
 from fewstep.distillation.flow_map.frame import JumpCoefficients, column, levels
-from fewstep.distillation.flow_map.jump import Jump, member
+from fewstep.distillation.flow_map.jump import Jump
 from fewstep.distillation.flow_map.schedules import Varying
 from fewstep.distillation.flow_map.slopes import TimeDerivative
 from fewstep.distillation.flow_map.targets import TargetValue
@@ -31,15 +31,12 @@ class Eulerian:
         cos(t - s) on the circle (arXiv 2410.11081, sec. 4.1).
     shrink:
         Multiply R by alpha_t, as sCM does.
-    who:
-        Whose derivative; the live student's unless given.
     """
 
-    direction: VelocitySource = field(default_factory=TeacherVelocity)
+    direction: VelocitySource = teacher_velocity
     slope: TimeDerivative = field(default_factory=TimeDerivative)
     warmup: Varying = 1.0
     shrink: bool = False
-    who: str = "student"
 
     def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
         """The velocity target at (x, t)."""
@@ -51,7 +48,7 @@ class Eulerian:
     def residual(self, networks: Networks, jump: Jump, live: Tensor) -> tuple[Tensor, int]:
         """R (B, ...) for the clean prediction `live`, and forward passes."""
         wanted, passes = self.direction(networks, jump, jump.x, jump.t)
-        frame, model = jump.frame, member(networks, self.who)
+        frame, model = jump.frame, networks.student
         velocity = frame.express(wanted, jump.x, "velocity")
 
         def predict(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -75,13 +72,12 @@ class Lagrangian:
     2505.18825). The only derivative is in the end time, and the direction is asked where the student lands: s > 0.
     """
 
-    direction: VelocitySource = field(default_factory=TeacherVelocity)
+    direction: VelocitySource = teacher_velocity
     slope: TimeDerivative = field(default_factory=TimeDerivative)
-    who: str = "student"
 
     def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
         """The velocity target at (x, t)."""
-        model, frame = member(networks, self.who), jump.frame
+        model, frame = networks.student, jump.frame
         landed = frame.express(live, jump.x, "state")
         wanted, passes = self.direction(networks, jump, landed, jump.s)
 

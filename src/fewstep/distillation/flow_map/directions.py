@@ -7,46 +7,32 @@ without gradient and the forward passes it took.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fewstep.distillation.core import Networks
 from fewstep.distillation.flow_map.frame import column
-from fewstep.distillation.flow_map.jump import Jump, member
+from fewstep.distillation.flow_map.jump import Jump
 from fewstep.errors import FewstepError
 
 VelocitySource = Callable[[Networks, Jump, Tensor, Tensor], tuple[Tensor, int]]
 
 
-@dataclass(frozen=True)
-class DataVelocity:
+def data_velocity(networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
     """The data point itself: one sample of the velocity, unbiased and noisy (flow matching, MeanFlow)."""
-
-    def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
-        """Clean prediction."""
-        return jump.known("clean"), 0
+    return jump.known("clean"), 0
 
 
-@dataclass(frozen=True)
-class TeacherVelocity:
+def teacher_velocity(networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
     """The teacher, guided as the jump says."""
-
-    def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
-        """Clean prediction."""
-        return jump.teach(networks.teacher, x, t)
+    return jump.teach(networks.teacher, x, t)
 
 
-@dataclass(frozen=True)
-class StudentVelocity:
+def student_velocity(networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
     """The student's own diagonal u(x, t, t) (improved MeanFlow, arXiv 2512.02012; self-distillation, 2505.18825)."""
-
-    who: str = "student"
-
-    def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
-        """Clean prediction."""
-        return jump.ask(member(networks, self.who), x, t, t), 1
+    return jump.ask(networks.student, x, t, t), 1
 
 
 @dataclass(frozen=True)
@@ -60,7 +46,7 @@ class SelfGuidedVelocity:
     omega: float = 1.0
     kappa: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
-    inner: VelocitySource = field(default_factory=DataVelocity)
+    inner: VelocitySource = data_velocity
 
     def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
         """Clean prediction.

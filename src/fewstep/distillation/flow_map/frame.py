@@ -6,6 +6,7 @@ at t is `drift x + pace D`. All are linear in D, so a difference of predictions 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -42,22 +43,19 @@ def levels(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(clean, torch.ones_like(alpha), alpha), torch.where(clean, torch.zeros_like(sigma), sigma)
 
 
-@dataclass(frozen=True)
-class BoundaryScaling:
-    """The end map of latent consistency models, f = c_skip x + c_out D, the identity at time 0 by construction.
+BoundaryScaling = Callable[[Process, Tensor], tuple[Tensor, Tensor]]
+"""(process, times (B,)) -> c_skip and c_out (B,) of an end map f = c_skip x + c_out D."""
+
+
+def lcm_boundary(process: Process, t: Tensor, scaling: float = 10.0, sigma_data: float = 0.5) -> tuple[Tensor, Tensor]:
+    """The end map of latent consistency models, the identity at time 0 by construction.
 
     c_skip = d^2 / ((k tau)^2 + d^2), c_out = k tau / sqrt((k tau)^2 + d^2), tau the network time, d = `sigma_data`,
     k = `scaling` (arXiv 2310.04378, eq. 9 as in diffusers' LCMScheduler).
     """
-
-    scaling: float = 10.0
-    sigma_data: float = 0.5
-
-    def __call__(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
-        """c_skip and c_out (B,)."""
-        scaled = self.scaling * process.network_time(t.double())
-        square = scaled**2 + self.sigma_data**2
-        return self.sigma_data**2 / square, scaled / square.sqrt()
+    scaled = scaling * process.network_time(t.double())
+    square = scaled**2 + sigma_data**2
+    return sigma_data**2 / square, scaled / square.sqrt()
 
 
 @dataclass(frozen=True)

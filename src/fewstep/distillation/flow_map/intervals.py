@@ -22,11 +22,11 @@ JumpDistribution = Callable[[Batch, Process, torch.Generator], JumpTimes]
 TimeGrid = Callable[[Process, Batch], Tensor]
 """Rising process times, float64, from 0 (the data) to the noisiest."""
 
-EndRule = Callable[[Tensor, Batch, Process, torch.Generator], Tensor]
-"""Ends s (B,) for starts t (B,); where an end is above its start, the two change places."""
+Rule = Callable[[Tensor, Tensor, Batch, Process, torch.Generator], Tensor]
+"""A time (B,) for each pair (start t, least time): ends s, the least time being 0, and middles m, it being s.
 
-MiddleRule = Callable[[Tensor, Tensor, Batch, Process], Tensor]
-"""Middles m (B,) for (t, s)."""
+Where an end is above its start, the two change places.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Intervals:
     """
 
     start: laws.TimeDistribution | UniformGrid | KarrasGrid
-    end: EndRule | None = None
-    middle: MiddleRule | None = None
+    end: Rule | None = None
+    middle: Rule | None = None
     equal: float = 0.0
 
     def __call__(self, batch: Batch, process: Process, generator: torch.Generator) -> JumpTimes:
@@ -54,14 +54,15 @@ class Intervals:
             grid = self.start(process, batch)
             t = grid[torch.randint(1, len(grid), (batch.size,), generator=generator)]
         else:
-            t = self.start(batch.size, process, generator)
-        s = torch.zeros_like(t) if self.end is None else self.end(t, batch, process, generator)
+            t = self.start(batch.size, process, generator, None)
+        data = torch.zeros_like(t)
+        s = data if self.end is None else self.end(t, data, batch, process, generator)
         t, s = torch.maximum(t, s), torch.minimum(t, s)
         if self.equal:
             s = torch.where(torch.rand(batch.size, generator=generator) < self.equal, t, s)
         if self.middle is None:
             return JumpTimes(t, s)
-        m = self.middle(t, s, batch, process)
+        m = self.middle(t, s, batch, process, generator)
         return JumpTimes(t, s, torch.minimum(torch.maximum(m, s), t))  # rounding may leave the interval
 
 
@@ -96,30 +97,23 @@ class KarrasGrid:
         return torch.cat([torch.zeros(1, dtype=torch.float64), times]).unique()
 
 
-# --- ends -----------------------------------------------------------------------------------------------------------
+# --- ends and middles -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class SegmentEnd:
-    """The lower edge of the segment that t lies in: PCM, multistep consistency, MLCM; 1 segment ends at the data."""
+class PreviousGridPoint:
+    """The point of a grid `skip` points below t, never below s.
 
-    grid: TimeGrid = UniformGrid(4)
-
-    def __call__(self, t: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
-        """Ends (B,)."""
-        return before(self.grid(process, batch), t, 1)
-
-
-@dataclass(frozen=True)
-class EarlierGridPoint:
-    """The grid point `skip` points below t, the data beyond: progressive distillation, key points."""
+    As an end: the lower edge of the segment that t lies in (PCM, MLCM) or the next point (progressive distillation). As
+    a middle: the end of the teacher's step (discrete consistency, LCM, CTM).
+    """
 
     grid: TimeGrid
     skip: int = 1
 
-    def __call__(self, t: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
-        """Ends (B,)."""
-        return before(self.grid(process, batch), t, self.skip)
+    def __call__(self, t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
+        """Times (B,)."""
+        return torch.maximum(before(self.grid(process, batch), t, self.skip), s)
 
 
 @dataclass(frozen=True)
@@ -128,7 +122,7 @@ class UniformBelow:
 
     least: float = 0.0
 
-    def __call__(self, t: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
+    def __call__(self, t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
         """Ends (B,)."""
         low = torch.full_like(t, self.least * process.noisiest).minimum(t)
         return low + (t - low) * torch.rand(batch.size, generator=generator, dtype=torch.float64)
@@ -140,12 +134,9 @@ class SecondDraw:
 
     law: laws.TimeDistribution
 
-    def __call__(self, t: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
+    def __call__(self, t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
         """Ends (B,)."""
-        return self.law(batch.size, process, generator)
-
-
-# --- middles ---------------------------------------------------------------------------------------------------------
+        return self.law(batch.size, process, generator, None)
 
 
 @dataclass(frozen=True)
@@ -154,21 +145,9 @@ class FractionOfJump:
 
     share: Varying = 0.5
 
-    def __call__(self, t: Tensor, s: Tensor, batch: Batch, process: Process) -> Tensor:
+    def __call__(self, t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
         """Middles (B,)."""
         return t + value_at(self.share, batch) * (s - t)
-
-
-@dataclass(frozen=True)
-class PreviousGridPoint:
-    """The point of a grid `skip` points below t, never below s: discrete consistency, LCM, PCM, CTM."""
-
-    grid: TimeGrid
-    skip: int = 1
-
-    def __call__(self, t: Tensor, s: Tensor, batch: Batch, process: Process) -> Tensor:
-        """Middles (B,)."""
-        return torch.maximum(before(self.grid(process, batch), t, self.skip), s)
 
 
 @dataclass(frozen=True)
@@ -183,7 +162,7 @@ class ShrinkingStep:
     stages: int = 8
     k: float = 8.0
 
-    def __call__(self, t: Tensor, s: Tensor, batch: Batch, process: Process) -> Tensor:
+    def __call__(self, t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
         """Middles (B,)."""
         stage = int(batch.step / max(1, batch.steps) * self.stages)
         alpha, sigma = levels(process, t)

@@ -6,7 +6,6 @@ student's states are those of its own chain: the method's roll-out is a `Backwar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,30 +20,18 @@ from fewstep.distillation.flow_map.sources import stored
 from fewstep.errors import FewstepError
 
 
-class KeyStateDiscriminator(nn.Module):
-    """One discriminator per key state."""
-
-    def __init__(self, heads: list[nn.Module]) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(heads)
-
-    def forward(self, features: Mapping[str, Tensor], key: int) -> Tensor:
-        """Logits (B, L) of states at one key."""
-        return self.heads[key](features)
-
-
 @dataclass(frozen=True)
 class KeyStateHeads:
-    """Makes the heads: the `make` of an adversary with `count` key states after the first noise."""
+    """Makes one discriminator per key state: the `make` of an adversary with `count` of them after the first noise."""
 
     source: FeatureSource
     count: int
     kind: str = "point"
 
     def __call__(self, networks: Networks, shape: tuple[int, ...]) -> nn.Module:
-        """The discriminator."""
+        """The discriminators, a list of modules."""
         make = Heads(self.source, self.kind)
-        return KeyStateDiscriminator([make(networks, shape) for _ in range(self.count)])
+        return nn.ModuleList([make(networks, shape) for _ in range(self.count)])
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,7 @@ class KeyStateGeneratorLoss:
         state, until, key = landed(networks, samples)
         with torch.enable_grad():
             x = state.detach().requires_grad_()
-            logits = networks.need("adversary")(self.source(networks, batch, x, until), key)
+            logits = networks.need("adversary")[key](self.source(networks, batch, x, until))
             value = self.scale * LOSSES[self.loss][0](logits).mean()
             (gradient,) = torch.autograd.grad(value, x)
         through = (state * gradient).sum()
@@ -86,7 +73,7 @@ class KeyStateDiscriminatorLoss:
             keys = (networks.student.process.noisiest, float(until[0]))
             at = int(key_positions(times, keys, networks.student.process)[1])  # type: ignore[arg-type]
             seen = [self.source(networks, batch, x.to(state), until) for x in (path[:, at], state)]
-        real, fake = (networks.need("adversary")(features, key) for features in seen)
+        real, fake = (networks.need("adversary")[key](features) for features in seen)
         return LOSSES[self.loss][1](real, fake).mean(), {"real": real.detach().mean(), "fake": fake.detach().mean()}
 
 

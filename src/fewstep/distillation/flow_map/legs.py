@@ -85,14 +85,10 @@ def heun_step(model: Denoiser, x: Tensor, clean: Tensor, there: Tensor, again: T
     return col(radius_end) * (col(turn.cos() / radius) * x + col(turn.sin()) * (first + second) / 2)
 
 
-@dataclass(frozen=True)
-class SameNoiseStep:
+def same_noise_step(networks: Networks, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:
     """alpha x0 + sigma eps with the pair that the state was mixed from: training instead of distillation."""
-
-    def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:
-        """States at `to`."""
-        alpha, sigma = levels(networks.student.process, to)
-        return column(alpha, x) * jump.known("clean") + column(sigma, x) * jump.known("noise"), 0
+    alpha, sigma = levels(networks.student.process, to)
+    return column(alpha, x) * jump.known("clean") + column(sigma, x) * jump.known("noise"), 0
 
 
 @dataclass(frozen=True)
@@ -108,13 +104,9 @@ class StudentJump:
         return stay(still, x, jump.land(model, x, jump.ask(model, x, t, to), t, to)), 1
 
 
-@dataclass(frozen=True)
-class StoredState:
+def stored_state(networks: Networks, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:
     """The stored state at the end of the jump."""
-
-    def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:
-        """States at `to`."""
-        return jump.known("arrival").to(x), 0
+    return jump.known("arrival").to(x), 0
 
 
 def departure(t: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks, Samples
@@ -16,48 +15,33 @@ from fewstep.distillation.flow_map.intervals import TimeGrid, UniformGrid, befor
 from fewstep.distillation.flow_map.jump import Jump, JumpStates, JumpTimes, students_view
 from fewstep.distillation.flow_map.legs import OdeSteps
 from fewstep.distillation.flow_map.schedules import Varying, value_at
+from fewstep.distillation.rollout import unit_noise
 from fewstep.errors import FewstepError
-from fewstep.transition import noise_like
+from fewstep.transition import first_state, noise_like
+
+StateSource = Callable[[Networks, Batch, Samples | None, Jump, torch.Generator], JumpStates]
+"""(networks, batch, samples, jump without its states, generator) -> the states (B, ...) that the jumps start at."""
 
 
-class StateSource(Protocol):
-    """Where jumps start."""
+def noised_data(
+    networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
+) -> JumpStates:
+    """Real data with fresh noise.
 
-    def __call__(
-        self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
-    ) -> JumpStates:
-        """States (B, ...) at `blank.t`; `blank` is the jump without its states: times, conditions and guidance."""
-
-
-@dataclass(frozen=True)
-class NoisedDataStates:
-    """Real data with fresh noise."""
-
-    def __call__(
-        self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
-    ) -> JumpStates:
-        """States of the batch's data.
-
-        Raises:
-            FewstepError: the batch has no data.
-        """
-        if batch.clean is None:
-            raise FewstepError("noised data needs data", hint="Give a data set, or use a source without data.")
-        return mixed_states(
-            networks, batch.clean, noise_like(tuple(batch.clean.shape), generator, batch.clean), blank.t
-        )
+    Raises:
+        FewstepError: the batch has no data.
+    """
+    if batch.clean is None:
+        raise FewstepError("noised data needs data", hint="Give a data set, or use a source without data.")
+    return mixed_states(networks, batch.clean, noise_like(tuple(batch.clean.shape), generator, batch.clean), blank.t)
 
 
-@dataclass(frozen=True)
-class NoiseStates:
+def pure_noise(
+    networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
+) -> JumpStates:
     """Fresh noise; the jumps must start at the noisiest time."""
-
-    def __call__(
-        self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
-    ) -> JumpStates:
-        """Noise at the scale of the process."""
-        noise = unit_noise(networks, batch, generator)
-        return JumpStates(prior(networks, noise), noise=noise)
+    noise = unit_noise(networks, batch, generator)
+    return JumpStates(noisiest_state(networks, noise), noise=noise)
 
 
 @dataclass(frozen=True)
@@ -92,20 +76,20 @@ class EndPointPairs:
         return JumpStates(sight.x, clean, noise, arrival=clean)
 
 
-@dataclass(frozen=True)
-class StoredStates:
-    """States of stored trajectories, at the positions of the jumps' ends."""
+def stored_states(
+    networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
+) -> JumpStates:
+    """States of stored trajectories, at the positions of the jumps' starts and ends.
 
-    def __call__(
-        self, networks: Networks, batch: Batch, samples: Samples | None, blank: Jump, generator: torch.Generator
-    ) -> JumpStates:
-        """States at the starts, and those at the ends."""
-        path, start, stop = stored(batch), blank.times.start, blank.times.stop
-        if start is None or stop is None:
-            raise FewstepError("stored states need jumps between stored times", hint="Use StoredPairs.")
-        rows = torch.arange(batch.size, device=path.device)
-        begin, end = (path[rows, at.to(path.device)] for at in (start, stop))
-        return JumpStates(begin, clean=path[:, -1], arrival=end)
+    Raises:
+        FewstepError: the batch has no trajectories, or the jumps are not between stored times.
+    """
+    path, start, stop = stored(batch), blank.times.start, blank.times.stop
+    if start is None or stop is None:
+        raise FewstepError("stored states need jumps between stored times", hint="Use StoredPairs.")
+    rows = torch.arange(batch.size, device=path.device)
+    begin, end = (path[rows, at.to(path.device)] for at in (start, stop))
+    return JumpStates(begin, clean=path[:, -1], arrival=end)
 
 
 @dataclass(frozen=True)
@@ -126,7 +110,7 @@ class TeacherStates:
         top = torch.full_like(blank.t, networks.teacher.process.noisiest)
         counts = (self.steps * (1 - blank.t / top)).floor() + 1
         length, solver = (top - blank.t) / counts, OdeSteps(self.order)
-        x = prior(networks, unit_noise(networks, batch, generator))
+        x = noisiest_state(networks, unit_noise(networks, batch, generator))
         for k in range(int(counts.max())):
             rows = (counts > k).nonzero().squeeze(1)
             start = (top - k * length)[rows]
@@ -166,9 +150,7 @@ class WindowedReflow:
         """States on the joining paths."""
         process = networks.student.process
         upper = before(self.grid(process, batch), blank.t, 0)
-        start = NoisedDataStates()(
-            networks, batch, samples, replace(blank, times=JumpTimes(upper, blank.s)), generator
-        ).x
+        start = noised_data(networks, batch, samples, replace(blank, times=JumpTimes(upper, blank.s)), generator).x
         end, _ = OdeSteps(self.order, self.steps)(networks, blank, start, upper, blank.s)
         (alpha, sigma), (alpha_end, sigma_end) = levels(process, upper), levels(process, blank.s)
         determinant = alpha_end * sigma - alpha * sigma_end
@@ -214,11 +196,10 @@ def mixed_states(networks: Networks, clean: Tensor, noise: Tensor, t: Tensor) ->
     return JumpStates(column(alpha, clean) * clean + column(sigma, clean) * noise, clean, noise)
 
 
-def prior(networks: Networks, noise: Tensor) -> Tensor:
-    """States at the noisiest time of unit noise, as samplers start: of variance alpha^2 + sigma^2 (VE: sigma^2)."""
+def noisiest_state(networks: Networks, noise: Tensor) -> Tensor:
+    """States (B, ...) at the noisiest time, of unit noise, as samplers start."""
     process = networks.student.process
-    alpha, sigma = process.alpha(process.noisiest), process.sigma(process.noisiest)
-    return noise * (sigma if alpha == 1 else (alpha**2 + sigma**2) ** 0.5)
+    return first_state(process, process.noisiest, noise)
 
 
 def stored(batch: Batch) -> Tensor:
@@ -230,14 +211,3 @@ def stored(batch: Batch) -> Tensor:
     if batch.path is None or batch.times is None:
         raise FewstepError("this source needs a trajectory store", hint="Make one of the teacher's trajectories.")
     return batch.path
-
-
-def unit_noise(networks: Networks, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Standard normal noise for a batch, like its data or trajectories, else in float32 beside the student."""
-    given = [value for value in (batch.clean, batch.path) if value is not None]
-    like = given[0] if given else None
-    if like is None:
-        network = networks.student.network
-        weights = list(network.parameters())[:1] if isinstance(network, nn.Module) else []
-        like = next((torch.empty(0, device=v.device) for v in (*(batch.condition or {}).values(), *weights)), None)
-    return noise_like((batch.size, *batch.shape), generator, like)

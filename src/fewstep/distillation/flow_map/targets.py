@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from fewstep.distillation.core import Networks
-from fewstep.distillation.flow_map.directions import DataVelocity, VelocitySource
+from fewstep.distillation.flow_map.directions import VelocitySource, data_velocity
 from fewstep.distillation.flow_map.frame import Space
 from fewstep.distillation.flow_map.jump import Jump
 from fewstep.distillation.flow_map.legs import Leg, StudentJump
@@ -64,7 +64,7 @@ def semigroup(who: str = "target") -> TwoLeg:
 class InstantaneousVelocity:
     """The velocity of a direction at t: flow matching, reflow, regression to a teacher; belongs to jumps with s = t."""
 
-    direction: VelocitySource = field(default_factory=DataVelocity)
+    direction: VelocitySource = data_velocity
 
     def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
         """The clean prediction at t."""

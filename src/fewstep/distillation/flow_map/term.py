@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Batch, Loss, Networks, Samples
+from fewstep.distillation.distances import Metric, SquaredError
 from fewstep.distillation.flow_map.frame import BoundaryScaling, JumpCoefficients, Space, column
 from fewstep.distillation.flow_map.guidance import TeacherGuidance
 from fewstep.distillation.flow_map.intervals import JumpDistribution
 from fewstep.distillation.flow_map.jump import Jump, JumpStates, students_view, teachers_view
-from fewstep.distillation.flow_map.metrics import Metric, SquaredError
-from fewstep.distillation.flow_map.sources import NoisedDataStates, StateSource
+from fewstep.distillation.flow_map.sources import StateSource, noised_data
 from fewstep.distillation.flow_map.targets import JumpTarget, TargetValue
 from fewstep.distillation.flow_map.weights import Weight
 from fewstep.errors import FewstepError
@@ -46,7 +46,7 @@ class FlowMapTerm:
 
     times: JumpDistribution
     target: JumpTarget
-    source: StateSource = field(default_factory=NoisedDataStates)
+    source: StateSource = noised_data
     metric: Metric = field(default_factory=SquaredError)
     weights: tuple[Weight, ...] = ()
     space: Space = "velocity"

@@ -11,8 +11,9 @@ from fewstep.distillation.flow_map.continuous import Eulerian
 from fewstep.distillation.flow_map.guidance import TeacherGuidance
 from fewstep.distillation.flow_map.intervals import JumpDistribution
 from fewstep.distillation.flow_map.jump import students_view
-from fewstep.distillation.flow_map.sources import mixed_states, prior, unit_noise
+from fewstep.distillation.flow_map.sources import mixed_states, noisiest_state
 from fewstep.distillation.flow_map.term import normalised_residual, prepared
+from fewstep.distillation.rollout import unit_noise
 from fewstep.transition import noise_like
 
 
@@ -43,7 +44,7 @@ class VelocityDistillation:
         if samples is None:
             noise = unit_noise(networks, batch, generator)
             top = torch.full((batch.size,), process.noisiest, dtype=torch.float64)
-            sample = student(prior(networks, noise), top, condition, torch.zeros_like(top))
+            sample = student(noisiest_state(networks, noise), top, condition, torch.zeros_like(top))
         else:
             sample = samples.clean
         with torch.no_grad():

@@ -27,16 +27,18 @@ class JumpLengthWeight:
         return distance * (span**self.power).to(distance)
 
 
-@dataclass(frozen=True)
-class InverseStepWeight:
-    """1 / (t - m), m the end of the first leg, in fractions of the range (iCT, ECT: arXiv 2310.14189, sec. 3.1)."""
+def inverse_step(networks: Networks, jump: Jump, distance: Tensor) -> Tensor:
+    """1 / (t - m), m the end of the first leg, in fractions of the range (iCT, ECT: arXiv 2310.14189, sec. 3.1).
 
-    def __call__(self, networks: Networks, jump: Jump, distance: Tensor) -> Tensor:
-        """Weighted distances; a first leg of no length has weight 0."""
-        if jump.times.m is None:
-            raise FewstepError("this weight needs jumps with a middle", hint="Give the intervals a middle.")
-        step = (jump.t - jump.times.m) / networks.student.process.noisiest
-        return distance * (1 / step.clamp(min=1e-12)).where(step > 0, 0.0 * step).to(distance)
+    A first leg of no length has weight 0.
+
+    Raises:
+        FewstepError: the jumps have no middle.
+    """
+    if jump.times.m is None:
+        raise FewstepError("this weight needs jumps with a middle", hint="Give the intervals a middle.")
+    step = (jump.t - jump.times.m) / networks.student.process.noisiest
+    return distance * (1 / step.clamp(min=1e-12)).where(step > 0, 0.0 * step).to(distance)
 
 
 SNR_KINDS = ("truncated", "plus_one", "clamped", "plain")
@@ -79,22 +81,17 @@ class AdaptiveWeight:
         return distance / (distance.detach() + self.c) ** self.power
 
 
-@dataclass(frozen=True)
-class LearnedWeight:
+def learned_uncertainty(networks: Networks, jump: Jump, distance: Tensor) -> Tensor:
     """exp(phi) distance - phi with a learned phi(t) (arXiv 2312.02696, eq. 21; sCM, eq. 8).
 
     phi is the student's own head: its network must have `uncertainty(network time (B,)) -> (B,)`.
+
+    Raises:
+        FewstepError: the student's network has no such head.
     """
-
-    def __call__(self, networks: Networks, jump: Jump, distance: Tensor) -> Tensor:
-        """Weighted distances.
-
-        Raises:
-            FewstepError: the student's network has no such head.
-        """
-        head = getattr(networks.student.network, "uncertainty", None)
-        if head is None:
-            hint = "Give its network a method `uncertainty(time)`, or use Adaptive."
-            raise FewstepError("this weight needs a student that learns its uncertainty", hint=hint)
-        phi = head(networks.student.process.network_time(jump.t).to(distance))
-        return phi.exp() * distance - phi
+    head = getattr(networks.student.network, "uncertainty", None)
+    if head is None:
+        hint = "Give its network a method `uncertainty(time)`, or use AdaptiveWeight."
+        raise FewstepError("this weight needs a student that learns its uncertainty", hint=hint)
+    phi = head(networks.student.process.network_time(jump.t).to(distance))
+    return phi.exp() * distance - phi

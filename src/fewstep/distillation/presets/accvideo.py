@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.core import Term
-from fewstep.distillation.discriminator import FeatureSource, samples
-from fewstep.distillation.flow_map import FlowMapTerm, StoredPairs, StoredState, StoredStates, TwoLeg
-from fewstep.distillation.flow_map.key_states import KeyStateDiscriminatorLoss, KeyStateGeneratorLoss, KeyStateHeads
-from fewstep.distillation.method import Adversary, Method, OptimizerSettings, UpdateRule, needing, preset
-from fewstep.distillation.rollout import BackwardSimulation
+from fewstep.distillation.parts import (
+    Adversary,
+    BackwardSimulation,
+    FeatureSource,
+    FlowMapTerm,
+    KeyStateDiscriminatorLoss,
+    KeyStateGeneratorLoss,
+    KeyStateHeads,
+    Method,
+    OptimizerSettings,
+    StoredPairs,
+    Term,
+    TwoLeg,
+    UpdateRule,
+    evenly,
+    needing,
+    preset,
+    samples,
+    stored_state,
+    stored_states,
+)
 from fewstep.process import Process
 
 
@@ -30,7 +44,7 @@ def accvideo(
     """
     chain = evenly(process, steps, fresh=0.0)
     terms: dict[str, Term] = {
-        "stored": FlowMapTerm(StoredPairs("consecutive", (*chain.times, 0.0)), TwoLeg(StoredState()), StoredStates()),
+        "stored": FlowMapTerm(StoredPairs("consecutive", (*chain.times, 0.0)), TwoLeg(stored_state), stored_states),
     }
     if adversarial:
         terms["adversarial"] = KeyStateGeneratorLoss(source, adversarial)

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.flow_map import (
+from fewstep.distillation.parts import (
     AdaptiveWeight,
-    DataVelocity,
     Eulerian,
     FlowMapTerm,
     Intervals,
+    Method,
+    OptimizerSettings,
     SecondDraw,
     SquaredError,
     StoredPairs,
-    StoredState,
-    StoredStates,
     TeacherGuidance,
-    TeacherVelocity,
     TimeDerivative,
     TrainingStages,
     TwoLeg,
+    Uniform,
+    VelocitySource,
+    data_velocity,
+    evenly,
+    needing,
+    preset,
+    stored_state,
+    stored_states,
+    teacher_velocity,
 )
-from fewstep.distillation.flow_map.directions import VelocitySource
-from fewstep.distillation.method import Method, OptimizerSettings, needing, preset
-from fewstep.distillation.times import Uniform
 from fewstep.process import Process
 
 
@@ -35,7 +38,7 @@ def cmt(process: Process, *, steps: int = 1, pairs: str = "all") -> Method:
     pairs: `all` learns the flow map, `to-end` the consistency function. The times are the true ones of the store.
     """
     return Method(
-        {"stored": FlowMapTerm(StoredPairs(pairs), TwoLeg(StoredState()), StoredStates())},
+        {"stored": FlowMapTerm(StoredPairs(pairs), TwoLeg(stored_state), stored_states)},
         evenly(process, steps, fresh=0.0),
         needs=needing(store=True),
         two_times=pairs != "to-end",
@@ -71,11 +74,11 @@ def mf_rae(
             guidance=TeacherGuidance(scale),
         )
 
-    middle = FlowMapTerm(StoredPairs("all"), TwoLeg(StoredState()), StoredStates())
+    middle = FlowMapTerm(StoredPairs("all"), TwoLeg(stored_state), stored_states)
     turns = (
         (stages[0], middle),
-        (stages[1], mean_flow(TeacherVelocity(), guidance)),
-        (1.0, mean_flow(DataVelocity(), 1.0)),
+        (stages[1], mean_flow(teacher_velocity, guidance)),
+        (1.0, mean_flow(data_velocity, 1.0)),
     )
     return Method(
         {"mean_flow": TrainingStages(turns)},

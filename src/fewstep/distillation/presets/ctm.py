@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.flow_map import (
-    DataVelocity,
-    ElementwiseHuber,
+from fewstep.distillation.parts import (
     FlowMapTerm,
     InstantaneousVelocity,
     Intervals,
     KarrasGrid,
+    LogNormal,
+    Method,
     OdeSteps,
+    OptimizerSettings,
     PreviousGridPoint,
+    PseudoHuber,
     StudentJump,
+    TargetNetwork,
     TeacherGuidance,
     TwoLeg,
     UniformBelow,
     UniformGrid,
+    data_velocity,
+    evenly,
+    needing,
+    preset,
 )
-from fewstep.distillation.method import Method, OptimizerSettings, TargetNetwork, needing, preset
-from fewstep.distillation.times import LogNormal
 from fewstep.process import Process
 
 
@@ -52,7 +56,7 @@ def ctm(
             ),
             "denoising": FlowMapTerm(
                 Intervals(LogNormal(-1.2, 1.2), equal=1.0),
-                InstantaneousVelocity(DataVelocity()),
+                InstantaneousVelocity(data_velocity),
                 space="clean",
                 factor=anchor,
             ),
@@ -86,7 +90,7 @@ def tcd(
     term = FlowMapTerm(
         Intervals(grid, UniformBelow(), PreviousGridPoint(grid)),
         TwoLeg(OdeSteps(), StudentJump()),
-        metric=ElementwiseHuber(huber),
+        metric=PseudoHuber(huber, elementwise=True),
         space="state",
         guidance=TeacherGuidance(guidance),
     )

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.core import Term
-from fewstep.distillation.method import Critic, Method, OptimizerSettings, UpdateRule, needing, preset
-from fewstep.distillation.rollout import BackwardSimulation
-from fewstep.distillation.score import (
+from fewstep.distillation.parts import (
+    BackwardSimulation,
+    BelowLastCall,
+    Critic,
     DenoisingLoss,
     DistributionMatching,
     ErrorNormalizer,
     GuidanceDifference,
+    Method,
+    OptimizerSettings,
     ScoreDistillation,
+    Term,
+    TimeDistribution,
+    UpdateRule,
+    evenly,
+    everywhere,
+    needing,
+    preset,
 )
-from fewstep.distillation.times import BelowLastCall, TimeDistribution, everywhere
 from fewstep.errors import FewstepError
 from fewstep.process import Process
 

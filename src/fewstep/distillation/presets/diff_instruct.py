@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.chain import Chain, one_step_time
-from fewstep.distillation.method import Critic, Method, OptimizerSettings, preset
-from fewstep.distillation.rollout import one_step
-from fewstep.distillation.score import DenoisingLoss, DistributionMatching, ScoreDistillation
-from fewstep.distillation.times import LogNormal
+from fewstep.distillation.parts import (
+    Chain,
+    Critic,
+    DenoisingLoss,
+    DistributionMatching,
+    LogNormal,
+    Method,
+    OptimizerSettings,
+    ScoreDistillation,
+    one_step,
+    one_step_time,
+    preset,
+)
 from fewstep.process import Process
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.core import Term
-from fewstep.distillation.method import Critic, Method, OptimizerSettings, UpdateRule, needing, preset
-from fewstep.distillation.rollout import BackwardSimulation
-from fewstep.distillation.score import (
+from fewstep.distillation.parts import (
+    BackwardSimulation,
+    Critic,
     DenoisingLoss,
     DistributionMatching,
     ErrorNormalizer,
+    Method,
+    OptimizerSettings,
     PairedRegression,
     ScoreDistillation,
+    Term,
+    UpdateRule,
+    evenly,
+    everywhere,
+    needing,
+    preset,
 )
-from fewstep.distillation.times import everywhere
 from fewstep.process import Process
 
 

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.core import Rollout, Term
-from fewstep.distillation.discriminator import Heads, NetworkFeatures
-from fewstep.distillation.method import Adversary, Critic, Method, OptimizerSettings, UpdateRule, needing, preset
-from fewstep.distillation.rollout import BackwardSimulation, NoisedData
-from fewstep.distillation.score import DenoisingLoss, DistributionMatching, ErrorNormalizer, ScoreDistillation
-from fewstep.distillation.times import everywhere
+from fewstep.distillation.parts import (
+    Adversary,
+    BackwardSimulation,
+    Critic,
+    DenoisingLoss,
+    DiscriminatorLoss,
+    DistributionMatching,
+    ErrorNormalizer,
+    GeneratorLoss,
+    Heads,
+    Method,
+    NetworkFeatures,
+    NoisedData,
+    OptimizerSettings,
+    Rollout,
+    ScoreDistillation,
+    Term,
+    UpdateRule,
+    evenly,
+    everywhere,
+    needing,
+    preset,
+)
 from fewstep.process import Process
 
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.discriminator import Heads, NetworkFeatures
-from fewstep.distillation.method import Adversary, Critic, Method, OptimizerSettings, UpdateRule, needing, preset
-from fewstep.distillation.rollout import BackwardSimulation
-from fewstep.distillation.score import (
+from fewstep.distillation.parts import (
+    Adversary,
+    BackwardSimulation,
+    Critic,
     DenoisingLoss,
     DensityRatioWeight,
+    DiscriminatorLoss,
     DistributionMatching,
     ErrorNormalizer,
+    GeneratorLoss,
+    Heads,
+    Method,
+    NetworkFeatures,
+    OptimizerSettings,
     ScoreDistillation,
+    UpdateRule,
+    evenly,
+    everywhere,
+    needing,
+    preset,
 )
-from fewstep.distillation.times import everywhere
 from fewstep.process import Process
 
 

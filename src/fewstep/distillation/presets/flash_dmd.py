@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.discriminator import FeatureSource, Heads, NetworkFeatures
-from fewstep.distillation.method import Adversary, Critic, Method, OptimizerSettings, UpdateRule, needing, preset
-from fewstep.distillation.rollout import BackwardSimulation
-from fewstep.distillation.score import DenoisingLoss, DistributionMatching, ErrorNormalizer, ScoreDistillation
-from fewstep.distillation.score.relay import LaterCall
-from fewstep.distillation.times import LogitNormal, everywhere
+from fewstep.distillation.parts import (
+    Adversary,
+    BackwardSimulation,
+    Critic,
+    DenoisingLoss,
+    DiscriminatorLoss,
+    DistributionMatching,
+    ErrorNormalizer,
+    FeatureSource,
+    GeneratorLoss,
+    Heads,
+    LaterCall,
+    LogitNormal,
+    Method,
+    NetworkFeatures,
+    OptimizerSettings,
+    ScoreDistillation,
+    UpdateRule,
+    evenly,
+    everywhere,
+    needing,
+    preset,
+)
 from fewstep.process import Process
 
 

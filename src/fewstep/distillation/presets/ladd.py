@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.discriminator import FeatureSource, Heads, NetworkFeatures
-from fewstep.distillation.method import Adversary, Method, OptimizerSettings, needing, preset
-from fewstep.distillation.rollout import NoisedData
-from fewstep.distillation.times import LogitNormal
+from fewstep.distillation.parts import (
+    Adversary,
+    DiscriminatorLoss,
+    FeatureSource,
+    GeneratorLoss,
+    Heads,
+    LogitNormal,
+    Method,
+    NetworkFeatures,
+    NoisedData,
+    OptimizerSettings,
+    evenly,
+    needing,
+    preset,
+)
 from fewstep.process import Process
 
 

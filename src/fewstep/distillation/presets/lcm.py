@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.flow_map import (
-    BoundaryScaling,
-    ElementwiseHuber,
+from fewstep.distillation.parts import (
     FlowMapTerm,
     Intervals,
-    InverseStepWeight,
     KarrasGrid,
+    LogNormal,
+    Method,
     OdeSteps,
+    OptimizerSettings,
     PreviousGridPoint,
     PseudoHuber,
-    SameNoiseStep,
     ShrinkingStep,
     StudentJump,
+    TargetNetwork,
     TeacherGuidance,
     TwoLeg,
     UniformGrid,
+    evenly,
+    inverse_step,
+    lcm_boundary,
+    needing,
+    preset,
+    same_noise_step,
     sinusoid,
 )
-from fewstep.distillation.method import Method, OptimizerSettings, TargetNetwork, needing, preset
-from fewstep.distillation.times import LogNormal
 from fewstep.process import Process
 
 LONG_CLOCK = 100.0
@@ -52,10 +55,10 @@ def lcm(
     term = FlowMapTerm(
         Intervals(grid, middle=PreviousGridPoint(grid)),
         TwoLeg(OdeSteps(), StudentJump()),
-        metric=ElementwiseHuber(huber),
+        metric=PseudoHuber(huber, elementwise=True),
         space="state",
         guidance=TeacherGuidance(guidance, highest, key=told, embed=sinusoid() if told else None),
-        boundary=BoundaryScaling() if with_boundary else None,
+        boundary=lcm_boundary if with_boundary else None,
     )
     return Method(
         {"consistency": term},
@@ -98,9 +101,9 @@ def ect(process: Process, *, steps: int = 2, q: float = 2.0, stages: int = 8, c:
     """
     term = FlowMapTerm(
         Intervals(LogNormal(-1.1, 2.0), middle=ShrinkingStep(q, stages)),
-        TwoLeg(SameNoiseStep(), StudentJump()),
+        TwoLeg(same_noise_step, StudentJump()),
         metric=PseudoHuber(c),
-        weights=(InverseStepWeight(),),
+        weights=(inverse_step,),
         space="state",
     )
     return Method({"consistency": term}, evenly(process, steps), needs=needing(data=True))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.core import Term
-from fewstep.distillation.flow_map import (
+from fewstep.distillation.parts import (
     Eulerian,
     FlowMapTerm,
     Intervals,
+    LogitNormal,
+    Method,
+    OptimizerSettings,
     TeacherGuidance,
+    Term,
     TimeDerivative,
     VelocityDistillation,
+    evenly,
+    needing,
+    preset,
 )
-from fewstep.distillation.method import Method, OptimizerSettings, needing, preset
-from fewstep.distillation.times import LogitNormal
 from fewstep.process import Process
 
 

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.flow_map import (
+from fewstep.distillation.parts import (
     AdaptiveWeight,
-    DataVelocity,
     Eulerian,
     FlowMapTerm,
     FractionOfJump,
     Intervals,
     Lagrangian,
+    LogitNormal,
+    Method,
     OdeSteps,
+    OptimizerSettings,
     Ramp,
-    SameNoiseStep,
     SecondDraw,
     SelfGuidedVelocity,
     SquaredError,
     StudentJump,
     TeacherGuidance,
-    TeacherVelocity,
     TimeDerivative,
+    TimeDistribution,
     TwoLeg,
+    Uniform,
+    VelocitySource,
+    data_velocity,
+    evenly,
+    needing,
+    preset,
+    same_noise_step,
+    teacher_velocity,
 )
-from fewstep.distillation.flow_map.directions import VelocitySource
-from fewstep.distillation.method import Method, OptimizerSettings, needing, preset
-from fewstep.distillation.times import LogitNormal, TimeDistribution, Uniform
 from fewstep.errors import FewstepError, nearest
 from fewstep.process import Process
 
@@ -69,7 +74,7 @@ def mean_flow(
     time in 2,500 above 0.95, so that one step from pure noise is learned late; `uniform` suits small budgets.
     """
     law = law_of(times)
-    direction: VelocitySource = TeacherVelocity() if teacher else DataVelocity()
+    direction: VelocitySource = teacher_velocity if teacher else data_velocity
     if (omega, kappa) != (1.0, 0.0):
         direction = SelfGuidedVelocity(omega, kappa, interval, direction)
     needs = needing(data=True, guided=guidance != 1 or (omega, kappa) != (1.0, 0.0))
@@ -105,7 +110,7 @@ def alpha_flow(
     share = Ramp(1.0, least, 0.2, 0.8)
     term = FlowMapTerm(
         Intervals(law, SecondDraw(law), FractionOfJump(share), equal),
-        TwoLeg(OdeSteps() if teacher else SameNoiseStep(), StudentJump()),
+        TwoLeg(OdeSteps() if teacher else same_noise_step, StudentJump()),
         metric=SquaredError(total=True),
         weights=(AdaptiveWeight(),),
         guidance=TeacherGuidance(guidance),

@@ -6,10 +6,19 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.method import Method, OptimizerSettings, needing, preset
-from fewstep.distillation.moments import GaussianKernel, Kernel, MaximumMeanDiscrepancy, PolynomialKernel, flat
-from fewstep.distillation.rollout import BackwardSimulation
+from fewstep.distillation.parts import (
+    BackwardSimulation,
+    GaussianKernel,
+    Kernel,
+    MaximumMeanDiscrepancy,
+    Method,
+    OptimizerSettings,
+    PolynomialKernel,
+    evenly,
+    flat,
+    needing,
+    preset,
+)
 from fewstep.errors import FewstepError, nearest
 from fewstep.process import Process
 

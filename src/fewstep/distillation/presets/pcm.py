@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.flow_map import (
-    ElementwiseHuber,
+from fewstep.distillation.parts import (
     FlowMapTerm,
     Intervals,
-    NoisedDataStates,
+    Method,
+    Metric,
     OdeSteps,
+    OptimizerSettings,
     PreviousGridPoint,
-    SegmentEnd,
+    PseudoHuber,
     SquaredError,
     StudentJump,
     StudentStates,
@@ -19,9 +19,11 @@ from fewstep.distillation.flow_map import (
     TrainingStages,
     TwoLeg,
     UniformGrid,
+    evenly,
+    needing,
+    noised_data,
+    preset,
 )
-from fewstep.distillation.flow_map.metrics import Metric
-from fewstep.distillation.method import Method, OptimizerSettings, needing, preset
 from fewstep.process import Process
 
 
@@ -33,9 +35,9 @@ def pcm(process: Process, *, steps: int = 4, guidance: float = 5.0, parts: int =
     """
     grid = UniformGrid(parts)
     term = FlowMapTerm(
-        Intervals(grid, SegmentEnd(UniformGrid(steps)), PreviousGridPoint(grid)),
+        Intervals(grid, PreviousGridPoint(UniformGrid(steps)), PreviousGridPoint(grid)),
         TwoLeg(OdeSteps(), StudentJump()),
-        metric=ElementwiseHuber(huber),
+        metric=PseudoHuber(huber, elementwise=True),
         space="state",
         guidance=TeacherGuidance(guidance),
     )
@@ -75,9 +77,9 @@ def mlcm(
     """
     fine, coarse, scale = UniformGrid(parts), UniformGrid(segments), TeacherGuidance(guidance)
     within = FlowMapTerm(
-        Intervals(fine, SegmentEnd(coarse), PreviousGridPoint(fine)),
+        Intervals(fine, PreviousGridPoint(coarse), PreviousGridPoint(fine)),
         TwoLeg(OdeSteps(), StudentJump()),
-        NoisedDataStates() if data else TeacherStates(segments),
+        noised_data if data else TeacherStates(segments),
         metric,
         space="state",
         guidance=scale,

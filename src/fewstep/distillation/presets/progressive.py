@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.flow_map import (
-    EarlierGridPoint,
+from fewstep.distillation.parts import (
     FlowMapTerm,
     FractionOfJump,
     Halving,
     Intervals,
+    Method,
     OdeSteps,
+    OptimizerSettings,
+    PreviousGridPoint,
     SnrWeight,
     Switch,
+    TargetNetwork,
     TeacherGuidance,
     TwoLeg,
     UniformGrid,
+    evenly,
+    needing,
+    preset,
 )
-from fewstep.distillation.method import Method, OptimizerSettings, TargetNetwork, needing, preset
 from fewstep.errors import FewstepError
 from fewstep.process import Process
 
@@ -30,7 +34,7 @@ def halvings(updates: int, options: Mapping[str, Any]) -> dict[str, int]:
     return {"every": max(1, updates // stages)}
 
 
-@preset("progressive", lengths=halvings)
+@preset("progressive", staged=True, lengths=halvings)
 def progressive(
     process: Process,
     *,
@@ -57,7 +61,7 @@ def progressive(
     grid = UniformGrid(Halving(start, every, steps))
     own = OdeSteps(who="target")
     term = FlowMapTerm(
-        Intervals(grid, EarlierGridPoint(grid), FractionOfJump(0.5)),
+        Intervals(grid, PreviousGridPoint(grid), FractionOfJump(0.5)),
         TwoLeg(own, own),
         weights=(SnrWeight(weight),),
         space="clean",

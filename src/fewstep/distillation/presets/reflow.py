@@ -7,34 +7,38 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.core import Term
-from fewstep.distillation.flow_map import (
-    DataVelocity,
+from fewstep.distillation.parts import (
     EndPointPairs,
     FlowMapTerm,
     InstantaneousVelocity,
     Intervals,
-    NoiseStates,
+    Method,
+    Metric,
     OdeSteps,
+    OptimizerSettings,
+    PreviousGridPoint,
     Ramp,
     RandomMiddle,
-    SegmentEnd,
     SquaredError,
     StoredPairs,
-    StoredState,
-    StoredStates,
     StudentJump,
     SummedTerms,
+    TargetNetwork,
     TeacherGuidance,
+    Term,
     TrainingStages,
     TwoLeg,
+    Uniform,
     UniformGrid,
     WindowedReflow,
+    data_velocity,
+    evenly,
+    needing,
+    preset,
+    pure_noise,
+    stored_state,
+    stored_states,
 )
-from fewstep.distillation.flow_map.metrics import Metric
-from fewstep.distillation.method import Method, OptimizerSettings, TargetNetwork, needing, preset
-from fewstep.distillation.times import Uniform
 from fewstep.process import Process
 
 EVERYWHERE = Intervals(Uniform(1e-3, 1.0), equal=1.0)
@@ -51,7 +55,7 @@ def reflow(process: Process, *, steps: int = 2, anneal: float = 0.0) -> Method:
     """
     beta = Ramp(1.0, 0.0, last=anneal) if anneal else 0.0
     return Method(
-        {"reflow": FlowMapTerm(EVERYWHERE, InstantaneousVelocity(DataVelocity()), EndPointPairs(beta))},
+        {"reflow": FlowMapTerm(EVERYWHERE, InstantaneousVelocity(data_velocity), EndPointPairs(beta))},
         evenly(process, steps, fresh=0.0),
         needs=needing(store=True),
         settings=OptimizerSettings(learning_rate=1e-6, warmup=1000, ema=AVERAGE),
@@ -68,8 +72,8 @@ def perflow(process: Process, *, steps: int = 4, guidance: float = 1.0, sub_step
     """
     windows = UniformGrid(steps)
     term = FlowMapTerm(
-        Intervals(Uniform(1e-3, 1.0), SegmentEnd(windows)),
-        InstantaneousVelocity(DataVelocity()),
+        Intervals(Uniform(1e-3, 1.0), PreviousGridPoint(windows)),
+        InstantaneousVelocity(data_velocity),
         WindowedReflow(windows, sub_steps, order),
         guidance=TeacherGuidance(guidance),
     )
@@ -90,7 +94,7 @@ def instaflow(process: Process, *, metric: Metric = SquaredError()) -> Method:
     Run `reflow` first, store trajectories of its student, and distil that student on them; metric: L2, then LPIPS.
     """
     return Method(
-        {"end": FlowMapTerm(StoredPairs("whole"), TwoLeg(StoredState()), StoredStates(), metric, space="state")},
+        {"end": FlowMapTerm(StoredPairs("whole"), TwoLeg(stored_state), stored_states, metric, space="state")},
         evenly(process, 1, fresh=0.0),
         needs=needing(store=True),
         settings=OptimizerSettings(learning_rate=1e-6, warmup=1000, ema=AVERAGE),
@@ -126,10 +130,10 @@ def slim_flow(
     """
     share = reflow_steps / (reflow_steps + distil_steps)
     beta = Ramp(1.0, 0.0, last=anneal * share) if anneal else 0.0
-    straighten = FlowMapTerm(EVERYWHERE, InstantaneousVelocity(DataVelocity()), EndPointPairs(beta, symmetry))
-    pairs = FlowMapTerm(StoredPairs("whole"), TwoLeg(StoredState()), StoredStates(), metric, space="state")
+    straighten = FlowMapTerm(EVERYWHERE, InstantaneousVelocity(data_velocity), EndPointPairs(beta, symmetry))
+    pairs = FlowMapTerm(StoredPairs("whole"), TwoLeg(stored_state), stored_states, metric, space="state")
     flow = TwoLeg(StudentJump("student"), OdeSteps(who="target" if reflow_steps else "teacher"))
-    own = FlowMapTerm(RandomMiddle(0.2, 0.8), flow, NoiseStates(), metric, space="state", factor=two_steps)
+    own = FlowMapTerm(RandomMiddle(0.2, 0.8), flow, pure_noise, metric, space="state", factor=two_steps)
     distil: Term = SummedTerms(pairs, own, "two_steps") if two_steps else pairs
     return Method(
         {"slim_flow": TrainingStages((*((share, straighten),) * (reflow_steps > 0), (1.0, distil)))},

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.flow_map import (
-    DataVelocity,
+from fewstep.distillation.parts import (
     Eulerian,
     FlowMapTerm,
     Intervals,
-    LearnedWeight,
+    LogNormal,
+    Method,
+    OptimizerSettings,
     Ramp,
     SquaredError,
     TeacherGuidance,
-    TeacherVelocity,
     TimeDerivative,
+    data_velocity,
+    evenly,
+    learned_uncertainty,
+    needing,
+    preset,
+    teacher_velocity,
 )
-from fewstep.distillation.method import Method, OptimizerSettings, needing, preset
-from fewstep.distillation.times import LogNormal
 from fewstep.process import Process
 
 
@@ -42,13 +45,13 @@ def scm(
     term = FlowMapTerm(
         Intervals(LogNormal(-1.0, 1.4)),
         Eulerian(
-            TeacherVelocity() if teacher else DataVelocity(),
+            teacher_velocity if teacher else data_velocity,
             TimeDerivative(derivative),
             Ramp(0.0, 1.0, last=warmup),
             shrink=True,
         ),
         metric=SquaredError(),
-        weights=(LearnedWeight(),) if learned_weight else (),
+        weights=(learned_uncertainty,) if learned_weight else (),
         guidance=TeacherGuidance(guidance),
         normalise=normalise,
     )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.flow_map import (
-    DataVelocity,
+from fewstep.distillation.parts import (
     DyadicJumps,
     FlowMapTerm,
     InstantaneousVelocity,
     Intervals,
+    Method,
+    OptimizerSettings,
+    TargetNetwork,
     TeacherGuidance,
-    TeacherVelocity,
+    Uniform,
+    data_velocity,
+    evenly,
+    needing,
+    preset,
     semigroup,
+    teacher_velocity,
 )
-from fewstep.distillation.method import Method, OptimizerSettings, TargetNetwork, needing, preset
-from fewstep.distillation.times import Uniform
 from fewstep.process import Process
 
 
@@ -41,7 +45,7 @@ def shortcut(
         {
             "velocity": FlowMapTerm(
                 Intervals(Uniform(1e-3, 1.0), equal=1.0),
-                InstantaneousVelocity(TeacherVelocity() if teacher else DataVelocity()),
+                InstantaneousVelocity(teacher_velocity if teacher else data_velocity),
                 guidance=TeacherGuidance(guidance if teacher else 1.0),
                 share=(0.0, anchored),
                 factor=anchored,

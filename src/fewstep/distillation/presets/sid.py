@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.chain import Chain, one_step_time
-from fewstep.distillation.method import Critic, Method, OptimizerSettings, needing, preset
-from fewstep.distillation.rollout import one_step
-from fewstep.distillation.score import DenoisingLoss, ErrorNormalizer, ScoreDistillation, ScoreIdentity
-from fewstep.distillation.times import KarrasTime, LogNormal, Uniform
+from fewstep.distillation.parts import (
+    Chain,
+    Critic,
+    DenoisingLoss,
+    ErrorNormalizer,
+    KarrasTime,
+    LogNormal,
+    Method,
+    OptimizerSettings,
+    ScoreDistillation,
+    ScoreIdentity,
+    Uniform,
+    needing,
+    one_step,
+    one_step_time,
+    preset,
+)
 from fewstep.process import Process
 
 

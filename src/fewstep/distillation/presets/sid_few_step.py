@@ -5,15 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.core import Term
-from fewstep.distillation.discriminator import Heads, NetworkFeatures
-from fewstep.distillation.method import Adversary, Critic, Method, OptimizerSettings, UpdateRule, needing, preset
-from fewstep.distillation.rollout import BackwardSimulation
-from fewstep.distillation.score import DenoisingLoss, ErrorNormalizer, ScaleWeight, ScoreDistillation, ScoreIdentity
-from fewstep.distillation.score.weights import Weight
-from fewstep.distillation.times import LogitNormal, TimeDistribution, everywhere, straight
+from fewstep.distillation.parts import (
+    Adversary,
+    BackwardSimulation,
+    Critic,
+    DenoisingLoss,
+    DiscriminatorLoss,
+    ErrorNormalizer,
+    GeneratorLoss,
+    Heads,
+    LogitNormal,
+    Method,
+    NetworkFeatures,
+    OptimizerSettings,
+    ScaleWeight,
+    ScoreDistillation,
+    ScoreIdentity,
+    Term,
+    TimeDistribution,
+    UpdateRule,
+    Weight,
+    evenly,
+    everywhere,
+    needing,
+    preset,
+    straight,
+)
 from fewstep.process import Process
 
 

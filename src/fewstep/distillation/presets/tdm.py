@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import torch
 
-from fewstep.distillation.chain import Chain
-from fewstep.distillation.method import Critic, Method, OptimizerSettings, UpdateRule, needing, preset
-from fewstep.distillation.rollout import BackwardSimulation
-from fewstep.distillation.score import (
+from fewstep.distillation.parts import (
+    BackwardSimulation,
+    Chain,
+    Critic,
     DenoisingLoss,
     DistributionMatching,
-    ElementwiseHuberGradient,
     ErrorNormalizer,
+    HuberGradient,
+    LastInterval,
+    Method,
+    OptimizerSettings,
     ScaleWeight,
     ScoreDistillation,
+    UpdateRule,
+    needing,
     onward,
+    preset,
+    time_at,
 )
-from fewstep.distillation.times import LastInterval, time_at
 from fewstep.process import Process
 
 
@@ -46,7 +52,7 @@ def tdm(
         DistributionMatching(guidance),
         levels,
         (ErrorNormalizer(guidance, floor),),
-        ElementwiseHuberGradient(1e-3),
+        HuberGradient(1e-3, elementwise=True),
         noising=onward,
     )
     critic = DenoisingLoss(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.chain import evenly
-from fewstep.distillation.flow_map import (
+from fewstep.distillation.parts import (
     FlowMapTerm,
     InstantaneousVelocity,
     Intervals,
+    Method,
+    OptimizerSettings,
     SnrWeight,
     TeacherGuidance,
-    TeacherVelocity,
+    Uniform,
+    evenly,
+    needing,
+    preset,
+    teacher_velocity,
 )
-from fewstep.distillation.method import Method, OptimizerSettings, needing, preset
-from fewstep.distillation.times import Uniform
 from fewstep.process import Process
 
 
@@ -28,7 +31,7 @@ def yonos(process: Process, *, steps: int = 1, guidance: float = 1.0) -> Method:
     """
     term = FlowMapTerm(
         Intervals(Uniform(1e-3, 1.0), equal=1.0),
-        InstantaneousVelocity(TeacherVelocity()),
+        InstantaneousVelocity(teacher_velocity),
         weights=(SnrWeight("plus_one"),),
         space="clean",
         guidance=TeacherGuidance(guidance),

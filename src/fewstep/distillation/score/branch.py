@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
 from fewstep.distillation.discriminator import NetworkFeatures
+from fewstep.distillation.distances import Slope, squared
 from fewstep.distillation.rollout import needed
-from fewstep.distillation.score.directions import Direction, Slope, squared
+from fewstep.distillation.score.directions import Direction
 from fewstep.distillation.score.view import Needs, Noising, ScorePredictions, direct, predict_scores
 from fewstep.distillation.score.weights import Weight, product
 from fewstep.distillation.times import TimeDistribution
@@ -77,15 +78,9 @@ class ScoreDistillation:
             return predict_scores(networks, batch, leaf, noisy, t, needs, self.taps)
 
 
-@dataclass(frozen=True)
-class ScheduledTerm:
+def scheduled(make: Callable[[Batch], Term]) -> Term:
     """A term that changes as the training goes on, such as one whose noise levels are `annealed_beta(batch.step)`."""
-
-    make: Callable[[Batch], Term]
-
-    def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
-        """The loss of this step's term."""
-        return self.make(batch)(networks, batch, samples, generator)
+    return lambda networks, batch, samples, generator: make(batch)(networks, batch, samples, generator)
 
 
 def with_gradient(x: Tensor, gradient: Tensor, count: int, value: Tensor) -> Tensor:

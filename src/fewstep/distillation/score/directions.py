@@ -1,62 +1,19 @@
 """Directions: which way a loss moves the student's samples x, from what teacher F and critic G say about x_t.
 
-Vector directions (Match, Guidance, Sum) give delta and x moves along -delta, without back-propagation through F or G.
-The identity form differentiates through x_t into both networks. `through` says which it is.
+`DistributionMatching`, `GuidanceDifference` and their `WeightedSum` give delta, and x moves along -delta, without
+back-propagation through F or G. `ScoreIdentity` differentiates through x_t into both networks. `through` says which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fewstep.distillation.distances import Slope
 from fewstep.distillation.score.view import Needs, ScorePredictions, guidance_needs
-
-Slope = Callable[[Tensor], Tensor]
-"""Gradient d'(y) of a distance d at a difference y (B, ...)."""
-
-
-def squared(y: Tensor) -> Tensor:
-    """d = |y|^2 / 2."""
-    return y
-
-
-@dataclass(frozen=True)
-class HuberGradient:
-    """d = sqrt(|y|^2 + c^2), the norm over a whole sample: SIM (arXiv 2410.16794); c times sqrt(dimension)."""
-
-    c: float = 0.00054
-
-    def __call__(self, y: Tensor) -> Tensor:
-        """d'(y)."""
-        square = y.square().flatten(1).sum(1) + self.c**2 * y[0].numel()
-        return y / square.sqrt().reshape(-1, *[1] * (y.ndim - 1))
-
-
-@dataclass(frozen=True)
-class ElementwiseHuberGradient:
-    """d = sum of sqrt(y_i^2 + c^2): the code of TDM; nearly a sign where c is small."""
-
-    c: float = 1e-3
-
-    def __call__(self, y: Tensor) -> Tensor:
-        """d'(y)."""
-        return y / (y.square() + self.c**2).sqrt()
-
-
-@dataclass(frozen=True)
-class PowerGradient:
-    """d = |y|^(2k) / (2k): the higher powers of SIM."""
-
-    k: float = 2.0
-
-    def __call__(self, y: Tensor) -> Tensor:
-        """d'(y)."""
-        square = y.square().flatten(1).sum(1).reshape(-1, *[1] * (y.ndim - 1))
-        return square ** (self.k - 1) * y
 
 
 class Direction(Protocol):
