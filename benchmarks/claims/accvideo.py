@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from claims.claim import Arm, Claim, Question
+from claims.claim import REAL, Arm, Claim, Question, Real
 from claims.mlcm import mirrored
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.discriminator import NetworkFeatures
@@ -45,12 +45,16 @@ CLAIM = Claim(
         "stored, adversary": Arm(keys(0.1), bed=stored),
         "noised data": Arm(noised),
         "noised, mirrored data": Arm(noised, bed=mirrored),
+        "mirrored digits": Real(noised, bed=mirrored, share=0.0),
     },
+    premises={"mirrored digits are other data": Question(REAL, "mirrored digits", beyond=0.1)},
     questions=(
         Question("stored", "teacher"),
         Question("stored", "noised data"),
-        Question("stored", "noised, mirrored data"),
-        Question("noised data", "noised, mirrored data"),
+        *(
+            Question(better, "noised, mirrored data", premise="mirrored digits are other data")
+            for better in ("stored", "noised data")
+        ),
         Question("stored, adversary", "stored"),
         Question("stored, adversary", "stored", "recall", higher=True),
     ),

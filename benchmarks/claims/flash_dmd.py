@@ -47,9 +47,10 @@ CLAIM = Claim(
             )
         ),
     },
+    premises={"a critic of one update lags": Question("ratio 5", "ratio 1")},
     questions=(
         Question("ratio 5", "ratio 1"),
-        Question("ratio 1, pulled", "ratio 1"),
+        Question("ratio 1, pulled", "ratio 1", premise="a critic of one update lags"),
         Question("ratio 5", "ratio 1, pulled"),
         Question("ratio 1", "ratio 5"),
         Question("ratio 1, critic told", "ratio 1"),

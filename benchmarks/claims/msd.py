@@ -104,9 +104,10 @@ CLAIM = Claim(
         "one small": Students(matching, width=SMALL),
         "four small": Students(matching, width=SMALL, parts=PARTS),
     },
+    premises={"the small width binds": Question("one", "one small")},
     questions=(
         Question("four", "one"),
-        Question("four small", "one small"),
-        Question("four small", "one"),
+        Question("four small", "one small", premise="the small width binds"),
+        Question("four small", "one", premise="the small width binds"),
     ),
 )

@@ -25,14 +25,18 @@ CLAIM = Claim(
             lambda process, updates: method("dmd", process, guidance=1.0, pairs=0.0, floor=FLOOR), setting=HIGH
         ),
     },
+    premises={
+        f"1e-2 is too much for {name}": Question(name, f"{name}{comma} at 1e-2")
+        for name, comma in (("SiD, alpha 1", ","), ("DMD", ""))
+    },
     questions=(
         Question("SIM", "DMD"),
         Question("SIM", "SiD, alpha 1"),
         Question("SIM", "SiD, alpha 1.2"),
         Question("SIM", "Diff-Instruct"),
         Question("SIM", "DMD", "recall", higher=True),
-        Question("SIM at 1e-2", "SiD, alpha 1, at 1e-2"),
-        Question("SIM at 1e-2", "DMD at 1e-2"),
+        Question("SIM at 1e-2", "SiD, alpha 1, at 1e-2", premise="1e-2 is too much for SiD, alpha 1"),
+        Question("SIM at 1e-2", "DMD at 1e-2", premise="1e-2 is too much for DMD"),
     ),
     momenta=(0.0,),
 )
