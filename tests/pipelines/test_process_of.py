@@ -9,7 +9,7 @@ import torch
 
 from fewstep.errors import FewstepError, IdentityError, NonFiniteError
 from fewstep.pipelines import PipelineSampler, attach, plan_of, process_of
-from fewstep.solvers import ddim, dpm_solver_pp_2m, grids
+from fewstep.solvers import ddim, dpm_solver_pp_2m, euler, grids
 from tests.pipelines import tiny_pipelines as tiny
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -103,13 +103,33 @@ def test_edm_schedulers_tell_their_preconditioning(tmp_path):
     assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("options", [{}, {"sigma_max": 700.0, "sigma_min": 0.002, "use_karras_sigmas": True}])
+def test_continuous_times_are_those_of_edm_on_unit_data(options, tmp_path):
+    """Stable Video Diffusion's scheduler: log(sigma) / 4, and v with input scale 1 / sqrt(sigma^2 + 1)."""
+    continuous = {"timestep_type": "continuous", "prediction_type": "v_prediction", **options}
+    pipe = with_scheduler(tmp_path, "EulerDiscreteScheduler", **continuous)
+    process, prediction = process_of(pipe)
+    table = pipe.scheduler.alphas_cumprod[-1]
+    assert process.noisiest == options.get("sigma_max", pytest.approx(float(((1 - table) / table).sqrt()), rel=1e-5))
+    scheduler = pipe.scheduler
+    scheduler.set_timesteps(4)
+    plan = euler(process, prediction, grids.given([min(float(s), process.noisiest) for s in scheduler.sigmas[:-1]]))
+    own = plan_of(pipe, 4, **tiny.CALLS["sd"])
+    for row, wanted in zip(plan.rows, own.rows, strict=True):
+        assert float(row.network_time) == pytest.approx(float(wanted.network_time), abs=1e-5)
+        assert float(row.input_scale) == pytest.approx(float(wanted.input_scale), rel=1e-5)
+    generate = PipelineSampler(pipe, 1.0, tiny.CALLS["sd"])
+    with torch.no_grad():
+        found, wanted = (generate(p, ["a"], [0], "latent") for p in (plan, own.replace(prior_scale=plan.prior_scale)))
+    assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("DDIMScheduler", ZERO, "no signal"),
         ("EulerDiscreteScheduler", ZERO, "no signal"),
         ("CMStochasticIterativeScheduler", {}, "neither alphas_cumprod nor"),
-        ("EulerDiscreteScheduler", {"timestep_type": "continuous", "prediction_type": "v_prediction"}, "log sigma"),
         ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "inverts"),
         ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, "no mu"),
     ],

@@ -42,8 +42,10 @@ def process_of(pipe: Any, **call: Any) -> tuple[Process, Prediction]:
     config = scheduler.config
     if getattr(scheduler, "alphas_cumprod", None) is None:
         raise _unknown(scheduler, "it has neither alphas_cumprod nor flow or EDM sigmas")
-    _check_table(scheduler, behaviour)
     prediction = prediction_of(scheduler)
+    if prediction.kind == "v_prediction" and behaviour.c_noise:
+        return _continuous(scheduler)
+    _check_table(scheduler, behaviour)
     if not config.get("rescale_betas_zero_snr") or float(scheduler.alphas_cumprod[-1]) > 1e-6:
         return VPDiscrete.from_scheduler(scheduler), prediction
     if prediction.kind in ("epsilon", "score"):
@@ -100,6 +102,14 @@ class _Behaviour:
     def flow(self) -> bool:
         return all(abs(alpha + sigma - 1) < 1e-4 for alpha, sigma in self.levels)
 
+    @property
+    def c_noise(self) -> bool:
+        """Whether it tells EDM's log(sigma) / 4."""
+        return all(
+            abs(time - VE().network_time(sigma / alpha)) <= 1e-3 * (1 + abs(time)) if alpha and sigma else False
+            for time, (alpha, sigma) in zip(self.times, self.levels, strict=True)
+        )
+
 
 _GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal")
 """Settings that choose a grid, which is no part of the process."""
@@ -144,11 +154,19 @@ def _level(work: Any, k: int) -> tuple[float, float]:
 
 
 def _edm(scheduler: Any, behaviour: _Behaviour) -> tuple[Process, Prediction]:
-    process = VE(_written(behaviour.levels[0][1], scheduler.config.get("sigma_max")))
-    for time, (_, sigma) in zip(behaviour.times, behaviour.levels, strict=True):
-        if abs(time - process.network_time(sigma)) > 1e-3 * (1 + abs(time)):
-            raise _unknown(scheduler, "its network is not told log(sigma) / 4")
-    return process, prediction_of(scheduler)
+    if not behaviour.c_noise:
+        raise _unknown(scheduler, "its network is not told log(sigma) / 4")
+    return VE(_written(behaviour.levels[0][1], scheduler.config.get("sigma_max"))), prediction_of(scheduler)
+
+
+def _continuous(scheduler: Any) -> tuple[Process, Prediction]:
+    """`timestep_type="continuous"` with v_prediction: EDM's times and input scale on data of deviation 1.
+
+    Its grid may begin above the noisiest level of its table (`sigma_max` 700 in Stable Video Diffusion).
+    """
+    last = float(scheduler.alphas_cumprod[-1])
+    sigma = scheduler.config.get("sigma_max") or math.sqrt((1 - last) / last)
+    return VE(float(sigma)), Prediction("edm", sigma_data=1.0, sign=-1.0)
 
 
 def _flow(scheduler: Any, behaviour: _Behaviour) -> Process:

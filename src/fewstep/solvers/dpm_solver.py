@@ -128,9 +128,9 @@ def unipc(
         x_{k+1} = sigma_{k+1} / sigma_k x_k - alpha_{k+1} (e^{-h} - 1) x0_k - alpha_{k+1} B Sum_m a_m D_m / r_m,
         D_m = x0_{k-m} - x0_k,  r_m = (lam_{k-m} - lam_k) / h,  m = 1, ..., order - 1
 
-    That is UniP. UniC is the same with the estimate at the predicted x_{k+1} as one node more, of r = 1. The a_m B are the weights
-    that integrate the interpolant exactly (B cancels), a single a_m is 1/2. This is the data form; the noise form has
-    alpha and sigma exchanged, -h for h, and eps for x0.
+    That is UniP. UniC is the same with the estimate at the predicted x_{k+1} as one node more, of r = 1. The a_m B are
+    the weights that integrate the interpolant exactly (B cancels), a single a_m is 1/2. This is the data form; the
+    noise form has alpha and sigma exchanged, h for -h, and eps for x0.
 
     The corrected state is never made. The predicted x_k = A x' + sum P_j q_j and the corrected A x' + sum C_j q_j
     share A x', so the corrected one is x_k + sum (C_j - P_j) q_j, and every row reads a short history. The last state
