@@ -132,7 +132,7 @@ def jump_of(cast, times, batch=None, source=None, boundary=None, guidance=None, 
     draws = generator(seed)
     with torch.no_grad():
         blank = prepared(cast, batch, times, guidance or TeacherGuidance(), draws, boundary)
-        return dataclasses.replace(blank, sight=(source or noised_data)(cast, batch, None, blank, draws))
+        return dataclasses.replace(blank, states=(source or noised_data)(cast, batch, None, blank, draws))
 
 
 def residual(cast, jump, target, space="velocity"):

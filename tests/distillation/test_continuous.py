@@ -101,7 +101,7 @@ def test_mean_flow_identity():
     process = RectifiedFlow()
     cast = Networks(student=rough(process), teacher=exact_teacher(process))
     jump = jump_of(cast, fixed(T, S))
-    v = jump.sight.noise - jump.sight.clean
+    v = jump.states.noise - jump.states.clean
     u, slope = torch.func.jvp(
         lambda x, t: straight_u(cast.student, x, t, jump.s), (jump.x, jump.t), (v, torch.ones_like(jump.t))
     )

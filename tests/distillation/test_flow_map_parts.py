@@ -184,7 +184,7 @@ def pairs_batch(size=4000, process=STRAIGHT):
 def test_annealed_noise_stays_standard_normal(beta):
     """x1 becomes sqrt(1 - beta^2) x1 + beta fresh: unit variance, correlation sqrt(1 - beta^2) with the pair's."""
     batch, noise, clean = pairs_batch()
-    sight = jump_of(exact_cast(STRAIGHT), fixed(0.5, 0.5), batch, EndPointPairs(beta)).sight
+    sight = jump_of(exact_cast(STRAIGHT), fixed(0.5, 0.5), batch, EndPointPairs(beta)).states
     assert abs(float(sight.noise.var()) - 1) < 0.05
     assert abs(float((sight.noise * noise).mean()) - (1 - beta**2) ** 0.5) < 0.03
     assert torch.equal(sight.clean, clean)
@@ -193,13 +193,13 @@ def test_annealed_noise_stays_standard_normal(beta):
 
 def test_pairs_are_unit_noise_on_processes_of_other_scale():
     batch, noise, _ = pairs_batch(process=VE(20.0))
-    sight = jump_of(exact_cast(VE(20.0)), fixed(0.5, 0.5), batch, EndPointPairs()).sight
+    sight = jump_of(exact_cast(VE(20.0)), fixed(0.5, 0.5), batch, EndPointPairs()).states
     assert torch.allclose(sight.noise, noise)
 
 
 def test_a_symmetry_turns_both_ends_of_half_of_the_pairs():
     batch, noise, clean = pairs_batch()
-    sight = jump_of(exact_cast(STRAIGHT), fixed(0.5, 0.5), batch, EndPointPairs(symmetry=torch.neg)).sight
+    sight = jump_of(exact_cast(STRAIGHT), fixed(0.5, 0.5), batch, EndPointPairs(symmetry=torch.neg)).states
     turned = torch.isclose(sight.clean, -clean).all(1)
     assert abs(float(turned.double().mean()) - 0.5) < 0.03
     assert torch.allclose(sight.noise, torch.where(turned[:, None], -noise, noise))
@@ -287,11 +287,11 @@ def test_a_students_rollout_is_its_own_samples_noised_again():
     networks = Networks(student, exact_teacher(STRAIGHT))
     batch = Batch(4000, (3,), clean=torch.zeros(1, dtype=torch.float64))
     steps = Chain((1.0, 0.5), 0.0)
-    sight = jump_of(networks, fixed(0.5, 0.0), batch, StudentStates(steps, same_noise=True)).sight
+    sight = jump_of(networks, fixed(0.5, 0.0), batch, StudentStates(steps, same_noise=True)).states
     assert torch.allclose(sight.clean.mean(0), MEAN, atol=0.06)
     assert torch.allclose(sight.clean.std(0), STD, atol=0.06)
     assert torch.allclose(sight.clean, MEAN + STD * sight.noise, atol=1e-9)
-    fresh = jump_of(networks, fixed(0.5, 0.0), batch, StudentStates(steps)).sight
+    fresh = jump_of(networks, fixed(0.5, 0.0), batch, StudentStates(steps)).states
     assert abs(float((fresh.noise * (fresh.clean - MEAN)).mean())) < 0.05
     with pytest.raises(FewstepError, match="roll-out or steps"):
         jump_of(networks, fixed(0.5, 0.0), batch, StudentStates())

@@ -97,7 +97,7 @@ def test_alpha_flow_is_a_two_leg_target():
     cast = Networks(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
     middle = [t + share * (s - t) for t, s in zip(T, S, strict=True)]
     jump = jump_of(cast, fixed(T, S, middle))
-    v = jump.sight.noise - jump.sight.clean
+    v = jump.states.noise - jump.states.clean
     m = jump.times.m
     at_m = jump.x + (m - jump.t)[:, None] * v
     wanted = share * v + (1 - share) * straight_u(cast.student, at_m, m, jump.s)
@@ -120,7 +120,7 @@ def test_consistency_training_uses_the_same_noise_at_both_times():
     cast = Networks(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
     jump = jump_of(cast, fixed(T, 0.0, M))
     m = jump.times.m
-    earlier = (1 - m)[:, None] * jump.sight.clean + m[:, None] * jump.sight.noise
+    earlier = (1 - m)[:, None] * jump.states.clean + m[:, None] * jump.states.noise
     wanted = cast.student(earlier, m, None, 0 * m)
     aim = TwoLeg(same_noise_step, StudentJump())(cast, jump, jump.x)
     assert aim.space == "state"
@@ -181,7 +181,7 @@ def test_only_the_students_own_prediction_carries_a_gradient(name):
     jump = jump_of(cast, fixed(t, s, m))
     with torch.no_grad():
         aim = target(cast, jump, cast.student(jump.x, jump.t, None, jump.s))
-        wanted = jump.frame.transfer(aim.value, jump.sight.clean, jump.x, aim.space, "velocity")
+        wanted = jump.frame.transfer(aim.value, jump.states.clean, jump.x, aim.space, "velocity")
     u = jump.frame.express(cast.student(jump.x, jump.t, None, jump.s), jump.x, "velocity")
     parameters = list(cast.student.network.parameters())
     expected = torch.autograd.grad((u - wanted).square().mean(), parameters)
@@ -317,7 +317,7 @@ def test_mean_flow_guides_itself():
     within, without = (
         velocity(cast.student.network(jump.x, 1000 * jump.t, c["cond"])) for c in (batch.condition, batch.negative)
     )
-    v = jump.sight.noise - jump.sight.clean
+    v = jump.states.noise - jump.states.clean
     wanted = 0.2 * v + 0.1 * without + 0.7 * within
     inside = torch.tensor(T) >= 0.5
     assert torch.allclose(velocity(direction)[inside], wanted[inside])

@@ -11,7 +11,7 @@ from claims.claim import Arm
 from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.method import method
 from fewstep.distillation.parts import PreviousGridPoint
-from fewstep.testing.digits import DigitBed, DigitJudge, DigitNetwork, told
+from fewstep.testing.digits import DigitBed, DigitJudge, DigitNetwork, condition_of
 from fewstep.testing.kernel_digits import load_digits
 
 
@@ -124,7 +124,7 @@ def test_mid_training_gives_way_at_its_share(bed):
         given: Batch = dataclasses.replace(batch, step=step, steps=100)
         _, numbers = term(networks, given, None, torch.Generator().manual_seed(0))
         assert float(numbers["stage"]) == stage
-    assert told(torch.tensor([1]))["class_labels"].tolist() == [1]
+    assert condition_of(torch.tensor([1]))["class_labels"].tolist() == [1]
 
 
 def test_options_of_presets_that_the_claims_compare(bed):

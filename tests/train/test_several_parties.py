@@ -1,4 +1,4 @@
-"""The loop with several trained parties: optimizers of their own, resumed in the middle."""
+"""The loop with several optimizer groups: optimizers of their own, resumed in the middle."""
 
 import pytest
 import torch

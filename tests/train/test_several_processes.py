@@ -62,7 +62,7 @@ def stage(parts, index=0, fail_at=None, spoil_at=None):
     return Stage(
         modules={"student": student, "critic": critic}, batch=lambda g: {}, loss=None, save=lambda p: None,
         state={"slow": slow}, turns=turns, after=lambda step: towards(slow, student, 0.1),
-        parties={
+        groups={
             "student": OptimizerGroup({"student": student}),
             "critic": OptimizerGroup({"critic": critic}, averaged=False),
         },

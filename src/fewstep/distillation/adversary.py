@@ -39,7 +39,7 @@ class GeneratorLoss:
     times:
         Noise levels that the discriminator sees; None: clean samples.
     active:
-        Which samples take part, (B,) from what the student made.
+        Which samples take part, (B,) from the student's samples.
     """
 
     source: FeatureSource

@@ -2,7 +2,7 @@
 
     chain.plan(process, prediction)          the sampler that the finished student is saved with
     chain.roll_out(student, batch, ...)      its samples while it is trained, up to any of its calls
-    chain.finish(student, batch, samples)    the rest of the chain after what it made
+    chain.finish(student, batch, samples)    the rest of the chain after a roll-out
 
 Every step is the transition of `fewstep.transition`. Times live on the CPU, so that choosing rows of a batch never
 waits for the device.
@@ -94,7 +94,7 @@ class Chain:
         fixed: bool = False,
         through: bool = False,
     ) -> Samples:
-        """What the student makes in call number `index` (B,) of each sample, from unit noise (B, ...).
+        """The student's prediction in call number `index` (B,) of each sample, from unit noise (B, ...).
 
         Args:
             student: the student.
@@ -114,7 +114,7 @@ class Chain:
 
     @torch.no_grad()
     def finish(self, student: Denoiser, batch: Batch, samples: Samples, generator: torch.Generator) -> Tensor:
-        """Clean samples (B, ...) from the rest of the chain after what the student made, without a gradient."""
+        """Clean samples (B, ...) from the rest of the chain after a roll-out, without a gradient."""
         last = len(self) - 1
         clean, going = samples.clean.detach(), samples.index < last
         if not bool(going.any()):
@@ -133,7 +133,7 @@ class Chain:
         return clean.index_put((rows.to(clean.device),), finished.to(clean.dtype))
 
     def call(self, student: Denoiser, batch: Batch, state: Tensor, index: Tensor) -> Samples:
-        """What the student makes of states (B, ...) in its calls `index` (B,)."""
+        """The student's prediction at states (B, ...) in its calls `index` (B,)."""
         times, jumps = (torch.tensor(values, dtype=torch.float64) for values in (self.times, self.jumps))
         next_time = torch.cat([times[1:], torch.zeros(1, dtype=torch.float64)])[index]
         clean = student(state, times[index], batch.condition, jumps[index])
@@ -165,11 +165,11 @@ class Chain:
 
     def _next(self, student: Denoiser, batch: Batch, k: int, state: Tensor, noise: Tensor | None) -> Tensor:
         """States at call k + 1 from states at call k."""
-        made = self.call(student, batch, state, torch.full((len(state),), k))
-        return self._step(student.process, k, state, made.clean, noise)
+        clean = self.call(student, batch, state, torch.full((len(state),), k)).clean
+        return self._step(student.process, k, state, clean, noise)
 
     def _step(self, process: Process, k: int, state: Tensor, clean: Tensor, noise: Tensor | None) -> Tensor:
-        """States at the time of call k + 1 from those of call k, what was made of them, and unit noise."""
+        """States at the time of call k + 1 from those of call k, their clean predictions, and unit noise."""
         t, s, std = (_full(len(state), v) for v in (self.times[k], self.times[k + 1], self.noise_stds(process)[k]))
         law = transition(process, state, clean, t, s, std)
         return law.mean if noise is None else law.draw(noise)

@@ -1,4 +1,4 @@
-"""What every objective is made of: networks, batch, the student's samples, and what a term of a loss is.
+"""What every objective consists of: networks, batch, the student's samples, and what a term of a loss is.
 
 Nothing here trains. A term is a stateless function from the networks, a batch and the student's own samples to a loss;
 the trainer owns modules, optimizers and the order of updates.
@@ -28,7 +28,7 @@ class Networks:
     adversary: nn.Module | None = None
 
     def following(self, call: Tensor) -> Networks:
-        """The networks whose critic is told which call of the student (B,) its states come from."""
+        """The networks whose critic knows which call of the student (B,) its states come from."""
         return self if self.critic is None else replace(self, critic=self.critic.following(call))
 
     def need(self, name: str) -> Any:

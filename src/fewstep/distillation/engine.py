@@ -29,7 +29,7 @@ class Engine:
     """A method with its networks and its stream of batches.
 
     modules:
-        What is trained, by party: `student`, and as the method has them `critic` and `adversary`.
+        What is trained: `student`, and as the method has them `critic` and `adversary`.
     slow:
         `target` where the method keeps a slow student; moved, not trained.
     batches:
@@ -54,9 +54,9 @@ class Engine:
         """Look up the parameters again; a trainer that replaces them calls this."""
         self._free = {name: [p for p in m.parameters() if p.requires_grad] for name, m in self.modules.items()}
 
-    def tracking(self, party: str) -> UpdateRule:
-        """How a party is trained beside the student."""
-        part = {"critic": self.method.critic, "adversary": self.method.adversary}.get(party)
+    def tracking(self, name: str) -> UpdateRule:
+        """How this network is trained beside the student."""
+        part = {"critic": self.method.critic, "adversary": self.method.adversary}.get(name)
         return UpdateRule() if part is None else part.tracking
 
     def turns(self, step: int, steps: int, generator: torch.Generator) -> Iterator[Turn]:
@@ -81,8 +81,8 @@ class Engine:
             if k:
                 batch = self._draw(step, steps, generator)
             given = self._again(batch, None if k else samples[0], generator)
-            for parties, terms in self._followers(k, ratios):
-                yield parties, self._turn(parties, terms, batch, given, generator)
+            for names, terms in self._followers(k, ratios):
+                yield names, self._turn(names, terms, batch, given, generator)
         self._alone(*self.modules)  # as before the step
 
     def after(self, step: int) -> None:
@@ -107,7 +107,7 @@ class Engine:
         return replace(batch, step=step, steps=steps)
 
     def _again(self, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Samples | None:
-        """The student's samples without gradient: those it was judged on, or fresh ones."""
+        """The student's samples without gradient: those of its own update, or fresh ones."""
         if self.method.rollout is None:
             return None
         if samples is None:
@@ -129,24 +129,24 @@ class Engine:
 
     def _turn(
         self,
-        parties: tuple[str, ...],
+        names: tuple[str, ...],
         terms: Mapping[str, Term],
         batch: Batch,
         samples: Samples | None,
         generator: torch.Generator,
     ) -> Callable[[], Loss]:
         def loss() -> Loss:
-            self._alone(*parties)
+            self._alone(*names)
             value, numbers = total(terms, self.networks, batch, samples, generator)
             return value, {k: v for k, v in numbers.items() if k != "loss"}
 
         return loss
 
-    def _alone(self, *parties: str) -> None:
-        """Gradients reach these parties only, whatever the terms back-propagate through."""
+    def _alone(self, *names: str) -> None:
+        """Gradients reach these networks only, whatever the terms back-propagate through."""
         for name, parameters in self._free.items():
             for parameter in parameters:
-                parameter.requires_grad_(name in parties)
+                parameter.requires_grad_(name in names)
 
 
 def spread(samples: Tensor) -> Tensor:
@@ -161,11 +161,11 @@ def total(
     value: Tensor | None = None
     numbers: dict[str, Tensor] = {}
     for name, term in terms.items():
-        part, told = term(networks, batch, samples, generator)
-        numbers |= {name: part.detach(), **{f"{name}/{key}": number for key, number in told.items()}}
+        part, logged = term(networks, batch, samples, generator)
+        numbers |= {name: part.detach(), **{f"{name}/{key}": number for key, number in logged.items()}}
         value = part if value is None else value + part
     if value is None:
-        raise FewstepError("a party has no terms", hint="Give it one.")
+        raise FewstepError("a network has no terms", hint="Give it one.")
     return value, {"loss": value.detach(), **numbers}
 
 

@@ -6,8 +6,7 @@ A preset is one function in one module of `fewstep.distillation.presets`, regist
     def dmd2(process: Process, *, steps: int = 4, guidance: float = 4.5) -> Method: ...
 
 It takes the process of the teacher first, so that every time it writes down is a time of that process. What others
-must know of a method before it is made stands in the decorator (`Preset`), what they must know of a made one in
-`Method`.
+must know of a method before it is built stands in the decorator (`Preset`), all else in `Method`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class UpdateRule:
     """How a network beside the student keeps up with it.
 
     ratio:
-        Its updates per update of the student. The first of them sees the samples that the student was just judged on,
+        Its updates per update of the student. The first of them sees the samples of the student's own update,
         the others fresh ones.
     learning_rate:
         As a multiple of the student's.
@@ -54,7 +53,7 @@ class Critic:
     """The network that follows the student's distribution; a copy of the teacher at the start.
 
     calls:
-        How many calls of the student it is told apart; 0: it follows the mixture of all of them.
+        How many calls of the student it distinguishes; 0: it follows the mixture of all of them.
     """
 
     term: Term
@@ -143,7 +142,7 @@ class Method:
     steps:
         How the finished student is run; becomes the plan that it is saved with.
     rollout:
-        What makes the samples that the terms judge, None where they make their own input.
+        How the student makes the samples that the terms see, None where they make their own input.
     needs:
         Of "data" (`Batch.clean`), "store" (`Batch.path`, `Batch.times`) and "guidance" (a negative condition, where the
         teacher is conditional).
@@ -187,7 +186,7 @@ Lengths = Callable[[int, Mapping[str, Any]], dict[str, int]]
 
 @dataclass(frozen=True)
 class Preset:
-    """A published method by name, with what is known of it before it is made.
+    """A published method by name, with what is known of it before it is built.
 
     Attributes:
         make: (process, *, options) -> Method.

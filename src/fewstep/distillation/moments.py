@@ -77,7 +77,7 @@ class MaximumMeanDiscrepancy:
 
     In a batch with conditions, sample i of the student and of the data share the condition: they are compared as pairs.
 
-    features: samples (B, ...) -> (B, d), with a gradient; decodes latents where it must. Judge the result by others.
+    features: samples (B, ...) -> (B, d), with a gradient; decodes latents where it must. Evaluate the result by others.
     unit: divide features by the root mean squared distance of two real ones, which the widths of a radial kernel want.
     """
 

@@ -1,4 +1,4 @@
-"""Roll-outs: how the student makes the samples that it is judged on.
+"""Roll-outs: how the student makes the samples that its losses see.
 
 Calls before the last run without a gradient; the last one has it where gradients are enabled. Times live on the CPU,
 so that choosing rows of a batch never waits for the device.
@@ -110,13 +110,13 @@ class NoisedData:
 
 
 def needed(samples: Samples | None) -> Samples:
-    """What the student made, in float32 at least: differences of predictions lose their digits in half precision.
+    """The student's samples, in float32 at least: differences of predictions lose their digits in half precision.
 
     Raises:
         FewstepError: there is none.
     """
     if samples is None:
-        raise FewstepError("this objective judges samples of the student", hint="Give the method a roll-out.")
+        raise FewstepError("this objective needs samples of the student", hint="Give the method a roll-out.")
     width = torch.promote_types(samples.clean.dtype, torch.float32)
     return dataclasses.replace(samples, clean=samples.clean.to(width), state=samples.state.to(width))
 

@@ -22,7 +22,7 @@ class StepConditioned(nn.Module):
 
     Args:
         network: of diffusers, or one whose `time_layers` names the layers that carry the time.
-        calls: how many are told apart.
+        calls: how many it distinguishes.
 
     Raises:
         FewstepError: the network has no time embedding.
@@ -48,8 +48,8 @@ class StepConditioned(nn.Module):
         """As the network inside; `call` (B,) counts from 0, the noisiest."""
 
         def join(vector: nn.Module, layer: nn.Module, given: Any, output: Tensor) -> Tensor:
-            told: Tensor = vector(call.to(output.device))
-            return output + told.to(output).reshape(len(told), *[1] * (output.ndim - 2), -1)
+            added: Tensor = vector(call.to(output.device))
+            return output + added.to(output).reshape(len(added), *[1] * (output.ndim - 2), -1)
 
         layers = [self.inner.get_submodule(name) for name in self._places]
         pairs = zip(self.vectors, layers, strict=True)

@@ -84,9 +84,9 @@ Solve = Callable[[Sequence[int], Sequence[int]], Tensor]
 
 
 def write(folder: str | Path, header: StoreHeader, solve: Solve, advance: Callable[[int], None] | None = None) -> int:
-    """Make the shards that are absent and that no other worker is making; returns how many this one made.
+    """Write the shards that are absent and that no other worker is writing; returns how many this one wrote.
 
-    advance: told the number of trajectories of each shard that is done, those found done included.
+    advance: takes the number of trajectories of each shard that is done, those found done included.
 
     Raises:
         FewstepError: the folder holds another store, or `solve` returned another shape.
@@ -170,11 +170,11 @@ class TrajectoryStore:
         """Open a store whose shards are all there.
 
         Args:
-            times: what the caller needs it to have been made at.
+            times: what the caller needs its trajectories to be at.
             process: likewise.
 
         Raises:
-            FewstepError: no store, unfinished, or made with other times or another process.
+            FewstepError: no store, unfinished, or one of other times or another process.
         """
         place = Path(folder)
         header = _read_header(place / "header.json")
@@ -187,7 +187,7 @@ class TrajectoryStore:
             raise FewstepError(f"{place} belongs to the process {header.process}", value=repr(process))
         if times is not None and not _agree(header.times, times):
             raise FewstepError(
-                f"{place} was made at other times",
+                f"{place} has other times",
                 value=[round(t, 4) for t in header.times],
                 hint=f"This method needs {[round(float(t), 4) for t in times]}: make a store at those.",
             )

@@ -54,12 +54,12 @@ class DigitNetwork(nn.Module):
         """Raw output (B, size)."""
         time = time.expand(len(x)) / 1000
         labels = torch.full((len(x),), self.classes) if class_labels is None else class_labels
-        told = self.moment(_waves(time)) + self.label(labels)
+        given = self.moment(_waves(time)) + self.label(labels)
         if target_time is not None:
-            told = told + self.span(_waves(time - target_time / 1000))
+            given = given + self.span(_waves(time - target_time / 1000))
         hidden = self.first(x)
         for block in self.blocks:
-            hidden = block(hidden, told)
+            hidden = block(hidden, given)
         return self.last(hidden)
 
 
@@ -73,8 +73,8 @@ class _Block(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, hidden: Tensor, told: Tensor) -> Tensor:
-        inner: Tensor = self.into(self.norm(hidden) + self.told(F.silu(told)))
+    def forward(self, hidden: Tensor, given: Tensor) -> Tensor:
+        inner: Tensor = self.into(self.norm(hidden) + self.told(F.silu(given)))
         return hidden + self.out(F.silu(inner))
 
 
@@ -110,7 +110,7 @@ class Trajectories:
 
 @dataclass(frozen=True, eq=False)
 class DigitBed:
-    """The digits, a trained teacher and a judge that no training of generators saw.
+    """The digits, a trained teacher and a classifier that no training of generators saw.
 
     store: gives each batch stored trajectories instead of real digits. classes: those that batches are of. Other data
     of several classes do as well; the network says how many numbers and classes there are.
@@ -155,7 +155,13 @@ class DigitBed:
 
         def batch(generator: torch.Generator) -> Batch:
             rows = mine[torch.randint(len(mine), (size,), generator=generator)]
-            given = Batch(size, self.shape, None, told(labels[rows]), told(torch.full((size,), self.network.classes)))
+            given = Batch(
+                size,
+                self.shape,
+                None,
+                condition_of(labels[rows]),
+                condition_of(torch.full((size,), self.network.classes)),
+            )
             if self.store is None:
                 return replace(given, clean=self.data.train[rows])
             path = self.store.path[rows]
@@ -176,10 +182,10 @@ class DigitBed:
         noise = torch.randn(count, *self.shape, generator=generator)
 
         def clean(x: Tensor, t: Tensor) -> Tensor:
-            within = teacher(x, t, told(labels))
+            within = teacher(x, t, condition_of(labels))
             if guidance == 1:
                 return within
-            free = teacher(x, t, told(torch.full((count,), self.network.classes)))
+            free = teacher(x, t, condition_of(torch.full((count,), self.network.classes)))
             return free + guidance * (within - free)
 
         with torch.no_grad():
@@ -190,7 +196,7 @@ class DigitBed:
         """Samples (B, size) of a student for classes (B,)."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(len(labels), *self.shape, generator=generator)
-        return steps.sample(student, noise, told(labels), generator)
+        return steps.sample(student, noise, condition_of(labels), generator)
 
     @torch.no_grad()
     def measures(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
@@ -226,8 +232,8 @@ def _trajectories(bed: DigitBed, guidance: float, count: int, points: int, seed:
     return Trajectories(torch.stack(states[::4], 1), times[::4], labels)
 
 
-def told(labels: Tensor) -> Condition:
-    """What the network is told of classes (B,)."""
+def condition_of(labels: Tensor) -> Condition:
+    """The network's condition for classes (B,)."""
     return {"class_labels": labels}
 
 
@@ -239,7 +245,7 @@ def train_digits(
     data: Digits | None = None,
     prediction: Prediction = Prediction("velocity"),
 ) -> DigitBed:
-    """Teacher (flow matching, one label in ten dropped, averaged weights) and judge, both from the train part.
+    """Teacher (flow matching, one label in ten dropped, averaged weights) and classifier, both from the train part.
 
     data: other samples (N, size) with classes 0, 1, ..., in place of the digits. prediction: `velocity`, or `edm` where
     samples have more numbers than the network is wide, so that noise does not fit through it.

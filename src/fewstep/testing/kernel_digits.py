@@ -1,4 +1,4 @@
-"""A network on real images without training: the exact denoiser of scikit-learn's digits, made of two Linear layers."""
+"""A network on real images without training: the exact denoiser of scikit-learn's digits, as two Linear layers."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _waves(t: Tensor) -> Tensor:
 class Toy:
     """A mixture, how it is noised, and what the networks predict.
 
-    The process must tell its networks times in [0, `horizon`].
+    The network times of the process must lie in [0, `horizon`].
     """
 
     mixture: Mixture = field(default_factory=ring)

@@ -22,7 +22,7 @@ to the data have nothing else that holds them there."""
 
 
 class VoxelBed(DigitBed):
-    """Occupancy grids as vectors of -1 (empty) and 1 (occupied); the judge is a classifier of them."""
+    """Occupancy grids as vectors of -1 (empty) and 1 (occupied); `judge` is a classifier of them."""
 
     @torch.no_grad()
     def measures(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
@@ -100,6 +100,6 @@ def _classes(file: Path) -> list[np.ndarray[Any, Any]]:
 
 
 def train_voxels(data: Digits, steps: int = 6000, width: int = 128, seed: int = 0) -> VoxelBed:
-    """Teacher and judge of these shapes."""
+    """Teacher and classifier of these shapes."""
     bed = train_digits(steps, width=width, seed=seed, data=data, prediction=PREDICTION)
     return VoxelBed(**vars(bed))

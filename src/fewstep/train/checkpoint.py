@@ -48,10 +48,10 @@ def save_checkpoint(
         keep(f"ema/{key}", value)
     for key, value in (power.state() if power else {}).items():
         keep(f"power/{key}", value)
-    for party, optimizer in optimizers.items():
+    for name, optimizer in optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():
             for key, value in moments.items():
-                keep(f"optimizer/{party}/{index}/{key}", torch.as_tensor(value))
+                keep(f"optimizer/{name}/{index}/{key}", torch.as_tensor(value))
     if not leads:
         return
 
@@ -110,8 +110,8 @@ def load_checkpoint(
         ema.load(_under(tensors, "ema/"), progress.pop("ema_updates"))
         if power is not None:
             power.load(_under(tensors, "power/"), progress["step"])
-        for party, optimizer in optimizers.items():
-            _load_optimizer(optimizer, _under(tensors, f"optimizer/{party}/"))
+        for name, optimizer in optimizers.items():
+            _load_optimizer(optimizer, _under(tensors, f"optimizer/{name}/"))
     except (KeyError, RuntimeError, ValueError) as error:
         raise FewstepError(
             f"the checkpoint {folder} belongs to another model ({error})",
@@ -146,8 +146,8 @@ def _parts(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
 def _eight_bit(inside: Mapping[str, torch.Tensor], parameter: torch.Tensor, signed: bool) -> torch.Tensor:
     from torchao.optim.subclass_8bit import OptimState8bit
 
-    made: torch.Tensor = OptimState8bit.__tensor_unflatten__(dict(inside), [signed, parameter.dtype], None, None)
-    return made
+    state: torch.Tensor = OptimState8bit.__tensor_unflatten__(dict(inside), [signed, parameter.dtype], None, None)
+    return state
 
 
 def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ def stage_of(
     save: Callable[[Path], None],
     frozen: Mapping[str, nn.Module] | None = None,
 ) -> Stage:
-    """The stage: parties are the student (averaged), and the critic and adversary that the method has.
+    """The stage: its optimizer groups are the student (averaged), and the critic and adversary that the method has.
 
     frozen: modules that must be on the device, such as the teacher's.
 
@@ -28,11 +28,11 @@ def stage_of(
         FewstepError: the training would end before the method's last stage.
     """
     check_length(config, engine.method)
-    parties = {}
+    groups = {}
     for name, module in engine.modules.items():
         tracking = engine.tracking(name)
         betas = tracking.betas or engine.method.settings.betas
-        parties[name] = OptimizerGroup({name: module}, tracking.learning_rate, betas, averaged=name == "student")
+        groups[name] = OptimizerGroup({name: module}, tracking.learning_rate, betas, averaged=name == "student")
 
     def turns(step: int, generator: torch.Generator) -> Iterator[Turn]:
         return engine.turns(step, config.steps, generator)
@@ -48,7 +48,7 @@ def stage_of(
         frozen=frozen or {},
         state=engine.slow,
         after=engine.after,
-        parties=parties,
+        groups=groups,
         turns=turns,
         renewed=engine.renew,
     )

@@ -72,8 +72,8 @@ def fit(
     for module in stored.values():
         processes.share(list(module.state_dict().values()))  # heads begin at random
     shards = Shards(stored, accelerator.device, stage.renewed) if sharded(config.shard) else None
-    parties = {name: _Trained.of(party, config) for name, party in stage.all_parties().items()}
-    optimizers = {name: party.optimizer for name, party in parties.items()}
+    trained = {name: _Trained.of(group, config) for name, group in stage.all_groups().items()}
+    optimizers = {name: one.optimizer for name, one in trained.items()}
     ema = EMA(stage.averaged(), config.ema)
     power = PowerEMA(stage.averaged(), config.ema_widths) if config.ema_widths else None
     kept = None if out is None else load_checkpoint(out / "checkpoint", stored, optimizers, ema, power)
@@ -81,11 +81,11 @@ def fit(
     _check_together(progress, out)
     autocast = _autocast(accelerator)
     record, began, before = _Record(progress.window), time.monotonic(), progress.seconds
-    told = tracking(accelerator, config.trackers, config.model_dump(mode="json"), keep or out)
+    trackers = tracking(accelerator, config.trackers, config.model_dump(mode="json"), keep or out)
     pace = Pace(config.checkpoint_minutes)
-    with Display(accelerator, config.steps, quiet) as show, told as log:
+    with Display(accelerator, config.steps, quiet) as show, trackers as log:
         while progress.step < config.steps:
-            numbers = _step(stage, config, parties, progress.step, autocast, shards)
+            numbers = _step(stage, config, trained, progress.step, autocast, shards)
             ema.update(stage.averaged())
             if power is not None:
                 power.update(stage.averaged())
@@ -114,7 +114,7 @@ def fit(
 
 @dataclass
 class _Trained:
-    """A party at work: its optimizer, its parameters and its share of the learning rate."""
+    """An optimizer group at work: its optimizer, its parameters and its share of the learning rate."""
 
     optimizer: Any
     parameters: list[nn.Parameter]
@@ -122,11 +122,11 @@ class _Trained:
     rate: float
 
     @classmethod
-    def of(cls, party: OptimizerGroup, config: StageConfig) -> _Trained:
-        parameters = [p for module in party.modules.values() for p in module.parameters() if p.requires_grad]
-        rate = config.learning_rate * party.learning_rate
-        optimizer = optimizer_of(config.optimizer, parameters, rate, party.betas, config.weight_decay)
-        return cls(optimizer, parameters, party.modules, party.learning_rate)
+    def of(cls, group: OptimizerGroup, config: StageConfig) -> _Trained:
+        parameters = [p for module in group.modules.values() for p in module.parameters() if p.requires_grad]
+        rate = config.learning_rate * group.learning_rate
+        optimizer = optimizer_of(config.optimizer, parameters, rate, group.betas, config.weight_decay)
+        return cls(optimizer, parameters, group.modules, group.learning_rate)
 
     def at(self, learning_rate: float) -> None:
         """Set the learning rate of the coming update."""
@@ -140,7 +140,7 @@ class _Trained:
 def _step(
     stage: Stage,
     config: StageConfig,
-    parties: Mapping[str, _Trained],
+    trained: Mapping[str, _Trained],
     step: int,
     autocast: Callable[[], AbstractContextManager[Any]],
     shards: Shards | None,
@@ -149,28 +149,28 @@ def _step(
     _seed(seed)
     generator = torch.Generator().manual_seed(seed)
     rate = learning_rate(step, config)
-    for party in parties.values():
-        party.at(rate)
-        for module in party.modules.values():
+    for one in trained.values():
+        one.at(rate)
+        for module in one.modules.values():
             module.train()
-    told: dict[str, torch.Tensor | float] = {}
+    logged: dict[str, torch.Tensor | float] = {}
     for names, compute in stage.all_turns(step, generator):
         if shards is not None:
             shards.gather()
         with autocast():
             loss, numbers = compute()
         loss.backward()
-        told = {**told, **numbers} if "loss" in told else {**told, "loss": loss.detach(), **numbers}
-        stepped = {name: parties[name] for name in names}
-        _average(shards, [p for party in stepped.values() for p in party.parameters])
-        for name, party in stepped.items():
-            norm = torch.nn.utils.clip_grad_norm_(party.parameters, config.clip_norm)
-            told["gradient" if len(parties) == 1 else f"{name}/gradient"] = whole(norm)
-            party.optimizer.step()
-            party.optimizer.zero_grad(set_to_none=True)
+        logged = {**logged, **numbers} if "loss" in logged else {**logged, "loss": loss.detach(), **numbers}
+        stepped = {name: trained[name] for name in names}
+        _average(shards, [p for one in stepped.values() for p in one.parameters])
+        for name, one in stepped.items():
+            norm = torch.nn.utils.clip_grad_norm_(one.parameters, config.clip_norm)
+            logged["gradient" if len(trained) == 1 else f"{name}/gradient"] = whole(norm)
+            one.optimizer.step()
+            one.optimizer.zero_grad(set_to_none=True)
             if processes.count() > 1:  # what a module keeps beside its weights, such as densities by time
-                processes.share([b for m in party.modules.values() for b in m.buffers() if b.is_floating_point()])
-    return told
+                processes.share([b for m in one.modules.values() for b in m.buffers() if b.is_floating_point()])
+    return logged
 
 
 def _seed(seed: int) -> None:

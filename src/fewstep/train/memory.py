@@ -1,4 +1,4 @@
-"""How much memory a training will take, told before it starts."""
+"""How much memory a training will take, estimated before it starts."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from fewstep.train.stage import Stage, StageConfig
 
 
 def estimate(stage: Stage, config: StageConfig, base: Mapping[str, nn.Module] | None = None) -> dict[str, float]:
-    """Bytes by name: weights, gradients, optimizer moments and averages of every party, and of what stays frozen.
+    """Bytes by name: weights, gradients, optimizer moments and averages of each optimizer group, and what is frozen.
 
     Activations come on top: they grow with the batch and are measured only by running.
 
     base: further modules that lie in memory (the teacher, a text encoder, an autoencoder).
     """
-    told: dict[str, float] = {}
-    for name, party in stage.all_parties().items():
-        modules = list(party.modules.values())
+    sizes: dict[str, float] = {}
+    for name, group in stage.all_groups().items():
+        modules = list(group.modules.values())
         trained = sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad)
         held = sum(t.nbytes for m in modules for t in m.state_dict().values())
         width = next((p.element_size() for m in modules for p in m.parameters()), 4)
-        told[f"{name}: weights"] = held
-        told[f"{name}: gradients"] = trained * width
-        told[f"{name}: {config.optimizer} moments"] = trained * BYTES[config.optimizer]
-        if party.averaged:
-            told[f"{name}: average"] = held
+        sizes[f"{name}: weights"] = held
+        sizes[f"{name}: gradients"] = trained * width
+        sizes[f"{name}: {config.optimizer} moments"] = trained * BYTES[config.optimizer]
+        if group.averaged:
+            sizes[f"{name}: average"] = held
     for name, module in {**stage.state, **stage.frozen, **(base or {})}.items():
-        told[f"{name}: frozen"] = sum(t.nbytes for t in module.state_dict().values())
-    return told
+        sizes[f"{name}: frozen"] = sum(t.nbytes for t in module.state_dict().values())
+    return sizes
 
 
-def described(told: Mapping[str, float]) -> str:
+def described(sizes: Mapping[str, float]) -> str:
     """One line: the sum, and the largest parts."""
-    largest = sorted(told.items(), key=lambda item: -item[1])[:4]
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:4]
     parts = ", ".join(f"{name} {shown(size)}" for name, size in largest)
-    return f"Memory before activations: {shown(sum(told.values()))} ({parts})."
+    return f"Memory before activations: {shown(sum(sizes.values()))} ({parts})."
 
 
 def shown(size: float) -> str:

@@ -26,8 +26,8 @@ def optimizer_of(
     if kind == "adamw8bit":
         from torchao.optim import AdamW8bit
 
-        made: torch.optim.Optimizer = AdamW8bit(
+        optimizer: torch.optim.Optimizer = AdamW8bit(
             list(parameters), lr=learning_rate, betas=betas, weight_decay=decay, block_size=256
         )
-        return made
+        return optimizer
     raise FewstepError("unknown optimizer", value=kind, hint=nearest(kind, BYTES))

@@ -1,6 +1,6 @@
 """Weights in parts over the processes (FSDP2): moments, averages and slow copies too, each process holds its share.
 
-During a turn the networks are whole in every process, and so are the gradients of the party whose turn it is; between
+During a turn the networks are whole in every process, and so are the gradients of those whose turn it is; between
 turns nothing is. That is more memory than gathering block by block, and what methods need whose calls differ between
 processes: how far a roll-out goes is drawn per sample, and block-wise gathering waits for calls that never come.
 """
@@ -39,8 +39,8 @@ class Shards:
     """Networks that are shared out.
 
     Args:
-        modules: by name; their parameters become DTensors, so optimizers and averages must be made afterwards.
-        renewed: told once when the networks are whole for the first time: these parameters take part in the losses.
+        modules: by name; their parameters become DTensors, so optimizers and averages must be created afterwards.
+        renewed: called once when the networks are whole for the first time: these parameters take part in the losses.
 
     Raises:
         FewstepError: networks that share weights or have frozen ones (LoRA on a shared base).
@@ -57,10 +57,10 @@ class Shards:
         self._modules: list[Any] = []
         for module in modules.values():
             if any(True for _ in module.parameters()):
-                made: Any = fully_shard(module, mesh=mesh, reshard_after_forward=False)
-                made.set_requires_gradient_sync(False)
-                made.set_reshard_after_backward(False)
-                self._modules.append(made)
+                sharded: Any = fully_shard(module, mesh=mesh, reshard_after_forward=False)
+                sharded.set_requires_gradient_sync(False)
+                sharded.set_reshard_after_backward(False)
+                self._modules.append(sharded)
         self._pairs: dict[nn.Parameter, nn.Parameter] = {}
         self._renewed = renewed
 
@@ -94,8 +94,10 @@ def like(whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     """A whole tensor laid out as `part` is; every process has the same one."""
     if not isinstance(part, DTensor):
         return whole
-    made: torch.Tensor = distribute_tensor(whole.to(part.device), part.device_mesh, part.placements, src_data_rank=None)
-    return made
+    sharded: torch.Tensor = distribute_tensor(
+        whole.to(part.device), part.device_mesh, part.placements, src_data_rank=None
+    )
+    return sharded
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -82,7 +82,7 @@ class Stage:
     """Everything the loop needs, and nothing about how it loops.
 
     Attributes:
-        modules: what is trained, by name; checkpointed and averaged. One optimizer unless there are `parties`.
+        modules: what is trained, by name; checkpointed and averaged. One optimizer unless there are `groups`.
         frozen: what the loss needs on the same device, untouched.
         batch: pictures and conditions of one step, drawn from the step's own generator (on the CPU).
         loss: scalar loss and further numbers to show; draws its noise from the same generator.
@@ -90,7 +90,7 @@ class Stage:
         after: called after each optimizer step, for instance to move a target network; its modules must be
             among `state`.
         state: modules that are checkpointed but neither trained nor averaged.
-        parties: where several are trained on losses of their own; together they hold all `modules`.
+        groups: where several are trained on losses of their own; together they hold all `modules`.
         turns: (step, generator) -> the updates of a step in order, each computed when it is asked for; one update of
             everything on `batch` and `loss` unless given.
         renewed: called when the parameters of the modules have become other objects, which sharding does.
@@ -103,17 +103,17 @@ class Stage:
     frozen: Mapping[str, nn.Module] = field(default_factory=dict)
     state: Mapping[str, nn.Module] = field(default_factory=dict)
     after: Callable[[int], None] | None = None
-    parties: Mapping[str, OptimizerGroup] = field(default_factory=dict)
+    groups: Mapping[str, OptimizerGroup] = field(default_factory=dict)
     turns: Callable[[int, torch.Generator], Iterator[Turn]] | None = None
     renewed: Callable[[], None] | None = None
 
-    def all_parties(self) -> Mapping[str, OptimizerGroup]:
-        """The parties; a stage without them is one."""
-        return self.parties or {"model": OptimizerGroup(self.modules)}
+    def all_groups(self) -> Mapping[str, OptimizerGroup]:
+        """The optimizer groups; a stage without them is one."""
+        return self.groups or {"model": OptimizerGroup(self.modules)}
 
     def averaged(self) -> dict[str, nn.Module]:
         """The modules whose average is the result."""
-        return {name: m for party in self.all_parties().values() if party.averaged for name, m in party.modules.items()}
+        return {name: m for group in self.all_groups().values() if group.averaged for name, m in group.modules.items()}
 
     def all_turns(self, step: int, generator: torch.Generator) -> Iterator[Turn]:
         """The updates of a step."""

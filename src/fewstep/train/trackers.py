@@ -1,4 +1,4 @@
-"""Trackers of accelerate (TensorBoard, Weights & Biases, MLflow, ...): what the history holds, while it is made."""
+"""Trackers of accelerate (TensorBoard, Weights & Biases, MLflow, ...): what the history holds, while it grows."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class TeacherGuidance:
     interval:
         Fractions of the range of t in which it acts (arXiv 2404.07724).
     key, embed:
-        The student is told g as this condition, embedded from (B,) to (B, ...): arXiv 2210.03142.
+        The student is given g as this condition, embedded from (B,) to (B, ...): arXiv 2210.03142.
     """
 
     scale: Varying = 1.0
@@ -50,13 +50,13 @@ class TeacherGuidance:
         start, end = (part * process.noisiest for part in self.interval)
         return torch.where((t >= start) & (t <= end), g, torch.ones_like(g))
 
-    def tell(self, condition: Condition | None, scale: Tensor | None) -> Condition | None:
-        """The student's conditions with the scale among them, where it is told."""
+    def conditioned(self, condition: Condition | None, scale: Tensor | None) -> Condition | None:
+        """The student's conditions with the scale among them, where it takes one."""
         if self.key is None or condition is None or scale is None:
             return condition
         like = next(iter(condition.values()))
-        told = scale.to(like.device, torch.float32)
-        return {**condition, self.key: told if self.embed is None else self.embed(told)}
+        given = scale.to(like.device, torch.float32)
+        return {**condition, self.key: given if self.embed is None else self.embed(given)}
 
 
 def sinusoid(width: int = 256, factor: float = 1000.0) -> Callable[[Tensor], Tensor]:

@@ -61,7 +61,7 @@ class Jump:
         Of the dropout masks: every evaluation of a student within one residual sees the same ones.
     """
 
-    sight: JumpStates
+    states: JumpStates
     times: JumpTimes
     frame: JumpCoefficients
     condition: Condition | None = None
@@ -76,7 +76,7 @@ class Jump:
     @property
     def x(self) -> Tensor:
         """States (B, ...) at the start."""
-        return self.sight.x
+        return self.states.x
 
     @property
     def t(self) -> Tensor:
@@ -94,7 +94,7 @@ class Jump:
         Raises:
             FewstepError: this source does not.
         """
-        value: Tensor | None = getattr(self.sight, name)
+        value: Tensor | None = getattr(self.states, name)
         if value is None:
             hint = "`clean` and `noise` come with noised data and end-point pairs, `arrival` with stored trajectories."
             raise FewstepError(f"this target needs the {name} of its source", hint=hint)

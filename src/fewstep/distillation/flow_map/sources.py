@@ -72,8 +72,8 @@ class EndPointPairs:
         if beta > 0:
             fresh = noise_like(tuple(noise.shape), generator, noise)
             noise = (1 - beta**2) ** 0.5 * noise + beta * fresh
-        sight = mixed_states(networks, clean, noise, blank.t)
-        return JumpStates(sight.x, clean, noise, arrival=clean)
+        mixed = mixed_states(networks, clean, noise, blank.t)
+        return JumpStates(mixed.x, clean, noise, arrival=clean)
 
 
 def stored_states(
@@ -116,13 +116,13 @@ class TeacherStates:
             start = (top - k * length)[rows]
             end = torch.where(counts == k + 1, blank.t, top - (k + 1) * length)[rows]
             there = rows.to(x.device)
-            moved, _ = solver(networks, _seen_by_teacher(blank, there), x[there], start, end)
+            moved, _ = solver(networks, _teachers_rows(blank, there), x[there], start, end)
             x = x.index_put((there,), moved.to(x.dtype))
         return JumpStates(x)
 
 
-def _seen_by_teacher(jump: Jump, rows: Tensor) -> Jump:
-    """What the teacher is told of these rows (b,)."""
+def _teachers_rows(jump: Jump, rows: Tensor) -> Jump:
+    """The jump of these rows (b,), as far as the teacher needs it."""
     own, negative = (
         None if given is None else {name: value[rows] for name, value in given.items()}
         for given in (jump.teacher_condition, jump.negative)
@@ -164,7 +164,7 @@ class StudentStates:
     """Samples of the student, noised again: those of the method's roll-out, or of `steps` where there is none.
 
     same_noise:
-        Noise again with the noise that the sample was made from (TLCM's algorithm 2); fresh noise otherwise.
+        Noise again with the noise that the sample began with (TLCM's algorithm 2); fresh noise otherwise.
     """
 
     steps: Chain | None = None

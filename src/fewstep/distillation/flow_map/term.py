@@ -62,26 +62,26 @@ class FlowMapTerm:
         batch, samples = portion(batch, samples, self.share)
         with torch.no_grad():
             blank = prepared(networks, batch, self.times, self.guidance, generator, self.boundary)
-            tellable(networks.student, blank.s)
-            jump = replace(blank, sight=self.source(networks, batch, samples, blank, generator))
+            check_end_times(networks.student, blank.s)
+            jump = replace(blank, states=self.source(networks, batch, samples, blank, generator))
         live = jump.ask(networks.student, jump.x, jump.t, jump.s)
         with torch.no_grad():
-            aim = self.target(networks, jump, live.detach())
-        given, wanted = self._compared(networks, jump, live, aim)
+            target = self.target(networks, jump, live.detach())
+        given, wanted = self._compared(networks, jump, live, target)
         distance = self.metric(given, wanted)
         weighted = distance
         for weight in self.weights:
             weighted = weight(networks, jump, weighted)
         return self.factor * weighted.mean(), {
             "distance": distance.detach().mean(),
-            "passes": torch.tensor(float(aim.passes)),
+            "passes": torch.tensor(float(target.passes)),
         }
 
-    def _compared(self, networks: Networks, jump: Jump, live: Tensor, aim: TargetValue) -> tuple[Tensor, Tensor]:
+    def _compared(self, networks: Networks, jump: Jump, live: Tensor, target: TargetValue) -> tuple[Tensor, Tensor]:
         """What the student gave and what it should have given, in the space of the loss."""
         space: Space = "state" if self.carried else self.space
         given = jump.frame.express(live, jump.x, space)
-        wanted = jump.frame.transfer(aim.value, live.detach(), jump.x, aim.space, space)
+        wanted = jump.frame.transfer(target.value, live.detach(), jump.x, target.space, space)
         if self.carried:
             given, wanted = (carried_to_data(networks, jump, state) for state in (given, wanted))
         if self.normalise is not None:
@@ -102,10 +102,10 @@ def prepared(
     times = law(batch, process, generator)
     scale = guidance.draw(batch, process, times.t, generator)
     return Jump(
-        sight=JumpStates(torch.empty(0)),
+        states=JumpStates(torch.empty(0)),
         times=times,
         frame=JumpCoefficients.of(process, times.t, times.s, boundary),
-        condition=guidance.tell(students_view(batch.condition), scale),
+        condition=guidance.conditioned(students_view(batch.condition), scale),
         teacher_condition=teachers_view(batch.condition),
         negative=teachers_view(batch.negative),
         scale=scale,
@@ -116,8 +116,8 @@ def prepared(
     )
 
 
-def tellable(student: Denoiser, s: Tensor) -> None:
-    """Refuse to tell a student of time 0 where the clock of its process has no number for it (VE: log sigma).
+def check_end_times(student: Denoiser, s: Tensor) -> None:
+    """Refuse jumps to time 0 where the process has no network time for it (VE: log sigma).
 
     Raises:
         FewstepError: the student takes two times, and some jumps end at the data.

@@ -26,7 +26,7 @@ class VelocityDistillation:
     sample, or one jump from noise where the method has none.
 
     times:
-        Where x' is judged; its jumps must end at the data.
+        Where x' is compared; its jumps must end at the data.
     normalise:
         c: R becomes R / (|R| + c) per sample, which keeps its direction and bounds a step.
     """
@@ -50,7 +50,7 @@ class VelocityDistillation:
         with torch.no_grad():
             blank = prepared(networks, batch, self.times, self.guidance, generator)
             fresh = noise_like(tuple(sample.shape), generator, sample)
-            jump = replace(blank, sight=mixed_states(networks, sample.detach(), fresh, blank.t))
+            jump = replace(blank, states=mixed_states(networks, sample.detach(), fresh, blank.t))
             live = jump.ask(student, jump.x, jump.t, jump.s)
             gap, passes = self.residual.residual(networks, jump, live)
             if self.normalise is not None:

@@ -56,7 +56,7 @@ def dmd2(
     starts from noised data as FastGen does (a mismatch with sampling). each: a random call per sample; the paper draws
     one for the batch, which the critic must forget between steps. floor: of the normaliser; 0.1 for data of few
     dimensions, where the error of single samples nearly vanishes. Heads are pointwise, the paper's convolutional.
-    step_condition: tell the critic which call a sample comes from; the paper's follows the mixture of all calls.
+    step_condition: the critic knows which call a sample comes from; the paper's follows the mixture of all calls.
     """
     run = evenly(process, steps)
     levels, all_levels = everywhere(process), everywhere(process, 0.001, 1.0)
@@ -67,8 +67,8 @@ def dmd2(
     if adversarial:
         taps, joint = NetworkFeatures(reads, tuple(modules)), reads == "critic"
         terms["adversarial"] = GeneratorLoss(taps, all_levels, scale=adversarial)
-        judge = DiscriminatorLoss(taps, all_levels, scale=1e-2, train_source=joint)
-        adversary = Adversary(Heads(taps, channels=channels), judge, UpdateRule(ratio), with_critic=joint)
+        own_loss = DiscriminatorLoss(taps, all_levels, scale=1e-2, train_source=joint)
+        adversary = Adversary(Heads(taps, channels=channels), own_loss, UpdateRule(ratio), with_critic=joint)
     rollout: Rollout = BackwardSimulation(run, each) if simulate else NoisedData(run)
     needs = needing(data=bool(adversarial) or not simulate, guided=guidance != 1)
     return Method(

@@ -48,7 +48,8 @@ def lcm(
 
         loss = huber(f(x_t, t) - sg f_ema(Phi_{m,t}(x_t), m)),  f = c_skip x + c_out G,  Phi a DDIM step with guidance
 
-    highest, told: draw guidance up to `highest` and tell the student as this condition (`timestep_cond` in diffusers).
+    highest, told: draw guidance up to `highest` and give it to the student as the condition `told` (`timestep_cond` in
+    diffusers).
     """
     grid = UniformGrid(parts)
     with_boundary = process.network_time(process.noisiest) >= LONG_CLOCK

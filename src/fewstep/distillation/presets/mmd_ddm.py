@@ -37,7 +37,7 @@ def mmd_ddm(
 
         loss = E k(x, x') - 2 E k(x, y) + E k(y, y'),  k on features of samples x and of real y
 
-    features: samples (B, ...) -> (B, d), such as a frozen Inception or CLIP on decoded samples; judge by others. The
+    features: samples (B, ...) -> (B, d), such as a frozen Inception or CLIP on decoded samples; evaluate by others. The
     paper's grid begins at 1 - 1/steps of the range, here at the noisiest time.
     """
     if kernel not in KERNELS:

@@ -60,7 +60,7 @@ def sid_few_step(
     heads are small networks on critic features, where the paper reads the features themselves as logits. each: a random
     call per sample; the paper draws one for the batch, which collapses at large learning rates.
     On flows the noise levels are those of SiD-DiT. signal: its weight alpha (there 1 - sigma) in place of SiD's
-    1 / mean |x - F| (floor as in dmd2); it all but silences the noisiest levels, which tell where the whole mixture
+    1 / mean |x - F| (floor as in dmd2); it all but silences the noisiest levels, which show where the whole mixture
     lies: students of several calls collapse at rates that the latter bears. critic_rate: the critic's learning rate
     over the student's, 1 in the paper; more, such as TDM's 5, where rates are large and the critic lags.
     step_condition: as in dmd2.
@@ -75,8 +75,8 @@ def sid_few_step(
     if adversarial:
         taps = NetworkFeatures("critic", tuple(modules))
         terms["adversarial"] = GeneratorLoss(taps, levels, "bce", adversarial)
-        judge = DiscriminatorLoss(taps, levels, "bce", same_noise=True, train_source=True)
-        adversary = Adversary(Heads(taps, channels=channels), judge, with_critic=True)
+        own_loss = DiscriminatorLoss(taps, levels, "bce", same_noise=True, train_source=True)
+        adversary = Adversary(Heads(taps, channels=channels), own_loss, with_critic=True)
     tracking = UpdateRule(learning_rate=critic_rate)
     guided = (guidance, critic_guidance) != (1.0, 1.0)
     return Method(

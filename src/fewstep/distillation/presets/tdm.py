@@ -41,8 +41,8 @@ def tdm(
         grad = E_k E_t[w_t d'(C(y_t) - F^g(y_t))] dx/dtheta,  y_t: state after call k noised on to t_{k+1} < t < t_k
 
     start: first call as a part of the range (the demo: 0.9), used where the noisiest state holds data. overlap: noise
-    up to the noisiest time instead, which makes one critic follow several laws. floor: as in dmd2. The number of steps
-    is not told to the networks (TDM-unify).
+    up to the noisiest time instead, which makes one critic follow several laws. floor: as in dmd2. The
+    networks do not take the number of steps (TDM-unify).
     """
     first = 1.0 if process.alpha(process.noisiest) < 1e-6 else start
     parts = torch.tensor([first * (1 - k / steps) for k in range(steps)], dtype=torch.float64)

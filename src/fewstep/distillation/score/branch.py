@@ -30,7 +30,7 @@ class ScoreDistillation:
     scale:
         A number, or a function of the share of training that is done (ramps of guidance).
     active:
-        Which samples take part, (B,) from what the student made; the networks see no others.
+        Which samples take part, (B,) from the student's samples; the networks see no others.
     taps:
         Modules of teacher or critic to watch meanwhile, for weights that read features.
     """

@@ -125,7 +125,7 @@ def dropped(batch: Batch, rate: float, generator: torch.Generator) -> Condition 
 
 
 def detached(samples: Samples) -> Samples:
-    """What the student made, without its gradient."""
+    """The student's samples without their gradient."""
     return Samples(samples.clean.detach(), samples.state.detach(), samples.time, samples.next_time, samples.index)
 
 

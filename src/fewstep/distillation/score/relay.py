@@ -1,4 +1,4 @@
-"""A second call of the student in one step: the chain finished, noised again, judged by a term of its own."""
+"""A second call of the student in one step: the chain finished, noised again, in a term of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fewstep.transition import noise_like
 
 @dataclass(frozen=True)
 class LaterCall:
-    """A term judged on one later call: the chain is finished, noised to one of `times`, and the student called again.
+    """A term on one later call: the chain is finished, noised to one of `times`, and the student called again.
 
     Only that call has a gradient (Flash-DMD's texture branch, arXiv 2511.20549). `learn` is False for terms of other
     networks, which need no gradient of the student.

@@ -62,7 +62,7 @@ def guidance_needs(who: str, scale: float) -> Needs:
 
 
 Noising = Callable[[Process, Samples, Tensor, Tensor], Tensor]
-"""(process, made, times (B,), unit noise (B, ...)) -> noisy states (B, ...)."""
+"""(process, samples, times (B,), unit noise (B, ...)) -> noisy states (B, ...)."""
 
 
 def direct(process: Process, samples: Samples, t: Tensor, noise: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class DistillJob:
             raise FewstepError("low-bit weights cannot be trained", value=recipe.model, hint=hint)
         self.process, self.prediction = process_of(self.pipe, **recipe.call)
         self.generator = PipelineSampler(self.pipe, recipe.guidance, dict(recipe.call), recipe.batch)
-        # the needs of a method are known without its networks, and what it must be told of them needs its conditions
+        # the needs of a method are known without its networks, and the options that depend on them need its conditions
         self.method = method(recipe.method, self.process, **recipe.method_options())
         self.material = TrainingData(recipe, run, self.generator, self.process, self.prediction, self.method.needs)
         self.method = method(recipe.method, self.process, **self._options())
@@ -151,8 +151,8 @@ class DistillJob:
             self.pipe, self.method, self.process, self.prediction, self.material.encoded, batches, settings
         )
         stage = stage_of(engine, config, lambda folder: None)
-        told = estimate(stage, config, {n: m for n, m in self.pipe.components.items() if isinstance(m, nn.Module)})
-        self.run.say(described(told))
+        memory = estimate(stage, config, {n: m for n, m in self.pipe.components.items() if isinstance(m, nn.Module)})
+        self.run.say(described(memory))
         if settings.pictures_every:
             stage = self._drawing(stage, engine.modules["student"])
         name = "train" if student == 0 else f"train-{student}"
@@ -161,7 +161,7 @@ class DistillJob:
             progress = fit(stage, config, place, accelerator_for(config), quiet=self.run.quiet, keep=keep)
         finally:
             released(engine)
-        record = {"settings": config.model_dump(mode="json"), "seconds": progress.seconds, "memory": told}
+        record = {"settings": config.model_dump(mode="json"), "seconds": progress.seconds, "memory": memory}
         tensors = whole_state(engine.modules["student"])
         return {"tensors": tensors, "record": {**record, "steps": progress.step, "history": progress.history}}
 

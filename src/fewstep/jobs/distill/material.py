@@ -35,7 +35,7 @@ from fewstep.train.latents import encode_pictures as encode_pictures
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Everything that a recipe's method is fed with; made when it is asked for, and then kept.
+    """Everything that a recipe's method is fed with; computed when it is asked for, and then kept.
 
     needs: of the method.
     """
@@ -58,7 +58,7 @@ class TrainingData:
 
     @cached_property
     def encoded(self) -> EncodedConditions:
-        """What the network is told, for all conditions of the training."""
+        """What the network is given, for all conditions of the training."""
         source = self.pictures[1] if self.pictures else self.conditions(self.recipe.data.conditions, held_out=False)
         return encode_conditions(self.generator, self.process, source)
 
@@ -69,7 +69,7 @@ class TrainingData:
         if data.source == "teacher" or not self.needs & {"data", "store"}:
             return None
         if "store" in self.needs:
-            hint = "Leave data.source=teacher: its trajectories are made for you."
+            hint = "Leave data.source=teacher: its trajectories are drawn for you."
             raise FewstepError(f"{self.recipe.method} learns from trajectories of the teacher", hint=hint)
         images, captions = load_pictures(data.source, "train", data.size, data.broken)
         if condition_kind(self.pipe) == "class_labels":
@@ -119,7 +119,7 @@ class TrainingData:
 
     @cached_property
     def store(self) -> TrajectoryStore:
-        """Trajectories of the teacher, made here where they are absent."""
+        """Trajectories of the teacher, drawn here where they are absent."""
         settings = self.recipe.data
         place = user_path(settings.folder) if settings.folder else self.run.scratch("trajectories")
         header = self._header(self.conditions(settings.conditions, held_out=False))

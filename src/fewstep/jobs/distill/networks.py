@@ -1,4 +1,4 @@
-"""Teacher, student and critic made of one pipeline's network, in the ways that memory allows."""
+"""Teacher, student and critic from one pipeline's network, in the ways that memory allows."""
 
 from __future__ import annotations
 
@@ -47,29 +47,29 @@ def engine_of(
     student = TwoTimes.of(base).float().requires_grad_(True) if method.two_times else None
     if settings.quantize:
         student = rounded(base, method, settings)
-    made = assemble(method, teacher, base, encoded.network, batches, encoded.shape, student=student, twin=twin)
-    parts: list[Any] = [m for module in made.modules.values() for m in module.modules()]
+    engine = assemble(method, teacher, base, encoded.network, batches, encoded.shape, student=student, twin=twin)
+    parts: list[Any] = [m for module in engine.modules.values() for m in module.modules()]
     for part in [m for m in parts if hasattr(m, "dropout_prob")]:
         part.dropout_prob = 0.0  # diffusers drops labels anew in every block and call: noise that nobody asked for
     if settings.gradient_checkpointing:
-        _recompute(made, shared)
-    return made
+        _recompute(engine, shared)
+    return engine
 
 
 def _recompute(engine: Engine, shared: SharedBase | None) -> None:
-    """Gradient checkpointing of all networks but a critic that is told the call, which a recomputed block is not.
+    """Gradient checkpointing of all networks but a critic that takes the call, which a recomputed block does not.
 
     Raises:
         FewstepError: that critic shares the blocks of the others.
     """
-    told = [m for m in engine.modules.values() if isinstance(m, StepConditioned)]
-    if shared is not None and told:
+    conditioned = [m for m in engine.modules.values() if isinstance(m, StepConditioned)]
+    if shared is not None and conditioned:
         hint = "Set options.step_condition=False, train.gradient_checkpointing=False or train.lora=0."
-        raise FewstepError("a critic that is told the call cannot recompute a shared network's blocks", hint=hint)
+        raise FewstepError("a critic that takes the call cannot recompute a shared network's blocks", hint=hint)
     if shared is not None:
         shared.recompute_activations()
         return
-    parts: list[Any] = [m for module in engine.modules.values() if module not in told for m in module.modules()]
+    parts: list[Any] = [m for module in engine.modules.values() if module not in conditioned for m in module.modules()]
     for part in [m for m in parts if hasattr(m, "enable_gradient_checkpointing")]:
         part.enable_gradient_checkpointing()
 
@@ -167,9 +167,9 @@ def drawable(student: nn.Module, method: Method, process: Process) -> nn.Module:
         inner: nn.Module = student.inner
         return inner
     if isinstance(student, TwoTimes):
-        told = [float(process.network_time(t)) for t in method.steps.times]
+        starts = [float(process.network_time(t)) for t in method.steps.times]
         ends = [float(process.network_time(t)) for t in method.steps.jumps]
-        student.finish(list(zip(told, ends, strict=True)))
+        student.finish(list(zip(starts, ends, strict=True)))
     return student.eval()
 
 
@@ -184,10 +184,10 @@ def with_network(pipe: Any, network: nn.Module) -> Any:
 def _twin(shared: SharedBase | None) -> Callable[[nn.Module, str], nn.Module]:
     def adapter(module: nn.Module, role: str) -> nn.Module:
         assert shared is not None
-        made = shared.role(role)
+        copy_ = shared.role(role)
         if isinstance(module, SharedRole):
-            made.load_state_dict(module.state_dict())
-        return made
+            copy_.load_state_dict(module.state_dict())
+        return copy_
 
     def copied(module: nn.Module, role: str) -> nn.Module:
         if isinstance(module, TwoTimes):

@@ -1,4 +1,4 @@
-"""What a distillation can be told."""
+"""The settings of a distillation."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ class DistillRecipe(PipelineRecipe):
     def resolved(self) -> DistillRecipe:
         """The recipe with every `auto`, and every setting that is the method's own, replaced by what it means here."""
         known = super().resolved()
-        made = method(self.method, RectifiedFlow(), **self.method_options())  # settings depend on no process
-        own = {**StageConfig().model_dump(), **defaults(made.settings)}
+        built = method(self.method, RectifiedFlow(), **self.method_options())  # settings depend on no process
+        own = {**StageConfig().model_dump(), **defaults(built.settings)}
         left = {name: own[name] for name in DistillTraining.model_fields if getattr(self.train, name) is None}
         return known.model_copy(update={"train": self.train.model_copy(update=left)})
 

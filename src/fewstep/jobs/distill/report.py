@@ -136,9 +136,9 @@ def _curves(history: Sequence[Mapping[str, float]]) -> list[Block]:
 
 
 def _settings(results: Results) -> dict[str, str]:
-    """What the loop was told; the data of a distillation are told in its recipe."""
-    told = results["training"]["settings"]
-    return {name: str(value) for name, value in told.items() if name not in ("data", "size")}
+    """The settings of the loop; the data of a distillation are named in its recipe."""
+    settings = results["training"]["settings"]
+    return {name: str(value) for name, value in settings.items() if name not in ("data", "size")}
 
 
 def _use(run: Run) -> str:
