@@ -6,42 +6,20 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.files import read_tensors, write_tensors
-from fewstep.plan import Plan
 from fewstep.schedules.learnable import LearnableSchedule, detached
-
-
-class DifferentiableObjective(Protocol):
-    """A differentiable objective: `search.problem.Objective` with one score per item."""
-
-    @property
-    def size(self) -> int: ...  # noqa: D102
-
-    def __call__(self, plan: Plan, items: Sequence[int]) -> Tensor: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class DescentResult:
-    """What a descent found: the plan with plain numbers, its validation score, and every look at it.
-
-    history: (round, validation score).
-    """
-
-    plan: Plan
-    value: float
-    start_value: float
-    history: tuple[tuple[int, float], ...]
+from fewstep.schedules.task import SearchResult
+from fewstep.schedules.tuning.problem import Objective
 
 
 def descend(
     learnable: LearnableSchedule,
-    objective: DifferentiableObjective,
+    objective: Objective,
     *,
     rounds: int = 120,
     rate: float = 0.05,
@@ -51,15 +29,19 @@ def descend(
     seed: int = 0,
     checkpoint: Path | None = None,
     watch: Callable[[int, float], None] | None = None,
-) -> DescentResult:
+) -> SearchResult:
     """Adam on the parameters; the best plan on items that gave no gradient.
 
     LD3 uses RMSprop at 5e-3 for as many epochs as it takes; Adam at ten times that needs fewer network calls here.
 
     Args:
+        objective: one score per item, with a gradient.
         validation: share of the items that only choose among iterates.
         batch: items per gradient.
         checkpoint: file that every look is kept in; a killed descent goes on from there to the same result.
+
+    Returns:
+        The plan, its score on the validation items, the rounds, and (round, validation score) of every look.
 
     Raises:
         FewstepError: fewer than two items.
@@ -94,7 +76,7 @@ def descend(
         raise NonFiniteError("every iterate of the descent gave NaN", hint="Lower the rate, or check the network.")
     plan = detached(learnable.build(state.best))
     value = max(v for _, v in state.history if math.isfinite(v))
-    return DescentResult(plan, value, state.history[0][1], tuple(state.history))
+    return SearchResult(plan, value, rounds, tuple(state.history))
 
 
 @dataclass

@@ -1,14 +1,10 @@
-"""The searches by name: functions (task) -> Found. What a user chooses among with `fewstep search --method`."""
+"""The searches by name: functions (task) -> SearchResult. What a user chooses among with `fewstep search --method`."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import torch
 
 from fewstep.diagnostics import equalised_grid
 from fewstep.errors import FewstepError, PlanError, nearest
@@ -22,71 +18,8 @@ from fewstep.schedules.gits import gits, jump_errors
 from fewstep.schedules.learnable import BoundSolver, LearnableSchedule, learn_grid, learn_intermediate, learn_scales
 from fewstep.schedules.pool import EvaluationPool, PoolEntry
 from fewstep.schedules.space import ScheduleSpace
-from fewstep.schedules.trajectory import Trajectory
-from fewstep.schedules.tuning.problem import Objective
-from fewstep.solvers import Decision, Grid, grids, per_step, unipc
-
-WORST = -1e6
-"""The value of a schedule that gives NaN, or cannot be built."""
-
-
-@dataclass
-class SearchTask:
-    """One schedule to find.
-
-    objective: what to maximise over its items. trajectory: the teacher's, from which times are read.
-    budget: evaluations of one plan on all items; a gradient step counts as three of its items.
-    solver: what runs on a searched grid where the method does not choose the solver itself.
-    storage: where evolutionary searches keep every evaluation (`EvaluationPool`); a file in `scratch` unless given.
-    scratch: folder of a search's checkpoints; a killed search goes on from them.
-    parts: what evolutionary searches vary (`space.PARTS`); the method's own choice unless given.
-    most_skipped: largest share of a row's blocks that may be skipped.
-    """
-
-    model: ModelInfo
-    steps: int
-    objective: Objective
-    trajectory: Trajectory
-    budget: int = 200
-    seed: int = 0
-    solver: BoundSolver = field(default=unipc)
-    end: float | None = None
-    storage: str | Path | None = None
-    scratch: Path | None = None
-    parts: frozenset[str] = frozenset()
-    most_skipped: float = 0.1
-    name: str = "schedule"
-    watch: Callable[[float, float], None] | None = None
-    """Called with (evaluations spent, best value) as the search goes."""
-
-    def value(self, plan: Plan) -> float:
-        """Mean score of a plan over all items; NaN counts as the worst."""
-        with torch.no_grad():
-            value = float(self.objective(plan, range(self.objective.size)).mean())
-        return value if math.isfinite(value) else WORST
-
-    def score(self, candidate: Candidate) -> float:
-        """Mean score of a candidate; one that cannot be built is the worst."""
-        try:
-            return self.value(candidate.plan(self.model))
-        except PlanError:
-            return WORST
-
-    def note(self, spent: float, value: float) -> None:
-        """Tell who watches."""
-        if self.watch is not None:
-            self.watch(spent, value)
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """A schedule, its value on the search's own items, the evaluations it cost, and the way there."""
-
-    plan: Plan
-    value: float
-    spent: float
-    history: tuple[tuple[float, float], ...] = ()
-    """(evaluations spent, value) of every plan looked at."""
+from fewstep.schedules.task import WORST, SearchResult, SearchTask
+from fewstep.solvers import Decision, Grid, grids, per_step
 
 
 def search_gits(task: SearchTask) -> SearchResult:
@@ -148,7 +81,7 @@ def search_joint(task: SearchTask) -> SearchResult:
 
     The descent starts from the best schedule of the evolution and from LD3's own start, and the better end wins.
     """
-    evolved = search_s3(_with_budget(task, max(1, round(0.4 * task.budget))))
+    evolved = search_s3(dataclasses.replace(task, budget=max(1, round(0.4 * task.budget))))
     if task.budget - evolved.spent < LEAST_DESCENT:
         return SearchResult(_named(evolved.plan, "joint"), evolved.value, evolved.spent, evolved.history)
     model = task.model
@@ -244,7 +177,7 @@ def _descended(
     def every(rounds: int) -> int:
         return max(1, rounds // 12)
 
-    def spent(done: int, rounds: int) -> float:
+    def spent(done: float, rounds: int) -> float:
         """A gradient costs three passes over its batch, a look half of the items."""
         return looked + (3 * batch * done + math.ceil(done / every(rounds) + 1) * 0.5 * size) / size
 
@@ -317,11 +250,6 @@ def _solver_of(candidate: Candidate, model: ModelInfo) -> BoundSolver:
         return skipping(plan, candidate.skipped)
 
     return solver
-
-
-def _with_budget(task: SearchTask, budget: int) -> SearchTask:
-    values: dict[str, Any] = {**vars(task), "budget": budget}
-    return SearchTask(**values)
 
 
 def _named(plan: Plan, name: str) -> Plan:
