@@ -33,8 +33,11 @@ def block(file: Path) -> str:
 
 
 def counted(claims: Iterable[dict[str, Any]]) -> str:
-    """How many answers of each kind."""
-    said = [VERDICTS.get(answer["verdict"], answer["verdict"]) for found in claims for answer in found["answers"]]
+    """How many answers of each kind; a question that both budgets answer alike counts once."""
+    said = []
+    for found in claims:
+        apart = {(*_key(a), a["verdict"], "" if asked_again(found) else k) for k, a in enumerate(found["answers"])}
+        said += [VERDICTS.get(verdict, verdict) for *_, verdict, _ in apart]
     kinds = [(word.partition(",")[0], said.count(word)) for word in (*VERDICTS.values(), CANNOT)]
     return ", ".join(f"{count} {word}" for word, count in kinds if count)
 
@@ -162,12 +165,24 @@ def _answers(found: dict[str, Any]) -> Iterator[str]:
     """Each question once, with both budgets, its premises and what the verdict should not rest on."""
     pairs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for a in found["answers"]:
-        pairs.setdefault((a["better"], a["than"], a["metric"], a["draw"], a["than_draw"]), []).append(a)
-    for group in pairs.values():
+        pairs.setdefault(_key(a), []).append(a)
+    for group in map(_merged, pairs.values()):
         said = "; ".join(f"at equal {a['at']} {_verdict(a)}" for a in group)
         yield f"- {_asked(group[0])} {said[0].upper()}{said[1:]}."
         if any(a["verdict"] in ("no", CANNOT) for a in group):
             yield from (f"  - {_premise(p)}" for p in group[0]["premises"])
+
+
+def _key(a: dict[str, Any]) -> tuple[Any, ...]:
+    """What is asked, whatever the budget."""
+    return a["better"], a["than"], a["metric"], a["draw"], a["than_draw"]
+
+
+def _merged(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One answer where equal passes and equal updates are the same trainings."""
+    if len(group) == 2 and group[0]["difference"] == group[1]["difference"]:
+        return [{**group[0], "at": "passes and updates"}]
+    return group
 
 
 def _verdict(a: dict[str, Any]) -> str:
