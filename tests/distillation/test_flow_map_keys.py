@@ -8,11 +8,10 @@ from torch import nn
 
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks
-from fewstep.distillation.discriminator import samples
+from fewstep.distillation.discriminator import Heads, samples
 from fewstep.distillation.flow_map.key_states import (
     KeyStateDiscriminatorLoss,
     KeyStateGeneratorLoss,
-    KeyStateHeads,
     landed,
 )
 from fewstep.distillation.rollout import BackwardSimulation
@@ -97,4 +96,4 @@ def test_mistakes_are_named():
 
 def test_there_are_as_many_heads_as_key_states():
     networks, _ = scene()
-    assert len(KeyStateHeads(samples, 3)(networks, (3,))) == 3
+    assert len(Heads(samples, count=3)(networks, (3,))) == 3

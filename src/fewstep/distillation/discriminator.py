@@ -126,6 +126,8 @@ class Heads:
         `point`, `conv`, or `mean` (which needs no look at the features when `names` are known).
     channels:
         Channels of each feature by name; None: found by one call on zeros without conditions.
+    count:
+        So many discriminators, a list of modules, such as one per key state (AccVideo); 0: one alone.
     """
 
     source: FeatureSource
@@ -133,6 +135,7 @@ class Heads:
     hidden: int = 128
     over: str = "channels"
     channels: Mapping[str, int] | None = None
+    count: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in ("point", "conv", "mean"):
@@ -144,6 +147,11 @@ class Heads:
         Raises:
             FewstepError: the source needs conditions, and the channels are not given.
         """
+        if self.count:
+            return nn.ModuleList([self._one(networks, shape) for _ in range(self.count)])
+        return self._one(networks, shape)
+
+    def _one(self, networks: Networks, shape: tuple[int, ...]) -> nn.Module:
         if self.channels is not None:
             return Discriminator({name: self._head(width) for name, width in self.channels.items()})
         found = self._find(networks, shape)

@@ -41,7 +41,7 @@ from fewstep.distillation.flow_map.intervals import (
     UniformGrid,
 )
 from fewstep.distillation.flow_map.jump import Jump, JumpStates, JumpTimes
-from fewstep.distillation.flow_map.key_states import KeyStateDiscriminatorLoss, KeyStateGeneratorLoss, KeyStateHeads
+from fewstep.distillation.flow_map.key_states import KeyStateDiscriminatorLoss, KeyStateGeneratorLoss
 from fewstep.distillation.flow_map.legs import OdeSteps, StudentJump, same_noise_step, stored_state
 from fewstep.distillation.flow_map.schedules import Halving, Ramp, Switch
 from fewstep.distillation.flow_map.slopes import TimeDerivative

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -24,15 +24,21 @@ def flipped(pictures: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
     return torch.where(flip[:, None, None, None], pictures.flip(-1), pictures)
 
 
-class Mirror:
-    """Mirrors half of those pictures whose caption allows it."""
+def mirror_of(captions: Sequence[str]) -> Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]:
+    """A function that mirrors half of those pictures whose caption allows it.
 
-    def __init__(self, captions: Sequence[str]) -> None:
-        self.may_flip = torch.tensor([flippable(caption) for caption in captions])
+    Args:
+        captions: of all pictures.
 
-    def __call__(self, pictures: torch.Tensor, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The pictures (B, C, H, W), those of the captions numbered `chosen` (B,)."""
-        return flipped(pictures, self.may_flip[chosen] & (torch.rand(len(chosen), generator=generator) < 0.5))
+    Returns:
+        (pictures (B, C, H, W), their numbers (B,), generator) -> the pictures.
+    """
+    may_flip = torch.tensor([flippable(caption) for caption in captions])
+
+    def mirror(pictures: torch.Tensor, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return flipped(pictures, may_flip[chosen] & (torch.rand(len(chosen), generator=generator) < 0.5))
+
+    return mirror
 
 
 def signed(images: torch.Tensor) -> torch.Tensor:

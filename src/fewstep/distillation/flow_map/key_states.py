@@ -9,29 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.distillation.adversary import LOSSES
 from fewstep.distillation.core import Batch, Loss, Networks, Samples
-from fewstep.distillation.discriminator import FeatureSource, Heads
+from fewstep.distillation.discriminator import FeatureSource
 from fewstep.distillation.flow_map.frame import JumpCoefficients
 from fewstep.distillation.flow_map.intervals import key_positions
 from fewstep.distillation.flow_map.sources import stored
 from fewstep.errors import FewstepError
-
-
-@dataclass(frozen=True)
-class KeyStateHeads:
-    """Makes one discriminator per key state: the `make` of an adversary with `count` of them after the first noise."""
-
-    source: FeatureSource
-    count: int
-    kind: str = "point"
-
-    def __call__(self, networks: Networks, shape: tuple[int, ...]) -> nn.Module:
-        """The discriminators, a list of modules."""
-        make = Heads(self.source, self.kind)
-        return nn.ModuleList([make(networks, shape) for _ in range(self.count)])
 
 
 @dataclass(frozen=True)

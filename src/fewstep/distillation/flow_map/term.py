@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -158,23 +157,5 @@ def portion(batch: Batch, samples: Samples | None, share: tuple[float, float]) -
     if not 0 <= low < high <= batch.size:
         hint = "Use a larger batch, or shares that rise within [0, 1]."
         raise FewstepError("no sample is left for a part of the batch", value=(share, batch.size), hint=hint)
-
-    def cut(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[low:high]
-
-    def cut_all(condition: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
-        return None if condition is None else {key: value[low:high] for key, value in condition.items()}
-
-    part = replace(
-        batch,
-        size=high - low,
-        clean=cut(batch.clean),
-        path=cut(batch.path),
-        condition=cut_all(batch.condition),
-        negative=cut_all(batch.negative),
-    )
-    if samples is None:
-        return part, None
-    return part, Samples(
-        *(value[low:high] for value in (samples.clean, samples.state, samples.time, samples.next_time, samples.index))
-    )
+    rows = torch.arange(low, high)
+    return batch.rows(rows), None if samples is None else samples.rows(rows)

@@ -7,9 +7,9 @@ from fewstep.distillation.parts import (
     BackwardSimulation,
     FeatureSource,
     FlowMapTerm,
+    Heads,
     KeyStateDiscriminatorLoss,
     KeyStateGeneratorLoss,
-    KeyStateHeads,
     Method,
     OptimizerSettings,
     StoredPairs,
@@ -37,7 +37,8 @@ def accvideo(
 ) -> Method:
     """AccVideo: jumps between stored key states of the teacher, and an adversary at each (arXiv 2503.19462).
 
-        loss = |u(x_k, t_k -> t_{k+1}) - (x_k - x_{k+1}) / (t_k - t_{k+1})|^2 on stored x_k;  + adversarial at each k
+        loss = E_k |u(x_k) - (x_k - x_{k+1}) / (t_k - t_{k+1})|^2 on stored x_k;
+        + adversarial E_k softplus(-D_k(x_{k+1})),  x_{k+1} where the student's call k leads to
 
     Key states are those at the times of the student's steps. source: where the discriminator's features come from, the
     teacher's last blocks in the paper. No data, no noising.
@@ -48,7 +49,7 @@ def accvideo(
     }
     if adversarial:
         terms["adversarial"] = KeyStateGeneratorLoss(source, adversarial)
-    heads = Adversary(KeyStateHeads(source, steps, head), KeyStateDiscriminatorLoss(source), UpdateRule())
+    heads = Adversary(Heads(source, head, count=steps), KeyStateDiscriminatorLoss(source), UpdateRule())
     return Method(
         terms,
         chain,

@@ -41,7 +41,7 @@ def ctm(
 ) -> Method:
     """Consistency trajectory model: jumps to any time, compared at the data, beside denoising (arXiv 2310.02279).
 
-        loss = |X_{0,s}(X_{s,t}(x_t)) - sg X_{0,s}(X_{s,m}(Phi_{m,t}(x_t)))|^2 + anchor |D(x_t) - x0|^2
+        loss = |X'_{0,s}(X_{s,t}(x_t)) - sg X'_{0,s}(X'_{s,m}(Phi_{m,t}(x_t)))|^2 + anchor |D(x_t) - x0|^2
 
     skip: grid points that the teacher's leg crosses, one step each; the paper draws it.
     """
@@ -82,7 +82,7 @@ def tcd(
 ) -> Method:
     """Trajectory consistency distillation: jumps to any time by a network of one time (arXiv 2402.19159).
 
-        loss = huber(X_{s,t}(x_t) - sg X_{s,m}(Phi_{m,t}(x_t))),  Phi one DDIM step with guidance, s uniform below t
+        loss = huber(X_{s,t}(x_t) - sg X'_{s,m}(Phi_{m,t}(x_t))),  Phi one DDIM step with guidance, s uniform below t
 
     gamma: share of the way below the next time that a call jumps, to be noised again.
     """

@@ -49,34 +49,45 @@ def dmd2(
     """DMD2: backward simulation, five critic updates per student's, adversary on critic features (arXiv 2405.14867).
 
         grad = E_k E_t[w_t (C(x_t) - F^g(x_t))] dx_k/dtheta,  w_t = 1 / mean |x - F^g(x_t)|;
-        + adversarial E softplus(-D(x_t));  critic: |C(x_t) - x|^2 and D, `ratio` times as often
+        + adversarial grad E softplus(-D(x_t))
+        critic, `ratio` times:  |C(x_t) - x|^2 in its own prediction + 1e-2 [softplus(D(x_t)) + softplus(-D(y_t))]
 
-    adversarial: 0 trains without data. reads, modules, channels: whose layers the adversary reads; the critic's are
-    trained with it, the teacher's (FastGen, a port with another adversary) not. simulate: False
-    starts from noised data as FastGen does (a mismatch with sampling). each: a random call per sample; the paper draws
-    one for the batch, which the critic must forget between steps. floor: of the normaliser; 0.1 for data of few
-    dimensions, where the error of single samples nearly vanishes. Heads are pointwise, the paper's convolutional.
-    step_condition: the critic knows which call a sample comes from; the paper's follows the mixture of all calls.
+    The same as plain loops, without the adversary: `benchmarks/plain_loops.py`. Heads are pointwise, the paper's
+    convolutional.
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        guidance: g, of the teacher.
+        ratio: updates of critic and discriminator per update of the student.
+        adversarial: weight; 0 trains without data.
+        modules: layers that the discriminator reads.
+        channels: of these layers, by name; looked up unless given.
+        reads: whose layers: the `critic`'s are trained with it, the `teacher`'s (FastGen) not.
+        simulate: False starts from noised data, as FastGen does (a mismatch with sampling).
+        each: a random call per sample; the paper draws one for the batch, which the critic must forget between steps.
+        step_condition: the critic knows which call a sample comes from; the paper's follows the mixture of all calls.
+        floor: of the normaliser; 0.1 for data of few dimensions, where the error of single samples nearly vanishes.
     """
-    run = evenly(process, steps)
+    chain = evenly(process, steps)
     levels, all_levels = everywhere(process), everywhere(process, 0.001, 1.0)
-    terms: dict[str, Term] = {
-        "score": ScoreDistillation(DistributionMatching(guidance), levels, (ErrorNormalizer(guidance, floor),))
-    }
+    rollout: Rollout = BackwardSimulation(chain, each) if simulate else NoisedData(chain)
+    normaliser = ErrorNormalizer(guidance, floor)
+    terms: dict[str, Term] = {"score": ScoreDistillation(DistributionMatching(guidance), levels, (normaliser,))}
+    critic = Critic(DenoisingLoss(all_levels), UpdateRule(ratio), calls=steps if step_condition else 0)
     adversary = None
     if adversarial:
-        taps, joint = NetworkFeatures(reads, tuple(modules)), reads == "critic"
-        terms["adversarial"] = GeneratorLoss(taps, all_levels, scale=adversarial)
-        own_loss = DiscriminatorLoss(taps, all_levels, scale=1e-2, train_source=joint)
-        adversary = Adversary(Heads(taps, channels=channels), own_loss, UpdateRule(ratio), with_critic=joint)
-    rollout: Rollout = BackwardSimulation(run, each) if simulate else NoisedData(run)
-    needs = needing(data=bool(adversarial) or not simulate, guided=guidance != 1)
+        features, on_critic = NetworkFeatures(reads, tuple(modules)), reads == "critic"
+        terms["adversarial"] = GeneratorLoss(features, all_levels, scale=adversarial)
+        discriminator_loss = DiscriminatorLoss(features, all_levels, scale=1e-2, train_source=on_critic)
+        heads = Heads(features, channels=channels)
+        adversary = Adversary(heads, discriminator_loss, UpdateRule(ratio), with_critic=on_critic)
     return Method(
         terms,
-        run,
+        chain,
         rollout,
-        Critic(DenoisingLoss(all_levels), UpdateRule(ratio), steps if step_condition else 0),
+        critic,
         adversary,
-        needs=needs,
+        needs=needing(data=bool(adversarial) or not simulate, guided=guidance != 1),
         settings=OptimizerSettings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

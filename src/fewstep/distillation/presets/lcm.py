@@ -46,7 +46,7 @@ def lcm(
 ) -> Method:
     """Latent consistency distillation: jumps to the data agree after one guided DDIM step (arXiv 2310.04378).
 
-        loss = huber(f(x_t, t) - sg f_ema(Phi_{m,t}(x_t), m)),  f = c_skip x + c_out G,  Phi a DDIM step with guidance
+        loss = huber(f(x_t, t) - sg f'(Phi_{m,t}(x_t), m)),  f = c_skip x + c_out D,  Phi a DDIM step with guidance
 
     highest, told: draw guidance up to `highest` and give it to the student as the condition `told` (`timestep_cond` in
     diffusers).
@@ -76,7 +76,7 @@ def consistency_distillation(
 ) -> Method:
     """Consistency distillation on EDM's grid: a second-order step of the teacher, then the student (2303.01469).
 
-    loss = |f(x_t, t) - sg f_ema(Phi_{m,t}(x_t), m)|^2,  Phi one Heun step of the teacher
+    loss = |f(x_t, t) - sg f'(Phi_{m,t}(x_t), m)|^2,  Phi one Heun step of the teacher
     """
     grid = KarrasGrid(parts)
     term = FlowMapTerm(

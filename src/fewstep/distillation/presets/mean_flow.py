@@ -102,7 +102,8 @@ def alpha_flow(
 ) -> Method:
     """alpha-Flow: discrete MeanFlow, from flow matching (share 1) towards the limit (arXiv 2510.20771).
 
-        loss = |u_{s,t} - sg(share v + (1 - share) u_{s,m}(x_m))|^2,  m = t - share (t - s): flow matching -> MeanFlow
+        loss = |u_{s,t} - sg(share v + (1 - share) u_{s,m}(x_m))|^2,  m = t - share (t - s),
+        divided by (same + 1e-2): flow matching at share 1, MeanFlow at 0
 
     least: share of the jump that the first leg still takes at the end of the training. times: as in mean_flow.
     """
@@ -132,7 +133,9 @@ def lagrangian(
 ) -> Method:
     """Lagrangian map distillation: the landing point moves with the teacher (arXiv 2406.07507).
 
-        loss = |u_{s,t} - sg(v(X_{s,t}(x_t), s) + (t - s) du/ds)|^2:  dX_{s,t}/ds = v(X_{s,t}, s)
+        loss = |u_{s,t} - sg(v(X_{s,t}(x_t), s) + (t - s) du/ds)|^2 / (same + 1e-3)^(1/2)
+
+    At its minimum dX_{s,t}/ds = v(X_{s,t}, s).
 
     The only derivative is in the end time: cheap, and safe with fused attention by `derivative="difference"`.
     """

@@ -46,7 +46,7 @@ def progressive(
 ) -> Method:
     """Progressive distillation: from `start` steps, halved after every `every` updates (arXiv 2202.00512).
 
-        loss = E_t[w(snr_t) |G(x_t) - x0~|^2],  x0~ the prediction whose one step t -> s is two steps of the former self
+        loss = E_t[w(snr_t) |D(x_t) - x0~|^2],  x0~ the prediction whose one step t -> s is two steps of the former self
 
     Guidance acts in the first stage and is inside the student from then on (arXiv 2210.03142). `start` over `steps`
     must be a power of two; the training then takes every * (1 + log2(start / steps)) updates.

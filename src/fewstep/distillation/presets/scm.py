@@ -37,7 +37,8 @@ def scm(
 ) -> Method:
     """sCM, continuous consistency: tangent warm-up, whole residual normalised (arXiv 2410.11081).
 
-        loss = E_t |u - sg(u - R / (|R| + c))|^2,  R = a (u - v) + r (R_full - a (u - v)),  R_full = -dX_{0,t}(x_t)/dt
+        loss = E_t |u - sg(u - R / (|R| + c))|^2,  R = alpha_t (a (u - v) + r (R_full - a (u - v))),
+        R_full = -dX_{0,t}(x_t)/dt,  r from 0 to 1 in the warm-up,  a: 1 on the straight path, cos t on the circle
 
     teacher: False trains without one. warmup: share of the training over which the derivative is faded in.
     learned_weight: needs a student with a head `uncertainty(time)`.

@@ -35,7 +35,8 @@ def shortcut(
 ) -> Method:
     """Shortcut models: jumps of length 2^-k from two of half the length, anchored at velocities (arXiv 2410.12557).
 
-        loss = |X_{s,t}(x_t) - sg X_{s,m}(X_{m,t}(x_t))|^2,  m the midpoint;  |u_{t,t} - v|^2 at length 0
+        loss = |u_{s,t}(x_t) - sg (x_t - X'_{s,m}(X'_{m,t}(x_t))) / (t - s)|^2;  |u_{t,t} - v|^2
+        m the midpoint of jumps, the second part at s = t
 
     teacher: anchor at the teacher's velocity; False: at the data's, as the paper trains. bootstrap: the part of the
     batch that learns jumps (1/8 there).

@@ -75,8 +75,8 @@ def sid_few_step(
     if adversarial:
         taps = NetworkFeatures("critic", tuple(modules))
         terms["adversarial"] = GeneratorLoss(taps, levels, "bce", adversarial)
-        own_loss = DiscriminatorLoss(taps, levels, "bce", same_noise=True, train_source=True)
-        adversary = Adversary(Heads(taps, channels=channels), own_loss, with_critic=True)
+        discriminator_loss = DiscriminatorLoss(taps, levels, "bce", same_noise=True, train_source=True)
+        adversary = Adversary(Heads(taps, channels=channels), discriminator_loss, with_critic=True)
     tracking = UpdateRule(learning_rate=critic_rate)
     guided = (guidance, critic_guidance) != (1.0, 1.0)
     return Method(

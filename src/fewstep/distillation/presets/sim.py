@@ -26,7 +26,7 @@ from fewstep.process import Process
 def sim(process: Process, *, huber: float = 0.00054, guidance: float = 1.0, start: float | None = None) -> Method:
     """SIM: the score identity with a pseudo-Huber distance in place of the square (arXiv 2410.16794).
 
-        loss = E_t[<d'(F - C), (F - x) - (F - C)>] at x_t,  d(y) = sqrt(|y|^2 + c^2)
+        loss = E_t[<d'(F - C), (F - x) - (F - C)>] at x_t,  d(y) = sqrt(|y|^2 + c^2 n), n numbers in a sample
 
     huber: its constant per square root of the dimension, on differences of clean predictions (the paper: of scores, its
     constant is not published). start: process time of the call.

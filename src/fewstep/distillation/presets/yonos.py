@@ -23,7 +23,7 @@ from fewstep.process import Process
 def yonos(process: Process, *, steps: int = 1, guidance: float = 1.0) -> Method:
     """Scale distillation: the teacher sees an easier condition at the same state and time (arXiv 2401.17258).
 
-        loss = E_t[(snr_t + 1) |G(x_t, harder condition) - F^g(x_t, easier condition)|^2]
+        loss = E_t[(snr_t + 1) |D(x_t, harder condition) - F^g(x_t, easier condition)|^2]
 
     Conditions named `teacher.NAME` go to the teacher alone, in place of the student's NAME: for super-resolution the
     picture of half the scale factor, both by one degradation. Repeat with the student as teacher for larger

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-from fewstep.train.pictures import Mirror, signed
+from fewstep.train.pictures import mirror_of, signed
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 from fewstep.zoo.text import text_config, tokens_of, train_tokenizer
 
@@ -35,7 +35,7 @@ def build(config: ClipConfig) -> Stage:
     images, captions = config.pictures(config.split)
     tokenizer = train_tokenizer(captions)
     tokens = tokens_of(tokenizer, captions)
-    mirror = Mirror(captions)
+    mirror = mirror_of(captions)
     torch.manual_seed(config.seed)
     model = clip_model(config, tokenizer)
     parameter = next(model.parameters())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fewstep.jobs.zoo.clip import augmented
 from fewstep.jobs.zoo.corrupt import corrupted
 from fewstep.train.latents import open_pipeline
-from fewstep.train.pictures import Mirror
+from fewstep.train.pictures import mirror_of
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
 
@@ -37,7 +37,7 @@ def build(config: QualityConfig) -> Stage:
     from fewstep.rewards.quality import QualityNet
 
     images, captions = config.pictures()
-    mirror = Mirror(captions)
+    mirror = mirror_of(captions)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     pipe = open_pipeline(config.teacher).to(device)
     clean, noisy = reconstructions(pipe, images, device, config.seed)

@@ -11,7 +11,7 @@ from fewstep.errors import FewstepError
 from fewstep.jobs.zoo.vae import reconstruction_loss
 from fewstep.latents import FeatureAutoencoder, load_encoder
 from fewstep.latents.surface import column
-from fewstep.train.pictures import Mirror, signed
+from fewstep.train.pictures import mirror_of, signed
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
 
@@ -58,7 +58,7 @@ def shape(config: RaeConfig) -> dict[str, object]:
 def autoencoder_stage(config: RaeConfig, model: FeatureAutoencoder, mask: float) -> Stage:
     """Training of what `model` has besides its frozen encoder; `mask`: share of pictures without a residual."""
     images, captions = config.pictures()
-    mirror = Mirror(captions)
+    mirror = mirror_of(captions)
     model.measure(images)  # the noise is relative to the features' deviation
     modules = {"decoder": model.decoder, **({} if model.residual is None else {"residual": model.residual})}
 

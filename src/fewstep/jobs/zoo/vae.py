@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from fewstep.train.pictures import Mirror, signed
+from fewstep.train.pictures import mirror_of, signed
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
 
@@ -30,7 +30,7 @@ class VaeConfig(StageConfig):
 def build(config: VaeConfig) -> Stage:
     """AutoencoderKL trained with L1 over three scales, L1 of picture gradients, and a tiny KL."""
     images, captions = config.pictures()
-    mirror = Mirror(captions)
+    mirror = mirror_of(captions)
     torch.manual_seed(config.seed)
     vae = autoencoder(config.size, config.channels, config.latent_channels)
     device = next(vae.parameters())
