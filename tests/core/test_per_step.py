@@ -161,8 +161,9 @@ def test_a_plan_of_mixed_choices_solves_one_point_of_data_exactly(tmp_path):
         network = point.network(process, prediction)
         end = sample(plan, network, seeds=range(4), shape=(2,), state=start, dtype=torch.float64)
         torch.testing.assert_close(end, point.means.expand(4, 2), rtol=1e-9, atol=1e-9)
-        plan.save(tmp_path / "plan.json")
-        assert Plan.load(tmp_path / "plan.json") == plan
+        file = tmp_path / f"{type(process).__name__}.json"
+        plan.save(file)
+        assert Plan.load(file) == plan
         again = [Decision(**d) for d in json.loads(json.dumps(plan.origin["decisions"]))]
         assert again == choices
 
