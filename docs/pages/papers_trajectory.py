@@ -216,8 +216,8 @@ PAPERS: tuple[Paper, ...] = (
         "adversary with one head per key time compares the student's states with the stored ones, which needs no "
         "noising because both live at the same time.",
         here="Jumps between consecutive key states, which are those of the student's own steps; the store must hold "
-        "them. The adversary judges the state that the student's call leads to, one discriminator each by `Heads`, features by "
-        "`source` (the samples themselves unless given; `NetworkFeatures('teacher', ...)` is the paper's).",
+        "them. The adversary judges the state that the student's call leads to, one discriminator each by `Heads`, "
+        "features by `source` (the samples themselves unless given; `NetworkFeatures('teacher', ...)` is the paper's).",
         missing="The queues of generated states: the student's chain is run anew instead, which costs calls and is "
         "never out of date. Regression and adversary share an update, the paper steps them apart. Features from "
         "another block at the last key time.",
