@@ -87,7 +87,7 @@ def test_single_files_are_told_what_to_do(name, told, tmp_path):
 
 @pytest.mark.parametrize("path", ["\0", "a\0b", "\ud800", "x" * 5000])
 def test_what_is_no_path_is_named(path):
-    with pytest.raises(FewstepError, match="no file can have this name|cannot open"):
+    with pytest.raises(FewstepError, match="no file can have this name|this is no path|cannot open"):
         load_pipeline(path)
 
 
