@@ -29,8 +29,11 @@ from fewstep.data import load_mnist
 from fewstep.distillation.method import method
 from fewstep.executor import sample
 from fewstep.files import read_json, write_json
-from fewstep.jobs.distill.job import DistillJob
+from fewstep.jobs.context import Items
+from fewstep.jobs.distill.context import DistillContext
 from fewstep.jobs.distill.networks import drawable, student_of
+from fewstep.jobs.distill.training import draw
+from fewstep.jobs.distill.training import train as train_student
 from fewstep.jobs.zoo import run as train
 from fewstep.latents import load_latent
 from fewstep.metrics.classifier import load_classifier
@@ -188,8 +191,9 @@ def mean_flow(bench: Bench, name: str, latent: str, seed: int) -> dict[str, Any]
     def compute() -> dict[str, Any]:
         recipe = load("distill", [f"{key}={_yaml(value)}" for key, value in wanted.items()])
         with Run(bench.folder(folder), recipe.plain(), quiet=True) as own:
-            job = DistillJob(recipe, own)
-            trained = job.train()
+            job = DistillContext.open(recipe, own)
+            job.check()
+            trained = train_student(job)
             record = trained[0]["record"]
             steps = {str(n): few(bench, job, trained[0]["tensors"], n) for n in FEW}
         norms = [line["gradient"] for line in record["history"]]
@@ -203,13 +207,13 @@ def mean_flow(bench: Bench, name: str, latent: str, seed: int) -> dict[str, Any]
     return bench.run.unit(folder, compute)
 
 
-def few(bench: Bench, job: DistillJob, tensors: dict[str, Tensor], steps: int) -> dict[str, float]:
+def few(bench: Bench, job: DistillContext, tensors: dict[str, Tensor], steps: int) -> dict[str, float]:
     """A student of average velocities runs in any number of steps."""
     chosen = method(job.recipe.method, job.process, **{**job.recipe.method_options(), "steps": steps})
     student = drawable(student_of(job.pipe, chosen, job.recipe.train, tensors), chosen, job.process)
     labels = torch.arange(DRAWN) % 10
     plan = chosen.steps.plan(job.process, job.prediction)
-    return bench.quality(job.draw(student, plan, labels.tolist(), list(range(DRAWN))), labels)
+    return bench.quality(draw(job, student, plan, Items(labels.tolist(), list(range(DRAWN)))), labels)
 
 
 def _yaml(value: Any) -> str:

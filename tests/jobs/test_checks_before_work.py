@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from fewstep.cli import app
 from fewstep.errors import FewstepError
-from fewstep.jobs import distill, schedule
+from fewstep.jobs import distill, search
 from fewstep.jobs.pipeline_recipe import PipelineRecipe
 from fewstep.pipelines import load_pipeline
 from fewstep.pipelines.conditions import class_label, conditions_of
@@ -81,7 +81,7 @@ def test_class_labels_are_numbers_or_names_of_the_pipeline():
 def test_held_out_labels_are_checked_before_the_work(kind, tmp_path):
     recipe = load(kind, ["model=mnist-dit", "evaluation.conditions=[3, 10]"])
     with Run(tmp_path / "run", recipe.plain(), quiet=True) as run, pytest.raises(FewstepError, match="0 to 9"):
-        {"schedule": schedule.run, "distill": distill.run}[kind](recipe, run)
+        {"schedule": search.run, "distill": distill.run}[kind](recipe, run)
     assert not list((tmp_path / "run").glob("units/*"))
 
 

@@ -8,8 +8,9 @@ import torch
 from fewstep.distillation.method import options_of, presets
 from fewstep.distillation.step_condition import StepConditioned
 from fewstep.errors import FewstepError
-from fewstep.jobs.distill import job as job_module
-from fewstep.jobs.distill.job import DistillJob
+from fewstep.jobs.distill import training
+from fewstep.jobs.distill.context import DistillContext
+from fewstep.jobs.distill.training import train
 from fewstep.pipelines import backbone_of, save_pipeline
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
@@ -25,6 +26,12 @@ QUICK = ["teacher.steps=4", "teacher.solver=ddim", "train.steps=2", "train.batch
 
 EVERYWHERE, IN_TURN = ("dit", "sd3"), ("sdxl", "pixart", "wan", "sd")
 """Families that every method is tried on, and those that share the methods out; `make test-thorough` has them all."""
+
+
+def opened(recipe, run):
+    context = DistillContext.open(recipe, run)
+    context.check()
+    return context
 
 
 def pairs():
@@ -52,17 +59,17 @@ def test_every_method_takes_steps_on_real_networks(name, kind, models, tmp_path)
     settings.append(f"options={json.dumps(SHORT.get(name, {}))}")
     recipe = load("distill", [*QUICK, *settings])
     with Run(tmp_path / "run", recipe.plain(), quiet=True) as run:
-        job = DistillJob(recipe, run)
-        before = {k: v.clone() for k, v in backbone_of(job.pipe).state_dict().items()}
-        trained = job.train()[0]
-        after = backbone_of(job.pipe).state_dict()
+        context = opened(recipe, run)
+        before = {k: v.clone() for k, v in backbone_of(context.pipe).state_dict().items()}
+        trained = train(context)[0]
+        after = backbone_of(context.pipe).state_dict()
         assert all(torch.equal(before[k], after[k]) for k in before), "the teacher changed"
         assert all(bool(v.isfinite().all()) for v in trained["tensors"].values())
         own = {k.removeprefix("inner."): v for k, v in trained["tensors"].items()}
         assert any(not torch.equal(own[k], before[k].float()) for k in before if k in own), "the student did not move"
         numbers = trained["record"]["history"][-1]
         assert all(abs(v) < float("inf") for v in numbers.values())
-        assert job.plan.steps == len(job.method.steps)
+        assert context.student_plan.steps == len(context.method.steps)
 
 
 def test_a_training_shorter_than_the_stages_is_refused(models, tmp_path):
@@ -71,7 +78,7 @@ def test_a_training_shorter_than_the_stages_is_refused(models, tmp_path):
         Run(tmp_path / "run", recipe.plain(), quiet=True) as run,
         pytest.raises(FewstepError, match="stages take 20000 updates"),
     ):
-        DistillJob(recipe, run).train()
+        train(opened(recipe, run))
 
 
 @pytest.mark.parametrize(
@@ -90,10 +97,10 @@ def test_a_critic_of_a_real_network_is_told_the_call(kind, name, more, models, t
     recipe = load("distill", [*QUICK, *settings, "options.step_condition=true", "train.learning_rate=0.001", *more])
     seen = []
     with Run(tmp_path / "run", recipe.plain(), quiet=True) as run, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job_module, "stage_of", lambda engine, *args: seen.append(engine) or stage_of(engine, *args))
-        job = DistillJob(recipe, run)
-        job.train()
-        assert not any(m._forward_hooks for m in backbone_of(job.pipe).modules())
+        patch.setattr(training, "stage_of", lambda engine, *args: seen.append(engine) or stage_of(engine, *args))
+        context = opened(recipe, run)
+        train(context)
+        assert not any(m._forward_hooks for m in backbone_of(context.pipe).modules())
     critic = seen[0].modules["critic"]
     assert isinstance(critic, StepConditioned)
     assert all(bool(vector.weight.any()) for vector in critic.vectors)
@@ -107,4 +114,4 @@ def test_a_told_critic_that_shares_recomputed_blocks_is_refused(models, tmp_path
         Run(tmp_path / "run", recipe.plain(), quiet=True) as run,
         pytest.raises(FewstepError, match="recompute"),
     ):
-        DistillJob(recipe, run).train()
+        train(opened(recipe, run))

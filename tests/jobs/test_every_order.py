@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError
-from fewstep.jobs import distill, mixdq, q_sched, schedule
+from fewstep.jobs import distill, q_sched, search
+from fewstep.jobs import quantize as quantize_job
 from fewstep.pipelines import PipelineSampler, attach, backbone_of, identity_of, load_pipeline, plan_of, save_pipeline
 from fewstep.plan.scheduler import PlanScheduler
 from fewstep.quant import QuantLayer, quantize
@@ -26,7 +27,7 @@ SETTINGS = {
     "distill": ["method=dmd", "teacher.steps=2", "train.steps=1", "train.batch=2", "data.count=2",
                 "evaluation.items=20", "evaluation.reference=40", "evaluation.seeds=[7]", "evaluation.pictures=1"],
 }  # fmt: skip
-SYSTEMS = {"schedule": schedule, "quantize": mixdq, "q-sched": q_sched, "distill": distill}
+JOBS = {"schedule": search, "quantize": quantize_job, "q-sched": q_sched, "distill": distill}
 SHORT = {("lora", "distill")}
 LOW_BIT = ("quantize", "q-sched")
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -70,7 +71,7 @@ def follow(kind, first, folder):
         return folder / "second"
     recipe = load(kind, [f"model={first}", f"call={json.dumps(CALL)}", *SETTINGS[kind]])
     with Run(folder / "run", recipe.plain(), quiet=True) as directory:
-        SYSTEMS[kind].run(recipe, directory)
+        JOBS[kind].run(recipe, directory)
     return folder / "run" / "artifacts" / "pipeline"
 
 
@@ -81,8 +82,8 @@ def refused(first, second):
 
 def pairs():
     """All pairs; those in which no low bits and no adapter meet another step take long and are left to the long run."""
-    for first in (*SYSTEMS, "lora"):
-        for second in (*SYSTEMS, "lora"):
+    for first in (*JOBS, "lora"):
+        for second in (*JOBS, "lora"):
             short = refused(first, second) or second in ("quantize", "lora") or (first, second) in SHORT
             yield pytest.param(first, second, marks=[] if short else [pytest.mark.thorough])
 

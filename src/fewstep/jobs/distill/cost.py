@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.distillation.engine import Engine
-from fewstep.jobs.distill.job import DistillJob
+from fewstep.jobs.distill.context import DistillContext
 from fewstep.jobs.distill.networks import engine_of
-from fewstep.pipelines import backbone_of
 
 
 @dataclass
@@ -68,10 +67,11 @@ def passes_of(engine: Engine, teacher: nn.Module, steps: int) -> float:
     return sum(p.total for p in seen.values()) / steps
 
 
-def passes_per_step(job: DistillJob, steps: int = 2) -> float:
+def passes_per_step(context: DistillContext, steps: int = 2) -> float:
     """The same of a job."""
-    given = job.material
+    data = context.data
     engine = engine_of(
-        job.pipe, job.method, job.process, job.prediction, given.encoded, given.batches(), job.recipe.train
-    )
-    return passes_of(engine, backbone_of(job.pipe), steps)
+        context.pipe, context.method, context.process, context.prediction, data.encoded, data.batches(),
+        context.recipe.train,
+    )  # fmt: skip
+    return passes_of(engine, context.backbones[context.backbone], steps)

@@ -11,8 +11,9 @@ from typing import Any
 from fewstep.distillation.method import find_preset, options_of, presets, stages_over
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import read_json, write_json
+from fewstep.jobs.distill.context import DistillContext
 from fewstep.jobs.distill.cost import passes_per_step
-from fewstep.jobs.distill.job import DistillJob, run
+from fewstep.jobs.distill.job import run
 from fewstep.jobs.distill.recipe import DistillRecipe
 from fewstep.recipes.loader import resolve
 from fewstep.runs import Run, environment
@@ -90,7 +91,9 @@ def _entry(contest: Leaderboard, name: str, steps: int, seed: int, place: Path) 
     cost = place.with_name(f"{place.name}-cost.json")
     if not cost.exists():
         with Run(place.with_name(f"{place.name}-cost"), recipe.plain(), quiet=True, fresh=True) as started:
-            write_json(cost, {"passes_per_step": passes_per_step(DistillJob(recipe, started), counted)})
+            context = DistillContext.open(recipe, started)
+            context.check()
+            write_json(cost, {"passes_per_step": passes_per_step(context, counted)})
     per_step = read_json(cost)["passes_per_step"]
     updates = max(1, int(contest.budget / per_step))
     recipe = _recipe(contest, name, steps, seed, updates, place)

@@ -15,19 +15,15 @@ from fewstep.data import load as load_pictures
 from fewstep.distillation.store import Solve, StoreHeader, TrajectoryStore, missing, write
 from fewstep.errors import FewstepError
 from fewstep.files import user_path
+from fewstep.jobs.context import JobContext, first_seed
 from fewstep.jobs.distill.batches import Batches, Conditioned, FromData, FromStore
 from fewstep.jobs.distill.networks import place_of
 from fewstep.jobs.distill.recipe import DistillRecipe
-from fewstep.jobs.pipeline_recipe import Conditions
-from fewstep.pipelines import PipelineSampler, identity_of, trace
+from fewstep.pipelines import PipelineSampler, trace
 from fewstep.pipelines.calls import class_count, condition_kind
-from fewstep.pipelines.conditions import conditions_of
 from fewstep.pipelines.encoded import EncodedConditions, encode_conditions
 from fewstep.pipelines.routed import deciding, partition
 from fewstep.plan import Plan
-from fewstep.prediction import Prediction
-from fewstep.process import Process
-from fewstep.runs import Run
 from fewstep.solvers import SOLVERS, grids
 from fewstep.train.classes import class_numbers
 from fewstep.train.latents import encode_pictures as encode_pictures
@@ -37,30 +33,31 @@ from fewstep.train.latents import encode_pictures as encode_pictures
 class TrainingData:
     """Everything that a recipe's method is fed with; computed when it is asked for, and then kept.
 
-    needs: of the method.
+    Args:
+        context: of the job.
+        sampler: the teacher's pipeline.
+        needs: of the method.
     """
 
-    recipe: DistillRecipe
-    run: Run
-    generator: PipelineSampler
-    process: Process
-    prediction: Prediction
+    context: JobContext[DistillRecipe]
+    sampler: PipelineSampler
     needs: frozenset[str]
+
+    @property
+    def recipe(self) -> DistillRecipe:
+        """Of the job."""
+        return self.context.recipe
 
     @property
     def pipe(self) -> Any:
         """The teacher's pipeline."""
-        return self.generator.pipe
-
-    def conditions(self, wanted: Conditions, held_out: bool, count: int | None = None) -> list[Any] | None:
-        """Prompts or labels of that many items, or all that there are."""
-        return conditions_of(self.pipe, self.recipe.prompts(wanted, held_out), count)
+        return self.context.pipe
 
     @cached_property
     def encoded(self) -> EncodedConditions:
         """What the network is given, for all conditions of the training."""
-        source = self.pictures[1] if self.pictures else self.conditions(self.recipe.data.conditions, held_out=False)
-        return encode_conditions(self.generator, self.process, source)
+        source = self.pictures[1] if self.pictures else self.context.conditions(self.recipe.data.conditions)
+        return encode_conditions(self.sampler, self.context.process, source)
 
     @cached_property
     def pictures(self) -> tuple[Tensor, list[Any], Tensor] | None:
@@ -121,34 +118,34 @@ class TrainingData:
     def store(self) -> TrajectoryStore:
         """Trajectories of the teacher, drawn here where they are absent."""
         settings = self.recipe.data
-        place = user_path(settings.folder) if settings.folder else self.run.scratch("trajectories")
-        header = self._header(self.conditions(settings.conditions, held_out=False))
-        with self.run.progress("trajectories of the teacher", total=header.count) as advance:
+        place = user_path(settings.folder) if settings.folder else self.context.run.scratch("trajectories")
+        header = self._header(self.context.conditions(settings.conditions))
+        with self.context.run.progress("trajectories of the teacher", total=header.count) as advance:
             write(place, header, self._solve(header), advance)
         while missing(place):  # shards of other processes; of one that died they are anyone's
             time.sleep(0.2)
             write(place, header, self._solve(header))
-        return TrajectoryStore.open(place, process=self.process)
+        return TrajectoryStore.open(place, process=self.context.process)
 
     def _header(self, conditions: Sequence[Any] | None) -> StoreHeader:
         settings = self.recipe.data
         return StoreHeader(
             times=tuple(self.teacher_times[i] for i in self._kept),
-            process=repr(self.process),
-            model=str(identity_of(self.pipe).model),
+            process=repr(self.context.process),
+            model=str(self.context.identity.model),
             solver=f"{self.recipe.teacher.solver}, {self.recipe.teacher.steps} steps",
             guidance=self.recipe.guidance,
             shape=self.encoded.shape,
             count=settings.count,
             shard=max(1, min(64, settings.count)),
-            seed=3_000_003 * (settings.seed + 1),
+            seed=first_seed("trajectories", settings.seed),
             conditions=tuple(conditions or ()),
         )
 
     def _solve(self, header: StoreHeader) -> Solve:
         def solve(seeds: Sequence[int], numbers: Sequence[int]) -> Tensor:
             given = [header.conditions[i] for i in numbers] if header.conditions else None
-            seen = trace(self.generator, self.teacher, given, list(seeds))
+            seen = trace(self.sampler, self.teacher, given, list(seeds))
             states = torch.cat([seen.states, seen.final[None]]).transpose(0, 1)
             return states[:, self._kept].cpu()
 
@@ -158,7 +155,9 @@ class TrainingData:
     def teacher(self) -> Plan:
         """The many-step plan of the teacher."""
         settings = self.recipe.teacher
-        return SOLVERS[settings.solver](self.process, self.prediction, grids.uniform(self.process, settings.steps))
+        return SOLVERS[settings.solver](
+            self.context.process, self.context.prediction, grids.uniform(self.context.process, settings.steps)
+        )
 
     @cached_property
     def teacher_times(self) -> list[float]:

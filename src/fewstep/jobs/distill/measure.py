@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.files import read_tensors, write_tensors
+from fewstep.jobs.context import Items, seeds_for, slug, tensor_unit
+from fewstep.jobs.distill.context import DistillContext
+from fewstep.jobs.distill.training import Trained, draw, student_network
 from fewstep.metrics import evaluate, load_features
 from fewstep.plan import Plan
 from fewstep.solvers import SOLVERS, grids
 from fewstep.zoo import placed
-
-if TYPE_CHECKING:
-    from fewstep.jobs.distill.job import DistillJob, Trained
 
 STUDENT, TEACHER_FEW, TEACHER = "student", "teacher, as few steps", "teacher"
 
@@ -29,39 +28,33 @@ class ComparedPictures:
     systems: dict[str, Tensor]
 
 
-def compare(job: DistillJob, trained: Trained, plan: Plan) -> tuple[dict[str, Any], ComparedPictures]:
+def compare(context: DistillContext, trained: Trained, plan: Plan) -> tuple[dict[str, Any], ComparedPictures]:
     """Metrics of student and teacher against fresh samples of the teacher, and pictures of equal seeds."""
-    settings = job.recipe.evaluation
-    conditions = job.material.conditions(settings.conditions, True, settings.items)
+    settings = context.recipe.evaluation
+    held_out = [context.items("evaluation", settings.conditions, settings.items, seed) for seed in settings.seeds]
+    conditions = held_out[0].conditions
     names = [str(i) for i in range(settings.items)] if conditions is None else [str(c) for c in conditions]
-    seeds = [[1_000_003 * s + i for i in range(settings.items)] for s in settings.seeds]
-    network = job.network(trained)
-    few = SOLVERS[job.recipe.teacher.solver](
-        job.process, job.prediction, grids.uniform(job.process, len(job.method.steps))
-    )
+    network = student_network(context, trained)
+    grid = grids.uniform(context.process, len(context.method.steps))
+    few = SOLVERS[context.recipe.teacher.solver](context.process, context.prediction, grid)
 
-    def drawn(name: str, conditions: Sequence[Any] | None, some: list[list[int]]) -> Tensor:
-        def compute() -> Tensor:
+    def drawn(name: str, items: Sequence[Items]) -> Tensor:
+        def compute() -> dict[str, Tensor]:
             with torch.no_grad():
                 if name == STUDENT:
-                    parts = [job.draw(network, plan, conditions, s) for s in some]
+                    parts = [draw(context, network, plan, some) for some in items]
                 else:
-                    parts = [job.generator(_plan(job, few, name), conditions, s) for s in some]
-            return (torch.stack(parts) * 255).round().to(torch.uint8).cpu()
+                    teacher = few if name == TEACHER_FEW else context.data.teacher
+                    parts = [some.draw(context.teacher, teacher) for some in items]
+            return {"images": (torch.stack(parts) * 255).round().to(torch.uint8).cpu()}
 
-        file = f"images/{''.join(c if c.isalnum() else '-' for c in name)}.safetensors"
-        return job.run.unit(
-            f"draw-{file[7:-12]}",
-            compute,
-            save=lambda images, draft: write_tensors(draft, {"images": images}),
-            load=lambda place: read_tensors(place)["images"],
-            artifact=file,
-        )
+        key = slug(name)
+        return tensor_unit(context.run, f"draw-{key}", compute, f"images/{key}.safetensors")["images"]
 
-    systems = {name: drawn(name, conditions, seeds) for name in (STUDENT, TEACHER_FEW, TEACHER)}
-    others = job.material.conditions(settings.conditions, True, settings.reference)
-    reference = drawn("reference", others, [[7_000_003 + i for i in range(settings.reference)]])[0]
-    numbers = job.run.unit(
+    systems = {name: drawn(name, held_out) for name in (STUDENT, TEACHER_FEW, TEACHER)}
+    others = context.conditions(settings.conditions, settings.reference, held_out=True)
+    reference = drawn("reference", [Items(others, seeds_for("reference", 0, settings.reference))])[0]
+    numbers = context.run.unit(
         "evaluate",
         lambda: evaluate(
             systems,
@@ -83,7 +76,3 @@ def different(names: Sequence[str], count: int) -> list[int]:
     first = sorted({name: i for i, name in reversed(list(enumerate(names)))}.values())
     count = min(count, len(first))
     return [first[k * len(first) // count] for k in range(count)]
-
-
-def _plan(job: DistillJob, few: Plan, name: str) -> Plan:
-    return few if name == TEACHER_FEW else job.material.teacher

@@ -173,14 +173,6 @@ def drawable(student: nn.Module, method: Method, process: Process) -> nn.Module:
     return student.eval()
 
 
-def with_network(pipe: Any, network: nn.Module) -> Any:
-    """The pipeline with another network; the one given stays as it is."""
-    name = next(n for n in ("transformer", "unet") if getattr(pipe, n, None) is not None)
-    other = copy.copy(pipe)
-    other.register_modules(**{name: network})
-    return other
-
-
 def _twin(shared: SharedBase | None) -> Callable[[nn.Module, str], nn.Module]:
     def adapter(module: nn.Module, role: str) -> nn.Module:
         assert shared is not None

@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fewstep.jobs.distill.context import DistillContext
+from fewstep.jobs.distill.training import Trained, draw, student_network
+from fewstep.jobs.tuning import scaled, tune
 from fewstep.metrics import load_features
 from fewstep.plan import Plan
 from fewstep.schedules import DistributionMatch
-from fewstep.schedules.tuning import Family, Problem, searcher
 from fewstep.zoo import placed
-
-if TYPE_CHECKING:
-    from fewstep.jobs.distill.job import DistillJob, Trained
 
 ITEMS = 64
 """Pairs of condition and seed that every candidate is drawn with."""
 
 
-def tuned(job: DistillJob, trained: Trained) -> Plan:
+def tuned(context: DistillContext, trained: Trained) -> Plan:
     """The student's plan after the search; the plan as it was where no budget is given.
 
     The student's samples as a set are compared with the teacher's (features of decoded pictures): a student need not
     draw from a seed what its teacher draws from it.
     """
-    budget = job.recipe.train.q_sched
-    if not budget:
-        return job.plan
+    recipe, plan = context.recipe, context.student_plan
+    if not recipe.train.q_sched:
+        return plan
 
     def compute() -> Plan:
-        network = job.network(trained)
-        conditions = job.material.conditions(job.recipe.data.conditions, False, ITEMS)
-        seeds = [5_000_003 * (job.recipe.train.seed + 1) + i for i in range(ITEMS)]
+        network = student_network(context, trained)
+        items = context.items("tuning", recipe.data.conditions, ITEMS, recipe.train.seed)
+        later = dataclasses.replace(items, seeds=[seed + ITEMS for seed in items.seeds])
 
-        def generate(plan: Plan, items: Sequence[int]) -> Tensor:
-            some = None if conditions is None else [conditions[i] for i in items]
-            return job.draw(network, plan, some, [seeds[i] for i in items])
+        def generate(plan: Plan, numbers: Sequence[int]) -> Tensor:
+            return draw(context, network, plan, items.pick(numbers))
 
-        features = load_features(placed(job.recipe.evaluation.features[0]))
+        features = load_features(placed(recipe.evaluation.features[0]))
         with torch.no_grad():
-            reference = features(job.generator(job.material.teacher, conditions, [s + ITEMS for s in seeds]))
+            reference = features(later.draw(context.teacher, context.data.teacher))
         objective = DistributionMatch(generate, features, reference, ITEMS)
-        family = Family("ramp")
-        problem = Problem(job.plan, family, objective, log=job.run.scratch("q-sched") / "scores.jsonl")
-        searcher("coarse-to-fine")(problem, budget, job.recipe.train.seed)
-        return family.apply(job.plan, torch.tensor(problem.outcome().theta, dtype=torch.float64))
+        found = tune(context.run, plan, objective, recipe.train.q_sched, seed=recipe.train.seed)
+        return scaled(plan, found.theta)
 
-    return job.run.unit(
-        "q-sched", compute, save=lambda plan, draft: plan.save(draft), load=Plan.load, artifact="plan.json"
-    )
+    return context.run.unit("q-sched", compute, save=Plan.save, load=Plan.load, artifact="plan.json")

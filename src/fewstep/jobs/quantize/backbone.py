@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from fewstep.errors import FewstepError
+from fewstep.jobs.low_bit import LowBitPart
 from fewstep.jobs.quantize.choose import BitAllocator
+from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.jobs.quantize.per_step import per_step
 from fewstep.quant import QuantReport, Scheme, quantize
 from fewstep.quant.bos import separate
@@ -21,44 +23,41 @@ from fewstep.quant.reconstruct import blocks_of, reconstruct
 from fewstep.quant.report import disk_bytes
 from fewstep.quant.split import split_skips
 
-if TYPE_CHECKING:
-    from fewstep.jobs.quantize.job import QuantizeJob
 
-
-def low_backbone(job: QuantizeJob, name: str) -> tuple[nn.Module, QuantReport, dict[str, Any]]:
-    """The quantized backbone of this name, its report, and what else is to be told about it."""
-    recipe, calls = job.recipe, job.calls[name]
+def low_backbone(context: QuantizeContext, name: str) -> LowBitPart:
+    """The quantized backbone of this name, its layers, and what else is to be told about it."""
+    recipe, calls = context.recipe, context.calls[name]
     if not calls:
         hint = "Use more steps, or the pipeline without that network."
         raise FewstepError("a network is never called at these steps", value=name, hint=hint)
-    model = copy.deepcopy(job.backbones[name])
+    model = copy.deepcopy(context.backbones[name])
     split = split_skips(model) if recipe.split_skips else []
     apart = separate(model, calls) if recipe.first_token else []
     extra: dict[str, Any] = {"first_token": apart, "split_skips": split}
     full = copy.deepcopy(model) if method_of(recipe.method).reconstruct or recipe.per_step else None
-    options = options_of(job, name, model)
+    options = options_of(context, name, model)
     if recipe.scheme:
         report = quantize(model, recipe.scheme, example=calls[0], **options)
         if recipe.per_step and full is not None:
-            model, report, found = per_step(job, full, model, report, options)
+            model, report, found = per_step(context, full, model, report, options)
             extra["per_step"] = found
     else:
-        report = _chosen(job, name, model, options, extra)
+        report = _chosen(context, name, model, options, extra)
     if full is not None and method_of(recipe.method).reconstruct:
-        extra["reconstruction"] = _reconstructed(job, name, full, model)
-    return model, report, extra
+        extra["reconstruction"] = _reconstructed(context, name, full, model)
+    return LowBitPart(model, {**report.to_dict(), **extra})
 
 
 def _chosen(
-    job: QuantizeJob, name: str, model: nn.Module, options: dict[str, Any], extra: dict[str, Any]
+    context: QuantizeContext, name: str, model: nn.Module, options: dict[str, Any], extra: dict[str, Any]
 ) -> QuantReport:
     """Quantize with the bits that the sweep of allocations found best."""
-    recipe, share, tag = job.recipe, _share(job, name), "" if name == job.backbone else f"-{name}"
-    chooser = BitAllocator(recipe, job.run, model, job.drawing(name), job.calls[name], options, share, tag)
+    recipe, share, tag = context.recipe, _share(context, name), "" if name == context.backbone else f"-{name}"
+    chooser = BitAllocator(recipe, context.run, model, context.drawing(name), context.calls[name], options, share, tag)
     _ = chooser.budget  # a budget that cannot be met fails before hours of measurement
-    table = job.run.unit(f"sensitivity{tag}", chooser.measure)
-    ratios = job.run.unit(f"sensitivity-sqnr{tag}", chooser.measure_ratios) if recipe.allocation.joint else {}
-    chosen = job.run.unit(f"choose{tag}", lambda: chooser.choose(table, ratios))
+    table = context.run.unit(f"sensitivity{tag}", chooser.measure)
+    ratios = context.run.unit(f"sensitivity-sqnr{tag}", chooser.measure_ratios) if recipe.allocation.joint else {}
+    chosen = context.run.unit(f"choose{tag}", lambda: chooser.choose(table, ratios))
     reasons = chooser.reasons(table, chosen["schemes"])
     report = quantize_mixed(model, chosen["schemes"], reasons=reasons, **options)
     extra |= {"sensitivity": table, "groups": chooser.groups, "reasons": reasons}
@@ -66,41 +65,40 @@ def _chosen(
     return report
 
 
-def _share(job: QuantizeJob, name: str) -> float:
+def _share(context: QuantizeContext, name: str) -> float:
     """The part of a budget of bytes that this one of the networks gets: its part of their bytes now."""
-    sizes = {name: disk_bytes(model) for name, model in job.backbones.items()}
+    sizes = {name: disk_bytes(model) for name, model in context.backbones.items()}
     return sizes[name] / sum(sizes.values())
 
 
-def options_of(job: QuantizeJob, name: str, model: nn.Module) -> dict[str, Any]:
+def options_of(context: QuantizeContext, name: str, model: nn.Module) -> dict[str, Any]:
     """Options of `quantize`: the method, and calibration where it or a scheme needs it."""
-    recipe, method = job.recipe, method_of(job.recipe.method)
+    recipe, method = context.recipe, method_of(context.recipe.method)
     plain = dataclasses.replace(method, reconstruct=0)
     schemes = [Scheme.parse(s) for s in ([recipe.scheme] if recipe.scheme else recipe.allocation.candidates)]
     if recipe.per_step:
         schemes += [Scheme.parse(s) for s in recipe.rungs]
     if not (method.calibrated or method.smooth or any(s.calibrated or s.smooth for s in schemes)):
         return {"method": plain}
-    conditions, seeds = job.items
-    generate = job.with_parts(**{name: model})
+    items, sampler = context.calibration, context.sampler(**{name: model})
 
     def draw(some: Any, numbers: Any) -> None:
         with torch.no_grad():
-            generate(job.plan, None if conditions is None else list(some), list(numbers), output="latent")
+            sampler(context.plan, None if items.conditions is None else list(some), list(numbers), output="latent")
 
-    given = [None] * len(seeds) if conditions is None else conditions
+    given = [None] * len(items.seeds) if items.conditions is None else items.conditions
     ranges = recipe.calibration.ranges
-    seen = calibrate(model, draw, given, seeds, batch=recipe.batch, second=method.calibrated, ranges=ranges)
+    seen = calibrate(model, draw, given, items.seeds, batch=recipe.batch, second=method.calibrated, ranges=ranges)
     return {"method": plain, "calibration": seen}
 
 
-def _reconstructed(job: QuantizeJob, name: str, full: nn.Module, model: nn.Module) -> list[dict[str, Any]]:
+def _reconstructed(context: QuantizeContext, name: str, full: nn.Module, model: nn.Module) -> list[dict[str, Any]]:
     """Learn the roundings block by block, in place; the errors of the blocks as JSON values."""
-    draw = job.drawing(name, output="latent")
-    steps = method_of(job.recipe.method).reconstruct
+    draw = context.drawing(name, output="latent")
+    steps = method_of(context.recipe.method).reconstruct
     blocks = blocks_of(model, draw)
     found = []
-    with job.run.progress("block reconstruction", total=len(blocks)) as advance:
+    with context.run.progress("block reconstruction", total=len(blocks)) as advance:
         for block in blocks:
             (error,) = reconstruct(full, model, draw, [block], steps=steps)
             found.append({**dataclasses.asdict(error), "kept": error.kept})

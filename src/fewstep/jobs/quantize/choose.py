@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -218,11 +217,6 @@ class BitAllocator:
 
     def _layer(self, name: str) -> Any:
         return self.model.get_submodule(name)
-
-
-def file_bytes(folder: Path) -> int:
-    """Bytes of the weight files in a folder."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _header(model: nn.Module, costs: Mapping[str, Mapping[str, LayerCost]]) -> int:

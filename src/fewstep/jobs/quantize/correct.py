@@ -4,48 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, write_json
-from fewstep.pipelines import process_of, trace
+from fewstep.jobs.quantize.context import QuantizeContext
+from fewstep.pipelines import PipelineSampler, trace
 from fewstep.plan import Plan
 from fewstep.quant.corrections import OutputError, compare, ptqd, stepbaq
-
-if TYPE_CHECKING:
-    from fewstep.jobs.quantize.job import QuantizeJob
 
 Found = tuple[dict[str, Any], Plan | None]
 Fold = Callable[[Plan, Sequence[OutputError]], Plan]
 
 
-def corrected(job: QuantizeJob, base: Plan, names: Sequence[str]) -> Found:
+def corrected(context: QuantizeContext, low: PipelineSampler, base: Plan) -> Found:
     """What every correction brought on the calibration items, and the plan of the best one if it beats none.
 
     Both networks answer on every state that the low-bit pipeline meets; the corrections are alternatives, since each
     is made for the whole of the measured error.
 
-    base: the plan of the low-bit pipeline.
+    Args:
+        context: of the job; its recipe names the corrections.
+        low: the low-bit pipeline.
+        base: its plan.
     """
-    folds: dict[str, Fold] = {"ptqd": ptqd, "stepbaq": lambda plan, errors: stepbaq(plan, errors, _process(job))}
+    folds: dict[str, Fold] = {"ptqd": ptqd, "stepbaq": lambda plan, errors: stepbaq(plan, errors, context.process)}
 
     def compute() -> Found:
-        conditions, seeds = job.items
-        low, full = job.with_parts(**job.low), job.with_parts()
-        along = trace(low, base, conditions, seeds)
-        seen = trace(full, job.plan, conditions, seeds, along=along)
+        items, full = context.calibration, context.sampler()
+        along = trace(low, base, items.conditions, items.seeds)
+        seen = trace(full, context.plan, items.conditions, items.seeds, along=along)
         errors = compare(seen.outputs, along.outputs, channels=-1 if along.outputs.ndim == 4 else 0)
         with torch.no_grad():
-            truth = full(job.plan, conditions, seeds, output="latent")
+            truth = items.draw(full, context.plan, "latent")
 
             def distance(plan: Plan) -> float:
-                return float((low(plan, conditions, seeds, output="latent") - truth).square().mean())
+                return float((items.draw(low, plan, "latent") - truth).square().mean())
 
             tried: dict[str, dict[str, Any]] = {"none": {"error": distance(base)}}
             plans: dict[str, Plan | None] = {"none": None}
-            for name in names:
+            for name in context.recipe.corrections:
                 try:
                     plans[name] = plan = folds[name](base, errors)
                     tried[name] = {"error": distance(plan)}
@@ -56,11 +56,7 @@ def corrected(job: QuantizeJob, base: Plan, names: Sequence[str]) -> Found:
         rows = [{"slope": e.slope, "bias": float(e.bias.abs().max()), "residual": e.residual} for e in errors]
         return {"tried": tried, "kept": best, "rows": rows}, plans[best]
 
-    return job.run.unit("corrections", compute, save=_save, load=_load, artifact="corrections")
-
-
-def _process(job: QuantizeJob) -> Any:
-    return process_of(job.pipe, **job.recipe.call)[0]
+    return context.run.unit("corrections", compute, save=_save, load=_load, artifact="corrections")
 
 
 def _save(found: Found, draft: Path) -> None:

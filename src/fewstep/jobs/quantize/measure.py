@@ -8,6 +8,82 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from fewstep.files import write_tensors
+from fewstep.jobs.context import Items
+from fewstep.jobs.low_bit import LowBitPart
+from fewstep.jobs.quantize.context import QuantizeContext
+from fewstep.pipelines import PipelineSampler
+from fewstep.plan import Plan
+from fewstep.quant.sensitivity import ssim
+
+SHOWN = 6
+"""Held-out pictures on the page."""
+SEED = 101
+"""Of the held-out items."""
+
+
+def measure(context: QuantizeContext, parts: Mapping[str, LowBitPart], plans: Mapping[str, Plan]) -> dict[str, Any]:
+    """Pictures on held-out conditions, bytes, memory and time: before, each part alone, all together.
+
+    Args:
+        context: of the job.
+        parts: what was quantized.
+        plans: what was made for it: `rows`, if rows have bits of their own, then corrections and searches.
+    """
+    settings = context.recipe.evaluation
+    items = context.items("evaluation", settings.conditions, settings.items, SEED)
+    models = {name: part.model for name, part in parts.items()}
+    full, low = context.sampler(), context.sampler(**models)
+    plain = plans.get("rows", context.plan)
+    drawn, pictures = _pictures(items, full, context.plan, low, {"": plain, **plans})
+    if len(models) > 1:
+        alone = {name: context.sampler(**{name: model}) for name, model in models.items()}
+        singles = {
+            name: _fidelity(drawn["0 before"], _draw(items, made, plain if name == context.backbone else context.plan))
+            for name, made in alone.items()
+        }
+        pictures = singles | pictures
+    stacks = {
+        name: (255 * images[:SHOWN].clamp(0, 1)).round().byte() for name, images in drawn.items() if images.ndim == 4
+    }  # nothing for videos
+    write_tensors(context.run.artifact("pictures.safetensors"), stacks)
+    one = items.pick([0])
+    draws = {"before": lambda: one.draw(full, context.plan), "after": lambda: one.draw(low, plain)}
+    with torch.no_grad():
+        peaks = {name: growth(draw, torch.device(context.recipe.place)) for name, draw in draws.items()}
+    milliseconds = latency(draws, settings.rounds) if settings.rounds else {}
+    rows = [row for part in parts.values() for row in part.report["rows"]]
+    return {
+        "pictures": pictures, "items": settings.items, "peak_growth": peaks, "milliseconds": milliseconds,
+        "verdict": verdict(milliseconds, rows),
+    }  # fmt: skip
+
+
+def _pictures(
+    items: Items, full: PipelineSampler, plan: Plan, low: PipelineSampler, plans: Mapping[str, Plan]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
+    """Pictures before and after, by the names that the page shows, and how far each is from full precision."""
+    drawn = {"0 before": _draw(items, full, plan)}
+    found = {}
+    for name, made in plans.items():
+        if name == "rows":
+            continue  # the plan under "" already
+        images = drawn[f"{len(drawn)} after{name and f' + {name}'}"] = _draw(items, low, made)
+        found[f"all{name and f' + {name}'}"] = _fidelity(drawn["0 before"], images)
+    return drawn, found
+
+
+def _draw(items: Items, sampler: PipelineSampler, plan: Plan) -> Tensor:
+    with torch.no_grad():
+        return items.draw(sampler, plan)
+
+
+def _fidelity(truth: Tensor, found: Tensor) -> dict[str, float]:
+    error = float((truth - found).square().mean())
+    psnr = -10 * torch.tensor(max(error, 1e-20)).log10()
+    return {"psnr": float(psnr), "ssim": ssim(truth, found)}
 
 
 def latency(draws: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -6,26 +6,22 @@ import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from fewstep.plan import Plan
+from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.quant import QuantReport, Scheme
 from fewstep.quant import sensitivity as s
 from fewstep.quant.allocation import Allocation, LayerOption, allocate
 from fewstep.quant.mixed import FLOAT, quantize_mixed
 from fewstep.quant.steps import quantize_stepped
 
-if TYPE_CHECKING:
-    from fewstep.jobs.quantize.job import QuantizeJob
-
 Tables = dict[str, dict[str, str]]
 
 
 def per_step(
-    job: QuantizeJob, full: nn.Module, model: nn.Module, report: QuantReport, options: Mapping[str, Any]
+    context: QuantizeContext, full: nn.Module, model: nn.Module, report: QuantReport, options: Mapping[str, Any]
 ) -> tuple[nn.Module, QuantReport, dict[str, Any]]:
     """The backbone with a table of bits per row if that brings the calibration items nearer to full precision.
 
@@ -41,16 +37,15 @@ def per_step(
     Returns:
         Model, report, and what was measured, with `rows`: the table of each row, or nothing if all rows run alike.
     """
-    tables = ladder(full, report, job.recipe.rungs or around(job.recipe.scheme))
-    names, rows = list(tables), len(job.plan.rows)
+    tables = ladder(full, report, context.recipe.rungs or around(context.recipe.scheme))
+    names, rows = list(tables), len(context.plan.rows)
     if len(names) < 2 or rows < 2:
         return model, report, {"rows": [], "reason": "one row, or no candidate beside the scheme: nothing to choose"}
-    counts = s.multiply_adds(full, job.calls[job.backbone][0], list(tables["scheme"]))
+    counts = s.multiply_adds(full, context.calls[context.backbone][0], list(tables["scheme"]))
     cost = {rung: operations(table, counts) for rung, table in tables.items()}
-    draw = _drawing(job)
-    with torch.no_grad():
-        truth = draw(full, [])
-    damage = job.run.unit("sensitivity-rows", lambda: _damages(job, full, tables, truth, options))
+    draw = context.drawing(context.backbone, "latent")
+    truth = draw(full)
+    damage = context.run.unit("sensitivity-rows", lambda: _damages(context, full, tables, truth, options))
     chosen = choose(damage, cost)
     low = copy.deepcopy(full)
     used = [rung for rung in names if rung in chosen]
@@ -58,8 +53,7 @@ def per_step(
     if len(used) == 1:
         return model, report, {**found, "rows": [], "reason": "the same bits for every row are best"}
     stepped = quantize_stepped(low, [tables[rung] for rung in used], **options)
-    with torch.no_grad():
-        one, many = (_error(draw(m, r), truth) for m, r in ((model, []), (low, found["rows"])))
+    one, many = (_error(draw(m, r), truth) for m, r in ((model, []), (low, found["rows"])))
     if "more" in tables:
         found["more"] = _uniform(full, tables["more"], draw, truth, options)
     found |= {"error_one": one, "error": many, "bytes": stepped.disk_after, "bytes_one": report.disk_after}
@@ -87,8 +81,7 @@ def _uniform(
     """What the highest rung in every row would give: the other use of more bytes."""
     high = copy.deepcopy(full)
     report = quantize_mixed(high, table, **options)
-    with torch.no_grad():
-        return {"error": _error(draw(high, []), truth), "bytes": report.disk_after}
+    return {"error": _error(draw(high), truth), "bytes": report.disk_after}
 
 
 def ladder(full: nn.Module, report: QuantReport, candidates: Sequence[str]) -> Tables:
@@ -141,42 +134,21 @@ def operations(table: Mapping[str, str], counts: Mapping[str, int]) -> int:
     return sum(counts[name] * widths[scheme] for name, scheme in table.items())
 
 
-def named(plan: Plan, rows: Sequence[int]) -> Plan:
-    """The plan whose rows run these tables; unchanged if there are none."""
-    if not rows:
-        return plan
-    return plan.replace(
-        rows=tuple(dataclasses.replace(row, network=f"bits:{k}") for row, k in zip(plan.rows, rows, strict=True))
-    )
-
-
 def _damages(
-    job: QuantizeJob, full: nn.Module, tables: Tables, truth: Tensor, options: Mapping[str, Any]
+    context: QuantizeContext, full: nn.Module, tables: Tables, truth: Tensor, options: Mapping[str, Any]
 ) -> dict[str, list[float]]:
-    draw = _drawing(job)
+    draw = context.drawing(context.backbone, "latent")
     found: dict[str, list[float]] = {}
-    with job.run.progress("rows", total=len(tables) * len(job.plan.rows)) as advance, torch.no_grad():
+    with context.run.progress("rows", total=len(tables) * len(context.plan.rows)) as advance:
         for rung, table in tables.items():
             low = copy.deepcopy(full)
             quantize_stepped(low, [dict.fromkeys(table, FLOAT), table], **options)
             found[rung] = []
-            for k in range(len(job.plan.rows)):
-                rows = [int(j == k) for j in range(len(job.plan.rows))]
+            for k in range(len(context.plan.rows)):
+                rows = [int(j == k) for j in range(len(context.plan.rows))]
                 found[rung].append(_error(draw(low, rows), truth))
                 advance(1, note=f"{rung}, row {k}")
     return found
-
-
-def _drawing(job: QuantizeJob) -> Any:
-    """(backbone, tables of the rows) -> latents of the calibration items."""
-    conditions, seeds = job.items
-    generate = job.with_parts()
-
-    def draw(model: nn.Module, rows: Sequence[int]) -> Tensor:
-        generate.pipe.register_modules(**{job.backbone: model})
-        return generate(named(job.plan, rows), conditions, seeds, output="latent")
-
-    return draw
 
 
 def _error(found: Tensor, truth: Tensor) -> float:

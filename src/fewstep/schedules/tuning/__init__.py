@@ -4,10 +4,11 @@ from fewstep.schedules.tuning.family import Family
 from fewstep.schedules.tuning.jaq import JAQ
 from fewstep.schedules.tuning.least_squares import least_squares
 from fewstep.schedules.tuning.problem import CandidateScore, Objective, Problem, SearchOutcome
-from fewstep.schedules.tuning.searchers import SEARCHERS, searcher
+from fewstep.schedules.tuning.searchers import LEAST_BUDGET, SEARCHERS, searcher
 
 __all__ = [
     "JAQ",
+    "LEAST_BUDGET",
     "SEARCHERS",
     "CandidateScore",
     "Family",

@@ -89,6 +89,9 @@ def gradient(problem: Problem, budget: float, seed: int = 0) -> None:
         problem.score(theta.detach())
 
 
+LEAST_BUDGET = 2.0
+"""What any search costs: the identity and one candidate."""
+
 SEARCHERS: dict[str, Searcher] = {
     "grid": grid,
     "coarse-to-fine": coarse_to_fine,
@@ -108,9 +111,9 @@ def searcher(name: str) -> Searcher:
         raise FewstepError("unknown searcher", value=name, hint=nearest(name, SEARCHERS))
 
     def search(problem: Problem, budget: float, seed: int = 0) -> None:
-        if budget < problem.spent + 2:
+        if budget < problem.spent + LEAST_BUDGET:
             what = "the budget allows no candidate beside the identity"
-            raise FewstepError(what, value=budget, hint=f"Give at least {problem.spent + 2:g}.")
+            raise FewstepError(what, value=budget, hint=f"Give at least {problem.spent + LEAST_BUDGET:g}.")
         problem.budget = budget
         problem.score(problem.family.identity(problem.plan.steps))
         with suppress(BudgetSpentError):

@@ -1,0 +1,66 @@
+"""Parts of a pipeline in low bits, read back from their files: what is measured is what was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.errors import FewstepError
+from fewstep.files import read_json, write_json
+from fewstep.jobs.context import JobContext
+
+_REPORT = "quantization.json"
+
+
+@dataclass(frozen=True, eq=False)
+class LowBitPart:
+    """A quantized part and what is to be told about it, as JSON values."""
+
+    model: nn.Module
+    report: dict[str, Any]
+
+
+def low_bit_part(
+    context: JobContext[Any], source: nn.Module, make: Callable[[], LowBitPart], *, unit: str, artifact: str
+) -> LowBitPart:
+    """Quantize a part of the pipeline in a unit of its own.
+
+    Args:
+        context: of the job.
+        source: the part in full precision.
+        make: quantizes a copy of it.
+        unit: name of the unit.
+        artifact: the folder that keeps the part.
+
+    Returns:
+        The part as its folder holds it, on the job's device, with the bytes of its files in its report.
+
+    Raises:
+        FewstepError: the part cannot be saved.
+    """
+    kind: Any = type(source)
+    if not hasattr(kind, "save_pretrained"):
+        what = f"{artifact.rpartition('/')[2]} cannot be saved"
+        raise FewstepError(what, value=kind.__name__, hint="Leave this part out.")
+
+    def save(part: LowBitPart, draft: Path) -> None:
+        model: Any = part.model
+        model.save_pretrained(draft)
+        write_json(draft / _REPORT, part.report)
+
+    def load(folder: Path) -> LowBitPart:
+        model = kind.from_pretrained(folder, dtype=getattr(torch, context.recipe.dtype))
+        model = model.to(context.recipe.place).eval().requires_grad_(False)
+        return LowBitPart(model, {**read_json(folder / _REPORT), "file_bytes": file_bytes(folder)})
+
+    return context.run.unit(unit, make, save=save, load=load, artifact=artifact)
+
+
+def file_bytes(folder: Path) -> int:
+    """Bytes of the weight files in a folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -1,0 +1,68 @@
+"""What schedules are measured against: the teacher's fine plan, where it goes on the search's items, the objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fewstep.jobs.context import Items, JobContext, tensor_unit
+from fewstep.jobs.search.recipe import ScheduleRecipe
+from fewstep.metrics import load_features
+from fewstep.pipelines import PipelineSampler, backbone_of, trace
+from fewstep.plan import Plan
+from fewstep.schedules import DistributionMatch, ModelInfo, TeacherMatch, Trajectory
+from fewstep.solvers import SOLVERS, grids
+from fewstep.variants import prunable
+from fewstep.zoo import placed
+
+
+@dataclass(frozen=True, eq=False)
+class SearchContext(JobContext[ScheduleRecipe]):
+    """The pipeline and its teacher."""
+
+    @cached_property
+    def main(self) -> PipelineSampler:
+        """The sampler that all plans run in."""
+        return self.sampler()
+
+    @cached_property
+    def model(self) -> ModelInfo:
+        """What schedules need to know of the network."""
+        return ModelInfo(self.process, self.prediction, blocks=len(prunable(backbone_of(self.pipe))))
+
+    @cached_property
+    def teacher(self) -> Plan:
+        """The fine plan."""
+        settings = self.recipe.teacher
+        return SOLVERS[settings.solver](self.process, self.prediction, grids.uniform(self.process, settings.steps))
+
+    @cached_property
+    def searched(self) -> Items:
+        """What the search draws."""
+        settings = self.recipe.search
+        return self.items("search", settings.conditions, settings.items, settings.seed)
+
+    @cached_property
+    def trajectory(self) -> Trajectory:
+        """Where the teacher goes on the search's items."""
+
+        def compute() -> dict[str, Tensor]:
+            seen = trace(self.main, self.teacher, self.searched.conditions, self.searched.seeds)
+            return {"states": seen.states, "outputs": seen.outputs}
+
+        seen = tensor_unit(self.run, "teacher", compute, "teacher-trajectory.safetensors")
+        return Trajectory(self.teacher, seen["states"], seen["outputs"])
+
+    @cached_property
+    def objective(self) -> TeacherMatch | DistributionMatch:
+        """What the search maximises."""
+        settings = self.recipe.search
+        if settings.objective == "teacher":
+            return TeacherMatch(self.searched.drawing(self.main, "latent"), self.trajectory.final)
+        features = load_features(placed(settings.features))
+        with torch.no_grad():
+            reference = features(self.searched.draw(self.main, self.teacher))
+        return DistributionMatch(self.searched.drawing(self.main), features, reference, settings.items)

@@ -1,0 +1,86 @@
+"""Q-Sched's two scalars per step (arXiv 2509.01624) on top of any plan: what jobs offer as `q_sched`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated
+
+import torch
+from pydantic import AfterValidator, Field
+
+from fewstep.plan import Plan
+from fewstep.runs import Run
+from fewstep.schedules.tuning import LEAST_BUDGET, CandidateScore, Family, Objective, Problem, SearchOutcome, searcher
+
+RAMP = Family("ramp")
+"""Four numbers: the scalars of the first and of the last step, linear between."""
+
+
+def _enough(budget: float) -> float:
+    if 0 < budget < LEAST_BUDGET:
+        raise ValueError(f"must be 0 or at least {LEAST_BUDGET:g}, the plan as it is and one other")
+    return budget
+
+
+TuningBudget = Annotated[float, Field(ge=0), AfterValidator(_enough)]
+"""Budget of a Q-Sched search in candidates scored on all items; 0 for none."""
+
+
+def tune(
+    run: Run,
+    plan: Plan,
+    objective: Objective,
+    budget: float,
+    *,
+    family: Family = RAMP,
+    method: str = "coarse-to-fine",
+    seed: int = 0,
+    spent: float = 0.0,
+    name: str = "q-sched",
+) -> SearchOutcome:
+    """The best scalars found for a plan; a search that was killed goes on from its log of scores.
+
+    Args:
+        run: its scratch folder `name` keeps the scores.
+        plan: whose columns are scaled.
+        objective: what is maximised.
+        budget: in candidates scored on all items.
+        family: how many numbers describe the scalars.
+        method: name of the searcher.
+        seed: of the searcher.
+        spent: of the budget, before this search.
+        name: of the search.
+
+    Raises:
+        FewstepError: the budget allows no candidate.
+    """
+    log = run.scratch(name) / "scores.jsonl"
+    with spending(run, name, budget) as note:
+
+        def watch(scored: CandidateScore) -> None:
+            note(scored.spent, scored.value)
+
+        problem = Problem(plan, family, objective, log=log, spent=spent, watch=watch)
+        searcher(method)(problem, budget, seed)
+        return problem.outcome()
+
+
+def scaled(plan: Plan, theta: Sequence[float], family: Family = RAMP) -> Plan:
+    """The plan with the scalars that `tune` found."""
+    return family.apply(plan, torch.tensor(theta, dtype=torch.float64))
+
+
+@contextmanager
+def spending(run: Run, name: str, budget: float) -> Iterator[Callable[[float, float], None]]:
+    """A progress bar over a budget; yields `note(spent so far, value)`, which shows the best value."""
+    with run.progress(name, total=round(budget)) as advance:
+        best, done = float("-inf"), 0
+
+        def note(spent: float, value: float) -> None:
+            nonlocal best, done
+            best = max(best, value)
+            advance(int(spent) - done, note=f"best {best:.4f}")
+            done = int(spent)
+
+        yield note
