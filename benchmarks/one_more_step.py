@@ -24,13 +24,13 @@ from fewstep.data import load_emoji
 from fewstep.denoiser import Backbone
 from fewstep.executor import Noise, sample
 from fewstep.files import read_json, write_json
-from fewstep.jobs.oms import OneMoreStep, with_one_more_step
 from fewstep.pipelines import load_pipeline
+from fewstep.pipelines.one_more_step import OneMoreStep
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
 from fewstep.runs.environment import environment
-from fewstep.solvers import ddim, grids
+from fewstep.solvers import ddim, grids, with_one_more_step
 from fewstep.zoo.dit import class_denoiser
 
 SIDE, CLASSES = 16, ("dark", "bright")
@@ -206,14 +206,12 @@ def emoji(folder: str, count: int, steps: int) -> dict[str, object]:
     real = pictures.mean((1, 2, 3))
     rows: dict[str, object] = {}
     errors: dict[str, Tensor] = {}
-    for name in ("base", "One More Step"):
-        if name != "base":
-            oms.attach(pipe)
+    for name, drawn in {"base": pipe, "One More Step": oms.pipeline(pipe)}.items():
         parts = []
         for i in range(0, count, 50):
             generators = Noise(range(i, min(i + 50, count))).generators
             call = {"num_inference_steps": steps, "guidance_scale": 1.5, "generator": generators, "output_type": "pt"}
-            parts.append(pipe(captions[i : i + 50], **call).images)
+            parts.append(drawn(captions[i : i + 50], **call).images)
         found = torch.cat(parts).float().mean((1, 2, 3))
         error = errors[name] = (found - real).abs()
         rows[name] = {
@@ -223,7 +221,6 @@ def emoji(folder: str, count: int, steps: int) -> dict[str, object]:
             "error_per_caption": round(float(error.mean()), 4),
             "standard_error": round(float(error.std() / count**0.5), 4),
         }
-    oms.detach(pipe)
     rows["real"] = {"mean": round(float(real.mean()), 4), "std": round(float(real.std()), 4)}
     change = errors["One More Step"] - errors["base"]
     first = Plan.from_scheduler(pipe.scheduler, steps).rows[0]

@@ -23,7 +23,8 @@ def page(results: dict[str, Any]) -> str:
     emoji = _emoji(results["emoji"]) if results["emoji"] else "Not measured in this run.\n"
     return f"""# One More Step (arXiv 2311.15744)
 
-Written by `docs/make_pages.py` from `results/one-more-step.json`. How it works: `src/fewstep/jobs/oms`.
+Written by `docs/make_pages.py` from `results/one-more-step.json`. How it works: `src/fewstep/solvers/one_more_step.py`,
+`src/fewstep/pipelines/one_more_step.py`.
 
 A model whose last noise level keeps some signal learns to read the brightness of an image from its noise. Sampling
 starts from noise without signal, so every image tends to medium brightness. One More Step leaves the model as it is and
@@ -31,7 +32,7 @@ puts one row before the plan: a small network sees pure noise and the condition,
 plan's first level is made from that.
 
     plan = with_one_more_step(plan)                    # sample(plan, {{"main": ..., "oms": ...}})
-    OneMoreStep.from_pretrained(folder).attach(pipe)   # any text pipeline of the same latents
+    OneMoreStep.from_pretrained(folder).pipeline(pipe) # any text pipeline of the same latents
     fewstep train oms --set pipeline=FOLDER
 
 ## Dark and bright images

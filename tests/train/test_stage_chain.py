@@ -99,8 +99,8 @@ def test_classifier_judges_and_gives_features(by_class):
 
 @pytest.mark.parametrize("kind", ["trained", "by_class"])
 def test_one_more_step_runs_with_the_pipeline_it_was_trained_for(kind, request):
-    from fewstep.jobs.oms import OneMoreStep
     from fewstep.pipelines import load_pipeline
+    from fewstep.pipelines.one_more_step import OneMoreStep
 
     root = request.getfixturevalue(kind)
     pipe = load_pipeline(root / ("teacher" if kind == "trained" else "dit"))

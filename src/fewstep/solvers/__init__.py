@@ -22,6 +22,7 @@ from fewstep.solvers.first_order import ddim, euler, euler_ancestral
 from fewstep.solvers.first_step import analytic_first_step
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.intermediate import amed
+from fewstep.solvers.one_more_step import with_one_more_step
 from fewstep.solvers.per_step import Decision, per_step
 from fewstep.solvers.registry import FACTS, PARAMETRIC, SOLVERS, SolverFacts, solver
 from fewstep.solvers.runge_kutta import heun, rho_rk
@@ -69,4 +70,5 @@ __all__ = [
     "solver",
     "tcd",
     "unipc",
+    "with_one_more_step",
 ]

@@ -7,13 +7,12 @@ import torch
 
 from fewstep.errors import FewstepError, IdentityError, PlanError
 from fewstep.executor import Noise, sample
-from fewstep.jobs.oms import OneMoreStep, with_one_more_step
-from fewstep.jobs.oms.step import condition_of, level_of
 from fewstep.pipelines import load_pipeline
+from fewstep.pipelines.one_more_step import OneMoreStep, condition_of, level_of
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow, VPDiscrete
-from fewstep.solvers import SOLVERS, ddim, euler, grids, unipc
+from fewstep.solvers import SOLVERS, ddim, euler, grids, unipc, with_one_more_step
 from fewstep.zoo import shipped
 from fewstep.zoo.oms import text_network
 
@@ -140,19 +139,16 @@ PROMPTS = ["red apple", "woman singer with dark skin tone"]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 1.8])
-def test_attached_pipeline_equals_the_executor(pipe, oms, guidance):
+def test_a_pipeline_with_the_extra_step_equals_the_executor(pipe, oms, guidance):
     oms = OneMoreStep(oms.network, guidance=guidance)
     generators = Noise([3, 4]).generators
     plain = pipe(
         PROMPTS, num_inference_steps=3, guidance_scale=1.0, generator=Noise([3, 4]).generators, output_type="pt"
     )
-    oms.attach(pipe)
-    try:
-        got = pipe(
-            PROMPTS, num_inference_steps=3, guidance_scale=1.0, generator=generators, output_type="latent"
-        ).images
-    finally:
-        oms.detach(pipe)
+    before = dict(vars(pipe))
+    longer = oms.pipeline(pipe)
+    got = longer(PROMPTS, num_inference_steps=3, guidance_scale=1.0, generator=generators, output_type="latent").images
+    assert {**vars(pipe)} == before
     plan = with_one_more_step(Plan.from_scheduler(pipe.scheduler, 3))
     states = condition_of(pipe, PROMPTS)
     main = lambda x, time: pipe.unet(x, time, **states).sample  # noqa: E731
@@ -168,19 +164,15 @@ def test_attached_pipeline_equals_the_executor(pipe, oms, guidance):
     again = pipe(
         PROMPTS, num_inference_steps=3, guidance_scale=1.0, generator=Noise([3, 4]).generators, output_type="pt"
     )
-    assert torch.equal(plain.images, again.images)  # detached, nothing is left
+    assert torch.equal(plain.images, again.images)  # nothing is left on the pipeline
 
 
 def test_own_prompt_of_the_extra_step_is_used(pipe, oms):
     def first(prompt):
-        oms.attach(pipe, prompt=prompt)
-        try:
-            generator = torch.Generator().manual_seed(0)
-            return pipe(
-                "red apple", num_inference_steps=1, guidance_scale=2.0, generator=generator, output_type="latent"
-            ).images
-        finally:
-            oms.detach(pipe)
+        generator = torch.Generator().manual_seed(0)
+        return oms.pipeline(pipe, prompt=prompt)(
+            "red apple", num_inference_steps=1, guidance_scale=2.0, generator=generator, output_type="latent"
+        ).images
 
     assert torch.equal(first(None), first("red apple"))
     assert not torch.allclose(first(None), first("a dark night"))
@@ -200,7 +192,7 @@ def test_saved_and_opened(pipe, oms, tmp_path):
         torch.testing.assert_close(OneMoreStep(opened.network).of(pipe, PROMPTS)(x, torch.tensor(0.0)),
                                    own.of(pipe, PROMPTS)(x, torch.tensor(0.0)))  # fmt: skip
     with pytest.raises(IdentityError, match="autoencoder"):
-        OneMoreStep(oms.network, latents="0" * 16).attach(pipe)
+        OneMoreStep(oms.network, latents="0" * 16).pipeline(pipe)
     with pytest.raises(FewstepError, match="One More Step"):
         OneMoreStep.from_pretrained(shipped("emoji-quality"))
 

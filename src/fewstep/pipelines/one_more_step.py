@@ -17,11 +17,12 @@ from fewstep.denoiser import Backbone, Guided, fingerprint
 from fewstep.errors import FewstepError, IdentityError
 from fewstep.executor import Network, Noise
 from fewstep.files import write_folder
-from fewstep.jobs.oms.plan import first_row
 from fewstep.ownership import Over
-from fewstep.pipelines import backbone_of
+from fewstep.pipelines.calls import backbone_of
+from fewstep.pipelines.load import exchanged
 from fewstep.plan.combination import number
 from fewstep.plan.scheduler import PlanScheduler
+from fewstep.solvers.one_more_step import first_row
 from fewstep.weights import same_weights
 from fewstep.zoo.dit import NO_CLASS
 from fewstep.zoo.oms import load_network, save_network
@@ -95,10 +96,12 @@ class OneMoreStep:
         pure, fresh = (noise.draw(shape).to(pipe.device) for _ in range(2))
         return self._first(self.of(pipe, prompts), pure, fresh, scheduler) / scheduler.init_noise_sigma
 
-    def attach(self, pipe: Any, prompt: str | None = None) -> None:
-        """Make every later call of a text pipeline begin with the extra step; `detach` undoes it.
+    def pipeline(self, pipe: Any, prompt: str | None = None) -> Any:
+        """A pipeline of its own, with the parts of a text pipeline, in which every call begins with the extra step.
 
-        prompt: what this step is told instead of the pipeline's own prompts ("a dark night").
+        Args:
+            pipe: a text pipeline; it stays as it is.
+            prompt: what this step is told instead of the pipeline's own prompts ("a dark night").
 
         Raises:
             FewstepError: the pipeline takes no prompts or makes its latents in some other way.
@@ -106,11 +109,11 @@ class OneMoreStep:
         """
         self._check(pipe)
         if not (hasattr(pipe, "encode_prompt") and hasattr(pipe, "prepare_latents")):
-            what = f"{type(pipe).__name__} has no encode_prompt and prepare_latents to attach to"
+            what = f"{type(pipe).__name__} has no encode_prompt and prepare_latents to begin with"
             raise FewstepError(what, hint="Use `start`, or `with_one_more_step(plan)` and `sample`.")
-        self.detach(pipe)
+        longer = exchanged(pipe, {"scheduler": copy.deepcopy(pipe.scheduler)})
         seen: dict[str, Tensor] = {}
-        encode, prepare = pipe.encode_prompt, pipe.prepare_latents
+        encode, prepare = longer.encode_prompt, longer.prepare_latents
 
         @functools.wraps(encode)
         def noting(*args: Any, **kwargs: Any) -> Any:
@@ -124,16 +127,10 @@ class OneMoreStep:
             if not isinstance(latents, Tensor):
                 raise FewstepError(f"{type(pipe).__name__} prepares more than latents", hint="Use `start`.")
             given = inspect.signature(prepare).bind(*args, **kwargs).arguments
-            return self._prepared(pipe, latents, given.get("generator"), prompt, seen["states"])
+            return self._prepared(longer, latents, given.get("generator"), prompt, seen["states"])
 
-        prepared.one_more_step = True  # type: ignore[attr-defined]
-        pipe.encode_prompt, pipe.prepare_latents = noting, prepared
-
-    @staticmethod
-    def detach(pipe: Any) -> None:
-        """Undo `attach`; nothing happens where nothing is attached."""
-        if getattr(getattr(pipe, "prepare_latents", None), "one_more_step", False):
-            del pipe.prepare_latents, pipe.encode_prompt
+        longer.encode_prompt, longer.prepare_latents = noting, prepared
+        return longer
 
     def _prepared(self, pipe: Any, latents: Tensor, generator: Any, prompt: str | None, states: Tensor) -> Tensor:
         from diffusers.utils.torch_utils import randn_tensor
