@@ -29,6 +29,11 @@ WRONG = [
     ("search emoji-student --set search.objective=distribution", "gradient"),
     ("search emoji-student --method s3 --set search.objective=distribution --set search.items=4", "eight"),
     ("search emoji-student --set evaluation.seeds=[3,3]", "twice"),
+    ("search emoji-student --q-sched 1.5", "0 or at least 2"),
+    ("search emoji-student --method ld3 --budget 5", "search.budget of at least 13"),
+    ("quantize emoji-student --scheme w4a8 --q-sched 1", "0 or at least 2"),
+    ("distill dmd2 --set train.q_sched=1", "0 or at least 2"),
+    ("run q-sched --set search.budget=5", "Give at least 6"),
     ("distill dmdd", "'dmd'"),
     ("distill dmd2 --data no-pictures", "no-pictures"),
     ("distill dmd2 --set evaluation.features=[random,randm]", "'random'"),
@@ -93,9 +98,7 @@ def test_a_training_shorter_than_its_stages_is_refused_before_its_data_are_made(
 
 
 def test_a_plan_to_inspect_is_read_before_the_pipeline(tmp_path, monkeypatch):
-    import fewstep.jobs.inspect.job as job
-
-    monkeypatch.setattr(job, "load_pipeline", lambda *a, **k: pytest.fail("the pipeline was opened"))
+    monkeypatch.setattr(PipelineRecipe, "opened", lambda recipe: pytest.fail("the pipeline was opened"))
     done = call("inspect", "emoji-student", "--plan", tmp_path / "absent.json", "--out", tmp_path / "run")
     assert done.exit_code == 2
     assert "absent.json" in done.output.replace("\n", "")

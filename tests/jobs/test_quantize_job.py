@@ -249,6 +249,14 @@ def test_the_rung_of_each_row_is_the_best_under_the_mean_compute():
     assert "more" in best
 
 
+@pytest.mark.parametrize("part", ["text", "vae"])
+def test_a_part_that_the_pipeline_lacks_is_not_dropped_silently(part, tmp_path):
+    overrides = settings("ddim" if part == "vae" else "dit", tmp_path, "scheme=w4a8", f"parts=[backbone, {part}]")
+    with pytest.raises(FewstepError, match=f"no such part.*{part}"):
+        execute(tmp_path / "run", overrides)
+    assert not list((tmp_path / "run").glob("units/*"))
+
+
 def test_a_killed_run_measures_nothing_twice(tmp_path, monkeypatch):
     from fewstep.jobs.quantize import choose
 
@@ -278,7 +286,7 @@ def test_what_cannot_be_done_is_said_before_the_work(more, message, tmp_path):
     assert not (tmp_path / "run" / "units" / "sensitivity.json").exists()
 
 
-@pytest.mark.parametrize(("kind", "message"), [("dit", "labels is empty"), ("sd", "list is empty")])
+@pytest.mark.parametrize(("kind", "message"), [("dit", "list is empty"), ("sd", "list is empty")])
 def test_empty_calibration_is_refused(kind, message, tmp_path):
     with pytest.raises(FewstepError, match=message):
         execute(tmp_path / "run", settings(kind, tmp_path, "effective_bits=5", "calibration.conditions=[]", *AUTO))

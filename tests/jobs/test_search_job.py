@@ -66,13 +66,16 @@ def test_the_same_command_repeats_nothing(tmp_path):
 
 def test_q_sched_and_the_baselines_join_the_table(tmp_path):
     more = ["search.method=gits", "search.q_sched=12", "evaluation.baselines=true", "guidance=1.0"]
-    execute(tmp_path / "run", settings("sd", tmp_path, *more))
+    overrides = settings("sd", tmp_path, *more)
+    execute(tmp_path / "run", overrides)
     results = read_json(tmp_path / "run" / "results.json")
     systems = results["evaluation"]["systems"]
     assert {"searched", "searched + Q-Sched", "the pipeline's own", "DDIM", "UniPC"} <= set(systems)
     best = results["evaluation"]["best_baseline"]
     assert set(results["evaluation"]["differences"]) == {f"searched - {best}", f"searched + Q-Sched - {best}"}
     assert results["search"]["q_sched"]["value"] >= results["search"]["value"] - 1e-6
+    execute(tmp_path / "run", overrides)  # a finished run is read, its tuned plan is not in the way
+    assert read_json(tmp_path / "run" / "results.json")["evaluation"] == results["evaluation"]
 
 
 def test_a_distribution_is_searched_by_evolution(tmp_path):

@@ -36,6 +36,7 @@ def inspect(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="An argument of the pipeline's call, height=256; repeatable."),
     ] = None,
+    variant: Annotated[str, typer.Option(help="Of the weight files, such as fp16.")] = "",
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/inspect"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard what an earlier run left in the directory.")] = False,
 ) -> None:
@@ -43,8 +44,6 @@ def inspect(
 
     The same command on the same directory goes on where it was stopped.
     """
-    from dataclasses import asdict
-
     from rich.markup import escape
 
     from fewstep.files import read_json
@@ -55,10 +54,9 @@ def inspect(
     from fewstep.runs import Run
 
     text = None if plan is None else str(plan)
-    settings = InspectSettings(model, steps, text, samples, probes, fine, guidance, tuple(prompt or ()), seed)
-    recipe = {**asdict(settings), "prompts": list(settings.prompts)}
+    settings = InspectSettings(model, steps, text, samples, probes, fine, guidance, tuple(prompt or ()), seed, variant)
     call = call_arguments(arguments or [])
-    with Run(out, {"inspect": recipe, "call": call}, fresh=fresh) as run:
+    with Run(out, {"inspect": settings.plain(), "call": call}, fresh=fresh) as run:
         made = measure(settings, run, **call)
     console().print(to_rich(plans_table(read_json(out / "results.json"))))
     console().print(f"[bold green]Done.[/bold green] Open {escape(str(made))}")

@@ -5,7 +5,7 @@ from fewstep.schedules.descent import descend
 from fewstep.schedules.evolution import autodiffusion, random_search, s3
 from fewstep.schedules.gits import gits
 from fewstep.schedules.learnable import LearnableSchedule, learn_grid, learn_intermediate, learn_scales
-from fewstep.schedules.methods import BY_GRADIENT, METHODS, search_method
+from fewstep.schedules.methods import BY_GRADIENT, METHODS, least_budget, search_method
 from fewstep.schedules.objectives import DistributionMatch, TeacherMatch
 from fewstep.schedules.pool import EvaluationPool, PoolEntry
 from fewstep.schedules.space import ScheduleSpace
@@ -32,6 +32,7 @@ __all__ = [
     "learn_grid",
     "learn_intermediate",
     "learn_scales",
+    "least_budget",
     "random_search",
     "s3",
     "search_method",

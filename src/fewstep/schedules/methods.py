@@ -127,6 +127,22 @@ def search_method(name: str) -> Method:
 BY_GRADIENT = frozenset({"ld3", "amed", "joint"})
 """Methods that need an objective with a gradient."""
 
+MOST_GRIDS = 9
+"""Where a descent may start: the grid of GITS, two that equalise errors, and up to six usual ones."""
+
+
+def least_budget(name: str, items: int) -> int:
+    """A budget that is enough for a method, whatever the network.
+
+    Args:
+        name: of the method.
+        items: of the objective.
+    """
+    if name not in ("ld3", "amed"):  # the others look at one schedule, or go without a descent
+        return 1
+    return math.ceil(MOST_GRIDS + _descent_cost(items, 1, 1) + 1)  # the end is looked at too
+
+
 # --- inside ---------------------------------------------------------------------------------------------------------
 
 
@@ -172,14 +188,13 @@ def _descended(
         hint = "Search for the teacher's results, or use an evolutionary method."
         raise FewstepError(f"{name} needs an objective with a gradient", value=type(task.objective).__name__, hint=hint)
     size = task.objective.size
-    batch = max(1, min(16, size // 2))
+    batch = _batch(size)
 
     def every(rounds: int) -> int:
         return max(1, rounds // 12)
 
     def spent(done: float, rounds: int) -> float:
-        """A gradient costs three passes over its batch, a look half of the items."""
-        return looked + (3 * batch * done + math.ceil(done / every(rounds) + 1) * 0.5 * size) / size
+        return looked + _descent_cost(size, done, every(rounds))
 
     rounds = max(1, round(size * budget / (3 * batch)))
     while rounds and spent(rounds, rounds) + 1 > budget:
@@ -200,6 +215,16 @@ def _descended(
     )
     history = tuple((spent(done, rounds), value) for done, value in found.history)
     return SearchResult(_named(found.plan, name), task.value(found.plan), history[-1][0] + 1, history)
+
+
+def _batch(items: int) -> int:
+    """Items of one gradient."""
+    return max(1, min(16, items // 2))
+
+
+def _descent_cost(items: int, rounds: float, every: int) -> float:
+    """Evaluations of gradients, three passes over a batch each, and of looks at half of the items in between."""
+    return (3 * _batch(items) * rounds + math.ceil(rounds / every + 1) * 0.5 * items) / items
 
 
 def _evolved(task: SearchTask, search: Callable[..., None], parts: frozenset[str], budget: int) -> SearchResult:

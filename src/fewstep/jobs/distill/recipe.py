@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from fewstep.distillation.method import method, options_of, presets
 from fewstep.errors import FewstepError, nearest
 from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, PlainSolver, checked
+from fewstep.jobs.tuning import TuningBudget
 from fewstep.metrics import FEATURES
 from fewstep.process import RectifiedFlow
 from fewstep.quant import Scheme
@@ -69,7 +70,7 @@ class DistillTraining(RecipePart):
     """Rank of adapters on one frozen base that serves teacher, critic and student; 0: all weights."""
     quantize: Annotated[str, checked(lambda name: name and Scheme.parse(name))] = ""
     """Train the student through the rounding of this scheme, such as w8a8 (quantization-aware)."""
-    q_sched: float = Field(0, ge=0)
+    q_sched: TuningBudget = 0.0
     """Budget of a Q-Sched search of two scalars per step when the training is over; 0 for none."""
     gradient_checkpointing: bool = False
     trackers: list[str] = Field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,16 +18,18 @@ from fewstep.diagnostics import conservativity, equalised_grid, noisy, trace_dim
 from fewstep.diagnostics.field import per_number
 from fewstep.errors import FewstepError
 from fewstep.executor import Noise
-from fewstep.files import read_tensors, write_json, write_tensors
+from fewstep.files import write_json
+from fewstep.jobs.context import Items, JobContext, tensor_unit
 from fewstep.jobs.inspect.page import page
+from fewstep.jobs.pipeline_recipe import PipelineRecipe
 from fewstep.metrics.intervals import mean_interval
-from fewstep.pipelines import PipelineSampler, identity_of, load_pipeline, plan_of, process_of
+from fewstep.pipelines import plan_of
 from fewstep.pipelines.calls import class_count, condition_kind
 from fewstep.pipelines.network import PipelineNetwork
 from fewstep.plan import Plan
-from fewstep.process import VPDiscrete
+from fewstep.process import Process, VPDiscrete
 from fewstep.runs import Run
-from fewstep.runs.environment import best_device, environment
+from fewstep.runs.environment import environment
 from fewstep.solvers import Grid, grids
 
 LEVELS = 8
@@ -52,6 +55,7 @@ class InspectSettings:
     guidance: float = 1.0
     prompts: tuple[str, ...] = ()
     seed: int = 0
+    variant: str = ""
 
     def __post_init__(self) -> None:
         if self.samples < 2:
@@ -62,161 +66,186 @@ class InspectSettings:
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise FewstepError("guidance must be a number of at least 0", value=self.guidance)
 
+    def plain(self) -> dict[str, Any]:
+        """JSON values; runs that were made before there were variants have none."""
+        values = {**asdict(self), "prompts": list(self.prompts)}
+        return values if self.variant else {name: value for name, value in values.items() if name != "variant"}
+
 
 def inspect(settings: InspectSettings, run: Run, **call: Any) -> Path:
     """Measure, write results.json and report.html, and return the report's path.
 
     Args:
+        settings: what to inspect.
+        run: the run directory.
         call: further arguments of the pipeline's call (`height`, `width`, ...).
 
     Raises:
         FewstepError: a model that cannot be opened, or a plan that does not fit it.
     """
     plan = None if settings.plan is None else Plan.load(settings.plan)
-    pipe = load_pipeline(settings.model).to(best_device())
-    job = _Job(settings, run, pipe, plan, call)
+    recipe = PipelineRecipe(
+        kind="inspect", model=settings.model, guidance=settings.guidance, call=call, variant=settings.variant
+    )
+    context = JobContext.open(recipe, run)
+    own = _own_plan(context, settings, plan)
+    items = _items(context, settings)
+    # what the pipeline's own plan ends in stands for data
+    data = tensor_unit(run, "samples", lambda: _drawn(context, items, own), "samples")["data"].to(recipe.place)
+    subject = Subject(settings, run, _denoiser(context, items), data)
     results = {
-        "settings": asdict(settings),
+        "settings": settings.plain(),
         "environment": environment(),
-        "network": job.describe(),
-        "levels": [job.level(rho) for rho in job.levels()],
-        "plans": job.plans(),
+        "network": {
+            "pipeline": type(context.pipe).__name__,
+            "process": type(context.process).__name__,
+            "prediction": context.prediction.kind,
+            "shape": list(data.shape[1:]),
+        },
+        "levels": [level(subject, rho) for rho in levels(context.process)],
+        "plans": plans(subject, own),
     }
     write_json(run.path / "results.json", results)
     return page(results, run.path / "report.html")
 
 
-class _Job:
-    """One pipeline with its process, its samples and its run."""
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is measured: the pipeline's network with its guidance and conditions bound, and samples that stand for data.
 
-    def __init__(self, settings: InspectSettings, run: Run, pipe: Any, plan: Plan | None, call: dict[str, Any]) -> None:
-        self.settings, self.run, self.pipe, self.call = settings, run, pipe, call
-        self.process, self.prediction = process_of(pipe, **call)
-        self.seeds = range(settings.seed, settings.seed + settings.samples)
-        self.conditions = self._conditions()
-        generator = PipelineSampler(pipe, settings.guidance, call)
-        network = PipelineNetwork(generator, self.conditions, self.seeds)
-        self.denoiser = Denoiser(network, self.process, self.prediction)
-        self.own = self._own_plan(plan)
-        self.data = run.unit("samples", lambda: self._draw(generator), save=_save, load=_load).to(best_device())
+    Args:
+        settings: how much is measured.
+        run: its units keep the measurements.
+        denoiser: the network.
+        data: clean states (N, ...), one per condition.
+    """
 
-    def _conditions(self) -> list[Any] | None:
-        kind = condition_kind(self.pipe)
-        if kind == "batch_size":
-            return None
-        if kind == "class_labels":
-            return [seed % class_count(self.pipe) for seed in self.seeds]
-        prompts = self.settings.prompts or ("",)
-        return [prompts[i % len(prompts)] for i in range(len(self.seeds))]
+    settings: InspectSettings
+    run: Run
+    denoiser: Denoiser
+    data: Tensor
 
-    def _own_plan(self, plan: Plan | None) -> Plan:
-        if plan is not None:
-            plan.check(identity_of(self.pipe, self.settings.guidance))
-            return plan
-        stored = getattr(self.pipe.scheduler, "plan", None)
-        steps = stored.steps if stored is not None else self.settings.steps
-        guided = {"guidance_scale": self.settings.guidance} if self.settings.guidance != 1 else {}
-        return plan_of(self.pipe, steps, **guided, **self.call)
+    @property
+    def process(self) -> Process:
+        """Of the network."""
+        return self.denoiser.process
 
-    def _draw(self, generate: PipelineSampler) -> Tensor:
-        """Clean states that stand for data: what the pipeline's own plan ends in."""
+
+def _items(context: JobContext[PipelineRecipe], settings: InspectSettings) -> Items:
+    seeds = list(range(settings.seed, settings.seed + settings.samples))
+    kind = condition_kind(context.pipe)
+    if kind == "batch_size":
+        return Items(None, seeds)
+    if kind == "class_labels":
+        return Items([seed % class_count(context.pipe) for seed in seeds], seeds)
+    prompts = settings.prompts or ("",)
+    return Items([prompts[i % len(prompts)] for i in range(len(seeds))], seeds)
+
+
+def _own_plan(context: JobContext[PipelineRecipe], settings: InspectSettings, plan: Plan | None) -> Plan:
+    if plan is not None:
+        plan.check(dataclasses.replace(context.identity, guidance=settings.guidance))
+        return plan
+    stored = getattr(context.pipe.scheduler, "plan", None)
+    steps = stored.steps if stored is not None else settings.steps
+    guided = {"guidance_scale": settings.guidance} if settings.guidance != 1 else {}
+    return plan_of(context.pipe, steps, **guided, **context.recipe.call)
+
+
+def _denoiser(context: JobContext[PipelineRecipe], items: Items) -> Denoiser:
+    network = PipelineNetwork(context.sampler(), items.conditions, items.seeds)
+    return Denoiser(network, context.process, context.prediction)
+
+
+def _drawn(context: JobContext[PipelineRecipe], items: Items, plan: Plan) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return {"data": items.draw(context.sampler(), plan, "latent")}
+
+
+# --- the network over noise levels ----------------------------------------------------------------------------------
+
+
+def levels(process: Process) -> list[float]:
+    """Ratios sigma / alpha from noisy to clean, equally spaced in their logarithm, inside what the process has."""
+    last = process.alpha(process.noisiest)
+    most = min(process.sigma(process.noisiest) / last if last > 0 else math.inf, 20.0)
+    least = max(process.sigma(0.0) / process.alpha(0.0), 0.02)
+    return torch.logspace(math.log10(0.999 * most), math.log10(1.001 * least), LEVELS, dtype=torch.float64).tolist()
+
+
+def level(subject: Subject, rho: float) -> dict[str, Any]:
+    """Gap, divergence, dimension and denoising loss at one noise level."""
+
+    def compute() -> dict[str, Any]:
+        t = subject.process.time(-math.log(rho))
+        generator = torch.Generator().manual_seed(subject.settings.seed)
+        found = conservativity(subject.denoiser, subject.data, t, probes=subject.settings.probes, generator=generator)
+        dimension = trace_dimension(
+            subject.denoiser, subject.data, t, probes=subject.settings.probes, generator=generator.manual_seed(1)
+        )
+        x = noisy(subject.process, subject.data, t, generator.manual_seed(2))
+        noise = (x - subject.process.alpha(t) * subject.data) / subject.process.sigma(t)
         with torch.no_grad():
-            return generate(self.own, self.conditions, self.seeds, output="latent")
+            loss = per_number(subject.denoiser.predict(x, t, "epsilon") - noise)
+        numbers = {"dimension": mean_interval(dimension.cpu()), "loss": mean_interval(loss.cpu())}
+        return {**found.as_dict(), **{name: value.as_dict() for name, value in numbers.items()}}
 
-    def describe(self) -> dict[str, Any]:
-        """What the network is."""
-        shape = list(self.data.shape[1:])
-        name = type(self.process).__name__
+    return subject.run.unit(f"level-{rho:.4g}", compute)
+
+
+# --- plans ------------------------------------------------------------------------------------------------------
+
+
+def plans(subject: Subject, own: Plan) -> dict[str, Any]:
+    """Local errors and their shares, for the pipeline's plan and for others with as many calls."""
+    found = {} if own.stochastic else {"the pipeline's own": _errors(subject, "own", own)}
+    if own.stochastic:
+        subject.run.say("[yellow]the pipeline's own plan adds noise: it follows no flow and is left out[/yellow]")
+    steps = own.steps
+    for label, solver in ALTERNATIVES.items():
+        plan = solver(subject.process, subject.denoiser.prediction, _grid(subject.process, steps))
+        found[label] = _errors(subject, solver.__name__, plan)
+    if steps > 1:  # first-order errors have no start of lower order, so few rows are enough to read a density off
+        ddim = found["DDIM"]
+        grid = equalised_grid(subject.process, ddim["times"], ddim["propagated"], steps)
+        plan = solvers.ddim(subject.process, subject.denoiser.prediction, grid)
+        found["DDIM, errors equalised"] = _errors(subject, "ddim-equalised", plan)
+    return found
+
+
+def _grid(process: Process, steps: int) -> Grid:
+    if isinstance(process, VPDiscrete):
+        return grids.trailing(process, steps)
+    if process.alpha(process.noisiest) == process.alpha(0.0):  # variance exploding
+        return grids.karras(process, steps, 0.02)
+    return grids.uniform(process, steps)
+
+
+def _errors(subject: Subject, name: str, plan: Plan) -> dict[str, Any]:
+    shape = tuple(subject.data.shape[1:])
+
+    def compute() -> dict[str, Any]:
+        state = (
+            Noise(range(subject.settings.seed, subject.settings.seed + subject.settings.samples)).draw(shape)
+            * float(plan.prior_scale)
+            + plan.prior_offset
+        ).to(subject.data)
+        legs = plan.steps * (plan.steps + 1) // 2
+        with subject.run.progress(f"errors of {name}", legs) as advance:
+            found = truncation(
+                plan, subject.denoiser, state, fine=subject.settings.fine, watch=lambda done, total: advance()
+            )
+        assert found.propagated is not None
+        assert found.share is not None
+        whole = found.final.square().sum().clamp(min=1e-300)
         return {
-            "pipeline": type(self.pipe).__name__,
-            "process": name,
-            "prediction": self.prediction.kind,
-            "shape": shape,
+            "angles": found.angles.tolist(),
+            "times": found.times.tolist(),
+            "local": found.local.square().mean(1).sqrt().tolist(),
+            "propagated": found.propagated.square().mean(1).sqrt().tolist(),
+            "share": ((found.share * found.final.square()).sum(1) / whole).tolist(),
+            "final": mean_interval(found.final).as_dict(),
+            "reference": float(found.reference.square().mean().sqrt()),
         }
 
-    # --- the network over noise levels ------------------------------------------------------------------------------
-
-    def levels(self) -> list[float]:
-        """Ratios sigma / alpha from noisy to clean, equally spaced in their logarithm, inside what the process has."""
-        process = self.process
-        last = process.alpha(process.noisiest)
-        most = min(process.sigma(process.noisiest) / last if last > 0 else math.inf, 20.0)
-        least = max(process.sigma(0.0) / process.alpha(0.0), 0.02)
-        return torch.logspace(math.log10(0.999 * most), math.log10(1.001 * least), LEVELS, dtype=torch.float64).tolist()
-
-    def level(self, rho: float) -> dict[str, Any]:
-        """Gap, divergence, dimension and denoising loss at one noise level."""
-
-        def compute() -> dict[str, Any]:
-            t = self.process.time(-math.log(rho))
-            generator = torch.Generator().manual_seed(self.settings.seed)
-            found = conservativity(self.denoiser, self.data, t, probes=self.settings.probes, generator=generator)
-            dimension = trace_dimension(
-                self.denoiser, self.data, t, probes=self.settings.probes, generator=generator.manual_seed(1)
-            )
-            x = noisy(self.process, self.data, t, generator.manual_seed(2))
-            noise = (x - self.process.alpha(t) * self.data) / self.process.sigma(t)
-            with torch.no_grad():
-                loss = per_number(self.denoiser.predict(x, t, "epsilon") - noise)
-            numbers = {"dimension": mean_interval(dimension.cpu()), "loss": mean_interval(loss.cpu())}
-            return {**found.as_dict(), **{name: value.as_dict() for name, value in numbers.items()}}
-
-        return self.run.unit(f"level-{rho:.4g}", compute)
-
-    # --- plans ------------------------------------------------------------------------------------------------------
-
-    def plans(self) -> dict[str, Any]:
-        """Local errors and their shares, for the pipeline's plan and for others with as many calls."""
-        found = {} if self.own.stochastic else {"the pipeline's own": self._errors("own", self.own)}
-        if self.own.stochastic:
-            self.run.say("[yellow]the pipeline's own plan adds noise: it follows no flow and is left out[/yellow]")
-        steps = self.own.steps
-        for label, solver in ALTERNATIVES.items():
-            plan = solver(self.process, self.prediction, self._grid(steps))
-            found[label] = self._errors(solver.__name__, plan)
-        if steps > 1:  # first-order errors have no start of lower order, so few rows are enough to read a density off
-            ddim = found["DDIM"]
-            grid = equalised_grid(self.process, ddim["times"], ddim["propagated"], steps)
-            plan = solvers.ddim(self.process, self.prediction, grid)
-            found["DDIM, errors equalised"] = self._errors("ddim-equalised", plan)
-        return found
-
-    def _grid(self, steps: int) -> Grid:
-        if isinstance(self.process, VPDiscrete):
-            return grids.trailing(self.process, steps)
-        if self.process.alpha(self.process.noisiest) == self.process.alpha(0.0):  # variance exploding
-            return grids.karras(self.process, steps, 0.02)
-        return grids.uniform(self.process, steps)
-
-    def _errors(self, name: str, plan: Plan) -> dict[str, Any]:
-        shape = tuple(self.data.shape[1:])
-
-        def compute() -> dict[str, Any]:
-            state = (Noise(self.seeds).draw(shape) * float(plan.prior_scale) + plan.prior_offset).to(self.data)
-            legs = plan.steps * (plan.steps + 1) // 2
-            with self.run.progress(f"errors of {name}", legs) as advance:
-                found = truncation(
-                    plan, self.denoiser, state, fine=self.settings.fine, watch=lambda done, total: advance()
-                )
-            assert found.propagated is not None
-            assert found.share is not None
-            whole = found.final.square().sum().clamp(min=1e-300)
-            return {
-                "angles": found.angles.tolist(),
-                "times": found.times.tolist(),
-                "local": found.local.square().mean(1).sqrt().tolist(),
-                "propagated": found.propagated.square().mean(1).sqrt().tolist(),
-                "share": ((found.share * found.final.square()).sum(1) / whole).tolist(),
-                "final": mean_interval(found.final).as_dict(),
-                "reference": float(found.reference.square().mean().sqrt()),
-            }
-
-        return self.run.unit(f"plan-{name}", compute)
-
-
-def _save(data: Tensor, draft: Path) -> None:
-    write_tensors(draft, {"data": data})
-
-
-def _load(file: Path) -> Tensor:
-    return read_tensors(file)["data"]
+    return subject.run.unit(f"plan-{name}", compute)

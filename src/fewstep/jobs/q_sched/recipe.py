@@ -13,7 +13,7 @@ from fewstep.metrics import FEATURES, check_sizes
 from fewstep.quant import Scheme
 from fewstep.recipes.base import RecipePart
 from fewstep.rewards import REWARDS
-from fewstep.schedules.tuning import SEARCHERS
+from fewstep.schedules.tuning import LEAST_BUDGET, SEARCHERS, standardising_cost
 from fewstep.zoo import SHIPPED
 
 Prompts = str | list[str]
@@ -143,7 +143,13 @@ class QSchedRecipe(PipelineRecipe):
         super().check()
         meant = self.resolved()
         rewards, evaluation = meant.rewards, meant.evaluation
-        load_prompts(meant.search.prompts, meant.search.count)
+        items = len(load_prompts(meant.search.prompts, meant.search.count)) * len(meant.search.seeds)
+        before = standardising_cost(items)
+        if meant.search.budget < before + LEAST_BUDGET:
+            hint = (
+                f"Give at least {before + LEAST_BUDGET:.3g}: putting the two rewards on one scale costs {before:.3g}."
+            )
+            raise FewstepError("search.budget allows no candidate", value=meant.search.budget, hint=hint)
         prompts = load_prompts(evaluation.prompts, evaluation.count)
         # without real pictures the reference is drawn, as many as a system has (see `measure`)
         check_sizes(len(prompts), 8 if self.model in SHIPPED else len(prompts) * len(evaluation.seeds))

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fewstep.errors import FewstepError
 from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, checked
+from fewstep.jobs.tuning import TuningBudget
 from fewstep.quant import Scheme
 from fewstep.quant.methods import method_of
 from fewstep.quant.statistics import ranges_of
@@ -122,7 +123,7 @@ class QuantizeRecipe(PipelineRecipe):
     """Schemes that rows may get; unless given, the scheme with 4-, 8- and 16-bit inputs, which share their weights."""
     corrections: list[Literal["ptqd", "stepbaq"]] = Field(default_factory=list)
     """Corrections of the mean errors to try in the plan; the best is kept if it helps on the calibration items."""
-    q_sched: float = Field(0, ge=0)
+    q_sched: TuningBudget = 0.0
     """Budget of a Q-Sched search against full precision on the result; 0 for none."""
 
     @field_validator("scheme", "text", "vae")

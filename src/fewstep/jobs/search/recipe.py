@@ -7,9 +7,10 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, PlainSolver, Seed, Seeds, one_of
+from fewstep.jobs.tuning import TuningBudget
 from fewstep.metrics import FEATURES
 from fewstep.recipes.base import RecipePart
-from fewstep.schedules import BY_GRADIENT, METHODS
+from fewstep.schedules import BY_GRADIENT, METHODS, least_budget
 from fewstep.schedules.space import PARTS
 from fewstep.schedules.tuning import SEARCHERS
 
@@ -44,7 +45,7 @@ class SearchSettings(RecipePart):
     seed: Seed = 0
     storage: str = ""
     """Optuna storage URL shared by several workers; a file in the run directory unless given."""
-    q_sched: float = Field(0, ge=0)
+    q_sched: TuningBudget = 0.0
     """Budget of a Q-Sched search of two scalars per step on top of what was found; 0 for none."""
     searcher: str = "coarse-to-fine"
 
@@ -98,6 +99,9 @@ class ScheduleRecipe(PipelineRecipe):
             raise ValueError(
                 f"search.method={search.method} goes by gradient, which search.objective=distribution lacks"
             )
+        least = least_budget(search.method, search.items)
+        if search.budget < least:
+            raise ValueError(f"search.method={search.method} needs a search.budget of at least {least}")
         if search.objective == "distribution" and search.items < 8:
             raise ValueError("search.objective=distribution needs at least eight search.items")
         return self

@@ -1,7 +1,7 @@
 """Search: functions that improve a plan against an objective."""
 
 from fewstep.schedules.tuning.family import Family
-from fewstep.schedules.tuning.jaq import JAQ
+from fewstep.schedules.tuning.jaq import JAQ, standardising_cost
 from fewstep.schedules.tuning.least_squares import least_squares
 from fewstep.schedules.tuning.problem import CandidateScore, Objective, Problem, SearchOutcome
 from fewstep.schedules.tuning.searchers import LEAST_BUDGET, SEARCHERS, searcher
@@ -17,4 +17,5 @@ __all__ = [
     "SearchOutcome",
     "least_squares",
     "searcher",
+    "standardising_cost",
 ]  # fmt: skip

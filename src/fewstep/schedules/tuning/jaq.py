@@ -17,6 +17,19 @@ Generate = Callable[[Plan, Sequence[str], Sequence[int]], Tensor]
 """(plan, prompts, seeds) -> images (B, 3, H, W) in [0, 1]."""
 
 
+CANDIDATES, FRACTION = 8, 0.5
+"""How many candidates set the scale of the two terms, and on which share of the items."""
+
+
+def standardising_cost(items: int) -> float:
+    """What `JAQ.standardise` spends on so many items, in candidates scored on all of them."""
+    return CANDIDATES * _share(items, FRACTION) / items
+
+
+def _share(items: int, fraction: float) -> int:
+    return max(1, round(fraction * items))
+
+
 @dataclass
 class JAQ:
     """Standardised alignment plus k times standardised quality, one score per (prompt, seed) item.
@@ -61,7 +74,9 @@ class JAQ:
         images = self.generate(plan, prompts, [self.items[i][1] for i in items])
         return torch.stack([self.alignment.score(images, prompts), self.quality.score(images, prompts)], 1)
 
-    def standardise(self, plan: Plan, family: Family, candidates: int = 8, fraction: float = 0.5) -> float:
+    def standardise(
+        self, plan: Plan, family: Family, candidates: int = CANDIDATES, fraction: float = FRACTION
+    ) -> float:
         """Set centre and spread from scattered candidates of the ramp-to-one box; returns the cost in candidates.
 
         The spread is that of the candidates' mean scores, the quantity the search compares.
@@ -69,7 +84,7 @@ class JAQ:
         ramp = Family("ramp-to-one", family.low, family.high)
         corners = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(candidates).double()
         corners = ramp.low + (ramp.high - ramp.low) * corners
-        items = range(max(1, round(fraction * self.size)))
+        items = range(_share(self.size, fraction))
         with torch.no_grad():
             means = torch.stack([self.terms(ramp.apply(plan, c), items).mean(0) for c in corners]).double()
         self.centre = (float(means[:, 0].mean()), float(means[:, 1].mean()))
