@@ -10,6 +10,7 @@ emoji judge, which nothing is optimised on.
 
 import argparse
 import copy
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -23,7 +24,7 @@ from fewstep.files import write_json
 from fewstep.jobs.q_sched.names import place
 from fewstep.jobs.quantize.backbone import options_of
 from fewstep.jobs.quantize.choose import BitAllocator
-from fewstep.jobs.quantize.job import QuantizeJob
+from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.metrics.intervals import difference_interval, mean_interval
 from fewstep.pipelines import backbone_of
 from fewstep.pipelines.conditions import conditions_of
@@ -49,7 +50,7 @@ class Bench:
         settings = ["scheme=''", "effective_bits=8", f"calibration.seed={seed}", "allocation.keep_float=false"]
         self.recipe = load("quantize", [*settings, "allocation.candidates=" + str(WIDTHS).replace("'", "")])
         self.run = Run(folder / str(seed), self.recipe.plain(), quiet=True)
-        self.job = QuantizeJob(self.recipe, self.run)
+        self.job = QuantizeContext.open(self.recipe, self.run, fuse=True)
         self.prompts = conditions_of(self.job.pipe, "emoji:evaluation", items)
         self.seeds = [1_000_003 * 7 + i for i in range(items)]
         self.judge = load_reward(place("clip:emoji-judge"))
@@ -58,7 +59,7 @@ class Bench:
     def draw(self, model: torch.nn.Module) -> Tensor:
         """Held-out pictures of a backbone."""
         with torch.no_grad():
-            return self.job.with_parts(unet=model)(self.job.plan, self.prompts, self.seeds)
+            return self.job.sampler(unet=model)(self.job.plan, self.prompts, self.seeds)
 
     def model(self, apart: bool = True) -> torch.nn.Module:
         """A fresh copy of the backbone."""
@@ -69,9 +70,8 @@ class Bench:
 
     def options(self, model: torch.nn.Module, scheme: str) -> dict:
         """What `quantize` needs for a scheme: calibration for static inputs."""
-        job = copy.copy(self.job)
-        job.recipe = self.recipe.model_copy(update={"scheme": scheme})
-        return options_of(job, model)
+        job = dataclasses.replace(self.job, recipe=self.recipe.model_copy(update={"scheme": scheme}))
+        return options_of(job, "unet", model)
 
     def score(self, model: torch.nn.Module) -> dict:
         """PSNR of every picture, structural similarity, and the judge."""
@@ -91,7 +91,7 @@ def choosers(bench: Bench) -> tuple[BitAllocator, dict, dict]:
     """A chooser with its table, and the table in which every layer is measured by SQNR."""
     model = bench.model()
     chooser = BitAllocator(
-        bench.recipe, bench.run, model, bench.job.drawing(), bench.job.calls["unet"], {"method": "rtn"}
+        bench.recipe, bench.run, model, bench.job.drawing("unet"), bench.job.calls["unet"], {"method": "rtn"}
     )
     table = bench.run.unit("sensitivity", chooser.measure)
     return chooser, table, model

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import math
 import tempfile
 import time
@@ -29,7 +30,9 @@ from torch import Tensor, nn
 from fewstep.files import write_json
 from fewstep.jobs.q_sched.names import place
 from fewstep.jobs.quantize.backbone import options_of
-from fewstep.jobs.quantize.job import QuantizeJob, scaled
+from fewstep.jobs.quantize.context import QuantizeContext
+from fewstep.jobs.quantize.job import searched
+from fewstep.jobs.tuning import scaled
 from fewstep.metrics import load_features
 from fewstep.metrics.classifier import ClassJudge, load_classifier
 from fewstep.metrics.distances import frechet, psnr
@@ -89,7 +92,7 @@ class Subject:
     def __init__(self, name: str, run: Run, items: int, search: int) -> None:
         self.name, self.run, self.search = name, run, search
         recipe = load("quantize", [f"model={name}", "scheme=w8a8", "batch=32", "calibration.items=24", *MODELS[name]])
-        self.job = QuantizeJob(recipe, run)
+        self.job = QuantizeContext.open(recipe, run, fuse=True)
         self.conditions = conditions_of(self.job.pipe, recipe.prompts("auto", held_out=True), items)
         self.seeds = [1_000_003 * 7 + i for i in range(items)]
         self.truth = self.draw(backbone_of(self.job.pipe))
@@ -105,16 +108,14 @@ class Subject:
     @torch.no_grad()
     def draw(self, model: nn.Module, plan: Any = None) -> Tensor:
         """Held-out pictures of a backbone."""
-        generate = self.job.with_parts(**{self.job.backbone: model})
+        generate = self.job.sampler(**{self.job.backbone: model})
         return generate(plan or self.job.plan, self.conditions, self.seeds)
 
     def calibration(self, model: nn.Module, seed: int) -> Calibration:
         """Statistics of all layers on the calibration items of a seed."""
-        job = copy.copy(self.job)
-        calibration = job.recipe.calibration.model_copy(update={"seed": seed})
-        job.recipe = job.recipe.model_copy(update={"calibration": calibration, "method": "gptq"})
-        job.__dict__.pop("items", None)
-        return options_of(job, model)["calibration"]
+        calibration = self.job.recipe.calibration.model_copy(update={"seed": seed})
+        recipe = self.job.recipe.model_copy(update={"calibration": calibration, "method": "gptq"})
+        return options_of(dataclasses.replace(self.job, recipe=recipe), self.job.backbone, model)["calibration"]
 
     @cached_property
     def calibrations(self) -> dict[int, Calibration]:
@@ -137,21 +138,21 @@ class Subject:
         return model, time.perf_counter() - began
 
     def _reconstruct(self, full: nn.Module, low: nn.Module) -> None:
-        conditions, seeds = self.job.items
+        items = self.job.calibration
+        some = items.pick(range(min(16, len(items.seeds))))
 
         @torch.no_grad()
         def run(model: nn.Module) -> None:
-            some = None if conditions is None else conditions[:16]
-            self.job.with_parts(**{self.job.backbone: model})(self.job.plan, some, seeds[:16], output="latent")
+            some.draw(self.job.sampler(**{self.job.backbone: model}), self.job.plan, "latent")
 
         reconstruct(full, low, run, blocks_of(low), calls=8, steps=100)
 
     def tuned(self, model: nn.Module) -> Any:
         """The plan that Q-Sched finds on the calibration items."""
-        generate = self.job.with_parts(**{self.job.backbone: model})
+        generate = self.job.sampler(**{self.job.backbone: model})
         base = self.job.plan.replace(identity=identity_of(generate.pipe, self.job.guidance))
-        log = Path(tempfile.mkdtemp()) / "scores.jsonl"
-        return scaled(base, self.job.searched(generate, base, self.search, log).theta)
+        name = f"q-sched-{time.time_ns()}"  # scores of another network must not be read
+        return scaled(base, searched(self.job, generate, base, self.search, name).theta)
 
     @torch.no_grad()
     def score(self, images: Tensor) -> dict[str, Any]:
@@ -242,7 +243,7 @@ def main() -> None:
             print(f"{time.perf_counter() - begun:6.0f} s  {name} {row.name:44} {text} {after:6.2f}", flush=True)
         full = backbone_of(subject.job.pipe)
         results[name] = {
-            "settings": settings | {"call": MODELS[name], "calibration_items": len(subject.job.items[1])},
+            "settings": settings | {"call": MODELS[name], "calibration_items": len(subject.job.calibration.seeds)},
             "full_bytes": stored_bytes(full), "judge_full": mean_interval(subject.judged).as_dict(), "rows": rows,
         }  # fmt: skip
     write_json(given.output, {"models": results, "environment": environment()})

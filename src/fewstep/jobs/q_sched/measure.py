@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fewstep.data import load_emoji
 from fewstep.data.prompts import load_prompts
-from fewstep.files import read_tensors, write_tensors
+from fewstep.files import read_tensors
+from fewstep.jobs.context import seeds_for, tensor_unit
 from fewstep.jobs.q_sched.names import FULL, FULL_TUNED, LOW, LOW_TUNED, TEACHER, place, plain
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.metrics import evaluate, load_features
@@ -49,21 +50,14 @@ def load_images(run: Run, name: str, seed: int) -> Tensor:
     return read_tensors(run.artifact(_file(name, seed)))["images"]
 
 
-def evaluation_seeds(seed: int, count: int) -> list[int]:
-    """One stream per prompt, apart from those of any calibration."""
-    return [1_000_003 * seed + p for p in range(count)]
-
-
 def _images(run: Run, name: str, generate: PipelineSampler, plan: Plan, prompts: list[str], seeds: list[int]) -> Tensor:
     """(S, P, 3, H, W) uint8; one unit per seed."""
     return torch.stack([
-        run.unit(
+        tensor_unit(
+            run,
             _file(name, seed).removesuffix(".safetensors"),
-            lambda seed=seed: _draw(generate, plan, prompts, evaluation_seeds(seed, len(prompts))),  # type: ignore[misc]
-            save=lambda pictures, draft: write_tensors(draft, {"images": pictures}),
-            load=lambda file: read_tensors(file)["images"],
-            artifact=_file(name, seed),
-        )
+            lambda seed=seed: {"images": _draw(generate, plan, prompts, seeds_for("evaluation", seed, len(prompts)))},  # type: ignore[misc]
+        )["images"]
         for seed in seeds
     ])  # fmt: skip
 
