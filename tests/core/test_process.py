@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import diffusers
 import numpy as np
@@ -192,3 +193,13 @@ def test_user_mistakes_are_named():
         VPDiscrete((0.5, 0.5, 0.1))
     with pytest.raises(FewstepError, match="FlowMatchEulerDiscreteScheduler has no alphas_cumprod"):
         VPDiscrete.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler())
+
+
+@pytest.mark.parametrize("process", ALL, ids=repr)
+def test_the_angle_is_that_of_the_scales_and_has_an_inverse(process):
+    t = torch.tensor([0.05, 0.4, 0.9]).double() * process.noisiest
+    angle = process.angle(t)
+    assert torch.allclose(angle.tan(), process.sigma(t) / process.alpha(t), rtol=1e-9)
+    assert torch.allclose(process.time_of_angle(angle), t, rtol=1e-8)
+    assert process.time_of_angle(0.0) == 0
+    assert process.time_of_angle(math.pi / 2) == process.noisiest

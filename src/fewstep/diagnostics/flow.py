@@ -54,7 +54,7 @@ def flow(denoiser: Denoiser, x: Tensor, start: Level, end: Level, steps: int = 1
 def velocity(denoiser: Denoiser, z: Tensor, phi: float) -> Tensor:
     """dz/dphi of states z (B, ...) on the circle."""
     process = denoiser.process
-    t = time_of(process, phi)
+    t = process.time_of_angle(phi)
     radius = math.hypot(process.alpha(t), process.sigma(t))
     return denoiser.predict(z * radius, t, "v_prediction") / radius
 
@@ -64,17 +64,10 @@ def angle(alpha: float, sigma: float) -> float:
     return math.atan2(sigma, alpha)
 
 
-def time_of(process: Process, phi: float) -> float:
-    """Process time at which atan(sigma / alpha) is `phi`; the noisiest time for what lies beyond."""
-    if phi >= angle(process.alpha(process.noisiest), process.sigma(process.noisiest)) - 1e-9:
-        return process.noisiest
-    return process.time(-math.log(math.tan(phi)))
-
-
 def cleanest(process: Process) -> float:
     """The smallest angle at which the network may be asked."""
     first = float(getattr(process, "cleanest", 0.0))
-    return max(angle(process.alpha(first), process.sigma(first)), CLEANEST)
+    return max(process.angle(first), CLEANEST)
 
 
 def nodes(start: float, end: float, steps: int) -> list[float]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fewstep.denoiser import Denoiser
 from fewstep.diagnostics.field import per_number
-from fewstep.diagnostics.flow import POWER, angle, cleanest, flow, time_of
+from fewstep.diagnostics.flow import POWER, angle, cleanest, flow
 from fewstep.errors import PlanError
 from fewstep.executor import Network, SamplingProgress, sample
 from fewstep.plan import Plan
@@ -114,7 +114,7 @@ def truncation(
     angles = [angle(*level) for level in levels]
     return Truncation(
         angles=torch.tensor(angles, dtype=torch.float64),
-        times=torch.tensor([_time(denoiser.process, phi) for phi in angles], dtype=torch.float64),
+        times=torch.tensor([denoiser.process.time_of_angle(phi) for phi in angles], dtype=torch.float64),
         local=torch.stack(local),
         final=_size(error),
         reference=_size(coarse - arrived[0]),
@@ -145,7 +145,7 @@ def equalised_grid(
         raise PlanError("a grid needs one error per time, and steps", value=(len(at), len(sizes), steps, order))
     if not bool(sizes.isfinite().all()) or bool((sizes < 0).any()) or not float(sizes.sum()):
         raise PlanError("errors must be finite, not negative, and not all zero", value=sizes.tolist())
-    ends = [*(angle(process.alpha(float(t)), process.sigma(float(t))) for t in at), cleanest(process)]
+    ends = [*(process.angle(float(t)) for t in at), cleanest(process)]
     angles = torch.tensor(ends, dtype=torch.float64)
     weights = sizes.clamp(min=1e-9 * float(sizes.max())) ** (1 / (order + 1))
     weights[-1] *= bool(angles[-2] > angles[-1])  # a call at the cleanest time leaves no room behind it
@@ -157,7 +157,7 @@ def equalised_grid(
     inner = (place[left] + part * (place[left + 1] - place[left])) ** POWER
     # towards the clean end the power would crowd all calls at no noise: equal steps in the angle itself
     inner = torch.where(left == len(at) - 1, angles[left] + part * (angles[left + 1] - angles[left]), inner)
-    found = [float(at[0]), *(_time(process, float(phi)) for phi in inner[1:])]
+    found = [float(at[0]), *(process.time_of_angle(float(phi)) for phi in inner[1:])]
     return Grid(torch.tensor(found, dtype=torch.float64))
 
 
@@ -175,7 +175,3 @@ def _states(plan: Plan, network: Network | Mapping[str, Network], state: Tensor)
 
 def _size(x: Tensor) -> Tensor:
     return per_number(x).sqrt().cpu()
-
-
-def _time(process: Process, phi: float) -> float:
-    return time_of(process, phi) if phi > 0 else 0.0

@@ -87,6 +87,20 @@ class Process(ABC):
         given = self._conditioning
         return lift(self._from_network_time if given is None else lambda time: self._time(given.lam(time)), time)
 
+    def angle(self, t: Real) -> Real:
+        """atan(sigma / alpha) at time `t`: 0 for data, pi / 2 for noise, whatever the process."""
+        return lift(lambda t: torch.atan2(self._sigma(t), self._alpha(t)), t)
+
+    def time_of_angle(self, phi: Real) -> Real:
+        """Time of an angle (inverse of `angle`); those of no noise and beyond the noisiest are the ends."""
+        return lift(self._time_of_angle, phi)
+
+    def _time_of_angle(self, phi: Tensor) -> Tensor:
+        top = torch.tensor(self.noisiest, dtype=torch.float64)
+        inside = (phi > 0) & (phi < self.angle(top))
+        middle = self._time(-torch.where(inside, phi, torch.full_like(phi, 0.5)).tan().log()).clamp(0, self.noisiest)
+        return torch.where(inside, middle, torch.where(phi > 0, top, torch.zeros_like(phi)))
+
     @property
     def _conditioning(self) -> TimeConditioning | None:
         """The pair of functions of `time_conditioning`; None for the usual one."""

@@ -130,16 +130,3 @@ class JumpCoefficients:
         ratio = self.scale(to) / self.scale(source)
         ratio = torch.where(self.scale(source) == 0, torch.zeros_like(ratio), ratio)
         return self.express(clean, x, to) + column(ratio, x) * (value - self.express(clean, x, source))
-
-
-def angle(process: Process, t: Tensor) -> Tensor:
-    """atan2(sigma, alpha) at times (B,): 0 for data, pi / 2 for noise, whatever the process."""
-    return torch.atan2(process.sigma(t.double()), process.alpha(t.double()))
-
-
-def time_at(process: Process, phi: Tensor) -> Tensor:
-    """The time (B,) of an angle; those of no noise and beyond the noisiest are the ends of the process."""
-    top = torch.tensor(process.noisiest, dtype=torch.float64)
-    inside = (phi > 0) & (phi < angle(process, top))
-    middle = process.time(-torch.where(inside, phi, torch.full_like(phi, 0.5)).tan().log()).clamp(min=0)
-    return torch.where(inside, middle, torch.where(phi > 0, top, torch.zeros_like(phi)))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fewstep.distillation.flow_map.frame import angle, column, time_at
+from fewstep.distillation.flow_map.frame import column
 from fewstep.errors import FewstepError, nearest
 from fewstep.jacobian import plain_attention
 from fewstep.process import Process
@@ -64,10 +64,10 @@ class TimeDerivative:
 
     def _around(self, process: Process, time: Tensor, least: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
         """Times on both sides within [least, most], never below half the angle: no network is asked at time 0."""
-        phi = angle(process, time)
-        down = torch.maximum(torch.maximum(phi - self.delta, phi / 2), angle(process, least))
-        up = torch.minimum(phi + self.delta, angle(process, most))
-        return torch.minimum(time_at(process, down), time), torch.maximum(time_at(process, up), time)
+        phi = process.angle(time)
+        down = torch.maximum(torch.maximum(phi - self.delta, phi / 2), process.angle(least))
+        up = torch.minimum(phi + self.delta, process.angle(most))
+        return torch.minimum(process.time_of_angle(down), time), torch.maximum(process.time_of_angle(up), time)
 
 
 def _forward(predict: Callable[..., Tensor], point: tuple[Tensor, ...], towards: tuple[Tensor, ...]) -> Tensor:
