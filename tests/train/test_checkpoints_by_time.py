@@ -11,7 +11,7 @@ from fewstep.ownership import read_marker, write_marker
 from fewstep.train import loop
 from fewstep.train.checkpoint import Pace
 from fewstep.train.display import Display
-from fewstep.train.loop import TrainingProgress, accelerator_for, fit
+from fewstep.train.loop import accelerator_for, fit
 from fewstep.train.stage import Stage, StageConfig
 
 
@@ -87,7 +87,7 @@ def test_a_training_says_loss_speed_and_time_left_off_a_terminal():
     with Display(accelerator_for(config), 100, show=said.append, clock=clock) as show:
         for step in range(1, 41):
             clock.now += 1
-            show(TrainingProgress(step, clock.now), {"loss": 0.5}, 8)
+            show(step, clock.now, {"loss": 0.5}, 8)
     assert len(said) == 1
     assert "0.5000" in said[0]
     assert "img/s" in said[0]

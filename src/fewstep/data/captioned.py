@@ -1,4 +1,4 @@
-"""Captioned pictures from anywhere: the shipped emoji, a folder of images, or an npz."""
+"""Captioned pictures, and how they are read from a folder of images or an npz."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 from fewstep.data.captions import beside, listed
 from fewstep.data.pictures import ENDINGS, OTHERS, from_array, read_picture
 from fewstep.errors import FewstepError
-from fewstep.files import user_path
 
 Broken = Literal["stop", "skip"]
 """What is done about a picture that cannot be read: an error that names it, or a warning and the others."""
@@ -44,46 +43,8 @@ class CaptionedImages:
         return len(self.captions)
 
 
-def load(data: str = "emoji", split: str = "train", size: int = 64, broken: Broken = "stop") -> CaptionedImages:
-    """Captioned pictures by name ("emoji", "mnist"), folder, or npz file.
-
-    A folder holds pictures with a `metadata.jsonl` or `metadata.csv` of their captions (see `captions`), or each with
-    its caption in a .txt of the same name (else the file name with _ and - as spaces is the caption). An npz holds
-    `images` (N, H, W, 3), or grey (N, H, W), of 8 or 16 bits and `captions` (N,). Both may keep held-out data in a
-    subfolder (or second file `NAME.SPLIT.npz`) called like the split; without one, only "train" and "all" exist. An
-    npz in the layout of MNIST has the splits "train" and "test", whose size is always 32; "mnist" alone knows the
-    "reference" that ships.
-
-    broken: of a folder's pictures.
-
-    Raises:
-        FewstepError: the place is absent, empty, of another kind, or lacks this split; a picture cannot be read.
-    """
-    from fewstep.data.emoji import load_emoji
-    from fewstep.data.mnist import is_mnist, load_mnist
-
-    if data == "emoji":
-        return load_emoji(split)
-    if data == "mnist":
-        return load_mnist(split)
-    if data.endswith(".npz") and is_mnist(user_path(data)):
-        return load_mnist(split, data)
-    place = _split_place(user_path(data), split)
-    return _from_npz(place, size) if place.suffix == ".npz" else _from_folder(place, size, broken)
-
-
-def _split_place(path: Path, split: str) -> Path:
-    if not path.exists():
-        raise FewstepError("no such data", value=str(path), hint="Give 'emoji', a folder of pictures, or an npz.")
-    inner = path / split if path.is_dir() else path.with_suffix(f".{split}.npz")
-    if inner.exists():
-        return inner
-    if split in ("train", "all"):
-        return path
-    raise FewstepError(f"{path} has no split {split!r}", hint=f"Put its pictures into {inner}.")
-
-
-def _from_npz(path: Path, size: int) -> CaptionedImages:
+def from_npz(path: Path, size: int) -> CaptionedImages:
+    """Pictures of an npz with `images` and `captions`, resized to (size, size) (FewstepError if it holds others)."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, captions = arrays["images"], arrays["captions"].tolist()
@@ -100,7 +61,8 @@ def _from_npz(path: Path, size: int) -> CaptionedImages:
     return _stacked(pixels, words)
 
 
-def _from_folder(path: Path, size: int, broken: Broken) -> CaptionedImages:
+def from_folder(path: Path, size: int, broken: Broken) -> CaptionedImages:
+    """Pictures of a folder with their captions, resized to (size, size) (FewstepError if one cannot be read)."""
     wanted = _captioned_files(path)
     images, captions, left = [], [], []
     for file, caption in wanted.items():

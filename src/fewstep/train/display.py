@@ -10,9 +10,6 @@ from fewstep.runs.progress import Lines, line, screen
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from fewstep.train.loop import TrainingProgress as Reached
-
 OFTEN = 1.0
 """Seconds between two looks at the loss: each makes the device wait."""
 
@@ -61,17 +58,17 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self.bar.__exit__(*error)  # type: ignore[arg-type]
 
-    def _show(self, progress: Reached, numbers: Mapping[str, Any], batch: int) -> None:
+    def _show(self, step: int, seconds: float, numbers: Mapping[str, Any], batch: int) -> None:
         if self.lines is None:
-            self.start = (progress.step - 1, progress.seconds)
+            self.start = (step - 1, seconds)
             self.lines = Lines("training, step", self.steps, self._say, unit="img", per=batch, clock=self._clock)
-            self.lines(progress.step - 1)
+            self.lines(step - 1)
         if self.hidden or self._clock() - self._last < OFTEN:
             return
         self._last = self._clock()
         loss = float(numbers["loss"])
         self.loss = loss if self.loss == 0.0 else 0.9 * self.loss + 0.1 * loss
-        rate = (progress.step - self.start[0]) * batch / max(1e-9, progress.seconds - self.start[1])
-        self.bar.update(self.task, completed=progress.step, loss=f"{self.loss:.4f}", rate=f"{rate:.0f}")
+        rate = (step - self.start[0]) * batch / max(1e-9, seconds - self.start[1])
+        self.bar.update(self.task, completed=step, loss=f"{self.loss:.4f}", rate=f"{rate:.0f}")
         if self.plain:
-            self.lines(progress.step, f"loss {self.loss:.4f}")
+            self.lines(step, f"loss {self.loss:.4f}")

@@ -100,7 +100,7 @@ def fit(
             if progress.step % 20 == 0 or done:
                 progress.history.append(record.mean(progress.step))
                 log(progress.history[-1])
-            show(progress, numbers, config.batch * accelerator.num_processes)
+            show(progress.step, progress.seconds, numbers, config.batch * accelerator.num_processes)
             by_step = done or progress.step % config.checkpoint_every == 0
             if out is not None and (by_step or pace.due()):
                 progress.window = record.sums(progress.step)
