@@ -48,8 +48,8 @@ def lcm(
 
         loss = huber(f(x_t, t) - sg f'(Phi_{m,t}(x_t), m)),  f = c_skip x + c_out D,  Phi a DDIM step with guidance
 
-    highest, told: draw guidance up to `highest` and give it to the student as the condition `told` (`timestep_cond` in
-    diffusers).
+    highest, told: draw guidance up to `highest` and give it to the student as the condition of this name
+    (`timestep_cond` in diffusers).
     """
     grid = UniformGrid(parts)
     with_boundary = process.network_time(process.noisiest) >= LONG_CLOCK
