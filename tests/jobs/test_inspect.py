@@ -3,10 +3,12 @@
 import pytest
 from typer.testing import CliRunner
 
+from fewstep.cli import app
 from fewstep.cli.shell import call_arguments
 from fewstep.errors import FewstepError, IdentityError
 from fewstep.files import read_json
 from fewstep.jobs.inspect import InspectSettings, inspect
+from fewstep.jobs.pipeline_recipe import PipelineRecipe
 from fewstep.pipelines import plan_of, save_pipeline
 from fewstep.plan import Identity
 from fewstep.runs import Run
@@ -51,8 +53,6 @@ def test_a_stochastic_plan_is_left_out_and_others_are_shown(tmp_path):
 
 
 def test_the_command_says_what_is_wrong():
-    from fewstep.cli import app
-
     result = CliRunner().invoke(app, ["inspect", "emoji-teachr"])
     assert result.exit_code == 2
     assert "Traceback" not in result.output
@@ -61,3 +61,17 @@ def test_the_command_says_what_is_wrong():
     assert call_arguments(["height=16", "clean_caption=false"]) == {"height": 16, "clean_caption": False}
     with pytest.raises(FewstepError, match="two samples"):
         InspectSettings("x", samples=1)
+
+
+def test_a_variant_reaches_the_pipeline_and_older_runs_go_on(tmp_path, monkeypatch):
+    seen = []
+
+    def opened(recipe):
+        seen.append(recipe.variant)
+        raise FewstepError("seen enough")
+
+    monkeypatch.setattr(PipelineRecipe, "opened", opened)
+    done = CliRunner().invoke(app, ["inspect", "emoji-student", "--variant", "fp16", "--out", str(tmp_path / "run")])
+    assert "seen enough" in done.output
+    assert seen == ["fp16"]
+    assert "variant" not in InspectSettings("x").plain()  # runs made before there were variants know none
