@@ -19,7 +19,8 @@ import torch
 from fewstep.errors import FewstepError
 from fewstep.executor import sample
 from fewstep.files import write_json
-from fewstep.plan import Plan
+from fewstep.pipelines.probing import plan_of_scheduler
+from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
 from fewstep.runs.environment import environment
@@ -48,20 +49,23 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 def loops(name: str, device: str) -> tuple[int, dict[str, Callable[[], torch.Tensor]]]:
     """The number of evaluations, and three ways to run one sampler from the same noise."""
     scheduler = getattr(diffusers, name)(**SCHEDULERS[name])
-    plan = Plan.from_scheduler(scheduler, STEPS)
+    plan = plan_of_scheduler(scheduler, STEPS)
     start = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0)).to(device)
     output = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(1)).to(device)
 
     def with_scheduler(which: Any, steps: int) -> torch.Tensor:
         which.set_timesteps(steps, device=device)
-        x, extra = start, {"generator": torch.Generator().manual_seed(0)} if plan.stochastic else {}
+        x, extra = (
+            start * which.init_noise_sigma,
+            {"generator": torch.Generator().manual_seed(0)} if plan.stochastic else {},
+        )
         for t in which.timesteps:
             if hasattr(which, "scale_model_input"):
                 which.scale_model_input(x, t)
             x = which.step(output, t, x, return_dict=False, **extra)[0]
         return x
 
-    ours = plan.to_scheduler()
+    ours = PlanScheduler.from_plan(plan)
     return plan.steps, {
         "executor": lambda: sample(plan, lambda x, t: output, seeds=[0], shape=SHAPE, state=start, device=device),
         "plan_scheduler": lambda: with_scheduler(ours, plan.steps),

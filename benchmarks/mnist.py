@@ -20,7 +20,7 @@ from fewstep.metrics.classifier import ClassJudge, load_classifier
 from fewstep.metrics.distances import frechet, psnr
 from fewstep.metrics.features import FeatureNet
 from fewstep.pipelines import load_pipeline
-from fewstep.plan import Plan
+from fewstep.pipelines.probing import plan_of_scheduler
 from fewstep.runs.environment import environment
 from fewstep.zoo import shipped
 from fewstep.zoo.dit import NO_CLASS
@@ -31,7 +31,7 @@ BATCH = 250
 @torch.no_grad()
 def draw(pipe, labels: torch.Tensor, steps: int, guidance: float) -> torch.Tensor:
     """Images (N, 3, 32, 32) in [0, 1], sample i from seed i, along the pipeline's own scheduler."""
-    plan = Plan.from_scheduler(pipe.scheduler, steps)
+    plan = plan_of_scheduler(pipe.scheduler, steps)
     config, parts = pipe.transformer.config, []
     for first in range(0, len(labels), BATCH):
         part = labels[first : first + BATCH]

@@ -26,7 +26,7 @@ from fewstep.executor import Noise, sample
 from fewstep.files import read_json, write_json
 from fewstep.pipelines import load_pipeline
 from fewstep.pipelines.one_more_step import OneMoreStep
-from fewstep.plan import Plan
+from fewstep.pipelines.probing import plan_of_scheduler
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
 from fewstep.runs.environment import environment
@@ -223,7 +223,7 @@ def emoji(folder: str, count: int, steps: int) -> dict[str, object]:
         }
     rows["real"] = {"mean": round(float(real.mean()), 4), "std": round(float(real.std()), 4)}
     change = errors["One More Step"] - errors["base"]
-    first = Plan.from_scheduler(pipe.scheduler, steps).rows[0]
+    first = plan_of_scheduler(pipe.scheduler, steps).rows[0]
     pixels = pipe.unet.config.sample_size**2
     parameters = sum(p.numel() for p in oms.network.parameters())
     return {

@@ -26,6 +26,11 @@ LISTS = {
 """The module with the dictionary -> our module that adds to it when it is imported."""
 
 
+MOVED = ("fewstep.plan.scheduler",)
+"""Modules that folders, pickles and scripts of earlier versions name; what they ask for there is an attribute of
+`PUBLIC`."""
+
+
 def component(kind: Kind) -> Kind:
     """Decorator of a class that pipelines have as a component: diffusers finds it as an attribute of this package."""
     kind.__module__ = PUBLIC
@@ -64,8 +69,23 @@ class ImportWatcher(MetaPathFinder):
 WATCHER = ImportWatcher(LISTS)
 
 
+def _stand_in(name: str) -> ModuleType:
+    """A module in the place of one that is gone: diffusers looks only among modules that are there already."""
+
+    def found(wanted: str) -> object:
+        if wanted.startswith("__"):  # what inspect and others ask of every module
+            raise AttributeError(f"module {name!r} has no attribute {wanted!r}")
+        return getattr(sys.modules[PUBLIC], wanted)
+
+    module = ModuleType(name)
+    module.__getattr__ = found  # type: ignore[method-assign]
+    return module
+
+
 def register_when_needed() -> None:
     """Make diffusers and transformers know the low-bit format, now or right after they are imported; idempotent."""
+    for name in MOVED:
+        sys.modules.setdefault(name, _stand_in(name))
     if WATCHER not in sys.meta_path:
         sys.meta_path.insert(0, WATCHER)
     for theirs, ours in LISTS.items():

@@ -23,8 +23,9 @@ from fewstep.cli.doctor import Report, warnings
 from fewstep.cli.shell import EXAMPLES
 from fewstep.data.prompts import load_prompts
 from fewstep.errors import FewstepError
+from fewstep.pipelines.probing import plan_of_scheduler
+from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
-from fewstep.plan.scheduler import PlanScheduler
 from fewstep.recipes import Recipe, register
 
 GROUP = get_command(app)
@@ -198,12 +199,12 @@ def test_plan_import_show_export_round_trip(tmp_path):
     scheduler.save_pretrained(tmp_path / "pipe" / "scheduler")
     plan, again = tmp_path / "plan.json", tmp_path / "again.json"
     assert call("plan", "import", tmp_path / "pipe", "--steps", 5, "--out", plan).exit_code == 0
-    assert Plan.load(plan) == Plan.from_scheduler(scheduler, 5)
+    assert Plan.load(plan) == plan_of_scheduler(scheduler, 5)
 
     shown = call("plan", "show", plan)
     assert shown.exit_code == 0
     assert "5 steps, epsilon" in shown.output
-    assert Plan.load(plan).document() == json.loads(call("plan", "show", plan, "--json").output)
+    assert Plan.load(plan).to_dict() == json.loads(call("plan", "show", plan, "--json").output)
 
     assert call("plan", "export", plan, tmp_path / "exported").exit_code == 0
     assert PlanScheduler.from_pretrained(tmp_path / "exported").plan == Plan.load(plan)
@@ -213,7 +214,7 @@ def test_plan_import_show_export_round_trip(tmp_path):
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_a_plan_is_shown_with_every_digit_at_every_width(width, tmp_path, monkeypatch):
-    plan = Plan.from_scheduler(DPMSolverMultistepScheduler(solver_order=3), 6)
+    plan = plan_of_scheduler(DPMSolverMultistepScheduler(solver_order=3), 6)
     plan.save(tmp_path / "plan.json")
     monkeypatch.setenv("COLUMNS", str(width))
     shown = call("plan", "show", tmp_path / "plan.json").output
@@ -241,7 +242,7 @@ def test_streams_without_unicode_get_everything_spelled_out(encoding):
 
 
 def test_a_plan_is_shown_on_a_terminal_that_knows_ascii_alone(tmp_path):
-    Plan.from_scheduler(DPMSolverMultistepScheduler(), 3).save(tmp_path / "plan.json")
+    plan_of_scheduler(DPMSolverMultistepScheduler(), 3).save(tmp_path / "plan.json")
     script = "import sys; from fewstep.cli import app; app(sys.argv[1:])"
     command = [sys.executable, "-c", script, "plan", "show", str(tmp_path / "plan.json")]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}

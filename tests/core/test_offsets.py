@@ -3,6 +3,7 @@ import dataclasses
 import torch
 
 from fewstep.executor import sample
+from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
@@ -38,7 +39,7 @@ def test_constants_are_added_to_the_state_and_to_the_prior():
 
 def test_a_pipeline_starts_at_the_mean_of_the_prior_too():
     plan = with_offsets()
-    theirs = run_diffusers(plan.to_scheduler(), 3, toy, [0, 5])
+    theirs = run_diffusers(PlanScheduler.from_plan(plan), 3, toy, [0, 5])
     assert torch.allclose(theirs, sample(plan, toy, seeds=[0, 5], shape=SHAPE), atol=1e-5)
 
 
@@ -68,7 +69,7 @@ def test_gradients_flow_through_what_the_network_is_told():
         return sample(plan, toy, seeds=[3], shape=SHAPE, dtype=torch.float64)
 
     def pipeline(plan):
-        return run_diffusers(plan.to_scheduler(), 3, toy, [3])
+        return run_diffusers(PlanScheduler.from_plan(plan), 3, toy, [3])
 
     for run in (executor, pipeline):
         (slope,) = torch.autograd.grad(loss(told, run), told)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from fewstep.errors import FewstepError, IdentityError, PlanError
 from fewstep.executor import sample
+from fewstep.pipelines.probing import plan_of_scheduler
 from fewstep.plan import Identity, Plan, Row
-from fewstep.plan.files import SCHEMA, from_document
+from fewstep.plan.files import SCHEMA
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
 from fewstep.solvers import ddim, dpm_solver_pp_2m, grids, lcm
@@ -87,27 +88,27 @@ def test_files_keep_every_bit(tmp_path, scale):
 def test_any_float_survives_the_document(values):
     a, b, c, e = values
     plan = Plan((row(state={0: a}, output={0: b}, noise=c, time=e),), EPSILON, 1.0, 0.0)
-    same_bits(from_document(json.loads(json.dumps(plan.document()))), plan)
+    same_bits(Plan.from_dict(json.loads(json.dumps(plan.to_dict()))), plan)
 
 
 def test_a_newer_schema_asks_for_an_update():
     with pytest.raises(PlanError, match="Update fewstep"):
-        from_document({**two_m().document(), "fewstep_plan": SCHEMA + 1, "unheard_of": 1})
+        Plan.from_dict({**two_m().to_dict(), "fewstep_plan": SCHEMA + 1, "unheard_of": 1})
 
 
 def test_unknown_and_missing_keys_are_named():
-    document = two_m().document()
+    document = two_m().to_dict()
     document["rows"][2]["nois"] = 0.0
     with pytest.raises(PlanError, match=r"rows.2.nois"):
-        from_document(document)
-    document = two_m().document()
+        Plan.from_dict(document)
+    document = two_m().to_dict()
     del document["rows"][1]["sigma"]
     with pytest.raises(PlanError, match=r"rows.1.sigma"):
-        from_document(document)
-    document = two_m().document()
+        Plan.from_dict(document)
+    document = two_m().to_dict()
     document["rows"].pop()
     with pytest.raises(PlanError, match="truncated"):
-        from_document(document)
+        Plan.from_dict(document)
 
 
 def test_a_truncated_file_is_a_clear_error(tmp_path):
@@ -126,7 +127,7 @@ def test_a_missing_tensor_file_is_a_clear_error(tmp_path):
         Plan.load(path)
 
 
-keys = st.sampled_from([*two_m().document(), *two_m().document()["rows"][0], "0", "1", "-1", "kind", "tensor", "model"])
+keys = st.sampled_from([*two_m().to_dict(), *two_m().to_dict()["rows"][0], "0", "1", "-1", "kind", "tensor", "model"])
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=5)
 json_like = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=5))
 
@@ -135,7 +136,7 @@ json_like = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.
 @given(value=json_like)
 def test_any_json_is_a_plan_error_or_a_plan(value):
     with contextlib.suppress(PlanError):
-        assert isinstance(from_document(value), Plan)
+        assert isinstance(Plan.from_dict(value), Plan)
 
 
 @pytest.mark.parametrize(
@@ -144,12 +145,12 @@ def test_any_json_is_a_plan_error_or_a_plan(value):
 )
 def test_values_of_the_right_kind_that_mean_nothing(key, value):
     with pytest.raises(PlanError):
-        from_document({**two_m().document(), key: value})
+        Plan.from_dict({**two_m().to_dict(), key: value})
 
 
 @pytest.mark.parametrize("depth", [50, 300, 900, 990, 5000])
 def test_deep_nesting_is_a_user_error(tmp_path, depth):
-    text = json.dumps(two_m().document()).replace('"prior_scale": 1.0', f'"prior_scale": {"[" * depth}{"]" * depth}')
+    text = json.dumps(two_m().to_dict()).replace('"prior_scale": 1.0', f'"prior_scale": {"[" * depth}{"]" * depth}')
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(FewstepError):
         Plan.load(tmp_path / "plan.json")
@@ -158,14 +159,14 @@ def test_deep_nesting_is_a_user_error(tmp_path, depth):
 @settings(max_examples=400)
 @given(data=st.data(), value=leaves | json_like)
 def test_a_plan_with_one_value_changed_is_a_plan_error_or_a_plan(data, value):
-    document = json.loads(json.dumps(two_m(2).document()))
+    document = json.loads(json.dumps(two_m(2).to_dict()))
     place = data.draw(st.sampled_from([document, document["prediction"], document["identity"], *document["rows"]]))
     place[data.draw(st.sampled_from(sorted(place)))] = value
     try:
-        plan = from_document(document)
+        plan = Plan.from_dict(document)
     except PlanError:
         return
-    same_bits(from_document(plan.document()), plan)
+    same_bits(Plan.from_dict(plan.to_dict()), plan)
 
 
 @given(junk=st.binary(max_size=200) | st.text(max_size=50).map(str.encode) | json_like.map(json.dumps).map(str.encode))
@@ -201,7 +202,7 @@ def test_scaled_plan_is_the_scheduler_with_scaled_inputs(kind, config):
     """arXiv 2509.01624: step(m F, t, s x), with the network still called at the unscaled x."""
     s, m = [1.05, 0.97, 1.02, 0.9], [0.95, 1.04, 0.9, 1.1]
     scheduler = kind(**config)
-    plan = Plan.from_scheduler(scheduler, 4).scaled(s, m)
+    plan = plan_of_scheduler(scheduler, 4).scaled(s, m)
     calls, original = iter(range(4)), scheduler.step
 
     def step(raw, time, x, generator=None, **rest):
@@ -222,7 +223,7 @@ def column(plan, name, j=None):
 def test_published_affine_coefficients():
     """The coefficients of x' = a x + b F + c z worked out for SDXL-Turbo, FLUX-schnell and LCM in four steps."""
     turbo = d.EulerAncestralDiscreteScheduler(timestep_spacing="trailing", steps_offset=1, **STABLE_DIFFUSION)
-    plan = Plan.from_scheduler(turbo, 4)
+    plan = plan_of_scheduler(turbo, 4)
     assert [r.network_time for r in plan.rows] == [999, 749, 499, 249]
     assert [r.sigma for r in plan.rows] == pytest.approx([14.615, 4.082, 1.613, 0.693], abs=5e-4)
     assert column(plan, "state") == pytest.approx([1.0] * 4)
@@ -230,11 +231,11 @@ def test_published_affine_coefficients():
     assert column(plan, "noise", 0) == pytest.approx([3.919, 1.482, 0.626, 0.0], abs=5e-4)
 
     schnell = d.FlowMatchEulerDiscreteScheduler(shift=1.0)
-    plan = Plan.from_scheduler(schnell, 4, set_timesteps={"sigmas": [1.0, 0.75, 0.5, 0.25]})
+    plan = plan_of_scheduler(schnell, 4, set_timesteps={"sigmas": [1.0, 0.75, 0.5, 0.25]})
     assert column(plan, "output") == pytest.approx([-0.25] * 4, abs=1e-6)
     assert column(plan, "state") == pytest.approx([1.0] * 4)
 
-    plan = Plan.from_scheduler(d.LCMScheduler(**STABLE_DIFFUSION), 4)
+    plan = plan_of_scheduler(d.LCMScheduler(**STABLE_DIFFUSION), 4)
     assert [r.network_time for r in plan.rows] == [999, 759, 499, 259]
     assert column(plan, "state") == pytest.approx([3.347, 2.306, 1.541, 1.232], abs=1e-3)
     assert column(plan, "output") == pytest.approx([-3.340, -2.245, -1.309, -0.719], abs=1e-3)

@@ -8,8 +8,9 @@ import torch
 
 from fewstep.errors import FewstepError, PlanError
 from fewstep.executor import Noise, sample
+from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Identity, Plan, Row, checks
-from fewstep.plan.files import MOST_BYTES, from_document
+from fewstep.plan.files import MOST_BYTES
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
 from fewstep.solvers import dpm_solver_pp_2m, grids, lcm
@@ -23,7 +24,7 @@ TENSORS = lcm(PROCESS, EPSILON, grids.trailing(PROCESS, 2)).scaled(torch.rand(2,
 
 
 def changed(*path, value, plan=PLAN):
-    document = json.loads(json.dumps(plan.document()))
+    document = json.loads(json.dumps(plan.to_dict()))
     place = document
     for key in path[:-1]:
         place = place[key]
@@ -71,7 +72,7 @@ def changed(*path, value, plan=PLAN):
 )
 def test_values_that_mean_nothing_are_refused(path, value, named):
     with pytest.raises(PlanError, match=named):
-        from_document(changed(*path, value=value))
+        Plan.from_dict(changed(*path, value=value))
 
 
 def nested(depth):
@@ -84,18 +85,18 @@ def nested(depth):
 @pytest.mark.parametrize("depth", [9, 64, 70, 500])
 def test_coefficients_nested_too_deep_are_refused(depth):
     with pytest.raises(PlanError, match="nested deeper|rows.1.noise"):
-        from_document(changed("rows", 1, "noise", value=nested(depth)))
+        Plan.from_dict(changed("rows", 1, "noise", value=nested(depth)))
 
 
 @pytest.mark.parametrize(
     "text",
     [
         '{"fewstep_plan": 1' + "0" * 5000 + "}",
-        json.dumps(PLAN.document()).replace('"prior_scale": ', '"prior_scale": 1' + "0" * 5000 + ", "),
-        json.dumps(PLAN.document()).replace('"origin": {', '"origin": {"a": ' + "9" * 5000 + ", "),
+        json.dumps(PLAN.to_dict()).replace('"prior_scale": ', '"prior_scale": 1' + "0" * 5000 + ", "),
+        json.dumps(PLAN.to_dict()).replace('"origin": {', '"origin": {"a": ' + "9" * 5000 + ", "),
         json.dumps(changed("rows", 0, "network", value="\ud800")),
-        json.dumps(PLAN.document()).replace('"state": {', '"state": {"0": 1.0, "0": 2.0, ', 1),
-        json.dumps(PLAN.document())[:-1] + ', "steps": 3}',
+        json.dumps(PLAN.to_dict()).replace('"state": {', '"state": {"0": 1.0, "0": 2.0, ', 1),
+        json.dumps(PLAN.to_dict())[:-1] + ', "steps": 3}',
     ],
     ids=["version", "scale", "origin", "surrogate", "state twice", "key twice"],
 )
@@ -178,7 +179,7 @@ def test_coefficients_that_are_no_numbers_are_refused(value):
 def test_coefficients_for_four_channels_do_not_make_four_of_one(shape):
     with pytest.raises(PlanError, match="does not fit samples"):
         sample(TENSORS, toy, seeds=[0], shape=shape)
-    scheduler, state = TENSORS.to_scheduler(), torch.zeros(1, *shape)
+    scheduler, state = PlanScheduler.from_plan(TENSORS), torch.zeros(1, *shape)
     with pytest.raises(PlanError, match="does not fit samples"):
         scheduler.step(state, TENSORS.rows[0].time, state)
 
@@ -203,7 +204,7 @@ def used(path):
     plan.save(path.with_name("again.json"), overwrite=True)
     again = Plan.load(path.with_name("again.json"))
     plan.starting_at(plan.steps - 1)
-    plan.to_scheduler()
+    PlanScheduler.from_plan(plan)
     sample(plan, lambda x, t: 0.1 * x, seeds=[0], shape=SHAPE)
     assert again == plan
     return plan

@@ -10,7 +10,7 @@ from fewstep.errors import FewstepError
 from fewstep.jobs import distill, q_sched, search
 from fewstep.jobs import quantize as quantize_job
 from fewstep.pipelines import PipelineSampler, attach, backbone_of, identity_of, load_pipeline, plan_of, save_pipeline
-from fewstep.plan.scheduler import PlanScheduler
+from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.quant import QuantLayer, quantize
 from fewstep.recipes.loader import load
 from fewstep.runs import Run

@@ -227,7 +227,7 @@ def test_late_starts_are_checked_too(tmp_path):
 def test_malformed_entries_of_the_configuration_are_named(entries, tmp_path):
     plan = plan_of(tiny.stable_diffusion(tmp_path), 2, **CALL)
     with pytest.raises(PlanError, match=next(iter(entries))):
-        PlanScheduler(plan=plan.document(), **entries)
+        PlanScheduler(plan=plan.to_dict(), **entries)
 
 
 @pytest.mark.parametrize(

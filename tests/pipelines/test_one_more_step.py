@@ -9,6 +9,7 @@ from fewstep.errors import FewstepError, IdentityError, PlanError
 from fewstep.executor import Noise, sample
 from fewstep.pipelines import load_pipeline
 from fewstep.pipelines.one_more_step import OneMoreStep, condition_of, level_of
+from fewstep.pipelines.probing import plan_of_scheduler
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow, VPDiscrete
@@ -149,7 +150,7 @@ def test_a_pipeline_with_the_extra_step_equals_the_executor(pipe, oms, guidance)
     longer = oms.pipeline(pipe)
     got = longer(PROMPTS, num_inference_steps=3, guidance_scale=1.0, generator=generators, output_type="latent").images
     assert {**vars(pipe)} == before
-    plan = with_one_more_step(Plan.from_scheduler(pipe.scheduler, 3))
+    plan = with_one_more_step(plan_of_scheduler(pipe.scheduler, 3))
     states = condition_of(pipe, PROMPTS)
     main = lambda x, time: pipe.unet(x, time, **states).sample  # noqa: E731
     with torch.no_grad():
@@ -212,7 +213,7 @@ def test_start_level_is_that_of_the_first_time_used(kind, spacing):
     kind, *linear = kind.split()
     options = {"beta_schedule": "scaled_linear", "timestep_spacing": spacing, **dict.fromkeys(linear, False), **BETAS}
     scheduler = getattr(diffusers, kind)(**options)
-    row = Plan.from_scheduler(scheduler, 4).rows[0]
+    row = plan_of_scheduler(scheduler, 4).rows[0]
     scheduler.set_timesteps(4)
     assert level_of(scheduler) == pytest.approx((float(row.alpha), float(row.sigma)), rel=1e-4)
 

@@ -9,6 +9,7 @@ import torch
 
 from fewstep.errors import FewstepError, IdentityError, NonFiniteError
 from fewstep.pipelines import PipelineSampler, attach, plan_of, process_of
+from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.solvers import ddim, dpm_solver_pp_2m, euler, grids
 from tests.pipelines import tiny_pipelines as tiny
 
@@ -186,6 +187,6 @@ def test_a_scheduler_with_a_step_of_its_own_kind_still_tells_its_process(tmp_pat
 
 def test_a_pipeline_without_a_known_origin_says_so(tmp_path):
     pipe = tiny.stable_diffusion(tmp_path)
-    pipe.scheduler = plan_of(pipe, 3, **tiny.CALLS["sd"]).to_scheduler()
+    pipe.scheduler = PlanScheduler.from_plan(plan_of(pipe, 3, **tiny.CALLS["sd"]))
     with pytest.raises(FewstepError, match="which scheduler it replaced"):
         process_of(pipe)

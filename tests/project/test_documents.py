@@ -14,7 +14,7 @@ from typer.main import get_command
 from fewstep.cli import app
 from fewstep.distillation.method import method
 from fewstep.errors import FewstepError
-from fewstep.plan.files import from_document, to_document
+from fewstep.plan import Plan
 from fewstep.process import RectifiedFlow
 from fewstep.recipes.loader import resolve
 from tests import ROOT
@@ -65,11 +65,11 @@ def test_the_python_of_the_readme_runs_as_it_is_printed(capsys):
 def test_the_plan_in_the_documents_is_a_plan():
     text = (ROOT / "docs" / "plan-file.md").read_text(encoding="utf-8")
     written = json.loads(re.search(r"```json\n(.*?)```", text, flags=re.DOTALL)[1])
-    assert to_document(from_document(written)) == written
+    assert Plan.from_dict(written).to_dict() == written
     for key in written:
         assert f"`{key}" in text
     with pytest.raises(FewstepError, match="steps"):
-        from_document({**written, "steps": 2})
+        Plan.from_dict({**written, "steps": 2})
 
 
 def test_every_folder_of_the_package_says_what_it_is():

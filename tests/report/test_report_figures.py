@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fewstep.errors import FewstepError
+from fewstep.pipelines.probing import plan_of_scheduler
 from fewstep.report import Figure, Page, figures, plan_table, render
 
 M, S = np.linspace(0.9, 1.1, 5), np.linspace(0.8, 1.2, 4)
@@ -58,9 +59,7 @@ def test_a_line_through_nan_does_not_fail():
 def test_plan_table_shows_every_row_and_the_scalars():
     from diffusers import DPMSolverMultistepScheduler
 
-    from fewstep.plan import Plan
-
-    plan = Plan.from_scheduler(DPMSolverMultistepScheduler(), 3).scaled([0.9, 1, 1], [1.2, 1, 1])
+    plan = plan_of_scheduler(DPMSolverMultistepScheduler(), 3).scaled([0.9, 1, 1], [1.2, 1, 1])
     cells = plan_table(plan).cells()
     assert len(cells) == 3
     assert [c.text for c in cells[0]][-2:] == ["0.9000", "1.2000"]

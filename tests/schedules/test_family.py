@@ -18,7 +18,7 @@ def test_identity_leaves_the_plan_bit_identical(name):
     family = Family(name, channels=3)
     theta = family.identity(PLAN.steps)
     assert family.apply(PLAN, theta) is PLAN
-    assert PLAN.scaled(*family.expand(theta, PLAN.steps)).document()["rows"][2]["output"].keys() == {"2"}
+    assert PLAN.scaled(*family.expand(theta, PLAN.steps)).to_dict()["rows"][2]["output"].keys() == {"2"}
     for row, same in zip(PLAN.rows, PLAN.scaled([1.0] * 5, [1.0] * 5).rows, strict=True):
         assert dict(row.coefficients()) == dict(same.coefficients())
 

@@ -28,7 +28,7 @@ def show(
     """Show the rows of a plan: times, noise levels, coefficients and Q-Sched's scalars."""
     found = read(plan, steps)
     if as_json:
-        typer.echo(json.dumps(found.document(), indent=2))
+        typer.echo(json.dumps(found.to_dict(), indent=2))
         return
     from rich.markup import escape
 
@@ -75,8 +75,10 @@ def export(
             value=str(folder),
             hint=f"Write a new one: fewstep plan export {plan} NEW_FOLDER --pipeline {folder.parent}.",
         )
-    write_folder(folder, found.to_scheduler().save_pretrained, over="ours" if overwrite else "nothing")
-    _say(f"Wrote {folder}", f"PlanScheduler.from_pretrained({str(folder)!r}) from fewstep.plan.scheduler reads it.")
+    from fewstep.pipelines.scheduler import PlanScheduler
+
+    write_folder(folder, PlanScheduler.from_plan(found).save_pretrained, over="ours" if overwrite else "nothing")
+    _say(f"Wrote {folder}", f"fewstep.PlanScheduler.from_pretrained({str(folder)!r}) reads it.")
 
 
 @app.command(
@@ -110,7 +112,6 @@ def read(path: Path, steps: int | None) -> Plan:
         FewstepError: nothing readable there, or `steps` is missing or does not fit.
     """
     from fewstep.plan import Plan
-    from fewstep.plan.scheduler import step_counts
 
     pipeline = _pipeline_of(path)
     if pipeline is not None:
@@ -119,12 +120,17 @@ def read(path: Path, steps: int | None) -> Plan:
         pipe = load_pipeline(pipeline)
         plan = getattr(pipe.scheduler, "plan", None) or plan_of(pipe, _needed(steps, pipe.scheduler))
     elif path.is_dir():
+        from fewstep.pipelines.probing import plan_of_scheduler
+
         scheduler = _scheduler(path)
-        plan = getattr(scheduler, "plan", None) or Plan.from_scheduler(scheduler, _needed(steps, scheduler))
+        plan = getattr(scheduler, "plan", None) or plan_of_scheduler(scheduler, _needed(steps, scheduler))
     else:
         plan = Plan.load(path)
-    if steps is not None and steps not in step_counts(plan):
-        raise PlanError(f"this plan has {plan.steps} steps", value=steps, hint="Leave --steps out.")
+    if steps is not None:
+        from fewstep.pipelines.caller import step_counts
+
+        if steps not in step_counts(plan):
+            raise PlanError(f"this plan has {plan.steps} steps", value=steps, hint="Leave --steps out.")
     found: Plan = plan
     return found
 
@@ -146,7 +152,7 @@ def _pipeline_of(folder: Path) -> Path | None:
 def _scheduler(folder: Path) -> Any:
     """The scheduler saved in a folder of its own, by the class name in its configuration."""
     from fewstep.files import read_json
-    from fewstep.plan.mends import from_configuration
+    from fewstep.pipelines.load import open_scheduler
 
     inner = folder / "scheduler"
     place = inner if inner.is_dir() else folder
@@ -155,7 +161,7 @@ def _scheduler(folder: Path) -> Any:
             f"{folder} holds no scheduler_config.json",
             hint="Give a scheduler folder, a pipeline folder or a plan file.",
         )
-    return from_configuration(read_json(place / "scheduler_config.json"))
+    return open_scheduler(read_json(place / "scheduler_config.json"))
 
 
 def _say(done: str, then: str) -> None:

@@ -137,6 +137,39 @@ def refuse_shift(plan: Plan, replaced: Mapping[str, Any], config: Mapping[str, A
         )
 
 
+def step_counts(plan: Plan) -> dict[int, int]:
+    """The step counts that a pipeline may call a plan with, and how many rows it takes for one step at each.
+
+    Every plan can be called by its rows, which are network evaluations. One that was read from a scheduler whose steps
+    have several (Heun, KDPM2, PNDM) can also be called as that scheduler is.
+    """
+    counts = {plan.steps: 1}
+    read, order = plan.origin.get("steps"), plan.origin.get("order")
+    if type(read) is int and type(order) is int and 1 <= read < plan.steps and order >= 1:
+        counts[read] = order
+    return counts
+
+
+def rows_per_step(plan: Plan, asked: int | None, **settings: Any) -> int:
+    """How many rows a call with so many steps takes for each.
+
+    settings: what the pipeline hands over beside the count, which must be what the plan was read with.
+
+    Raises:
+        IdentityError: another count than the plan has, or other settings.
+    """
+    counts = step_counts(plan)
+    if asked not in counts:
+        hint = f"Call the pipeline with num_inference_steps={min(counts)}."
+        raise IdentityError(f"this plan has {plan.steps} steps", value=asked, hint=hint)
+    for name, value in settings.items():
+        wanted = plan.origin.get(name)
+        if value is not None and wanted is not None and value != wanted:
+            hint = f"Use {name}={wanted}, or read a plan with it: fewstep.plan_of(pipe, steps, {name}=...)."
+            raise IdentityError(f"this plan was read with {name}={wanted}", value=value, hint=hint)
+    return counts[asked]
+
+
 def shift_of(config: Mapping[str, Any], mu: float) -> float:
     """The shift of the noise levels that a dynamic `mu` stands for."""
     return float(mu) if config.get("time_shift_type") == "linear" else math.exp(float(mu))

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from fewstep.errors import FewstepError, IdentityError
+from fewstep.errors import FewstepError, IdentityError, PlanError, nearest
 from fewstep.files import check_free, write_folder
 from fewstep.pipelines.adapters import adapters_of, base_only, check_adapters, load_adapters, save_adapters
-from fewstep.pipelines.caller import SCHEDULE, shift_of
+from fewstep.pipelines.caller import SCHEDULE, shift_of, step_counts
 from fewstep.pipelines.calls import backbone_of, recorded
+from fewstep.pipelines.following import refuse_unfit
 from fewstep.pipelines.identity import identity_of
 from fewstep.pipelines.places import options_for, place_of
-from fewstep.pipelines.scheduler import PlanScheduler as PipelineScheduler
-from fewstep.pipelines.scheduler import refuse_unfit
+from fewstep.pipelines.probing import plan_of_scheduler
+from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
-from fewstep.plan.scheduler import PlanScheduler, step_counts
 from fewstep.quant.consistency import check_saved_right
 
 
@@ -157,8 +157,8 @@ def attach(pipe: Any, plan: Plan, adapters: Mapping[str, Any] | None = None, gui
     plan.check(found)
     refuse_unfit(plan, pipe)
     known = {name: value for name, value in vars(plan.identity).items() if value is not None}
-    scheduler = PipelineScheduler.from_plan(plan.replace(identity=dataclasses.replace(found, **known)))
-    if isinstance(pipe.scheduler, PipelineScheduler):
+    scheduler = PlanScheduler.from_plan(plan.replace(identity=dataclasses.replace(found, **known)))
+    if isinstance(pipe.scheduler, PlanScheduler):
         pipe.scheduler.release()
     scheduler.remember(pipe.scheduler)
     scheduler.register_to_config(adapters=dict(adapters_of(pipe) if adapters is None else adapters))
@@ -204,7 +204,7 @@ def plan_of(pipe: Any, steps: int, **call: Any) -> Plan:
             raise IdentityError(f"the pipeline's stored plan has {plan.steps} steps", value=steps, hint=hint)
         return plan
     record = recorded(pipe, steps, **call)
-    plan = Plan.from_scheduler(record.scheduler, steps, set_timesteps=record.times, step=record.step)
+    plan = plan_of_scheduler(record.scheduler, steps, set_timesteps=record.times, step=record.step)
     known: dict[str, Any] = {"call": {name: _plain(call[name]) for name in SCHEDULE if call.get(name) is not None}}
     if record.scheduler.config.get("use_dynamic_shifting") and record.times.get("mu") is not None:
         known["shift"] = shift_of(record.scheduler.config, record.times["mu"])
@@ -225,3 +225,33 @@ def exchanged(pipe: Any, parts: Mapping[str, Any]) -> Any:
     other = copy.copy(pipe)
     other.register_modules(**parts)
     return other
+
+
+_LARGEST = 100_000
+"""Largest whole number in a stored configuration: schedulers make tables and lists of such lengths."""
+
+
+def open_scheduler(configuration: Any) -> Any:
+    """The scheduler of a stored configuration (`scheduler_config.json`), ours or one of diffusers.
+
+    Raises:
+        PlanError: it names no scheduler, or its settings are none that the class takes.
+    """
+    import diffusers
+
+    name = configuration.get("_class_name") if isinstance(configuration, dict) else None
+    known = [entry for entry in dir(diffusers) if entry.endswith("Scheduler")]
+    if name != "PlanScheduler" and name not in known:
+        raise PlanError("not a scheduler of diffusers", value=name, hint=nearest(str(name), known))
+    for key, count in configuration.items():
+        if isinstance(count, int) and abs(count) > _LARGEST:
+            raise PlanError(f"{key} of the stored {name} is larger than {_LARGEST}", value=count)
+    made = PlanScheduler if name == "PlanScheduler" else getattr(diffusers, name)
+    try:
+        return made.from_config(configuration)
+    except PlanError:
+        raise
+    except Exception as error:  # whatever its constructor stumbles over
+        raise PlanError(
+            f"{name} refuses its stored configuration: {error}", hint="Save the scheduler again."
+        ) from error

@@ -20,8 +20,8 @@ from fewstep.files import write_folder
 from fewstep.ownership import Over
 from fewstep.pipelines.calls import backbone_of
 from fewstep.pipelines.load import exchanged
+from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan.combination import number
-from fewstep.plan.scheduler import PlanScheduler
 from fewstep.solvers.one_more_step import first_row
 from fewstep.weights import same_weights
 from fewstep.zoo.dit import NO_CLASS

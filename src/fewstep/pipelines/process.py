@@ -11,8 +11,9 @@ from typing import Any
 
 from fewstep.errors import FewstepError
 from fewstep.pipelines.calls import recorded
-from fewstep.plan.meaning import level, prediction_of
-from fewstep.plan.scheduler import PlanScheduler
+from fewstep.pipelines.probing import level, prediction_of
+from fewstep.pipelines.replaced import made_again
+from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Process, RectifiedFlow, VPDiscrete
 
@@ -69,20 +70,7 @@ def training_scheduler(pipe: Any) -> Any:
         raise FewstepError(f"{type(pipe).__name__} has no scheduler", hint="Open a diffusion or flow pipeline.")
     if not isinstance(scheduler, PlanScheduler):
         return scheduler
-    import diffusers
-
-    replaced = scheduler.config.get("replaced") or {}
-    known = getattr(diffusers, str(replaced.get("_class_name")), None)
-    if known is None or not hasattr(known, "from_config"):
-        raise FewstepError(
-            "the pipeline follows a plan that does not say which scheduler it replaced",
-            hint="Attach the plan with `fewstep.attach`, or open the pipeline with its own scheduler.",
-        )
-    try:
-        return known.from_config({k: v for k, v in replaced.items() if k != "_class_name"})
-    except Exception as error:  # whatever its constructor stumbles over
-        what = f"the stored configuration of the replaced {known.__name__} is damaged: {error}"
-        raise FewstepError(what, hint="Open the pipeline with its own scheduler, and attach the plan again.") from error
+    return made_again(scheduler.config.get("replaced") or {})
 
 
 @dataclass(frozen=True)

@@ -1,85 +1,90 @@
-"""The scheduler that saved pipelines name in `model_index.json`.
+"""A plan as a diffusers scheduler, so that any pipeline can run it and `save_pretrained` keeps it.
 
-diffusers opens foreign components only from modules that are already imported: `import fewstep` is enough for the whole
-folder (`fewstep.registration`).
+Saved pipelines name this class in `model_index.json`, and diffusers opens foreign components only from modules that are
+already imported: `import fewstep` is enough for the whole folder (`fewstep.registration`).
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from contextlib import suppress
+from typing import Any, ClassVar
 
-import diffusers
 import torch
-from diffusers.configuration_utils import register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from typing_extensions import Self
 
-from fewstep.errors import PlanError
-from fewstep.pipelines.caller import Caller, check_call, refuse_shift
-from fewstep.pipelines.calls import backbone_of
+from fewstep.errors import FewstepError, IdentityError, PlanError
+from fewstep.pipelines.caller import Caller, check_call, refuse_shift, rows_per_step, step_counts
+from fewstep.pipelines.following import Following, check_served
+from fewstep.pipelines.replaced import check_entries, settings_of
 from fewstep.plan import Plan
-from fewstep.plan import scheduler as base
 from fewstep.plan.combination import is_exactly, number
+from fewstep.plan.history import History, ready_rows, refuse_misfit
 from fewstep.registration import component
-from fewstep.variants import MAIN, Follower, applied
 
 
 @component
-class PlanScheduler(base.PlanScheduler):
-    """`fewstep.plan.scheduler.PlanScheduler` as the component of a pipeline.
+class PlanScheduler(SchedulerMixin, ConfigMixin):
+    """Runs one plan, row by row. Its configuration holds the plan, so that saving and loading lose nothing.
 
-    replaced: configuration of the scheduler that the pipeline had, class name included; tells the network's process.
-    adapters: the LoRA adapters that the plan belongs to (`fewstep.pipelines.adapters`).
+    Steps are counted, never searched by time value. `set_timesteps` looks up the running pipeline call and checks it
+    against what the plan belongs to; until the last row the pipeline's network runs what the rows name. Between calls
+    the scheduler knows no pipeline, so that it can be copied, pickled and shared.
 
-    It looks up the running pipeline call in `set_timesteps`, checks it against what the plan belongs to, and until the
-    last row makes the network run what the rows name. Between calls it knows no pipeline, so that it can be copied,
-    pickled and shared.
+    Args:
+        plan: the plan, or its JSON values as a saved configuration has them.
+        prediction_type, num_train_timesteps: what pipelines read.
+        replaced: configuration of the scheduler that the pipeline had (`fewstep.pipelines.replaced`).
+        adapters: the LoRA adapters that the plan belongs to (`fewstep.pipelines.adapters`).
 
     Raises:
         PlanError: malformed `plan`, `replaced` or `adapters`; the pipeline ignores what the plan needs (a scale of the
             network's input or of the first noise).
     """
 
+    order = 1
+    _compatibles: ClassVar[list[str]] = [  # whose settings may stand beside ours without a warning
+        *(kind.name for kind in KarrasDiffusionSchedulers),
+        *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "EDMEulerScheduler"),
+        *("LCMScheduler", "TCDScheduler", "SASolverScheduler", "CogVideoXDDIMScheduler"),
+    ]
+
     @register_to_config
     def __init__(
         self,
-        plan: dict[str, Any] | None = None,
+        plan: Plan | dict[str, Any] | None = None,
         prediction_type: str = "epsilon",
         num_train_timesteps: int = 1000,
         replaced: dict[str, Any] | None = None,
         adapters: dict[str, Any] | None = None,
     ) -> None:
-        _check_entries(replaced, adapters)
+        check_entries(replaced, adapters)
+        self.plan = plan if isinstance(plan, Plan) else Plan.from_dict(plan)
+        self.register_to_config(plan=self.plan)  # written as JSON when it is saved, not in every call
+        self._asked, self._by_rows, self._entry_known = 0, False, False
         self._scaled: int | None = None
-        self._entry_known = False
-        self._following: _Following | None = None
-        super().__init__(plan=plan, prediction_type=prediction_type, num_train_timesteps=num_train_timesteps)
+        self._following: Following | None = None
+        self._prepare(torch.device("cpu"))
+
+    @classmethod
+    def from_plan(cls, plan: Plan) -> Self:
+        """The scheduler of a plan."""
+        kind = plan.prediction.kind
+        return cls(plan=plan, prediction_type="flow_prediction" if kind == "velocity" else kind)
 
     def remember(self, scheduler: Any) -> None:
         """Note the scheduler whose place this one takes, and keep its settings beside the plan.
 
         Samplers are changed by `X.from_config(pipe.scheduler.config)`, and pipelines read settings from there.
         """
-        if isinstance(scheduler, base.PlanScheduler):
-            replaced = scheduler.config.get("replaced") or {}
-        else:
-            ours = ("plan", "replaced", "adapters")  # left by a scheduler that was made from our configuration
-            replaced = {k: v for k, v in scheduler.config.items() if not k.startswith("_") and k not in ours}
-            if "shift" in replaced and hasattr(scheduler, "shift"):  # what set_shift has changed since
-                replaced["shift"] = scheduler.shift
-            replaced = {"_class_name": public_name(scheduler), **replaced}
+        ours = isinstance(scheduler, PlanScheduler)
+        replaced = (scheduler.config.get("replaced") or {}) if ours else settings_of(scheduler)
         settings = {k: v for k, v in replaced.items() if k != "_class_name"}
         defaults = scheduler.config.get("_use_default_values") or []  # another class takes its own for these
         self.register_to_config(**settings, replaced=replaced or None, _use_default_values=list(defaults))
-
-    @classmethod
-    def from_plan(cls, plan: Plan) -> Self:
-        """The scheduler of a plan."""
-        scheduler = super().from_plan(plan)
-        assert isinstance(scheduler, cls)
-        return scheduler
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the running call: a copy serves another one."""
@@ -88,20 +93,49 @@ class PlanScheduler(base.PlanScheduler):
     def release(self) -> None:
         """Stop following a call: the network and the pipeline are as they were."""
         if self._following is not None:
-            self._following.close()
+            self._following.finish()
             self._following = None
 
     def check(self, caller: Caller) -> None:
         """Refuse a call that the plan does not belong to (IdentityError)."""
         check_call(self.plan, caller, self.config.get("adapters") or {})
 
+    # --- what pipelines call ----------------------------------------------------------------------------------------
+
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the first state."""
         self._entry_known = True
-        return super().init_noise_sigma
+        return number(self.plan.prior_scale)
 
-    def set_timesteps(  # the whole signature, here and in `step`: pipelines inspect it
+    @property
+    def step_index(self) -> int | None:
+        """Absolute index of the next row, None before the first."""
+        return self._index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Absolute index of the first row to run (image-to-image)."""
+        return self._begin
+
+    @property
+    def call_steps(self) -> int:
+        """The `num_inference_steps` of calls: fewer than rows where a step runs the network several times."""
+        return min(step_counts(self.plan))
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start at this row; rows whose history is then missing become first order.
+
+        Raises:
+            IdentityError: the call counts rows, where steps of several rows are started.
+        """
+        if begin_index and self._by_rows:
+            what = "this plan starts late by whole steps, which have several network evaluations"
+            hint = f"Call the pipeline with num_inference_steps={self.call_steps}."
+            raise IdentityError(what, value=self.plan.steps, hint=hint)
+        self._start(begin_index)
+
+    def set_timesteps(
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
@@ -111,32 +145,40 @@ class PlanScheduler(base.PlanScheduler):
         original_inference_steps: int | None = None,
         strength: float | None = None,
     ) -> None:
-        """As in the plan's own scheduler; the pipeline that calls is checked.
+        """Get ready for a new image. Times are the plan's; `sigmas`, `timesteps`, `mu` count only by their length.
+
+        original_inference_steps, strength: what LCM's pipelines hand over; those that the plan was read with.
 
         Raises:
-            IdentityError: the call is not one that the plan belongs to, or has a schedule of its own.
+            IdentityError: another number of steps than the plan has, another schedule than it was read with, or a call
+                that the plan does not belong to.
             FewstepError: a row names a variant that the network does not have (`fewstep.variants`), or sets a guidance
                 that the pipeline cannot change while it runs.
         """
-        self.release()
-        super().set_timesteps(num_inference_steps, device, sigmas, timesteps, mu, original_inference_steps, strength)
-        self._scaled = None
+        if self._following is not None:  # a call that was interrupted; the new one has set its own guidance
+            self._following.close()
+            self._following = None
+        asked = next((len(given) for given in (sigmas, timesteps) if given is not None), num_inference_steps)
+        self.order = rows_per_step(
+            self.plan, asked, original_inference_steps=original_inference_steps, strength=strength
+        )
         refuse_shift(self.plan, self.config.get("replaced") or {}, self.config, mu)
+        self._by_rows, self._scaled = asked != self.call_steps, None
+        self._prepare(torch.device(device or "cpu"))
         caller = Caller.of(self)
         if caller is not None:
             self.check(caller)
-            self._following = _Following.of(self, caller)
+            self._following = Following.of(self.plan, caller)
+            self._expect(0)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The state times the row's input scale."""
-        result = super().scale_model_input(sample, timestep)
-        self._scaled = self.step_index
-        return result
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Noise clean data to the level of the rows at `timesteps` (image-to-image, inpainting)."""
-        self._entry_known = True
-        return super().add_noise(original_samples, noise, timesteps)
+        self._ensure_index(timestep)
+        self._asked, self._scaled = len(sample), self._index
+        sample = self._entered(sample)
+        scale = self._running.rows[min(self._local, self._running.steps - 1)].input_scale
+        scale = scale.to(sample) if isinstance(scale, Tensor) else scale
+        return sample if is_exactly(scale, 1.0) else sample * scale
 
     def step(
         self,
@@ -146,115 +188,121 @@ class PlanScheduler(base.PlanScheduler):
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
         **_: Any,
-    ) -> SchedulerOutput | tuple[Tensor]:
-        """The next state; a learned variance (twice as many output as state channels) is dropped."""
+    ) -> SchedulerOutput | tuple[Tensor, Tensor]:
+        """The next state from this state and the raw output, in float32, in the dtype of `sample`.
+
+        A learned variance (twice as many output as state channels) is dropped. A tuple ends in the data estimate, after
+        the last row the state itself: pipelines of consistency models draw it.
+
+        Raises:
+            PlanError: more steps than the plan has rows.
+        """
         self._ensure_index(timestep)
-        self._check_served()
+        k = self._check_step(len(sample))
         if model_output.ndim > 3 and model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]
-        result = super().step(model_output, timestep, sample, generator, return_dict)
-        if self.step_index == self.plan.steps:
+        width = torch.promote_types(sample.dtype, torch.float32)
+        if self._history is None:
+            self._history = History.of(self._running, ready_rows(self._running, sample.device, width))
+        noise = None
+        if not is_exactly(self._running.rows[k].noise, 0.0):
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=width)
+        total = self._history.advance(k, self._entered(sample).to(width), model_output.to(width), noise)
+        self._index = self._offset + k + 1
+        self._expect(self._index)
+        result = total.to(sample.dtype)
+        if return_dict:
+            return SchedulerOutput(prev_sample=result)
+        estimate = result
+        if k + 1 < self._running.steps:
+            with suppress(FewstepError):  # an output that tells no data
+                estimate = self._history.estimate(k, sample, model_output).to(sample.dtype)
+        return result, estimate
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noise clean data to the level of the rows at `timesteps` (image-to-image, inpainting)."""
+        self._entry_known = True
+        at = self._begin
+        if self._index is not None:  # inpainting asks for the level it stands at, which the final one ends
+            at = min(self._index, self.plan.steps - 1)
+        rows = [self.plan.rows[self.index_for_timestep(t) if at is None else at] for t in timesteps]
+        levels = torch.tensor([(float(row.alpha), float(row.sigma)) for row in rows]).to(original_samples)
+        alpha, sigma = levels.T.reshape(2, -1, *(1,) * (original_samples.ndim - 1))
+        return alpha * original_samples + sigma * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
+        """`add_noise` under the name and order of flow pipelines."""
+        at = timestep if isinstance(timestep, Tensor) and timestep.ndim else torch.tensor([float(timestep)])
+        return self.add_noise(sample, noise, at)
+
+    def index_for_timestep(self, timestep: Any) -> int:
+        """Absolute index of the row at this time.
+
+        Raises:
+            PlanError: the plan has no row there.
+        """
+        return self.plan.index_at(float(timestep.detach()) if isinstance(timestep, Tensor) else float(timestep))
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _prepare(self, device: torch.device) -> None:
+        times = self.plan.network_times
+        whole = not times.requires_grad and all(time.is_integer() for time in times.tolist())
+        self.timesteps = times.to(device=device, dtype=torch.int64 if whole else torch.float32)
+        self.sigmas = torch.tensor([*(number(row.sigma) for row in self.plan.rows), number(self.plan.final_sigma)])
+        self.num_inference_steps = self.plan.steps
+        self._start(None)
+
+    def _start(self, first: int | None) -> None:
+        """Begin at this row; None: at the first, unless the call tells another."""
+        self._begin, self._offset = first, first or 0
+        self._index: int | None = None
+        self._history: History | None = None
+        self._running = self.plan.starting_at(first) if first else self.plan
+        self._expect(self._offset)
+
+    def _expect(self, k: int) -> None:
+        """Tell the running call which row comes; after the last it is over."""
+        if k == self.plan.steps:
             self.release()
-        return result
+        elif self._following is not None:
+            self._following.expect(k)
 
-    def _check_served(self) -> None:
-        k = self.step_index or 0
+    @property
+    def _local(self) -> int:
+        assert self._index is not None
+        return self._index - self._offset
+
+    def _entered(self, sample: Tensor) -> Tensor:
+        """The state of row 0 gets the mean of the prior, which pipelines, whose first state is noise, cannot give."""
+        if self._local == 0:
+            refuse_misfit(self._running, sample.shape[1:])
+        if self._index != 0 or is_exactly(self.plan.prior_offset, 0.0):
+            return sample
+        return sample + torch.as_tensor(self.plan.prior_offset).to(sample)
+
+    def _ensure_index(self, timestep: Any) -> None:
+        if self._index is None:
+            if self._begin is None and timestep is not None:  # pipelines that start late without telling
+                self._start(self.index_for_timestep(timestep))
+            self._index = self._begin or 0
+
+    def _check_step(self, batch: int) -> int:
+        """The place of the coming row among those that run, for a batch of states; refuses what `step` may not do."""
+        k = self._index or 0
         if k >= self.plan.steps:
-            return
-        row = self.plan.rows[k]
-        if (row.network != MAIN or row.guidance is not None) and getattr(self._following, "varied", None) != k:
-            raise PlanError(
-                f"row {k} runs a variant of the network, or a guidance, that was not run",
-                value=(row.network, row.guidance),
-                hint="Run the plan inside a pipeline of diffusers, or with `fewstep.executor`.",
-            )
-        if self._scaled != k and not is_exactly(row.input_scale, 1.0):
-            raise PlanError(
-                "the plan scales the network's input, and this pipeline never asks for that",
-                value=row.input_scale,
-                hint="Use a solver in the form of the process (ddim, dpm_solver_pp_2m, ...), not in sigma space.",
-            )
-        if k == 0 and not self._entry_known and abs(number(self.plan.prior_scale) - 1.0) > 1e-3:
-            raise PlanError(
-                "the plan's first state is not unit noise, and this pipeline never asks for its scale",
-                value=number(self.plan.prior_scale),
-                hint="Use a solver in the form of the process (ddim, dpm_solver_pp_2m, ...), not in sigma space.",
-            )
-        if k == 0 and self._scaled != 0 and not is_exactly(self.plan.prior_offset, 0.0):
-            raise PlanError(
-                "the plan's first state has a mean, and this pipeline's network would not see it",
-                hint="Run the plan with `fewstep.executor`, or use one without prior_offset.",
-            )
-
-
-def public_name(scheduler: Any) -> str:
-    """The class of diffusers that a scheduler is, or that a user's own class extends."""
-    names = (kind.__name__ for kind in type(scheduler).__mro__ if getattr(diffusers, kind.__name__, None) is kind)
-    return next(names, type(scheduler).__name__)
-
-
-def refuse_unfit(plan: Plan, pipe: Any) -> None:
-    """Refuse a plan whose rows the pipeline cannot run.
-
-    Raises:
-        FewstepError: the network lacks a variant (`fewstep.variants`), or the pipeline cannot change its guidance.
-    """
-    for name in {row.network for row in plan.rows} - {MAIN}:
-        applied(backbone_of(pipe), name)
-    scales = [row.guidance for row in plan.rows if row.guidance is not None]
-    if scales and (min(scales) <= 1 or not hasattr(type(pipe), "guidance_scale")):
-        what = f"{type(pipe).__name__} cannot change its guidance so while it runs"
-        hint = "Rows may set scales above 1, in pipelines that have a `guidance_scale` property."
-        raise PlanError(what, value=scales, hint=hint)
-
-
-class _Following:
-    """One call of a pipeline whose network runs the variant, and the guidance, of the row that comes next."""
-
-    @classmethod
-    def of(cls, scheduler: PlanScheduler, caller: Caller) -> _Following | None:
-        """None where the rows name nothing; FewstepError as `refuse_unfit`."""
-        refuse_unfit(scheduler.plan, caller.pipe)
-        rows = scheduler.plan.rows
-        guides = any(row.guidance is not None for row in rows)
-        return cls(scheduler, caller, guides) if guides or any(row.network != MAIN for row in rows) else None
-
-    def __init__(self, scheduler: PlanScheduler, caller: Caller, guides: bool) -> None:
-        self.scheduler, self.caller, self.guides = scheduler, caller, guides
-        self.own_guidance = getattr(caller.pipe, "_guidance_scale", None)
-        self.varied: int | None = None
-        self.follower = Follower(backbone_of(caller.pipe), self.coming)
-
-    def coming(self) -> str:
-        """The variant of the coming row, if it is the pipeline that calls its network, and not someone else."""
-        if not self.caller.running:
-            self.scheduler.release()
-            return MAIN
-        scheduler = self.scheduler
-        k = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index or 0
-        row = scheduler.plan.rows[min(k, scheduler.plan.steps - 1)]
-        if self.guides:
-            self.caller.pipe._guidance_scale = self.own_guidance if row.guidance is None else row.guidance
-        self.varied = k
-        return row.network
-
-    def close(self) -> None:
-        """The network and the guidance are as they were."""
-        self.follower.close()
-        if self.guides:
-            self.caller.pipe._guidance_scale = self.own_guidance
-
-
-def _check_entries(replaced: Any, adapters: Any) -> None:
-    """Refuse entries of a stored configuration that are not what `fewstep.attach` writes (PlanError)."""
-    hint = "Attach the plan again with `fewstep.attach`, and save."
-    if replaced is not None and not (isinstance(replaced, dict) and isinstance(replaced.get("_class_name"), str)):
-        raise PlanError("`replaced` must be the configuration of a scheduler", value=replaced, hint=hint)
-    for name, entry in (adapters if isinstance(adapters, dict) else {"": adapters} if adapters else {}).items():
-        weight = entry.get("weight") if isinstance(entry, dict) else None
-        known = isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
-        if not name or not known or not isinstance(entry.get("fingerprint"), str):
-            raise PlanError("`adapters` must tell a fingerprint and a weight for every name", value=adapters, hint=hint)
+            hint = "Call set_timesteps before the next image."
+            raise PlanError(f"the plan has {self.plan.steps} rows and all have run", value=k, hint=hint)
+        followed = self._following is not None and self._following.serves(k)
+        check_served(self.plan, k, followed=followed, scaled=self._scaled == k, entered=self._entry_known)
+        # guidance doubles the batch that the network sees: a plan made without it notices
+        if self.plan.identity.guidance == 1.0 and self._asked == 2 * batch:
+            hint = "Call the pipeline with guidance_scale=1."
+            raise IdentityError("this plan belongs to a model that runs without guidance", hint=hint)
+        return self._local
 
 
 __all__ = ["PlanScheduler", "SchedulerMixin"]  # diffusers looks up SchedulerMixin here to learn how to load

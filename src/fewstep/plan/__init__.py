@@ -1,6 +1,8 @@
-"""The sampler as data: rows of coefficients, their files, and their two-way bridge to diffusers schedulers."""
+"""The sampler as data: rows of coefficients, and their files."""
 
 from fewstep.plan.combination import Coefficient, Combination, output, state
-from fewstep.plan.plan import Identity, Plan, Row, data_of, noise_of
+from fewstep.plan.identity import Identity
+from fewstep.plan.plan import Plan
+from fewstep.plan.row import Row, data_of, noise_of
 
 __all__ = ["Coefficient", "Combination", "Identity", "Plan", "Row", "data_of", "noise_of", "output", "state"]

@@ -15,8 +15,6 @@ from fewstep.files import check_free, read_json, read_tensors, user_path, write_
 from fewstep.plan import checks
 from fewstep.plan.checks import MOST_ROWS
 from fewstep.plan.combination import Coefficient
-from fewstep.plan.plan import Identity, Plan, Row
-from fewstep.prediction import Prediction
 
 SCHEMA = 1
 """Version of the plan file; a reader refuses newer ones."""
@@ -49,7 +47,9 @@ class _Identity(_Strict):
     guidance: float | None = None
 
 
-class _Row(_Strict):
+class RowEntry(_Strict):
+    """One row of a file; numbers as they are written."""
+
     time: Number
     network_time: Number
     alpha: Number
@@ -67,67 +67,33 @@ class _Row(_Strict):
     output_scale: Number = 1.0
 
 
-class _Document(_Strict):
+class Document(_Strict):
+    """A plan file."""
+
     fewstep_plan: int = Field(ge=1)
     steps: int = Field(ge=1)
     prediction: _Prediction
     prior_scale: Number = 1.0
     prior_offset: Number = 0.0
-    rows: list[_Row]
+    rows: list[RowEntry]
     final_alpha: Number
     final_sigma: Number
     identity: _Identity = _Identity()
     origin: dict[str, Any] = {}
 
 
-_NUMBERS = (
+NUMBERS = (
     "time", "network_time", "alpha", "sigma", "noise", "anchor", "offset", "input_scale", "sample_scale",
     "output_scale",
 )  # fmt: skip
 
 
-def to_document(plan: Plan, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
-    """The plan as JSON values; tensor coefficients go into `tensors` if given, else become nested lists."""
-
-    def number(name: str, value: Coefficient) -> Any:
-        if not isinstance(value, Tensor):
-            return float(value)
-        if value.ndim == 0 or tensors is None:
-            return value.detach().double().tolist()
-        tensors[name] = value.detach().double().clone()  # rows may share one tensor, which a file may not
-        return {"tensor": name}
-
-    rows = []
-    for k, row in enumerate(plan.rows):
-        entry: dict[str, Any] = {"state": {}, "output": {}}
-        for name, value in row.coefficients():
-            kind, _, j = name.partition(".")
-            (entry[kind] if j else entry).__setitem__(j or kind, number(f"rows.{k}.{name}", value))
-        rows.append(entry | {"network": row.network, "guidance": row.guidance, "hook": row.hook})
-    return {
-        "fewstep_plan": SCHEMA,
-        "steps": plan.steps,
-        "prediction": vars(plan.prediction),
-        "prior_scale": number("prior_scale", plan.prior_scale),
-        "prior_offset": number("prior_offset", plan.prior_offset),
-        "rows": rows,
-        "final_alpha": number("final_alpha", plan.final_alpha),
-        "final_sigma": number("final_sigma", plan.final_sigma),
-        "identity": vars(plan.identity),
-        "origin": dict(plan.origin),
-    }
-
-
-def from_document(document: Any, tensors: Mapping[str, Tensor] | None = None) -> Plan:
-    """A plan from JSON values.
+def parsed(document: Any) -> Document:
+    """A plan's JSON values, checked against the schema.
 
     Raises:
-        PlanError: of a newer schema, an unknown or missing key, a value of the wrong kind, or an invalid plan.
+        PlanError: of a newer schema, an unknown or missing key, or a value of the wrong kind.
     """
-    return _plan(_parsed(document), tensors)
-
-
-def _parsed(document: Any) -> _Document:
     if not isinstance(document, Mapping) or "fewstep_plan" not in document:
         raise PlanError("not a plan: the key fewstep_plan is missing", hint="Write plans with Plan.save.")
     version = document["fewstep_plan"]
@@ -137,7 +103,7 @@ def _parsed(document: Any) -> _Document:
     if isinstance(rows, list) and len(rows) > MOST_ROWS:  # before every one of them is found to be wrong
         raise PlanError(f"a plan has at most {MOST_ROWS} rows", value=len(rows), hint="Use fewer steps.")
     try:
-        parsed = _Document.model_validate(document)
+        found = Document.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -146,49 +112,42 @@ def _parsed(document: Any) -> _Document:
             value=first.get("input"),
             hint="Check the file against docs/plan-file.md.",
         ) from error
-    if parsed.steps != len(parsed.rows):
+    if found.steps != len(found.rows):
         raise PlanError(
-            f"the plan says {parsed.steps} steps but has {len(parsed.rows)} rows",
+            f"the plan says {found.steps} steps but has {len(found.rows)} rows",
             hint="The file is truncated.",
         )
-    return parsed
+    return found
 
 
-def _plan(parsed: _Document, tensors: Mapping[str, Tensor] | None) -> Plan:
-    def number(value: Any) -> Coefficient:
-        if isinstance(value, float | int):
-            return float(value)
-        if isinstance(value, dict):
-            name = str(value.get("tensor"))
-            if len(value) != 1 or tensors is None or name not in tensors:
-                raise PlanError("a tensor coefficient is missing", value=value, hint="Keep the .safetensors file.")
-            checks.coefficient(f"tensor {name}", tensors[name])
-            return tensors[name].double()
-        return _nested(value)
-
-    try:
-        prediction = Prediction(**parsed.prediction.model_dump())
-    except FewstepError as error:
-        raise PlanError(f"plan key prediction: {error}") from error
-    return Plan(
-        rows=tuple(_row(row, number) for row in parsed.rows),
-        prediction=prediction,
-        final_alpha=number(parsed.final_alpha),
-        final_sigma=number(parsed.final_sigma),
-        prior_scale=number(parsed.prior_scale),
-        prior_offset=number(parsed.prior_offset),
-        origin=parsed.origin,
-        identity=Identity(**parsed.identity.model_dump()),
-    )
+def written_number(tensors: dict[str, Tensor] | None, name: str, value: Coefficient) -> Any:
+    """A coefficient as a JSON value; a tensor goes into `tensors` if given, else becomes a nested list."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    if value.ndim == 0 or tensors is None:
+        return value.detach().double().tolist()
+    tensors[name] = value.detach().double().clone()  # rows may share one tensor, which a file may not
+    return {"tensor": name}
 
 
-def save(plan: Plan, path: str | Path, overwrite: bool = False) -> None:
+def read_number(tensors: Mapping[str, Tensor] | None, value: Any) -> Coefficient:
+    """The coefficient that `written_number` wrote (PlanError if it is none, or its tensor is missing)."""
+    if isinstance(value, float | int):
+        return float(value)
+    if isinstance(value, dict):
+        name = str(value.get("tensor"))
+        if len(value) != 1 or tensors is None or name not in tensors:
+            raise PlanError("a tensor coefficient is missing", value=value, hint="Keep the .safetensors file.")
+        checks.coefficient(f"tensor {name}", tensors[name])
+        return tensors[name].double()
+    return _nested(value)
+
+
+def write(path: str | Path, document: dict[str, Any], tensors: dict[str, Tensor], overwrite: bool = False) -> None:
     """Write the JSON file and, if any coefficient is a tensor, a safetensors file of the same stem; each atomic.
 
     overwrite: replace an earlier plan with its tensors; other files are never replaced (FewstepError).
     """
-    tensors: dict[str, Tensor] = {}
-    document = to_document(plan, tensors)
     check_free(path, overwrite)
     if tensors:  # first the tensors: a JSON without them would be a broken plan
         before = user_path(path)
@@ -197,22 +156,22 @@ def save(plan: Plan, path: str | Path, overwrite: bool = False) -> None:
     write_json(path, document, over="ours" if overwrite else "nothing", most=MOST_BYTES)
 
 
-def load(path: str | Path) -> Plan:
-    """Read a plan file.
+def read(path: str | Path) -> tuple[Document, dict[str, Tensor] | None]:
+    """A plan file, and its tensors if it has any.
 
     Raises:
         FewstepError: the file is absent, over `MOST_BYTES`, not JSON, or names a key twice.
-        PlanError: it is JSON, but not a valid plan.
+        PlanError: it is JSON, but does not follow the schema.
     """
-    parsed = _parsed(read_json(path, most=MOST_BYTES, unique=True))
-    has_tensors = any(isinstance(number, dict) for number in _numbers(parsed))
-    return _plan(parsed, read_tensors(_tensor_file(path)) if has_tensors else None)
+    found = parsed(read_json(path, most=MOST_BYTES, unique=True))
+    has_tensors = any(isinstance(number, dict) for number in _numbers(found))
+    return found, read_tensors(_tensor_file(path)) if has_tensors else None
 
 
 def _has_tensors(path: Path) -> bool:
     """Whether a file is a plan with tensors beside it."""
     try:
-        return any(isinstance(number, dict) for number in _numbers(_parsed(read_json(path, most=MOST_BYTES))))
+        return any(isinstance(number, dict) for number in _numbers(parsed(read_json(path, most=MOST_BYTES))))
     except FewstepError:
         return False
 
@@ -221,22 +180,14 @@ def _tensor_file(path: str | Path) -> Path:
     return Path(path).with_suffix(".safetensors")
 
 
-def _numbers(parsed: _Document) -> Iterator[Any]:
+def _numbers(document: Document) -> Iterator[Any]:
     """Every coefficient of a file."""
     for name in ("prior_scale", "prior_offset", "final_alpha", "final_sigma"):
-        yield getattr(parsed, name)
-    for row in parsed.rows:
-        yield from (getattr(row, name) for name in _NUMBERS)
+        yield getattr(document, name)
+    for row in document.rows:
+        yield from (getattr(row, name) for name in NUMBERS)
         yield from row.state.values()
         yield from row.output.values()
-
-
-def _row(row: _Row, number: Any) -> Row:
-    tables: dict[str, Any] = {
-        kind: {int(j): number(c) for j, c in getattr(row, kind).items()} for kind in ("state", "output")
-    }
-    plain: dict[str, Any] = {name: number(getattr(row, name)) for name in _NUMBERS}
-    return Row(**plain, **tables, network=row.network, guidance=row.guidance, hook=row.hook)
 
 
 def _nested(value: list[Any]) -> Tensor:

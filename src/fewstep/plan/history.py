@@ -11,7 +11,8 @@ from torch import Tensor
 from fewstep.errors import PlanError
 from fewstep.plan.combination import Coefficient, is_exactly
 from fewstep.plan.hooks import treatment
-from fewstep.plan.plan import Plan, Row, data_of
+from fewstep.plan.plan import Plan
+from fewstep.plan.row import Row, data_of
 from fewstep.prediction import Prediction
 
 
@@ -102,6 +103,11 @@ class History:
         for kind, j in self._layout.expiring[k]:
             (self.states if kind == "state" else self.outputs).pop(j, None)
         return result
+
+    def estimate(self, k: int, x: Tensor, raw: Tensor) -> Tensor:
+        """The data estimate at row k (FewstepError where the output tells no data)."""
+        estimate = data_of(self.rows[k], k, self.prediction)
+        return estimate.state[k] * x + estimate.output[k] * raw
 
 
 def _combine(terms: Sequence[tuple[Coefficient, Tensor]], like: Tensor) -> Tensor:

@@ -12,70 +12,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.errors import PlanError
-from fewstep.plan import checks
-from fewstep.plan.combination import Coefficient, Combination, is_exactly, number, output, state
-from fewstep.plan.hooks import treatment
+from fewstep.errors import FewstepError, PlanError
+from fewstep.plan import checks, files
+from fewstep.plan.combination import Coefficient, is_exactly, number
 from fewstep.plan.identity import Identity
+from fewstep.plan.row import Row, check_row, data_of, noise_of
 from fewstep.prediction import Prediction
-
-if TYPE_CHECKING:
-    from fewstep.plan.scheduler import PlanScheduler
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One stage: where it stands, which network it asks, and the coefficients of the next state.
-
-    `sample_scale` and `output_scale` are Q-Sched's scalars; they are ALREADY multiplied into the coefficients and are
-    kept for reading. `guidance` overrides the pipeline's scale for this stage. `hook` names a non-linear treatment
-    of the output ("clip_sample:1.0"), which takes the slower path.
-    """
-
-    time: Coefficient
-    network_time: Coefficient
-    alpha: Coefficient
-    sigma: Coefficient
-    state: Mapping[int, Coefficient]
-    output: Mapping[int, Coefficient]
-    noise: Coefficient = 0.0
-    anchor: Coefficient = 0.0
-    offset: Coefficient = 0.0
-    input_scale: Coefficient = 1.0
-    network: str = "main"
-    guidance: float | None = None
-    hook: str | None = None
-    sample_scale: Coefficient = 1.0
-    output_scale: Coefficient = 1.0
-
-    def coefficients(self) -> Iterator[tuple[str, Coefficient]]:
-        """Every number of the row with its dotted name."""
-        for name in ("time", "network_time", "alpha", "sigma", "noise", "anchor", "offset", "input_scale"):
-            yield name, getattr(self, name)
-        for kind in ("state", "output"):
-            for j, value in getattr(self, kind).items():
-                yield f"{kind}.{j}", value
-        yield "sample_scale", self.sample_scale
-        yield "output_scale", self.output_scale
-
-    def map(self, change: Callable[[Coefficient], Coefficient]) -> Row:
-        """The row with `change` applied to every coefficient."""
-        changed: dict[str, Any] = {
-            f.name: change(value) if isinstance(value := getattr(self, f.name), float | Tensor) else value
-            for f in dataclasses.fields(self)
-            if f.name not in ("state", "output", "guidance")
-        }
-        tables: dict[str, Any] = {k: {j: change(c) for j, c in getattr(self, k).items()} for k in ("state", "output")}
-        return Row(**changed, **tables, guidance=self.guidance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +58,7 @@ class Plan:
                 f"a plan has at most {checks.MOST_ROWS} rows", value=len(self.rows), hint="Use fewer steps."
             )
         for k, row in enumerate(self.rows):
-            _check_row(k, row)
+            check_row(k, row)
         for name in ("final_alpha", "final_sigma"):
             checks.one_number(name, getattr(self, name), least=0.0)
         checks.scale("prior_scale", self.prior_scale)
@@ -116,9 +67,13 @@ class Plan:
         object.__setattr__(self, "origin", checks.plain_values("origin", self.origin))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Plan) and self.document() == other.document()
+        return isinstance(other, Plan) and self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        first, last = (number(row.network_time) for row in (self.rows[0], self.rows[-1]))
+        return f"Plan({self.steps} rows, {self.prediction.kind}, network times {first:g} to {last:g})"
 
     @property
     def steps(self) -> int:
@@ -140,6 +95,20 @@ class Plan:
         if any(isinstance(row.network_time, Tensor) and row.network_time.requires_grad for row in self.rows):
             return torch.stack([torch.as_tensor(row.network_time, dtype=torch.float64) for row in self.rows])
         return self._times
+
+    def index_at(self, network_time: float) -> int:
+        """Index of the row at this time. Where a time stands twice, it is the second, as in diffusers: a sampler that
+        starts there continues.
+
+        Raises:
+            PlanError: the plan has no row there.
+        """
+        times = self.network_times.tolist()
+        places = [k for k, time in enumerate(times) if abs(time - network_time) < 1e-3]
+        if not places:
+            hint = f"Its times are {[round(time, 3) for time in times]}."
+            raise PlanError("the plan has no row at this time", value=network_time, hint=hint)
+        return places[1] if places[0] > 0 and len(places) > 1 else places[0]
 
     @property
     def learned(self) -> bool:
@@ -232,52 +201,71 @@ class Plan:
 
     # --- in and out -------------------------------------------------------------------------------------------------
 
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON values, tensors as nested lists; diffusers writes parts of configurations by this name."""
+        return self._written(None)
+
     @classmethod
-    def from_scheduler(cls, scheduler: Any, steps: int, **settings: Any) -> Plan:
-        """Read the rows out of a diffusers scheduler; see `fewstep.plan.probe.probe`."""
-        from fewstep.plan.probe import probe
+    def from_dict(cls, document: Any, tensors: Mapping[str, Tensor] | None = None) -> Plan:
+        """A plan from JSON values.
 
-        return probe(scheduler, steps, **settings)
+        Args:
+            document: what `to_dict` gives.
+            tensors: of the file beside it, for coefficients that are stored there.
 
-    def to_scheduler(self) -> PlanScheduler:
-        """A diffusers scheduler that runs this plan in any pipeline."""
-        from fewstep.plan.scheduler import PlanScheduler
-
-        return PlanScheduler.from_plan(self)
-
-    def document(self) -> dict[str, Any]:
-        """The plan as JSON values, tensors as nested lists."""
-        from fewstep.plan.files import to_document
-
-        return to_document(self)
+        Raises:
+            PlanError: of a newer schema, an unknown or missing key, a value of the wrong kind, or an invalid plan.
+        """
+        return cls._read(files.parsed(document), tensors)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write `path` (JSON), and tensor coefficients to a `.safetensors` beside it; atomic.
 
         overwrite: replace an earlier plan. Other files are never replaced (FewstepError).
         """
-        from fewstep.plan.files import save
-
-        save(self, path, overwrite)
+        tensors: dict[str, Tensor] = {}
+        files.write(path, self._written(tensors), tensors, overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read and validate a plan file (PlanError, or FewstepError when it cannot be read)."""
-        from fewstep.plan.files import load
+        """Read and validate a plan file.
 
-        return load(path)
+        Raises:
+            FewstepError: the file is absent, too large, not JSON, or names a key twice.
+            PlanError: it is JSON, but not a valid plan.
+        """
+        return cls._read(*files.read(path))
 
+    def _written(self, tensors: dict[str, Tensor] | None) -> dict[str, Any]:
+        written = partial(files.written_number, tensors)
+        ends = ("prior_scale", "prior_offset", "final_alpha", "final_sigma")
+        return {
+            "fewstep_plan": files.SCHEMA,
+            "steps": self.steps,
+            "prediction": vars(self.prediction),
+            **{name: written(name, getattr(self, name)) for name in ends},
+            "rows": [row.to_dict(lambda n, c, k=k: written(f"rows.{k}.{n}", c)) for k, row in enumerate(self.rows)],
+            "identity": vars(self.identity),
+            "origin": dict(self.origin),
+        }
 
-def data_of(row: Row, k: int, prediction: Prediction) -> Combination:
-    """The data estimate x0 at row k as a combination of x_k and n_k."""
-    p, m = prediction.sample(row.input_scale * row.alpha, row.input_scale * row.sigma)
-    return (p * row.input_scale) * state(k) + m * output(k)
-
-
-def noise_of(row: Row, k: int, prediction: Prediction) -> Combination:
-    """The noise estimate eps at row k as a combination of x_k and n_k."""
-    p, m = prediction.noise(row.input_scale * row.alpha, row.input_scale * row.sigma)
-    return (p * row.input_scale) * state(k) + m * output(k)
+    @classmethod
+    def _read(cls, parsed: files.Document, tensors: Mapping[str, Tensor] | None) -> Plan:
+        coefficient = partial(files.read_number, tensors)
+        try:
+            prediction = Prediction(**parsed.prediction.model_dump())
+        except FewstepError as error:
+            raise PlanError(f"plan key prediction: {error}") from error
+        return cls(
+            rows=tuple(Row.from_entry(row, coefficient) for row in parsed.rows),
+            prediction=prediction,
+            final_alpha=coefficient(parsed.final_alpha),
+            final_sigma=coefficient(parsed.final_sigma),
+            prior_scale=coefficient(parsed.prior_scale),
+            prior_offset=coefficient(parsed.prior_offset),
+            origin=parsed.origin,
+            identity=Identity(**parsed.identity.model_dump()),
+        )
 
 
 def _root(row: Row) -> float:
@@ -288,20 +276,3 @@ def _coefficient(value: Any) -> Coefficient:
     if isinstance(value, Tensor):
         return value if value.ndim or value.requires_grad else float(value)
     return float(value)
-
-
-def _check_row(k: int, row: Row) -> None:
-    place = f"rows[{k}]"
-    for name, value in row.coefficients():
-        checks.coefficient(f"{place}.{name}", value)
-    for name in ("time", "network_time"):
-        checks.one_number(f"{place}.{name}", getattr(row, name))
-    for name in ("alpha", "sigma"):
-        checks.one_number(f"{place}.{name}", getattr(row, name), least=0.0)
-    for kind in ("state", "output"):
-        checks.indices(f"{place}.{kind}", getattr(row, kind), k)
-    checks.text(f"{place}.network", row.network)
-    checks.guidance(f"{place}.guidance", row.guidance)
-    if row.hook is not None:
-        checks.text(f"{place}.hook", row.hook)
-        treatment(row.hook, f"{place}.hook")

@@ -104,7 +104,7 @@ class Candidate:
         after the last call) make no new schedule.
         """
         try:
-            document = self.plan(model).replace(origin={}).document()
+            document = self.plan(model).replace(origin={}).to_dict()
         except PlanError:
             return self.key
         return json.dumps(_rounded(document), sort_keys=True)

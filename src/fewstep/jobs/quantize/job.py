@@ -21,8 +21,8 @@ from fewstep.jobs.quantize.recipe import QuantizeRecipe
 from fewstep.jobs.quantize.report import block_table, part_table, write_layers, write_report
 from fewstep.jobs.tuning import scaled, tune
 from fewstep.pipelines import PipelineSampler, attach, exchanged, identity_of, save_pipeline
+from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
-from fewstep.plan.scheduler import PlanScheduler
 from fewstep.quant import Rule, Scheme, quantize
 from fewstep.quant.bos import separate
 from fewstep.quant.encoders import quantize_encoder

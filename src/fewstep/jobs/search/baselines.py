@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from fewstep.errors import FewstepError
+from fewstep.pipelines.probing import plan_of_scheduler
 from fewstep.pipelines.process import is_flow
 from fewstep.plan import Plan
 
@@ -74,7 +75,7 @@ def _plan(kind: Any, scheduler: Any, changes: dict[str, Any], steps: int) -> Pla
     """The plan with `steps` evaluations, whatever diffusers counts as a step."""
     for asked in {steps, (steps + 1) // 2, steps - 1} - {0}:
         try:
-            plan = Plan.from_scheduler(kind.from_config(_plain(scheduler), **changes), asked)
+            plan = plan_of_scheduler(kind.from_config(_plain(scheduler), **changes), asked)
         except (FewstepError, ArithmeticError, IndexError, RuntimeError, TypeError, ValueError):
             continue  # diffusers itself cannot run it
         if plan.steps == steps and not plan.stochastic:

@@ -13,8 +13,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from fewstep.denoiser import Backbone, Guided
 from fewstep.errors import IdentityError, PlanError
 from fewstep.executor import sample
-from fewstep.plan import Identity, Plan
-from fewstep.plan.scheduler import PlanScheduler
+from fewstep.pipelines.probing import plan_of_scheduler
+from fewstep.pipelines.scheduler import PlanScheduler
+from fewstep.plan import Identity
 from fewstep.prediction import Prediction
 from fewstep.process import VPDiscrete
 from fewstep.solvers import SOLVERS, ddim, dpm_solver_pp_2m, euler_ancestral, grids, lcm
@@ -68,7 +69,7 @@ def parts(tmp_path_factory):
 
 
 def pipeline(parts, plan, kind=StableDiffusionPipeline):
-    pipe = kind(**parts, scheduler=plan.to_scheduler())
+    pipe = kind(**parts, scheduler=PlanScheduler.from_plan(plan))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -136,7 +137,7 @@ def test_image_to_image_starts_at_the_absolute_row(parts):
 
 def test_saved_schedulers_keep_the_plan(tmp_path):
     plan = two_m().scaled(1 + torch.rand(4, 4, 1, 1) / 10, [1 / 3] * 4).replace(identity=Identity("abc", "w4a8", 1.0))
-    scheduler = plan.to_scheduler()
+    scheduler = PlanScheduler.from_plan(plan)
     scheduler.save_pretrained(tmp_path)
     again = PlanScheduler.from_pretrained(tmp_path)
     assert again.plan == plan
@@ -161,7 +162,7 @@ def test_a_saved_pipeline_loads_with_plain_diffusers(parts, tmp_path):
 def test_every_solver_runs_as_a_scheduler(name):
     plan = SOLVERS[name](PROCESS, EPSILON, grids.given([900.0, 620.0, 350.0, 120.0], end=0.0))
     ours = sample(plan, toy, seeds=[1, 2], shape=SHAPE)
-    scheduler = plan.to_scheduler()
+    scheduler = PlanScheduler.from_plan(plan)
     for _ in range(2):  # twice: nothing may stay behind from the first image
         theirs = run_diffusers(scheduler, plan.steps, toy, [1, 2])
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
@@ -170,7 +171,7 @@ def test_every_solver_runs_as_a_scheduler(name):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_states_are_combined_in_float32(dtype):
     plan = two_m()
-    scheduler = plan.to_scheduler()
+    scheduler = PlanScheduler.from_plan(plan)
     scheduler.set_timesteps(4)
     raws, state, seen = [], torch.randn(1, *SHAPE).to(dtype), []
     for k, row in enumerate(plan.rows):
@@ -188,7 +189,7 @@ def test_half_precision_states_are_combined_in_float32(dtype):
 
 
 def test_steps_beyond_the_plan_are_refused():
-    scheduler = ddim(PROCESS, EPSILON, grids.trailing(PROCESS, 2)).to_scheduler()
+    scheduler = PlanScheduler.from_plan(ddim(PROCESS, EPSILON, grids.trailing(PROCESS, 2)))
     x = torch.randn(1, *SHAPE)
     for time in scheduler.timesteps:
         x = scheduler.step(x, time, x).prev_sample
@@ -197,7 +198,7 @@ def test_steps_beyond_the_plan_are_refused():
 
 
 def test_times_the_plan_does_not_have():
-    scheduler = two_m().to_scheduler()
+    scheduler = PlanScheduler.from_plan(two_m())
     with pytest.raises(PlanError, match=r"no row at this time .*Its times are \[999.0, 749.0, 499.0, 249.0\]"):
         scheduler.step(torch.randn(1, 2), 500, torch.randn(1, 2))
 
@@ -206,13 +207,13 @@ def test_noise_levels_are_those_of_diffusers():
     theirs = d.DDIMScheduler(**STABLE_DIFFUSION)
     plan = ddim(VPDiscrete.from_scheduler(theirs), EPSILON, grids.trailing(PROCESS, 4))
     clean, noise, times = torch.randn(2, *SHAPE), torch.randn(2, *SHAPE), torch.tensor([749, 249])
-    ours = plan.to_scheduler().add_noise(clean, noise, times)
+    ours = PlanScheduler.from_plan(plan).add_noise(clean, noise, times)
     torch.testing.assert_close(ours, theirs.add_noise(clean, noise, times), rtol=1e-5, atol=1e-6)
 
 
 def test_flow_pipelines_pass_sigmas_and_mu():
-    plan = Plan.from_scheduler(d.FlowMatchEulerDiscreteScheduler(), 4)
-    scheduler = plan.to_scheduler()
+    plan = plan_of_scheduler(d.FlowMatchEulerDiscreteScheduler(), 4)
+    scheduler = PlanScheduler.from_plan(plan)
     scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=1.1, device="cpu")
     assert scheduler.timesteps.tolist() == pytest.approx([r.network_time for r in plan.rows])
     with pytest.raises(IdentityError, match="4 steps"):

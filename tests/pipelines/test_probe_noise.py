@@ -10,7 +10,7 @@ import torch
 
 from fewstep.errors import PlanError
 from fewstep.executor import sample
-from fewstep.plan import Plan
+from fewstep.pipelines.probing import plan_of_scheduler
 from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, run_diffusers, toy
 
 SD = STABLE_DIFFUSION
@@ -71,7 +71,7 @@ def test_a_plan_has_the_law_of_its_scheduler(scheduler, steps, settings):
     """One first state, 40,000 runs: noise that is booked twice, or as fresh when it is not, shows in the spread."""
     scheduler.scale_model_input = getattr(scheduler, "scale_model_input", lambda x, _: x)
     state = torch.full((1, 1, 200, 200), 0.7)
-    plan = Plan.from_scheduler(scheduler, steps, **settings)
+    plan = plan_of_scheduler(scheduler, steps, **settings)
     assert plan.stochastic
     theirs = run(scheduler, steps, state, **settings)
     ours = sample(plan, linear, seeds=[5], shape=(1, 200, 200), state=state * plan.prior_scale)
@@ -85,7 +85,7 @@ def test_a_plan_has_the_law_of_its_scheduler(scheduler, steps, settings):
 def test_noise_that_a_corrector_adds_again_is_that_of_the_row_before(kind, orders):
     options = {"predictor_order": orders[0], "corrector_order": orders[1], "prediction_type": kind}
     scheduler = d.SASolverScheduler(tau_func=lambda _: 0.8, **options, **SD)  # noise in every row, so equal streams
-    plan = Plan.from_scheduler(scheduler, 6)
+    plan = plan_of_scheduler(scheduler, 6)
     theirs = run_diffusers(scheduler, 6, toy, [1, 2])
     assert departure(sample(plan, toy, seeds=[1, 2], shape=SHAPE), theirs) < 1e-4
 
@@ -124,7 +124,7 @@ class Scalar(Foreign):
 
 
 def test_noise_of_a_subclass_is_read_as_noise():
-    plan = Plan.from_scheduler(Blurred(**SD), 3)
+    plan = plan_of_scheduler(Blurred(**SD), 3)
     assert [row.noise for row in plan.rows] == pytest.approx([0.3] * 3)
     assert all(row.state[k] > 0.5 for k, row in enumerate(plan.rows))
 
@@ -140,7 +140,7 @@ def test_noise_of_a_subclass_is_read_as_noise():
 )
 def test_noise_that_no_row_can_hold_is_named(kind, reason):
     with pytest.raises(PlanError, match=f"{kind.__name__} cannot be read as a plan: .*{reason}"):
-        Plan.from_scheduler(kind(**SD), 3)
+        plan_of_scheduler(kind(**SD), 3)
 
 
 def test_probing_leaves_threads_that_sample_alone():
@@ -158,9 +158,9 @@ def test_probing_leaves_threads_that_sample_alone():
     for thread in threads:
         thread.start()
     scheduler = d.LCMScheduler(**SD)
-    first = Plan.from_scheduler(scheduler, 4)
+    first = plan_of_scheduler(scheduler, 4)
     for _ in range(12):
-        assert Plan.from_scheduler(scheduler, 4) == first
+        assert plan_of_scheduler(scheduler, 4) == first
     stop.set()
     for thread in threads:
         thread.join()
@@ -171,5 +171,5 @@ def test_probing_leaves_threads_that_sample_alone():
 def test_a_step_is_not_drawn_from_the_global_generator():
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    Plan.from_scheduler(d.SASolverScheduler(**SD), 4)
+    plan_of_scheduler(d.SASolverScheduler(**SD), 4)
     assert torch.equal(torch.get_rng_state(), before)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import PlanError, nearest
+from fewstep.pipelines.probing.unreadable import UnreadableError
+from fewstep.plan import Row
 from fewstep.plan.combination import is_exactly
-from fewstep.plan.mends import UnreadableError
-from fewstep.plan.plan import Row
 from fewstep.prediction import KINDS, Prediction
 
 UNIT = (1, 1, 1, 1)

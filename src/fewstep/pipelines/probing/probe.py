@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError, PlanError, nearest
-from fewstep.plan.draws import Draws, Update, with_fresh_noise
-from fewstep.plan.meaning import check_meaning, input_scale, level, prediction_of
-from fewstep.plan.mends import UnreadableError, explained, for_another_count
-from fewstep.plan.plan import Identity, Plan, Row
+from fewstep.pipelines.probing.draws import Draws, Update, with_fresh_noise
+from fewstep.pipelines.probing.meaning import check_meaning, input_scale, level, prediction_of
+from fewstep.pipelines.probing.unreadable import UnreadableError, explained, for_another_count
+from fewstep.plan import Identity, Plan, Row
 from fewstep.prediction import Prediction
 
 NEGLIGIBLE = 1e-12
@@ -31,7 +31,7 @@ LARGE = -1e6
 """Symbols are fed once more at this size: clipping, thresholds and other bounds show."""
 
 
-def probe(
+def plan_of_scheduler(
     scheduler: Any,
     steps: int,
     *,

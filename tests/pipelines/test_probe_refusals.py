@@ -8,7 +8,7 @@ import torch
 
 from fewstep.errors import PlanError
 from fewstep.executor import sample
-from fewstep.plan import Plan
+from fewstep.pipelines.probing import plan_of_scheduler
 from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, run_diffusers, toy
 
 SD = STABLE_DIFFUSION
@@ -36,7 +36,7 @@ class MyFlow(d.FlowMatchEulerDiscreteScheduler):
     ids=lambda s: type(s).__name__,
 )
 def test_settings_that_a_class_ignores_and_subclasses_are_no_reason_to_refuse(scheduler):
-    plan = Plan.from_scheduler(scheduler, 4)
+    plan = plan_of_scheduler(scheduler, 4)
     assert departure(sample(plan, toy, seeds=[1], shape=SHAPE), run_diffusers(scheduler, 4, toy, [1])) < 2e-5
 
 
@@ -57,24 +57,24 @@ def test_settings_that_a_class_ignores_and_subclasses_are_no_reason_to_refuse(sc
 )
 def test_the_mend_of_a_refusal_works(scheduler, steps, reason):
     with pytest.raises(PlanError, match=reason) as caught:
-        Plan.from_scheduler(scheduler, steps)
+        plan_of_scheduler(scheduler, steps)
     settings = re.search(r"from_config\(scheduler\.config, (.*)\)\.", str(caught.value))
     mended = type(scheduler).from_config(scheduler.config, **eval(f"dict({settings[1]})"))
-    assert Plan.from_scheduler(mended, steps).steps == steps
+    assert plan_of_scheduler(mended, steps).steps == steps
 
 
 def test_a_missing_shift_is_not_blamed_on_the_step_count():
     with pytest.raises(PlanError, match=r"refused 4 steps.*fewstep\.plan_of") as caught:
-        Plan.from_scheduler(d.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 4)
+        plan_of_scheduler(d.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 4)
     assert "step count" not in str(caught.value)
     with pytest.raises(PlanError, match="Choose another step count"):
-        Plan.from_scheduler(d.DDIMScheduler(), 2000)
+        plan_of_scheduler(d.DDIMScheduler(), 2000)
 
 
 def test_outputs_of_another_sign_are_refused():
     """MiniMax predicts data minus noise, which is no prediction of this library."""
     with pytest.raises(PlanError, match="do not mean velocity: .* 1 data \\+ -1 noise"):
-        Plan.from_scheduler(d.MiniMaxH3Scheduler(), 5)
+        plan_of_scheduler(d.MiniMaxH3Scheduler(), 5)
 
 
 @pytest.mark.parametrize("data", [0.5, 1.0, 1.7])
@@ -82,7 +82,7 @@ def test_outputs_of_another_sign_are_refused():
 @pytest.mark.parametrize("made", [d.EDMEulerScheduler, d.EDMDPMSolverMultistepScheduler])
 def test_edm_outputs_have_the_sign_of_their_scheduler(made, kind, data):
     scheduler = made(prediction_type=kind, sigma_data=data)
-    plan = Plan.from_scheduler(scheduler, 5)
+    plan = plan_of_scheduler(scheduler, 5)
     assert departure(sample(plan, toy, seeds=[1], shape=SHAPE), run_diffusers(scheduler, 5, toy, [1])) < 2e-5
     scheduler.set_timesteps(5)
     x, n = torch.randn(2, 1, 2, 2, 2, dtype=torch.float64)
@@ -94,7 +94,7 @@ def test_edm_outputs_have_the_sign_of_their_scheduler(made, kind, data):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_an_edm_plan_starts_late_as_its_scheduler_does(kind):
     scheduler = d.EDMDPMSolverMultistepScheduler(prediction_type=kind)
-    plan = Plan.from_scheduler(scheduler, 6)
+    plan = plan_of_scheduler(scheduler, 6)
     scheduler.set_timesteps(6)
     scheduler.set_begin_index(2)
     x = first = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(2)) * 2.5
@@ -102,12 +102,12 @@ def test_an_edm_plan_starts_late_as_its_scheduler_does(kind):
         x = scheduler.step(toy(scheduler.scale_model_input(x, time), time), time, x, return_dict=False)[0]
     late = plan.starting_at(2)
     assert departure(sample(late, toy, seeds=[1], shape=SHAPE, state=first), x) < 2e-5
-    assert Plan.from_scheduler(scheduler, 6) == plan
+    assert plan_of_scheduler(scheduler, 6) == plan
 
 
 @pytest.mark.parametrize("made", [d.KDPM2DiscreteScheduler, d.HeunDiscreteScheduler])
 def test_a_row_between_two_levels_stands_where_the_row_before_leads(made):
-    plan = Plan.from_scheduler(made(**SD), 4)
+    plan = plan_of_scheduler(made(**SD), 4)
     for row, following in zip(plan.rows[:-1:2], plan.rows[1::2], strict=True):
         (change,) = row.output.values()  # Euler: x + (sigma' - sigma) n
         assert float(following.sigma) == pytest.approx(float(row.sigma) + change, rel=1e-4)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fewstep.plan.mends import UnreadableError
+from fewstep.pipelines.probing.unreadable import UnreadableError
 
 NORMAL = frozenset(getattr(torch.ops.aten, name) for name in ("randn", "randn_like", "normal_"))
 """The operators that draw standard normal numbers (`torch.randn`, `torch.randn_like`, `Tensor.normal_`)."""

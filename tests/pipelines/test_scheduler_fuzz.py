@@ -5,7 +5,9 @@ import json
 import diffusers as d
 import pytest
 
-from fewstep.plan import Plan, mends
+from fewstep.pipelines.load import open_scheduler
+from fewstep.pipelines.probing import plan_of_scheduler, unreadable
+from fewstep.pipelines.scheduler import PlanScheduler
 from tests.core.toys import STABLE_DIFFUSION
 from tests.fuzzing import mutations, refuses_cleanly
 
@@ -18,18 +20,18 @@ SCHEDULERS = [
     d.SASolverScheduler(**STABLE_DIFFUSION),
     d.FlowMatchEulerDiscreteScheduler(shift=3.0),
     d.EDMEulerScheduler(),
-    Plan.from_scheduler(d.FlowMatchEulerDiscreteScheduler(), 2).to_scheduler(),
+    PlanScheduler.from_plan(plan_of_scheduler(d.FlowMatchEulerDiscreteScheduler(), 2)),
 ]
 
 
 def opened(scheduler, count, seed, monkeypatch):
     """How many of the mutated configurations still give a plan of two steps."""
-    monkeypatch.setattr(mends, "CHANGES", ())  # what would mend each of them takes longer than reading it
+    monkeypatch.setattr(unreadable, "CHANGES", ())  # what would mend each of them takes longer than reading it
     configuration = json.loads(scheduler.to_json_string())
 
     def load(changed):
-        found = mends.from_configuration(changed)
-        return getattr(found, "plan", None) or Plan.from_scheduler(found, 2)
+        found = open_scheduler(changed)
+        return getattr(found, "plan", None) or plan_of_scheduler(found, 2)
 
     return sum(refuses_cleanly(lambda c=c: load(c)) is not None for c in mutations(configuration, count, seed))
 

@@ -6,7 +6,7 @@ import torch
 
 from fewstep.errors import PlanError
 from fewstep.executor import sample
-from fewstep.plan import Plan
+from fewstep.pipelines.probing import plan_of_scheduler
 from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, run_diffusers, toy
 
 LINEAR = [
@@ -47,7 +47,7 @@ def name(value):
 
 @pytest.mark.parametrize(("kind", "config", "steps", "settings"), CASES, ids=name)
 def test_the_plan_runs_as_the_scheduler(kind, config, steps, settings):
-    plan = Plan.from_scheduler(kind(**config), steps, **settings)
+    plan = plan_of_scheduler(kind(**config), steps, **settings)
     own = "sigmas" in settings.get("set_timesteps", {})
     expected = run_diffusers(kind(**config), None if own else steps, toy, [1, 2], **settings)
     ours = sample(plan, toy, seeds=[1, 2], shape=SHAPE)
@@ -61,7 +61,7 @@ def test_the_plan_runs_as_the_scheduler(kind, config, steps, settings):
 def test_other_predictions(scheduler, kind):
     extra = {"clip_sample": False} if scheduler is d.DDIMScheduler else {}
     config = {**STABLE_DIFFUSION, **extra, "prediction_type": kind}
-    plan = Plan.from_scheduler(scheduler(**config), 5)
+    plan = plan_of_scheduler(scheduler(**config), 5)
     assert plan.prediction.kind == kind
     expected = run_diffusers(scheduler(**config), 5, toy, [4])
     assert departure(sample(plan, toy, seeds=[4], shape=SHAPE), expected) < 2e-5
@@ -78,12 +78,12 @@ def test_other_predictions(scheduler, kind):
 def test_clipping_is_refused_with_the_mend(kind, config):
     switch = "thresholding" if config.get("thresholding") else "clip_sample"
     with pytest.raises(PlanError, match=rf"{switch}=True, which is not linear.*from_config"):
-        Plan.from_scheduler(kind(**config), 4)
+        plan_of_scheduler(kind(**config), 4)
 
 
 def test_schedulers_that_need_a_foreign_history_are_refused():
     with pytest.raises(PlanError, match="IPNDMScheduler cannot be read as a plan"):
-        Plan.from_scheduler(d.IPNDMScheduler(), 4)
+        plan_of_scheduler(d.IPNDMScheduler(), 4)
 
 
 class Squashed(d.DDIMScheduler):
@@ -110,7 +110,7 @@ class Mixing(d.DDIMScheduler):
 @pytest.mark.parametrize("kind", [Squashed, Shifted, Mixing])
 def test_hidden_nonlinearity_is_found(kind):
     with pytest.raises(PlanError, match=f"{kind.__name__} cannot be read as a plan"):
-        Plan.from_scheduler(kind(clip_sample=False), 4)
+        plan_of_scheduler(kind(clip_sample=False), 4)
 
 
 @pytest.mark.parametrize("kind", [d.UniPCMultistepScheduler, d.EulerAncestralDiscreteScheduler])
@@ -119,7 +119,7 @@ def test_the_scheduler_is_left_untouched(kind):
     scheduler.set_timesteps(7)
     before = copy.deepcopy(scheduler)
     state = torch.get_rng_state()
-    Plan.from_scheduler(scheduler, 4)
+    plan_of_scheduler(scheduler, 4)
     assert torch.equal(torch.get_rng_state(), state)
     for key, value in vars(before).items():
         now = vars(scheduler)[key]
@@ -129,14 +129,14 @@ def test_the_scheduler_is_left_untouched(kind):
 def test_bad_arguments_are_named():
     scheduler = d.DDIMScheduler(clip_sample=False)
     with pytest.raises(PlanError, match="step takes no argument 'etta'.*Did you mean 'eta'"):
-        Plan.from_scheduler(scheduler, 4, step={"etta": 1.0})
+        plan_of_scheduler(scheduler, 4, step={"etta": 1.0})
     with pytest.raises(PlanError, match="set_timesteps takes no argument 'sigma'"):
-        Plan.from_scheduler(scheduler, 4, set_timesteps={"sigma": [1.0]})
+        plan_of_scheduler(scheduler, 4, set_timesteps={"sigma": [1.0]})
     for steps in (0, -3, 2.5, True):
         with pytest.raises(PlanError, match="positive whole number"):
-            Plan.from_scheduler(scheduler, steps)
+            plan_of_scheduler(scheduler, steps)
     with pytest.raises(PlanError, match="refused 2000 steps"):
-        Plan.from_scheduler(scheduler, 2000)
+        plan_of_scheduler(scheduler, 2000)
 
 
 @pytest.mark.parametrize(
@@ -149,13 +149,13 @@ def test_bad_arguments_are_named():
     ],
 )
 def test_where_the_plan_ends(kind, final):
-    plan = Plan.from_scheduler(kind, 4)
+    plan = plan_of_scheduler(kind, 4)
     # LCM's boundary scaling leaves a little of the state, 1e-7
     assert (plan.final_alpha, plan.final_sigma) == pytest.approx(final, abs=1e-5)
 
 
 def test_old_schedulers_end_at_the_first_table_entry():
     scheduler = d.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **STABLE_DIFFUSION)
-    plan = Plan.from_scheduler(scheduler, 5)
+    plan = plan_of_scheduler(scheduler, 5)
     first = float(scheduler.alphas_cumprod[0])
     assert (plan.final_alpha, plan.final_sigma) == pytest.approx((first**0.5, (1 - first) ** 0.5), rel=1e-5)

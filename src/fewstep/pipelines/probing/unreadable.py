@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fewstep.errors import PlanError, nearest
+from fewstep.errors import PlanError
 
 SWITCHES = ("thresholding", "clip_sample")
 """Settings that make `step` non-linear in the classes that have them."""
@@ -27,11 +27,11 @@ CHANGES: tuple[dict[str, Any], ...] = (
 
 
 class UnreadableError(PlanError):
-    """A scheduler does what no row of a plan can hold; the reason without a mend."""
+    """A scheduler does what no row of a plan can hold; the reason without a hint."""
 
 
 def explained(scheduler: Any, refusal: UnreadableError, read: Callable[[Any], Any]) -> PlanError:
-    """The refusal with a mend: the settings under which `read` accepts the scheduler, if there are any."""
+    """The refusal with a hint: the settings under which `read` accepts the scheduler, if there are any."""
     name = type(scheduler).__name__
     config = getattr(scheduler, "config", {})
     on = [switch for switch in SWITCHES if config.get(switch)]
@@ -79,35 +79,3 @@ def for_another_count(scheduler: Any, steps: int, settings: Mapping[str, Any], r
                 continue
             return "Choose another step count."
     return "Check its settings; no step count is accepted with them."
-
-
-LARGEST = 100_000
-"""Largest whole number in a stored configuration: schedulers make tables and lists of such lengths."""
-
-
-def from_configuration(configuration: Any) -> Any:
-    """The scheduler of a stored configuration (`scheduler_config.json`), ours or one of diffusers.
-
-    Raises:
-        PlanError: it names no scheduler, or its settings are none that the class takes.
-    """
-    import diffusers
-
-    from fewstep.plan.scheduler import PlanScheduler
-
-    name = configuration.get("_class_name") if isinstance(configuration, dict) else None
-    known = [entry for entry in dir(diffusers) if entry.endswith("Scheduler")]
-    if name != "PlanScheduler" and name not in known:
-        raise PlanError("not a scheduler of diffusers", value=name, hint=nearest(str(name), known))
-    for key, count in configuration.items():
-        if isinstance(count, int) and abs(count) > LARGEST:
-            raise PlanError(f"{key} of the stored {name} is larger than {LARGEST}", value=count)
-    made = PlanScheduler if name == "PlanScheduler" else getattr(diffusers, name)
-    try:
-        return made.from_config(configuration)
-    except PlanError:
-        raise
-    except Exception as error:  # whatever its constructor stumbles over
-        raise PlanError(
-            f"{name} refuses its stored configuration: {error}", hint="Save the scheduler again."
-        ) from error

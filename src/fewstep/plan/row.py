@@ -1,0 +1,109 @@
+"""One row of a plan: where it stands, which network it asks, and the coefficients of the next state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.plan import checks
+from fewstep.plan.combination import Coefficient, Combination, output, state
+from fewstep.plan.files import NUMBERS, RowEntry
+from fewstep.plan.hooks import treatment
+from fewstep.prediction import Prediction
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One stage: where it stands, which network it asks, and the coefficients of the next state.
+
+    `sample_scale` and `output_scale` are Q-Sched's scalars; they are ALREADY multiplied into the coefficients and are
+    kept for reading. `guidance` overrides the pipeline's scale for this stage. `hook` names a non-linear treatment
+    of the output ("clip_sample:1.0"), which takes the slower path.
+    """
+
+    time: Coefficient
+    network_time: Coefficient
+    alpha: Coefficient
+    sigma: Coefficient
+    state: Mapping[int, Coefficient]
+    output: Mapping[int, Coefficient]
+    noise: Coefficient = 0.0
+    anchor: Coefficient = 0.0
+    offset: Coefficient = 0.0
+    input_scale: Coefficient = 1.0
+    network: str = "main"
+    guidance: float | None = None
+    hook: str | None = None
+    sample_scale: Coefficient = 1.0
+    output_scale: Coefficient = 1.0
+
+    def coefficients(self) -> Iterator[tuple[str, Coefficient]]:
+        """Every number of the row with its dotted name."""
+        for name in ("time", "network_time", "alpha", "sigma", "noise", "anchor", "offset", "input_scale"):
+            yield name, getattr(self, name)
+        for kind in ("state", "output"):
+            for j, value in getattr(self, kind).items():
+                yield f"{kind}.{j}", value
+        yield "sample_scale", self.sample_scale
+        yield "output_scale", self.output_scale
+
+    def to_dict(self, number: Callable[[str, Coefficient], Any]) -> dict[str, Any]:
+        """The row as JSON values; `number` writes a coefficient of this dotted name."""
+        entry: dict[str, Any] = {"state": {}, "output": {}}
+        for name, value in self.coefficients():
+            kind, _, j = name.partition(".")
+            (entry[kind] if j else entry).__setitem__(j or kind, number(name, value))
+        return entry | {"network": self.network, "guidance": self.guidance, "hook": self.hook}
+
+    @classmethod
+    def from_entry(cls, entry: RowEntry, number: Callable[[Any], Coefficient]) -> Row:
+        """The row of a file; `number` reads a coefficient."""
+        tables: dict[str, Any] = {
+            kind: {int(j): number(c) for j, c in getattr(entry, kind).items()} for kind in ("state", "output")
+        }
+        plain: dict[str, Any] = {name: number(getattr(entry, name)) for name in NUMBERS}
+        return cls(**plain, **tables, network=entry.network, guidance=entry.guidance, hook=entry.hook)
+
+    def map(self, change: Callable[[Coefficient], Coefficient]) -> Row:
+        """The row with `change` applied to every coefficient."""
+        changed: dict[str, Any] = {
+            f.name: change(value) if isinstance(value := getattr(self, f.name), float | Tensor) else value
+            for f in dataclasses.fields(self)
+            if f.name not in ("state", "output", "guidance")
+        }
+        tables: dict[str, Any] = {k: {j: change(c) for j, c in getattr(self, k).items()} for k in ("state", "output")}
+        return Row(**changed, **tables, guidance=self.guidance)
+
+
+def data_of(row: Row, k: int, prediction: Prediction) -> Combination:
+    """The data estimate x0 at row k as a combination of x_k and n_k."""
+    p, m = prediction.sample(row.input_scale * row.alpha, row.input_scale * row.sigma)
+    return (p * row.input_scale) * state(k) + m * output(k)
+
+
+def noise_of(row: Row, k: int, prediction: Prediction) -> Combination:
+    """The noise estimate eps at row k as a combination of x_k and n_k."""
+    p, m = prediction.noise(row.input_scale * row.alpha, row.input_scale * row.sigma)
+    return (p * row.input_scale) * state(k) + m * output(k)
+
+
+def check_row(k: int, row: Row) -> None:
+    """Refuse what row k may not hold (PlanError names the place)."""
+    place = f"rows[{k}]"
+    for name, value in row.coefficients():
+        checks.coefficient(f"{place}.{name}", value)
+    for name in ("time", "network_time"):
+        checks.one_number(f"{place}.{name}", getattr(row, name))
+    for name in ("alpha", "sigma"):
+        checks.one_number(f"{place}.{name}", getattr(row, name), least=0.0)
+    for kind in ("state", "output"):
+        checks.indices(f"{place}.{kind}", getattr(row, kind), k)
+    checks.text(f"{place}.network", row.network)
+    checks.guidance(f"{place}.guidance", row.guidance)
+    if row.hook is not None:
+        checks.text(f"{place}.hook", row.hook)
+        treatment(row.hook, f"{place}.hook")
