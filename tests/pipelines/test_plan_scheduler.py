@@ -1,3 +1,7 @@
+import json
+import subprocess
+import sys
+
 import diffusers as d
 import pytest
 import torch
@@ -222,3 +226,39 @@ def test_flow_pipelines_pass_sigmas_and_mu():
     level = plan.rows[1].sigma
     noised = scheduler.scale_noise(clean, scheduler.timesteps[1:2], noise)
     torch.testing.assert_close(noised, (1 - level) * clean + level * noise)
+
+
+@pytest.mark.parametrize("module", ["fewstep", "fewstep.pipelines.scheduler", "fewstep.plan.scheduler"])
+def test_folders_that_name_the_scheduler_as_earlier_versions_did_open(parts, tmp_path, module):
+    """`fewstep.plan.scheduler` wrote the plan and two settings; a fresh process imports fewstep alone."""
+    plan = two_m()
+    pipeline(parts, plan).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["scheduler"] == ["fewstep", "PlanScheduler"]
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "scheduler": [module, "PlanScheduler"]}))
+    place = tmp_path / "scheduler" / "scheduler_config.json"
+    config = json.loads(place.read_text())
+    place.write_text(json.dumps({k: v for k, v in config.items() if k not in ("replaced", "adapters")}))
+    script = (
+        "import sys, pickle, fewstep; from fewstep.plan import Plan;"
+        "pipe = fewstep.load_pipeline(sys.argv[1]);"
+        "from fewstep.plan.scheduler import PlanScheduler;"
+        "print(type(pipe.scheduler) is PlanScheduler is fewstep.PlanScheduler, len(pipe.scheduler.plan.rows))"
+    )
+    if module == "fewstep.plan.scheduler":
+        script = "import fewstep, sys, diffusers; diffusers.DiffusionPipeline.from_pretrained(sys.argv[1]);" + script
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "4"], done.stderr
+
+
+def test_a_call_is_prepared_without_writing_or_reading_the_plan(monkeypatch):
+    from fewstep.pipelines.generate import PlanRunner
+    from fewstep.plan import files
+
+    plan = two_m()
+    for name in ("written_number", "read_number", "parsed"):
+        monkeypatch.setattr(files, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
+    runner = PlanRunner.following(plan, [0])
+    runner.remember(d.DDIMScheduler())
+    runner.set_timesteps(4)
+    assert runner.plan is plan

@@ -302,3 +302,23 @@ def test_guidance_that_a_pipeline_cannot_change_is_refused(tmp_path):
     rows = tuple(dataclasses.replace(row, guidance=1.0) for row in plan.rows)
     with pytest.raises(PlanError, match="cannot change its guidance"):
         attach(pipe, plan.replace(rows=rows))
+
+
+def test_a_call_that_broke_off_does_not_leave_its_guidance_to_the_next(tmp_path):
+    pipe, call = tiny.MAKERS["sd"](tmp_path), tiny.CALLS["sd"]
+    plan = plan_of(pipe, 3, guidance_scale=3.0, **call)
+    rows = tuple(dataclasses.replace(row, guidance=5.0 if k == 1 else None) for k, row in enumerate(plan.rows))
+    attach(pipe, plan.replace(rows=rows))
+
+    def draw(guidance, **options):
+        generator = torch.Generator().manual_seed(0)
+        given = {"num_inference_steps": 3, "guidance_scale": guidance, "output_type": "latent", "generator": generator}
+        return pipe("a", **given, **call, **options).images
+
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    wanted = draw(2.0)
+    with pytest.raises(KeyboardInterrupt):
+        draw(9.0, callback_on_step_end=broken)
+    assert torch.equal(draw(2.0), wanted)

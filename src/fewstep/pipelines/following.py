@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fewstep.errors import PlanError
+from fewstep.errors import IdentityError, PlanError
 from fewstep.pipelines.caller import Caller
 from fewstep.pipelines.calls import backbone_of
 from fewstep.plan import Plan
@@ -80,15 +80,26 @@ class Following:
         return self.plan.rows[self.coming].network
 
 
-def check_served(plan: Plan, k: int, *, followed: bool, scaled: bool, entered: bool) -> None:
-    """Refuse to go on where the pipeline left out what row k needs (PlanError).
+def check_served(plan: Plan, k: int, followed: bool, *, scaled: bool, entered: bool, doubled: bool) -> None:
+    """Refuse to go on where the pipeline left out what row k needs.
 
     Args:
         plan, k: the row.
         followed: whether its variant of the network and its guidance were run.
         scaled: whether the network's input was scaled.
         entered: whether the pipeline knows the scale of the first state.
+        doubled: whether the network saw two states for each, which is guidance.
+
+    Raises:
+        PlanError: something was left out, or all rows have run.
+        IdentityError: the plan belongs to a model without guidance.
     """
+    if k >= plan.steps:
+        hint = "Call set_timesteps before the next image."
+        raise PlanError(f"the plan has {plan.steps} rows and all have run", value=k, hint=hint)
+    if doubled and plan.identity.guidance == 1.0:
+        hint = "Call the pipeline with guidance_scale=1."
+        raise IdentityError("this plan belongs to a model that runs without guidance", hint=hint)
     row = plan.rows[k]
     if (row.network != MAIN or row.guidance is not None) and not followed:
         raise PlanError(

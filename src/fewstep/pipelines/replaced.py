@@ -6,8 +6,16 @@ import math
 from typing import Any
 
 import diffusers
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from fewstep.errors import FewstepError, PlanError
+
+COMPATIBLE = [
+    *(kind.name for kind in KarrasDiffusionSchedulers),
+    *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "EDMEulerScheduler"),
+    *("LCMScheduler", "TCDScheduler", "SASolverScheduler", "CogVideoXDDIMScheduler"),
+]
+"""Schedulers whose settings may stand beside a plan without a warning of diffusers."""
 
 
 def settings_of(scheduler: Any) -> dict[str, Any]:

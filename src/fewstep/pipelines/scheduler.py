@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from typing_extensions import Self
 
-from fewstep.errors import FewstepError, IdentityError, PlanError
+from fewstep.errors import FewstepError, IdentityError
 from fewstep.pipelines.caller import Caller, check_call, refuse_shift, rows_per_step, step_counts
 from fewstep.pipelines.following import Following, check_served
-from fewstep.pipelines.replaced import check_entries, settings_of
+from fewstep.pipelines.replaced import COMPATIBLE, check_entries, settings_of
 from fewstep.plan import Plan
 from fewstep.plan.combination import is_exactly, number
 from fewstep.plan.history import History, ready_rows, refuse_misfit
@@ -46,11 +46,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     """
 
     order = 1
-    _compatibles: ClassVar[list[str]] = [  # whose settings may stand beside ours without a warning
-        *(kind.name for kind in KarrasDiffusionSchedulers),
-        *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "EDMEulerScheduler"),
-        *("LCMScheduler", "TCDScheduler", "SASolverScheduler", "CogVideoXDDIMScheduler"),
-    ]
+    _index: int | None
+    _history: History | None
+    _running: Plan
+    _compatibles: ClassVar[list[str]] = COMPATIBLE
 
     @register_to_config
     def __init__(
@@ -259,8 +258,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     def _start(self, first: int | None) -> None:
         """Begin at this row; None: at the first, unless the call tells another."""
         self._begin, self._offset = first, first or 0
-        self._index: int | None = None
-        self._history: History | None = None
+        self._index, self._history = None, None
         self._running = self.plan.starting_at(first) if first else self.plan
         self._expect(self._offset)
 
@@ -293,15 +291,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
     def _check_step(self, batch: int) -> int:
         """The place of the coming row among those that run, for a batch of states; refuses what `step` may not do."""
         k = self._index or 0
-        if k >= self.plan.steps:
-            hint = "Call set_timesteps before the next image."
-            raise PlanError(f"the plan has {self.plan.steps} rows and all have run", value=k, hint=hint)
         followed = self._following is not None and self._following.serves(k)
-        check_served(self.plan, k, followed=followed, scaled=self._scaled == k, entered=self._entry_known)
-        # guidance doubles the batch that the network sees: a plan made without it notices
-        if self.plan.identity.guidance == 1.0 and self._asked == 2 * batch:
-            hint = "Call the pipeline with guidance_scale=1."
-            raise IdentityError("this plan belongs to a model that runs without guidance", hint=hint)
+        doubled = self._asked == 2 * batch
+        check_served(self.plan, k, followed, scaled=self._scaled == k, entered=self._entry_known, doubled=doubled)
         return self._local
 
 

@@ -244,7 +244,7 @@ class Plan:
             "steps": self.steps,
             "prediction": vars(self.prediction),
             **{name: written(name, getattr(self, name)) for name in ends},
-            "rows": [row.to_dict(lambda n, c, k=k: written(f"rows.{k}.{n}", c)) for k, row in enumerate(self.rows)],
+            "rows": [row.to_dict(written, f"rows.{k}") for k, row in enumerate(self.rows)],
             "identity": vars(self.identity),
             "origin": dict(self.origin),
         }

@@ -51,12 +51,12 @@ class Row:
         yield "sample_scale", self.sample_scale
         yield "output_scale", self.output_scale
 
-    def to_dict(self, number: Callable[[str, Coefficient], Any]) -> dict[str, Any]:
-        """The row as JSON values; `number` writes a coefficient of this dotted name."""
+    def to_dict(self, number: Callable[[str, Coefficient], Any], place: str) -> dict[str, Any]:
+        """The row as JSON values; `number` writes a coefficient of a dotted name, which begins with `place`."""
         entry: dict[str, Any] = {"state": {}, "output": {}}
         for name, value in self.coefficients():
             kind, _, j = name.partition(".")
-            (entry[kind] if j else entry).__setitem__(j or kind, number(name, value))
+            (entry[kind] if j else entry).__setitem__(j or kind, number(f"{place}.{name}", value))
         return entry | {"network": self.network, "guidance": self.guidance, "hook": self.hook}
 
     @classmethod
