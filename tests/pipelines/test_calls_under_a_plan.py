@@ -238,3 +238,19 @@ def test_a_replaced_scheduler_that_cannot_be_made_is_named(replaced, tmp_path):
     pipe.scheduler.register_to_config(replaced=replaced)
     with pytest.raises(FewstepError, match="replaced"):
         process_of(pipe)
+
+
+def test_a_plan_belongs_to_both_networks_of_a_pipeline(tmp_path):
+    """Wan 2.2 has a second network for low noise; a plan of an earlier version knows the first alone."""
+    pipe = tiny.MAKERS["wan"](tmp_path)
+    first = identity_of(pipe)
+    pipe.register_modules(transformer_2=copy.deepcopy(pipe.transformer))
+    both = identity_of(pipe)
+    both.check(both)
+    first.check(both)
+    with pytest.raises(IdentityError, match="belongs to model"):
+        both.check(first)
+    with torch.no_grad():
+        next(pipe.transformer_2.parameters()).add_(1.0)
+    with pytest.raises(IdentityError, match="belongs to model"):
+        both.check(identity_of(pipe))

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from fewstep.denoiser import fingerprint
-from fewstep.pipelines.calls import backbone_of
+from fewstep.pipelines.calls import backbones_of
 from fewstep.plan import Identity
+from fewstep.plan.identity import TOGETHER
 
 
 def identity_of(pipe: Any, guidance: float | None = None, fingerprinted: bool = True) -> Identity:
-    """What a plan for this pipeline belongs to.
+    """What a plan for this pipeline belongs to: all its denoising networks (two in Wan 2.2).
 
     guidance: its `guidance_scale`, if known.
     fingerprinted: whether to look at the weights.
     """
-    model = backbone_of(pipe)
-    quantization = dict(getattr(model.config, "quantization_config", None) or {})
-    scheme = quantization.get("scheme") or quantization.get("quant_method") or "none"
-    return Identity(model=fingerprint(model) if fingerprinted else None, quantization=str(scheme), guidance=guidance)
+    models = backbones_of(pipe).values()
+    schemes = list(dict.fromkeys(map(_scheme, models)))
+    return Identity(
+        model=TOGETHER.join(map(fingerprint, models)) if fingerprinted else None,
+        quantization=schemes[0] if len(schemes) == 1 else TOGETHER.join(map(_scheme, models)),
+        guidance=guidance,
+    )
+
+
+def _scheme(model: nn.Module) -> str:
+    """Name of a network's low-bit scheme, `none` for full precision."""
+    config: Any = model.config
+    quantization = dict(getattr(config, "quantization_config", None) or {})
+    return str(quantization.get("scheme") or quantization.get("quant_method") or "none")

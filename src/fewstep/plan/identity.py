@@ -8,6 +8,9 @@ from fewstep.errors import IdentityError
 from fewstep.plan import checks
 from fewstep.weights import same_weights
 
+TOGETHER = " and "
+"""Stands between the fingerprints, or the schemes, of a pipeline's networks."""
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -38,8 +41,14 @@ class Identity:
                 wanted, have = max(1.0, wanted), max(1.0, have)  # pipelines run every scale up to 1 without guidance
             if wanted is None or have is None or wanted == have:
                 continue
-            if name != "model" or not same_weights(wanted, have):
+            if name == "guidance" or not _same(wanted, have):
                 raise IdentityError(
                     f"this plan belongs to {name} {wanted!r}, not {have!r}",
                     hint=f"Use it with that {name}, or search a plan for this one (fewstep run q-sched).",
                 )
+
+
+def _same(wanted: str, have: str) -> bool:
+    """Whether the networks are those that the plan knows; plans of earlier versions know the first alone."""
+    known, found = wanted.split(TOGETHER), have.split(TOGETHER)
+    return len(known) <= len(found) and all(map(same_weights, known, found))
