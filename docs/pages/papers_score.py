@@ -151,7 +151,9 @@ PAPERS: tuple[Paper, ...] = (
         here="Two branches, `DistributionMatching` and `GuidanceDifference`, each with its noise, its noise levels and "
         "DMD's normaliser with a floor of 0.1 (that of CDM; the paper gives none). `BelowLastCall` draws below the "
         "student's own time, before any shift of the schedule. With one shared re-noising the sum is DMD, which a test "
-        "checks. Mean and variance in place of the critic: the term `MeanVariancePenalty`.",
+        "checks. Mean and variance in place of the critic: the term `MeanVariancePenalty`. `step_condition=True` tells "
+        "the critic its call: on a line two guided calls collapse without it, whatever the floor or the normaliser "
+        "([guided-line.md](guided-line.md)).",
         missing="The paper's runs keep DMD2's adversary for SDXL; here it is left out.",
         claims=("decoupled_dmd",),
     ),
