@@ -236,7 +236,7 @@ def test_a_layer_that_cannot_carry_it_says_why() -> None:
 
 
 @pytest.mark.parametrize("spec", ["magic", "gptq:-1", "clip:3", "smoothquant:2", "svdquant:x", "adaround:0", "rtn:1"])
-def test_a_bad_method_is_refused_with_a_mend(spec: str) -> None:
+def test_a_bad_method_is_refused_with_a_hint(spec: str) -> None:
     with pytest.raises(FewstepError) as caught:
         method_of(spec)
     assert caught.value.hint

@@ -30,7 +30,7 @@ def test_every_scheme_has_a_name_that_reads_back(bits: int, activation: int, gro
 
 
 @pytest.mark.parametrize("name", ["w5a8", "w4a5", "int8", "", "w4a8g", "w4a8g1", "w4a8x", None, 8])
-def test_a_bad_name_is_refused_with_a_mend(name: object) -> None:
+def test_a_bad_name_is_refused_with_a_hint(name: object) -> None:
     with pytest.raises(FewstepError) as caught:
         Scheme.parse(name)  # type: ignore[arg-type]
     assert caught.value.hint

@@ -125,7 +125,7 @@ def quantized_by_torchao(model):
 
 
 @pytest.mark.parametrize(
-    ("wrap", "what", "mend"),
+    ("wrap", "what", "hint"),
     [
         (with_lora, "LoRA", "fuse_lora"),
         (with_a_compiled_block, "torch.compile", "Quantize first"),
