@@ -30,7 +30,9 @@ from fewstep.pipelines import backbone_of
 from fewstep.pipelines.conditions import conditions_of
 from fewstep.quant import quantize, sensitivity
 from fewstep.quant.allocation import LayerOption, allocate
-from fewstep.quant.bos import separate
+from fewstep.quant.calls import replay
+from fewstep.quant.fidelity import sqnr, ssim
+from fewstep.quant.first_token import keep_first_tokens
 from fewstep.quant.mixed import quantize_mixed
 from fewstep.recipes import load
 from fewstep.rewards import load_reward
@@ -65,7 +67,7 @@ class Bench:
         """A fresh copy of the backbone."""
         model = copy.deepcopy(backbone_of(self.job.pipe))
         if apart:
-            separate(model, self.job.calls["unet"])
+            keep_first_tokens(model, self.job.calls["unet"])
         return model
 
     def options(self, model: torch.nn.Module, scheme: str) -> dict:
@@ -82,7 +84,7 @@ class Bench:
         return {
             "psnr": mean_interval(psnr.double()).as_dict(),
             "each": psnr.tolist(),
-            "ssim": sensitivity.ssim(self.truth, images),
+            "ssim": ssim(self.truth, images),
             "judge": mean_interval(judged).as_dict(),
         }
 
@@ -152,14 +154,14 @@ def first_token(bench: Bench) -> dict:
 
 def additivity(chooser: BitAllocator, sqnrs: dict, tries: int = 12) -> dict:
     """Sum of single noise powers against the noise with all layers quantized, over random tables of widths."""
-    truth, pairs = sensitivity.replay(chooser.model, chooser.calls), []
+    truth, pairs = replay(chooser.model, chooser.calls), []
     for k in range(tries):
         generator = torch.Generator().manual_seed(100 + k)
         picks = torch.randint(len(WIDTHS), (len(chooser.names),), generator=generator).tolist()
         schemes = dict(zip(chooser.names, (WIDTHS[p] for p in picks), strict=True))
         model = copy.deepcopy(chooser.model)
         quantize_mixed(model, schemes)
-        together = 10 ** (-sensitivity.sqnr(truth, sensitivity.replay(model, chooser.calls)) / 10)
+        together = 10 ** (-sqnr(truth, replay(model, chooser.calls)) / 10)
         pairs.append([sum(10 ** (-sqnrs[n][s] / 10) for n, s in schemes.items()), together])
     logs = torch.tensor(pairs).log()
     return {"pairs": pairs, "correlation": float(torch.corrcoef(logs.T)[0, 1])}

@@ -16,7 +16,6 @@ import json
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -28,8 +27,8 @@ from torch import nn
 
 from fewstep.files import write_json
 from fewstep.quant import Scheme
-from fewstep.quant.apply import FEW_STEP_RULES, decide
-from fewstep.quant.places import make_layer
+from fewstep.quant.linear_conv import make_layer
+from fewstep.quant.rules import FEW_STEP_RULES, decisions_by_rules
 from fewstep.quant.stream import load_quantized
 from fewstep.runs.environment import environment
 
@@ -153,9 +152,9 @@ def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
 def counted(name: str, scheme: str) -> dict[str, Any]:
     """Bytes of the quantized model, read off layers without weights."""
     model, total = empty(name), 0
-    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    given = decisions_by_rules(model, Scheme.parse(scheme), (), FEW_STEP_RULES).modules
     for path, module in model.named_modules():
-        target, _ = decide(path, module, Scheme.parse(scheme), FEW_STEP_RULES, owners)
+        target, _ = given.get(path, (None, ""))
         kept = list(module.parameters(recurse=False))
         if target is not None and isinstance(module, nn.Linear | nn.Conv2d):
             total += sum(buffer.nbytes for buffer in make_layer(module, target, "auto").buffers())

@@ -41,9 +41,9 @@ from fewstep.pipelines import backbone_of, identity_of
 from fewstep.pipelines.conditions import conditions_of
 from fewstep.quant import quantize
 from fewstep.quant.calibration import Calibration
+from fewstep.quant.fidelity import ssim
 from fewstep.quant.reconstruct import reconstruct
 from fewstep.quant.report import tensor_bytes
-from fewstep.quant.sensitivity import ssim
 from fewstep.recipes import load
 from fewstep.rewards import load_reward
 from fewstep.runs import Run

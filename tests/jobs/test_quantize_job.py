@@ -19,7 +19,7 @@ from fewstep.jobs.quantize.recipe import parse_size
 from fewstep.jobs.quantize.report import block_of, block_table
 from fewstep.pipelines import PipelineSampler, backbone_of, load_pipeline, plan_of, save_pipeline
 from fewstep.quant import QuantLayer
-from fewstep.quant.bos import FirstToken
+from fewstep.quant.first_token import FirstToken
 from fewstep.quant.split import SplitConv2d
 from fewstep.quant.steps import PerStepLayer
 from fewstep.recipes.loader import load

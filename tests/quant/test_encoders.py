@@ -6,9 +6,8 @@ import torch
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
 from fewstep.quant import QuantLinear, quantize
-from fewstep.quant.bos import separate, separated
-from fewstep.quant.encoders import quantize_encoder
-from fewstep.quant.sensitivity import recording
+from fewstep.quant.calls import recording
+from fewstep.quant.first_token import first_token_layers, keep_first_tokens
 from tests.pipelines import tiny_pipelines as tiny
 
 IDS = torch.tensor([[0, 5, 9, 1], [0, 7, 3, 1]])
@@ -19,7 +18,7 @@ IDS = torch.tensor([[0, 5, 9, 1], [0, 7, 3, 1]])
 def test_an_encoder_loads_as_it_was_saved(make, scheme, tmp_path):
     model = make()
     truth = model(IDS)[0]
-    report = quantize_encoder(model, scheme)
+    report = quantize(model, scheme, rules=())
     assert report.coverage > 0.5
     low = model(IDS)[0]
     assert not torch.equal(low, truth)
@@ -37,15 +36,15 @@ def test_a_clip_encoder_keeps_its_first_token(tmp_path):
     model = tiny.clip_text()
     with recording(model) as calls, torch.no_grad():
         truth = model(IDS)[0]
-    names = separate(model, calls)
+    names = keep_first_tokens(model, calls)
     assert "encoder.layers.0.self_attn.k_proj" in names  # causal: nothing comes before the first token
-    quantize_encoder(model, "w2a8")
+    quantize(model, "w2a8", rules=())
     low = model(IDS)[0]
     torch.testing.assert_close(low[:, 0], truth[:, 0], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(low[:, 1:], truth[:, 1:], rtol=1e-2, atol=1e-2)
     model.save_pretrained(tmp_path / "encoder")
     again = type(model).from_pretrained(tmp_path / "encoder")
-    assert separated(again) == names
+    assert first_token_layers(again) == names
     assert torch.equal(again(IDS)[0], low)
 
 
@@ -54,12 +53,12 @@ def test_a_pipeline_with_low_bit_parts_loads_in_one_line(tmp_path):
 
     pipe = tiny.sdxl(tmp_path)
     quantize(pipe.unet, "w4a8")
-    quantize_encoder(pipe.text_encoder, "w8a8")
-    quantize_encoder(pipe.text_encoder_2, "w8a16")
+    quantize(pipe.text_encoder, "w8a8", rules=())
+    quantize(pipe.text_encoder_2, "w8a16", rules=())
     quantize(pipe.vae, "w8a8")
     images = tiny.draw(pipe, "sdxl", ["a", "bc"], [0, 1])
     pipe.save_pretrained(tmp_path / "low")
     again = tiny.quiet(DiffusionPipeline.from_pretrained(tmp_path / "low"))
     assert torch.equal(tiny.draw(again, "sdxl", ["a", "bc"], [0, 1]), images)
     with pytest.raises(FewstepError, match="quantized already"):
-        quantize_encoder(again.text_encoder, "w8a8")
+        quantize(again.text_encoder, "w8a8", rules=())

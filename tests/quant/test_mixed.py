@@ -6,7 +6,8 @@ import torch
 from fewstep.errors import FewstepError
 from fewstep.quant import QuantLayer
 from fewstep.quant.mixed import quantize_mixed
-from fewstep.quant.sensitivity import costs, eligible
+from fewstep.quant.modules import eligible
+from fewstep.quant.sensitivity import costs
 from tests.pipelines import tiny_pipelines as tiny
 
 

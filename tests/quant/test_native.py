@@ -11,6 +11,7 @@ from fewstep.quant import QuantConv2d, QuantLayer, QuantLinear, Scheme, native, 
 from fewstep.quant.calibration import calibrate
 from fewstep.quant.integer import quantize_activation
 from fewstep.quant.report import resident_bytes
+from tests.quant import load_float
 
 needs_int8 = pytest.mark.skipif(not native.available(), reason="no exact int8 product on this CPU")
 SCHEMES = st.sampled_from(["w8a8", "w8a8tensor", "w4a8row", "w3a8row", "w2a8row"])
@@ -18,7 +19,7 @@ SCHEMES = st.sampled_from(["w8a8", "w8a8tensor", "w4a8row", "w3a8row", "w2a8row"
 
 def layer_of(source: nn.Linear | nn.Conv2d, scheme: str) -> QuantLayer:
     layer = (QuantLinear if isinstance(source, nn.Linear) else QuantConv2d)(source, Scheme.parse(scheme))  # type: ignore[arg-type]
-    layer.load_float(source.weight)
+    load_float(layer, source.weight)
     native.keep(layer)  # also for few rows, also below 8 bit
     if layer.native is not None:
         layer.native.least = 0
@@ -207,7 +208,7 @@ def test_the_kept_copy_follows_the_codes() -> None:
 @needs_int8
 def test_fewer_bits_keep_no_copy_and_few_rows_take_the_float_product() -> None:
     layer = QuantLinear(nn.Linear(8, 8), Scheme.parse("w4a8row"))
-    layer.load_float(torch.randn(8, 8))
+    load_float(layer, torch.randn(8, 8))
     assert layer.native is not None
     layer.native.least = 0
     assert not layer.native.takes(torch.randn(native.WORTH - 1, 8))

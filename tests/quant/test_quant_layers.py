@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fewstep.quant import QuantConv2d, QuantLayer, QuantLinear, Scheme
 from fewstep.quant.integer import quantize_activation
+from tests.quant import load_float
 
 SCHEMES = ["w8a8", "w8a16", "w4a8", "w4a16", "w4a8row", "w3a8", "w2a16", "w8a8g16"]
 
@@ -17,7 +18,7 @@ def linear(inputs: int, outputs: int, scheme: str, bias: bool = True, seed: int 
     torch.manual_seed(seed)
     source = nn.Linear(inputs, outputs, bias)
     layer = QuantLinear(source, Scheme.parse(scheme))
-    layer.load_float(source.weight)
+    load_float(layer, source.weight)
     return source, layer
 
 
@@ -25,7 +26,7 @@ def conv(scheme: str, *args: int, seed: int = 0, **options: object) -> tuple[nn.
     torch.manual_seed(seed)
     source = nn.Conv2d(*args, **options)  # type: ignore[arg-type]
     layer = QuantConv2d(source, Scheme.parse(scheme))
-    layer.load_float(source.weight)
+    load_float(layer, source.weight)
     return source, layer
 
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from fewstep.errors import FewstepError
 from fewstep.quant import kernels, native, quantize
+from tests.quant import load_float
 
 
 def pair(**options: str) -> tuple[nn.Module, nn.Module]:
@@ -51,8 +52,8 @@ def test_torchao_follows_replaced_weights() -> None:
     x = torch.randn(4, 48)
     with torch.no_grad():
         theirs(x)
-        theirs[0].load_float(torch.ones(32, 48))
-        ours[0].load_float(torch.ones(32, 48))
+        for layer in (theirs[0], ours[0]):
+            load_float(layer, torch.ones(32, 48))
         assert sqnr(ours(x), theirs(x)) > 35
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fewstep.quant import quantize
-from fewstep.quant.encoders import quantize_encoder
 from fewstep.registration import ImportWatcher
 from tests import ROOT
 from tests.pipelines import tiny_pipelines as tiny
@@ -39,7 +38,7 @@ torch.save(low(torch.ones(1, 4, 8, 8), 10, torch.ones(1, 5, 16)).sample, place +
 @torch.no_grad()
 def test_low_bit_folders_open_where_libraries_are_imported_after_the_package(code, build_unet, tmp_path):
     encoder, network = tiny.clip_text(), build_unet()
-    quantize_encoder(encoder, "w4a8")
+    quantize(encoder, "w4a8", rules=())
     quantize(network, "w4a8")
     encoder.save_pretrained(tmp_path / "encoder")
     network.save_pretrained(tmp_path / "network")

@@ -7,6 +7,9 @@ from torch import nn
 
 from fewstep.errors import FewstepError
 from fewstep.quant import sensitivity as s
+from fewstep.quant.calls import multiply_adds, recording, replay
+from fewstep.quant.fidelity import sqnr, ssim
+from fewstep.quant.modules import eligible
 
 
 class Net(nn.Module):
@@ -25,7 +28,7 @@ class Net(nn.Module):
 @pytest.fixture
 def recorded():
     net = Net()
-    with s.recording(net, limit=2) as calls:
+    with recording(net, limit=2) as calls:
         for k in range(3):
             net(torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(k)), scale=1.0 + k)
     return net, calls
@@ -35,35 +38,35 @@ def test_calls_are_recorded_as_they_were(recorded):
     net, calls = recorded
     assert len(calls) == 2
     truth = torch.cat([net(*args, **kwargs)[0].flatten() for args, kwargs in calls])
-    assert torch.equal(s.replay(net, calls), truth)
+    assert torch.equal(replay(net, calls), truth)
     assert calls[1][1] == {"scale": 2.0}
     with pytest.raises(FewstepError, match="no call"):
-        s.replay(net, [])
+        replay(net, [])
 
 
 def test_each_layer_is_measured_alone_and_the_model_stays(recorded):
     net, calls = recorded
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    groups = s.grouped(s.eligible(net))
+    groups = s.grouped(eligible(net))
     assert groups == {"conv": "quality", "attn2.to_k": "content", "attn2.to_v": "content", "out": "quality"}
-    probe = s.ModelMetric("outputs", lambda: s.replay(net, calls), s.sqnr)
+    probe = s.ModelMetric("outputs", lambda: replay(net, calls), sqnr)
     table = s.measure(net, {"quality": probe, "content": probe}, groups, ["w8a16", "w4a16", "w2a16"])
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     for row in table.values():
         assert row["w8a16"] > row["w4a16"] > row["w2a16"]
     # the definition, by hand, for one of them: everything else is float
     weight = net.out.weight.data
-    truth = s.replay(net, calls)
+    truth = replay(net, calls)
     low = s.low_bit(net.out, "w4a16").dequantize()
     net.out.weight.data = low
-    assert table["out"]["w4a16"] == pytest.approx(s.sqnr(truth, s.replay(net, calls)), abs=1e-3)
+    assert table["out"]["w4a16"] == pytest.approx(sqnr(truth, replay(net, calls)), abs=1e-3)
     net.out.weight.data = weight
 
 
 def test_a_measurement_goes_on_where_it_was(recorded):
     net, calls = recorded
     seen = []
-    probe = s.ModelMetric("outputs", lambda: s.replay(net, calls), s.sqnr)
+    probe = s.ModelMetric("outputs", lambda: replay(net, calls), sqnr)
     groups = {"conv": "quality", "out": "quality"}
     known = {"conv": {"w4a8": 12.5}}
     table = s.measure(
@@ -83,12 +86,12 @@ def test_the_model_is_restored_when_a_probe_fails(recorded):
         return torch.zeros(1)
 
     with pytest.raises(RuntimeError, match="broken"):
-        s.measure(net, {"quality": s.ModelMetric("x", fail, s.sqnr)}, {"conv": "quality"}, ["w8a8"])
+        s.measure(net, {"quality": s.ModelMetric("x", fail, sqnr)}, {"conv": "quality"}, ["w8a8"])
     assert net.conv is kept
     with pytest.raises(FewstepError, match="NaN"):
         s.measure(
             net,
-            {"quality": s.ModelMetric("x", lambda: torch.tensor(float("nan")), s.sqnr)},
+            {"quality": s.ModelMetric("x", lambda: torch.tensor(float("nan")), sqnr)},
             {"conv": "quality"},
             ["w8a8"],
         )
@@ -96,9 +99,9 @@ def test_the_model_is_restored_when_a_probe_fails(recorded):
 
 def test_sqnr_is_its_formula():
     y, e = torch.randn(100, dtype=torch.float64), torch.randn(100, dtype=torch.float64)
-    assert s.sqnr(y, y + 0.1 * e) == pytest.approx(10 * np.log10(float((y @ y) / (0.01 * e @ e))))
-    assert s.sqnr(y, y) == 200
-    assert s.sqnr(y, y * float("nan")) == -200
+    assert sqnr(y, y + 0.1 * e) == pytest.approx(10 * np.log10(float((y @ y) / (0.01 * e @ e))))
+    assert sqnr(y, y) == 200
+    assert sqnr(y, y * float("nan")) == -200
     # damages of the two metrics: power of the noise adds up
     assert s.damage_of(30.0, "quality") == pytest.approx(1e-3)
     assert s.damage_of(0.75, "content") == 0.25
@@ -115,23 +118,23 @@ def test_ssim_is_its_formula():
                 cov = np.cov(p, q)
                 top = (2 * p.mean() * q.mean() + 1e-4) * (2 * cov[0, 1] + 9e-4)
                 values.append(top / ((p.mean() ** 2 + q.mean() ** 2 + 1e-4) * (cov[0, 0] + cov[1, 1] + 9e-4)))
-    assert s.ssim(torch.tensor(a), torch.tensor(b)) == pytest.approx(np.mean(values), rel=1e-9)
-    assert s.ssim(torch.tensor(a), torch.tensor(a)) == pytest.approx(1)
-    assert s.ssim(torch.tensor(a), torch.tensor(b) * float("nan")) == 0
+    assert ssim(torch.tensor(a), torch.tensor(b)) == pytest.approx(np.mean(values), rel=1e-9)
+    assert ssim(torch.tensor(a), torch.tensor(a)) == pytest.approx(1)
+    assert ssim(torch.tensor(a), torch.tensor(b) * float("nan")) == 0
     with pytest.raises(FewstepError, match="shapes"):
-        s.ssim(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
+        ssim(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
 
 
 def test_costs_are_those_of_the_real_layers(recorded):
     net, calls = recorded
-    names = s.eligible(net)
+    names = eligible(net)
     cost = s.costs(net, names, ["w8a8", "w4a16"])
     assert cost["out"]["w8a8"] == s.LayerCost(
         4 * 8 + 4 * 4 + 4 * 4, 8, 8, ("packed", "scale")
     )  # codes, float32 scales, float32 bias
     assert cost["out"]["w4a16"].bytes == 4 * 4 + 4 * 2 + 4 * 4  # one group of 8, float16 scale
     assert cost["out"]["w4a16"].activation_bits == 16
-    counts = s.multiply_adds(net, calls[0], names)
+    counts = multiply_adds(net, calls[0], names)
     assert counts == {
         "conv": 2 * 8 * 36 * 27, "attn2.to_k": 2 * 36 * 64, "attn2.to_v": 2 * 36 * 64, "out": 2 * 36 * 32,
     }  # fmt: skip

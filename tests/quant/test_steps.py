@@ -10,9 +10,9 @@ from fewstep.errors import FewstepError
 from fewstep.pipelines import PipelineSampler, attach, load_pipeline, plan_of, save_pipeline
 from fewstep.quant.calibration import calibrate
 from fewstep.quant.fake import to_fake
-from fewstep.quant.mixed import quantize_mixed
-from fewstep.quant.sensitivity import eligible
-from fewstep.quant.steps import PerStepLayer, quantize_stepped
+from fewstep.quant.mixed import quantize_mixed, quantize_stepped
+from fewstep.quant.modules import eligible
+from fewstep.quant.steps import PerStepLayer
 from fewstep.variants import applied
 from tests.pipelines import tiny_pipelines as tiny
 

@@ -9,11 +9,11 @@ from torch import nn
 from fewstep.errors import FewstepError
 from fewstep.pipelines import load_pipeline, save_pipeline
 from fewstep.quant import QuantLayer, calibrate, dequantize, quantize
-from fewstep.quant.bos import separate
-from fewstep.quant.mixed import quantize_mixed
-from fewstep.quant.sensitivity import eligible, recording
+from fewstep.quant.calls import recording
+from fewstep.quant.first_token import keep_first_tokens
+from fewstep.quant.mixed import quantize_mixed, quantize_stepped
+from fewstep.quant.modules import eligible
 from fewstep.quant.split import split_skips
-from fewstep.quant.steps import quantize_stepped
 from tests.pipelines import tiny_pipelines as tiny
 
 CALL = (torch.ones(2, 4, 8, 8), 10, torch.linspace(-1, 1, 2 * 5 * 32).view(2, 5, 32))
@@ -160,7 +160,7 @@ def test_what_fewstep_itself_puts_around_layers_is_no_wrapper():
         for prompt in (CALL[2], CALL[2].flip(-1)):
             model(*CALL[:2], torch.cat([torch.ones(2, 1, 32), prompt[:, 1:]], 1))
     assert split_skips(model)
-    assert separate(model, calls)
+    assert keep_first_tokens(model, calls)
     assert quantize(model, "w4a8").coverage > 0.8
 
 

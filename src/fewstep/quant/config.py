@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -10,13 +11,14 @@ from typing import Any
 from torch import nn
 
 from fewstep.errors import FewstepError, nearest
+from fewstep.quant.first_token import first_token_layers
 from fewstep.quant.kernels import check_backend
 from fewstep.quant.scheme import Scheme
+from fewstep.quant.steps import tables_of
+from fewstep.quant.wrappers import family
 
 VERSION = 1
-
-
-MEND = "config.json was changed or damaged: save the model again."
+SAVE_AGAIN = "config.json was changed or damaged: save the model again."
 
 
 class QuantMethod(str, Enum):
@@ -62,7 +64,7 @@ class QuantConfig:
         every = [name for names in self.layers.values() for name in names]
         twice = next((name for name, count in Counter(every).items() if count > 1), None)
         if twice is not None or len(self.layers) != len(layers or {}):
-            raise FewstepError("quantization_config names a layer or a scheme twice", value=twice, hint=MEND)
+            raise FewstepError("quantization_config names a layer or a scheme twice", value=twice, hint=SAVE_AGAIN)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -91,6 +93,36 @@ def by_scheme(layers: Mapping[str, Scheme]) -> dict[str, list[str]]:
     return found
 
 
+def mark(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
+    """Tell a model of diffusers or transformers how it is quantized, so that it saves and loads by itself.
+
+    The classes are those that the library's own lists name (`fewstep.registration`).
+    """
+    library = family(model)
+    if library is None:
+        return
+    lists = importlib.import_module(f"{library}.quantizers.auto")
+    named = main_scheme(scheme, layers), by_scheme(layers), backend
+    more = {"first_token": first_token_layers(model), "tables": tables_of(model)}
+    config = lists.AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethod.FEWSTEP.value](*named, **more)
+    model.hf_quantizer = lists.AUTO_QUANTIZER_MAPPING[QuantMethod.FEWSTEP.value](config, pre_quantized=True)
+    model.quantization_method = config.quant_method
+    if library == "diffusers":
+        model.register_to_config(quantization_config=config)
+    else:
+        model.config.quantization_config = config
+
+
+def unmark(model: Any) -> None:
+    """Take back what `mark` noted in the configuration."""
+    library = family(model)
+    if library == "diffusers" and "quantization_config" in model.config:
+        kept = {name: value for name, value in model.config.items() if name != "quantization_config"}
+        model._internal_dict = type(model._internal_dict)(kept)
+    elif library == "transformers" and hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
 def refuse_truncated(model: nn.Module) -> None:
     """Refuse a model with a tensor that its file did not bring (FewstepError)."""
     empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
@@ -101,7 +133,7 @@ def refuse_truncated(model: nn.Module) -> None:
 
 def _check(key: str, value: object, right: Callable[[object], bool]) -> None:
     if value is not None and not right(value):
-        raise FewstepError(f"quantization_config.{key} is malformed", value=value, hint=MEND)
+        raise FewstepError(f"quantization_config.{key} is malformed", value=value, hint=SAVE_AGAIN)
 
 
 def _list_of(kind: type, value: object) -> bool:

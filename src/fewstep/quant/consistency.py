@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
-from fewstep.quant.bos import separated
-from fewstep.quant.config import MEND, QuantConfig
+from fewstep.quant.config import SAVE_AGAIN, QuantConfig
+from fewstep.quant.first_token import first_token_layers
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.steps import tables_of
 from fewstep.quant.wrappers import bare
@@ -36,7 +36,7 @@ def check_files(model: nn.Module, config: QuantConfig, files: Iterable[str | Pat
             another shape or type, a scheme that no layer has.
     """
     if config.layers and config.scheme not in config.layers:
-        raise FewstepError("no layer has the scheme of quantization_config", value=config.scheme, hint=MEND)
+        raise FewstepError("no layer has the scheme of quantization_config", value=config.scheme, hint=SAVE_AGAIN)
     found = _headers(files or ())
     if not found:
         return
@@ -50,12 +50,12 @@ def check_files(model: nn.Module, config: QuantConfig, files: Iterable[str | Pat
         wanted = (_TYPES[buffer.dtype], tuple(buffer.shape))
         have = found.get(name) or next((held for key, held in found.items() if key.endswith(f".{name}")), None)
         if have is None:
-            raise FewstepError("the quantized checkpoint lacks a tensor", value=name, hint=MEND)
+            raise FewstepError("the quantized checkpoint lacks a tensor", value=name, hint=SAVE_AGAIN)
         if have != wanted:
-            raise FewstepError(f"{name} should be {wanted[0]} of shape {wanted[1]}", value=have, hint=MEND)
+            raise FewstepError(f"{name} should be {wanted[0]} of shape {wanted[1]}", value=have, hint=SAVE_AGAIN)
     held = sum(name.endswith(".packed") for name in found)
     if held != listed:
-        raise FewstepError(f"the file holds {held} low-bit layers, and config.json lists {listed}", hint=MEND)
+        raise FewstepError(f"the file holds {held} low-bit layers, and config.json lists {listed}", hint=SAVE_AGAIN)
 
 
 def check_values(model: nn.Module) -> None:
@@ -97,7 +97,7 @@ def check_saved_right(model: nn.Module, name: str) -> None:
     """
     model = bare(model)
     layers = {layer: module.scheme for layer, module in model.named_modules() if isinstance(module, QuantLayer)}
-    apart, tables = separated(model), tables_of(model)
+    apart, tables = first_token_layers(model), tables_of(model)
     config = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
     if not isinstance(config, QuantConfig):
         right = not (layers or apart or tables)

@@ -18,7 +18,8 @@ from fewstep.quant import fp4
 from fewstep.quant.grids import QuantGrid, StoredWeight, encode, snapped
 from fewstep.quant.integer import quantize_activation, quantize_fp8, quantize_groups
 from fewstep.quant.layer import QuantLayer
-from fewstep.quant.places import make_layer, places_of, put
+from fewstep.quant.linear_conv import make_layer, run_conditioning_by_row
+from fewstep.quant.modules import replace_modules
 from fewstep.quant.scheme import Scheme, code_range
 
 _TOP = {"fp8": 448.0, "nf4": 1.0, "mxfp4": fp4.TOP, "nvfp4": fp4.TOP}
@@ -160,19 +161,15 @@ def to_fake(
         if getattr(module, "tied", dict)():
             hint = "Train the model with one table of bits, then quantize it with several."
             raise FewstepError("precisions that share one weight cannot be trained apart", value=name, hint=hint)
-    where, given = places_of(model), weights or {}
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, QuantLayer):
-            put(where[id(layer)], kind(layer, given.get(name)))
+    given = weights or {}
+    replace_modules(model, lambda name, m: kind(m, given.get(name)) if isinstance(m, QuantLayer) else None)
     return model
 
 
 def to_packed(model: nn.Module) -> nn.Module:
     """Replace the twins of a model by packed layers, in place; output unchanged up to float rounding."""
-    where = places_of(model)
-    for layer in list(model.modules()):
-        if isinstance(layer, FakeLayer):
-            put(where[id(layer)], layer.packed())
+    replace_modules(model, lambda _, layer: layer.packed() if isinstance(layer, FakeLayer) else None)
+    run_conditioning_by_row(layer for layer in model.modules() if isinstance(layer, QuantLayer))
     return model
 
 

@@ -9,7 +9,6 @@ diffusers turns blocks into float16 before it multiplies, whatever its compute t
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from torch import Tensor, nn
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import atomic
 from fewstep.ownership import SOFTWARE
-from fewstep.quant.apply import FEW_STEP_RULES, decide
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import QuantConv2d, QuantLinear
+from fewstep.quant.modules import kept_reason, shared_parameters
+from fewstep.quant.rules import FEW_STEP_RULES, decide
 from fewstep.quant.scheme import Scheme
 
 BLOCK = 32
@@ -70,7 +70,7 @@ def export_gguf(model: nn.Module, file: str | Path, kind: str = "Q8_0", overwrit
         raise FewstepError("unknown GGUF type", value=kind, hint=nearest(kind, KINDS))
     gguf = _package()
     _check_plain(model)
-    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    shared = shared_parameters(model)
     wide = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     types: dict[str, list[str]] = {}
     exact: list[str] = []
@@ -83,7 +83,7 @@ def export_gguf(model: nn.Module, file: str | Path, kind: str = "Q8_0", overwrit
         for name, module in model.named_modules():
             if not isinstance(module, nn.Linear | QuantLayer):
                 continue
-            wanted = _kind(name, module, kind, owners, wide)
+            wanted = _kind(name, module, kind, shared, wide)
             values, how = _weight(module, wanted, gguf)
             if how == "codes":
                 exact.append(name)
@@ -123,7 +123,7 @@ def _check_plain(model: nn.Module) -> None:
             raise FewstepError(f"{type(module).__name__} layers have no place in a GGUF file", value=name, hint=hint)
 
 
-def _kind(name: str, module: nn.Module, kind: str, owners: dict[int, int], wide: set[str]) -> str:
+def _kind(name: str, module: nn.Module, kind: str, shared: set[int], wide: set[str]) -> str:
     """GGUF type of a layer's weight; empty for float."""
     if isinstance(module, QuantConv2d) or wide & set(name.split(".")):
         return ""
@@ -132,7 +132,8 @@ def _kind(name: str, module: nn.Module, kind: str, owners: dict[int, int], wide:
         columns = module.in_features
         kind = kind if scheme.weight_bits < 8 else "Q8_0"
     elif isinstance(module, nn.Linear):
-        target, _ = decide(name, module, Scheme.parse(KINDS[kind]), FEW_STEP_RULES, owners)
+        kept = kept_reason(module, shared)
+        target = None if kept else decide(name, Scheme.parse(KINDS[kind]), FEW_STEP_RULES)[0]
         columns = module.in_features if target is not None else 1
         kind = kind if target is None or target.weight_bits < 8 else "Q8_0"
     return kind if columns % BLOCK == 0 else ""

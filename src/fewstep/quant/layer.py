@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.errors import FewstepError
 from fewstep.quant import fp4
-from fewstep.quant.grids import QuantGrid, StoredWeight, decode, fit
+from fewstep.quant.grids import QuantGrid, StoredWeight, decode
 from fewstep.quant.integer import apply_scale_, dequantize_weight, quantize_groups, quantize_input
 from fewstep.quant.kernels import torchao_weight, use_torchao, use_triton
 from fewstep.quant.native import NativeProduct, geometry
@@ -84,6 +83,7 @@ class QuantLayer(nn.Module):
             if (device == "cpu" or torch.cuda.is_available())
             and use_torchao(backend, scheme, linear=self.linear, on_cuda=device == "cuda")
         )
+        self.by_row = False  # see fewstep.quant.linear_conv.run_conditioning_by_row
         self._view: Any = None  # torchao's tensor over our buffers
         self.native = self._native(source)
         self.register_parameter("bias", cast("nn.Parameter | None", source.bias))
@@ -96,22 +96,6 @@ class QuantLayer(nn.Module):
 
     def _optional(self, name: str, present: bool, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta") if present else None)
-
-    @torch.no_grad()
-    def load_float(self, weight: Tensor) -> None:
-        """Round a float weight of shape `weight_shape` into this layer (empty until now), on the weight's device.
-
-        Raises:
-            FewstepError: the scheme needs calibration or a float branch; see `fewstep.quant.methods`.
-        """
-        scheme = self.scheme
-        if scheme.smooth or scheme.rank or scheme.calibrated:
-            raise FewstepError(
-                "this scheme has parts that a weight alone does not give",
-                value=str(scheme),
-                hint="Use quantize(model, scheme, calibration=...).",
-            )
-        self.load(StoredWeight(scheme, *fit(weight.flatten(1), scheme)))
 
     @torch.no_grad()
     def load(self, stored: StoredWeight) -> None:
@@ -206,7 +190,10 @@ class QuantLayer(nn.Module):
     def _low_bit(self, x: Tensor) -> Tensor:
         half = x.dtype not in (torch.float32, torch.float64)
         if self.scheme.activation_bits == 16:
-            return self._product(x, self.low_bit_weight(x.dtype), self._bias(x.dtype))
+            weight, bias = self.low_bit_weight(x.dtype), self._bias(x.dtype)
+            if self.by_row and x.ndim == 2:
+                return torch.cat([self._product(row, weight, bias) for row in x.split(1)])
+            return self._product(x, weight, bias)
         if x.device.type in self._torchao and not x.requires_grad:  # it has no gradient
             return F.linear(x, self._torchao_weight(x.dtype), self._bias(x.dtype))
         if self.native is not None and self.input_zero is None and use_triton(self.backend, self.native.where, x):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -86,3 +87,24 @@ class QuantConv2d(QuantLayer):
 
     def _inputs(self, source: nn.Conv2d) -> int:
         return source.in_channels
+
+
+def make_layer(source: nn.Linear | nn.Conv2d, scheme: Scheme, backend: str = "auto") -> QuantLayer:
+    """The quantized layer that takes the place of a float one; its tensors are empty (on `meta`) until it is loaded."""
+    kind: Any = QuantLinear if isinstance(source, nn.Linear) else QuantConv2d
+    layer: QuantLayer = kind(source, scheme, backend)
+    return layer.train(source.training)
+
+
+def run_conditioning_by_row(layers: Iterable[QuantLayer]) -> None:
+    """Let conditioning layers give the same numbers for any batch size, where all others do so anyhow.
+
+    Products of integers are exact, so a picture does not depend on those drawn beside it; a float product sums in an
+    order that depends on the number of rows, and its last digits then flip codes all over the network. Linear layers
+    with one scale per row and float inputs (`FEW_STEP_RULES`' conditioning: one row per image) take their rows one by
+    one if the other layers multiply integers; if these do not, it would change nothing.
+    """
+    layers = list(layers)
+    exact = any(layer.scheme.integer_product for layer in layers)
+    for layer in layers:
+        layer.by_row = exact and layer.linear and layer.scheme == Scheme(8, 16)

@@ -6,7 +6,6 @@ it with no other layer between, and whether it depends on the state at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +17,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fewstep.errors import FewstepError
+from fewstep.quant.calls import Call
 
 FIRST, LAST, CONDITIONING = "first", "last", "conditioning"
 _STATES = ("sample", "hidden_states", "x")
-
-Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)

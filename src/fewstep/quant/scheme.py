@@ -21,7 +21,7 @@ _NAME = re.compile(
     r"(?:w(\d)|(fp8|nf4|mxfp4|nvfp4))(?:a(\d{1,2}|fp8))?(?:g(\d{1,7})|(row|tensor))?((?:-[a-z0-9]{1,9})*)", re.A
 )
 _OPTIONS = ("asym", "static", "affine", "smooth", "r<rank>", "ag<group of inputs>")
-_MEND = (
+_HINT = (
     "Write w<bits>, fp8, nf4, mxfp4 or nvfp4, then a4, a8, a16 or afp8, then g<group size>, row or tensor, then "
     f"options from -{', -'.join(_OPTIONS)}: for instance w8a8, w4a8, w4a4g64-ag64, w4a16-asym, w8a8-static, w4g64, "
     "w4a8row, fp8afp8, mxfp4a8, w4a8-r32."
@@ -94,7 +94,7 @@ class Scheme:
                 "group size too small", value=self.group_size, hint="Use at least 2, normally 32 to 128."
             )
         if self.weight_bits != _WIDTH.get(self.weight_format, self.weight_bits):
-            raise FewstepError(f"{self.weight_format} weights have another width", value=self.weight_bits, hint=_MEND)
+            raise FewstepError(f"{self.weight_format} weights have another width", value=self.weight_bits, hint=_HINT)
         if self.activation_bits != 8 and self.activation_format != "dynamic":
             hint = "Write a8." if self.activation_format != "fp8" else "Write afp8."
             raise FewstepError(f"{self.activation_format} activations are 8 bit", value=self.activation_bits, hint=hint)
@@ -105,7 +105,7 @@ class Scheme:
     def _check_groups(self) -> None:
         block = BLOCKS.get(self.weight_format)
         if self.per_tensor and self.group_size is not None:
-            raise FewstepError("one scale per tensor leaves no groups", value=self.group_size, hint=_MEND)
+            raise FewstepError("one scale per tensor leaves no groups", value=self.group_size, hint=_HINT)
         if block is not None and self.group_size != block:
             hint = f"Write {self.weight_format} without a group."
             raise FewstepError(
@@ -114,7 +114,7 @@ class Scheme:
         if self.activation_group is None:
             return
         if self.activation_bits == 16 or self.activation_format != "dynamic":
-            raise FewstepError("only dynamic integers have groups of inputs", value=self.activation_group, hint=_MEND)
+            raise FewstepError("only dynamic integers have groups of inputs", value=self.activation_group, hint=_HINT)
         if self.activation_group < 2:
             hint = "Use at least 2, normally 32 to 128."
             raise FewstepError("group of inputs too small", value=self.activation_group, hint=hint)
@@ -130,12 +130,12 @@ class Scheme:
             return name
         found = _NAME.fullmatch(name.strip().lower()) if isinstance(name, str) else None
         if found is None:
-            raise FewstepError("unknown quantization scheme", value=name, hint=_MEND)
+            raise FewstepError("unknown quantization scheme", value=name, hint=_HINT)
         weight, kind, activation, group, whole, rest = found.groups()
         chosen = _options(name, rest)
         kind = kind or ("asym" if chosen["asym"] else "int")
         if chosen["asym"] and kind != "asym":
-            raise FewstepError("only integers have zero points", value=name, hint=_MEND)
+            raise FewstepError("only integers have zero points", value=name, hint=_HINT)
         if chosen["static"] and chosen["affine"]:
             raise FewstepError("affine inputs are static already", value=name, hint="Leave -static out.")
         if (chosen["static"] or chosen["affine"]) and activation != "8":
@@ -194,7 +194,7 @@ def _options(name: str, text: str) -> dict[str, int]:
         number = re.fullmatch(r"(r|ag)([1-9]\d*)", option, re.A)
         key = {"r": "rank", "ag": "ag"}[number[1]] if number else option
         if key not in chosen or (key in ("rank", "ag") and number is None) or chosen[key]:
-            raise FewstepError("unknown or repeated option of a quantization scheme", value=name, hint=_MEND)
+            raise FewstepError("unknown or repeated option of a quantization scheme", value=name, hint=_HINT)
         chosen[key] = int(number[2]) if number else 1
     return chosen
 

@@ -8,7 +8,6 @@ quality layers by the signal-to-noise ratio of the network's output.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +20,8 @@ from torch import Tensor, nn
 from fewstep.errors import FewstepError
 from fewstep.quant.apply import quantize
 from fewstep.quant.calibration import Calibration
-from fewstep.quant.fidelity import sqnr, ssim
 from fewstep.quant.layer import QuantLayer
-from fewstep.quant.linear_conv import QuantConv2d, QuantLinear
+from fewstep.quant.linear_conv import make_layer
 from fewstep.quant.methods import RoundingMethod, fitting, method_of
 from fewstep.quant.methods.base import nearest_code
 from fewstep.quant.scheme import Scheme
@@ -35,14 +33,6 @@ CONTENT = (
 )  # fmt: skip
 """Layers through which the condition shapes the picture: text attention and feed-forward, in the names of diffusers."""
 
-__all__ = [
-    "CONTENT", "Call", "LayerCost", "Maker", "ModelMetric", "Table", "costs", "damage_of", "eligible", "fitted",
-    "grouped",
-    "low_bit", "lowered", "maker", "measure", "multiply_adds", "recording", "replay", "rounding_to_nearest", "sqnr",
-    "ssim",
-]  # fmt: skip
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 Maker = Callable[[str, nn.Module, str], QuantLayer]
 """(name, layer, scheme) -> its quantized twin."""
 Table = dict[str, dict[str, float]]
@@ -66,16 +56,6 @@ class LayerCost:
     weight_bits: float
     activation_bits: float
     parts: tuple[str, ...] = ()
-
-
-def eligible(model: nn.Module) -> list[str]:
-    """Names of the Linear and Conv2d layers that can be quantized: of exactly these types, weights not shared."""
-    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    return [
-        name
-        for name, module in model.named_modules()
-        if type(module) in (nn.Linear, nn.Conv2d) and owners[id(module.weight)] == 1
-    ]
 
 
 def grouped(names: Sequence[str], content: Sequence[str] = CONTENT) -> dict[str, str]:
@@ -212,80 +192,11 @@ def costs(
     found: dict[str, dict[str, LayerCost]] = {}
     for name in names:
         source: Any = model.get_submodule(name)
-        kind: Any = QuantLinear if isinstance(source, nn.Linear) else QuantConv2d
         found[name] = {}
         for given in schemes[name] if isinstance(schemes, Mapping) else schemes:
             scheme = Scheme.parse(given)
-            tensors = [*(low := kind(source, scheme)).buffers(), *low.parameters()]
+            tensors = [*(low := make_layer(source, scheme)).buffers(), *low.parameters()]
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             parts = tuple(key for key, _ in low.named_buffers())
             found[name][given] = LayerCost(size, scheme.weight_bits, scheme.activation_bits, parts)
     return found
-
-
-# --- what the probes run --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def recording(model: nn.Module, limit: int | None = None) -> Iterator[list[Call]]:
-    """Notes the arguments of the calls that the model gets inside the context, at most `limit` of them."""
-    calls: list[Call] = []
-
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if limit is None or len(calls) < limit:
-            calls.append((_kept(args), _kept(kwargs)))
-
-    hook = model.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        hook.remove()
-
-
-def replay(model: nn.Module, calls: Sequence[Call]) -> Tensor:
-    """Outputs of the model for recorded calls, flattened one after the other.
-
-    Raises:
-        FewstepError: there are no calls.
-    """
-    if not calls:
-        raise FewstepError("no call of the network was recorded", hint="Give at least one calibration prompt or label.")
-    with torch.no_grad():
-        return torch.cat([_flat(model(*args, **kwargs)) for args, kwargs in calls])
-
-
-def multiply_adds(model: nn.Module, call: Call, names: Sequence[str]) -> dict[str, int]:
-    """Multiply-adds of each named layer in one recorded call; 0 for a layer that does not run."""
-    found = dict.fromkeys(names, 0)
-    hooks = []
-    for name in names:
-        layer: Any = model.get_submodule(name)
-
-        def count(
-            _: nn.Module, __: Any, output: Tensor, name: str = name, columns: int = layer.weight[0].numel()
-        ) -> None:
-            found[name] += output.numel() * columns
-
-        hooks.append(layer.register_forward_hook(count))
-    try:
-        replay(model, [call])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
-
-
-def _kept(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: _kept(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_kept(inner) for inner in value)
-    return value
-
-
-def _flat(output: Any) -> Tensor:
-    first = output if isinstance(output, Tensor) else output[0]
-    parts = [first] if isinstance(first, Tensor) else list(first)
-    return torch.cat([part.detach().float().flatten() for part in parts])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
+from fewstep.quant.modules import replace_modules
 
 HIDDEN, SKIP = "hidden", "skip"
 
@@ -78,10 +79,11 @@ def find_skips(model: nn.Module) -> dict[str, int]:
 def split_skips(model: nn.Module) -> list[str]:
     """Split these convolutions of a float model in place, before it is quantized; returns their names."""
     found = find_skips(model)
-    for name, channels in found.items():
-        parent, _, leaf = name.rpartition(".")
-        source: Any = model.get_submodule(name)
-        setattr(model.get_submodule(parent), leaf, SplitConv2d(source, channels))
+
+    def halves(name: str, module: Any) -> nn.Module | None:
+        return SplitConv2d(module, found[name]) if name in found else None
+
+    replace_modules(model, halves)
     return list(found)
 
 
@@ -94,10 +96,7 @@ def split_like(model: nn.Module, names: Iterable[str]) -> None:
 
 def merge_skips(model: nn.Module) -> nn.Module:
     """Put whole float convolutions back, in place."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, SplitConv2d):
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, module.merged())
+    replace_modules(model, lambda _, module: module.merged() if isinstance(module, SplitConv2d) else None)
     return model
 
 

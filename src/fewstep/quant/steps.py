@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,12 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
-from fewstep.quant.calibration import Calibration
 from fewstep.quant.layer import QuantLayer
-from fewstep.quant.mixed import quantize_mixed
-from fewstep.quant.report import QuantReport, disk_bytes, resident_bytes
 from fewstep.quant.scheme import Scheme
-from fewstep.quant.wrappers import bare
 from fewstep.variants import Changed, kind
 
 SHARED = ("packed", "scale", "tensor_scale", "zero", "smooth", "up", "down", "bias")
@@ -84,38 +79,6 @@ class PerStepLayer(nn.Module):
         return self.options[self.tables[self.active]].bias  # type: ignore[return-value]
 
 
-def quantize_stepped(model: nn.Module, tables: Sequence[Mapping[str, str]], **options: Any) -> QuantReport:
-    """Quantize a model in place with several tables of schemes, for plans whose rows name `bits:0`, `bits:1`, ...
-
-    Args:
-        tables: scheme, or `float`, of every layer, as `quantize_mixed` takes one of them.
-        options: of `quantize_mixed`; a calibration of the model before counts for all copies of a layer.
-
-    Raises:
-        FewstepError: no table, tables of different layers, or as `quantize_mixed`.
-    """
-    if not tables or any(set(table) != set(tables[0]) for table in tables):
-        raise FewstepError("tables of bits must be of the same layers", value=len(tables), hint="Give at least one.")
-    model = bare(model)
-    flat: dict[str, str] = {}
-    for name in tables[0]:
-        wanted = [table[name] for table in tables]
-        distinct = list(dict.fromkeys(wanted))
-        if len(distinct) == 1:
-            flat[name] = distinct[0]
-            continue
-        _put(
-            model, name, PerStepLayer(_copies(_layer(model, name), len(distinct)), [distinct.index(w) for w in wanted])
-        )
-        flat |= {f"{name}.options.{k}": scheme for k, scheme in enumerate(distinct)}
-    if options.get("calibration") is not None:
-        options["calibration"] = _for_copies(options["calibration"], flat)
-    report = quantize_mixed(model, flat, **options)
-    if not tie(model):
-        return report
-    return dataclasses.replace(report, disk_after=disk_bytes(model), resident_after=resident_bytes(model))
-
-
 def tie(model: nn.Module) -> int:
     """Let options of equal weight schemes share their tensors; returns how many do. After loading, or quantizing."""
     stepped = [module for module in model.modules() if isinstance(module, PerStepLayer)]
@@ -143,19 +106,16 @@ def _with_shared(module: PerStepLayer, state: dict[str, Any], prefix: str, *_: A
                 state.setdefault(f"{prefix}options.{k}.{name}", state[source])
 
 
-def _for_copies(calibration: Calibration, names: Mapping[str, str]) -> Calibration:
-    """Statistics under the names of the copies that share them."""
-    found = {name: calibration.get(re.sub(r"\.options\.\d+$", "", name)) for name in names}
-    return dataclasses.replace(calibration, layers={name: seen for name, seen in found.items() if seen is not None})
-
-
 def tables_of(model: nn.Module) -> dict[str, list[int]]:
     """Tables of every layer that has several precisions: the part of the configuration that rebuilds them."""
     return {name: list(m.tables) for name, m in model.named_modules() if isinstance(m, PerStepLayer)}
 
 
-def install_stepped(model: nn.Module, tables: Mapping[str, Sequence[int]]) -> None:
+def copy_layers(model: nn.Module, tables: Mapping[str, Sequence[int]]) -> None:
     """Put float layers in several copies in the named places, for quantized ones to replace.
+
+    Args:
+        tables: for each layer the copy that each table runs.
 
     Raises:
         FewstepError: the model has no such layer, or the tables are malformed.
@@ -164,7 +124,7 @@ def install_stepped(model: nn.Module, tables: Mapping[str, Sequence[int]]) -> No
         if not choice or sorted(set(choice)) != list(range(len(set(choice)))):
             raise FewstepError(f"malformed tables of bits of {name}", value=choice, hint="Save the model again.")
         layer = _layer(model, name)
-        _put(model, name, PerStepLayer(_copies(layer, len(set(choice))), choice).train(layer.training))
+        model.set_submodule(name, PerStepLayer(_copies(layer, len(set(choice))), choice).train(layer.training))
 
 
 @kind("bits")
@@ -206,8 +166,3 @@ def _layer(model: nn.Module, name: str) -> nn.Module:
         hint = "Load it with the model class and configuration it was saved from."
         raise FewstepError("tables of bits name a layer that this model does not have", value=name, hint=hint)
     return layer
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)

@@ -7,7 +7,6 @@ registers the method with diffusers (`fewstep.registration`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
@@ -15,14 +14,10 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from fewstep.errors import FewstepError
-from fewstep.quant.apply import dequantize, install, quantize
-from fewstep.quant.bos import install_separated, separated
-from fewstep.quant.config import QuantConfig, by_scheme, main_scheme, refuse_truncated
-from fewstep.quant.consistency import check_files, check_values
+from fewstep.quant.apply import dequantize, quantize
+from fewstep.quant.config import QuantConfig
 from fewstep.quant.layer import KEPT, QuantLayer
-from fewstep.quant.scheme import Scheme
-from fewstep.quant.split import split_like
-from fewstep.quant.steps import install_stepped, tables_of, tie
+from fewstep.quant.loading import build_layers, check_loaded
 
 
 class FewstepQuantConfig(QuantConfig, QuantizationConfigMixin):
@@ -90,11 +85,7 @@ class FewstepQuantizer(DiffusersQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         if self.pre_quantized:
-            install_separated(model, self.quantization_config.first_token)
-            split_like(model, self.quantization_config.tables)
-            install_stepped(model, self.quantization_config.tables)
-            install(model, self.quantization_config.schemes(), self.quantization_config.backend)
-            check_files(model, self.quantization_config, self._files)
+            build_layers(model, self.quantization_config, self._files)
             model.register_to_config(quantization_config=self.quantization_config)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
@@ -102,9 +93,7 @@ class FewstepQuantizer(DiffusersQuantizer):
         if not self.pre_quantized:
             quantize(model, config.scheme, backend=config.backend)
             self.quantization_config = model.hf_quantizer.quantization_config
-        refuse_truncated(model)
-        tie(model)
-        check_values(model)
+        check_loaded(model)
 
     def _dequantize(self, model: Any) -> Any:
         keep = model.hf_quantizer
@@ -126,17 +115,6 @@ class FewstepQuantizer(DiffusersQuantizer):
     def is_compileable(self) -> bool:
         """No data-dependent control flow."""
         return True
-
-
-def attach_quantizer(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
-    """Mark a model that was quantized in place, so that `save_pretrained` writes what `from_pretrained` needs."""
-    first_token, tables = separated(model), tables_of(model)
-    config = FewstepQuantConfig(
-        main_scheme(scheme, layers), by_scheme(layers), backend, first_token=first_token, tables=tables
-    )
-    model.hf_quantizer = FewstepQuantizer(config, pre_quantized=True)
-    model.quantization_method = config.quant_method
-    model.register_to_config(quantization_config=config)
 
 
 # What importing this module is for (`fewstep.registration`).

@@ -7,9 +7,9 @@ to nearest, and kept as codes; its full-precision weight is never in memory as a
 from __future__ import annotations
 
 import ctypes
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import read_json
-from fewstep.quant import apply as plain
+from fewstep.quant.apply import replace_layers
 from fewstep.quant.grids import fit
-from fewstep.quant.kernels import check_backend, describe, kernel_reason
+from fewstep.quant.kernels import check_backend
 from fewstep.quant.layer import QuantLayer
-from fewstep.quant.places import make_layer, places_of, put
-from fewstep.quant.report import LayerReport, QuantReport, disk_bytes, own_bytes, resident_bytes
+from fewstep.quant.linear_conv import make_layer
+from fewstep.quant.report import QuantReport, disk_bytes, resident_bytes
+from fewstep.quant.rules import FEW_STEP_RULES, Rule, decisions_by_rules
 from fewstep.quant.scheme import Scheme
 
 SLICE = 1 << 18
@@ -35,7 +36,7 @@ def load_quantized(
     scheme: str | Scheme,
     *,
     skip: Sequence[str] = (),
-    rules: Sequence[plain.Rule] = plain.FEW_STEP_RULES,
+    rules: Sequence[Rule] = FEW_STEP_RULES,
     backend: str = "auto",
     dtype: torch.dtype = torch.float32,
     variant: str | None = None,
@@ -50,51 +51,19 @@ def load_quantized(
         FewstepError: no such model, files that are missing, incomplete or of another model, weights that are not
             finite; whatever `quantize` refuses.
     """
-    folder, chosen, backend = Path(folder), Scheme.parse(scheme), check_backend(backend)
+    folder, chosen = Path(folder), Scheme.parse(scheme)
+    check_backend(backend)
     _check_scheme(chosen)
     model = _empty(folder)
-    plain.check_patterns(model, skip)
-    rules, unmatched = plain.found_rules(model, rules)
-    all_rules = [plain.Rule(tuple(skip), None, "kept on request"), *rules] if skip else list(rules)
-    parameters = list(model.parameters())
-    size = sum(parameter.numel() for parameter in parameters) * dtype.itemsize
-    disk, resident = size + disk_bytes(model), size + resident_bytes(model)  # the model holds only buffers now
+    given = decisions_by_rules(model, chosen, skip, rules)
+    size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    before = size + disk_bytes(model), size + resident_bytes(model)  # the model holds only buffers now
     with ExitStack() as stack, torch.no_grad():
-        rows, layers = _read(model, _Source(folder, variant, stack), chosen, all_rules, backend, dtype)
-    plain.mark(model, chosen, layers, backend)
-    stored = [layer for layer in model.modules() if isinstance(layer, QuantLayer)]
-    count = sum(layer.weight_shape.numel() for layer in stored)
-    bits = 8 * sum(layer.weight_bytes() for layer in stored) / max(count, 1)
-    total = sum(parameter.numel() for parameter in parameters)
-    after = disk_bytes(model), resident_bytes(model)
-    report = QuantReport(str(chosen), backend, tuple(rows), total, disk, after[0], resident, after[1], bits, unmatched)
+        source = _Source(folder, variant, stack)
+        make = partial(_layer, model, source=source, backend=backend, dtype=dtype)
+        keep = partial(_fill, model, source=source, dtype=dtype, weight=True)
+        report = replace_layers(model, given, backend, make, before=before, keep=keep)
     return model.eval(), report
-
-
-def _read(
-    model: nn.Module, source: _Source, scheme: Scheme, rules: Sequence[plain.Rule], backend: str, dtype: torch.dtype
-) -> tuple[list[LayerReport], dict[str, Scheme]]:
-    """Fill an empty model; the rows of its report, and the scheme of each quantized layer."""
-    rows: list[LayerReport] = []
-    layers: dict[str, Scheme] = {}
-    places = places_of(model)
-    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    for name, module in list(model.named_modules()):
-        _fill(model, name, module, source, dtype)
-        if not any(True for _ in module.parameters(recurse=False)):
-            continue
-        target, reason = plain.decide(name, module, scheme, rules, owners)
-        if target is None or not isinstance(module, nn.Linear | nn.Conv2d):
-            _fill(model, name, module, source, dtype, weight=True)
-            rows.append(plain.kept_row(name, module, reason))
-            continue
-        layer = _layer(name, module, target, backend, source, dtype)
-        if layer.weight_shape.numel() > SLICE:
-            _give_back()
-        put(places[id(module)], layer)
-        rows.append(_row(name, layer, target, backend, reason, dtype))
-        layers[name] = target
-    return rows, layers
 
 
 class _Source:
@@ -203,8 +172,11 @@ def _fill(
 
 
 def _layer(
-    name: str, module: nn.Linear | nn.Conv2d, scheme: Scheme, backend: str, source: _Source, dtype: torch.dtype
-) -> QuantLayer:
+    model: nn.Module, name: str, module: nn.Linear | nn.Conv2d, scheme: Scheme, *, source: _Source, backend: str,
+    dtype: torch.dtype,
+) -> tuple[QuantLayer, str]:  # fmt: skip
+    """The twin of a layer on disk."""
+    _fill(model, name, module, source, dtype)
     key = f"{name}.weight"
     source.shape(key, module.weight.shape)
     rows, columns = module.weight.shape[0], module.weight.shape[1:].numel()
@@ -216,7 +188,10 @@ def _layer(
     for start, part in zip(range(0, rows, step), source.slices(key, rows, step), strict=True):
         _check_finite(part, key)
         layer.load_rows(start, *fit(part.flatten(1), scheme))
-    return layer
+        del part
+    if layer.weight_shape.numel() > SLICE:
+        _give_back()
+    return layer, ""
 
 
 def _give_back() -> None:
@@ -229,16 +204,3 @@ def _check_finite(weight: Tensor, name: str) -> None:
     if not torch.isfinite(weight).all():
         hint = "Check the checkpoint, or whether a cast to half precision overflowed."
         raise FewstepError("a weight holds NaN or infinity", value=name, hint=hint)
-
-
-def _row(name: str, layer: QuantLayer, scheme: Scheme, backend: str, reason: str, dtype: torch.dtype) -> LayerReport:
-    linear, regular = layer.linear, layer.native is not None
-    bias = 0 if layer.bias is None else layer.bias.nbytes
-    reason = reason or kernel_reason(
-        backend, scheme, linear=linear, on_cuda=False, regular=regular, weights=layer.weight_shape.numel()
-    )
-    return LayerReport(
-        name, "Linear" if linear else "Conv2d", tuple(layer.weight_shape), layer.weight_shape.numel(), str(scheme),
-        describe(scheme, backend, linear=linear, on_cuda=False, regular=regular),
-        layer.weight_shape.numel() * dtype.itemsize + bias, own_bytes(layer), reason, quantized=True,
-    )  # fmt: skip

@@ -15,8 +15,8 @@ from fewstep.jobs.quantize.choose import BitAllocator
 from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.jobs.quantize.per_step import per_step
 from fewstep.quant import QuantReport, Scheme, quantize
-from fewstep.quant.bos import separate
 from fewstep.quant.calibration import calibrate
+from fewstep.quant.first_token import keep_first_tokens
 from fewstep.quant.methods import method_of
 from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.reconstruct import blocks_of, reconstruct
@@ -32,7 +32,7 @@ def low_backbone(context: QuantizeContext, name: str) -> LowBitPart:
         raise FewstepError("a network is never called at these steps", value=name, hint=hint)
     model = copy.deepcopy(context.backbones[name])
     split = split_skips(model) if recipe.split_skips else []
-    apart = separate(model, calls) if recipe.first_token else []
+    apart = keep_first_tokens(model, calls) if recipe.first_token else []
     extra: dict[str, Any] = {"first_token": apart, "split_skips": split}
     full = copy.deepcopy(model) if method_of(recipe.method).reconstruct or recipe.per_step else None
     options = options_of(context, name, model)

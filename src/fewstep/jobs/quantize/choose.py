@@ -15,9 +15,12 @@ from fewstep.errors import FewstepError
 from fewstep.jobs.quantize.recipe import QuantizeRecipe, parse_size
 from fewstep.quant import sensitivity
 from fewstep.quant.allocation import Allocation, LayerOption, allocate, check_budget, sweep
+from fewstep.quant.calls import Call, multiply_adds, replay
+from fewstep.quant.fidelity import sqnr, ssim
 from fewstep.quant.mixed import FLOAT, quantize_mixed
+from fewstep.quant.modules import eligible
 from fewstep.quant.report import disk_bytes, own_bytes
-from fewstep.quant.sensitivity import Call, LayerCost, ModelMetric, Table
+from fewstep.quant.sensitivity import LayerCost, ModelMetric, Table
 from fewstep.quant.split import HIDDEN
 from fewstep.runs import Run
 
@@ -45,7 +48,7 @@ class BitAllocator:
     @cached_property
     def names(self) -> list[str]:
         """Layers that can be quantized."""
-        return sensitivity.eligible(self.model)
+        return eligible(self.model)
 
     @cached_property
     def groups(self) -> dict[str, str]:
@@ -85,7 +88,7 @@ class BitAllocator:
     @cached_property
     def multiply_adds(self) -> dict[str, int]:
         """Of each layer in one call."""
-        return sensitivity.multiply_adds(self.model, self.calls[0], self.names)
+        return multiply_adds(self.model, self.calls[0], self.names)
 
     @cached_property
     def budget(self) -> int:
@@ -118,8 +121,8 @@ class BitAllocator:
                 known.setdefault(layer, {})[scheme] = value
         window = self.recipe.allocation.window
         probes = {
-            "content": ModelMetric("SSIM", lambda: self.draw(self.model), lambda a, b: sensitivity.ssim(a, b, window)),
-            "quality": ModelMetric("SQNR, dB", lambda: sensitivity.replay(self.model, self.calls), sensitivity.sqnr),
+            "content": ModelMetric("SSIM", lambda: self.draw(self.model), lambda a, b: ssim(a, b, window)),
+            "quality": ModelMetric("SQNR, dB", lambda: replay(self.model, self.calls), sqnr),
         }
         make = sensitivity.maker(self.options.get("method", "rtn"), self.options.get("calibration"))
         with (

@@ -24,9 +24,9 @@ from fewstep.pipelines import PipelineSampler, attach, exchanged, identity_of, s
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
 from fewstep.quant import Rule, Scheme, quantize
-from fewstep.quant.bos import separate
-from fewstep.quant.encoders import quantize_encoder
-from fewstep.quant.sensitivity import replay, sqnr
+from fewstep.quant.calls import replay
+from fewstep.quant.fidelity import sqnr
+from fewstep.quant.first_token import keep_first_tokens
 from fewstep.runs import Run
 from fewstep.schedules import TeacherMatch
 from fewstep.schedules.tuning import SearchOutcome
@@ -107,10 +107,9 @@ def _low_parts(context: QuantizeContext) -> dict[str, LowBitPart]:
 
 def _low_encoder(context: QuantizeContext, name: str, source: nn.Module) -> LowBitPart:
     model, calls = copy.deepcopy(source), context.calls[name]
-    apart = separate(model, calls) if context.recipe.first_token else []
+    apart = keep_first_tokens(model, calls) if context.recipe.first_token else []
     truth = replay(model, calls)
-    ours = type(source).__module__.startswith("diffusers")
-    report = (quantize if ours else quantize_encoder)(model, context.recipe.text, rules=())
+    report = quantize(model, context.recipe.text, rules=())
     return LowBitPart(model, {**report.to_dict(), "first_token": apart, "sqnr": sqnr(truth, replay(model, calls))})
 
 

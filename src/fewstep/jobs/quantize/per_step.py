@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.quant import QuantReport, Scheme
-from fewstep.quant import sensitivity as s
 from fewstep.quant.allocation import Allocation, LayerOption, allocate
-from fewstep.quant.mixed import FLOAT, quantize_mixed
-from fewstep.quant.steps import quantize_stepped
+from fewstep.quant.calls import multiply_adds
+from fewstep.quant.mixed import FLOAT, quantize_mixed, quantize_stepped
+from fewstep.quant.modules import eligible
 
 Tables = dict[str, dict[str, str]]
 
@@ -41,7 +41,7 @@ def per_step(
     names, rows = list(tables), len(context.plan.rows)
     if len(names) < 2 or rows < 2:
         return model, report, {"rows": [], "reason": "one row, or no candidate beside the scheme: nothing to choose"}
-    counts = s.multiply_adds(full, context.calls[context.backbone][0], list(tables["scheme"]))
+    counts = multiply_adds(full, context.calls[context.backbone][0], list(tables["scheme"]))
     cost = {rung: operations(table, counts) for rung, table in tables.items()}
     draw = context.drawing(context.backbone, "latent")
     truth = draw(full)
@@ -89,9 +89,8 @@ def ladder(full: nn.Module, report: QuantReport, candidates: Sequence[str]) -> T
 
     Only layers with the scheme of most weights move: those that rules gave more bits keep them in every row.
     """
-    eligible = s.eligible(full)
     given = {row.name: row.bits if row.quantized else FLOAT for row in report.rows}
-    base = {name: given[name] for name in eligible}
+    base = {name: given[name] for name in eligible(full)}
     weights: Counter[Scheme] = Counter()
     for row in report.rows:
         if row.quantized:

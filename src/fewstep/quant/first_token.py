@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
-from fewstep.quant.sensitivity import Call, eligible, replay
+from fewstep.quant.calls import Call, replay
+from fewstep.quant.modules import eligible
 
 SAME = 0.1
 """Relative distance up to which a token counts as the stored one: a low-bit text encoder moves it by a few percent."""
@@ -63,7 +64,7 @@ class FirstToken(nn.Module):
         return self.rest.bias  # type: ignore[return-value]
 
 
-def separate(model: nn.Module, calls: Sequence[Call], names: Iterable[str] | None = None) -> list[str]:
+def keep_first_tokens(model: nn.Module, calls: Sequence[Call], names: Iterable[str] | None = None) -> list[str]:
     """Put the first token apart in every Linear where it is always the same; in place, before quantizing.
 
     Which layers these are is seen in the calls and not guessed from names: keys and values of the cross attention in
@@ -87,7 +88,7 @@ def separate(model: nn.Module, calls: Sequence[Call], names: Iterable[str] | Non
         assert seen.token is not None
         with torch.no_grad():
             first = layer(seen.token[None, None])[0, 0]
-        _put(model, name, FirstToken(layer, seen.token, first))
+        model.set_submodule(name, FirstToken(layer, seen.token, first))
     return list(found)
 
 
@@ -136,12 +137,12 @@ def constant_first_tokens(
     return {n: one for n, one in seen.items() if one.constant and one.varied and one.token is not None}
 
 
-def separated(model: nn.Module) -> list[str]:
+def first_token_layers(model: nn.Module) -> list[str]:
     """Names of the layers that have their first token apart."""
     return [name for name, module in model.named_modules() if isinstance(module, FirstToken)]
 
 
-def install_separated(model: nn.Module, names: Iterable[str]) -> None:
+def install_first_tokens(model: nn.Module, names: Iterable[str]) -> None:
     """Put empty `FirstToken`s around the named Linear layers, for a checkpoint to fill.
 
     Raises:
@@ -159,9 +160,4 @@ def install_separated(model: nn.Module, names: Iterable[str]) -> None:
             torch.empty(size, device="meta", dtype=layer.weight.dtype)
             for size in (layer.in_features, layer.out_features)
         )
-        _put(model, name, FirstToken(layer, token, first).train(layer.training))
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
+        model.set_submodule(name, FirstToken(layer, token, first).train(layer.training))

@@ -8,8 +8,15 @@ from torch import nn
 
 from fewstep.errors import FewstepError
 from fewstep.quant import quantize
-from fewstep.quant.bos import FirstToken, constant_first_tokens, install_separated, separate, separated
-from fewstep.quant.sensitivity import recording, replay, sqnr
+from fewstep.quant.calls import recording, replay
+from fewstep.quant.fidelity import sqnr
+from fewstep.quant.first_token import (
+    FirstToken,
+    constant_first_tokens,
+    first_token_layers,
+    install_first_tokens,
+    keep_first_tokens,
+)
 from tests.pipelines import tiny_pipelines as tiny
 
 
@@ -42,7 +49,7 @@ def test_the_first_token_is_exact_and_the_others_are_quantized():
     x, text = tokens(140.0), Text()
     truth = text(x)
     layer = text.to_k
-    assert separate(text, [((x,), {})]) == ["to_k"]
+    assert keep_first_tokens(text, [((x,), {})]) == ["to_k"]
     quantize(text, "w4a8", rules=())
     found = text(x)
     with torch.no_grad():
@@ -55,7 +62,7 @@ def test_the_first_token_is_exact_and_the_others_are_quantized():
 
 def test_an_outlier_leaves_the_range_of_the_others_alone():
     x, text = tokens(140.0), Text()
-    separate(text, [((x,), {})])
+    keep_first_tokens(text, [((x,), {})])
     seen = []
     text.to_k.rest.register_forward_pre_hook(lambda _, args: seen.append(float(args[0].abs().max())))
     text(x)
@@ -65,7 +72,7 @@ def test_an_outlier_leaves_the_range_of_the_others_alone():
 def test_another_first_token_is_an_ordinary_token():
     x, text = tokens(26.0), Text()
     plain = copy.deepcopy(text)
-    separate(text, [((x,), {})])
+    keep_first_tokens(text, [((x,), {})])
     y = x.clone()
     y[0, 0] = 0.0  # what SDXL gives for an empty negative prompt
     y[1, 0] = torch.randn(64)
@@ -91,7 +98,7 @@ def test_where_it_applies_is_seen_in_the_calls(name, expected, tmp_path):
         keys = [n for n, _ in model.named_modules() if n.endswith(("attn2.to_k", "attn2.to_v"))]
         assert sorted(found) == sorted(keys)
     truth = replay(model, calls)
-    separate(model, calls)
+    keep_first_tokens(model, calls)
     torch.testing.assert_close(replay(model, calls), truth, rtol=1e-4, atol=1e-5)
 
 
@@ -104,15 +111,15 @@ def test_one_prompt_tells_nothing(tmp_path):
 def test_it_is_stored_with_the_model(tmp_path):
     pipe = tiny.MAKERS["sd"](tmp_path)
     model, calls = recorded(pipe, "sd", ["a", "bc"])
-    names = separate(model, calls)
+    names = keep_first_tokens(model, calls)
     quantize(model, "w2a8")
     model.save_pretrained(tmp_path / "unet")
     again = type(model).from_pretrained(tmp_path / "unet")
-    assert separated(again) == names
+    assert first_token_layers(again) == names
     assert isinstance(again.get_submodule(names[0]), FirstToken)
     assert torch.equal(replay(again, calls), replay(model, calls))
     with pytest.raises(FewstepError, match="first token"):
-        install_separated(again, ["conv_in"])
+        install_first_tokens(again, ["conv_in"])
 
 
 def test_it_helps_where_tokens_attend_to_it(tmp_path):
@@ -126,7 +133,7 @@ def test_it_helps_where_tokens_attend_to_it(tmp_path):
     for apart in (False, True):
         copied = copy.deepcopy(model)
         if apart:
-            separate(copied, calls)
+            keep_first_tokens(copied, calls)
         keep = [n for n in dict(copied.named_modules()) if ".attn2.to_k" not in n and ".attn2.to_v" not in n]
         linear = [n for n in keep if isinstance(copied.get_submodule(n), nn.Linear | nn.Conv2d)]
         quantize(copied, "w2a8", skip=linear, rules=())

@@ -1,0 +1,76 @@
+"""Layers of a model: which can be quantized, and putting others in their place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+_HOOKS = (
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks",
+)  # fmt: skip
+"""Where torch keeps the hooks that users register on a module's calls."""
+
+
+def shared_parameters(model: nn.Module) -> set[int]:
+    """Ids of the parameters that several modules hold."""
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    return {parameter for parameter, count in owners.items() if count > 1}
+
+
+def kept_reason(module: nn.Module, shared: set[int]) -> str:
+    """Why a module has no low-bit form; empty for a Linear or Conv2d that has one."""
+    kind = type(module).__name__
+    if not isinstance(module, nn.Linear | nn.Conv2d):
+        if "norm" in kind.lower():
+            return "normalization: few parameters, multiplied elementwise"
+        embedding = isinstance(module, nn.Embedding)
+        return "embedding: a lookup, no product to speed up" if embedding else "not a Linear or Conv2d"
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        return f"{kind} may do more than its base class"
+    if not {"weight"} <= set(module._parameters) <= {"weight", "bias"}:
+        return "its weight is computed from others at every call (weight norm, pruning, ...)"
+    if "forward" in vars(module):
+        return "its forward was replaced"
+    return "its weight is shared with another module" if id(module.weight) in shared else ""
+
+
+def eligible(model: nn.Module) -> list[str]:
+    """Names of the Linear and Conv2d layers that can be quantized: of exactly these types, weights not shared."""
+    shared = shared_parameters(model)
+    return [name for name, module in model.named_modules() if not kept_reason(module, shared)]
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """Names of all Linear and Conv2d layers."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+
+
+def replace_modules(model: nn.Module, make: Callable[[str, nn.Module], nn.Module | None]) -> None:
+    """Put `make(name, module)` in the place of every module for which it is not None; in all places of a shared one.
+
+    Hooks on the calls of a module go on with the one that replaces it, and their handles still remove them.
+    """
+    parents: dict[int, list[tuple[nn.Module, str]]] = {}
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                parents.setdefault(id(child), []).append((parent, name))
+    for name, module in list(model.named_modules()):
+        new = make(name, module)
+        if new is None:
+            continue
+        move_hooks(module, new)
+        for parent, leaf in parents[id(module)]:
+            setattr(parent, leaf, new)
+
+
+def move_hooks(source: Any, target: nn.Module) -> None:
+    """Hand over what users hooked on the calls of a module: the dictionaries themselves, to which handles refer."""
+    for name in _HOOKS:
+        if getattr(source, name, None):
+            setattr(target, name, getattr(source, name))
+    target._is_full_backward_hook = source._is_full_backward_hook
