@@ -78,6 +78,48 @@ def test_a_configuration_that_lies_is_refused(kind, lie, tmp_path):
         opened(kind, tmp_path)
 
 
+ALIKE = [("w4a8g64", "nf4a8"), ("w8a8", "fp8a8"), ("w4a8", "w4a16"), ("w8a8", "w8afp8")]
+"""Schemes whose codes and scales have equal types and shapes."""
+
+
+def saved(kind, scheme, folder):
+    torch.manual_seed(0)
+    model = tiny.clip_text() if kind is encoder else Three(width=64)
+    quantize(model, scheme, rules=())
+    model.save_pretrained(folder)
+    return model, json.loads((folder / "config.json").read_text())
+
+
+def without_digest(folder):
+    """The weights as they were written before a digest of schemes was in it."""
+    (file,) = folder.glob("*.safetensors")
+    kept = {name: tensor for name, tensor in load_file(file).items() if not name.endswith(".schemes_digest")}
+    save_file(kept, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", [made, encoder])
+@pytest.mark.parametrize(("written", "claimed"), [pair for one in ALIKE for pair in (one, one[::-1])])
+def test_a_scheme_with_tensors_alike_is_not_believed(kind, written, claimed, tmp_path):
+    _, config = saved(kind, written, tmp_path)
+    opened(kind, tmp_path)
+    stated = config["quantization_config"]
+    stated["layers"], stated["scheme"] = {claimed: stated["layers"].pop(stated["scheme"])}, claimed
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FewstepError):
+        opened(kind, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [made, encoder])
+def test_folders_written_before_there_was_a_digest_open_and_save_anew(kind, tmp_path):
+    model, _ = saved(kind, "w4a8", tmp_path)
+    without_digest(tmp_path)
+    again = opened(kind, tmp_path)
+    again.save_pretrained(tmp_path / "anew")
+    for found in (again, opened(kind, tmp_path / "anew")):
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(found.state_dict()[name], tensor), name
+
+
 @pytest.mark.parametrize("kind", [made, encoder])
 @pytest.mark.parametrize(
     ("part", "change"),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fewstep.errors import FewstepError, nearest
 from fewstep.quant.first_token import first_token_layers
 from fewstep.quant.kernels import check_backend
+from fewstep.quant.layer import QuantLayer
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.steps import tables_of
 from fewstep.quant.wrappers import family
@@ -93,6 +96,31 @@ def by_scheme(layers: Mapping[str, Scheme]) -> dict[str, list[str]]:
     return found
 
 
+def seal(model: nn.Module) -> None:
+    """Note beside the codes, in the first layer, eight bytes that stand for the schemes of all layers in their order.
+
+    Codes of int4 and nf4, of int8 and fp8, and of schemes that differ in their inputs alone look alike: without this a
+    configuration that names another one would be believed.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantLayer)]
+    if layers:
+        layers[0].schemes_digest = _digest(layers).to(layers[0].packed.device)
+
+
+def check_seal(model: nn.Module) -> None:
+    """Refuse schemes that are not those of the codes (FewstepError); models of folders without a seal get theirs."""
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantLayer)]
+    sealed = layers[0].schemes_digest if layers else None
+    if sealed is not None and not torch.equal(sealed.cpu(), _digest(layers)):
+        raise FewstepError("the codes are not those of the schemes that quantization_config names", hint=SAVE_AGAIN)
+    seal(model)
+
+
+def _digest(layers: Iterable[QuantLayer]) -> Tensor:
+    names = "\n".join(str(layer.scheme) for layer in layers)
+    return torch.tensor([*hashlib.sha256(names.encode()).digest()[:8]], dtype=torch.uint8)
+
+
 def mark(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
     """Tell a model of diffusers or transformers how it is quantized, so that it saves and loads by itself.
 
@@ -101,6 +129,7 @@ def mark(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: str)
     library = family(model)
     if library is None:
         return
+    seal(model)
     lists = importlib.import_module(f"{library}.quantizers.auto")
     named = main_scheme(scheme, layers), by_scheme(layers), backend
     more = {"first_token": first_token_layers(model), "tables": tables_of(model)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
-from fewstep.quant.config import SAVE_AGAIN, QuantConfig
+from fewstep.quant.config import SAVE_AGAIN, QuantConfig, check_seal, seal
 from fewstep.quant.first_token import first_token_layers
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.steps import tables_of
@@ -40,6 +40,8 @@ def check_files(model: nn.Module, config: QuantConfig, files: Iterable[str | Pat
     found = _headers(files or ())
     if not found:
         return
+    if any(name.endswith(".schemes_digest") for name in found):  # in older folders there is none
+        seal(model)
     layers = {name for name, module in model.named_modules() if isinstance(module, QuantLayer)}
     listed = 0
     for name, buffer in model.state_dict().items():
@@ -59,7 +61,8 @@ def check_files(model: nn.Module, config: QuantConfig, files: Iterable[str | Pat
 
 
 def check_values(model: nn.Module) -> None:
-    """Refuse a loaded model whose scales are no scales (FewstepError)."""
+    """Refuse a loaded model whose codes are of other schemes or whose scales are no scales (FewstepError)."""
+    check_seal(model)
     for name, layer in model.named_modules():
         if not isinstance(layer, QuantLayer):
             continue

@@ -90,6 +90,7 @@ class FakeLayer(nn.Module):
         self.register_parameter("bias", layer.bias)
         shape = make_layer(cast("nn.Linear | nn.Conv2d", layer.to_float()), layer.scheme, layer.backend)
         shape.bias = None
+        self._digest = layer.schemes_digest
         self._shape = [shape]  # in a list, so that it is no submodule: it lends its geometry and holds no tensors
         self.train(layer.training)
 
@@ -124,6 +125,7 @@ class FakeLayer(nn.Module):
         codes = encode(self.weight.flatten(1), grid, self.scheme)
         up, down, step = (None if p is None else p.detach() for p in (self.up, self.down, self.input_scale))
         layer.load(StoredWeight(self.scheme, codes, grid, self.smooth, up, down, step, self.input_zero))
+        layer.schemes_digest = self._digest
         return layer.train(self.training)
 
     def _inputs(self, x: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class QuantLayer(nn.Module):
         smooth: float32 (in,), by which inputs are divided.
         input_scale: float32 0-dim, of static and affine activations; input_zero: int32 0-dim, of affine ones.
         up, down: (out, rank) and (rank, rest), the float branch of schemes with a rank; float16.
+        schemes_digest: uint8 (8,), in the first layer of a model that can be saved: see `fewstep.quant.config.seal`.
     Parameter:
         bias: the original one, or None.
 
@@ -52,6 +53,7 @@ class QuantLayer(nn.Module):
     input_zero: Tensor | None
     up: Tensor | None
     down: Tensor | None
+    schemes_digest: Tensor | None
     bias: nn.Parameter | None
     _dims: tuple[int, ...]  # dimensions of the input over which one activation scale is shared
     linear: bool
@@ -76,6 +78,7 @@ class QuantLayer(nn.Module):
         self._optional("input_zero", scheme.activation_format == "affine", (), torch.int32)
         self._optional("up", scheme.rank > 0, (rows, scheme.rank), torch.float16)
         self._optional("down", scheme.rank > 0, (scheme.rank, self.columns), torch.float16)
+        self._optional("schemes_digest", False, (8,), torch.uint8)
         # decided here and not in forward, so that torch.compile sees a constant
         self._torchao = tuple(
             device
@@ -113,7 +116,8 @@ class QuantLayer(nn.Module):
     def allocate(self, device: torch.device | str = "cpu") -> None:
         """Real memory for codes and scales, for `load_rows` to fill."""
         for name, buffer in list(self.named_buffers(recurse=False)):
-            setattr(self, name, torch.empty_like(buffer, device=device))
+            if name != "schemes_digest":
+                setattr(self, name, torch.empty_like(buffer, device=device))
 
     @torch.no_grad()
     def load_rows(self, start: int, codes: Tensor, grid: QuantGrid) -> None:

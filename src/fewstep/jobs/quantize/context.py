@@ -16,7 +16,7 @@ from fewstep.errors import FewstepError
 from fewstep.jobs.context import Items, JobContext
 from fewstep.jobs.quantize.recipe import QuantizeRecipe
 from fewstep.plan import Plan
-from fewstep.quant.sensitivity import Call, recording
+from fewstep.quant.calls import Call, recording
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from fewstep.jobs.low_bit import LowBitPart
 from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.pipelines import PipelineSampler
 from fewstep.plan import Plan
-from fewstep.quant.sensitivity import ssim
+from fewstep.quant.fidelity import ssim
 
 SHOWN = 6
 """Held-out pictures on the page."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +16,7 @@ from fewstep.quant.grids import QuantGrid, StoredWeight, fit, joined
 from fewstep.quant.methods import low_rank, smoothing
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.statistics import LayerStatistics, input_range
-from fewstep.registry import Registry
+from fewstep.registry import Registry, no_argument
 
 Rounder = Callable[[Tensor, Scheme, Tensor | None], tuple[Tensor, QuantGrid]]
 """(weight (rows, columns) float32, scheme, second moments (columns, columns) of the inputs or None) -> codes, grid."""
@@ -59,6 +61,56 @@ class RoundingMethod:
 
 
 METHODS: Registry[RoundingMethod] = Registry("quantization method", "fewstep.quant.methods")
+
+
+@dataclass(frozen=True)
+class Argument:
+    """The number that a method may be given after a colon: what it is, its range, and one to show."""
+
+    what: str
+    least: float
+    most: float = math.inf
+    shown: str = ""
+
+    def read(self, name: str, text: str, kind: type) -> float:
+        """The number in a text, an int where the method wants one.
+
+        Raises:
+            FewstepError: it is none, or out of range.
+        """
+        try:
+            value: float = kind(text)
+        except ValueError:
+            value = math.nan
+        if not self.least <= value <= self.most:
+            raise FewstepError(f"{name} takes {self.what}", value=text, hint=f"Write {name}:{self.shown}.")
+        return value
+
+
+def rounding_method(
+    argument: Argument | None = None, **facts: bool
+) -> Callable[[Callable[..., RoundingMethod]], Callable[..., RoundingMethod]]:
+    """Decorator of a function of a method's name that makes it from its one number, which must have a default.
+
+    Args:
+        argument: what the number is; None for a method that takes none.
+        facts: fields of `RoundingMethod` that hold whatever the number is (`calibrated`, `uniform`, `smooth`).
+    """
+
+    def join(make: Callable[..., RoundingMethod]) -> Callable[..., RoundingMethod]:
+        name = make.__name__
+
+        def from_text(text: str) -> RoundingMethod:
+            if argument is None:
+                no_argument(name, text)
+            default = next((p.default for p in inspect.signature(make).parameters.values()), None)
+            given = () if not text or argument is None else (argument.read(name, text, type(default)),)
+            return dataclasses.replace(make(*given), **facts)  # type: ignore[arg-type]
+
+        METHODS.register(name)(from_text)
+        return make
+
+    return join
 
 
 def method_of(spec: str | RoundingMethod) -> RoundingMethod:

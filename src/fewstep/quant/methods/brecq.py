@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from fewstep.errors import FewstepError
-from fewstep.quant.methods.base import METHODS, RoundingMethod
+from fewstep.quant.methods.base import Argument, RoundingMethod, rounding_method
 
 
-@METHODS.register("brecq")
-def make(argument: str) -> RoundingMethod:
+@rounding_method(Argument("a number of steps", 1, shown="200"))
+def brecq(steps: int = 200) -> RoundingMethod:
     """`brecq` or `brecq:STEPS` of each block (default 200); see `fewstep.quant.reconstruct`."""
-    if argument and not (argument.isdigit() and int(argument) > 0):
-        raise FewstepError("brecq takes a number of steps", value=argument, hint="Write brecq:200.")
-    return RoundingMethod(reconstruct=int(argument or 200))
+    return RoundingMethod(reconstruct=steps)

@@ -7,9 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError
 from fewstep.quant.grids import QuantGrid, fit
-from fewstep.quant.methods.base import METHODS, RoundingMethod
+from fewstep.quant.methods.base import Argument, RoundingMethod, rounding_method
 from fewstep.quant.scheme import Scheme
 
 FRACTIONS = tuple(1 - 0.025 * i for i in range(31))
@@ -32,15 +31,9 @@ def at_percentile(
     return codes, grid
 
 
-@METHODS.register("clip")
-def make(argument: str) -> RoundingMethod:
+@rounding_method(Argument("a percentile from 50 to 100", 50, 100, shown="99.9, or clip"))
+def clip(percentile: float = 0.0) -> RoundingMethod:
     """`clip` (least squares) or `clip:PERCENTILE`, also for static input scales, such as clip:99.9."""
-    if not argument:
+    if not percentile:
         return RoundingMethod(round=least_squares)
-    try:
-        percentile = float(argument)
-    except ValueError:
-        percentile = 0.0
-    if not 50 <= percentile <= 100:
-        raise FewstepError("clip takes a percentile from 50 to 100", value=argument, hint="Write clip:99.9, or clip.")
     return RoundingMethod(round=functools.partial(at_percentile, percentile=percentile), percentile=percentile)

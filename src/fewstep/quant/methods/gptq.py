@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError
 from fewstep.quant.grids import QuantGrid, decode, encode, fit
-from fewstep.quant.methods.base import METHODS, RoundingMethod
+from fewstep.quant.methods.base import Argument, RoundingMethod, rounding_method
 from fewstep.quant.methods.low_rank import output_error
 from fewstep.quant.scheme import BLOCKS, Scheme
 
@@ -62,14 +60,7 @@ def _upper_factor(hessian: Tensor) -> Tensor:
     return torch.linalg.cholesky(inverse, upper=True).to(hessian.dtype)
 
 
-@METHODS.register("gptq")
-def make(argument: str) -> RoundingMethod:
+@rounding_method(Argument("a positive damping", 1e-12, shown="0.01"), calibrated=True)
+def gptq(damping: float = 0.01) -> RoundingMethod:
     """`gptq` or `gptq:DAMPING` (default 0.01)."""
-    try:
-        damping = float(argument or 0.01)
-    except ValueError:
-        damping = 0.0
-    if damping <= 0:
-        raise FewstepError("gptq takes a positive damping", value=argument, hint="Write gptq:0.01.")
-    rounder: Callable[..., tuple[Tensor, QuantGrid]] = functools.partial(compensate, damping=damping)
-    return RoundingMethod(round=rounder, calibrated=True)
+    return RoundingMethod(round=functools.partial(compensate, damping=damping))

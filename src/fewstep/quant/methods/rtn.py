@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from fewstep.quant.methods.base import METHODS, RoundingMethod
-from fewstep.registry import no_argument
+from fewstep.quant.methods.base import RoundingMethod, rounding_method
 
 
-@METHODS.register("rtn")
-def make(argument: str) -> RoundingMethod:
+@rounding_method()
+def rtn() -> RoundingMethod:
     """Each weight to the nearest value of its group's grid."""
-    no_argument("rtn", argument)
     return RoundingMethod()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from fewstep.errors import FewstepError
-from fewstep.quant.methods.base import METHODS, RoundingMethod
+from fewstep.quant.methods.base import Argument, RoundingMethod, rounding_method
 
 
-@METHODS.register("svdquant")
-def make(argument: str) -> RoundingMethod:
+@rounding_method(Argument("a rank", 1, shown="32"), smooth=True)
+def svdquant(rank: int = 32) -> RoundingMethod:
     """`svdquant` or `svdquant:RANK` (default 32)."""
-    if argument and not (argument.isdigit() and int(argument) > 0):
-        raise FewstepError("svdquant takes a rank", value=argument, hint="Write svdquant:32.")
-    return RoundingMethod(smooth=True, rank=int(argument or 32))
+    return RoundingMethod(rank=rank)
