@@ -242,6 +242,20 @@ def test_a_bad_method_is_refused_with_a_hint(spec: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("spec", "facts"),
+    [
+        ("rtn", set()), ("clip", set()), ("clip:99", set()), ("brecq:7", {"reconstruct"}), ("gptq:0.1", {"calibrated"}),
+        ("adaround:7", {"calibrated", "uniform"}), ("smoothquant:0.3", {"calibrated", "smooth"}),
+        ("svdquant:5", {"smooth", "rank"}),
+    ],
+)  # fmt: skip
+def test_a_method_states_the_same_facts_for_any_argument(spec: str, facts: set[str]) -> None:
+    names = ("smooth", "rank", "calibrated", "uniform", "reconstruct")
+    for text in {spec, spec.partition(":")[0]}:
+        assert {name for name in names if getattr(method_of(text), name)} == facts
+
+
 def test_block_reconstruction_says_what_it_needs() -> None:
     network, _ = model()
     with pytest.raises(FewstepError, match="runs of the whole model"):

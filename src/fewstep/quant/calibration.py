@@ -94,20 +94,14 @@ def calibrate(
             `limit`, or a compiled or wrapped model (`fewstep.quant.wrappers`).
         NonFiniteError: a layer's input holds NaN or infinity; the message names the layer.
     """
-    if not len(conditions) or len(conditions) != len(seeds):
-        raise FewstepError(
-            "calibration needs conditions and one seed for each", value=(len(conditions), len(seeds)),
-            hint="Give at least one prompt or label, and as many seeds.",
-        )  # fmt: skip
+    _check_items(conditions, seeds)
     check_unwrapped(model)
     if folder is not None:
         check_free(Path(folder) / RECORD, overwrite=True)
     momentum, percentile = ranges_of(ranges)
     passes = _passes(model, second, limit, folder is not None)
+    calls, names, times = 0, list[str](), dict[float, None]()
     done: dict[str, LayerStatistics] = {}
-    names: list[str] = []
-    times: dict[float, None] = {}
-    calls = 0
     for layers in passes:
         collectors = {
             name: _Collector(name, layer, second, rows, sample, momentum, percentile) for name, layer in layers.items()
@@ -124,10 +118,21 @@ def calibrate(
         raise FewstepError("no Linear or Conv2d was called during calibration", hint="Let `run` call this very model.")
     seen = tuple(map(int, seeds)), calls, tuple(sorted(times, reverse=True))
     result = Calibration(done, len(conditions), *seen, ranges)
-    if folder is None:
-        return result
-    record = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
-    write_json(Path(folder) / RECORD, {"fewstep_calibration": VERSION, **record, "layers": names, "version": VERSION})
+    return result if folder is None else _written(result, names, Path(folder))
+
+
+def _check_items(conditions: Sequence[Any], seeds: Sequence[int]) -> None:
+    if not len(conditions) or len(conditions) != len(seeds):
+        raise FewstepError(
+            "calibration needs conditions and one seed for each", value=(len(conditions), len(seeds)),
+            hint="Give at least one prompt or label, and as many seeds.",
+        )  # fmt: skip
+
+
+def _written(calibration: Calibration, names: Sequence[str], folder: Path) -> Calibration:
+    """The calibration whose layers lie in a folder already, with its record there."""
+    record = {f.name: getattr(calibration, f.name) for f in dataclasses.fields(calibration)}
+    write_json(folder / RECORD, {"fewstep_calibration": VERSION, **record, "layers": names, "version": VERSION})
     return Calibration.load(folder)
 
 
