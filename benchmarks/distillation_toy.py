@@ -36,7 +36,7 @@ from fewstep.metrics.intervals import seed_interval
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
 from fewstep.testing.toy import StoredToy, Toy
-from fewstep.testing.training import engine_of, train_toy
+from fewstep.testing.training import assembled_engine, train_toy
 
 RATES, MOMENTA, TUNING_SEED = (5e-4, 2e-3), (0.0, 0.9), 1000
 FLOOR, TAPS = {"floor": 0.1}, {"modules": ("rest.2",)}
@@ -84,7 +84,7 @@ def entries(names: list[str], steps: list[int]) -> Iterator[tuple[str, int]]:
 
 def passes(toy: Toy, chosen: Method, batch: int, steps: int = 4) -> float:
     """Sample passes per update of the student, by counting."""
-    engine = engine_of(toy, chosen, batch)
+    engine = assembled_engine(toy, chosen, batch)
     teacher = Exact(engine.networks.teacher.network)
     networks = dataclasses.replace(
         engine.networks, teacher=dataclasses.replace(engine.networks.teacher, network=teacher)

@@ -19,7 +19,7 @@ from fewstep.jobs.distill.cost import passes_of
 from fewstep.metrics.intervals import seed_interval
 from fewstep.process import Process
 from fewstep.testing.digits import DigitBed
-from fewstep.testing.training import distil, engine_of
+from fewstep.testing.training import assembled_engine, distil
 
 Make = Callable[[Process, int], Method]
 """(process, updates of the training) -> the method, its stages laid over these updates."""
@@ -61,7 +61,7 @@ class Arm:
 
     def passes(self, bed: DigitBed, batch: int, steps: int = 4) -> float:
         """Samples through networks per update of the student; backward counts two more."""
-        engine = engine_of(self.bed(bed), self.make(bed.process, steps), batch, self._student(bed, 0))
+        engine = assembled_engine(self.bed(bed), self.make(bed.process, steps), batch, self._student(bed, 0))
         return passes_of(engine, bed.network, steps)
 
     def train(self, bed: DigitBed, updates: int, batch: int, seed: int, **settings: Any) -> Numbers:

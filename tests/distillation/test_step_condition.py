@@ -19,7 +19,7 @@ from fewstep.prediction import Prediction
 from fewstep.testing.digits import DigitNetwork
 from fewstep.testing.mixture import Mixture
 from fewstep.testing.toy import PointNetwork, Toy
-from fewstep.testing.training import distil, engine_of
+from fewstep.testing.training import assembled_engine, distil
 from tests.distillation.gaussians import FLOW, batch_of, cast_of, generator, made_of, normal
 
 VELOCITY = Prediction("velocity")
@@ -145,7 +145,7 @@ def test_presets_tell_the_critic_when_asked(name):
     for told in (False, True):
         made = method(name, toy.process, steps=3, step_condition=told, **SMALL[name])
         assert made.critic.calls == 3 * told
-        engine = engine_of(toy, made, 8)
+        engine = assembled_engine(toy, made, 8)
         assert isinstance(engine.modules["critic"], StepConditioned) is told
     engine, _ = distil(toy, made, steps=3, batch=16, learning_rate=1e-2)
     moved = engine.modules["critic"].vectors[0].weight.detach()
@@ -155,7 +155,7 @@ def test_presets_tell_the_critic_when_asked(name):
 def test_a_told_critic_is_pulled_towards_the_student_too():
     toy = Toy(width=8)
     made = method("flash_dmd", toy.process, steps=2, step_condition=True, pull=0.5, **SMALL["flash_dmd"])
-    engine = engine_of(toy, made, 8)
+    engine = assembled_engine(toy, made, 8)
     engine.modules["student"].first.bias.data.add_(2.0)
     before = engine.modules["critic"].network.first.bias.detach().clone()
     engine.after(1)

@@ -9,7 +9,7 @@ import torch
 from fewstep.errors import FewstepError
 from fewstep.testing import digits
 from fewstep.testing.digits import DigitJudge, DigitNetwork
-from fewstep.testing.voxels import VoxelBed, load_voxels, overlap, pooled, train_voxels
+from fewstep.testing.voxels import VoxelBed, load_voxels, overlap, pooled_grids, train_voxels
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def test_shapes_of_both_forms_are_read_and_split(files):
 def test_a_cell_is_occupied_if_any_voxel_is():
     grid = np.zeros((1, 32, 32, 32), bool)
     grid[0, 7, 8, 31] = True
-    assert np.argwhere(pooled(grid, 4)).tolist() == [[0, 0, 1, 3]]
+    assert np.argwhere(pooled_grids(grid, 4)).tolist() == [[0, 0, 1, 3]]
     with pytest.raises(FewstepError, match="do not divide"):
-        pooled(grid, 12)
+        pooled_grids(grid, 12)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from fewstep.latents import (
     small_encoder,
     time_shift,
 )
-from fewstep.latents.features import spread
+from fewstep.latents.features import feature_std
 
 SIZE, CHANNELS = 16, (8, 8, 8)
 
@@ -111,10 +111,10 @@ def test_the_residual_takes_mean_and_deviation_of_the_frozen_tokens():
     svg = features(3)
     z = svg.features(pictures(200))
     tokens, residual = z[:, :8], z[:, 8:]
-    for ours, theirs in zip(spread(residual), spread(tokens), strict=True):
+    for ours, theirs in zip(feature_std(residual), feature_std(tokens), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     raw = svg.residual.raw(pictures(200))
-    assert abs(spread(raw)[1] - spread(tokens)[1]) > 0.01  # which they did not have before
+    assert abs(feature_std(raw)[1] - feature_std(tokens)[1]) > 0.01  # which they did not have before
 
 
 @torch.no_grad()

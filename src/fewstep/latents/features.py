@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
 from fewstep.latents.encoders import Encoder, small_encoder
-from fewstep.latents.surface import channel_statistics, column, posterior
+from fewstep.latents.surface import channel_statistics, feature_column, posterior
 from fewstep.registration import component
 
 SMALL = 1e-6
@@ -106,12 +106,12 @@ class FeatureAutoencoder(ModelMixin, ConfigMixin):
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[object]:
         """Standardised features as the mean of a posterior without width."""
-        found = posterior((self.features(x / 2 + 0.5) - column(self.mean)) / column(self.std))
+        found = posterior((self.features(x / 2 + 0.5) - feature_column(self.mean)) / feature_column(self.std))
         return AutoencoderKLOutput(latent_dist=found) if return_dict else (found,)
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: object = None) -> DecoderOutput | tuple[Tensor]:
         """Pictures, about in [-1, 1], of standardised features."""
-        x = self.decoder(z * column(self.std) + column(self.mean))
+        x = self.decoder(z * feature_column(self.std) + feature_column(self.mean))
         return DecoderOutput(sample=x) if return_dict else (x,)
 
     def measure(self, pictures: Tensor) -> None:
@@ -152,15 +152,15 @@ class Residual(nn.Module):
         The published code takes those of the batch always.
         """
         raw = self.raw(pictures)
-        stored = torch.stack([*spread(raw), *spread(tokens)]) if self.training else self.alignment
+        stored = torch.stack([*feature_std(raw), *feature_std(tokens)]) if self.training else self.alignment
         mean, std, to_mean, to_std = stored.detach().unbind()
         aligned = (raw - mean) / (std + SMALL) * to_std + to_mean
         if dropped is None:
             return aligned
-        return torch.where(dropped[:, None, None, None], column(self.missing), aligned)
+        return torch.where(dropped[:, None, None, None], feature_column(self.missing), aligned)
 
 
-def spread(features: Tensor) -> tuple[Tensor, Tensor]:
+def feature_std(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over everything and mean over channels of the deviation, of features (B, C, h, w)."""
     return features.mean(), features.std((0, 2, 3)).mean()
 

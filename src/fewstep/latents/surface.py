@@ -18,7 +18,7 @@ def posterior(mean: Tensor) -> DiagonalGaussianDistribution:
     return DiagonalGaussianDistribution(torch.cat([mean, torch.zeros_like(mean)], 1), deterministic=True)
 
 
-def column(values: Tensor) -> Tensor:
+def feature_column(values: Tensor) -> Tensor:
     """Values (C,) shaped to act on the channels of (B, C, h, w)."""
     return values[:, None, None]
 

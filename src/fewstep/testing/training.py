@@ -89,11 +89,11 @@ def distil(
     """
     given = {**defaults(method.settings), "learning_rate": 1e-3, "ema": 0.99, **settings}
     config = StageConfig(steps=steps, batch=batch, seed=seed, device="cpu", **given)
-    engine = engine_of(bed, method, batch, student)
+    engine = assembled_engine(bed, method, batch, student)
     return engine, fit(stage_of(engine, config, lambda folder: None), config, out, accelerator_for(config), quiet=True)
 
 
-def engine_of(bed: Testbed, method: Method, batch: int, student: nn.Module | None = None) -> Engine:
+def assembled_engine(bed: Testbed, method: Method, batch: int, student: nn.Module | None = None) -> Engine:
     """The engine of a bed; its networks take the end of a jump too, by a layer that begins at zero."""
     start = bed.start()
     if student is None and method.two_times:

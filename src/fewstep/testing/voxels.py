@@ -57,7 +57,7 @@ def load_voxels(places: Sequence[Path], side: int = SIDE, seed: int = 0) -> Digi
         FewstepError: a file of another form, no file, or less than two classes.
     """
     files = [f for place in places for f in (sorted(place.glob("*.npz")) if place.is_dir() else [place])]
-    grids = [pooled(grid, side) for file in files for grid in _classes(file)]
+    grids = [pooled_grids(grid, side) for file in files for grid in _classes(file)]
     if len(grids) < 2:
         raise FewstepError(
             "voxels need two classes at least", value=[str(f) for f in files], hint="Give .npz files of shapes."
@@ -69,7 +69,7 @@ def load_voxels(places: Sequence[Path], side: int = SIDE, seed: int = 0) -> Digi
     return Digits(shapes[train], shapes[test], labels[train], labels[test])
 
 
-def pooled(grid: np.ndarray[Any, Any], side: int) -> np.ndarray[Any, Any]:
+def pooled_grids(grid: np.ndarray[Any, Any], side: int) -> np.ndarray[Any, Any]:
     """Grids (N, 32, 32, 32) as smaller ones (N, side, side, side), bool: any voxel of a cell is occupied.
 
     Raises:

@@ -47,7 +47,7 @@ class DenoisingLoss:
 
     def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
         """The loss, and the plain error at the cleaner and the noisier half of the drawn times."""
-        samples = detached(needed(samples))
+        samples = detached_samples(needed(samples))
         critic, x = networks.need("critic").following(samples.index), samples.clean
         t = self.times(batch.size, critic.process, generator, samples)
         noise = noise_like(tuple(x.shape), generator, x)
@@ -124,7 +124,7 @@ def dropped(batch: Batch, rate: float, generator: torch.Generator) -> Condition 
     }
 
 
-def detached(samples: Samples) -> Samples:
+def detached_samples(samples: Samples) -> Samples:
     """The student's samples without their gradient."""
     return Samples(samples.clean.detach(), samples.state.detach(), samples.time, samples.next_time, samples.index)
 

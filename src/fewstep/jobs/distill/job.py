@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fewstep.distillation.health import advice
 from fewstep.jobs.distill.context import DistillContext
-from fewstep.jobs.distill.measure import compare
+from fewstep.jobs.distill.measure import compare_students
 from fewstep.jobs.distill.recipe import DistillRecipe
 from fewstep.jobs.distill.report import write_report
 from fewstep.jobs.distill.training import student_pipeline, train
@@ -30,7 +30,7 @@ def run(recipe: DistillRecipe, run: Run) -> Path:
     plan = tuned(context, trained)
     finished = lambda: student_pipeline(context, trained, plan)  # noqa: E731
     run.unit("pipeline", finished, save=save_pipeline, load=lambda folder: None)
-    numbers, pictures = compare(context, trained, plan)
+    numbers, pictures = compare_students(context, trained, plan)
     advised = [line for one in trained for line in advice(one["record"]["history"])]
     results = context.write_results(
         training={k: v for k, v in trained[0]["record"].items() if k != "history"},

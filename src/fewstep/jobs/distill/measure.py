@@ -28,7 +28,7 @@ class ComparedPictures:
     systems: dict[str, Tensor]
 
 
-def compare(context: DistillContext, trained: Trained, plan: Plan) -> tuple[dict[str, Any], ComparedPictures]:
+def compare_students(context: DistillContext, trained: Trained, plan: Plan) -> tuple[dict[str, Any], ComparedPictures]:
     """Metrics of student and teacher against fresh samples of the teacher, and pictures of equal seeds."""
     settings = context.recipe.evaluation
     held_out = [context.items("evaluation", settings.conditions, settings.items, seed) for seed in settings.seeds]

@@ -102,7 +102,7 @@ def inspect(settings: InspectSettings, run: Run, **call: Any) -> Path:
             "prediction": context.prediction.kind,
             "shape": list(data.shape[1:]),
         },
-        "levels": [level(subject, rho) for rho in levels(context.process)],
+        "levels": [noise_level(subject, rho) for rho in noise_levels(context.process)],
         "plans": plans(subject, own),
     }
     write_json(run.path / "results.json", results)
@@ -165,7 +165,7 @@ def _drawn(context: JobContext[PipelineRecipe], items: Items, plan: Plan) -> dic
 # --- the network over noise levels ----------------------------------------------------------------------------------
 
 
-def levels(process: Process) -> list[float]:
+def noise_levels(process: Process) -> list[float]:
     """Ratios sigma / alpha from noisy to clean, equally spaced in their logarithm, inside what the process has."""
     last = process.alpha(process.noisiest)
     most = min(process.sigma(process.noisiest) / last if last > 0 else math.inf, 20.0)
@@ -173,7 +173,7 @@ def levels(process: Process) -> list[float]:
     return torch.logspace(math.log10(0.999 * most), math.log10(1.001 * least), LEVELS, dtype=torch.float64).tolist()
 
 
-def level(subject: Subject, rho: float) -> dict[str, Any]:
+def noise_level(subject: Subject, rho: float) -> dict[str, Any]:
     """Gap, divergence, dimension and denoising loss at one noise level."""
 
     def compute() -> dict[str, Any]:

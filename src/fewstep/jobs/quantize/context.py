@@ -93,12 +93,12 @@ class QuantizeContext(JobContext[QuantizeRecipe]):
         def draw(model: nn.Module, rows: Sequence[int] = ()) -> Tensor:
             sampler.pipe.register_modules(**{name: model})
             with torch.no_grad():
-                return self.calibration.draw(sampler, named(self.plan, rows), output)
+                return self.calibration.draw(sampler, named_rows(self.plan, rows), output)
 
         return draw
 
 
-def named(plan: Plan, rows: Sequence[int]) -> Plan:
+def named_rows(plan: Plan, rows: Sequence[int]) -> Plan:
     """The plan whose rows run these tables; unchanged if there are none."""
     if not rows:
         return plan

@@ -14,7 +14,7 @@ from torch import nn
 from fewstep.jobs.context import slug
 from fewstep.jobs.low_bit import LowBitPart, low_bit_part
 from fewstep.jobs.quantize.backbone import low_backbone
-from fewstep.jobs.quantize.context import QuantizeContext, named
+from fewstep.jobs.quantize.context import QuantizeContext, named_rows
 from fewstep.jobs.quantize.correct import corrected
 from fewstep.jobs.quantize.measure import measure
 from fewstep.jobs.quantize.recipe import QuantizeRecipe
@@ -52,7 +52,7 @@ def run(recipe: QuantizeRecipe, run: Run) -> Path:
     backbone = reports.get(context.backbone, {})
     low = context.sampler(**models)
     rows = backbone.get("per_step", {}).get("rows", [])
-    plan = named(context.plan, rows).replace(identity=identity_of(low.pipe, context.guidance))
+    plan = named_rows(context.plan, rows).replace(identity=identity_of(low.pipe, context.guidance))
     plans = {"rows": plan} if rows else {}
     corrections: dict[str, Any] = {}
     if recipe.corrections:

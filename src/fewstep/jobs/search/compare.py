@@ -18,7 +18,7 @@ from fewstep.plan import Plan
 OWN, FOUND, SCALED = "the pipeline's own", "searched", "searched + Q-Sched"
 
 
-def compare(context: SearchContext, plans: Mapping[str, Plan]) -> dict[str, Any]:
+def compare_plans(context: SearchContext, plans: Mapping[str, Plan]) -> dict[str, Any]:
     """Distance from the teacher on held-out conditions and seeds; the best baseline is chosen on the search's own.
 
     Intervals are over conditions, seeds averaged.

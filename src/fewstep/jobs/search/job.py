@@ -7,7 +7,7 @@ from typing import Any
 
 from fewstep.errors import FewstepError
 from fewstep.jobs.search.baselines import diffusers_plans
-from fewstep.jobs.search.compare import FOUND, OWN, SCALED, compare, pictures
+from fewstep.jobs.search.compare import FOUND, OWN, SCALED, compare_plans, pictures
 from fewstep.jobs.search.context import SearchContext
 from fewstep.jobs.search.recipe import ScheduleRecipe
 from fewstep.jobs.search.report import tables, write_report
@@ -41,7 +41,7 @@ def run(recipe: ScheduleRecipe, run: Run) -> Path:
         plans[SCALED].save(run.artifact("plan-q-sched.json"), overwrite=True)
     best = list(plans.values())[-1]
     plans |= _baselines(context)
-    numbers = compare(context, plans)
+    numbers = compare_plans(context, plans)
     drawn = pictures(context, plans, numbers["best_baseline"])
     run.unit(
         "pipeline", lambda: _following(context, best), save=save_pipeline, load=lambda folder: None, artifact="pipeline"

@@ -10,7 +10,7 @@ from pydantic import Field
 from fewstep.errors import FewstepError
 from fewstep.jobs.zoo.vae import reconstruction_loss
 from fewstep.latents import FeatureAutoencoder, load_encoder
-from fewstep.latents.surface import column
+from fewstep.latents.surface import feature_column
 from fewstep.train.pictures import mirror_of, signed
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 
@@ -72,7 +72,7 @@ def autoencoder_stage(config: RaeConfig, model: FeatureAutoencoder, mask: float)
         features = model.features(pictures / 2 + 0.5, dropped if mask else None)
         noise = torch.randn(features.shape, generator=generator).to(features)
         scale = config.noise * torch.randn(len(features), 1, 1, 1, generator=generator).abs().to(features)
-        decoded = model.decoder(features + scale * column(model.std) * noise).float()
+        decoded = model.decoder(features + scale * feature_column(model.std) * noise).float()
         error = (decoded.detach() - pictures).square().mean() / 4
         value = reconstruction_loss(decoded, pictures, config.edge_weight)
         return value, {"psnr": float(-10 * error.log10())}
