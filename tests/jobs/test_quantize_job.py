@@ -368,7 +368,8 @@ def test_slower_is_said_with_the_reason():
     assert "2.00x as fast" in verdict({"before": 20.0, "after": 10.0}, rows)
 
 
-def test_the_command_line(tmp_path):
+def test_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("rich._console", None)  # one that an earlier test made keeps the width it then had
     save_pipeline(tiny.dit(tmp_path), tmp_path / "model")
     words = [
         "quantize",

@@ -50,7 +50,7 @@ def stage(weight):
 def test_trackers_get_what_the_history_gets(monkeypatch):
     monkeypatch.setitem(theirs.LOGGER_TYPE_TO_CLASS, "paper", Paper)
     monkeypatch.setattr(trackers, "get_available_trackers", lambda: ["paper"])
-    monkeypatch.setattr(trackers, "_checked", lambda name: Paper(trackers.PROJECT))
+    monkeypatch.setattr(trackers, "known_tracker", lambda name: Paper(trackers.PROJECT))
     config = StageConfig(steps=40, batch=4, device="cpu", trackers=("paper",), learning_rate=1e-2)
     progress = fit(stage(nn.Linear(2, 1)), config, None, accelerator_for(config), quiet=True)
     settings, *pages = Paper.pages

@@ -76,7 +76,7 @@ def opens_in_float32(folder: str | Path) -> None:
     Both store half precision; without it a pipeline opened without a dtype would mix the two.
     """
     file = Path(folder) / "config.json"
-    write_json(file, {**read_json(file), "dtype": "float32"})
+    write_json(file, {**read_json(file), "dtype": "float32"}, over="all")  # transformers wrote it a moment ago
 
 
 def tokens_of(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
