@@ -170,8 +170,9 @@ class Chain:
 
     def _step(self, process: Process, k: int, state: Tensor, clean: Tensor, noise: Tensor | None) -> Tensor:
         """States at the time of call k + 1 from those of call k, their clean predictions, and unit noise."""
-        t, s, std = (_full(len(state), v) for v in (self.times[k], self.times[k + 1], self.noise_stds(process)[k]))
-        law = transition(process, state, clean, t, s, std)
+        std = _fresh_noise(process, self.jumps[k], self.times[k + 1])  # of this step alone: it runs in every roll-out
+        t, s, fresh = (_full(len(state), v) for v in (self.times[k], self.times[k + 1], std))
+        law = transition(process, state, clean, t, s, fresh)
         return law.mean if noise is None else law.draw(noise)
 
     def _noise(self, state: Tensor, generator: torch.Generator) -> Tensor | None:
