@@ -26,10 +26,10 @@ import torch
 from torch import nn
 
 from fewstep.files import write_json
+from fewstep.pipelines.low_bit.stream import load_quantized
 from fewstep.quant import Scheme
 from fewstep.quant.linear_conv import make_layer
 from fewstep.quant.rules import FEW_STEP_RULES, decisions_by_rules
-from fewstep.quant.stream import load_quantized
 from fewstep.runs.environment import environment
 
 SHARD = 1 << 28  # parameters

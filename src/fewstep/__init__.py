@@ -34,6 +34,7 @@ _PLACES = {
     "quantize": "quant",
     # components of saved pipelines, and the classes by which diffusers learns how to open them
     "FeatureAutoencoder": "latents.features",
+    "FewstepQuantConfig": "pipelines.low_bit.models",
     "ModelMixin": "pipelines.two_times",
     "PixelAutoencoder": "latents.pixels",
     "PlanScheduler": "pipelines.scheduler",

@@ -20,8 +20,8 @@ PUBLIC = "fewstep"
 """The module that `model_index.json` names; `component` says so to diffusers."""
 
 LISTS = {
-    "diffusers.quantizers.auto": "fewstep.quant.storage",
-    "transformers.quantizers.auto": "fewstep.quant.encoders",
+    "diffusers.quantizers.auto": "fewstep.pipelines.low_bit.models",
+    "transformers.quantizers.auto": "fewstep.pipelines.low_bit.encoders",
 }
 """The module with the dictionary -> our module that adds to it when it is imported."""
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fewstep.errors import FewstepError
+from fewstep.pipelines.low_bit.gguf_file import export_gguf, readable
 from fewstep.quant import QuantLayer, quantize
-from fewstep.quant.gguf_file import export_gguf, readable
 
 pytestmark = pytest.mark.extra("gguf")
 Evaluate = Callable[..., torch.Tensor]

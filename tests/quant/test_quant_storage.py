@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from fewstep import FewstepQuantConfig
 from fewstep.errors import FewstepError
-from fewstep.quant import FewstepQuantConfig, QuantLayer, quantize
+from fewstep.quant import QuantLayer, quantize
 
 Build = Callable[[], nn.Module]
 Evaluate = Callable[..., torch.Tensor]

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fewstep.errors import FewstepError
-from fewstep.quant import quantize, stream
-from fewstep.quant.stream import load_quantized
+from fewstep.pipelines.low_bit import stream
+from fewstep.pipelines.low_bit.stream import load_quantized
+from fewstep.quant import quantize
 
 Build = Callable[[], nn.Module]
 Evaluate = Callable[..., torch.Tensor]

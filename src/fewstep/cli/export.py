@@ -34,7 +34,7 @@ def export_gguf(
     """
     from fewstep.files import check_free
     from fewstep.pipelines import backbone_of, load_pipeline
-    from fewstep.quant.gguf_file import export_gguf as export
+    from fewstep.pipelines.low_bit.gguf_file import export_gguf as export
 
     check_free(file, overwrite)
     made = export(backbone_of(load_pipeline(model)), file, type, overwrite)

@@ -41,7 +41,7 @@ def quantize(
 ) -> QuantReport:
     """Quantize every Linear and Conv2d of a model in place and report on all its parameters.
 
-    A model of diffusers or transformers can then be saved and loaded as any other (see `fewstep.quant.storage`). In a
+    A model of diffusers or transformers can then be saved and loaded as any other (`fewstep.pipelines.low_bit`). In a
     compiled model (`torch.compile(model)`) the network inside is quantized, and compiles anew at the next call.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
@@ -21,6 +20,9 @@ from fewstep.quant.steps import tables_of
 from fewstep.quant.wrappers import family
 
 VERSION = 1
+MARKS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {}
+"""Library -> how a model of it is told the fields of its `QuantConfig`; `pipelines/low_bit`, which knows the libraries,
+adds itself as soon as they are imported."""
 SAVE_AGAIN = "config.json was changed or damaged: save the model again."
 
 
@@ -122,24 +124,21 @@ def _digest(layers: Iterable[QuantLayer]) -> Tensor:
 
 
 def mark(model: Any, scheme: Scheme, layers: Mapping[str, Scheme], backend: str) -> None:
-    """Tell a model of diffusers or transformers how it is quantized, so that it saves and loads by itself.
-
-    The classes are those that the library's own lists name (`fewstep.registration`).
-    """
+    """Tell a model of diffusers or transformers how it is quantized, so that it saves and loads by itself."""
     library = family(model)
     if library is None:
         return
     seal(model)
-    lists = importlib.import_module(f"{library}.quantizers.auto")
-    named = main_scheme(scheme, layers), by_scheme(layers), backend
-    more = {"first_token": first_token_layers(model), "tables": tables_of(model)}
-    config = lists.AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethod.FEWSTEP.value](*named, **more)
-    model.hf_quantizer = lists.AUTO_QUANTIZER_MAPPING[QuantMethod.FEWSTEP.value](config, pre_quantized=True)
-    model.quantization_method = config.quant_method
-    if library == "diffusers":
-        model.register_to_config(quantization_config=config)
-    else:
-        model.config.quantization_config = config
+    MARKS[library](
+        model,
+        {
+            "scheme": main_scheme(scheme, layers),
+            "layers": by_scheme(layers),
+            "backend": backend,
+            "first_token": first_token_layers(model),
+            "tables": tables_of(model),
+        },
+    )
 
 
 def unmark(model: Any) -> None:

@@ -7,6 +7,7 @@ registers the method with diffusers (`fewstep.registration`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
@@ -15,7 +16,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from fewstep.errors import FewstepError
 from fewstep.quant.apply import dequantize, quantize
-from fewstep.quant.config import QuantConfig
+from fewstep.quant.config import MARKS, QuantConfig
 from fewstep.quant.layer import KEPT, QuantLayer
 from fewstep.quant.loading import build_layers, check_loaded
 
@@ -117,6 +118,15 @@ class FewstepQuantizer(DiffusersQuantizer):
         return True
 
 
+def mark(model: Any, fields: Mapping[str, Any]) -> None:
+    """Tell a model of diffusers how it was quantized, so that it saves and loads by itself."""
+    config = FewstepQuantConfig(**fields)
+    model.hf_quantizer = FewstepQuantizer(config, pre_quantized=True)
+    model.quantization_method = config.quant_method
+    model.register_to_config(quantization_config=config)
+
+
 # What importing this module is for (`fewstep.registration`).
+MARKS["diffusers"] = mark
 AUTO_QUANTIZER_MAPPING["fewstep"] = FewstepQuantizer
 AUTO_QUANTIZATION_CONFIG_MAPPING["fewstep"] = FewstepQuantConfig

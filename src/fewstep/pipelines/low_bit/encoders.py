@@ -1,11 +1,12 @@
 """Text encoders of transformers in low bits: saved and loaded by their own `save_pretrained` and `from_pretrained`.
 
 The same method `fewstep`, the same `quantization_config` and the same layers as for models of diffusers (see
-`fewstep.quant.storage`); transformers has its own list of methods and its own way of loading.
+`fewstep.pipelines.low_bit.models`); transformers has its own list of methods and its own way of loading.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
@@ -13,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fewstep.quant.apply import quantize
-from fewstep.quant.config import QuantConfig
+from fewstep.quant.config import MARKS, QuantConfig
 from fewstep.quant.loading import build_layers, check_loaded
 
 
@@ -53,6 +54,15 @@ class EncoderQuantizer(HfQuantizer):
         return True
 
 
+def mark(model: Any, fields: Mapping[str, Any]) -> None:
+    """Tell a model of transformers how it was quantized, so that it saves and loads by itself."""
+    config = EncoderQuantConfig(**fields)
+    model.hf_quantizer = EncoderQuantizer(config, pre_quantized=True)
+    model.quantization_method = config.quant_method
+    model.config.quantization_config = config
+
+
 # What importing this module is for (`fewstep.registration`).
+MARKS["transformers"] = mark
 AUTO_QUANTIZER_MAPPING["fewstep"] = EncoderQuantizer
 AUTO_QUANTIZATION_CONFIG_MAPPING["fewstep"] = EncoderQuantConfig

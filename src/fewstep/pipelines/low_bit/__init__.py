@@ -1,0 +1,1 @@
+"""Low-bit networks of diffusers and transformers in folders and files."""
