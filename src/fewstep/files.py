@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import FewstepError
 from fewstep.ownership import SOFTWARE, Over, check, sign
+
+if TYPE_CHECKING:
+    import torch
 
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries written in Rust tell theirs
 
@@ -186,6 +186,8 @@ def write_tensors(
     over: Over = "ours",
 ) -> None:
     """Write a safetensors file atomically; its header names fewstep."""
+    from safetensors.torch import save_file
+
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path, over) as draft:
         save_file(whole, draft, metadata={SOFTWARE: "1", **(metadata or {})})
@@ -197,6 +199,8 @@ def read_tensors(path: str | Path, device: str = "cpu") -> dict[str, torch.Tenso
     Raises:
         FewstepError: the file is absent, truncated or not safetensors.
     """
+    from safetensors.torch import load_file
+
     try:
         return load_file(user_path(path), device=device)
     except Exception as error:

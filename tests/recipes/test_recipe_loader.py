@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from typing import Literal
 
 import pytest
@@ -197,3 +199,13 @@ def test_any_name_gives_a_recipe_or_a_recipe_error(name):
 def test_kinds_are_lazy():
     register("nowhere", "no_such_module:X", "no_such_module:run")
     assert "nowhere" in kinds.known()
+
+
+def test_recipes_are_read_without_torch():
+    """The command line asks them for its options, at each key that a shell completes."""
+    code = (
+        "import sys; from fewstep.recipes import kinds; [kinds.find(kind).schema() for kind in kinds.known()];"
+        "sys.exit(', '.join({'torch', 'diffusers', 'scipy', 'matplotlib'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

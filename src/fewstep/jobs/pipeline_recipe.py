@@ -1,4 +1,8 @@
-"""What every recipe that runs a pipeline can be told, and how it opens it."""
+"""What every recipe that runs a pipeline can be told, and how it opens it.
+
+Recipes import torch and what knows the names only where they check and open: the command line asks them for its
+options.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +10,15 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import AfterValidator, Field
 from typing_extensions import Self
 
-from fewstep.data.prompts import load_prompts
 from fewstep.errors import FewstepError
-from fewstep.files import read_json
-from fewstep.pipelines import load_pipeline
-from fewstep.pipelines.conditions import conditions_of
 from fewstep.recipes.base import Recipe
-from fewstep.runs.environment import best_device
-from fewstep.solvers import FACTS, SOLVERS
 from fewstep.zoo import SHIPPED, shipped
 
 Conditions = str | list[str] | list[int]
 """A prompt set by name, prompts, or class labels; `auto` fits the pipeline (every label in turn, or prompts)."""
-
-PLAIN = [n for n in SOLVERS if FACTS[n].calls == 1 and not FACTS[n].stochastic]
-"""Solvers that follow any grid, call once per time and draw no noise."""
 
 
 def one_of(name: str, known: Collection[str]) -> str:
@@ -38,8 +32,26 @@ def one_of(name: str, known: Collection[str]) -> str:
     return name
 
 
-PlainSolver = Annotated[str, AfterValidator(lambda name: one_of(name, PLAIN))]
-"""The name of one of `PLAIN`."""
+def _plain_solver(name: str) -> str:
+    from fewstep.solvers import FACTS, SOLVERS
+
+    return one_of(name, [n for n in SOLVERS if FACTS[n].calls == 1 and not FACTS[n].stochastic])
+
+
+PlainSolver = Annotated[str, AfterValidator(_plain_solver)]
+"""The name of a solver that follows any grid, calls once per time and draws no noise."""
+
+
+def _enough(budget: float) -> float:
+    from fewstep.schedules.tuning import LEAST_BUDGET
+
+    if 0 < budget < LEAST_BUDGET:
+        raise ValueError(f"must be 0 or at least {LEAST_BUDGET:g}, the plan as it is and one other")
+    return budget
+
+
+TuningBudget = Annotated[float, Field(ge=0), AfterValidator(_enough)]
+"""Budget of a Q-Sched search in candidates scored on all items; 0 for none."""
 
 
 def checked(check: Callable[[str], object]) -> AfterValidator:
@@ -72,6 +84,8 @@ def _device(name: str) -> str:
         ValueError: it is none.
     """
     if name != "auto":
+        import torch
+
         try:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -101,6 +115,8 @@ class PipelineRecipe(Recipe):
     @property
     def place(self) -> str:
         """The device that `auto` stands for."""
+        from fewstep.runs.environment import best_device
+
         return best_device() if self.device == "auto" else self.device
 
     def prompts(self, conditions: Conditions, held_out: bool) -> Conditions:
@@ -114,6 +130,8 @@ class PipelineRecipe(Recipe):
 
     def _labels(self) -> list[int]:
         """The class labels that a shipped model or a folder names; none elsewhere."""
+        from fewstep.files import read_json
+
         place = shipped(self.model) if self.model in SHIPPED else Path(self.model)
         index = place / "model_index.json"
         named = read_json(index).get("id2label") if index.is_file() else None
@@ -138,6 +156,8 @@ class PipelineRecipe(Recipe):
         Raises:
             FewstepError: one of them.
         """
+        from fewstep.data.prompts import load_prompts
+
         for name, value in self._conditions().items():
             conditions = self.prompts(value, name == "evaluation")
             if isinstance(conditions, str) or not conditions:
@@ -151,6 +171,11 @@ class PipelineRecipe(Recipe):
         Raises:
             FewstepError: it cannot be opened, or draws no such conditions.
         """
+        import torch
+
+        from fewstep.pipelines import load_pipeline
+        from fewstep.pipelines.conditions import conditions_of
+
         options = {"variant": self.variant} if self.variant else {}
         pipe = load_pipeline(self.model, dtype=getattr(torch, self.dtype), **options).to(self.place)
         for name, value in self._conditions().items():

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
 
 import torch
-from pydantic import AfterValidator, Field
 
 from fewstep.plan import Plan
 from fewstep.runs import Run
-from fewstep.schedules.tuning import LEAST_BUDGET, CandidateScore, Family, Objective, Problem, SearchOutcome, searcher
+from fewstep.schedules.tuning import CandidateScore, Family, Objective, Problem, SearchOutcome, searcher
 
 RAMP = Family("ramp")
 """Four numbers: the scalars of the first and of the last step, linear between."""
-
-
-def _enough(budget: float) -> float:
-    if 0 < budget < LEAST_BUDGET:
-        raise ValueError(f"must be 0 or at least {LEAST_BUDGET:g}, the plan as it is and one other")
-    return budget
-
-
-TuningBudget = Annotated[float, Field(ge=0), AfterValidator(_enough)]
-"""Budget of a Q-Sched search in candidates scored on all items; 0 for none."""
 
 
 def tune(

@@ -16,7 +16,9 @@ from fewstep.errors import RecipeError, nearest
 class RecipePart(BaseModel):
     """A section of a recipe. Subclass it for nested settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True
+    )
 
 
 class Recipe(RecipePart):

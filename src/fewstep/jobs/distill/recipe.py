@@ -7,17 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fewstep.distillation.method import method, options_of, presets
 from fewstep.errors import FewstepError, nearest
-from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, PlainSolver, checked
-from fewstep.jobs.tuning import TuningBudget
-from fewstep.metrics import FEATURES
-from fewstep.process import RectifiedFlow
-from fewstep.quant import Scheme
+from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, PlainSolver, TuningBudget, checked
 from fewstep.recipes.base import RecipePart
-from fewstep.train.distillation import defaults
-from fewstep.train.stage import StageConfig
-from fewstep.train.trackers import known_tracker
+
+
+def _scheme(name: str) -> None:
+    from fewstep.quant import Scheme
+
+    if name:
+        Scheme.parse(name)
 
 
 class DistillTeacher(RecipePart):
@@ -68,7 +67,7 @@ class DistillTraining(RecipePart):
     """So many students share out the conditions, each trained on its own (Multi-Student Distillation)."""
     lora: int = Field(0, ge=0)
     """Rank of adapters on one frozen base that serves teacher, critic and student; 0: all weights."""
-    quantize: Annotated[str, checked(lambda name: name and Scheme.parse(name))] = ""
+    quantize: Annotated[str, checked(_scheme)] = ""
     """Train the student through the rounding of this scheme, such as w8a8 (quantization-aware)."""
     q_sched: TuningBudget = 0.0
     """Budget of a Q-Sched search of two scalars per step when the training is over; 0 for none."""
@@ -107,14 +106,16 @@ class DistillRecipe(PipelineRecipe):
     """Further options of the method."""
     guidance: float = Field(1.0, ge=1)
     """Guidance of the teacher that the student is to have inside; it then runs without."""
-    teacher: DistillTeacher = DistillTeacher()
-    data: DistillData = DistillData()
-    train: DistillTraining = DistillTraining()
-    evaluation: DistillEvaluation = DistillEvaluation()
+    teacher: DistillTeacher = Field(default_factory=DistillTeacher)
+    data: DistillData = Field(default_factory=DistillData)
+    train: DistillTraining = Field(default_factory=DistillTraining)
+    evaluation: DistillEvaluation = Field(default_factory=DistillEvaluation)
 
     @field_validator("method")
     @classmethod
     def _method(cls, name: str) -> str:
+        from fewstep.distillation.method import presets
+
         known = presets()
         if name not in known:
             raise ValueError(f"unknown method. {nearest(name, known)}")
@@ -122,6 +123,8 @@ class DistillRecipe(PipelineRecipe):
 
     @model_validator(mode="after")
     def _options(self) -> DistillRecipe:
+        from fewstep.distillation.method import options_of
+
         known = options_of(self.method)
         for name in self.options:
             if name not in known:
@@ -130,6 +133,11 @@ class DistillRecipe(PipelineRecipe):
 
     def resolved(self) -> DistillRecipe:
         """The recipe with every `auto`, and every setting that is the method's own, replaced by what it means here."""
+        from fewstep.distillation.method import method
+        from fewstep.process import RectifiedFlow
+        from fewstep.train.distillation import defaults
+        from fewstep.train.stage import StageConfig
+
         known = super().resolved()
         built = method(self.method, RectifiedFlow(), **self.method_options())  # settings depend on no process
         own = {**StageConfig().model_dump(), **defaults(built.settings)}
@@ -142,6 +150,9 @@ class DistillRecipe(PipelineRecipe):
         Raises:
             FewstepError: one of them.
         """
+        from fewstep.metrics import FEATURES
+        from fewstep.train.trackers import known_tracker
+
         super().check()
         source = self.data.source
         if source not in ("teacher", "emoji", "mnist") and not Path(source).exists():
@@ -153,6 +164,8 @@ class DistillRecipe(PipelineRecipe):
 
     def method_options(self) -> dict[str, Any]:
         """Options of the preset: those given, with the recipe's steps and guidance where it knows them."""
+        from fewstep.distillation.method import options_of
+
         known = options_of(self.method)
         shared = {"steps": self.steps, "guidance": self.guidance}
         return {**{k: v for k, v in shared.items() if k in known}, **self.options}

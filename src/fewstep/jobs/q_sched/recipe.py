@@ -6,14 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fewstep.data.prompts import load_prompts
 from fewstep.errors import FewstepError
 from fewstep.jobs.pipeline_recipe import PipelineRecipe, Seeds, one_of
-from fewstep.metrics import FEATURES, check_sizes
-from fewstep.quant import Scheme
 from fewstep.recipes.base import RecipePart
-from fewstep.rewards import REWARDS
-from fewstep.schedules.tuning import LEAST_BUDGET, SEARCHERS, standardising_cost
 from fewstep.zoo import SHIPPED
 
 Prompts = str | list[str]
@@ -56,6 +51,8 @@ class QSchedSearch(RecipePart):
     @field_validator("searcher")
     @classmethod
     def _known(cls, name: str) -> str:
+        from fewstep.schedules.tuning import SEARCHERS
+
         return one_of(name, SEARCHERS)
 
 
@@ -81,13 +78,15 @@ class QSchedRecipe(PipelineRecipe):
     kind: Literal["q-sched"] = "q-sched"
     model: str = "emoji-student"
     scheme: str = "w4a8"
-    rewards: QSchedRewards = QSchedRewards()
-    search: QSchedSearch = QSchedSearch()
-    evaluation: QSchedEvaluation = QSchedEvaluation()
+    rewards: QSchedRewards = Field(default_factory=QSchedRewards)
+    search: QSchedSearch = Field(default_factory=QSchedSearch)
+    evaluation: QSchedEvaluation = Field(default_factory=QSchedEvaluation)
 
     @field_validator("scheme")
     @classmethod
     def _parses(cls, scheme: str) -> str:
+        from fewstep.quant import Scheme
+
         try:
             return str(Scheme.parse(scheme))
         except FewstepError as error:
@@ -140,6 +139,11 @@ class QSchedRecipe(PipelineRecipe):
         Raises:
             FewstepError: one of them.
         """
+        from fewstep.data.prompts import load_prompts
+        from fewstep.metrics import FEATURES, check_sizes
+        from fewstep.rewards import REWARDS
+        from fewstep.schedules.tuning import LEAST_BUDGET, standardising_cost
+
         super().check()
         meant = self.resolved()
         rewards, evaluation = meant.rewards, meant.evaluation

@@ -8,11 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fewstep.errors import FewstepError
-from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, checked
-from fewstep.jobs.tuning import TuningBudget
-from fewstep.quant import Scheme
-from fewstep.quant.methods import method_of
-from fewstep.quant.statistics import ranges_of
+from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, TuningBudget, checked
 from fewstep.recipes.base import RecipePart
 
 _UNITS = {"": 1, "B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -33,10 +29,24 @@ def parse_size(text: str) -> int:
 
 
 def _parsed(name: str) -> str:
+    from fewstep.quant import Scheme
+
     try:
         return str(Scheme.parse(name))
     except FewstepError as error:
         raise ValueError(str(error)) from error
+
+
+def _method(name: str) -> None:
+    from fewstep.quant.methods import method_of
+
+    method_of(name)
+
+
+def _ranges(text: str) -> None:
+    from fewstep.quant.statistics import ranges_of
+
+    ranges_of(text)
 
 
 class QuantizeAllocation(RecipePart):
@@ -70,17 +80,8 @@ class QuantizeCalibration(RecipePart):
     items: int = Field(8, ge=2)
     """Pairs of condition and seed."""
     seed: int = 0
-    ranges: str = "max"
+    ranges: Annotated[str, checked(_ranges)] = "max"
     """Of static inputs: max, ema:0.95 (averages of extremes) or percentile:99.9."""
-
-    @field_validator("ranges")
-    @classmethod
-    def _ranges(cls, text: str) -> str:
-        try:
-            ranges_of(text)
-        except FewstepError as error:
-            raise ValueError(str(error)) from error
-        return text
 
 
 class QuantizeEvaluation(RecipePart):
@@ -103,7 +104,7 @@ class QuantizeRecipe(PipelineRecipe):
     """Bytes of the backbone's file, such as 2.5GB: bits are chosen."""
     effective_bits: float = Field(0, ge=0, le=32)
     """The same, as stored bits per weight of the Linear and Conv2d layers, scales included."""
-    method: Annotated[str, checked(method_of)] = "rtn"
+    method: Annotated[str, checked(_method)] = "rtn"
     """How weights are rounded; see `fewstep.quant.methods`."""
     parts: list[Literal["backbone", "text", "vae"]] = Field(default_factory=lambda: ["backbone"], min_length=1)  # type: ignore[arg-type]
     text: str = "w8a16"
@@ -114,9 +115,9 @@ class QuantizeRecipe(PipelineRecipe):
     """Keep what the layers make of a first text token that is always the same in full precision."""
     split_skips: bool = True
     """Shortcut convolutions of a UNet as two halves with scales of their own."""
-    allocation: QuantizeAllocation = QuantizeAllocation()
-    calibration: QuantizeCalibration = QuantizeCalibration()
-    evaluation: QuantizeEvaluation = QuantizeEvaluation()
+    allocation: QuantizeAllocation = Field(default_factory=QuantizeAllocation)
+    calibration: QuantizeCalibration = Field(default_factory=QuantizeCalibration)
+    evaluation: QuantizeEvaluation = Field(default_factory=QuantizeEvaluation)
     per_step: bool = False
     """With a scheme: bits per row of the plan, one rung below or above the scheme, for the same mean compute."""
     rungs: list[str] = Field(default_factory=list)

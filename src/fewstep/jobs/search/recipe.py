@@ -6,13 +6,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, PlainSolver, Seed, Seeds, one_of
-from fewstep.jobs.tuning import TuningBudget
-from fewstep.metrics import FEATURES
+from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, PlainSolver, Seed, Seeds, TuningBudget, one_of
 from fewstep.recipes.base import RecipePart
-from fewstep.schedules import BY_GRADIENT, METHODS, least_budget
-from fewstep.schedules.space import PARTS
-from fewstep.schedules.tuning import SEARCHERS
 
 
 class SearchTeacher(RecipePart):
@@ -52,16 +47,22 @@ class SearchSettings(RecipePart):
     @field_validator("method")
     @classmethod
     def _method(cls, name: str) -> str:
+        from fewstep.schedules import METHODS
+
         return one_of(name, METHODS)
 
     @field_validator("parts")
     @classmethod
     def _parts(cls, names: list[str]) -> list[str]:
+        from fewstep.schedules.space import PARTS
+
         return [one_of(name, PARTS) for name in names]
 
     @field_validator("searcher")
     @classmethod
     def _searcher(cls, name: str) -> str:
+        from fewstep.schedules.tuning import SEARCHERS
+
         return one_of(name, SEARCHERS)
 
 
@@ -82,9 +83,9 @@ class ScheduleRecipe(PipelineRecipe):
     kind: Literal["schedule"] = "schedule"
     model: str = "emoji-teacher"
     steps: int = Field(6, ge=1, le=100)
-    teacher: SearchTeacher = SearchTeacher()
-    search: SearchSettings = SearchSettings()
-    evaluation: SearchEvaluation = SearchEvaluation()
+    teacher: SearchTeacher = Field(default_factory=SearchTeacher)
+    search: SearchSettings = Field(default_factory=SearchSettings)
+    evaluation: SearchEvaluation = Field(default_factory=SearchEvaluation)
 
     @model_validator(mode="after")
     def _finer(self) -> ScheduleRecipe:
@@ -94,6 +95,8 @@ class ScheduleRecipe(PipelineRecipe):
 
     @model_validator(mode="after")
     def _objective(self) -> ScheduleRecipe:
+        from fewstep.schedules import BY_GRADIENT, least_budget
+
         search = self.search
         if search.objective == "distribution" and search.method in BY_GRADIENT:
             raise ValueError(
@@ -112,5 +115,7 @@ class ScheduleRecipe(PipelineRecipe):
         Raises:
             FewstepError: one of them.
         """
+        from fewstep.metrics import FEATURES
+
         super().check()
         FEATURES.check(self.search.features)
