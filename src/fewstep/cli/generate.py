@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fewstep.cli.shell import Guidance, Overwrite, call_arguments, console, examples
 from fewstep.errors import FewstepError
+
+if TYPE_CHECKING:
+    from fewstep.pipelines.protocol import Pipeline
 
 
 def add_to(app: typer.Typer) -> None:
@@ -91,7 +94,7 @@ def generate(
     console().print(f"[bold green]Wrote {escape(str(out))}[/bold green]: {count}, {chosen.steps} steps each")
 
 
-def _conditions(pipe: Any, prompts: list[str], labels: list[str]) -> list[Any] | None:
+def _conditions(pipe: Pipeline, prompts: list[str], labels: list[str]) -> list[Any] | None:
     """What the pipeline draws from, of what was given; None for an unconditional one.
 
     Raises:

@@ -15,6 +15,7 @@ from fewstep.files import read_tensors, write_json, write_tensors
 from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe
 from fewstep.pipelines import PipelineSampler, backbones_of, exchanged, fuse_adapters, identity_of, plan_of, process_of
 from fewstep.pipelines.conditions import conditions_of
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Identity, Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
@@ -95,7 +96,7 @@ class JobContext(Generic[R]):
 
     recipe: R
     run: Run
-    pipe: Any
+    pipe: Pipeline
     guidance: float
     identity: Identity
 

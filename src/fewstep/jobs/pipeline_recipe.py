@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 from typing_extensions import Self
 
 from fewstep.errors import FewstepError
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.recipes.base import Recipe
 from fewstep.zoo import SHIPPED, shipped
 
@@ -165,7 +166,7 @@ class PipelineRecipe(Recipe):
         if self.results and Path(self.results).is_dir():
             raise FewstepError("results is a folder", value=self.results, hint="Name a JSON file.")
 
-    def opened(self) -> Any:
+    def opened(self) -> Pipeline:
         """The pipeline on its device; no weight takes a gradient (searches differentiate schedules).
 
         Raises:

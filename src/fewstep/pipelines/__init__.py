@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from fewstep.pipelines.identity import identity_of
     from fewstep.pipelines.load import attach, exchanged, fuse_adapters, load_pipeline, plan_of, save_pipeline
     from fewstep.pipelines.process import process_of
+    from fewstep.pipelines.protocol import Pipeline
     from fewstep.pipelines.routed import Routed
     from fewstep.pipelines.two_times import TwoTimes
 else:
     __getattr__ = attributes(
         __name__,
         {
+            "Pipeline": "protocol",
             "PipelineSampler": "generate",
             "Routed": "routed",
             "Trace": "generate",
@@ -38,6 +40,7 @@ else:
     )
 
 __all__ = [
+    "Pipeline",
     "PipelineSampler",
     "Routed",
     "Trace",

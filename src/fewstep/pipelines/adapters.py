@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fewstep.errors import FewstepError, IdentityError
 from fewstep.files import read_json, write_json
 from fewstep.pipelines.calls import backbone_of
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.weights import base_name, fingerprint_of, same_weights
 
 Adapters = dict[str, dict[str, Any]]
@@ -29,7 +30,7 @@ _NAME = r"\w[\w .+-]{0,99}"
 _FOLDER, _LIST, _WEIGHTS = "adapters", "adapters.json", "pytorch_lora_weights.safetensors"
 
 
-def adapters_of(pipe: Any, active: bool = True) -> Adapters:
+def adapters_of(pipe: Pipeline, active: bool = True) -> Adapters:
     """The adapters of the backbone, those that are switched on unless `active` is False."""
     model = backbone_of(pipe)
     names = list(getattr(model, "peft_config", None) or {})
@@ -44,7 +45,7 @@ def adapters_of(pipe: Any, active: bool = True) -> Adapters:
     }
 
 
-def check_adapters(pipe: Any, wanted: Mapping[str, Mapping[str, Any]]) -> None:
+def check_adapters(pipe: Pipeline, wanted: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse to run a plan without the adapters it belongs to; their names do not matter, their tensors do.
 
     Raises:
@@ -70,7 +71,7 @@ def check_adapters(pipe: Any, wanted: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 @contextmanager
-def base_only(pipe: Any) -> Iterator[None]:
+def base_only(pipe: Pipeline) -> Iterator[None]:
     """Inside, the backbone's `state_dict` is that of the base model: no adapters, and the names it had before them.
 
     Raises:
@@ -96,7 +97,7 @@ def base_only(pipe: Any) -> Iterator[None]:
         del vars(model)["state_dict"]
 
 
-def save_adapters(pipe: Any, folder: Path) -> None:
+def save_adapters(pipe: Pipeline, folder: Path) -> None:
     """Write every adapter of the backbone below `folder`: a safetensors file each, and a list with their weights."""
     model, active = backbone_of(pipe), adapters_of(pipe)
     entries = []
@@ -109,7 +110,7 @@ def save_adapters(pipe: Any, folder: Path) -> None:
         write_json(folder / _FOLDER / _LIST, entries)
 
 
-def load_adapters(pipe: Any, folder: Path) -> None:
+def load_adapters(pipe: Pipeline, folder: Path) -> None:
     """Load what `save_adapters` wrote, if anything; the hub is never asked.
 
     Raises:

@@ -18,6 +18,7 @@ from typing import Any
 from fewstep.errors import IdentityError
 from fewstep.pipelines.adapters import check_adapters
 from fewstep.pipelines.identity import identity_of
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Plan
 
 SCHEDULE = ("timesteps", "sigmas", "eta", "mu", "shift", "original_inference_steps", "use_clipped_model_output")
@@ -31,7 +32,7 @@ _SIZE_SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift
 class Caller:
     """A running call: the pipeline, and the arguments that its user gave."""
 
-    pipe: Any
+    pipe: Pipeline
     given: Mapping[str, Any]
 
     @classmethod
@@ -40,7 +41,7 @@ class Caller:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             if frame.f_code.co_name == "__call__":
-                pipe = frame.f_locals.get("self")
+                pipe: Any = frame.f_locals.get("self")
                 if getattr(pipe, "__dict__", {}).get("scheduler") is scheduler:
                     return cls(pipe, _given(frame, type(pipe)))
             frame = frame.f_back

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from fewstep.errors import FewstepError, nearest
+from fewstep.pipelines.protocol import Pipeline
 
 CONDITIONS = ("prompt", "class_labels", "batch_size")
 """The argument that tells a pipeline what to draw, by the first of these that its call takes."""
 
 
-def backbone_of(pipe: Any) -> nn.Module:
+def backbone_of(pipe: Pipeline) -> nn.Module:
     """The denoising network: `transformer` or `unet`.
 
     Raises:
@@ -32,7 +33,7 @@ def backbone_of(pipe: Any) -> nn.Module:
     raise FewstepError(f"{type(pipe).__name__} has no `unet` and no `transformer`", value=list(pipe.components))
 
 
-def backbones_of(pipe: Any) -> dict[str, nn.Module]:
+def backbones_of(pipe: Pipeline) -> dict[str, nn.Module]:
     """Every denoising network by the name of its component: `backbone_of` first, then the one that takes over at low
     noise (Wan 2.2's `transformer_2`), if there is one.
 
@@ -45,7 +46,7 @@ def backbones_of(pipe: Any) -> dict[str, nn.Module]:
     return {name: first} if second is None else {name: first, f"{name}_2": second}
 
 
-def condition_kind(pipe: Any) -> str:
+def condition_kind(pipe: Pipeline) -> str:
     """What the pipeline draws from: `prompt`, `class_labels`, or `batch_size` where it is unconditional.
 
     Raises:
@@ -59,7 +60,7 @@ def condition_kind(pipe: Any) -> str:
     raise FewstepError(what, value=list(accepted), hint="Wrap it in a pipeline whose call has one of them.")
 
 
-def class_count(pipe: Any) -> int:
+def class_count(pipe: Pipeline) -> int:
     """How many classes a class-conditional pipeline draws: those that it names, or the rows of its network's table."""
     named = getattr(pipe, "labels", None)  # a table may have more rows: DiT's null class is always number 1000
     if named:
@@ -69,7 +70,7 @@ def class_count(pipe: Any) -> int:
 
 
 def arguments(
-    pipe: Any, conditions: Sequence[Any] | None, count: int, guidance: float | None = None, **options: Any
+    pipe: Pipeline, conditions: Sequence[Any] | None, count: int, guidance: float | None = None, **options: Any
 ) -> dict[str, Any]:
     """The keyword arguments of one call for `count` images.
 
@@ -96,7 +97,9 @@ def arguments(
     return given
 
 
-def _condition(pipe: Any, conditions: Sequence[Any] | None, count: int, options: Mapping[str, Any]) -> dict[str, Any]:
+def _condition(
+    pipe: Pipeline, conditions: Sequence[Any] | None, count: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
     if _is_embedded(pipe, options):
         if conditions is not None:
             raise FewstepError("prompts and their embeddings exclude each other", hint="Give conditions=None.")
@@ -121,7 +124,7 @@ def _condition(pipe: Any, conditions: Sequence[Any] | None, count: int, options:
     return {kind: list(conditions)}
 
 
-def _is_embedded(pipe: Any, options: Mapping[str, Any]) -> bool:
+def _is_embedded(pipe: Pipeline, options: Mapping[str, Any]) -> bool:
     """Whether the caller gives what the pipeline draws from: embeddings of prompts, or all that its call demands."""
     if any(name.startswith("prompt_embeds") and value is not None for name, value in options.items()):
         return True
@@ -132,7 +135,7 @@ def _is_embedded(pipe: Any, options: Mapping[str, Any]) -> bool:
     return bool(needed - {"self"}) and needed - {"self"} <= options.keys()
 
 
-def call(pipe: Any, **given: Any) -> Any:
+def call(pipe: Pipeline, **given: Any) -> Any:
     """Call the pipeline; with gradients if the caller has them enabled."""
     function = type(pipe).__call__
     if torch.is_grad_enabled():  # pipelines forbid gradients with a decorator; the function below it does not
@@ -153,7 +156,7 @@ class Stop(Exception):  # noqa: N818 - a signal, not an error
     """Ends a pipeline call that has done what it was started for."""
 
 
-def recorded(pipe: Any, steps: int, until: str = "step", scheduler: Any = None, **options: Any) -> RecordedCall:
+def recorded(pipe: Pipeline, steps: int, until: str = "step", scheduler: Any = None, **options: Any) -> RecordedCall:
     """Run the pipeline up to its first `set_timesteps` or `step`, and note what it passed (own sigmas, mu, eta).
 
     A twin of the pipeline runs, with a copy of its scheduler (or of the one given): the pipeline stays as it is.

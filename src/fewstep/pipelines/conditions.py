@@ -8,9 +8,10 @@ from typing import Any
 from fewstep.data.prompts import load_prompts
 from fewstep.errors import FewstepError, nearest
 from fewstep.pipelines.calls import class_count, condition_kind
+from fewstep.pipelines.protocol import Pipeline
 
 
-def conditions_of(pipe: Any, source: str | Sequence[Any], count: int | None = None) -> list[Any] | None:
+def conditions_of(pipe: Pipeline, source: str | Sequence[Any], count: int | None = None) -> list[Any] | None:
     """`count` conditions, or all there are, of the kind that the pipeline takes; None for an unconditional one.
 
     source: prompts, labels, or a prompt set by name (see `load_prompts`); class-conditional pipelines take every label
@@ -31,7 +32,7 @@ def conditions_of(pipe: Any, source: str | Sequence[Any], count: int | None = No
     return _around(load_prompts(source if isinstance(source, str) else list(map(str, source)), count), count)
 
 
-def class_label(pipe: Any, label: int | str) -> int:
+def class_label(pipe: Pipeline, label: int | str) -> int:
     """The number of a class, given as its number or as the name that the pipeline knows it by.
 
     Raises:

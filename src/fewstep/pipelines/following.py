@@ -7,12 +7,13 @@ from typing import Any
 from fewstep.errors import IdentityError, PlanError
 from fewstep.pipelines.caller import Caller
 from fewstep.pipelines.calls import backbone_of
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Plan
 from fewstep.plan.combination import is_exactly, number
 from fewstep.variants import MAIN, Follower, applied
 
 
-def refuse_unfit(plan: Plan, pipe: Any) -> None:
+def refuse_unfit(plan: Plan, pipe: Pipeline) -> None:
     """Refuse a plan whose rows the pipeline cannot run.
 
     Raises:
@@ -42,6 +43,7 @@ class Following:
 
     def __init__(self, plan: Plan, caller: Caller) -> None:
         self.plan, self.caller = plan, caller
+        self._pipe: Any = caller.pipe  # its guidance is a private attribute, of some families
         self.coming = 0
         self.ran: int | None = None
         self._guides = any(row.guidance is not None for row in plan.rows)
@@ -54,7 +56,7 @@ class Following:
         self.coming = k
         if self._guides:
             scale = self.plan.rows[k].guidance
-            self.caller.pipe._guidance_scale = self._own_guidance if scale is None else scale
+            self._pipe._guidance_scale = self._own_guidance if scale is None else scale
 
     def serves(self, k: int) -> bool:
         """Whether the network and the guidance of row k were run."""
@@ -69,7 +71,7 @@ class Following:
         """The network and the guidance are as they were."""
         self.close()
         if self._guides:
-            self.caller.pipe._guidance_scale = self._own_guidance
+            self._pipe._guidance_scale = self._own_guidance
 
     def _variant(self) -> str:
         """The variant of the coming row, if it is the pipeline that calls its network, and not someone else."""

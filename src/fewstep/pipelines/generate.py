@@ -20,6 +20,7 @@ from fewstep.executor import Noise
 from fewstep.pipelines.caller import Caller, refuse_schedule
 from fewstep.pipelines.calls import Stop, arguments, call
 from fewstep.pipelines.prompts import Prompts
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
 
@@ -39,7 +40,7 @@ class PipelineSampler:
     batch: samples per call.
     """
 
-    pipe: Any
+    pipe: Pipeline
     guidance: float = 1.0
     call: dict[str, Any] = field(default_factory=dict)
     batch: int = 32
@@ -110,7 +111,7 @@ class PipelineSampler:
         with self._serving(runner) as pipe:
             return self._run(pipe, runner, conditions, seeds)
 
-    def _run(self, pipe: Any, runner: PlanRunner, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
+    def _run(self, pipe: Pipeline, runner: PlanRunner, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
         embedded = dict(conditions) if isinstance(conditions, Mapping) else {}
         words = None if conditions is None or isinstance(conditions, Mapping) else conditions
         given = arguments(pipe, words, len(seeds), self.guidance, **{**self.call, **embedded})
@@ -139,7 +140,7 @@ class PipelineSampler:
         return drawn
 
     @contextmanager
-    def _serving(self, runner: PlanRunner) -> Iterator[Any]:
+    def _serving(self, runner: PlanRunner) -> Iterator[Pipeline]:
         """The pipeline for one call: its twin with a scheduler, a progress bar and a memory of prompts of its own.
 
         A pipeline whose methods were replaced (One More Step) serves itself: they are bound to it.

@@ -8,11 +8,12 @@ from torch import nn
 
 from fewstep.denoiser import fingerprint
 from fewstep.pipelines.calls import backbones_of
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Identity
 from fewstep.plan.identity import TOGETHER
 
 
-def identity_of(pipe: Any, guidance: float | None = None, fingerprinted: bool = True) -> Identity:
+def identity_of(pipe: Pipeline, guidance: float | None = None, fingerprinted: bool = True) -> Identity:
     """What a plan for this pipeline belongs to: all its denoising networks (two in Wan 2.2).
 
     guidance: its `guidance_scale`, if known.

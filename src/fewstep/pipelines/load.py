@@ -20,12 +20,13 @@ from fewstep.pipelines.following import refuse_unfit
 from fewstep.pipelines.identity import identity_of
 from fewstep.pipelines.places import options_for, place_of
 from fewstep.pipelines.probing import plan_of_scheduler
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
 from fewstep.quant.consistency import check_saved_right
 
 
-def load_pipeline(model: str | Path, **options: Any) -> Any:
+def load_pipeline(model: str | Path, **options: Any) -> Pipeline:
     """Open a diffusers pipeline: a folder, a shipped name (`emoji-student`), or a hub id; safetensors only.
 
     Low-bit backbones written by fewstep load as they are, and a stored plan is checked against its network. A folder
@@ -78,7 +79,7 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def save_pipeline(pipe: Any, folder: str | Path, overwrite: bool = False) -> None:
+def save_pipeline(pipe: Pipeline, folder: str | Path, overwrite: bool = False) -> None:
     """Write the pipeline as a diffusers folder, whole or not at all; safetensors only.
 
     LoRA adapters of the backbone go beside it, into `adapters/`; the backbone itself is the base model.
@@ -112,7 +113,7 @@ def save_pipeline(pipe: Any, folder: str | Path, overwrite: bool = False) -> Non
     write_folder(folder, fill, over="ours" if overwrite else "nothing")
 
 
-def _unused_tokenizers(pipe: Any) -> dict[str, Any]:
+def _unused_tokenizers(pipe: Pipeline) -> dict[str, Any]:
     """Copies of the tokenizers, and of processors with one inside, without the padding and the cut of their last use.
 
     Fast tokenizers keep both as state that `save_pretrained` writes, while every call sets them anew.
@@ -129,7 +130,7 @@ def _unused_tokenizers(pipe: Any) -> dict[str, Any]:
     return copies
 
 
-def _keeps_scheduler(pipe: Any) -> Any:
+def _keeps_scheduler(pipe: Pipeline) -> Pipeline:
     """The pipeline, or its twin: a `DDIMPipeline` would put its own scheduler in place of a plan when opened."""
     from diffusers import DDIMPipeline, DDPMPipeline
 
@@ -138,7 +139,9 @@ def _keeps_scheduler(pipe: Any) -> Any:
     return pipe
 
 
-def attach(pipe: Any, plan: Plan, adapters: Mapping[str, Any] | None = None, guidance: float | None = None) -> None:
+def attach(
+    pipe: Pipeline, plan: Plan, adapters: Mapping[str, Any] | None = None, guidance: float | None = None
+) -> None:
     """Make the pipeline follow a plan, now and in every later call, checked against what the plan belongs to.
 
     What the plan leaves open becomes what the pipeline is: from now on it belongs to this network and quantization.
@@ -165,7 +168,7 @@ def attach(pipe: Any, plan: Plan, adapters: Mapping[str, Any] | None = None, gui
     pipe.register_modules(scheduler=scheduler)
 
 
-def fuse_adapters(pipe: Any) -> None:
+def fuse_adapters(pipe: Pipeline) -> None:
     """Add the LoRA adapters that are on into the backbone's weights and take all off, in place; nothing if there are
     none. A stored plan of the base with these adapters becomes one of the new weights.
 
@@ -186,7 +189,7 @@ def fuse_adapters(pipe: Any) -> None:
         attach(pipe, stored.replace(identity=identity_of(pipe, stored.identity.guidance)), {})
 
 
-def plan_of(pipe: Any, steps: int, **call: Any) -> Plan:
+def plan_of(pipe: Pipeline, steps: int, **call: Any) -> Plan:
     """The plan that the pipeline follows today at this many steps, read out of its scheduler.
 
     Runs the pipeline up to its first `scheduler.step`, so that whatever the pipeline itself passes (own sigmas, mu,
@@ -216,7 +219,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def exchanged(pipe: Any, parts: Mapping[str, Any]) -> Any:
+def exchanged(pipe: Pipeline, parts: Mapping[str, Any]) -> Pipeline:
     """A pipeline of its own with some components exchanged and all settings kept; the original keeps its components.
 
     Making it anew from `pipe.components` would lose what the configuration says beside them

@@ -20,6 +20,7 @@ from fewstep.files import write_folder
 from fewstep.ownership import Over
 from fewstep.pipelines.calls import backbone_of
 from fewstep.pipelines.load import exchanged
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan.combination import number
 from fewstep.solvers.one_more_step import first_row
@@ -66,7 +67,7 @@ class OneMoreStep:
         guided = Guided(model, condition, negative, self.guidance)
         return lambda x, time: guided(x, torch.zeros_like(time))
 
-    def of(self, pipe: Any, prompts: Sequence[Any]) -> Network:
+    def of(self, pipe: Pipeline, prompts: Sequence[Any]) -> Network:
         """The network bound to prompts (or classes, by number or name) as the pipeline encodes them.
 
         Raises:
@@ -77,7 +78,7 @@ class OneMoreStep:
         return self.bound(condition_of(pipe, prompts), negative)
 
     @torch.no_grad()
-    def start(self, pipe: Any, prompts: Sequence[Any], seeds: Sequence[int], steps: int) -> Tensor:
+    def start(self, pipe: Pipeline, prompts: Sequence[Any], seeds: Sequence[int], steps: int) -> Tensor:
         """First latents (B, C, h, w) for `pipe(prompts, num_inference_steps=steps, latents=...)`.
 
         The prompts here need not be those of the pipeline call: they decide brightness and layout only. Sample i
@@ -96,7 +97,7 @@ class OneMoreStep:
         pure, fresh = (noise.draw(shape).to(pipe.device) for _ in range(2))
         return self._first(self.of(pipe, prompts), pure, fresh, scheduler) / scheduler.init_noise_sigma
 
-    def pipeline(self, pipe: Any, prompt: str | None = None) -> Any:
+    def pipeline(self, pipe: Pipeline, prompt: str | None = None) -> Pipeline:
         """A pipeline of its own, with the parts of a text pipeline, in which every call begins with the extra step.
 
         Args:
@@ -111,7 +112,7 @@ class OneMoreStep:
         if not (hasattr(pipe, "encode_prompt") and hasattr(pipe, "prepare_latents")):
             what = f"{type(pipe).__name__} has no encode_prompt and prepare_latents to begin with"
             raise FewstepError(what, hint="Use `start`, or `with_one_more_step(plan)` and `sample`.")
-        longer = exchanged(pipe, {"scheduler": copy.deepcopy(pipe.scheduler)})
+        longer: Any = exchanged(pipe, {"scheduler": copy.deepcopy(pipe.scheduler)})
         seen: dict[str, Tensor] = {}
         encode, prepare = longer.encode_prompt, longer.prepare_latents
 
@@ -132,7 +133,7 @@ class OneMoreStep:
         longer.encode_prompt, longer.prepare_latents = noting, prepared
         return longer
 
-    def _prepared(self, pipe: Any, latents: Tensor, generator: Any, prompt: str | None, states: Tensor) -> Tensor:
+    def _prepared(self, pipe: Pipeline, latents: Tensor, generator: Any, prompt: str | None, states: Tensor) -> Tensor:
         from diffusers.utils.torch_utils import randn_tensor
 
         if prompt is not None:
@@ -149,7 +150,7 @@ class OneMoreStep:
         raw = network(pure, torch.zeros((), device=pure.device)).to(pure.dtype)
         return row.state.get(0, 0.0) * pure + row.output[0] * raw + row.noise * fresh
 
-    def _check(self, pipe: Any) -> None:
+    def _check(self, pipe: Pipeline) -> None:
         found = fingerprint(pipe.vae) if getattr(pipe, "vae", None) is not None else "none"
         if self.latents is not None and not same_weights(self.latents, found):
             hint = "Train one for these latents: fewstep train oms --set pipeline=FOLDER."
@@ -176,7 +177,7 @@ def level_of(scheduler: Any) -> tuple[float, float]:
     return bar**0.5, (1 - bar) ** 0.5
 
 
-def condition_of(pipe: Any, prompts: Sequence[Any]) -> dict[str, Tensor]:
+def condition_of(pipe: Pipeline, prompts: Sequence[Any]) -> dict[str, Tensor]:
     """Keyword arguments of the network for prompts, or for classes by number or name; None stands for none.
 
     Raises:

@@ -12,13 +12,14 @@ from typing import Any
 from fewstep.errors import FewstepError
 from fewstep.pipelines.calls import recorded
 from fewstep.pipelines.probing import level, prediction_of
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.pipelines.replaced import made_again
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Process, RectifiedFlow, VPDiscrete
 
 
-def process_of(pipe: Any, **call: Any) -> tuple[Process, Prediction]:
+def process_of(pipe: Pipeline, **call: Any) -> tuple[Process, Prediction]:
     """How the pipeline's network was trained: what solvers, searches and diagnostics need to know.
 
     Discrete diffusion comes with the very table of the scheduler, flows with their shift (the one that the pipeline
@@ -59,7 +60,7 @@ def process_of(pipe: Any, **call: Any) -> tuple[Process, Prediction]:
     return VPDiscrete((*scheduler.alphas_cumprod[:-1].double().tolist(), 0.0)), prediction
 
 
-def training_scheduler(pipe: Any) -> Any:
+def training_scheduler(pipe: Pipeline) -> Any:
     """The scheduler that the pipeline came with, also under an attached plan.
 
     Raises:
@@ -200,7 +201,7 @@ def _check_table(scheduler: Any, behaviour: _Behaviour) -> None:
         raise _unknown(scheduler, "its network is told log sigma, or another time than the index of its noise level")
 
 
-def _mu(pipe: Any, scheduler: Any, call: dict[str, Any]) -> float | None:
+def _mu(pipe: Pipeline, scheduler: Any, call: dict[str, Any]) -> float | None:
     """The size's part in the shift, as the pipeline computes it for this call."""
     if not scheduler.config.get("use_dynamic_shifting"):
         return None

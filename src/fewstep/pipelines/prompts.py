@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import fingerprint
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.tokens import lost_words, warn_of_lost_words
 
 _NO_ENCODERS = ("unet", "transformer", "transformer_2", "vae", "image_encoder", "safety_checker", "scheduler")
@@ -28,7 +29,7 @@ class Prompts:
         self._encoders: _Encoders | None = None
         self._told: set[str] = set()
 
-    def encoding(self, pipe: Any) -> Callable[..., Any]:
+    def encoding(self, pipe: Pipeline) -> Callable[..., Any]:
         """The pipeline's `encode_prompt`, which remembers: a search repeats the same prompts for every candidate."""
         original = pipe.encode_prompt
 
@@ -47,7 +48,7 @@ class Prompts:
 
         return encode
 
-    def tell_lost(self, pipe: Any, prompts: Sequence[Any], call: Mapping[str, Any]) -> None:
+    def tell_lost(self, pipe: Pipeline, prompts: Sequence[Any], call: Mapping[str, Any]) -> None:
         """Warn, once per prompt, of words that no text encoder of the pipeline reads."""
         new = [p for p in dict.fromkeys(prompts) if isinstance(p, str) and p not in self._told]
         self._told.update(new)
@@ -55,7 +56,7 @@ class Prompts:
         lost = {prompt: min((lost_words(t, prompt, n) for t, n in readers), key=len, default="") for prompt in new}
         warn_of_lost_words(lost)
 
-    def _forget_others(self, pipe: Any) -> None:
+    def _forget_others(self, pipe: Pipeline) -> None:
         found = _Encoders(pipe)
         if self._encoders is None or not self._encoders.same(found):
             self._kept, self._encoders = {}, found
@@ -64,7 +65,7 @@ class Prompts:
 class _Encoders:
     """What encoding depends on: parts, their weights as tensors and versions and by some of their values, adapters."""
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Pipeline) -> None:
         self.parts = {k: v for k, v in pipe.components.items() if k not in _NO_ENCODERS and v is not None}
         modules = [part for part in self.parts.values() if isinstance(part, nn.Module)]
         self.weights = [t for module in modules for t in (*module.parameters(), *module.buffers())]
@@ -89,13 +90,13 @@ def _adapters(layer: Any) -> str:
     return repr([getattr(layer, name, None) for name in names])
 
 
-def _settings(pipe: Any) -> list[tuple[str, Any]]:
+def _settings(pipe: Pipeline) -> list[tuple[str, Any]]:
     """Plain settings of the pipeline itself, which its `encode_prompt` may read."""
     own = {**dict(pipe.config), **vars(pipe)}
     return sorted((k, v) for k, v in own.items() if isinstance(v, str | int | float | bool | None))
 
 
-def _readers(pipe: Any, call: Mapping[str, Any]) -> list[tuple[Any, int]]:
+def _readers(pipe: Pipeline, call: Mapping[str, Any]) -> list[tuple[Any, int]]:
     """Tokenizers of the pipeline, and how many tokens of a prompt each passes on."""
     named = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
     asked = call.get("max_sequence_length", None if named is None else named.default)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fewstep.distillation.health import advice
 from fewstep.jobs.distill.context import DistillContext
@@ -28,7 +29,10 @@ def run(recipe: DistillRecipe, run: Run) -> Path:
     if not run.leads:
         return run.path / "report.html"  # the rest is the first process's work
     plan = tuned(context, trained)
-    finished = lambda: student_pipeline(context, trained, plan)  # noqa: E731
+
+    def finished() -> Any:
+        return student_pipeline(context, trained, plan)
+
     run.unit("pipeline", finished, save=save_pipeline, load=lambda folder: None)
     numbers, pictures = compare_students(context, trained, plan)
     advised = [line for one in trained for line in advice(one["record"]["history"])]

@@ -22,6 +22,7 @@ from fewstep.jobs.distill.recipe import DistillRecipe
 from fewstep.pipelines import PipelineSampler, trace
 from fewstep.pipelines.calls import class_count, condition_kind
 from fewstep.pipelines.encoded import EncodedConditions, encode_conditions
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.pipelines.routed import deciding, partition
 from fewstep.plan import Plan
 from fewstep.solvers import SOLVERS, grids
@@ -49,7 +50,7 @@ class TrainingData:
         return self.context.recipe
 
     @property
-    def pipe(self) -> Any:
+    def pipe(self) -> Pipeline:
         """The teacher's pipeline."""
         return self.context.pipe
 

@@ -20,6 +20,7 @@ from fewstep.jobs.distill.batches import Batches
 from fewstep.jobs.distill.recipe import DistillTraining
 from fewstep.pipelines import backbone_of
 from fewstep.pipelines.encoded import EncodedConditions
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.pipelines.shared import SharedBase, SharedRole
 from fewstep.pipelines.two_times import TwoTimes
 from fewstep.prediction import Prediction
@@ -29,7 +30,7 @@ from fewstep.quant.fake import to_fake, to_packed
 
 
 def engine_of(
-    pipe: Any,
+    pipe: Pipeline,
     method: Method,
     process: Process,
     prediction: Prediction,
@@ -81,7 +82,7 @@ def released(engine: Engine) -> None:
             module.shared.close()
 
 
-def student_of(pipe: Any, method: Method, settings: DistillTraining, tensors: Mapping[str, Tensor]) -> nn.Module:
+def student_of(pipe: Pipeline, method: Method, settings: DistillTraining, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A student with these weights: a network of diffusers.
 
     One that was trained as LoRA keeps its adapter, so that the pipeline is stored as base and adapter; where diffusers
@@ -191,6 +192,6 @@ def _twin(shared: SharedBase | None) -> Callable[[nn.Module, str], nn.Module]:
     return copied if shared is None else adapter
 
 
-def place_of(pipe: Any) -> torch.device:
+def place_of(pipe: Pipeline) -> torch.device:
     """Where the pipeline's network lies."""
     return next(backbone_of(pipe).parameters()).device

@@ -15,6 +15,7 @@ from fewstep.jobs.context import Items
 from fewstep.jobs.distill.context import DistillContext
 from fewstep.jobs.distill.networks import drawable, engine_of, finished, place_of, released, student_of
 from fewstep.pipelines import attach, exchanged, identity_of
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.pipelines.routed import Routed, deciding
 from fewstep.plan import Plan
 from fewstep.report.images import image_grid, save_image
@@ -98,7 +99,7 @@ def student_network(context: DistillContext, trained: Trained) -> nn.Module:
     return Routed.of(students, name, table, centres).to(place)
 
 
-def student_pipeline(context: DistillContext, trained: Trained, plan: Plan) -> Any:
+def student_pipeline(context: DistillContext, trained: Trained, plan: Plan) -> Pipeline:
     """The pipeline of the student, which follows its plan."""
     network = student_network(context, trained)
     if not context.recipe.train.quantize:  # low-bit layers keep the types of their scales

@@ -25,6 +25,7 @@ from fewstep.jobs.q_sched.report import write_report
 from fewstep.jobs.tuning import scaled, tune
 from fewstep.pipelines import PipelineSampler, attach, identity_of, save_pipeline, trace
 from fewstep.pipelines.calls import condition_kind
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Plan
 from fewstep.quant import quantize
 from fewstep.rewards import Reward
@@ -205,7 +206,7 @@ def _family(context: JobContext[QSchedRecipe]) -> Family:
 # --- what is kept ---------------------------------------------------------------------------------------------------
 
 
-def _with_plan(pipe: Any, plan: Plan) -> Any:
+def _with_plan(pipe: Pipeline, plan: Plan) -> Any:
     attach(pipe, plan)
     return pipe
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 
 from fewstep.jobs.zoo.clip import augmented
 from fewstep.jobs.zoo.corrupt import corrupted
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.train.latents import open_pipeline
 from fewstep.train.pictures import mirror_of
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
@@ -73,7 +73,7 @@ def build(config: QualityConfig) -> Stage:
 
 @torch.no_grad()
 def reconstructions(
-    pipe: Any, images: torch.Tensor, device: torch.device, seed: int
+    pipe: Pipeline, images: torch.Tensor, device: torch.device, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decoded latents of every picture, plain and with noise of standard deviation 0.2 to 0.8 (uint8)."""
     generator = torch.Generator().manual_seed(seed)
@@ -87,7 +87,7 @@ def reconstructions(
     return torch.cat(plain), torch.cat(noised)
 
 
-def bad_samples(pipe: Any, captions: list[str], count: int, guidance: float, seed: int) -> torch.Tensor:
+def bad_samples(pipe: Pipeline, captions: list[str], count: int, guidance: float, seed: int) -> torch.Tensor:
     """Teacher samples at 2 and 3 steps (uint8), captions drawn from training."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(captions), (count,), generator=generator).tolist()
