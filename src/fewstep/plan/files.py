@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from fewstep.errors import FewstepError, PlanError
 from fewstep.files import check_free, read_json, read_tensors, user_path, write_json, write_tensors
-from fewstep.plan import checks
+from fewstep.plan import checks, schema
 from fewstep.plan.checks import MOST_ROWS
 from fewstep.plan.combination import Coefficient
 
@@ -22,74 +22,9 @@ SCHEMA = 1
 MOST_BYTES = 8 * 2**20
 """Size of a plan file at most, tensors beside it not counted: the longest plan of single-step rows fits."""
 
-Number = float | list[Any] | dict[str, str]
-"""A coefficient in JSON: a number, a nested list (small tensors), or {"tensor": name in the safetensors file}."""
 
-
-Index = Annotated[str, StringConstraints(pattern="^(0|[1-9][0-9]*)$", max_length=6)]
-"""The number of a row as JSON writes it: one spelling, so that no two keys mean the same."""
-
-
-class _Strict(BaseModel):
-    # strict: text and truth values are no numbers
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
-
-
-class _Prediction(_Strict):
-    kind: str
-    sigma_data: float = 0.5
-    sign: float = 1.0
-
-
-class _Identity(_Strict):
-    model: str | None = None
-    quantization: str | None = None
-    guidance: float | None = None
-
-
-class RowEntry(_Strict):
-    """One row of a file; numbers as they are written."""
-
-    time: Number
-    network_time: Number
-    alpha: Number
-    sigma: Number
-    state: dict[Index, Number]
-    output: dict[Index, Number]
-    noise: Number = 0.0
-    anchor: Number = 0.0
-    offset: Number = 0.0
-    input_scale: Number = 1.0
-    network: str = "main"
-    guidance: float | None = None
-    hook: str | None = None
-    sample_scale: Number = 1.0
-    output_scale: Number = 1.0
-
-
-class Document(_Strict):
-    """A plan file."""
-
-    fewstep_plan: int = Field(ge=1)
-    steps: int = Field(ge=1)
-    prediction: _Prediction
-    prior_scale: Number = 1.0
-    prior_offset: Number = 0.0
-    rows: list[RowEntry]
-    final_alpha: Number
-    final_sigma: Number
-    identity: _Identity = _Identity()
-    origin: dict[str, Any] = {}
-
-
-NUMBERS = (
-    "time", "network_time", "alpha", "sigma", "noise", "anchor", "offset", "input_scale", "sample_scale",
-    "output_scale",
-)  # fmt: skip
-
-
-def parsed(document: Any) -> Document:
-    """A plan's JSON values, checked against the schema.
+def parsed(document: Any, kind: type) -> BaseModel:
+    """A plan's JSON values, checked against the fields of `kind`, which is `Plan`.
 
     Raises:
         PlanError: of a newer schema, an unknown or missing key, or a value of the wrong kind.
@@ -103,7 +38,7 @@ def parsed(document: Any) -> Document:
     if isinstance(rows, list) and len(rows) > MOST_ROWS:  # before every one of them is found to be wrong
         raise PlanError(f"a plan has at most {MOST_ROWS} rows", value=len(rows), hint="Use fewer steps.")
     try:
-        found = Document.model_validate(document)
+        found: Any = schema.document(kind).model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -143,7 +78,9 @@ def read_number(tensors: Mapping[str, Tensor] | None, value: Any) -> Coefficient
     return _nested(value)
 
 
-def write(path: str | Path, document: dict[str, Any], tensors: dict[str, Tensor], overwrite: bool = False) -> None:
+def write(
+    path: str | Path, document: dict[str, Any], tensors: dict[str, Tensor], kind: type, overwrite: bool = False
+) -> None:
     """Write the JSON file and, if any coefficient is a tensor, a safetensors file of the same stem; each atomic.
 
     overwrite: replace an earlier plan with its tensors; other files are never replaced (FewstepError).
@@ -151,43 +88,36 @@ def write(path: str | Path, document: dict[str, Any], tensors: dict[str, Tensor]
     check_free(path, overwrite)
     if tensors:  # first the tensors: a JSON without them would be a broken plan
         before = user_path(path)
-        replaced = overwrite and before.exists() and _has_tensors(before)
+        replaced = overwrite and before.exists() and _has_tensors(before, kind)
         write_tensors(_tensor_file(path), tensors, over="all" if replaced else "ours" if overwrite else "nothing")
     write_json(path, document, over="ours" if overwrite else "nothing", most=MOST_BYTES)
 
 
-def read(path: str | Path) -> tuple[Document, dict[str, Tensor] | None]:
+def read(path: str | Path, kind: type) -> tuple[BaseModel, dict[str, Tensor] | None]:
     """A plan file, and its tensors if it has any.
 
     Raises:
         FewstepError: the file is absent, over `MOST_BYTES`, not JSON, or names a key twice.
         PlanError: it is JSON, but does not follow the schema.
     """
-    found = parsed(read_json(path, most=MOST_BYTES, unique=True))
-    has_tensors = any(isinstance(number, dict) for number in _numbers(found))
-    return found, read_tensors(_tensor_file(path)) if has_tensors else None
+    found = parsed(read_json(path, most=MOST_BYTES, unique=True), kind)
+    return found, read_tensors(_tensor_file(path)) if _names_tensors(found, kind) else None
 
 
-def _has_tensors(path: Path) -> bool:
+def _has_tensors(path: Path, kind: type) -> bool:
     """Whether a file is a plan with tensors beside it."""
     try:
-        return any(isinstance(number, dict) for number in _numbers(parsed(read_json(path, most=MOST_BYTES))))
+        return _names_tensors(parsed(read_json(path, most=MOST_BYTES), kind), kind)
     except FewstepError:
         return False
 
 
+def _names_tensors(found: BaseModel, kind: type) -> bool:
+    return any(isinstance(number, dict) for number in schema.numbers(kind, found))
+
+
 def _tensor_file(path: str | Path) -> Path:
     return Path(path).with_suffix(".safetensors")
-
-
-def _numbers(document: Document) -> Iterator[Any]:
-    """Every coefficient of a file."""
-    for name in ("prior_scale", "prior_offset", "final_alpha", "final_sigma"):
-        yield getattr(document, name)
-    for row in document.rows:
-        yield from (getattr(row, name) for name in NUMBERS)
-        yield from row.state.values()
-        yield from row.output.values()
 
 
 def _nested(value: list[Any]) -> Tensor:

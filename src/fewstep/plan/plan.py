@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError, PlanError
-from fewstep.plan import checks, files
+from fewstep.errors import PlanError
+from fewstep.plan import checks, files, schema
 from fewstep.plan.combination import Coefficient, is_exactly, number
 from fewstep.plan.identity import Identity
 from fewstep.plan.row import Row, check_row, data_of, noise_of
@@ -216,7 +216,7 @@ class Plan:
         Raises:
             PlanError: of a newer schema, an unknown or missing key, a value of the wrong kind, or an invalid plan.
         """
-        return cls._read(files.parsed(document), tensors)
+        return cls._read(files.parsed(document, cls), tensors)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write `path` (JSON), and tensor coefficients to a `.safetensors` beside it; atomic.
@@ -224,7 +224,7 @@ class Plan:
         overwrite: replace an earlier plan. Other files are never replaced (FewstepError).
         """
         tensors: dict[str, Tensor] = {}
-        files.write(path, self._written(tensors), tensors, overwrite)
+        files.write(path, self._written(tensors), tensors, type(self), overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -234,7 +234,7 @@ class Plan:
             FewstepError: the file is absent, too large, not JSON, or names a key twice.
             PlanError: it is JSON, but not a valid plan.
         """
-        return cls._read(*files.read(path))
+        return cls._read(*files.read(path, cls))
 
     def _written(self, tensors: dict[str, Tensor] | None) -> dict[str, Any]:
         written = partial(files.written_number, tensors)
@@ -250,22 +250,8 @@ class Plan:
         }
 
     @classmethod
-    def _read(cls, parsed: files.Document, tensors: Mapping[str, Tensor] | None) -> Plan:
-        coefficient = partial(files.read_number, tensors)
-        try:
-            prediction = Prediction(**parsed.prediction.model_dump())
-        except FewstepError as error:
-            raise PlanError(f"plan key prediction: {error}") from error
-        return cls(
-            rows=tuple(Row.from_entry(row, coefficient) for row in parsed.rows),
-            prediction=prediction,
-            final_alpha=coefficient(parsed.final_alpha),
-            final_sigma=coefficient(parsed.final_sigma),
-            prior_scale=coefficient(parsed.prior_scale),
-            prior_offset=coefficient(parsed.prior_offset),
-            origin=parsed.origin,
-            identity=Identity(**parsed.identity.model_dump()),
-        )
+    def _read(cls, found: Any, tensors: Mapping[str, Tensor] | None) -> Plan:
+        return schema.built(cls, found, partial(files.read_number, tensors))
 
 
 def _root(row: Row) -> float:

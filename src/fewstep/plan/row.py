@@ -11,9 +11,13 @@ from torch import Tensor
 
 from fewstep.plan import checks
 from fewstep.plan.combination import Coefficient, Combination, output, state
-from fewstep.plan.files import NUMBERS, RowEntry
 from fewstep.plan.hooks import treatment
 from fewstep.prediction import Prediction
+
+TABLES = ("state", "output")
+"""Fields with a coefficient for each earlier state and output."""
+SETTINGS = ("network", "guidance", "hook")
+"""Fields that say how the network is asked; all others are coefficients."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +47,11 @@ class Row:
 
     def coefficients(self) -> Iterator[tuple[str, Coefficient]]:
         """Every number of the row with its dotted name."""
-        for name in ("time", "network_time", "alpha", "sigma", "noise", "anchor", "offset", "input_scale"):
-            yield name, getattr(self, name)
-        for kind in ("state", "output"):
-            for j, value in getattr(self, kind).items():
-                yield f"{kind}.{j}", value
-        yield "sample_scale", self.sample_scale
-        yield "output_scale", self.output_scale
+        for name, value in vars(self).items():
+            if name in TABLES:
+                yield from ((f"{name}.{j}", c) for j, c in value.items())
+            elif name not in SETTINGS:
+                yield name, value
 
     def to_dict(self, number: Callable[[str, Coefficient], Any], place: str) -> dict[str, Any]:
         """The row as JSON values; `number` writes a coefficient of a dotted name, which begins with `place`."""
@@ -57,26 +59,17 @@ class Row:
         for name, value in self.coefficients():
             kind, _, j = name.partition(".")
             (entry[kind] if j else entry).__setitem__(j or kind, number(f"{place}.{name}", value))
-        return entry | {"network": self.network, "guidance": self.guidance, "hook": self.hook}
-
-    @classmethod
-    def from_entry(cls, entry: RowEntry, number: Callable[[Any], Coefficient]) -> Row:
-        """The row of a file; `number` reads a coefficient."""
-        tables: dict[str, Any] = {
-            kind: {int(j): number(c) for j, c in getattr(entry, kind).items()} for kind in ("state", "output")
-        }
-        plain: dict[str, Any] = {name: number(getattr(entry, name)) for name in NUMBERS}
-        return cls(**plain, **tables, network=entry.network, guidance=entry.guidance, hook=entry.hook)
+        return entry | {name: getattr(self, name) for name in SETTINGS}
 
     def map(self, change: Callable[[Coefficient], Coefficient]) -> Row:
         """The row with `change` applied to every coefficient."""
         changed: dict[str, Any] = {
             f.name: change(value) if isinstance(value := getattr(self, f.name), float | Tensor) else value
             for f in dataclasses.fields(self)
-            if f.name not in ("state", "output", "guidance")
+            if f.name not in TABLES and f.name not in SETTINGS
         }
-        tables: dict[str, Any] = {k: {j: change(c) for j, c in getattr(self, k).items()} for k in ("state", "output")}
-        return Row(**changed, **tables, guidance=self.guidance)
+        tables: dict[str, Any] = {k: {j: change(c) for j, c in getattr(self, k).items()} for k in TABLES}
+        return dataclasses.replace(self, **changed, **tables)
 
 
 def data_of(row: Row, k: int, prediction: Prediction) -> Combination:
@@ -100,7 +93,7 @@ def check_row(k: int, row: Row) -> None:
         checks.one_number(f"{place}.{name}", getattr(row, name))
     for name in ("alpha", "sigma"):
         checks.one_number(f"{place}.{name}", getattr(row, name), least=0.0)
-    for kind in ("state", "output"):
+    for kind in TABLES:
         checks.indices(f"{place}.{kind}", getattr(row, kind), k)
     checks.text(f"{place}.network", row.network)
     checks.guidance(f"{place}.guidance", row.guidance)
