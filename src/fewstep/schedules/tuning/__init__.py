@@ -1,6 +1,7 @@
 """Search: functions that improve a plan against an objective."""
 
 from fewstep.schedules.tuning.family import Family
+from fewstep.schedules.tuning.function import FunctionObjective, PlanFunction
 from fewstep.schedules.tuning.jaq import JAQ, standardising_cost
 from fewstep.schedules.tuning.least_squares import least_squares
 from fewstep.schedules.tuning.problem import CandidateScore, Objective, Problem, SearchOutcome
@@ -12,7 +13,9 @@ __all__ = [
     "SEARCHERS",
     "CandidateScore",
     "Family",
+    "FunctionObjective",
     "Objective",
+    "PlanFunction",
     "Problem",
     "SearchOutcome",
     "least_squares",

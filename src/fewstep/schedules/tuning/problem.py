@@ -17,6 +17,7 @@ from fewstep.errors import FewstepError
 from fewstep.files import read_text, write_text
 from fewstep.plan import Plan
 from fewstep.schedules.tuning.family import Family
+from fewstep.schedules.tuning.function import FunctionObjective, PlanFunction
 
 _BEGINNING = '{"theta": ['
 """Of every line of the log."""
@@ -82,6 +83,18 @@ class Problem:
     Items come in one fixed order and partial scores use its beginnings, so that a candidate looked at again at
     higher fidelity pays only for the new items. With `log`, every score is appended to a file; a killed search that
     starts again replays them and goes on where it stopped (searchers are deterministic given their seed).
+
+    Args:
+        plan: what the candidates change.
+        family: the numbers that describe a candidate.
+        objective: what to maximise.
+        log: file of scores.
+        spent: network calls made before, in units of one candidate on all items.
+        watch: called with every score.
+        whole: every look is at all items: the objective cannot be asked for some of them at a lower price.
+
+    Raises:
+        FewstepError: the objective has no items, or `log` is another file.
     """
 
     def __init__(
@@ -93,10 +106,11 @@ class Problem:
         log: Path | None = None,
         spent: float = 0.0,
         watch: Callable[[CandidateScore], None] | None = None,
+        whole: bool = False,
     ) -> None:
         if objective.size < 1:
             raise FewstepError("the objective has no items", hint="Give at least one prompt and one seed.")
-        self.plan, self.family, self.objective = plan, family, objective
+        self.plan, self.family, self.objective, self.whole = plan, family, objective, whole
         self.spent, self.history, self._watch = spent, list[CandidateScore](), watch
         self.budget = math.inf
         """Network calls that `score` may pay for in all; `searcher` sets it."""
@@ -105,6 +119,30 @@ class Problem:
         self._log = log
         known = _read_log(log) if log else {}
         self._replay = {(self._folded(theta), *items): scores for (theta, *items), scores in known.items()}
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        family: Family,
+        function: PlanFunction,
+        *,
+        log: Path | None = None,
+        watch: Callable[[CandidateScore], None] | None = None,
+    ) -> Problem:
+        """The problem of making a function of the plan as large as possible.
+
+        Args:
+            plan: what the candidates change; the function is called with it at once.
+            family: the numbers that describe a candidate.
+            function: a plan -> its score, or its scores on n items (n,), always the same ones: the outcome then has
+                the gain of each. The searcher `gradient` needs a tensor that depends on the plan's coefficients.
+            log, watch: as of a problem.
+
+        Raises:
+            FewstepError: the function gives neither a number nor a list of numbers, or `log` is another file.
+        """
+        return cls(plan, family, FunctionObjective.of(function, plan), log=log, watch=watch, whole=True)
 
     @property
     def size(self) -> int:
@@ -115,6 +153,11 @@ class Problem:
         """The nearest candidate inside the box."""
         return theta.double().clamp(self.family.low, self.family.high)
 
+    def share_of(self, fraction: float) -> int:
+        """How many items a look at this fraction of them takes."""
+        size = self.objective.size
+        return size if self.whole else max(1, min(size, round(fraction * size)))
+
     def score(self, theta: Tensor, fraction: float = 1.0) -> float:
         """Mean score of a candidate over the first `fraction` of the items (at least one).
 
@@ -122,7 +165,7 @@ class Problem:
             BudgetSpentError: the items that are not known yet would cost more than is left.
         """
         key = tuple(round(float(v), 9) for v in self.clip(theta))
-        count = max(1, min(self.objective.size, round(fraction * self.objective.size)))
+        count = self.share_of(fraction)
         folded = self._folded(key)
         scores = self._scores.setdefault(folded, [])
         if self.objective.per_item:

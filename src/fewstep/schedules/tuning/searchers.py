@@ -62,11 +62,14 @@ def gradient(problem: Problem, budget: float, seed: int = 0) -> None:
     """Adam on the numbers themselves, through the unrolled plan and the straight-through low-bit network.
 
     A gradient costs about three forward passes and is counted so. Every fourth iterate is scored on all items.
+
+    Raises:
+        FewstepError: the scores have no gradient.
     """
     objective = problem.objective
     generator = torch.Generator().manual_seed(seed)
     theta = problem.family.identity(problem.plan.steps).requires_grad_(True)
-    share = max(1, objective.size // 2)
+    share = objective.size if problem.whole else max(1, objective.size // 2)
     rounds = max(4, int((budget - problem.spent) / (3 * share / objective.size + 0.3)))
     optimiser = torch.optim.Adam([theta], lr=0.02, betas=(0.8, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, rounds, eta_min=0.002)
@@ -75,10 +78,8 @@ def gradient(problem: Problem, budget: float, seed: int = 0) -> None:
             break
         items = torch.randperm(objective.size, generator=generator)[:share].tolist()
         with torch.enable_grad():
-            value = objective(problem.family.apply(problem.plan, theta), items).mean()
-            (slope,) = torch.autograd.grad(-value, theta)
+            theta.grad = -_slope(objective(problem.family.apply(problem.plan, theta), items).mean(), theta)
         problem.pay(share, times=3)
-        theta.grad = slope
         optimiser.step()
         schedule.step()
         with torch.no_grad():
@@ -87,6 +88,13 @@ def gradient(problem: Problem, budget: float, seed: int = 0) -> None:
             problem.score(theta.detach())
     if problem.spent + 1 <= budget:
         problem.score(theta.detach())
+
+
+def _slope(value: Tensor, theta: Tensor) -> Tensor:
+    if not value.requires_grad:
+        hint = "Return a tensor that depends on the plan's coefficients, or use another searcher."
+        raise FewstepError("the searcher `gradient` needs scores with a gradient", hint=hint)
+    return torch.autograd.grad(value, theta)[0]
 
 
 LEAST_BUDGET = 2.0
