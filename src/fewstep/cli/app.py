@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli import bench, distill, doctor, export, generate, inspect, plan, quantize, run, search, train
-from fewstep.cli.shell import Commands
+from fewstep.cli import bench, diagnose, distill, doctor, export, generate, plan, quantize, run, search, train
+from fewstep.cli.shell import LOOK, RUN, Commands
 
 app = typer.Typer(
     cls=Commands,
@@ -15,7 +15,6 @@ app = typer.Typer(
     help="Give fewstep a diffusion or flow model; get back one that needs 1-8 network evaluations and 4-8 bits, and a "
     "report that shows what that cost.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -31,6 +30,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _fewstep(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not say what to do next.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -38,14 +38,14 @@ def _fewstep(
     """Few network evaluations, few bits, and proof of what that cost."""
 
 
-run.add_to(app)
-search.add_to(app)
 quantize.add_to(app)
 export.add_to(app)
+search.add_to(app)
 distill.add_to(app)
-app.add_typer(plan.app, name="plan")
-app.add_typer(bench.app, name="bench")
-generate.add_to(app)
-inspect.add_to(app)
 train.add_to(app)
+generate.add_to(app)
+diagnose.add_to(app)
+app.add_typer(plan.app, name="plan", rich_help_panel=LOOK)
+run.add_to(app)
+app.add_typer(bench.app, name="bench", rich_help_panel=RUN)
 doctor.add_to(app)

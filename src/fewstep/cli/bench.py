@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.shell import Overrides, console, examples, finite, names
+from fewstep.cli import known
+from fewstep.cli.shell import Overrides, console, examples, finite, names, suggest
 
 app = typer.Typer(help="Comparisons under equal conditions, as one JSON file.", no_args_is_help=True)
 
@@ -24,10 +25,12 @@ def _bench() -> None:
     )
 )
 def distill(
-    model: Annotated[str, typer.Option(help="The teacher: a diffusers folder, a hub id, or a shipped model.")] = (
-        "mnist-dit"
-    ),
-    methods: Annotated[str, typer.Option(help="Names with commas; the main ones unless given.")] = "",
+    model: Annotated[
+        str, typer.Option(help="The teacher: shipped name, diffusers folder or hub id.", autocompletion=known.models)
+    ] = "mnist-dit",
+    methods: Annotated[
+        str, typer.Option(help="Names with commas; the main ones unless given.", autocompletion=known.methods)
+    ] = "",
     steps: Annotated[str, typer.Option(help="Network evaluations of the students, with commas.")] = "1,2,4",
     seeds: Annotated[str, typer.Option(help="Seeds of the training, with commas.")] = "0,1,2",
     budget: Annotated[int, typer.Option(min=1, help="Samples through networks in each training.")] = 200_000,
@@ -51,6 +54,7 @@ def distill(
     check_free(output, overwrite=True)
     write_json(output, compete(contest, out, lambda line: console().print(line)))
     console().print(f"[bold green]Wrote {output}[/bold green]")
+    suggest(f"fewstep distill METHOD --model {model} --steps N")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

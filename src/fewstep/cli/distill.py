@@ -8,34 +8,42 @@ from typing import Annotated, Any
 
 import typer
 
+from fewstep.cli import known
+from fewstep.cli.fields import RecipeFields, chosen
 from fewstep.cli.run import DryRun, Fresh, Out, execute
-from fewstep.cli.shell import Overrides, console, examples, finite
+from fewstep.cli.shell import TRAIN, Overrides, console, examples, suggest
+
+FIELDS = RecipeFields(
+    "distill",
+    options=(
+        "model", "steps", "guidance", "data.source", "data.conditions", "train.steps", "train.batch",
+        "train.learning_rate", "train.seed",
+    ),
+    named={"data.source": "data"},
+    complete={"model": known.models},
+)  # fmt: skip
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
+        cls=FIELDS.command(),
+        rich_help_panel=TRAIN,
         epilog=examples(
             "fewstep distill",
             "fewstep distill tdm --show",
             "fewstep distill dmd2 --model mnist-dit --steps 4 --guidance 1.5",
             "fewstep distill lcm --model my-pipeline --steps 4 --data my-pictures --train-steps 2000 --out runs/mine",
-        )
+        ),
     )(distill)
 
 
 def distill(
-    method: Annotated[str, typer.Argument(help="Name of a method; all are listed where none is given.")] = "",
-    model: Annotated[str, typer.Option(help="The teacher: a diffusers folder, a hub id, or a shipped model.")] = "",
-    steps: Annotated[int, typer.Option(min=1, help="Network evaluations of the student.")] = 4,
-    guidance: Annotated[
-        float, typer.Option(min=1, callback=finite, help="guidance_scale of the teacher, trained into the student.")
-    ] = 1,
-    train_steps: Annotated[int, typer.Option(min=1, help="Updates of the student.")] = 400,
-    batch: Annotated[int, typer.Option(min=1, help="Samples per update.")] = 32,
-    data: Annotated[
-        str, typer.Option(help="emoji, mnist, a folder or an npz; `teacher`: the teacher's own samples.")
-    ] = "teacher",
+    context: typer.Context,
+    method: Annotated[
+        str,
+        typer.Argument(help="Name of a method; all are listed where none is given.", autocompletion=known.methods),
+    ] = "",
     show: Annotated[bool, typer.Option("--show", help="Write the method out part by part; train nothing.")] = False,
     overrides: Overrides = None,
     out: Out = None,
@@ -51,16 +59,15 @@ def distill(
     """
     if not method:
         _list()
+        suggest("fewstep distill METHOD --show", "fewstep distill METHOD --model MODEL --steps 4")
         return
-    chosen = {
-        "model": model or "mnist-dit", "method": method, "steps": steps, "guidance": guidance,
-        "train.steps": train_steps, "train.batch": batch, "data.source": data,
-    }  # fmt: skip
+    given = {**chosen(context), "method": method}
     if show:
-        _show(chosen, overrides or [])
+        _show(given, overrides or [])
+        suggest(f"fewstep distill {method} --model {given['model']} --steps {given['steps']}")
         return
-    place = out or Path("runs") / f"distill-{Path(model or 'mnist-dit').name}-{method}-{steps}"
-    execute("distill", overrides or [], place, fresh, dry_run, chosen)
+    place = out or Path("runs") / f"distill-{Path(given['model']).name}-{method}-{given['steps']}"
+    execute("distill", overrides or [], place, fresh, dry_run, given)
 
 
 def _list() -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.cli.shell import console, examples
+from fewstep.cli.shell import RUN, console, examples, suggest
 
 TESTED = {"torch": "2.6", "diffusers": "0.42", "transformers": "4.50", "accelerate": "1.0", "torchao": "0.15"}
 """Oldest versions that fewstep supports."""
@@ -40,7 +40,7 @@ class Report:
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command(epilog=examples("fewstep doctor", "fewstep doctor --json"))(doctor)
+    app.command(rich_help_panel=RUN, epilog=examples("fewstep doctor", "fewstep doctor --json"))(doctor)
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False) -> None:
@@ -63,6 +63,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
         out.print(f"[yellow]![/yellow] {escape(warning)}")
     if not found.warnings:
         out.print("[bold green]Nothing to mend.[/bold green]")
+    suggest("fewstep demo")
 
 
 def examine() -> Report:

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.shell import Overwrite, console, examples
+from fewstep.cli import known
+from fewstep.cli.shell import SMALLER, Overwrite, console, examples
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
         "export-gguf",
+        rich_help_panel=SMALLER,
         epilog=examples(
             "fewstep export-gguf PATH_OR_ID flux-q8.gguf",
             "fewstep export-gguf runs/four-bits/artifacts/pipeline flux-q4.gguf --type Q4_0",
@@ -22,7 +24,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def export_gguf(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Shipped name, diffusers folder or hub id.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Shipped name, diffusers folder or hub id.", autocompletion=known.models),
+    ],
     file: Annotated[Path, typer.Argument(help="The file to write.")],
     type: Annotated[str, typer.Option(help="Q8_0 or Q4_0, of Linear weights in whole blocks of 32.")] = "Q8_0",
     overwrite: Overwrite = False,

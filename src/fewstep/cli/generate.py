@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli.shell import Guidance, Overwrite, call_arguments, console, examples
+from fewstep.cli import known
+from fewstep.cli.shell import LOOK, Guidance, Overwrite, call_arguments, console, examples, suggest
 from fewstep.errors import FewstepError
 
 if TYPE_CHECKING:
@@ -18,18 +20,21 @@ if TYPE_CHECKING:
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
+        rich_help_panel=LOOK,
         epilog=examples(
             'fewstep generate --prompt "cat face" --seed 0 --seed 1 --out cats.png',
             'fewstep generate --model runs/demo/artifacts/pipeline --prompt "red heart"',
             'fewstep generate --model mnist-dit --label 3 --label "digit 7" --steps 10 --zoom 4',
             'fewstep generate --model PATH_OR_ID --plan plan.json --prompt "a lighthouse" --guidance 1',
-        )
+        ),
     )(generate)
 
 
 def generate(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to draw; may be repeated.")] = None,
-    model: Annotated[str, typer.Option(help="Shipped name, diffusers folder or hub id.")] = "emoji-student",
+    model: Annotated[
+        str, typer.Option(help="Shipped name, diffusers folder or hub id.", autocompletion=known.models)
+    ] = "emoji-student",
     plan: Annotated[Path | None, typer.Option(help="Plan file; the pipeline's own scheduler unless given.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps, if the pipeline has no plan of its own.")] = 4,
     label: Annotated[
@@ -92,6 +97,7 @@ def generate(
         images.save_image(images.image_grid(made, columns, zoom=zoom), out)
     count = f"{len(numbers)} {'video' if moving else 'image'}" + ("s" if len(numbers) > 1 else "")
     console().print(f"[bold green]Wrote {escape(str(out))}[/bold green]: {count}, {chosen.steps} steps each")
+    suggest(f"fewstep diagnose {shlex.quote(model)} --steps {chosen.steps}")
 
 
 def _conditions(pipe: Pipeline, prompts: list[str], labels: list[str]) -> list[Any] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli.shell import Commands, Overwrite, console, examples
+from fewstep.cli.shell import Commands, Overwrite, console, examples, suggest
 from fewstep.errors import FewstepError, PlanError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def show(
     out.print(f"belongs to: {escape(belongs or 'any model')}")
     origin = ", ".join(f"{name} {value}" for name, value in found.origin.items() if not isinstance(value, dict | list))
     out.print(f"made by: {escape(origin or 'unknown')}", style="dim")
+    suggest(f"fewstep plan export {plan} NEW_FOLDER --pipeline MODEL", f"fewstep generate --model MODEL --plan {plan}")
 
 
 @app.command(
@@ -78,7 +79,9 @@ def export(
     from fewstep.pipelines.scheduler import PlanScheduler
 
     write_folder(folder, PlanScheduler.from_plan(found).save_pretrained, over="ours" if overwrite else "nothing")
-    _say(f"Wrote {folder}", f"fewstep.PlanScheduler.from_pretrained({str(folder)!r}) reads it.")
+    out = console()
+    out.print(f"Wrote {folder}", markup=False, style="bold green")
+    out.print(f"fewstep.PlanScheduler.from_pretrained({str(folder)!r}) reads it.", markup=False, style="dim")
 
 
 @app.command(
@@ -165,6 +168,5 @@ def _scheduler(folder: Path) -> Any:
 
 
 def _say(done: str, then: str) -> None:
-    out = console()
-    out.print(done, markup=False, style="bold green")
-    out.print(f"Next: {then}", markup=False, style="dim")
+    console().print(done, markup=False, style="bold green")
+    suggest(then)

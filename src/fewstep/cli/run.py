@@ -8,22 +8,29 @@ from typing import Annotated, Any
 
 import typer
 
-from fewstep.cli.shell import Overrides, console, examples
+from fewstep.cli import following, known
+from fewstep.cli.shell import RUN, Overrides, console, examples, suggest
 
-Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME unless given.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what an earlier run left in the directory.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
+Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME unless given.", rich_help_panel="Run")]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Discard what an earlier run left in the directory.", rich_help_panel="Run")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.", rich_help_panel="Run")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    app.command(epilog=examples("fewstep demo", "fewstep demo --fresh --set scheme=w8a8 --out runs/eight-bit"))(demo)
     app.command(
+        rich_help_panel=RUN,
+        epilog=examples("fewstep demo", "fewstep demo --fresh --set scheme=w8a8 --out runs/eight-bit"),
+    )(demo)
+    app.command(
+        rich_help_panel=RUN,
         epilog=examples(
             "fewstep run q-sched",
             "fewstep run recipes/q-sched.yaml --set model=PATH_OR_ID --set steps=4 --out runs/mine",
             "fewstep run runs/mine/recipe.yaml --out runs/again --dry-run",
-        )
+        ),
     )(run)
 
 
@@ -38,7 +45,12 @@ def demo(
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.", autocompletion=known.recipes
+        ),
+    ],
     overrides: Overrides = None,
     out: Out = None,
     fresh: Fresh = False,
@@ -86,3 +98,4 @@ def execute(
         made = kinds.find(recipe.kind).runner()(recipe, started)
     if processes.leads():
         console().print(f"[bold green]Done.[/bold green] Open {escape(str(made or out))}")
+        suggest(*following.after(recipe.kind, out))

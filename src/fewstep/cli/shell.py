@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,6 +26,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a full disk, a spent quota and a limit of file sizes say."""
 EXAMPLES: list[str] = []
 """Every example shown in a help text; a test parses them all."""
+_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+
+FASTER, SMALLER, TRAIN = "Make it faster", "Make it smaller", "Train"
+LOOK, RUN = "Generate and look", "Recipes, numbers, this machine"
+"""Under what the commands stand in the help: what people want."""
 
 
 def finite(value: float) -> float:
@@ -41,7 +47,12 @@ def finite(value: float) -> float:
 Guidance = Annotated[float, typer.Option(min=0, callback=finite, help="guidance_scale of the pipeline; 1 is without.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated. Dots reach into sections."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change any other setting of the recipe; may be repeated. Dots reach into sections.",
+        rich_help_panel="Run",
+    ),
 ]
 
 Overwrite = Annotated[
@@ -60,6 +71,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command. FEWSTEP_DEBUG=1 lets the traceback through."""
         hush()
+        before = _QUIET.set(_QUIET.get() or bool(ctx.params.get("quiet")))
         try:
             with _ended_cleanly():
                 return super().invoke(ctx)
@@ -73,6 +85,8 @@ class Commands(TyperGroup):
             if not _process():
                 console(err=True).print("\nStopped. The same command goes on where it was.", style="yellow")
             raise typer.Exit(128 + (signal.SIGTERM if isinstance(stop, Ended) else signal.SIGINT)) from None
+        finally:
+            _QUIET.reset(before)
 
 
 class Ended(KeyboardInterrupt):
@@ -161,6 +175,13 @@ def console(err: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=err, highlight=False)
+
+
+def suggest(*commands: str) -> None:
+    """The next sensible commands, in one line: for people at a terminal, and not with --quiet."""
+    out = console()
+    if commands and out.is_terminal and not _QUIET.get():
+        out.print("Next: " + "   or: ".join(commands), style="dim", markup=False, soft_wrap=True)
 
 
 def show_error(message: str) -> None:

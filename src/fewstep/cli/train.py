@@ -7,22 +7,27 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.shell import Overrides, console, examples
+from fewstep.cli import following, known
+from fewstep.cli.shell import TRAIN, Overrides, console, examples, suggest
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
+        rich_help_panel=TRAIN,
         epilog=examples(
             "fewstep train vae", "fewstep train student --set steps=2000 --set seed=1 --out runs/train-student-1"
-        )
+        ),
     )(train)
 
 
 def train(
     stage: Annotated[
         str,
-        typer.Argument(help="vae, clip, judge, teacher, student, quality, dit, classifier, oms, encoder, rae or svg."),
+        typer.Argument(
+            help="vae, clip, judge, teacher, student, quality, dit, classifier, oms, encoder, rae or svg.",
+            autocompletion=known.stages,
+        ),
     ],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the result; runs/train-STAGE unless given.")] = None,
@@ -36,3 +41,4 @@ def train(
     made = run(stage, overrides or [], out or Path("runs") / f"train-{stage}")
     if processes.leads():
         console().print(f"[bold green]Done.[/bold green] The model lies in {escape(str(made))}")
+        suggest(*following.after_stage(stage, made))

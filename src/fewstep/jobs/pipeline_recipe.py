@@ -100,7 +100,7 @@ class PipelineRecipe(Recipe):
     model: str
     """Shipped name, diffusers folder, or hub id."""
     steps: int = Field(4, ge=1, le=1000)
-    """Network evaluations."""
+    """Network evaluations of a sample."""
     guidance: float = Field(1.0, ge=0)
     """`guidance_scale` of the pipeline call; 1 is without."""
     call: dict[str, Any] = Field(default_factory=dict)

@@ -53,7 +53,9 @@ class DistillTraining(RecipePart):
     steps: int = Field(400, ge=1)
     """Updates of the student."""
     batch: int = Field(32, ge=1)
+    """Samples per update."""
     learning_rate: float | None = Field(None, gt=0)
+    """The method's own unless given."""
     warmup: int | None = Field(None, ge=0)
     ema: float | None = Field(None, ge=0, lt=1)
     ema_widths: list[float] = Field(default_factory=list)
@@ -81,6 +83,7 @@ class DistillTraining(RecipePart):
     pictures_every: int = Field(0, ge=0)
     """Draw a sheet of samples every so many steps; 0: never."""
     seed: int = 0
+    """Of weights, data and noise."""
 
 
 class DistillEvaluation(RecipePart):
@@ -100,6 +103,9 @@ class DistillRecipe(PipelineRecipe):
 
     kind: Literal["distill"] = "distill"
     model: str = "mnist-dit"
+    """The teacher: shipped name, diffusers folder, or hub id."""
+    steps: int = Field(4, ge=1, le=1000)
+    """Network evaluations of the student."""
     method: str = "dmd2"
     """Name of a method; `fewstep distill` lists them."""
     options: dict[str, Any] = Field(default_factory=dict)

@@ -77,8 +77,9 @@ class QuantizeCalibration(RecipePart):
     """What sensitivities, static scales and methods are measured on."""
 
     conditions: Conditions = "auto"
+    """Prompts or class labels to calibrate on: the name of a set or a text file; `auto` fits the pipeline."""
     items: int = Field(8, ge=2)
-    """Pairs of condition and seed."""
+    """Pairs of condition and seed to calibrate on."""
     seed: int = 0
     ranges: Annotated[str, checked(_ranges)] = "max"
     """Of static inputs: max, ema:0.95 (averages of extremes) or percentile:99.9."""
@@ -105,8 +106,9 @@ class QuantizeRecipe(PipelineRecipe):
     effective_bits: float = Field(0, ge=0, le=32)
     """The same, as stored bits per weight of the Linear and Conv2d layers, scales included."""
     method: Annotated[str, checked(_method)] = "rtn"
-    """How weights are rounded; see `fewstep.quant.methods`."""
+    """How weights are rounded: rtn (seconds), clip, gptq, adaround, brecq, smoothquant, svdquant:RANK."""
     parts: list[Literal["backbone", "text", "vae"]] = Field(default_factory=lambda: ["backbone"], min_length=1)  # type: ignore[arg-type]
+    """What becomes low-bit."""
     text: str = "w8a16"
     """Scheme of the text encoders."""
     vae: str = "w8a16"

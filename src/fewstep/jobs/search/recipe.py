@@ -14,6 +14,7 @@ class SearchTeacher(RecipePart):
     """The fine trajectory that schedules are measured against: the same network with many evaluations."""
 
     steps: int = Field(60, ge=2)
+    """Network evaluations of the fine trajectory that schedules are measured against."""
     solver: PlainSolver = "unipc"
 
 
@@ -21,7 +22,9 @@ class SearchSettings(RecipePart):
     """How the schedule is searched."""
 
     method: str = "joint"
-    """gits, ld3, amed, random, autodiffusion, s3, joint."""
+    """joint (all of them), s3 (times and solver strategies by evolution with a predictor), ld3 (times by gradient),
+    amed (learned middle evaluations), gits (times from one teacher trajectory, seconds), autodiffusion (times and
+    skipped layers by evolution), random (the control)."""
     solver: PlainSolver = "unipc"
     """What runs on the searched times, where the method does not choose the solver itself."""
     objective: Literal["teacher", "distribution"] = "teacher"
@@ -35,11 +38,14 @@ class SearchSettings(RecipePart):
     budget: int = Field(200, ge=1)
     """Plans evaluated on all items; a gradient counts as three."""
     conditions: Conditions = "auto"
+    """Prompts or class labels to search on: the name of a set or a text file; `auto` fits the pipeline."""
     items: int = Field(32, ge=2)
     """Pairs of condition and seed that every plan is evaluated on."""
     seed: Seed = 0
+    """Of the items and of the search."""
     storage: str = ""
-    """Optuna storage URL shared by several workers; a file in the run directory unless given."""
+    """Optuna storage URL that several workers share (same command, other run directory); a file in the run directory
+    unless given."""
     q_sched: TuningBudget = 0.0
     """Budget of a Q-Sched search of two scalars per step on top of what was found; 0 for none."""
     searcher: str = "coarse-to-fine"
@@ -83,6 +89,7 @@ class ScheduleRecipe(PipelineRecipe):
     kind: Literal["schedule"] = "schedule"
     model: str = "emoji-teacher"
     steps: int = Field(6, ge=1, le=100)
+    """Network evaluations that the schedule may use."""
     teacher: SearchTeacher = Field(default_factory=SearchTeacher)
     search: SearchSettings = Field(default_factory=SearchSettings)
     evaluation: SearchEvaluation = Field(default_factory=SearchEvaluation)
