@@ -149,7 +149,7 @@ PAPERS: tuple[Paper, ...] = (
         "alone, collapses; the first corrects it. Each wants noise levels of its own: guidance those cleaner than the "
         "student's input, matching all.",
         here="Two branches, `DistributionMatching` and `GuidanceDifference`, each with its noise, its noise levels and "
-        "DMD's normaliser with a floor of 0.1 (that of CDM; the paper gives none). `BelowLastCall` draws below the "
+        "DMD's normaliser with a floor of 0.1 (that of CDM; the paper gives none). `below_last_call` draws below the "
         "student's own time, before any shift of the schedule. With one shared re-noising the sum is DMD, which a test "
         "checks. Mean and variance in place of the critic: the term `MeanVariancePenalty`. `step_condition=True` tells "
         "the critic its call: on a line two guided calls collapse without it, whatever the floor or the normaliser "

@@ -23,7 +23,7 @@ from fewstep.distillation.discriminator import (
 )
 from fewstep.distillation.rollout import between
 from fewstep.distillation.taps import features, watch
-from fewstep.distillation.times import FixedTimes, Uniform
+from fewstep.distillation.times import fixed_times, uniform_times
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from tests.distillation.gaussians import FLOW, batch_of, cast_of, generator, made_of, normal
@@ -112,7 +112,7 @@ def test_features_of_a_diffusers_network():
     assert {name: feature.shape[1] for name, feature in seen.items()} == {"down_blocks.0": 8, "mid_block": 16}
     assert adversary(seen).shape == (2, 2)
     batch = Batch(2, (3, 8, 8), clean=torch.randn(2, 3, 8, 8))
-    loss, _ = DiscriminatorLoss(taps, Uniform())(networks, batch, made_of(x), generator())
+    loss, _ = DiscriminatorLoss(taps, uniform_times())(networks, batch, made_of(x), generator())
     loss.backward()
     assert all(p.grad is not None for p in adversary.parameters())
     assert all(p.grad is None for p in unet.parameters())
@@ -191,7 +191,7 @@ def test_hinge():
 def test_the_students_gradient_is_that_of_plain_back_propagation(loss):
     networks, network, adversary = cast_with()
     x = x_and_t()[0].requires_grad_(True)
-    term = GeneratorLoss(NetworkFeatures("critic", ("down", "mid")), FixedTimes((0.3,)), loss, scale=0.7)
+    term = GeneratorLoss(NetworkFeatures("critic", ("down", "mid")), fixed_times((0.3,)), loss, scale=0.7)
     value, numbers = term(networks, batch_of(SIZE), made_of(x), generator(1))
     value.backward()
     assert float(numbers["pull"]) == pytest.approx(float((SIZE * x.grad).square().mean().sqrt()))
@@ -232,7 +232,7 @@ def test_the_judge_sees_both_sides_alike():
     batch = batch_of(SIZE, clean=torch.full((SIZE, 1), 5.0), condition={"label": torch.arange(SIZE)})
     made = made_of(torch.full((SIZE, 1), -5.0, requires_grad=True))
     for same in (True, False):
-        DiscriminatorLoss(source, Uniform(), same_noise=same, penalty=2.0)(networks, batch, made, generator())
+        DiscriminatorLoss(source, uniform_times(), same_noise=same, penalty=2.0)(networks, batch, made, generator())
         real, fake, jittered = seen["x"].chunk(3)
         t = seen["t"].chunk(3)
         assert torch.equal(t[0], t[1])
@@ -262,7 +262,7 @@ def test_the_judges_loss_and_penalty():
 def test_whom_the_judge_trains(train_source):
     networks, network, adversary = cast_with()
     x = x_and_t()[0].requires_grad_(True)
-    term = DiscriminatorLoss(NetworkFeatures("critic", ("down", "mid")), Uniform(), train_source=train_source)
+    term = DiscriminatorLoss(NetworkFeatures("critic", ("down", "mid")), uniform_times(), train_source=train_source)
     loss, _ = term(networks, batch_of(SIZE, clean=torch.randn(SIZE, 1)), made_of(x), generator())
     loss.backward()
     assert x.grad is None
@@ -277,8 +277,8 @@ def test_features_cost_one_call_and_no_output_layers():
     network.down.register_forward_hook(lambda module, arguments, output: rows.append(len(output)))
     network.reached.clear()
     taps, batch = NetworkFeatures("critic", ("down", "mid")), batch_of(SIZE, clean=torch.randn(SIZE, 1))
-    DiscriminatorLoss(taps, Uniform())(networks, batch, made_of(x_and_t()[0]), generator())
-    GeneratorLoss(taps, Uniform())(networks, batch, made_of(x_and_t()[0].requires_grad_(True)), generator())
+    DiscriminatorLoss(taps, uniform_times())(networks, batch, made_of(x_and_t()[0]), generator())
+    GeneratorLoss(taps, uniform_times())(networks, batch, made_of(x_and_t()[0].requires_grad_(True)), generator())
     assert rows == [2 * SIZE, SIZE]
     assert network.reached == []
 
@@ -307,14 +307,14 @@ def test_active_samples_alone():
     time = torch.tensor([1.0, 0.25, 0.25, 1.0, 0.5, 0.25], dtype=torch.float64)
     made, batch = replace(made_of(x), time=time), batch_of(SIZE, clean=torch.randn(SIZE, 1))
     taps = NetworkFeatures("critic", ("down", "mid"))
-    loss, _ = GeneratorLoss(taps, Uniform(), active=between(0.0, 0.5))(networks, batch, made, generator())
+    loss, _ = GeneratorLoss(taps, uniform_times(), active=between(0.0, 0.5))(networks, batch, made, generator())
     loss.backward()
     assert ((x.grad != 0).flatten() == (time <= 0.5)).all()
-    DiscriminatorLoss(taps, Uniform(), active=between(0.0, 0.5))(networks, batch, made, generator())
+    DiscriminatorLoss(taps, uniform_times(), active=between(0.0, 0.5))(networks, batch, made, generator())
     assert rows == [4, 8]
     for term in (
-        GeneratorLoss(taps, Uniform(), active=between(2, 3)),
-        DiscriminatorLoss(taps, Uniform(), active=between(2, 3)),
+        GeneratorLoss(taps, uniform_times(), active=between(2, 3)),
+        DiscriminatorLoss(taps, uniform_times(), active=between(2, 3)),
     ):
         loss, _ = term(networks, batch, made, generator())
         loss.backward()

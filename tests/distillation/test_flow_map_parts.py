@@ -46,7 +46,7 @@ from fewstep.distillation.parts import (
     pure_noise,
     sinusoid,
 )
-from fewstep.distillation.times import LogNormal, Uniform
+from fewstep.distillation.times import log_normal_times, uniform_times
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
@@ -80,8 +80,8 @@ LAWS = {
     "edm": Intervals(KarrasGrid(18, highest=20.0), UniformBelow(), PreviousGridPoint(KarrasGrid(18, highest=20.0), 3)),
     "segments": Intervals(UniformGrid(20), PreviousGridPoint(UniformGrid(4)), PreviousGridPoint(UniformGrid(20))),
     "halves": Intervals(UniformGrid(8), PreviousGridPoint(UniformGrid(8)), FractionOfJump(0.5)),
-    "any two": Intervals(Uniform(), SecondDraw(Uniform()), FractionOfJump(0.3), equal=0.25),
-    "shrinking": Intervals(LogNormal(), middle=ShrinkingStep()),
+    "any two": Intervals(uniform_times(), SecondDraw(uniform_times()), FractionOfJump(0.3), equal=0.25),
+    "shrinking": Intervals(log_normal_times(), middle=ShrinkingStep()),
     "dyadic": DyadicJumps(4),
     "inside": RandomMiddle(),
 }
@@ -127,7 +127,7 @@ def test_dyadic_jumps_start_at_multiples_of_their_length():
 
 
 def test_the_asked_share_of_jumps_has_no_length():
-    times = drawn(Intervals(Uniform(), SecondDraw(Uniform()), equal=0.3))
+    times = drawn(Intervals(uniform_times(), SecondDraw(uniform_times()), equal=0.3))
     assert abs(float((times.t == times.s).double().mean()) - 0.3) < 0.03
 
 
@@ -136,7 +136,7 @@ def test_shrinking_middles_follow_the_schedule_of_easy_consistency_tuning():
     process, gaps = VE(80.0), []
     for step in (0, 50, 99):
         batch = dataclasses.replace(MANY, step=step, steps=100)
-        times = drawn(Intervals(LogNormal(-1.1, 2.0), middle=ShrinkingStep(2.0, 4)), process, batch)
+        times = drawn(Intervals(log_normal_times(-1.1, 2.0), middle=ShrinkingStep(2.0, 4)), process, batch)
         stage = step * 4 // 100
         ratio = 1 - 2.0 ** -(stage + 1) * (1 + 8 * torch.sigmoid(-times.t))
         assert torch.allclose(times.m, times.t * ratio.clamp(min=0), atol=1e-9)
@@ -216,7 +216,7 @@ def test_reflow_of_exact_pairs_is_straight_and_keeps_the_data():
 
     student = Denoiser(straight, STRAIGHT, Prediction("velocity"))
     networks = Networks(student, exact_teacher(STRAIGHT))
-    law = Intervals(Uniform(1e-3, 1.0), equal=1.0)
+    law = Intervals(uniform_times(1e-3, 1.0), equal=1.0)
     losses = [
         FlowMapTerm(law, InstantaneousVelocity(data_velocity), EndPointPairs(b))(networks, batch, None, generator())[0]
         for b in (0, 0.5)
@@ -230,7 +230,7 @@ def test_reflow_of_exact_pairs_is_straight_and_keeps_the_data():
 def test_windows_join_the_ends_of_the_teachers_own_way(name):
     """One clean prediction leads from the state to both edges, and the exact flow from the upper to the lower one."""
     process = PROCESSES[name]
-    networks, law = exact_cast(process), Intervals(Uniform(0.1, 1.0), PreviousGridPoint(UniformGrid(3)))
+    networks, law = exact_cast(process), Intervals(uniform_times(0.1, 1.0), PreviousGridPoint(UniformGrid(3)))
     jump = jump_of(networks, law, batch_of(32), WindowedReflow(UniformGrid(3), steps=60, order=2))
     clean, upper = jump.known("clean"), jump.s + process.noisiest / 3
     ends = [JumpCoefficients.of(process, jump.t, end).express(clean, jump.x, "state") for end in (upper, jump.s)]

@@ -14,7 +14,7 @@ from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.engine import assemble
 from fewstep.distillation.method import method, presets, stages_over
 from fewstep.distillation.parts import FlowMapTerm
-from fewstep.distillation.times import FixedTimes
+from fewstep.distillation.times import fixed_times
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
@@ -159,7 +159,7 @@ def test_an_easier_condition_gives_the_same_optimum():
     )
     teacher = Denoiser(denoiser(0.25), RectifiedFlow(), Prediction("sample"))
     term = dataclasses.replace(
-        method("yonos", RectifiedFlow()).terms["easier"], times=dataclasses.replace(EVERYWHERE, start=FixedTimes((t,)))
+        method("yonos", RectifiedFlow()).terms["easier"], times=dataclasses.replace(EVERYWHERE, start=fixed_times((t,)))
     )
     gradients = []
     for private in (easy, hard):

@@ -31,7 +31,7 @@ from fewstep.distillation.parts import (
     student_velocity,
     teacher_velocity,
 )
-from fewstep.distillation.times import Uniform
+from fewstep.distillation.times import uniform_times
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
@@ -365,7 +365,7 @@ def test_spaces_differ_by_known_factors(space):
 
 def test_parts_of_a_batch_are_seen_by_their_terms_only():
     cast = Networks(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
-    law = Intervals(Uniform(), equal=1.0)
+    law = Intervals(uniform_times(), equal=1.0)
     seen = []
 
     def spy(cast, jump, live):

@@ -20,7 +20,7 @@ def test_every_method_is_written_without_addresses_of_objects(name):
 @pytest.mark.parametrize(
     ("name", "change", "line"),
     [
-        ("tdm", {"overlap": True}, "times: LastInterval(whole=True)"),
+        ("tdm", {"overlap": True}, "times: last_interval(whole=True)"),
         ("dmd2", {"ratio": 3}, "tracking: UpdateRule(ratio=3)"),
         ("lcm", {"decay": 0.5}, "target: TargetNetwork(decay=0.5)"),
     ],
@@ -35,4 +35,4 @@ def test_the_command_line_shows_a_method_with_its_overrides():
     shown = CliRunner().invoke(app, ["distill", "tdm", "--show", "--steps", "2", "--set", "options.overlap=true"])
     assert shown.exit_code == 0, shown.output
     assert "times: (1, 0.5)" in shown.output
-    assert "Interval(whole=True)" in shown.output
+    assert "last_interval(whole=True)" in shown.output

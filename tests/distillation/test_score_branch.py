@@ -27,7 +27,7 @@ from fewstep.distillation.parts import (
 )
 from fewstep.distillation.rollout import BackwardSimulation, between
 from fewstep.distillation.score.weights import RATIOS
-from fewstep.distillation.times import FixedTimes, Uniform
+from fewstep.distillation.times import fixed_times, uniform_times
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from tests.distillation.gaussians import (
@@ -89,7 +89,7 @@ DELTAS = {
 def test_the_gradient_is_weight_times_delta(direction, weight):
     x = leaf()
     found, _, _ = gradient_of(
-        ScoreDistillation(direction, FixedTimes((0.4,)), (weight,) if weight else (), scale=0.7), x
+        ScoreDistillation(direction, fixed_times((0.4,)), (weight,) if weight else (), scale=0.7), x
     )
     Fc, Fu, Gc, Gu = predictions(x)
     w = {None: 1.0, ErrorNormalizer(3.0): 1 / (x - Fu - 3 * (Fc - Fu)).abs(), ScaleWeight(2, -2): (0.6 / 0.4) ** 2}[
@@ -100,7 +100,7 @@ def test_the_gradient_is_weight_times_delta(direction, weight):
 
 def test_the_published_stop_gradient_loss_has_the_same_gradient_and_value():
     x = leaf()
-    found, value, numbers = gradient_of(ScoreDistillation(DistributionMatching(), FixedTimes((0.4,))), x)
+    found, value, numbers = gradient_of(ScoreDistillation(DistributionMatching(), fixed_times((0.4,))), x)
     Fc, _, Gc, _ = predictions(x)
     loss = 0.5 * (x - (x - (Gc - Fc)).detach()).square().mean()
     assert torch.allclose(found, torch.autograd.grad(loss, x)[0])
@@ -111,7 +111,7 @@ def test_the_published_stop_gradient_loss_has_the_same_gradient_and_value():
 def test_element_huber_is_the_published_loss_of_tdm():
     x = leaf()
     found, _, _ = gradient_of(
-        ScoreDistillation(DistributionMatching(), FixedTimes((0.4,)), slope=HuberGradient(0.3, elementwise=True)), x
+        ScoreDistillation(DistributionMatching(), fixed_times((0.4,)), slope=HuberGradient(0.3, elementwise=True)), x
     )
     Fc, _, Gc, _ = predictions(x)
     target = (x - (Gc - Fc)).detach()
@@ -153,7 +153,7 @@ def test_slopes_are_gradients_of_their_distances(slope, distance):
 def test_forwards_are_counted(direction, teacher, critic):
     (t, seen_t), (c, seen_c) = counted(TEACHER), counted(CRITIC)
     weights = (ErrorNormalizer(direction.guidance),) if isinstance(direction, DistributionMatching) else ()
-    gradient_of(ScoreDistillation(direction, Uniform(), weights), leaf(), cast_of(t, c))
+    gradient_of(ScoreDistillation(direction, uniform_times(), weights), leaf(), cast_of(t, c))
     assert (sum(seen_t), sum(seen_c)) == (teacher * SIZE, critic * SIZE)
     assert len(seen_t) <= 1
     assert len(seen_c) <= 1
@@ -163,7 +163,7 @@ def test_separate_branches_cost_four_forwards():
     (t, seen_t), (c, seen_c) = counted(TEACHER), counted(CRITIC)
     x = leaf()
     for direction in (DistributionMatching(), GuidanceDifference()):
-        gradient_of(ScoreDistillation(direction, Uniform(), (ErrorNormalizer(),)), x, cast_of(t, c))
+        gradient_of(ScoreDistillation(direction, uniform_times(), (ErrorNormalizer(),)), x, cast_of(t, c))
     assert (sum(seen_t), sum(seen_c)) == (3 * SIZE, SIZE)
 
 
@@ -171,7 +171,7 @@ def test_inactive_samples_cost_nothing_and_get_nothing():
     (t, seen_t), (c, seen_c) = counted(TEACHER), counted(CRITIC)
     x = leaf()
     time = torch.tensor([1.0, 0.75, 0.5, 0.25, 1.0, 0.25], dtype=torch.float64)
-    whole = ScoreDistillation(DistributionMatching(2.0), Uniform(), (ErrorNormalizer(2.0),))
+    whole = ScoreDistillation(DistributionMatching(2.0), uniform_times(), (ErrorNormalizer(2.0),))
     part = replace(whole, active=between(0.6, 1.0))
     made = replace(made_of(x), time=time)
     batch = batch_of(SIZE, **labels(SIZE))
@@ -218,7 +218,7 @@ def test_no_gradient_reaches_teacher_critic_or_the_calls_before(direction):
 
     cast = replace(cast, student=Denoiser(watched, FLOW, Prediction("velocity")))
     made = BackwardSimulation(Chain((1.0, 0.75, 0.5, 0.25)), last=True)(cast, batch, generator())
-    loss, _ = ScoreDistillation(direction, Uniform(), (ErrorNormalizer(),))(cast, batch, made, generator())
+    loss, _ = ScoreDistillation(direction, uniform_times(), (ErrorNormalizer(),))(cast, batch, made, generator())
     loss.backward()
     assert all(p.grad is not None for p in networks[0].parameters())
     assert all(p.grad is None for n in networks[1:] for p in n.parameters())
@@ -230,7 +230,7 @@ def test_identity_is_the_same_as_back_propagating_it_plainly():
     teacher, critic = (Denoiser(n, FLOW, Prediction("velocity")) for n in networks)
     x = torch.randn(SIZE, 1, generator=generator()).requires_grad_(True)
     cast = cast_of(teacher, critic)
-    loss, _ = ScoreDistillation(ScoreIdentity(1.2), FixedTimes((0.4,)), (ScaleWeight(1, 0),))(
+    loss, _ = ScoreDistillation(ScoreIdentity(1.2), fixed_times((0.4,)), (ScaleWeight(1, 0),))(
         cast, batch_of(SIZE), made_of(x), generator(1)
     )
     (found,) = torch.autograd.grad(loss, x)
@@ -253,7 +253,7 @@ def test_an_exact_critic_leaves_a_perfect_student_alone(direction, fresh):
     made = rollout(cast_of(perfect(1.5, 0.25)), batch_of(500), generator())
     x = made.clean.clone().requires_grad_(True)
     gradient, value, _ = gradient_of(
-        ScoreDistillation(direction, Uniform(), (ErrorNormalizer(),)),
+        ScoreDistillation(direction, uniform_times(), (ErrorNormalizer(),)),
         x,
         cast_of(teacher, normal(1.5, 0.25)),
         batch_of(500),
@@ -268,22 +268,22 @@ def test_an_exact_critic_leaves_a_perfect_student_alone(direction, fresh):
 def test_weights_multiply():
     x = leaf()
     both, _, _ = gradient_of(
-        ScoreDistillation(DistributionMatching(), FixedTimes((0.4,)), (ScaleWeight(1, 0), ScaleWeight(0, -1))), x
+        ScoreDistillation(DistributionMatching(), fixed_times((0.4,)), (ScaleWeight(1, 0), ScaleWeight(0, -1))), x
     )
-    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), FixedTimes((0.4,))), x)
+    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), fixed_times((0.4,))), x)
     assert torch.allclose(both, plain * 0.6 / 0.4)
 
 
 def test_weights_are_capped_and_errors_floored():
     x = leaf()
-    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), FixedTimes((0.1,))), x)
+    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), fixed_times((0.1,))), x)
     capped, _, _ = gradient_of(
-        ScoreDistillation(DistributionMatching(), FixedTimes((0.1,)), (ScaleWeight(2, -2, most=5.0),)), x
+        ScoreDistillation(DistributionMatching(), fixed_times((0.1,)), (ScaleWeight(2, -2, most=5.0),)), x
     )
     assert torch.allclose(capped, 5 * plain)
-    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), FixedTimes((0.4,))), x)
+    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), fixed_times((0.4,))), x)
     floored, _, _ = gradient_of(
-        ScoreDistillation(DistributionMatching(), FixedTimes((0.4,)), (ErrorNormalizer(floor=100.0),)), x
+        ScoreDistillation(DistributionMatching(), fixed_times((0.4,)), (ErrorNormalizer(floor=100.0),)), x
     )
     assert torch.allclose(floored, plain / 100)
 
@@ -295,12 +295,12 @@ def test_rewards_tilt_the_gradient_and_beta_zero_does_nothing():
         assert not samples.requires_grad
         return samples.flatten()
 
-    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), FixedTimes((0.4,))), x)
+    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), fixed_times((0.4,))), x)
     none, _, _ = gradient_of(
-        ScoreDistillation(DistributionMatching(), FixedTimes((0.4,)), (RewardWeight(reward, 0.0),)), x
+        ScoreDistillation(DistributionMatching(), fixed_times((0.4,)), (RewardWeight(reward, 0.0),)), x
     )
     two, _, _ = gradient_of(
-        ScoreDistillation(DistributionMatching(), FixedTimes((0.4,)), (RewardWeight(reward, 2.0),)), x
+        ScoreDistillation(DistributionMatching(), fixed_times((0.4,)), (RewardWeight(reward, 2.0),)), x
     )
     assert torch.equal(plain, none)
     assert torch.allclose(two, plain * (2 * x).exp())
@@ -308,7 +308,7 @@ def test_rewards_tilt_the_gradient_and_beta_zero_does_nothing():
 
 def test_the_scale_may_follow_the_training():
     x = leaf()
-    branch = ScoreDistillation(DistributionMatching(), FixedTimes((0.4,)), scale=lambda done: 4 * done)
+    branch = ScoreDistillation(DistributionMatching(), fixed_times((0.4,)), scale=lambda done: 4 * done)
     plain, _, _ = gradient_of(replace(branch, scale=1.0), x)
     for step, factor in ((0, 0.0), (5, 2.0)):
         batch = replace(batch_of(SIZE, **labels(SIZE)), step=step, steps=10)
@@ -370,7 +370,7 @@ def test_ratios_read_features_of_the_call_that_is_made_anyway(who):
     x = torch.randn(SIZE, 1, generator=generator()).requires_grad_(True)
     branch = ScoreDistillation(
         DistributionMatching(),
-        FixedTimes((0.4,)),
+        fixed_times((0.4,)),
         (DensityRatioWeight("forward_kl", level=False),),
         taps=NetworkFeatures(who, ("inner",)),
     )
@@ -380,7 +380,7 @@ def test_ratios_read_features_of_the_call_that_is_made_anyway(who):
     torch.randint(1, (SIZE,), generator=g)
     noisy = torch.cat([0.6 * x.detach() + 0.4 * torch.randn(SIZE, 1, generator=g), torch.full((SIZE, 1), 0.4)], 1)
     r = {"teacher": network, "critic": other}[who].inner(noisy).mean(1).exp()
-    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), FixedTimes((0.4,))), x, cast, batch_of(SIZE))
+    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), fixed_times((0.4,))), x, cast, batch_of(SIZE))
     assert torch.allclose(found, plain * r[:, None].detach(), rtol=1e-4)
     with pytest.raises(FewstepError, match="read from features"):
         gradient_of(replace(branch, taps=None), x, cast, batch_of(SIZE))
@@ -388,11 +388,11 @@ def test_ratios_read_features_of_the_call_that_is_made_anyway(who):
 
 def test_terms_may_change_as_the_training_goes_on():
     x = leaf()
-    term = scheduled(lambda batch: ScoreDistillation(DistributionMatching(), FixedTimes((0.2 + batch.progress,))))
+    term = scheduled(lambda batch: ScoreDistillation(DistributionMatching(), fixed_times((0.2 + batch.progress,))))
     for step in (0, 5):
         batch = replace(batch_of(SIZE, **labels(SIZE)), step=step, steps=10)
         wanted, _, _ = gradient_of(
-            ScoreDistillation(DistributionMatching(), FixedTimes((0.2 + step / 10,))), x, batch=batch
+            ScoreDistillation(DistributionMatching(), fixed_times((0.2 + step / 10,))), x, batch=batch
         )
         assert torch.equal(gradient_of(term, x, batch=batch)[0], wanted)
 
@@ -407,9 +407,9 @@ def test_half_precision_is_widened_before_networks_are_compared(direction):
 
     cast = cast_of(Denoiser(network, FLOW, Prediction("velocity")), CRITIC)
     x = leaf().detach().bfloat16().requires_grad_(True)
-    found, _, _ = gradient_of(ScoreDistillation(direction, FixedTimes((0.4,))), x, cast)
+    found, _, _ = gradient_of(ScoreDistillation(direction, fixed_times((0.4,))), x, cast)
     wanted, _, _ = gradient_of(
-        ScoreDistillation(direction, FixedTimes((0.4,))), x.detach().float().requires_grad_(True), cast
+        ScoreDistillation(direction, fixed_times((0.4,))), x.detach().float().requires_grad_(True), cast
     )
     assert seen == [torch.float32] * 2
     assert found.dtype == torch.bfloat16
@@ -421,14 +421,16 @@ def test_half_precision_is_widened_before_networks_are_compared(direction):
 
 def test_signals_of_health():
     line = Line(1.0, 0.5, 1000)
-    _, numbers = ScoreDistillation(DistributionMatching(), Uniform())(
+    _, numbers = ScoreDistillation(DistributionMatching(), uniform_times())(
         cast_of(normal(1.0, 0.25), line.critic), batch_of(1000), line.made(), generator()
     )
     assert float(numbers["gap"]) == pytest.approx(0, abs=1e-6)
     assert float(numbers["cosine"]) == pytest.approx(1)
     assert float(numbers["spread"]) == pytest.approx(0.5, rel=0.05)
     lagging = cast_of(normal(1.0, 0.25), normal(-1.0, 0.25))
-    _, worse = ScoreDistillation(DistributionMatching(), Uniform())(lagging, batch_of(1000), line.made(), generator())
+    _, worse = ScoreDistillation(DistributionMatching(), uniform_times())(
+        lagging, batch_of(1000), line.made(), generator()
+    )
     assert float(worse["gap"]) > 0.5
     assert float(worse["cosine"]) < 0.9
     assert not any(value.requires_grad for value in worse.values())
@@ -437,16 +439,16 @@ def test_signals_of_health():
 def test_mistakes_are_named():
     x = leaf()
     with pytest.raises(FewstepError, match="needs a critic"):
-        gradient_of(ScoreDistillation(DistributionMatching(), Uniform()), x, cast_of(TEACHER))
+        gradient_of(ScoreDistillation(DistributionMatching(), uniform_times()), x, cast_of(TEACHER))
     with pytest.raises(FewstepError, match="negative condition"):
         gradient_of(
-            ScoreDistillation(DistributionMatching(2.0), Uniform()),
+            ScoreDistillation(DistributionMatching(2.0), uniform_times()),
             x,
             cast_of(normal(0, 1), normal(0, 1)),
             batch_of(SIZE),
         )
     with pytest.raises(FewstepError, match="roll-out"):
-        ScoreDistillation(DistributionMatching(), Uniform())(
+        ScoreDistillation(DistributionMatching(), uniform_times())(
             cast_of(TEACHER, CRITIC), batch_of(SIZE), None, generator()
         )
     with pytest.raises(FewstepError, match="unknown divergence"):

@@ -16,7 +16,7 @@ from fewstep.distillation.parts import (
     onward,
 )
 from fewstep.distillation.score.critic import density_ratio, dropped
-from fewstep.distillation.times import FixedTimes, Uniform
+from fewstep.distillation.times import fixed_times, uniform_times
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPDiscrete
@@ -65,7 +65,7 @@ def shifted_model(model, gain, offset):
 def test_the_exact_denoiser_is_the_minimum(process, kind, own):
     exact = normal(1.4, 0.64, process, kind)
     t = 0.3 * process.noisiest if kind != "edm" else 0.7
-    term = DenoisingLoss(FixedTimes((t,)), own=own)
+    term = DenoisingLoss(fixed_times((t,)), own=own)
 
     def loss(gain, offset):
         critic = shifted_model(exact, gain, offset)
@@ -80,7 +80,7 @@ def test_the_exact_denoiser_is_the_minimum(process, kind, own):
 def test_the_own_loss_is_that_of_the_networks_target(process, kind):
     critic, x = normal(0.5, 1.0, process, kind), samples(40)
     t = 0.3 * process.noisiest if kind != "edm" else 0.7
-    loss, _ = DenoisingLoss(FixedTimes((t,)))(cast_of(critic, critic), batch_of(40), made_of(x), generator(1))
+    loss, _ = DenoisingLoss(fixed_times((t,)))(cast_of(critic, critic), batch_of(40), made_of(x), generator(1))
     g = generator(1)
     torch.randint(1, (40,), generator=g)
     noise = torch.randn(40, 1, generator=g)
@@ -101,7 +101,7 @@ def test_the_own_loss_is_that_of_the_networks_target(process, kind):
 def test_snr_weight_on_clean_predictions_is_the_noise_error():
     process = VPDiscrete.from_betas()
     critic, made = normal(0.5, 1.0, process, "epsilon"), made_of(samples(50))
-    law = FixedTimes((300.0, 600.0, 900.0))
+    law = fixed_times((300.0, 600.0, 900.0))
     noise_error, _ = DenoisingLoss(law)(cast_of(critic, critic), batch_of(50), made, generator())
     weighed, _ = DenoisingLoss(law, own=False, weights=(ScaleWeight(2, -2),))(
         cast_of(critic, critic), batch_of(50), made, generator()
@@ -113,7 +113,7 @@ def test_no_gradient_reaches_the_student():
     x = samples(8).requires_grad_(True)
     weight = torch.ones((), requires_grad=True)
     critic = Denoiser(lambda s, time: weight * s, FLOW, Prediction("velocity"))
-    loss, numbers = DenoisingLoss(Uniform())(cast_of(normal(0, 1), critic), batch_of(8), made_of(x), generator())
+    loss, numbers = DenoisingLoss(uniform_times())(cast_of(normal(0, 1), critic), batch_of(8), made_of(x), generator())
     loss.backward()
     assert x.grad is None
     assert weight.grad is not None
@@ -124,7 +124,7 @@ def test_no_gradient_reaches_the_student():
 def test_the_guided_prediction_is_regressed(guidance, forwards):
     pair = guided_pair((1.0, 0.25), (0.0, 1.25))
     critic, calls = counted(pair)
-    term = DenoisingLoss(FixedTimes((0.4,)), own=False, guidance=guidance)
+    term = DenoisingLoss(fixed_times((0.4,)), own=False, guidance=guidance)
     x = samples(30)
     loss, _ = term(cast_of(pair, critic), batch_of(30, **labels(30)), made_of(x), generator(1))
     assert sum(calls) == 30 * forwards
@@ -188,18 +188,18 @@ def test_importance_enters_the_loss():
     critic, made = normal(0, 1), chain(64)
     args = (cast_of(critic, critic), batch_of(64), made)
     losses = [
-        float(DenoisingLoss(FixedTimes((0.6,)), own=False, noising=onward, importance=kind)(*args, generator())[0])
+        float(DenoisingLoss(fixed_times((0.6,)), own=False, noising=onward, importance=kind)(*args, generator())[0])
         for kind in ("none", "tempered", "full")
     ]
     assert len(set(losses)) == 3
     with pytest.raises(FewstepError, match="importance"):
-        DenoisingLoss(Uniform(), importance="half")
+        DenoisingLoss(uniform_times(), importance="half")
 
 
 def test_errors_are_told_for_clean_and_noisy_halves():
     critic = normal(0.5, 1.0)
     args = (cast_of(critic, critic), batch_of(4000), made_of(samples(4000, 0.5, 1.0)), generator())
-    _, numbers = DenoisingLoss(Uniform(), own=False)(*args)
+    _, numbers = DenoisingLoss(uniform_times(), own=False)(*args)
     assert float(numbers["error_clean"]) < float(numbers["error"]) < float(numbers["error_noisy"])
 
 

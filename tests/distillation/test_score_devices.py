@@ -30,7 +30,7 @@ from fewstep.distillation.parts import (
 )
 from fewstep.distillation.rollout import BackwardSimulation, NoisedData, RandomSchedule, between
 from fewstep.distillation.score.relay import LaterCall
-from fewstep.distillation.times import BelowLastCall, LastInterval, Uniform
+from fewstep.distillation.times import below_last_call, last_interval, uniform_times
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 
@@ -109,17 +109,17 @@ TAPS = NetworkFeatures("critic", ("inner",))
 TERMS = [
     ScoreDistillation(
         DistributionMatching(3.0),
-        Uniform(),
+        uniform_times(),
         (ErrorNormalizer(3.0), ScaleWeight(2, -2), RewardWeight(lambda x, batch: x.sum(1))),
     ),
-    ScoreDistillation(DistributionMatching(3.0), LastInterval(), noising=onward),
-    ScoreDistillation(GuidanceDifference(), BelowLastCall(), (ErrorNormalizer(),), active=between(0.4, 0.8)),
-    ScoreDistillation(ScoreIdentity(1.2, 2.0, -1.0), Uniform(), (ErrorNormalizer(),), slope=HuberGradient()),
-    ScoreDistillation(DistributionMatching(2.0), Uniform(), (DensityRatioWeight("forward_kl"),), taps=TAPS),
-    GeneratorLoss(TAPS, Uniform(), active=between(0.4, 0.8)),
+    ScoreDistillation(DistributionMatching(3.0), last_interval(), noising=onward),
+    ScoreDistillation(GuidanceDifference(), below_last_call(), (ErrorNormalizer(),), active=between(0.4, 0.8)),
+    ScoreDistillation(ScoreIdentity(1.2, 2.0, -1.0), uniform_times(), (ErrorNormalizer(),), slope=HuberGradient()),
+    ScoreDistillation(DistributionMatching(2.0), uniform_times(), (DensityRatioWeight("forward_kl"),), taps=TAPS),
+    GeneratorLoss(TAPS, uniform_times(), active=between(0.4, 0.8)),
     PairedRegression(),
     MeanVariancePenalty(),
-    LaterCall(FRESH, (0.5, 0.25), GeneratorLoss(TAPS, Uniform())),
+    LaterCall(FRESH, (0.5, 0.25), GeneratorLoss(TAPS, uniform_times())),
 ]
 
 
@@ -129,14 +129,14 @@ def test_terms_of_the_student(term, cast, batch):
 
 
 OTHERS = [
-    DenoisingLoss(Uniform()),
+    DenoisingLoss(uniform_times()),
     DenoisingLoss(
-        LastInterval(), own=False, weights=(ScaleWeight(2, -2, 5.0),), noising=onward, importance="full", drop=0.5
+        last_interval(), own=False, weights=(ScaleWeight(2, -2, 5.0),), noising=onward, importance="full", drop=0.5
     ),
-    DenoisingLoss(Uniform(), guidance=-1.0),
-    DiscriminatorLoss(TAPS, Uniform(), penalty=1.0),
-    DiscriminatorLoss(TAPS, Uniform(), train_source=True, active=between(0.4, 0.8)),
-    LaterCall(FRESH, (0.25,), DiscriminatorLoss(TAPS, Uniform()), learn=False),
+    DenoisingLoss(uniform_times(), guidance=-1.0),
+    DiscriminatorLoss(TAPS, uniform_times(), penalty=1.0),
+    DiscriminatorLoss(TAPS, uniform_times(), train_source=True, active=between(0.4, 0.8)),
+    LaterCall(FRESH, (0.25,), DiscriminatorLoss(TAPS, uniform_times()), learn=False),
 ]
 
 

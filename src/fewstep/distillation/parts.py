@@ -84,14 +84,14 @@ from fewstep.distillation.score.relay import LaterCall
 from fewstep.distillation.score.view import direct, onward
 from fewstep.distillation.score.weights import DensityRatioWeight, ErrorNormalizer, RewardWeight, ScaleWeight, Weight
 from fewstep.distillation.times import (
-    BelowLastCall,
-    KarrasTime,
-    LastInterval,
-    LogitNormal,
-    LogNormal,
     TimeDistribution,
-    Uniform,
+    below_last_call,
     everywhere,
+    karras_times,
+    last_interval,
+    log_normal_times,
+    logit_normal_times,
     straight,
     time_at,
+    uniform_times,
 )

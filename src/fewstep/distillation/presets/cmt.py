@@ -16,7 +16,6 @@ from fewstep.distillation.parts import (
     TimeDerivative,
     TrainingStages,
     TwoLeg,
-    Uniform,
     VelocitySource,
     data_velocity,
     evenly,
@@ -25,6 +24,7 @@ from fewstep.distillation.parts import (
     stored_state,
     stored_states,
     teacher_velocity,
+    uniform_times,
 )
 from fewstep.process import Process
 
@@ -63,7 +63,7 @@ def mf_rae(
 
     shift: of the times, sqrt(numbers per sample / 4096) in the paper. stages: ends of the first two.
     """
-    law = Uniform(1e-3, 0.999, shift)
+    law = uniform_times(1e-3, 0.999, shift)
 
     def mean_flow(direction: VelocitySource, scale: float) -> FlowMapTerm:
         return FlowMapTerm(

@@ -7,7 +7,6 @@ from fewstep.distillation.parts import (
     InstantaneousVelocity,
     Intervals,
     KarrasGrid,
-    LogNormal,
     Method,
     OdeSteps,
     OptimizerSettings,
@@ -21,6 +20,7 @@ from fewstep.distillation.parts import (
     UniformGrid,
     data_velocity,
     evenly,
+    log_normal_times,
     needing,
     preset,
 )
@@ -55,7 +55,7 @@ def ctm(
                 carried=True,
             ),
             "denoising": FlowMapTerm(
-                Intervals(LogNormal(-1.2, 1.2), equal=1.0),
+                Intervals(log_normal_times(-1.2, 1.2), equal=1.0),
                 InstantaneousVelocity(data_velocity),
                 space="clean",
                 factor=anchor,

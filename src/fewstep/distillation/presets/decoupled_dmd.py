@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fewstep.distillation.parts import (
     BackwardSimulation,
-    BelowLastCall,
     Critic,
     DenoisingLoss,
     DistributionMatching,
@@ -16,6 +15,7 @@ from fewstep.distillation.parts import (
     Term,
     TimeDistribution,
     UpdateRule,
+    below_last_call,
     evenly,
     everywhere,
     needing,
@@ -49,7 +49,7 @@ def decoupled_dmd(
     if not match and guidance == 1:
         raise FewstepError("without matching and guidance nothing is left to learn", hint="Use guidance above 1.")
     run, levels = evenly(process, steps), everywhere(process)
-    near: TimeDistribution = BelowLastCall() if cleaner else levels
+    near: TimeDistribution = below_last_call() if cleaner else levels
     terms: dict[str, Term] = {}
     if match:
         terms["match"] = ScoreDistillation(DistributionMatching(), levels, (ErrorNormalizer(floor=floor),))

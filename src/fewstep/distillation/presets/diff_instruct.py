@@ -7,10 +7,10 @@ from fewstep.distillation.parts import (
     Critic,
     DenoisingLoss,
     DistributionMatching,
-    LogNormal,
     Method,
     OptimizerSettings,
     ScoreDistillation,
+    log_normal_times,
     one_step,
     one_step_time,
     preset,
@@ -27,7 +27,7 @@ def diff_instruct(process: Process, *, start: float | None = None, mean: float =
     start: process time of the call (the paper: sigma 1 on CIFAR-10). mean, std: of log(sigma / alpha).
     """
     time = one_step_time(process, sigma=1.0) if start is None else start
-    levels = LogNormal(mean, std)
+    levels = log_normal_times(mean, std)
     return Method(
         {"score": ScoreDistillation(DistributionMatching(), levels)},
         Chain((time,)),

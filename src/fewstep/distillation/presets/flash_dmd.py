@@ -16,7 +16,6 @@ from fewstep.distillation.parts import (
     GeneratorLoss,
     Heads,
     LaterCall,
-    LogitNormal,
     Method,
     NetworkFeatures,
     OptimizerSettings,
@@ -24,6 +23,7 @@ from fewstep.distillation.parts import (
     UpdateRule,
     evenly,
     everywhere,
+    logit_normal_times,
     needing,
     preset,
 )
@@ -58,7 +58,7 @@ def flash_dmd(
     early = max(1, steps // 2) if noisy is None else noisy
     late = run.times[early:] or run.times[-1:]
     taps = NetworkFeatures("teacher", tuple(modules)) if source is None else source
-    seen = LogitNormal() if source is None else None
+    seen = logit_normal_times() if source is None else None
     return Method(
         {
             "score": ScoreDistillation(DistributionMatching(guidance), levels, (ErrorNormalizer(guidance, floor),)),

@@ -10,12 +10,12 @@ from fewstep.distillation.parts import (
     FeatureSource,
     GeneratorLoss,
     Heads,
-    LogitNormal,
     Method,
     NetworkFeatures,
     NoisedData,
     OptimizerSettings,
     evenly,
+    logit_normal_times,
     needing,
     preset,
 )
@@ -43,7 +43,7 @@ def ladd(
     between structure (noisy) and texture (clean). source: other features than those of the teacher's `modules`. The
     paper distils on synthetic data of the teacher.
     """
-    run, levels = evenly(process, steps), LogitNormal(mean, std)
+    run, levels = evenly(process, steps), logit_normal_times(mean, std)
     taps = NetworkFeatures("teacher", tuple(modules)) if source is None else source
     return Method(
         {"adversarial": GeneratorLoss(taps, levels, loss, scale=1.0)},

@@ -6,7 +6,6 @@ from fewstep.distillation.parts import (
     FlowMapTerm,
     Intervals,
     KarrasGrid,
-    LogNormal,
     Method,
     OdeSteps,
     OptimizerSettings,
@@ -21,6 +20,7 @@ from fewstep.distillation.parts import (
     evenly,
     inverse_step,
     lcm_boundary,
+    log_normal_times,
     needing,
     preset,
     same_noise_step,
@@ -101,7 +101,7 @@ def ect(process: Process, *, steps: int = 2, q: float = 2.0, stages: int = 8, c:
     loss = d(f(x_t, t), sg f(x_r, r)) / (t - r),  x_t and x_r of one data point and one noise
     """
     term = FlowMapTerm(
-        Intervals(LogNormal(-1.1, 2.0), middle=ShrinkingStep(q, stages)),
+        Intervals(log_normal_times(-1.1, 2.0), middle=ShrinkingStep(q, stages)),
         TwoLeg(same_noise_step, StudentJump()),
         metric=PseudoHuber(c),
         weights=(inverse_step,),

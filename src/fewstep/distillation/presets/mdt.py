@@ -6,7 +6,6 @@ from fewstep.distillation.parts import (
     Eulerian,
     FlowMapTerm,
     Intervals,
-    LogitNormal,
     Method,
     OptimizerSettings,
     TeacherGuidance,
@@ -14,6 +13,7 @@ from fewstep.distillation.parts import (
     TimeDerivative,
     VelocityDistillation,
     evenly,
+    logit_normal_times,
     needing,
     preset,
 )
@@ -43,7 +43,7 @@ def mdt(
     is the paper's text, which needs its learning rate of 1e-8.
     fresh: 0 samples as the authors do; 1 noises anew, which is what a map to the data is meant for.
     """
-    times, residual = Intervals(LogitNormal(1.0, 1.0)), Eulerian(slope=TimeDerivative(derivative, delta))
+    times, residual = Intervals(logit_normal_times(1.0, 1.0)), Eulerian(slope=TimeDerivative(derivative, delta))
     terms: dict[str, Term] = {}
     if matching:
         terms["matching"] = FlowMapTerm(

@@ -9,7 +9,6 @@ from fewstep.distillation.parts import (
     FractionOfJump,
     Intervals,
     Lagrangian,
-    LogitNormal,
     Method,
     OdeSteps,
     OptimizerSettings,
@@ -22,19 +21,20 @@ from fewstep.distillation.parts import (
     TimeDerivative,
     TimeDistribution,
     TwoLeg,
-    Uniform,
     VelocitySource,
     data_velocity,
     evenly,
+    logit_normal_times,
     needing,
     preset,
     same_noise_step,
     teacher_velocity,
+    uniform_times,
 )
 from fewstep.errors import FewstepError, nearest
 from fewstep.process import Process
 
-LAWS: dict[str, TimeDistribution] = {"logit_normal": LogitNormal(-0.4, 1.0), "uniform": Uniform(1e-3, 1.0)}
+LAWS: dict[str, TimeDistribution] = {"logit_normal": logit_normal_times(-0.4, 1.0), "uniform": uniform_times(1e-3, 1.0)}
 SETTINGS = OptimizerSettings(learning_rate=1e-4, betas=(0.9, 0.95), ema=0.9999)
 
 
@@ -139,7 +139,7 @@ def lagrangian(
 
     The only derivative is in the end time: cheap, and safe with fused attention by `derivative="difference"`.
     """
-    law = Uniform(least, 1.0)
+    law = uniform_times(least, 1.0)
     term = FlowMapTerm(
         Intervals(law, SecondDraw(law), equal=equal),
         Lagrangian(slope=TimeDerivative(derivative)),

@@ -28,7 +28,6 @@ from fewstep.distillation.parts import (
     Term,
     TrainingStages,
     TwoLeg,
-    Uniform,
     UniformGrid,
     WindowedReflow,
     data_velocity,
@@ -38,10 +37,11 @@ from fewstep.distillation.parts import (
     pure_noise,
     stored_state,
     stored_states,
+    uniform_times,
 )
 from fewstep.process import Process
 
-EVERYWHERE = Intervals(Uniform(1e-3, 1.0), equal=1.0)
+EVERYWHERE = Intervals(uniform_times(1e-3, 1.0), equal=1.0)
 AVERAGE = 0.9999
 
 
@@ -72,7 +72,7 @@ def perflow(process: Process, *, steps: int = 4, guidance: float = 1.0, sub_step
     """
     windows = UniformGrid(steps)
     term = FlowMapTerm(
-        Intervals(Uniform(1e-3, 1.0), PreviousGridPoint(windows)),
+        Intervals(uniform_times(1e-3, 1.0), PreviousGridPoint(windows)),
         InstantaneousVelocity(data_velocity),
         WindowedReflow(windows, sub_steps, order),
         guidance=TeacherGuidance(guidance),

@@ -6,7 +6,6 @@ from fewstep.distillation.parts import (
     Eulerian,
     FlowMapTerm,
     Intervals,
-    LogNormal,
     Method,
     OptimizerSettings,
     Ramp,
@@ -16,6 +15,7 @@ from fewstep.distillation.parts import (
     data_velocity,
     evenly,
     learned_uncertainty,
+    log_normal_times,
     needing,
     preset,
     teacher_velocity,
@@ -44,7 +44,7 @@ def scm(
     learned_weight: needs a student with a head `uncertainty(time)`.
     """
     term = FlowMapTerm(
-        Intervals(LogNormal(-1.0, 1.4)),
+        Intervals(log_normal_times(-1.0, 1.4)),
         Eulerian(
             teacher_velocity if teacher else data_velocity,
             TimeDerivative(derivative),

@@ -11,13 +11,13 @@ from fewstep.distillation.parts import (
     OptimizerSettings,
     TargetNetwork,
     TeacherGuidance,
-    Uniform,
     data_velocity,
     evenly,
     needing,
     preset,
     semigroup,
     teacher_velocity,
+    uniform_times,
 )
 from fewstep.process import Process
 
@@ -45,7 +45,7 @@ def shortcut(
     return Method(
         {
             "velocity": FlowMapTerm(
-                Intervals(Uniform(1e-3, 1.0), equal=1.0),
+                Intervals(uniform_times(1e-3, 1.0), equal=1.0),
                 InstantaneousVelocity(teacher_velocity if teacher else data_velocity),
                 guidance=TeacherGuidance(guidance if teacher else 1.0),
                 share=(0.0, anchored),

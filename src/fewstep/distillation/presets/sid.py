@@ -7,17 +7,17 @@ from fewstep.distillation.parts import (
     Critic,
     DenoisingLoss,
     ErrorNormalizer,
-    KarrasTime,
-    LogNormal,
     Method,
     OptimizerSettings,
     ScoreDistillation,
     ScoreIdentity,
-    Uniform,
+    karras_times,
+    log_normal_times,
     needing,
     one_step,
     one_step_time,
     preset,
+    uniform_times,
 )
 from fewstep.process import Process
 
@@ -44,7 +44,7 @@ def sid(
     theirs = guidance if critic_guidance is None else critic_guidance
     time = one_step_time(process) if start is None else start
     unbounded = process.unbounded
-    levels = KarrasTime(0.8) if unbounded else Uniform(0.02, 0.98)
+    levels = karras_times(0.8) if unbounded else uniform_times(0.02, 0.98)
     return Method(
         {
             "score": ScoreDistillation(
@@ -53,7 +53,7 @@ def sid(
         },
         Chain((time,)),
         one_step(time),
-        Critic(DenoisingLoss(LogNormal(-1.2, 1.2) if unbounded else levels, guidance=theirs, drop=drop)),
+        Critic(DenoisingLoss(log_normal_times(-1.2, 1.2) if unbounded else levels, guidance=theirs, drop=drop)),
         needs=needing(guided=(guidance, theirs) != (1.0, 1.0)),
         settings=OptimizerSettings(learning_rate=1e-5, betas=(0.0, 0.999)),
     )

@@ -14,7 +14,6 @@ from fewstep.distillation.parts import (
     ErrorNormalizer,
     GeneratorLoss,
     Heads,
-    LogitNormal,
     Method,
     NetworkFeatures,
     OptimizerSettings,
@@ -27,6 +26,7 @@ from fewstep.distillation.parts import (
     Weight,
     evenly,
     everywhere,
+    logit_normal_times,
     needing,
     preset,
     straight,
@@ -66,7 +66,9 @@ def sid_few_step(
     step_condition: as in dmd2.
     """
     run = evenly(process, steps, fresh)
-    levels: TimeDistribution = LogitNormal(math.log(2), 1.6, least=0.01) if straight(process) else everywhere(process)
+    levels: TimeDistribution = (
+        logit_normal_times(math.log(2), 1.6, least=0.01) if straight(process) else everywhere(process)
+    )
     weight: Weight = ScaleWeight(alpha=1) if signal else ErrorNormalizer(guidance, floor)
     terms: dict[str, Term] = {
         "score": ScoreDistillation(ScoreIdentity(alpha, guidance, critic_guidance), levels, (weight,))

@@ -7,17 +7,17 @@ from fewstep.distillation.parts import (
     Critic,
     DenoisingLoss,
     HuberGradient,
-    KarrasTime,
-    LogNormal,
     Method,
     OptimizerSettings,
     ScoreDistillation,
     ScoreIdentity,
-    Uniform,
+    karras_times,
+    log_normal_times,
     needing,
     one_step,
     one_step_time,
     preset,
+    uniform_times,
 )
 from fewstep.process import Process
 
@@ -33,12 +33,12 @@ def sim(process: Process, *, huber: float = 0.00054, guidance: float = 1.0, star
     """
     time = one_step_time(process) if start is None else start
     unbounded = process.unbounded
-    levels = KarrasTime(0.8) if unbounded else Uniform(0.02, 0.98)
+    levels = karras_times(0.8) if unbounded else uniform_times(0.02, 0.98)
     return Method(
         {"score": ScoreDistillation(ScoreIdentity(1.0, guidance), levels, slope=HuberGradient(huber))},
         Chain((time,)),
         one_step(time),
-        Critic(DenoisingLoss(LogNormal(-1.2, 1.2) if unbounded else levels)),
+        Critic(DenoisingLoss(log_normal_times(-1.2, 1.2) if unbounded else levels)),
         needs=needing(guided=guidance != 1),
         settings=OptimizerSettings(learning_rate=1e-5, betas=(0.0, 0.999)),
     )

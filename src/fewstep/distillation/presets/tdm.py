@@ -12,12 +12,12 @@ from fewstep.distillation.parts import (
     DistributionMatching,
     ErrorNormalizer,
     HuberGradient,
-    LastInterval,
     Method,
     OptimizerSettings,
     ScaleWeight,
     ScoreDistillation,
     UpdateRule,
+    last_interval,
     needing,
     onward,
     preset,
@@ -47,7 +47,7 @@ def tdm(
     first = 1.0 if process.alpha(process.noisiest) < 1e-6 else start
     parts = torch.tensor([first * (1 - k / steps) for k in range(steps)], dtype=torch.float64)
     run = Chain(tuple(time_at(process, parts).tolist()), fresh=0.0)
-    levels = LastInterval(whole=overlap)
+    levels = last_interval(whole=overlap)
     student = ScoreDistillation(
         DistributionMatching(guidance),
         levels,

@@ -10,11 +10,11 @@ from fewstep.distillation.parts import (
     OptimizerSettings,
     SnrWeight,
     TeacherGuidance,
-    Uniform,
     evenly,
     needing,
     preset,
     teacher_velocity,
+    uniform_times,
 )
 from fewstep.process import Process
 
@@ -30,7 +30,7 @@ def yonos(process: Process, *, steps: int = 1, guidance: float = 1.0) -> Method:
     ones.
     """
     term = FlowMapTerm(
-        Intervals(Uniform(1e-3, 1.0), equal=1.0),
+        Intervals(uniform_times(1e-3, 1.0), equal=1.0),
         InstantaneousVelocity(teacher_velocity),
         weights=(SnrWeight("plus_one"),),
         space="clean",
