@@ -7,7 +7,14 @@ from claims.mlcm import mirrored
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.discriminator import NetworkFeatures
 from fewstep.distillation.method import Method, method
-from fewstep.distillation.parts import FlowMapTerm, Intervals, OdeSteps, PreviousGridPoint, TwoLeg, UniformGrid
+from fewstep.distillation.parts import (
+    flow_map_term,
+    grid_jump_times,
+    ode_steps,
+    previous_grid_point,
+    two_leg,
+    uniform_grid,
+)
 from fewstep.testing.digits import DigitBed
 
 KEYS = 4
@@ -27,8 +34,8 @@ def keys(adversarial: float):
 
 def noised(process, updates):
     """The same jumps from noised data, solved while training with as many steps as the stored ones."""
-    grid = UniformGrid(KEYS)
-    term = FlowMapTerm(Intervals(grid, PreviousGridPoint(grid)), TwoLeg(OdeSteps(steps=4)))
+    grid = uniform_grid(KEYS)
+    term = flow_map_term(grid_jump_times(grid, previous_grid_point(grid)), two_leg(ode_steps(steps=4)))
     return Method({"noised": term}, evenly(process, KEYS, fresh=0.0), needs=frozenset({"data"}))
 
 

@@ -12,7 +12,7 @@ import torch
 from claims.claim import Arm, Numbers
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.method import Method
-from fewstep.distillation.parts import TrainingStages
+from fewstep.distillation.parts import training_stages
 from fewstep.testing.digits import DigitBed, condition_of
 from fewstep.transition import ddim_path
 
@@ -70,5 +70,5 @@ def after(middle: Method, last: Method, share: float = 0.5) -> Method:
     """The last method, with the only term of another one in its place for the first share of the training."""
     (begin,), ((name, end),) = middle.terms.values(), last.terms.items()
     return dataclasses.replace(
-        last, terms={name: TrainingStages(((share, begin), (1.0, end)))}, needs=middle.needs | last.needs
+        last, terms={name: training_stages(((share, begin), (1.0, end)))}, needs=middle.needs | last.needs
     )

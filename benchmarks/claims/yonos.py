@@ -16,7 +16,8 @@ from fewstep.denoiser import Condition, Denoiser
 from fewstep.distillation.chain import Chain, evenly
 from fewstep.distillation.core import Batch
 from fewstep.distillation.method import method
-from fewstep.distillation.parts import InstantaneousVelocity, data_velocity
+from fewstep.distillation.part import replaced
+from fewstep.distillation.parts import data_velocity, instantaneous_velocity
 from fewstep.testing.digits import GROUPS, PIXELS, DigitBed, DigitNetwork
 from fewstep.testing.training import distil
 
@@ -115,7 +116,7 @@ def distilled(process, updates):
 def direct(process, updates):
     """The same regression, of the data."""
     samples = method("yonos", process)
-    term = dataclasses.replace(samples.terms["easier"], target=InstantaneousVelocity(data_velocity))
+    term = replaced(samples.terms["easier"], target=instantaneous_velocity(data_velocity))
     return dataclasses.replace(samples, terms={"data": term})
 
 

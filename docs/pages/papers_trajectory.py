@@ -68,7 +68,7 @@ PAPERS: tuple[Paper, ...] = (
         here="Two stages by share of the training. The teacher's states take one guided step per segment that is left "
         "behind, as in algorithm 1; the second stage takes three sub-steps of the teacher between edges and four "
         "steps of the student for its samples, noised by fresh noise, which the paper's text says and its algorithm 2 "
-        "does not (`StudentStates(same_noise=True)`). Live student as target, as there. Segments alone "
+        "does not (`student_states(same_noise=True)`). Live student as target, as there. Segments alone "
         "(`first_stage=1`) teach no jump to the data and are run as a deterministic chain.",
         missing="The latent perceptual distance (`metric=Features(...)` takes such a network), preference and "
         "adversarial stages.",
@@ -97,7 +97,7 @@ PAPERS: tuple[Paper, ...] = (
         idea="The step between the two states that must agree goes to zero, which removes its error and asks for the "
         "derivative of the student along the trajectory. What made this unstable is mended: trigonometric time, the "
         "derivative faded in, the residual normalised, a learned weight of noise levels.",
-        here="`Eulerian` residual to time 0 with forward-mode derivatives (`derivative='difference'` where attention "
+        here="`eulerian_target` to time 0 with forward-mode derivatives (`derivative='difference'` where attention "
         "has none), faded in over `warmup`, the whole residual divided by its norm + 0.1, log-normal noise levels. "
         "`teacher=False` trains from data. Any process: the residual is written for general alpha and sigma, and its "
         "factors are those of the paper on the circle.",
@@ -113,7 +113,7 @@ PAPERS: tuple[Paper, ...] = (
         idea="The student's output is the average velocity between two times, and one call jumps between them. It "
         "satisfies u = v - (t - s) du/dt along the trajectory, which gives a regression target from one derivative "
         "and a sample of the velocity; no teacher is needed.",
-        here="`Eulerian` with the data's velocity, three quarters of the samples at s = t, adaptive weights. "
+        here="`eulerian_target` with the data's velocity, three quarters of the samples at s = t, adaptive weights. "
         "`teacher=True` takes the teacher's velocity instead, which has less variance and the teacher's bias; "
         "`omega` and `kappa` are the paper's own guidance. `alpha_flow` (arXiv 2510.20771) is the discrete form, from "
         "flow matching towards the limit. `lagrangian` (arXiv 2406.07507) differentiates in the end time alone, which "
@@ -194,8 +194,8 @@ PAPERS: tuple[Paper, ...] = (
         "is MeanFlow's equation with the end at the data and the teacher's velocity. Velocity distillation judges the "
         "student's own samples: the velocity that its map implies, minus the teacher's, takes the place of a second "
         "network's score.",
-        here="`Eulerian` to time 0 with a central difference (`derivative`, `delta`; the paper takes a backward one of "
-        "0.01), and `VelocityDistillation` with the same residual. The residual is the true gap of velocities carried "
+        here="`eulerian_target` to time 0 with a central difference (`derivative`, `delta`; the paper takes a backward "
+        "one of 0.01), and `velocity_distillation` with the same residual. That is the true gap of velocities carried "
         "to the data by the Jacobian of the student's map; the tests check this. The released code normalises the "
         "derivative alone, which moves the fixed point; here the whole residual is normalised. Noise and times of the "
         "two terms are drawn apart, those of the paper are shared. Guidance of 41 and 101 are the authors' 40 and "

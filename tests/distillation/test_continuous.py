@@ -9,18 +9,19 @@ from fewstep.distillation.core import Networks
 from fewstep.distillation.flow_map.frame import JumpCoefficients
 from fewstep.distillation.flow_map.term import normalised_residual
 from fewstep.distillation.parts import (
-    Eulerian,
-    FlowMapTerm,
-    Lagrangian,
-    MixedVelocity,
-    OdeSteps,
-    StudentJump,
     TimeDerivative,
-    TwoLeg,
-    VelocityDistillation,
     data_velocity,
+    eulerian_residual,
+    eulerian_target,
+    flow_map_term,
+    lagrangian_target,
+    mixed_velocity,
+    ode_steps,
+    student_jump,
     student_velocity,
     teacher_velocity,
+    two_leg,
+    velocity_distillation,
 )
 from fewstep.process import Cosine, RectifiedFlow
 from tests.distillation.flow_map_exact import (
@@ -50,8 +51,8 @@ def test_the_exact_map_is_a_fixed_point_of_the_eulerian_equation(name):
     cast = exact_cast(process)
     for s in (S, 0.0):
         jump = jump_of(cast, fixed(T, s))
-        assert residual(cast, jump, Eulerian()).abs().max() < 1e-10
-        assert residual(cast, jump, Eulerian(warmup=0.5)).abs().max() > 1e-3
+        assert residual(cast, jump, eulerian_target()).abs().max() < 1e-10
+        assert residual(cast, jump, eulerian_target(warmup=0.5)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -59,11 +60,11 @@ def test_the_exact_map_is_a_fixed_point_of_the_eulerian_equation(name):
 def test_the_exact_map_is_a_fixed_point_of_the_lagrangian_equation(name, direction):
     cast = exact_cast(PROCESSES[name])
     jump = jump_of(cast, fixed(T, S))
-    assert residual(cast, jump, Lagrangian(direction)).abs().max() < 1e-10
+    assert residual(cast, jump, lagrangian_target(direction)).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("target", [Eulerian, Lagrangian])
+@pytest.mark.parametrize("target", [eulerian_target, lagrangian_target])
 def test_differences_are_of_second_order(name, target):
     cast = exact_cast(PROCESSES[name])
     jump = jump_of(cast, fixed((0.8, 0.6, 0.5, 0.75), S))
@@ -73,14 +74,16 @@ def test_differences_are_of_second_order(name, target):
     assert 3.5 < coarse / fine < 4.5
 
 
-@pytest.mark.parametrize("target", [Eulerian, Lagrangian])
+@pytest.mark.parametrize("target", [eulerian_target, lagrangian_target])
 def test_differences_at_the_ends_of_the_range_are_one_sided(target):
     cast = exact_cast(RectifiedFlow())
     jump = jump_of(cast, fixed((1.0, 1.0, 0.5, 0.5), (0.9999, 1e-3, 0.499, 0.5)))
     assert residual(cast, jump, target(slope=TimeDerivative("difference", 5e-3))).abs().max() < 2e-2
 
 
-@pytest.mark.parametrize("target", [Eulerian(), Lagrangian(), Eulerian(slope=TimeDerivative("difference"))])
+@pytest.mark.parametrize(
+    "target", [eulerian_target(), lagrangian_target(), eulerian_target(slope=TimeDerivative("difference"))]
+)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_jump_of_no_length_wants_the_teachers_velocity(name, target):
     process = PROCESSES[name]
@@ -105,7 +108,7 @@ def test_mean_flow_identity():
     u, slope = torch.func.jvp(
         lambda x, t: straight_u(cast.student, x, t, jump.s), (jump.x, jump.t), (v, torch.ones_like(jump.t))
     )
-    aim = Eulerian(data_velocity)(cast, jump, jump.ask(cast.student, jump.x, jump.t, jump.s))
+    aim = eulerian_target(data_velocity)(cast, jump, jump.ask(cast.student, jump.x, jump.t, jump.s))
     assert torch.allclose(aim.value, v - (jump.t - jump.s)[:, None] * slope, atol=1e-12)
     assert not torch.allclose(aim.value, u)
 
@@ -120,7 +123,7 @@ def test_lagrangian_target_on_the_straight_path():
     )
     landed = jump.x - (jump.t - jump.s)[:, None] * u
     v = (landed - posterior(process, landed, jump.s)) / jump.s[:, None]
-    aim = Lagrangian()(cast, jump, jump.ask(cast.student, jump.x, jump.t, jump.s))
+    aim = lagrangian_target()(cast, jump, jump.ask(cast.student, jump.x, jump.t, jump.s))
     assert torch.allclose(aim.value, v + (jump.t - jump.s)[:, None] * slope, atol=1e-12)
 
 
@@ -139,7 +142,7 @@ def test_scm_on_the_circle(r):
     way = (phi.cos() * jump.x - posterior(process, jump.x, jump.t)) / phi.sin()
     F, slope = torch.func.jvp(output, (jump.x, phi[:, 0]), (way, torch.ones_like(phi[:, 0])))
     g = -(phi.cos() ** 2) * (F - way) - r * phi.cos() * phi.sin() * (jump.x + slope)
-    ours = -residual(cast, jump, Eulerian(warmup=r, shrink=True)) / (torch.pi / 2)
+    ours = -residual(cast, jump, eulerian_target(warmup=r, shrink=True)) / (torch.pi / 2)
     assert torch.allclose(ours, g, atol=1e-12)
 
 
@@ -147,10 +150,11 @@ def test_the_normalised_residual_keeps_its_direction_and_fixed_point():
     process = RectifiedFlow()
     cast = Networks(student=rough(process), teacher=exact_teacher(process))
     plain, normal = (
-        FlowMapTerm(fixed(T, S), Eulerian(), normalise=c)(cast, batch_of(), None, generator())[0] for c in (None, 0.1)
+        flow_map_term(fixed(T, S), eulerian_target(), normalise=c)(cast, batch_of(), None, generator())[0]
+        for c in (None, 0.1)
     )
     jump = jump_of(cast, fixed(T, S), seed=0)
-    size = residual(cast, jump, Eulerian()).norm(dim=1)
+    size = residual(cast, jump, eulerian_target()).norm(dim=1)
     assert torch.allclose(plain.detach(), (size**2).mean() / 3)
     assert torch.allclose(normal.detach(), ((size / (size + 0.1)) ** 2).mean() / 3)
 
@@ -170,7 +174,7 @@ def test_velocity_distillation_pulls_a_displaced_student_back(c):
         return student.network(x, time, target_time) + shift
 
     cast = Networks(student=dataclasses.replace(student, network=moved), teacher=exact_teacher(STRAIGHT))
-    term = VelocityDistillation(fixed(0.5, 0.0), normalise=c)
+    term = velocity_distillation(fixed(0.5, 0.0), normalise=c)
     loss, _ = term(cast, batch_of(256), None, generator())
     loss.backward()
     assert bool((shift.grad > 0).all())
@@ -183,8 +187,8 @@ def test_short_consistency_steps_become_the_eulerian_residual():
     errors = []
     for step in (1e-2, 5e-3):
         jump = jump_of(cast, fixed(T, S, [t - step for t in T]))
-        discrete = residual(cast, jump, TwoLeg(OdeSteps(), StudentJump()), "state") / step
-        errors.append((discrete + residual(cast, jump, Eulerian())).abs().max())
+        discrete = residual(cast, jump, two_leg(ode_steps(), student_jump()), "state") / step
+        errors.append((discrete + residual(cast, jump, eulerian_target())).abs().max())
     assert 1.7 < errors[0] / errors[1] < 2.3
 
 
@@ -198,7 +202,7 @@ def test_residuals_of_all_paths_are_one_residual():
         wrong = exact_student(process, MEAN + 0.3, 0.7 * STD)
         cast = Networks(student=wrong, teacher=exact_teacher(process))
         jump = jump_of(cast, fixed(t / process.noisiest, s / process.noisiest))
-        gap, _ = Eulerian().residual(cast, jump, jump.ask(wrong, jump.x, jump.t, jump.s))
+        gap, _ = eulerian_residual()(cast, jump, jump.ask(wrong, jump.x, jump.t, jump.s))
         point = t.clone().requires_grad_()
         per_log_ratio = torch.autograd.grad(process.lam(point).sum(), point)[0]
         values.append(gap / per_log_ratio[:, None] / process.alpha(s)[:, None])
@@ -218,7 +222,7 @@ def test_velocity_distillation_sees_the_true_gap_through_the_jacobian():
 
     cast = Networks(student=dataclasses.replace(student, network=moved), teacher=exact_teacher(process))
     batch, law = batch_of(), fixed(T, 0.0)
-    loss, numbers = VelocityDistillation(law)(cast, batch, None, generator(3))
+    loss, numbers = velocity_distillation(law)(cast, batch, None, generator(3))
     loss.backward()
 
     draws = generator(3)
@@ -241,7 +245,7 @@ def test_mixed_directions_interpolate():
     jump = jump_of(cast, fixed(T, S))
     (data, _), (teacher, _), (mixed, passes) = (
         d(cast, jump, jump.x, jump.t)
-        for d in (data_velocity, teacher_velocity, MixedVelocity(data_velocity, teacher_velocity, 0.25))
+        for d in (data_velocity, teacher_velocity, mixed_velocity(data_velocity, teacher_velocity, 0.25))
     )
     assert torch.allclose(mixed, 0.75 * data + 0.25 * teacher)
     assert passes == 1
@@ -253,7 +257,7 @@ def test_time_scales_of_networks_do_not_matter():
     for factor in (1.0, 1000.0):
         process = RectifiedFlow(network_scale=factor)
         cast = Networks(student=rough(process), teacher=exact_teacher(process))
-        found.append(residual(cast, jump_of(cast, fixed(T, S)), Eulerian()))
+        found.append(residual(cast, jump_of(cast, fixed(T, S)), eulerian_target()))
     assert torch.allclose(found[0], found[1], atol=1e-10)
 
 

@@ -10,8 +10,8 @@ from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.discriminator import Heads, samples
 from fewstep.distillation.flow_map.key_states import (
-    KeyStateDiscriminatorLoss,
-    KeyStateGeneratorLoss,
+    key_state_discriminator_loss,
+    key_state_generator_loss,
     landed,
 )
 from fewstep.distillation.rollout import BackwardSimulation
@@ -48,7 +48,7 @@ def test_real_states_are_those_at_the_time_that_the_students_call_leads_to(seed)
     networks, batch = scene()
     with torch.no_grad():
         made = BackwardSimulation(STEPS)(networks, batch, generator(seed))
-    KeyStateDiscriminatorLoss(samples)(networks, batch, made, generator())
+    key_state_discriminator_loss(samples)(networks, batch, made, generator())
     key = int(made.index[0])
     real, fake = networks.adversary[key].seen
     assert torch.equal(real, batch.path[:, [2, 3, 4][key]])
@@ -61,7 +61,7 @@ def test_real_states_are_those_at_the_time_that_the_students_call_leads_to(seed)
 def test_the_students_gradient_is_that_of_its_last_call():
     networks, batch = scene()
     made = BackwardSimulation(STEPS)(networks, batch, generator())
-    loss, _ = KeyStateGeneratorLoss(samples, 0.3)(networks, batch, made, generator())
+    loss, _ = key_state_generator_loss(samples, 0.3)(networks, batch, made, generator())
     weights = list(networks.student.network.parameters())
     got = torch.autograd.grad(loss, weights, retain_graph=True)
     state, _, key = landed(networks, made)
@@ -76,7 +76,7 @@ def test_the_students_gradient_is_that_of_its_last_call():
 def test_the_discriminators_loss_reaches_its_own_heads_alone():
     networks, batch = scene()
     made = BackwardSimulation(STEPS)(networks, batch, generator())
-    loss, _ = KeyStateDiscriminatorLoss(samples)(networks, batch, made, generator())
+    loss, _ = key_state_discriminator_loss(samples)(networks, batch, made, generator())
     loss.backward()
     used = [head.weight.grad is not None for head in networks.adversary]
     assert used == [k == int(made.index[0]) for k in range(3)]
@@ -89,9 +89,9 @@ def test_mistakes_are_named():
         made = BackwardSimulation(STEPS)(networks, batch, generator())
     other = dataclasses.replace(batch, times=torch.tensor([1.0, 0.9, 0.8, 0.7, 0.65], dtype=torch.float64))
     with pytest.raises(FewstepError, match="lacks a key state"):
-        KeyStateDiscriminatorLoss(samples)(networks, other, made, generator())
+        key_state_discriminator_loss(samples)(networks, other, made, generator())
     with pytest.raises(FewstepError, match="one call"):
-        KeyStateGeneratorLoss(samples)(networks, batch, None, generator())
+        key_state_generator_loss(samples)(networks, batch, None, generator())
 
 
 def test_there_are_as_many_heads_as_key_states():

@@ -9,42 +9,43 @@ from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks, Samples
 from fewstep.distillation.parts import (
-    AdaptiveWeight,
-    DyadicJumps,
-    EndPointPairs,
-    FeatureDistance,
-    FlowMapTerm,
-    FractionOfJump,
-    Halving,
-    InstantaneousVelocity,
-    Intervals,
     JumpCoefficients,
-    JumpLengthWeight,
     JumpTimes,
-    KarrasGrid,
-    OdeSteps,
-    PreviousGridPoint,
-    PseudoHuber,
-    Ramp,
-    RandomMiddle,
-    SecondDraw,
-    ShrinkingStep,
-    SnrWeight,
-    SquaredError,
-    StoredPairs,
-    StudentStates,
-    SummedTerms,
-    Switch,
-    TeacherStates,
-    TrainingStages,
-    UniformBelow,
-    UniformGrid,
-    WindowedReflow,
+    adaptive_weight,
     data_velocity,
+    dyadic_jumps,
+    end_point_pairs,
+    feature_distance,
+    flow_map_term,
+    fraction_of_jump,
+    grid_jump_times,
+    halving,
+    instantaneous_velocity,
     inverse_step,
+    jump_length_weight,
+    jump_times,
+    karras_grid,
     learned_uncertainty,
+    ode_steps,
+    previous_grid_point,
+    pseudo_huber,
     pure_noise,
+    ramp,
+    random_middle,
+    second_draw,
+    shrinking_step,
     sinusoid,
+    snr_weight,
+    squared_error,
+    stored_pairs,
+    student_states,
+    summed_terms,
+    switch,
+    teacher_states,
+    training_stages,
+    uniform_below,
+    uniform_grid,
+    windowed_reflow,
 )
 from fewstep.distillation.times import log_normal_times, uniform_times
 from fewstep.errors import FewstepError
@@ -76,14 +77,18 @@ def drawn(law, process=STRAIGHT, batch=MANY):
 # --- intervals --------------------------------------------------------------------------------------------------------
 
 LAWS = {
-    "consistency": Intervals(UniformGrid(20), middle=PreviousGridPoint(UniformGrid(20))),
-    "edm": Intervals(KarrasGrid(18, highest=20.0), UniformBelow(), PreviousGridPoint(KarrasGrid(18, highest=20.0), 3)),
-    "segments": Intervals(UniformGrid(20), PreviousGridPoint(UniformGrid(4)), PreviousGridPoint(UniformGrid(20))),
-    "halves": Intervals(UniformGrid(8), PreviousGridPoint(UniformGrid(8)), FractionOfJump(0.5)),
-    "any two": Intervals(uniform_times(), SecondDraw(uniform_times()), FractionOfJump(0.3), equal=0.25),
-    "shrinking": Intervals(log_normal_times(), middle=ShrinkingStep()),
-    "dyadic": DyadicJumps(4),
-    "inside": RandomMiddle(),
+    "consistency": grid_jump_times(uniform_grid(20), middle=previous_grid_point(uniform_grid(20))),
+    "edm": grid_jump_times(
+        karras_grid(18, highest=20.0), uniform_below(), previous_grid_point(karras_grid(18, highest=20.0), 3)
+    ),
+    "segments": grid_jump_times(
+        uniform_grid(20), previous_grid_point(uniform_grid(4)), previous_grid_point(uniform_grid(20))
+    ),
+    "halves": grid_jump_times(uniform_grid(8), previous_grid_point(uniform_grid(8)), fraction_of_jump(0.5)),
+    "any two": jump_times(uniform_times(), second_draw(uniform_times()), fraction_of_jump(0.3), equal=0.25),
+    "shrinking": jump_times(log_normal_times(), middle=shrinking_step()),
+    "dyadic": dyadic_jumps(4),
+    "inside": random_middle(),
 }
 
 
@@ -104,22 +109,27 @@ def test_segments_end_at_their_own_lower_edge():
 
 
 def test_first_legs_stop_at_the_end_of_a_jump():
-    times = drawn(Intervals(UniformGrid(20), PreviousGridPoint(UniformGrid(4)), PreviousGridPoint(UniformGrid(20), 8)))
+    times = drawn(
+        grid_jump_times(
+            uniform_grid(20), previous_grid_point(uniform_grid(4)), previous_grid_point(uniform_grid(20), 8)
+        )
+    )
     assert torch.allclose(times.m, torch.maximum(times.t - 0.4, times.s), atol=1e-9)
 
 
 def test_progressive_grids_halve_with_the_stages():
-    grid = UniformGrid(Halving(8, every=10, least=2))
+    grid = uniform_grid(halving(8, every=10, least=2))
     for step, parts in ((0, 8), (9, 8), (10, 4), (20, 2), (90, 2)):
         times = drawn(
-            Intervals(grid, PreviousGridPoint(grid), FractionOfJump(0.5)), batch=dataclasses.replace(MANY, step=step)
+            grid_jump_times(grid, previous_grid_point(grid), fraction_of_jump(0.5)),
+            batch=dataclasses.replace(MANY, step=step),
         )
         assert torch.allclose(times.t - times.s, torch.full_like(times.t, 1 / parts))
         assert torch.allclose(times.m, (times.t + times.s) / 2)
 
 
 def test_dyadic_jumps_start_at_multiples_of_their_length():
-    times = drawn(DyadicJumps(4))
+    times = drawn(dyadic_jumps(4))
     length = times.t - times.s
     assert set(length.tolist()) == {1.0, 0.5, 0.25, 0.125}
     assert torch.equal(times.t / length, (times.t / length).round())
@@ -127,7 +137,7 @@ def test_dyadic_jumps_start_at_multiples_of_their_length():
 
 
 def test_the_asked_share_of_jumps_has_no_length():
-    times = drawn(Intervals(uniform_times(), SecondDraw(uniform_times()), equal=0.3))
+    times = drawn(jump_times(uniform_times(), second_draw(uniform_times()), equal=0.3))
     assert abs(float((times.t == times.s).double().mean()) - 0.3) < 0.03
 
 
@@ -136,7 +146,7 @@ def test_shrinking_middles_follow_the_schedule_of_easy_consistency_tuning():
     process, gaps = VE(80.0), []
     for step in (0, 50, 99):
         batch = dataclasses.replace(MANY, step=step, steps=100)
-        times = drawn(Intervals(log_normal_times(-1.1, 2.0), middle=ShrinkingStep(2.0, 4)), process, batch)
+        times = drawn(jump_times(log_normal_times(-1.1, 2.0), middle=shrinking_step(2.0, 4)), process, batch)
         stage = step * 4 // 100
         ratio = 1 - 2.0 ** -(stage + 1) * (1 + 8 * torch.sigmoid(-times.t))
         assert torch.allclose(times.m, times.t * ratio.clamp(min=0), atol=1e-9)
@@ -155,7 +165,7 @@ def test_shrinking_middles_follow_the_schedule_of_easy_consistency_tuning():
 )
 def test_stored_pairs_are_those_of_the_key_states(pairs, allowed):
     stored = torch.tensor([1.0, 0.9, 0.4, 0.0])
-    times = drawn(StoredPairs(pairs, keys=(1.0, 0.401, 0.0)), batch=dataclasses.replace(MANY, times=stored))
+    times = drawn(stored_pairs(pairs, keys=(1.0, 0.401, 0.0)), batch=dataclasses.replace(MANY, times=stored))
     assert set(zip(times.start.tolist(), times.stop.tolist(), strict=True)) == allowed
     assert torch.equal(times.t, stored.double()[times.start])
     assert torch.equal(times.s, stored.double()[times.stop])
@@ -163,9 +173,9 @@ def test_stored_pairs_are_those_of_the_key_states(pairs, allowed):
 
 def test_key_states_outside_of_the_store_are_refused():
     with pytest.raises(FewstepError, match="lacks a key state"):
-        drawn(StoredPairs(keys=(1.0, 0.5, 0.0)), batch=dataclasses.replace(MANY, times=torch.tensor([1.0, 0.0])))
+        drawn(stored_pairs(keys=(1.0, 0.5, 0.0)), batch=dataclasses.replace(MANY, times=torch.tensor([1.0, 0.0])))
     with pytest.raises(FewstepError, match="trajectory store"):
-        drawn(StoredPairs())
+        drawn(stored_pairs())
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------
@@ -184,7 +194,7 @@ def pairs_batch(size=4000, process=STRAIGHT):
 def test_annealed_noise_stays_standard_normal(beta):
     """x1 becomes sqrt(1 - beta^2) x1 + beta fresh: unit variance, correlation sqrt(1 - beta^2) with the pair's."""
     batch, noise, clean = pairs_batch()
-    sight = jump_of(exact_cast(STRAIGHT), fixed(0.5, 0.5), batch, EndPointPairs(beta)).states
+    sight = jump_of(exact_cast(STRAIGHT), fixed(0.5, 0.5), batch, end_point_pairs(beta)).states
     assert abs(float(sight.noise.var()) - 1) < 0.05
     assert abs(float((sight.noise * noise).mean()) - (1 - beta**2) ** 0.5) < 0.03
     assert torch.equal(sight.clean, clean)
@@ -193,13 +203,13 @@ def test_annealed_noise_stays_standard_normal(beta):
 
 def test_pairs_are_unit_noise_on_processes_of_other_scale():
     batch, noise, _ = pairs_batch(process=VE(20.0))
-    sight = jump_of(exact_cast(VE(20.0)), fixed(0.5, 0.5), batch, EndPointPairs()).states
+    sight = jump_of(exact_cast(VE(20.0)), fixed(0.5, 0.5), batch, end_point_pairs()).states
     assert torch.allclose(sight.noise, noise)
 
 
 def test_a_symmetry_turns_both_ends_of_half_of_the_pairs():
     batch, noise, clean = pairs_batch()
-    sight = jump_of(exact_cast(STRAIGHT), fixed(0.5, 0.5), batch, EndPointPairs(symmetry=torch.neg)).states
+    sight = jump_of(exact_cast(STRAIGHT), fixed(0.5, 0.5), batch, end_point_pairs(symmetry=torch.neg)).states
     turned = torch.isclose(sight.clean, -clean).all(1)
     assert abs(float(turned.double().mean()) - 0.5) < 0.03
     assert torch.allclose(sight.noise, torch.where(turned[:, None], -noise, noise))
@@ -216,9 +226,11 @@ def test_reflow_of_exact_pairs_is_straight_and_keeps_the_data():
 
     student = Denoiser(straight, STRAIGHT, Prediction("velocity"))
     networks = Networks(student, exact_teacher(STRAIGHT))
-    law = Intervals(uniform_times(1e-3, 1.0), equal=1.0)
+    law = jump_times(uniform_times(1e-3, 1.0), equal=1.0)
     losses = [
-        FlowMapTerm(law, InstantaneousVelocity(data_velocity), EndPointPairs(b))(networks, batch, None, generator())[0]
+        flow_map_term(law, instantaneous_velocity(data_velocity), end_point_pairs(b))(
+            networks, batch, None, generator()
+        )[0]
         for b in (0, 0.5)
     ]
     assert losses[0] < 1e-24
@@ -230,8 +242,8 @@ def test_reflow_of_exact_pairs_is_straight_and_keeps_the_data():
 def test_windows_join_the_ends_of_the_teachers_own_way(name):
     """One clean prediction leads from the state to both edges, and the exact flow from the upper to the lower one."""
     process = PROCESSES[name]
-    networks, law = exact_cast(process), Intervals(uniform_times(0.1, 1.0), PreviousGridPoint(UniformGrid(3)))
-    jump = jump_of(networks, law, batch_of(32), WindowedReflow(UniformGrid(3), steps=60, order=2))
+    networks, law = exact_cast(process), jump_times(uniform_times(0.1, 1.0), previous_grid_point(uniform_grid(3)))
+    jump = jump_of(networks, law, batch_of(32), windowed_reflow(uniform_grid(3), steps=60, order=2))
     clean, upper = jump.known("clean"), jump.s + process.noisiest / 3
     ends = [JumpCoefficients.of(process, jump.t, end).express(clean, jump.x, "state") for end in (upper, jump.s)]
     assert torch.allclose(ends[1], jump.known("arrival"), atol=1e-9)
@@ -247,7 +259,7 @@ def test_a_teachers_rollout_arrives_at_the_states_of_its_flow(name):
     batch = Batch(size=64, shape=(3,), clean=torch.zeros(64, 3, dtype=torch.float64))
     errors = []
     for steps in (64, 128):
-        jump = jump_of(networks, fixed(0.4, 0.0), batch, TeacherStates(steps, order=2))
+        jump = jump_of(networks, fixed(0.4, 0.0), batch, teacher_states(steps, order=2))
         start = jump_of(networks, fixed(1.0, 0.0), batch, pure_noise)
         exact = gaussian_map(process, start.x, start.t, jump.t)
         errors.append(float((jump.x - exact).norm()))
@@ -271,13 +283,13 @@ def test_a_teachers_rollout_takes_its_share_of_the_steps_for_each_sample():
     def law(batch, process, generator):
         return JumpTimes(times, torch.zeros_like(times))
 
-    found = jump_of(networks, law, batch, TeacherStates(4))
+    found = jump_of(networks, law, batch, teacher_states(4))
     assert seen == [5, 3, 2, 1]  # four quarters: 1.0 and 0.9 one step, 0.6 two, 0.5 three, 0.1 four
     start = jump_of(networks, law, batch, pure_noise).x
     for k, (t, count) in enumerate(zip(times, (1, 1, 2, 3, 4), strict=True)):
         own = dataclasses.replace(found, teacher_condition={"shift": shift[k : k + 1]})
         top, end = torch.ones(1, dtype=torch.float64), t[None]
-        alone, _ = OdeSteps(steps=count)(networks, own, start[k : k + 1], top, end)
+        alone, _ = ode_steps(steps=count)(networks, own, start[k : k + 1], top, end)
         assert torch.allclose(found.x[k : k + 1], alone, atol=1e-12)
 
 
@@ -287,20 +299,20 @@ def test_a_students_rollout_is_its_own_samples_noised_again():
     networks = Networks(student, exact_teacher(STRAIGHT))
     batch = Batch(4000, (3,), clean=torch.zeros(1, dtype=torch.float64))
     steps = Chain((1.0, 0.5), 0.0)
-    sight = jump_of(networks, fixed(0.5, 0.0), batch, StudentStates(steps, same_noise=True)).states
+    sight = jump_of(networks, fixed(0.5, 0.0), batch, student_states(steps, same_noise=True)).states
     assert torch.allclose(sight.clean.mean(0), MEAN, atol=0.06)
     assert torch.allclose(sight.clean.std(0), STD, atol=0.06)
     assert torch.allclose(sight.clean, MEAN + STD * sight.noise, atol=1e-9)
-    fresh = jump_of(networks, fixed(0.5, 0.0), batch, StudentStates(steps)).states
+    fresh = jump_of(networks, fixed(0.5, 0.0), batch, student_states(steps)).states
     assert abs(float((fresh.noise * (fresh.clean - MEAN)).mean())) < 0.05
     with pytest.raises(FewstepError, match="roll-out or steps"):
-        jump_of(networks, fixed(0.5, 0.0), batch, StudentStates())
+        jump_of(networks, fixed(0.5, 0.0), batch, student_states())
 
 
 def test_what_a_rollout_made_is_noised_again():
     made = Samples(*(torch.ones(4, 3, dtype=torch.float64, requires_grad=True),) * 2, *(torch.zeros(4),) * 3)
     networks, batch = exact_cast(STRAIGHT), batch_of()
-    seen = StudentStates()(networks, batch, made, jump_of(networks, fixed(0.5, 0.0)), generator())
+    seen = student_states()(networks, batch, made, jump_of(networks, fixed(0.5, 0.0)), generator())
     assert torch.equal(seen.clean, made.clean.detach())
     assert not seen.x.requires_grad
 
@@ -310,17 +322,17 @@ def test_what_a_rollout_made_is_noised_again():
 
 def test_metrics_are_their_formulas():
     a, b = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.zeros(2, 2)
-    assert torch.allclose(SquaredError()(a, b), torch.tensor([12.5, 0.0]))
-    assert torch.allclose(SquaredError(total=True)(a, b), torch.tensor([25.0, 0.0]))
-    assert torch.allclose(PseudoHuber(12.0)(a, b), torch.tensor([1.0, 0.0]))
-    assert torch.allclose(PseudoHuber()(a, b), torch.tensor([5.0, 0.0]), atol=1e-6)
-    assert torch.allclose(PseudoHuber(4.0, elementwise=True)(a, b)[0], torch.tensor(((5.0 - 4) + (32**0.5 - 4)) / 2))
-    assert torch.allclose(FeatureDistance(lambda x: 2 * x)(a, b), 4 * SquaredError()(a, b))
+    assert torch.allclose(squared_error()(a, b), torch.tensor([12.5, 0.0]))
+    assert torch.allclose(squared_error(total=True)(a, b), torch.tensor([25.0, 0.0]))
+    assert torch.allclose(pseudo_huber(12.0)(a, b), torch.tensor([1.0, 0.0]))
+    assert torch.allclose(pseudo_huber()(a, b), torch.tensor([5.0, 0.0]), atol=1e-6)
+    assert torch.allclose(pseudo_huber(4.0, elementwise=True)(a, b)[0], torch.tensor(((5.0 - 4) + (32**0.5 - 4)) / 2))
+    assert torch.allclose(feature_distance(lambda x: 2 * x)(a, b), 4 * squared_error()(a, b))
 
 
 def test_the_gradient_of_the_norm_itself_is_finite_at_zero():
     x = torch.zeros(2, 3, requires_grad=True)
-    PseudoHuber()(x, torch.zeros(2, 3)).sum().backward()
+    pseudo_huber()(x, torch.zeros(2, 3)).sum().backward()
     assert bool(x.grad.isfinite().all())
 
 
@@ -330,12 +342,12 @@ def test_weights_are_their_formulas():
     one = torch.ones(4, dtype=torch.float64)
     snr = torch.tensor([1.0, 9.0, 0.0625, 0.0], dtype=torch.float64)
     expected = {
-        JumpLengthWeight(2.0): torch.tensor([0.16, 0.0, 0.36, 1.0]).double(),
+        jump_length_weight(2.0): torch.tensor([0.16, 0.0, 0.36, 1.0]).double(),
         inverse_step: torch.tensor([10.0, 0.0, 2.0, 2.0]).double(),
-        SnrWeight("truncated"): snr.clamp(min=1),
-        SnrWeight("plus_one"): snr + 1,
-        SnrWeight("clamped", 5.0): snr.clamp(max=5),
-        SnrWeight("plain"): snr,
+        snr_weight("truncated"): snr.clamp(min=1),
+        snr_weight("plus_one"): snr + 1,
+        snr_weight("clamped", 5.0): snr.clamp(max=5),
+        snr_weight("plain"): snr,
     }
     for weight, wanted in expected.items():
         assert torch.allclose(weight(networks, jump, one), wanted), weight
@@ -343,7 +355,7 @@ def test_weights_are_their_formulas():
 
 def test_adaptive_weights_carry_no_gradient():
     distance = torch.tensor([4.0, 0.25], requires_grad=True)
-    AdaptiveWeight(0.5, 0.0)(None, None, distance).sum().backward()
+    adaptive_weight(0.5, 0.0)(None, None, distance).sum().backward()
     assert torch.allclose(distance.grad, torch.tensor([0.5, 2.0]))
 
 
@@ -373,19 +385,19 @@ def test_the_embedding_of_guidance_is_that_of_diffusers():
 
 
 def test_schedules():
-    ramp = Ramp(1.0, 0.0, 0.2, 0.6)
-    assert [round(ramp(step, 10), 6) for step in (0, 2, 4, 6, 9)] == [1.0, 1.0, 0.5, 0.0, 0.0]
-    assert [Switch(3.0, 1.0, 5)(step, 10) for step in (4, 5)] == [3.0, 1.0]
+    falling = ramp(1.0, 0.0, 0.2, 0.6)
+    assert [round(falling(step, 10), 6) for step in (0, 2, 4, 6, 9)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+    assert [switch(3.0, 1.0, 5)(step, 10) for step in (4, 5)] == [3.0, 1.0]
 
 
 def test_terms_take_turns_and_add_up():
     def term(value):
         return lambda *_: (torch.tensor(value), {"x": torch.tensor(value)})
 
-    turns = TrainingStages(((0.5, term(1.0)), (1.0, SummedTerms(term(2.0), term(3.0)))))
+    turns = training_stages(((0.5, term(1.0)), (1.0, summed_terms(term(2.0), term(3.0)))))
     seen = [turns(None, Batch(1, (1,), step=step, steps=4), None, None) for step in range(4)]
     assert [float(loss) for loss, _ in seen] == [1.0, 1.0, 5.0, 5.0]
     assert [float(numbers["stage"]) for _, numbers in seen] == [0.0, 0.0, 1.0, 1.0]
     assert float(seen[3][1]["second"]) == 3.0
     with pytest.raises(FewstepError, match="rise to 1"):
-        TrainingStages(((0.5, term(1.0)),))
+        training_stages(((0.5, term(1.0)),))

@@ -1,6 +1,5 @@
 """Trajectory methods: all are assembled and run; in the slow tier each beats its teacher at equal student calls."""
 
-import dataclasses
 import itertools
 import math
 
@@ -13,7 +12,8 @@ from fewstep.distillation.chain import evenly
 from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.engine import assemble
 from fewstep.distillation.method import method, presets, stages_over
-from fewstep.distillation.parts import FlowMapTerm
+from fewstep.distillation.part import made_by, replaced
+from fewstep.distillation.parts import flow_map_term
 from fewstep.distillation.times import fixed_times
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
@@ -56,7 +56,7 @@ TOY = StoredToy(between=10)
 
 def test_every_trajectory_preset_is_listed_here():
     """A new preset of this family joins the runs below."""
-    own = {name for name in presets() if any(isinstance(t, FlowMapTerm) for t in parts(method(name, RectifiedFlow())))}
+    own = {name for name in presets() if any(made_by(t, flow_map_term) for t in parts(method(name, RectifiedFlow())))}
     assert own <= set(PRESETS)
     assert set(PRESETS) <= set(presets())
 
@@ -121,7 +121,7 @@ def test_stages_are_laid_over_a_training_of_any_length(calls, stages, updates):
     made = method("progressive", RectifiedFlow(), steps=calls, **laid)
     assert updates - stages < made.updates <= updates
     assert made.target.until == made.updates - laid["every"]
-    grid = made.terms["halving"].times.start.parts
+    grid = made.terms["halving"].times.grid.parts
     assert [grid(k * laid["every"], updates) for k in range(stages)] == [calls * 2**k for k in range(stages)][::-1]
     assert grid(updates - 1, updates) == calls
 
@@ -158,8 +158,8 @@ def test_an_easier_condition_gives_the_same_optimum():
         lambda x, time, y: optimum(x, time, y) + offset[0] + offset[1] * y, RectifiedFlow(), Prediction("sample")
     )
     teacher = Denoiser(denoiser(0.25), RectifiedFlow(), Prediction("sample"))
-    term = dataclasses.replace(
-        method("yonos", RectifiedFlow()).terms["easier"], times=dataclasses.replace(EVERYWHERE, start=fixed_times((t,)))
+    term = replaced(
+        method("yonos", RectifiedFlow()).terms["easier"], times=replaced(EVERYWHERE, start=fixed_times((t,)))
     )
     gradients = []
     for private in (easy, hard):

@@ -9,27 +9,27 @@ from torch import nn
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.parts import (
-    AdaptiveWeight,
-    Eulerian,
-    FlowMapTerm,
-    InstantaneousVelocity,
-    Intervals,
-    Lagrangian,
-    OdeSteps,
-    SelfGuidedVelocity,
-    StoredPairs,
-    StudentJump,
     TeacherGuidance,
     TimeDerivative,
-    TwoLeg,
+    adaptive_weight,
     data_velocity,
+    eulerian_target,
+    flow_map_term,
+    instantaneous_velocity,
+    jump_times,
+    lagrangian_target,
     lcm_boundary,
+    ode_steps,
     same_noise_step,
+    self_guided_velocity,
     semigroup,
+    stored_pairs,
     stored_state,
     stored_states,
+    student_jump,
     student_velocity,
     teacher_velocity,
+    two_leg,
 )
 from fewstep.distillation.times import uniform_times
 from fewstep.errors import FewstepError
@@ -73,7 +73,7 @@ def test_a_solver_leg_has_its_order(name, order, power):
     cast, errors = exact_cast(PROCESSES[name]), []
     for h in (0.02, 0.01):
         jump = jump_of(cast, fixed((0.8, 0.6, 0.5, 0.7), 0.05, [t - h for t in (0.8, 0.6, 0.5, 0.7)]))
-        errors.append(residual(cast, jump, TwoLeg(OdeSteps(order), StudentJump()), "state").norm())
+        errors.append(residual(cast, jump, two_leg(ode_steps(order), student_jump()), "state").norm())
     assert 0.8 * 2**power < errors[0] / errors[1] < 1.25 * 2**power
 
 
@@ -85,7 +85,7 @@ def test_steps_of_either_order_are_exact_where_the_clean_prediction_is_constant(
     cast = Networks(student=rough(process), teacher=exact_teacher(process, MEAN, point))
     jump = jump_of(cast, fixed(T, S, M), batch_of())
     assert torch.allclose(posterior(process, jump.x, jump.t, MEAN, point), MEAN.expand(4, 3))
-    aim = TwoLeg(OdeSteps(order, steps=2), OdeSteps(order))(cast, jump, jump.x)
+    aim = two_leg(ode_steps(order, steps=2), ode_steps(order))(cast, jump, jump.x)
     assert torch.allclose(aim.value, gaussian_map(process, jump.x, jump.t, jump.s, MEAN, point), atol=1e-10)
     wanted = jump.frame.transfer(aim.value, 0 * jump.x, jump.x, "state", "clean")
     assert torch.allclose(wanted, MEAN.expand(4, 3), atol=1e-8)
@@ -102,7 +102,7 @@ def test_alpha_flow_is_a_two_leg_target():
     at_m = jump.x + (m - jump.t)[:, None] * v
     wanted = share * v + (1 - share) * straight_u(cast.student, at_m, m, jump.s)
     u = straight_u(cast.student, jump.x, jump.t, jump.s)
-    assert torch.allclose(residual(cast, jump, TwoLeg(same_noise_step, StudentJump())), u - wanted, atol=1e-12)
+    assert torch.allclose(residual(cast, jump, two_leg(same_noise_step, student_jump())), u - wanted, atol=1e-12)
 
 
 def test_shortcuts_are_the_semigroup_at_the_midpoint():
@@ -122,7 +122,7 @@ def test_consistency_training_uses_the_same_noise_at_both_times():
     m = jump.times.m
     earlier = (1 - m)[:, None] * jump.states.clean + m[:, None] * jump.states.noise
     wanted = cast.student(earlier, m, None, 0 * m)
-    aim = TwoLeg(same_noise_step, StudentJump())(cast, jump, jump.x)
+    aim = two_leg(same_noise_step, student_jump())(cast, jump, jump.x)
     assert aim.space == "state"
     assert torch.allclose(aim.value, wanted, atol=1e-12)
 
@@ -130,7 +130,7 @@ def test_consistency_training_uses_the_same_noise_at_both_times():
 def test_a_leg_without_length_changes_nothing():
     cast = Networks(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
     jump = jump_of(cast, fixed(T, 0.0, 0.0))
-    with_second, alone = (TwoLeg(OdeSteps(), second)(cast, jump, jump.x).value for second in (StudentJump(), None))
+    with_second, alone = (two_leg(ode_steps(), second)(cast, jump, jump.x).value for second in (student_jump(), None))
     assert torch.equal(with_second, alone)
 
 
@@ -144,25 +144,27 @@ def test_stored_states_of_the_exact_flow_leave_nothing_to_learn(name):
     path = torch.stack([gaussian_map(process, noise, top, time.expand(64)) for time in times], 1)
     batch = Batch(size=64, shape=(3,), path=path, times=times)
     for pairs in ("all", "consecutive", "to-end", "whole"):
-        loss, _ = FlowMapTerm(StoredPairs(pairs), TwoLeg(stored_state), stored_states)(cast, batch, None, generator())
+        loss, _ = flow_map_term(stored_pairs(pairs), two_leg(stored_state), stored_states)(
+            cast, batch, None, generator()
+        )
         assert loss < 1e-16
     wrong = dataclasses.replace(batch, times=times.clone().index_fill_(0, torch.tensor([1]), 0.7 * process.noisiest))
-    loss, _ = FlowMapTerm(StoredPairs("all"), TwoLeg(stored_state), stored_states)(cast, wrong, None, generator())
+    loss, _ = flow_map_term(stored_pairs("all"), two_leg(stored_state), stored_states)(cast, wrong, None, generator())
     assert loss > 1e-4
 
 
 TARGETS = {
-    "instant": (InstantaneousVelocity(data_velocity), T, T, None),
-    "teacher": (InstantaneousVelocity(teacher_velocity), T, T, None),
-    "consistency": (TwoLeg(OdeSteps(2), StudentJump()), T, 0.0, M),
-    "live consistency": (TwoLeg(OdeSteps(), StudentJump("student")), T, 0.0, M),
-    "training": (TwoLeg(same_noise_step, StudentJump()), T, 0.0, M),
+    "instant": (instantaneous_velocity(data_velocity), T, T, None),
+    "teacher": (instantaneous_velocity(teacher_velocity), T, T, None),
+    "consistency": (two_leg(ode_steps(2), student_jump()), T, 0.0, M),
+    "live consistency": (two_leg(ode_steps(), student_jump("student")), T, 0.0, M),
+    "training": (two_leg(same_noise_step, student_jump()), T, 0.0, M),
     "semigroup": (semigroup(), T, S, M),
-    "progressive": (TwoLeg(OdeSteps(who="target"), OdeSteps(who="target")), T, S, M),
-    "eulerian": (Eulerian(), T, S, None),
-    "own": (Eulerian(student_velocity), T, S, None),
-    "differences": (Eulerian(slope=TimeDerivative("difference")), T, S, None),
-    "lagrangian": (Lagrangian(), T, (0.2, 0.5, 0.05, 0.1), None),
+    "progressive": (two_leg(ode_steps(who="target"), ode_steps(who="target")), T, S, M),
+    "eulerian": (eulerian_target(), T, S, None),
+    "own": (eulerian_target(student_velocity), T, S, None),
+    "differences": (eulerian_target(slope=TimeDerivative("difference")), T, S, None),
+    "lagrangian": (lagrangian_target(), T, (0.2, 0.5, 0.05, 0.1), None),
 }
 
 
@@ -171,7 +173,7 @@ def test_only_the_students_own_prediction_carries_a_gradient(name):
     """The gradient is that of the distance to a constant; teacher and slow student get none."""
     target, t, s, m = TARGETS[name]
     cast = Networks(*(rough(STRAIGHT, seed) for seed in (0, 1)), target=rough(STRAIGHT, 2))
-    term = FlowMapTerm(fixed(t, s, m), target)
+    term = flow_map_term(fixed(t, s, m), target)
     loss, _ = term(cast, batch_of(), None, generator())
     loss.backward()
     for model in (cast.teacher, cast.target):
@@ -195,7 +197,7 @@ def test_forward_passes_are_counted(name):
     """What a target says it costs is what its networks saw; a Jacobian product counts as two."""
     target, t, s, m = TARGETS[name]
     cast = Networks(*(rough(STRAIGHT, seed) for seed in (0, 1)), target=rough(STRAIGHT, 2))
-    _, numbers = FlowMapTerm(fixed(t, s, m), target)(cast, batch_of(), None, generator())
+    _, numbers = flow_map_term(fixed(t, s, m), target)(cast, batch_of(), None, generator())
     seen = sum(model.network.calls for model in (cast.student, cast.teacher, cast.target)) - 1
     products = getattr(getattr(target, "slope", None), "how", None) == "jvp"
     assert numbers["passes"] == seen + products
@@ -205,7 +207,7 @@ def test_every_evaluation_of_a_residual_sees_the_same_dropout():
     """With one leg of no length the target repeats the student's own jump: zero, whatever dropout does."""
     student = rough(STRAIGHT, dropout=0.5)
     cast = Networks(student=student, teacher=exact_teacher(STRAIGHT))
-    term = FlowMapTerm(fixed(T, S, T), TwoLeg(StudentJump("student"), StudentJump("student")))
+    term = flow_map_term(fixed(T, S, T), two_leg(student_jump("student"), student_jump("student")))
     losses = [term(cast, batch_of(), None, generator(seed))[0] for seed in range(3)]
     assert all(float(loss.detach()) == 0 for loss in losses)
     values = [term(cast, batch_of(), None, generator(0)) for _ in range(2)]
@@ -222,7 +224,7 @@ def test_masks_leave_the_callers_random_numbers_alone():
     torch.manual_seed(5)
     plain = torch.rand(3)
     torch.manual_seed(5)
-    FlowMapTerm(fixed(T, S), Eulerian())(cast, batch_of(), None, generator())
+    flow_map_term(fixed(T, S), eulerian_target())(cast, batch_of(), None, generator())
     assert torch.equal(torch.rand(3), plain)
 
 
@@ -252,7 +254,7 @@ def test_the_term_reproduces_latent_consistency_distillation():
     got = law(networks[0](jump.x, time.double(), cond=given)[:, :, None, None], x, time)[:, :, 0, 0]
     with torch.no_grad():
         live = jump.ask(student, jump.x, jump.t, jump.s)
-        aim = TwoLeg(OdeSteps(), StudentJump())(cast, jump, live)
+        aim = two_leg(ode_steps(), student_jump())(cast, jump, live)
     moving = earlier > 0  # where the middle is the data itself the target is the solved state, f(z, 0) = z
     assert torch.allclose(jump.frame.express(live, jump.x, "state"), got, atol=1e-5)
     assert torch.allclose(aim.value[moving], wanted[moving], atol=1e-5)
@@ -309,7 +311,7 @@ def test_mean_flow_guides_itself():
     """w = omega v + (1 - omega - kappa) u(nothing) + kappa u(c) as velocities; their weights sum to one."""
     cast, batch = _conditional_cast(), _conditional_batch()
     jump = jump_of(cast, fixed(T, 0.0), batch)
-    direction, passes = SelfGuidedVelocity(0.2, 0.7, (0.5, 1.0))(cast, jump, jump.x, jump.t)
+    direction, passes = self_guided_velocity(0.2, 0.7, (0.5, 1.0))(cast, jump, jump.x, jump.t)
 
     def velocity(clean):
         return (jump.x - clean) / jump.t[:, None]
@@ -337,8 +339,8 @@ def test_carried_targets_are_compared_at_the_data():
     """CTM: both ends through the slow student; its weights get no gradient, the student's do."""
     cast = Networks(*(rough(STRAIGHT, seed) for seed in (0, 1)), target=rough(STRAIGHT, 2))
     cast.target.network.requires_grad_(False)
-    s, target = (0.2, 0.5, 0.05, 0.1), TwoLeg(OdeSteps(), StudentJump())
-    term = FlowMapTerm(fixed(T, s, M), target, carried=True)
+    s, target = (0.2, 0.5, 0.05, 0.1), two_leg(ode_steps(), student_jump())
+    term = flow_map_term(fixed(T, s, M), target, carried=True)
     loss, _ = term(cast, batch_of(), None, generator())
     jump = jump_of(cast, fixed(T, s, M))
     zero = 0 * jump.s
@@ -365,38 +367,38 @@ def test_spaces_differ_by_known_factors(space):
 
 def test_parts_of_a_batch_are_seen_by_their_terms_only():
     cast = Networks(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
-    law = Intervals(uniform_times(), equal=1.0)
+    law = jump_times(uniform_times(), equal=1.0)
     seen = []
 
     def spy(cast, jump, live):
         seen.append(len(live))
-        return InstantaneousVelocity()(cast, jump, live)
+        return instantaneous_velocity()(cast, jump, live)
 
     for share in ((0.0, 0.75), (0.75, 1.0)):
-        FlowMapTerm(law, spy, share=share)(cast, batch_of(16), None, generator())
+        flow_map_term(law, spy, share=share)(cast, batch_of(16), None, generator())
     assert seen == [12, 4]
     with pytest.raises(FewstepError, match="no sample is left"):
-        FlowMapTerm(law, spy, share=(0.9, 1.0))(cast, batch_of(4), None, generator())
+        flow_map_term(law, spy, share=(0.9, 1.0))(cast, batch_of(4), None, generator())
 
 
 def test_mistakes_are_named():
     cast = Networks(student=rough(STRAIGHT), teacher=exact_teacher(STRAIGHT))
     with pytest.raises(FewstepError, match="middle"):
-        FlowMapTerm(fixed(T, S), semigroup())(cast, batch_of(), None, generator())
+        flow_map_term(fixed(T, S), semigroup())(cast, batch_of(), None, generator())
     with pytest.raises(FewstepError, match="towards the data"):
-        FlowMapTerm(fixed(T, S, 0.95), semigroup())(cast, batch_of(), None, generator())
+        flow_map_term(fixed(T, S, 0.95), semigroup())(cast, batch_of(), None, generator())
     with pytest.raises(FewstepError, match="boundary"):
-        FlowMapTerm(fixed(T, S), InstantaneousVelocity(), boundary=lcm_boundary)(cast, batch_of(), None, generator())
+        flow_map_term(fixed(T, S), instantaneous_velocity(), boundary=lcm_boundary)(cast, batch_of(), None, generator())
     empty = dataclasses.replace(batch_of(), clean=None)
     with pytest.raises(FewstepError, match="needs data"):
-        FlowMapTerm(fixed(T, S), InstantaneousVelocity())(cast, empty, None, generator())
+        flow_map_term(fixed(T, S), instantaneous_velocity())(cast, empty, None, generator())
     with pytest.raises(FewstepError, match="noisy time"):
-        FlowMapTerm(fixed(0.0, 0.0), InstantaneousVelocity())(cast, batch_of(), None, generator())
+        flow_map_term(fixed(0.0, 0.0), instantaneous_velocity())(cast, batch_of(), None, generator())
     edm = Networks(exact_cast(VE(20.0)).student, exact_teacher(VE(20.0)))
     with pytest.raises(FewstepError, match="no network time for the data"):
-        FlowMapTerm(fixed(T, 0.0), Eulerian())(edm, batch_of(), None, generator())
+        flow_map_term(fixed(T, 0.0), eulerian_target())(edm, batch_of(), None, generator())
     with pytest.raises(FewstepError, match="arrival"):
-        FlowMapTerm(fixed(T, S), TwoLeg(stored_state))(cast, batch_of(), None, generator())
+        flow_map_term(fixed(T, S), two_leg(stored_state))(cast, batch_of(), None, generator())
 
 
 def test_losses_are_finite_in_float32_at_both_ends():
@@ -408,7 +410,7 @@ def test_losses_are_finite_in_float32_at_both_ends():
     t, m, s = (1.0, 1e-3, 1.0, 0.5), (0.5, 5e-4, 0.999, 0.5), (0.0, 0.0, 0.998, 0.5)
     for name, (target, *_) in TARGETS.items():
         end = [max(v, 1e-4) for v in s] if name == "lagrangian" else s
-        term = FlowMapTerm(fixed(t, end, m), target, weights=(AdaptiveWeight(),))
+        term = flow_map_term(fixed(t, end, m), target, weights=(adaptive_weight(),))
         loss, _ = term(Networks(student, teacher), batch, None, generator())
         loss.backward()
         assert bool(loss.isfinite()), name

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fewstep.distillation.moments import GaussianKernel, MaximumMeanDiscrepancy, PolynomialKernel, discrepancy
+from fewstep.distillation.moments import discrepancy, gaussian_kernel, maximum_mean_discrepancy, polynomial_kernel
 from fewstep.errors import FewstepError
 from tests.distillation.gaussians import batch_of, cast_of, generator, made_of, normal
 
@@ -28,7 +28,7 @@ def closed_form(gamma, d, mx, sx, my, sy):
 
 
 def test_unbiased_on_small_sets_under_the_null():
-    for kernel in (GaussianKernel((1.0,)), PolynomialKernel(3)):
+    for kernel in (gaussian_kernel((1.0,)), polynomial_kernel(3)):
         values = torch.stack(
             [discrepancy(draw(6, 2, 0, 1, 2 * k), draw(9, 2, 0, 1, 2 * k + 1), kernel) for k in range(3000)]
         )
@@ -37,7 +37,7 @@ def test_unbiased_on_small_sets_under_the_null():
 
 
 def test_radial_kernel_against_its_closed_form():
-    kernel, gamma = GaussianKernel((0.8,)), 1 / (2 * 0.8**2)
+    kernel, gamma = gaussian_kernel((0.8,)), 1 / (2 * 0.8**2)
     sets = [(draw(800, 2, 0.5, 0.5, 2 * k), draw(800, 2, 0.0, 1.0, 2 * k + 1)) for k in range(30)]
     values = torch.stack([discrepancy(x, y, kernel) for x, y in sets])
     error = float(values.std()) / math.sqrt(30)
@@ -47,7 +47,7 @@ def test_radial_kernel_against_its_closed_form():
 
 
 def test_its_gradient_against_the_closed_form():
-    kernel, gamma = GaussianKernel((0.8,)), 1 / (2 * 0.8**2)
+    kernel, gamma = gaussian_kernel((0.8,)), 1 / (2 * 0.8**2)
     mean = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
     std = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
     x = mean + std * draw(2500, 2, 0, 1, 0)
@@ -63,7 +63,7 @@ def test_its_gradient_against_the_closed_form():
 
 def test_double_sums_are_the_definition():
     x, y = draw(5, 3, 0, 1, 0), draw(4, 3, 1, 1, 1)
-    kernel = PolynomialKernel(3)
+    kernel = polynomial_kernel(3)
 
     def k(a, b):
         return (float(a @ b) / 3 + 1) ** 3
@@ -82,14 +82,14 @@ def conditional(size, seed):
     return label, student.requires_grad_(True), real
 
 
-@pytest.mark.parametrize("kernel", [GaussianKernel((1.0,)), PolynomialKernel(3)])
+@pytest.mark.parametrize("kernel", [gaussian_kernel((1.0,)), polynomial_kernel(3)])
 def test_a_perfect_conditional_student_is_pulled_nowhere_in_any_class(kernel):
     """Neither the mean nor the spread of a class; sample i of both sides has label i and is compared with others."""
     pulls = {(c, part): [] for c in (0, 1) for part in ("mean", "spread")}
     for seed in range(600):
         label, x, real = conditional(16, seed)
         given = batch_of(16, clean=real, condition={"label": label})
-        loss, _ = MaximumMeanDiscrepancy(kernel=kernel)(cast_of(normal(0, 1)), given, made_of(x), generator())
+        loss, _ = maximum_mean_discrepancy(kernel=kernel)(cast_of(normal(0, 1)), given, made_of(x), generator())
         (gradient,) = torch.autograd.grad(loss, x)
         for c in (0, 1):
             inside = label == c
@@ -102,7 +102,7 @@ def test_a_perfect_conditional_student_is_pulled_nowhere_in_any_class(kernel):
 
 def test_pairs_leave_their_own_values_out():
     x, y = draw(5, 3, 0, 1, 0), draw(5, 3, 1, 1, 1)
-    kernel = PolynomialKernel(2)
+    kernel = polynomial_kernel(2)
 
     def k(a, b):
         return (float(a @ b) / 3 + 1) ** 2
@@ -116,8 +116,8 @@ def test_pairs_leave_their_own_values_out():
 
 def test_degree_one_sees_the_means_alone():
     x, y = draw(2000, 2, 0.5, 3.0, 0), draw(2000, 2, 0.5, 0.1, 1)
-    assert float(discrepancy(x, y, PolynomialKernel(1))) == pytest.approx(0, abs=0.05)
-    assert float(discrepancy(x, y, PolynomialKernel(3))) > 1
+    assert float(discrepancy(x, y, polynomial_kernel(1))) == pytest.approx(0, abs=0.05)
+    assert float(discrepancy(x, y, polynomial_kernel(3))) > 1
 
 
 def test_in_units_of_the_real_features_scale_does_not_matter():
@@ -125,12 +125,12 @@ def test_in_units_of_the_real_features_scale_does_not_matter():
 
     def loss(scale, unit):
         args = (cast_of(normal(0, 1)), batch_of(50, clean=scale * y), made_of(scale * x), generator())
-        return float(MaximumMeanDiscrepancy(kernel=GaussianKernel((1.0,)), unit=unit)(*args)[0])
+        return float(maximum_mean_discrepancy(kernel=gaussian_kernel((1.0,)), unit=unit)(*args)[0])
 
     assert loss(1.0, True) == pytest.approx(loss(100.0, True))
     assert loss(1.0, False) != pytest.approx(loss(100.0, False))
     typical = (y[:, None] - y[None]).square().sum(2).sum() / (60 * 59)
-    inside = discrepancy(x / typical.sqrt(), y / typical.sqrt(), GaussianKernel((1.0,)))
+    inside = discrepancy(x / typical.sqrt(), y / typical.sqrt(), gaussian_kernel((1.0,)))
     assert loss(1.0, True) == pytest.approx(float(inside))
 
 
@@ -144,9 +144,9 @@ def test_the_term_compares_features_and_reaches_the_student():
         return samples[:, :2].half().float()
 
     args = (cast_of(normal(0, 1)), batch_of(20, clean=real), made_of(x), generator())
-    loss, _ = MaximumMeanDiscrepancy(features, scale=3.0)(*args)
+    loss, _ = maximum_mean_discrepancy(features, scale=3.0)(*args)
     assert float(loss.detach()) == pytest.approx(
-        3 * float(discrepancy(features(x.detach()), features(real), PolynomialKernel())), rel=1e-5
+        3 * float(discrepancy(features(x.detach()), features(real), polynomial_kernel())), rel=1e-5
     )
     (gradient,) = torch.autograd.grad(loss, x)
     assert bool((gradient[:, :2] != 0).all())
@@ -157,6 +157,6 @@ def test_the_term_compares_features_and_reaches_the_student():
 def test_mistakes_are_named():
     x = draw(5, 2, 0, 1, 0)
     with pytest.raises(FewstepError, match="two samples"):
-        discrepancy(x[:1], x, PolynomialKernel())
+        discrepancy(x[:1], x, polynomial_kernel())
     with pytest.raises(FewstepError, match="real data"):
-        MaximumMeanDiscrepancy()(cast_of(normal(0, 1)), batch_of(5), made_of(x), generator())
+        maximum_mean_discrepancy()(cast_of(normal(0, 1)), batch_of(5), made_of(x), generator())

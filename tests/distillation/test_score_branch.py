@@ -15,13 +15,13 @@ from fewstep.distillation.parts import (
     DistributionMatching,
     ErrorNormalizer,
     GuidanceDifference,
-    HuberGradient,
-    PowerGradient,
     RewardWeight,
     ScaleWeight,
     ScoreDistillation,
     ScoreIdentity,
     WeightedSum,
+    huber_gradient,
+    power_gradient,
     scheduled,
     squared,
 )
@@ -111,7 +111,7 @@ def test_the_published_stop_gradient_loss_has_the_same_gradient_and_value():
 def test_element_huber_is_the_published_loss_of_tdm():
     x = leaf()
     found, _, _ = gradient_of(
-        ScoreDistillation(DistributionMatching(), fixed_times((0.4,)), slope=HuberGradient(0.3, elementwise=True)), x
+        ScoreDistillation(DistributionMatching(), fixed_times((0.4,)), slope=huber_gradient(0.3, elementwise=True)), x
     )
     Fc, _, Gc, _ = predictions(x)
     target = (x - (Gc - Fc)).detach()
@@ -123,10 +123,10 @@ def test_element_huber_is_the_published_loss_of_tdm():
     ("slope", "distance"),
     [
         (squared, lambda y: 0.5 * y.square().sum()),
-        (HuberGradient(0.7), lambda y: (y.square().sum() + 0.49 * 5).sqrt()),
-        (HuberGradient(0.2, elementwise=True), lambda y: (y.square() + 0.04).sqrt().sum()),
-        (PowerGradient(2.0), lambda y: y.square().sum() ** 2 / 4),
-        (PowerGradient(1.0), lambda y: y.square().sum() / 2),
+        (huber_gradient(0.7), lambda y: (y.square().sum() + 0.49 * 5).sqrt()),
+        (huber_gradient(0.2, elementwise=True), lambda y: (y.square() + 0.04).sqrt().sum()),
+        (power_gradient(2.0), lambda y: y.square().sum() ** 2 / 4),
+        (power_gradient(1.0), lambda y: y.square().sum() / 2),
     ],
 )
 def test_slopes_are_gradients_of_their_distances(slope, distance):

@@ -12,20 +12,20 @@ from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.discriminator import Discriminator, NetworkFeatures, PointHead
-from fewstep.distillation.moments import GaussianKernel, MaximumMeanDiscrepancy
+from fewstep.distillation.moments import gaussian_kernel, maximum_mean_discrepancy
 from fewstep.distillation.parts import (
     DenoisingLoss,
     DensityRatioWeight,
     DistributionMatching,
     ErrorNormalizer,
     GuidanceDifference,
-    HuberGradient,
     MeanVariancePenalty,
     PairedRegression,
     RewardWeight,
     ScaleWeight,
     ScoreDistillation,
     ScoreIdentity,
+    huber_gradient,
     onward,
 )
 from fewstep.distillation.rollout import BackwardSimulation, NoisedData, RandomSchedule, between
@@ -99,7 +99,7 @@ ROLLOUTS = [
 
 @pytest.mark.parametrize("rollout", ROLLOUTS, ids=range(len(ROLLOUTS)))
 def test_rollouts(rollout, cast, batch):
-    runs(MaximumMeanDiscrepancy(kernel=GaussianKernel(), unit=True), cast, batch, rollout)
+    runs(maximum_mean_discrepancy(kernel=gaussian_kernel(), unit=True), cast, batch, rollout)
     without_data = Batch(SIZE, (3,), condition=batch.condition)
     if not isinstance(rollout, NoisedData):
         assert rollout(cast, without_data, generator()).clean.device.type == "meta"
@@ -114,7 +114,7 @@ TERMS = [
     ),
     ScoreDistillation(DistributionMatching(3.0), last_interval(), noising=onward),
     ScoreDistillation(GuidanceDifference(), below_last_call(), (ErrorNormalizer(),), active=between(0.4, 0.8)),
-    ScoreDistillation(ScoreIdentity(1.2, 2.0, -1.0), uniform_times(), (ErrorNormalizer(),), slope=HuberGradient()),
+    ScoreDistillation(ScoreIdentity(1.2, 2.0, -1.0), uniform_times(), (ErrorNormalizer(),), slope=huber_gradient()),
     ScoreDistillation(DistributionMatching(2.0), uniform_times(), (DensityRatioWeight("forward_kl"),), taps=TAPS),
     GeneratorLoss(TAPS, uniform_times(), active=between(0.4, 0.8)),
     PairedRegression(),

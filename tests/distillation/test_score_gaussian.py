@@ -11,13 +11,13 @@ from fewstep.distillation.parts import (
     DensityRatioWeight,
     DistributionMatching,
     GuidanceDifference,
-    HuberGradient,
-    PowerGradient,
     ScaleWeight,
     ScoreDistillation,
     ScoreIdentity,
     WeightedSum,
+    huber_gradient,
     onward,
+    power_gradient,
     squared,
 )
 from fewstep.distillation.times import fixed_times, uniform_times
@@ -81,12 +81,12 @@ def test_large_alpha_reverses_where_the_student_is_too_wide():
     assert mean_gradient(1.0, 4.5) > 0
 
 
-@pytest.mark.parametrize("slope", [squared, HuberGradient(0.5), PowerGradient(2.0)])
+@pytest.mark.parametrize("slope", [squared, huber_gradient(0.5), power_gradient(2.0)])
 def test_sim_is_the_gradient_of_any_distance_with_the_law_frozen(slope):
     distance = {
         squared: lambda y: 0.5 * y**2,
-        HuberGradient(0.5): lambda y: (y**2 + 0.25).sqrt(),
-        PowerGradient(2.0): lambda y: 0.25 * y**4,
+        huber_gradient(0.5): lambda y: (y**2 + 0.25).sqrt(),
+        power_gradient(2.0): lambda y: 0.25 * y**4,
     }[slope]
     x = A * M + VG**0.5 * torch.randn(SIZE, generator=generator(3), dtype=torch.float64)
 

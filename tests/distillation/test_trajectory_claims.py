@@ -10,7 +10,8 @@ from claims.claim import Arm
 
 from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.method import method
-from fewstep.distillation.parts import PreviousGridPoint
+from fewstep.distillation.part import made_by
+from fewstep.distillation.parts import previous_grid_point
 from fewstep.testing.digits import DigitBed, DigitJudge, DigitNetwork, condition_of
 from fewstep.testing.kernel_digits import load_digits
 
@@ -159,7 +160,7 @@ def test_a_student_of_segments_alone_is_never_asked_to_jump_to_the_data_and_back
             continue
         made = arm.make(bed.process, 400)
         alone = [until for until, _ in made.terms["consistency"].stages] == [1.0] if name != "LCM" else False
-        within = alone and isinstance(made.terms["consistency"].stages[0][1].times.end, PreviousGridPoint)
+        within = alone and made_by(made.terms["consistency"].stages[0][1].times.end, previous_grid_point)
         assert {made.steps.fresh, *(steps.fresh for steps in arm.draws(bed.process).values())} == {float(not within)}
         assert within is name.startswith("segments")
 

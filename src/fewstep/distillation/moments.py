@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fewstep.distillation.core import Batch, Loss, Networks, Samples
+from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
+from fewstep.distillation.part import part
 from fewstep.distillation.rollout import needed
 from fewstep.errors import FewstepError
 
@@ -16,29 +16,26 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 """Features (n, d) and (m, d) -> values (n, m)."""
 
 
-@dataclass(frozen=True)
-class PolynomialKernel:
+@part
+def polynomial_kernel(degree: int = 3, offset: float = 1.0) -> Kernel:
     """(a . b / d + offset)^degree: the kernel of KID is cubic. Degree 1 matches the means alone."""
 
-    degree: int = 3
-    offset: float = 1.0
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + offset) ** degree
 
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """(n, m)."""
-        return (a @ b.T / a.shape[1] + self.offset) ** self.degree
+    return kernel
 
 
-@dataclass(frozen=True)
-class GaussianKernel:
+@part
+def gaussian_kernel(widths: tuple[float, ...] = (0.25, 0.5, 1.0)) -> Kernel:
     """Mean over widths of exp(-|a - b|^2 / (2 width^2))."""
 
-    widths: tuple[float, ...] = (0.25, 0.5, 1.0)
-
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """(n, m)."""
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
         # not cdist, whose gradient is undefined at distance 0
         square = (a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T).clamp(min=0)
-        return torch.stack([torch.exp(-square / (2 * width**2)) for width in self.widths]).mean(0)
+        return torch.stack([torch.exp(-square / (2 * width**2)) for width in widths]).mean(0)
+
+    return kernel
 
 
 def discrepancy(x: Tensor, y: Tensor, kernel: Kernel, paired: bool = False) -> Tensor:
@@ -71,35 +68,41 @@ def flat(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-@dataclass(frozen=True)
-class MaximumMeanDiscrepancy:
+@part
+def maximum_mean_discrepancy(
+    features: Callable[[Tensor], Tensor] = flat,
+    kernel: Kernel = polynomial_kernel(),
+    scale: float = 1.0,
+    unit: bool = False,
+) -> Term:
     """Discrepancy of the student's samples from the real ones of the batch in a feature space.
 
     In a batch with conditions, sample i of the student and of the data share the condition: they are compared as pairs.
+    Computed in float32 at least, for a cubic kernel overflows in half precision.
 
-    features: samples (B, ...) -> (B, d), with a gradient; decodes latents where it must. Evaluate the result by others.
-    unit: divide features by the root mean squared distance of two real ones, which the widths of a radial kernel want.
+    Args:
+        features: samples (B, ...) -> (B, d), with a gradient; decodes latents where it must. Evaluate the result by
+            others.
+        kernel: of the features.
+        scale: of the loss.
+        unit: divide features by the root mean squared distance of two real ones, which the widths of a radial kernel
+            want.
+
+    Raises:
+        FewstepError: when called: the batch holds no data.
     """
 
-    features: Callable[[Tensor], Tensor] = flat
-    kernel: Kernel = PolynomialKernel()
-    scale: float = 1.0
-    unit: bool = False
-
-    def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
-        """The loss; float32 at least, for a cubic kernel overflows in half precision.
-
-        Raises:
-            FewstepError: the batch holds no data.
-        """
+    def loss(networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
         x = needed(samples).clean
         if batch.clean is None:
             raise FewstepError("this objective compares with real data", hint="Give the distillation data.")
         with torch.no_grad():
-            real = self.features(batch.clean)
+            real = features(batch.clean)
         wide = torch.promote_types(real.dtype, torch.float32)
         real = real.to(wide)
-        size = (2 * real.var(0).sum()).sqrt() if self.unit else 1.0
-        made_here = self.features(x).to(wide)
-        loss = discrepancy(made_here / size, real / size, self.kernel, paired=batch.condition is not None)
-        return self.scale * loss, {"discrepancy": loss.detach()}
+        size = (2 * real.var(0).sum()).sqrt() if unit else 1.0
+        made_here = features(x).to(wide)
+        found = discrepancy(made_here / size, real / size, kernel, paired=batch.condition is not None)
+        return scale * found, {"discrepancy": found.detach()}
+
+    return loss

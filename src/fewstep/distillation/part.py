@@ -79,6 +79,11 @@ def part(make: Callable[P, F]) -> Callable[P, F]:
     return made
 
 
+def made_by(value: Any, make: Callable[..., Any]) -> bool:
+    """Whether a value is what this part made."""
+    return isinstance(value, Part) and value.make is make
+
+
 def replaced(given: F, **changes: Any) -> F:
     """The same part with other arguments.
 

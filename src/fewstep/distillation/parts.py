@@ -7,62 +7,63 @@ from fewstep.distillation.chain import Chain, evenly, one_step_time
 from fewstep.distillation.core import Rollout, Term
 from fewstep.distillation.discriminator import FeatureSource, Heads, NetworkFeatures, samples
 from fewstep.distillation.distances import (
-    FeatureDistance,
-    HuberGradient,
     Metric,
-    PowerGradient,
-    PseudoHuber,
-    SquaredError,
+    feature_distance,
+    huber_gradient,
+    power_gradient,
+    pseudo_huber,
     squared,
+    squared_error,
 )
-from fewstep.distillation.flow_map.continuous import Eulerian, Lagrangian
+from fewstep.distillation.flow_map.continuous import eulerian_residual, eulerian_target, lagrangian_target
 from fewstep.distillation.flow_map.directions import (
-    MixedVelocity,
-    SelfGuidedVelocity,
     VelocitySource,
     data_velocity,
+    mixed_velocity,
+    self_guided_velocity,
     student_velocity,
     teacher_velocity,
 )
 from fewstep.distillation.flow_map.frame import JumpCoefficients, lcm_boundary
 from fewstep.distillation.flow_map.guidance import TeacherGuidance, sinusoid
-from fewstep.distillation.flow_map.in_turn import SummedTerms, TrainingStages
+from fewstep.distillation.flow_map.in_turn import summed_terms, training_stages
 from fewstep.distillation.flow_map.intervals import (
-    DyadicJumps,
-    FractionOfJump,
-    Intervals,
-    KarrasGrid,
-    PreviousGridPoint,
-    RandomMiddle,
-    SecondDraw,
-    ShrinkingStep,
-    StoredPairs,
-    UniformBelow,
-    UniformGrid,
+    dyadic_jumps,
+    fraction_of_jump,
+    grid_jump_times,
+    jump_times,
+    karras_grid,
+    previous_grid_point,
+    random_middle,
+    second_draw,
+    shrinking_step,
+    stored_pairs,
+    uniform_below,
+    uniform_grid,
 )
 from fewstep.distillation.flow_map.jump import Jump, JumpStates, JumpTimes
-from fewstep.distillation.flow_map.key_states import KeyStateDiscriminatorLoss, KeyStateGeneratorLoss
-from fewstep.distillation.flow_map.legs import OdeSteps, StudentJump, same_noise_step, stored_state
-from fewstep.distillation.flow_map.schedules import Halving, Ramp, Switch
+from fewstep.distillation.flow_map.key_states import key_state_discriminator_loss, key_state_generator_loss
+from fewstep.distillation.flow_map.legs import ode_steps, same_noise_step, stored_state, student_jump
+from fewstep.distillation.flow_map.schedules import halving, ramp, switch
 from fewstep.distillation.flow_map.slopes import TimeDerivative
 from fewstep.distillation.flow_map.sources import (
-    EndPointPairs,
-    StudentStates,
-    TeacherStates,
-    WindowedReflow,
+    end_point_pairs,
     noised_data,
     pure_noise,
     stored_states,
+    student_states,
+    teacher_states,
+    windowed_reflow,
 )
-from fewstep.distillation.flow_map.targets import InstantaneousVelocity, TargetValue, TwoLeg, semigroup
-from fewstep.distillation.flow_map.term import FlowMapTerm
-from fewstep.distillation.flow_map.velocity_distillation import VelocityDistillation
+from fewstep.distillation.flow_map.targets import TargetValue, instantaneous_velocity, semigroup, two_leg
+from fewstep.distillation.flow_map.term import flow_map_term
+from fewstep.distillation.flow_map.velocity_distillation import velocity_distillation
 from fewstep.distillation.flow_map.weights import (
-    AdaptiveWeight,
-    JumpLengthWeight,
-    SnrWeight,
+    adaptive_weight,
     inverse_step,
+    jump_length_weight,
     learned_uncertainty,
+    snr_weight,
 )
 from fewstep.distillation.method import (
     Adversary,
@@ -74,7 +75,7 @@ from fewstep.distillation.method import (
     needing,
     preset,
 )
-from fewstep.distillation.moments import GaussianKernel, Kernel, MaximumMeanDiscrepancy, PolynomialKernel, flat
+from fewstep.distillation.moments import Kernel, flat, gaussian_kernel, maximum_mean_discrepancy, polynomial_kernel
 from fewstep.distillation.rollout import BackwardSimulation, NoisedData, one_step
 from fewstep.distillation.score.branch import ScoreDistillation, scheduled
 from fewstep.distillation.score.critic import DenoisingLoss

@@ -6,7 +6,7 @@ is R = 0 and the gradient of the square is R du (arXiv 2505.13447 writes the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -16,78 +16,98 @@ from fewstep.distillation.flow_map.frame import JumpCoefficients, column, levels
 from fewstep.distillation.flow_map.jump import Jump
 from fewstep.distillation.flow_map.schedules import Varying
 from fewstep.distillation.flow_map.slopes import TimeDerivative
-from fewstep.distillation.flow_map.targets import TargetValue
+from fewstep.distillation.flow_map.targets import JumpTarget, TargetValue
+from fewstep.distillation.part import part
+
+Residual = Callable[[Networks, Jump, Tensor], tuple[Tensor, int]]
+"""(networks, jump, the student's clean prediction (B, ...)) -> R (B, ...) and forward passes."""
 
 
-@dataclass(frozen=True)
-class Eulerian:
-    """First leg of no length: the end of a jump does not change along a trajectory, dX_{s,t}(x_t)/dt = 0.
+@part
+def eulerian_residual(
+    direction: VelocitySource = teacher_velocity, slope: TimeDerivative = TimeDerivative(), warmup: Varying = 1.0
+) -> Residual:
+    """R = -dX/dt = keep pace (D - D_w) - gain dD/dt with D_w the direction; (u - w) + (t - s) du/dt when straight.
 
-    R = -dX/dt = keep pace (D - D_w) - gain dD/dt with D_w the direction; (u - w) + (t - s) du/dt on the straight path.
-    MeanFlow (direction Data), its distillation and AYF (Teacher), sCM and velocity matching (s = 0).
-
-    warmup:
-        Factor r of the derivative part: R = a (u - w) + r (R - a (u - w)), where a is 1 on the straight path and
-        cos(t - s) on the circle (arXiv 2410.11081, sec. 4.1).
-    shrink:
-        Multiply R by alpha_t, as sCM does.
+    Args:
+        direction: w, the velocity of the trajectory.
+        slope: how the derivative is taken.
+        warmup: factor r of the derivative part: R = a (u - w) + r (R - a (u - w)), where a is 1 on the straight path
+            and cos(t - s) on the circle (arXiv 2410.11081, sec. 4.1).
     """
 
-    direction: VelocitySource = teacher_velocity
-    slope: TimeDerivative = field(default_factory=TimeDerivative)
-    warmup: Varying = 1.0
-    shrink: bool = False
-
-    def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
-        """The velocity target at (x, t)."""
-        residual, passes = self.residual(networks, jump, live)
-        if self.shrink:
-            residual = column(levels(networks.student.process, jump.t)[0], live) * residual
-        return TargetValue(jump.frame.express(live, jump.x, "velocity") - residual, "velocity", passes)
-
-    def residual(self, networks: Networks, jump: Jump, live: Tensor) -> tuple[Tensor, int]:
-        """R (B, ...) for the clean prediction `live`, and forward passes."""
-        wanted, passes = self.direction(networks, jump, jump.x, jump.t)
+    def residual(networks: Networks, jump: Jump, live: Tensor) -> tuple[Tensor, int]:
+        wanted, passes = direction(networks, jump, jump.x, jump.t)
         frame, model = jump.frame, networks.student
         velocity = frame.express(wanted, jump.x, "velocity")
 
         def predict(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
             return jump.ask(model, x, t, s)
 
-        change = self.slope.along(predict, model.process, jump.x, velocity, jump.t, jump.s)
+        change = slope.along(predict, model.process, jump.x, velocity, jump.t, jump.s)
         gap = column(frame.pace, live) * (live - wanted)
         whole = column(frame.keep, live) * gap - column(frame.gain, live) * change
-        r = self.warmup(jump.step, jump.steps) if callable(self.warmup) else self.warmup
+        r = warmup(jump.step, jump.steps) if callable(warmup) else warmup
         if r != 1:
             plain = column(_plain(frame), live) * gap
             whole = plain + r * (whole - plain)
         return whole, passes + 2
 
+    return residual
 
-@dataclass(frozen=True)
-class Lagrangian:
+
+@part
+def eulerian_target(
+    direction: VelocitySource = teacher_velocity,
+    slope: TimeDerivative = TimeDerivative(),
+    warmup: Varying = 1.0,
+    shrink: bool = False,
+) -> JumpTarget:
+    """First leg of no length: the end of a jump does not change along a trajectory, dX_{s,t}(x_t)/dt = 0.
+
+    MeanFlow (direction: data), its distillation and AYF (teacher), sCM and velocity matching (s = 0).
+
+    Args:
+        direction: as in `eulerian_residual`.
+        slope: likewise.
+        warmup: likewise.
+        shrink: multiply R by alpha_t, as sCM does.
+    """
+    residual_of = eulerian_residual(direction, slope, warmup)
+
+    def target(networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
+        residual, passes = residual_of(networks, jump, live)
+        if shrink:
+            residual = column(levels(networks.student.process, jump.t)[0], live) * residual
+        return TargetValue(jump.frame.express(live, jump.x, "velocity") - residual, "velocity", passes)
+
+    return target
+
+
+@part
+def lagrangian_target(
+    direction: VelocitySource = teacher_velocity, slope: TimeDerivative = TimeDerivative()
+) -> JumpTarget:
     """Second leg of no length: the landing point moves with the flow, dX_{s,t}(x)/ds = v(X_{s,t}(x), s).
 
     R = pace_s (D - D_v(X, s)) + gain dD/ds; (u - v(X, s)) - (t - s) du/ds on the straight path (arXiv 2406.07507,
     2505.18825). The only derivative is in the end time, and the direction is asked where the student lands: s > 0.
     """
 
-    direction: VelocitySource = teacher_velocity
-    slope: TimeDerivative = field(default_factory=TimeDerivative)
-
-    def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
-        """The velocity target at (x, t)."""
+    def target(networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
         model, frame = networks.student, jump.frame
         landed = frame.express(live, jump.x, "state")
-        wanted, passes = self.direction(networks, jump, landed, jump.s)
+        wanted, passes = direction(networks, jump, landed, jump.s)
 
         def predict(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
             return jump.ask(model, x, t, s)
 
-        change = self.slope.in_end(predict, model.process, jump.x, jump.t, jump.s)
+        change = slope.in_end(predict, model.process, jump.x, jump.t, jump.s)
         pace = JumpCoefficients.of(model.process, jump.s, jump.s).pace
         residual = column(pace, live) * (live - wanted) + column(frame.gain, live) * change
         return TargetValue(frame.express(live, jump.x, "velocity") - residual, "velocity", passes + 2)
+
+    return target
 
 
 def _plain(frame: JumpCoefficients) -> Tensor:

@@ -7,7 +7,6 @@ without gradient and the forward passes it took.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from fewstep.distillation.core import Networks
 from fewstep.distillation.flow_map.frame import column
 from fewstep.distillation.flow_map.jump import Jump
+from fewstep.distillation.part import part
 from fewstep.errors import FewstepError
 
 VelocitySource = Callable[[Networks, Jump, Tensor, Tensor], tuple[Tensor, int]]
@@ -35,48 +35,50 @@ def student_velocity(networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tu
     return jump.ask(networks.student, x, t, t), 1
 
 
-@dataclass(frozen=True)
-class SelfGuidedVelocity:
+@part
+def self_guided_velocity(
+    omega: float = 1.0,
+    kappa: float = 0.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    inner: VelocitySource = data_velocity,
+) -> VelocitySource:
     """MeanFlow's guidance: omega v + (1 - omega - kappa) u(x, t, t | nothing) + kappa u(x, t, t | c).
 
     Effective scale omega / (1 - kappa); plain v at times outside of the fractions `interval` of the range (arXiv
     2505.13447, eq. 20-21; omega and kappa as there).
+
+    Args:
+        omega: weight of v.
+        kappa: weight of the student with its condition.
+        interval: fractions of the range in which it acts.
+        inner: v.
     """
 
-    omega: float = 1.0
-    kappa: float = 0.0
-    interval: tuple[float, float] = (0.0, 1.0)
-    inner: VelocitySource = data_velocity
-
-    def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
-        """Clean prediction.
-
-        Raises:
-            FewstepError: the batch has no negative condition.
-        """
-        plain, passes = self.inner(networks, jump, x, t)
+    def velocity(networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
+        plain, passes = inner(networks, jump, x, t)
         if jump.condition is None:
             return plain, passes
         within, without = networks.student.both(x, t, jump.condition, jump.negative)
-        guided = self.omega * plain + (1 - self.omega - self.kappa) * without + self.kappa * within
-        low, high = (part * networks.student.process.noisiest for part in self.interval)
+        guided = omega * plain + (1 - omega - kappa) * without + kappa * within
+        low, high = (share * networks.student.process.noisiest for share in interval)
         inside = column(((t >= low) & (t <= high)).double(), x) > 0
         return torch.where(inside, guided, plain), passes + 2
 
+    return velocity
 
-@dataclass(frozen=True)
-class MixedVelocity:
-    """(1 - share) first + share second: trades the variance of data against the bias of a teacher."""
 
-    first: VelocitySource
-    second: VelocitySource
-    share: float = 0.5
+@part
+def mixed_velocity(first: VelocitySource, second: VelocitySource, share: float = 0.5) -> VelocitySource:
+    """(1 - share) first + share second: trades the variance of data against the bias of a teacher.
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise FewstepError("the share of a direction lies in [0, 1]", value=self.share)
+    Raises:
+        FewstepError: a share outside of [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise FewstepError("the share of a direction lies in [0, 1]", value=share)
 
-    def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
-        """Clean prediction."""
-        (a, used), (b, more) = (direction(networks, jump, x, t) for direction in (self.first, self.second))
-        return (1 - self.share) * a + self.share * b, used + more
+    def velocity(networks: Networks, jump: Jump, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
+        (a, used), (b, more) = (direction(networks, jump, x, t) for direction in (first, second))
+        return (1 - share) * a + share * b, used + more
+
+    return velocity

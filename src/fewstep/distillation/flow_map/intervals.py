@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from fewstep.distillation.core import Batch
 from fewstep.distillation.flow_map.frame import levels
 from fewstep.distillation.flow_map.jump import JumpTimes
 from fewstep.distillation.flow_map.schedules import Varying, value_at
+from fewstep.distillation.part import part
 from fewstep.errors import FewstepError, nearest
 from fewstep.process import Process
 
@@ -29,222 +29,235 @@ Where an end is above its start, the two change places.
 """
 
 
-@dataclass(frozen=True)
-class Intervals:
+@part
+def jump_times(
+    start: laws.TimeDistribution, end: Rule | None = None, middle: Rule | None = None, equal: float = 0.0
+) -> JumpDistribution:
     """Starts from a law, ends and middles from rules.
 
-    start:
-        A law of times, or a grid whose points above 0 are equally likely.
-    end:
-        The rule of s; the data unless given.
-    middle:
-        The rule of m; none: a target of one leg.
-    equal:
-        Share of samples with s = t.
+    Args:
+        start: the law of t.
+        end: the rule of s; the data unless given.
+        middle: the rule of m; none: a target of one leg.
+        equal: share of samples with s = t.
     """
 
-    start: laws.TimeDistribution | UniformGrid | KarrasGrid
-    end: Rule | None = None
-    middle: Rule | None = None
-    equal: float = 0.0
+    def draw(batch: Batch, process: Process, generator: torch.Generator) -> JumpTimes:
+        t = start(batch.size, process, generator, None)
+        return _ended(t, end, middle, equal, batch, process, generator)
 
-    def __call__(self, batch: Batch, process: Process, generator: torch.Generator) -> JumpTimes:
-        """Times of one batch."""
-        if isinstance(self.start, (UniformGrid, KarrasGrid)):
-            grid = self.start(process, batch)
-            t = grid[torch.randint(1, len(grid), (batch.size,), generator=generator)]
-        else:
-            t = self.start(batch.size, process, generator, None)
-        data = torch.zeros_like(t)
-        s = data if self.end is None else self.end(t, data, batch, process, generator)
-        t, s = torch.maximum(t, s), torch.minimum(t, s)
-        if self.equal:
-            s = torch.where(torch.rand(batch.size, generator=generator) < self.equal, t, s)
-        if self.middle is None:
-            return JumpTimes(t, s)
-        m = self.middle(t, s, batch, process, generator)
-        return JumpTimes(t, s, torch.minimum(torch.maximum(m, s), t))  # rounding may leave the interval
+    return draw
+
+
+@part
+def grid_jump_times(
+    grid: TimeGrid, end: Rule | None = None, middle: Rule | None = None, equal: float = 0.0
+) -> JumpDistribution:
+    """Starts from a grid whose points above 0 are equally likely, ends and middles from rules.
+
+    Args:
+        grid: of the starts.
+        end: the rule of s; the data unless given.
+        middle: the rule of m; none: a target of one leg.
+        equal: share of samples with s = t.
+    """
+
+    def draw(batch: Batch, process: Process, generator: torch.Generator) -> JumpTimes:
+        points = grid(process, batch)
+        t = points[torch.randint(1, len(points), (batch.size,), generator=generator)]
+        return _ended(t, end, middle, equal, batch, process, generator)
+
+    return draw
+
+
+def _ended(
+    t: Tensor,
+    end: Rule | None,
+    middle: Rule | None,
+    equal: float,
+    batch: Batch,
+    process: Process,
+    generator: torch.Generator,
+) -> JumpTimes:
+    """The times of jumps from one time (B,) each."""
+    data = torch.zeros_like(t)
+    s = data if end is None else end(t, data, batch, process, generator)
+    t, s = torch.maximum(t, s), torch.minimum(t, s)
+    if equal:
+        s = torch.where(torch.rand(batch.size, generator=generator) < equal, t, s)
+    if middle is None:
+        return JumpTimes(t, s)
+    m = middle(t, s, batch, process, generator)
+    return JumpTimes(t, s, torch.minimum(torch.maximum(m, s), t))  # rounding may leave the interval
 
 
 # --- grids --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class UniformGrid:
+@part
+def uniform_grid(parts: Varying = 50) -> TimeGrid:
     """Equal parts of the time axis; the number of parts may change in training."""
 
-    parts: Varying = 50
+    def points(process: Process, batch: Batch) -> Tensor:
+        return torch.linspace(0, process.noisiest, _count(parts, batch) + 1, dtype=torch.float64)
 
-    def __call__(self, process: Process, batch: Batch) -> Tensor:
-        """parts + 1 times."""
-        return torch.linspace(0, process.noisiest, _count(self.parts, batch) + 1, dtype=torch.float64)
+    return points
 
 
-@dataclass(frozen=True)
-class KarrasGrid:
-    """Equal parts of (sigma / alpha)^(1/rho) between two ratios, with the data below: EDM's grid (arXiv 2206.00364)."""
+@part
+def karras_grid(parts: Varying = 18, lowest: float = 0.002, highest: float = 80.0, rho: float = 7.0) -> TimeGrid:
+    """Equal parts of (sigma / alpha)^(1/rho) between two ratios, with the data below: EDM's grid (arXiv 2206.00364).
 
-    parts: Varying = 18
-    lowest: float = 0.002
-    highest: float = 80.0
-    rho: float = 7.0
+    It has parts + 1 times, fewer where the process has no such ratios.
+    """
 
-    def __call__(self, process: Process, batch: Batch) -> Tensor:
-        """parts + 1 times; fewer where the process has no such ratios."""
-        low, high = (ratio ** (1 / self.rho) for ratio in (self.lowest, self.highest))
-        ratio = torch.linspace(low, high, _count(self.parts, batch), dtype=torch.float64) ** self.rho
+    def points(process: Process, batch: Batch) -> Tensor:
+        low, high = (ratio ** (1 / rho) for ratio in (lowest, highest))
+        ratio = torch.linspace(low, high, _count(parts, batch), dtype=torch.float64) ** rho
         times = process.time(-ratio.log()).clamp(0, process.noisiest)
         return torch.cat([torch.zeros(1, dtype=torch.float64), times]).unique()
+
+    return points
 
 
 # --- ends and middles -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class PreviousGridPoint:
+@part
+def previous_grid_point(grid: TimeGrid, skip: int = 1) -> Rule:
     """The point of a grid `skip` points below t, never below s.
 
     As an end: the lower edge of the segment that t lies in (PCM, MLCM) or the next point (progressive distillation). As
     a middle: the end of the teacher's step (discrete consistency, LCM, CTM).
     """
 
-    grid: TimeGrid
-    skip: int = 1
+    def rule(t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
+        return torch.maximum(before(grid(process, batch), t, skip), s)
 
-    def __call__(self, t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
-        """Times (B,)."""
-        return torch.maximum(before(self.grid(process, batch), t, self.skip), s)
+    return rule
 
 
-@dataclass(frozen=True)
-class UniformBelow:
+@part
+def uniform_below(least: float = 0.0) -> Rule:
     """Uniform between `least` (a fraction of the range) and t: CTM, TCD."""
 
-    least: float = 0.0
-
-    def __call__(self, t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
-        """Ends (B,)."""
-        low = torch.full_like(t, self.least * process.noisiest).minimum(t)
+    def rule(t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
+        low = torch.full_like(t, least * process.noisiest).minimum(t)
         return low + (t - low) * torch.rand(batch.size, generator=generator, dtype=torch.float64)
 
+    return rule
 
-@dataclass(frozen=True)
-class SecondDraw:
+
+@part
+def second_draw(law: laws.TimeDistribution) -> Rule:
     """A second draw of a law; the later of the two times is the start (MeanFlow)."""
 
-    law: laws.TimeDistribution
+    def rule(t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
+        return law(batch.size, process, generator, None)
 
-    def __call__(self, t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
-        """Ends (B,)."""
-        return self.law(batch.size, process, generator, None)
+    return rule
 
 
-@dataclass(frozen=True)
-class FractionOfJump:
+@part
+def fraction_of_jump(share: Varying = 0.5) -> Rule:
     """m = share s + (1 - share) t: alpha-Flow (arXiv 2510.20771); 1/2 is the midpoint."""
 
-    share: Varying = 0.5
+    def rule(t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
+        return t + value_at(share, batch) * (s - t)
 
-    def __call__(self, t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
-        """Middles (B,)."""
-        return t + value_at(self.share, batch) * (s - t)
+    return rule
 
 
-@dataclass(frozen=True)
-class ShrinkingStep:
+@part
+def shrinking_step(q: float = 2.0, stages: int = 8, k: float = 8.0) -> Rule:
     """r = n (1 - q^-(stage + 1) (1 + k sigmoid(-n))) on the noise ratio n = sigma / alpha: ECT (arXiv 2406.14548).
 
-    stages:
-        The stage grows from 0 to `stages` - 1 in equal parts of the training.
+    Args:
+        q: as in the formula.
+        stages: the stage grows from 0 to `stages` - 1 in equal parts of the training.
+        k: as in the formula.
     """
 
-    q: float = 2.0
-    stages: int = 8
-    k: float = 8.0
-
-    def __call__(self, t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
-        """Middles (B,)."""
-        stage = int(batch.step / max(1, batch.steps) * self.stages)
+    def rule(t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
+        stage = int(batch.step / max(1, batch.steps) * stages)
         alpha, sigma = levels(process, t)
         ratio = sigma / alpha.clamp(min=1e-6)
-        nearer = ratio * (1 - self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-ratio))).clamp(min=0)
+        nearer = ratio * (1 - q ** -(stage + 1) * (1 + k * torch.sigmoid(-ratio))).clamp(min=0)
         found = process.time(-nearer.clamp(min=1e-12).log()).minimum(t)
         return torch.maximum(torch.where(nearer > 0, found, torch.zeros_like(t)), s)
+
+    return rule
 
 
 # --- whole laws ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class RandomMiddle:
+@part
+def random_middle(low: float = 0.2, high: float = 0.8) -> JumpDistribution:
     """One jump from the noisiest time to the data, by way of m uniform in a range of fractions (SlimFlow)."""
 
-    low: float = 0.2
-    high: float = 0.8
-
-    def __call__(self, batch: Batch, process: Process, generator: torch.Generator) -> JumpTimes:
-        """Times of one batch."""
+    def draw(batch: Batch, process: Process, generator: torch.Generator) -> JumpTimes:
         t = torch.full((batch.size,), process.noisiest, dtype=torch.float64)
-        share = self.low + (self.high - self.low) * torch.rand(batch.size, generator=generator, dtype=torch.float64)
+        share = low + (high - low) * torch.rand(batch.size, generator=generator, dtype=torch.float64)
         return JumpTimes(t, torch.zeros_like(t), share * t)
 
+    return draw
 
-@dataclass(frozen=True)
-class DyadicJumps:
+
+@part
+def dyadic_jumps(finest: int = 7) -> JumpDistribution:
     """Jumps of length 2^-k, k uniform in 0..finest-1, from a multiple of it, in two halves: arXiv 2410.12557."""
 
-    finest: int = 7
-
-    def __call__(self, batch: Batch, process: Process, generator: torch.Generator) -> JumpTimes:
-        """Times of one batch."""
-        count = 2 ** torch.randint(self.finest, (batch.size,), generator=generator)
+    def draw(batch: Batch, process: Process, generator: torch.Generator) -> JumpTimes:
+        count = 2 ** torch.randint(finest, (batch.size,), generator=generator)
         which = torch.rand(batch.size, generator=generator, dtype=torch.float64).mul(count).floor()
         t, length = ((which + 1) / count, 1.0 / count.double())
         top = process.noisiest
         return JumpTimes(t * top, (t - length) * top, (t - length / 2) * top)
 
+    return draw
+
 
 PAIRS = ("all", "consecutive", "to-end", "whole")
 
 
-@dataclass(frozen=True)
-class StoredPairs:
+@part
+def stored_pairs(pairs: str = "all", keys: tuple[float, ...] | None = None) -> JumpDistribution:
     """Jumps between stored states: `all` pairs, `consecutive` ones, from any `to-end`, or the `whole` way only.
 
-    keys:
-        Times of the states to use, noisiest first, such as those of the student's steps and 0; every one unless given.
+    Args:
+        pairs: one of these.
+        keys: times of the states to use, noisiest first, such as those of the student's steps and 0; every one unless
+            given.
+
+    Raises:
+        FewstepError: other pairs; when drawn: the batch has no stored times, or none at a key.
     """
+    if pairs not in PAIRS:
+        raise FewstepError("unknown pairs of stored states", value=pairs, hint=nearest(pairs, PAIRS))
 
-    pairs: str = "all"
-    keys: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.pairs not in PAIRS:
-            raise FewstepError("unknown pairs of stored states", value=self.pairs, hint=nearest(self.pairs, PAIRS))
-
-    def __call__(self, batch: Batch, process: Process, generator: torch.Generator) -> JumpTimes:
-        """Times of one batch.
-
-        Raises:
-            FewstepError: the batch has no stored times, or none at a key.
-        """
+    def draw(batch: Batch, process: Process, generator: torch.Generator) -> JumpTimes:
         if batch.times is None:
             raise FewstepError("stored pairs need a trajectory store", hint="Make one of the teacher's trajectories.")
         stored = batch.times.double().cpu()
-        keys = torch.arange(len(stored)) if self.keys is None else key_positions(stored, self.keys, process)
-        start, stop = self._draw(len(keys), batch.size, generator)
-        return JumpTimes(stored[keys[start]], stored[keys[stop]], None, keys[start], keys[stop])
+        used = torch.arange(len(stored)) if keys is None else key_positions(stored, keys, process)
+        start, stop = _drawn_pairs(pairs, len(used), batch.size, generator)
+        return JumpTimes(stored[used[start]], stored[used[stop]], None, used[start], used[stop])
 
-    def _draw(self, count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        last = torch.full((size,), count - 1)
-        if self.pairs == "whole":
-            return torch.zeros_like(last), last
-        if self.pairs == "all":
-            table = torch.combinations(torch.arange(count))
-            chosen = table[torch.randint(len(table), (size,), generator=generator)]
-            return chosen[:, 0], chosen[:, 1]
-        start = torch.randint(count - 1, (size,), generator=generator)
-        return start, start + 1 if self.pairs == "consecutive" else last
+    return draw
+
+
+def _drawn_pairs(pairs: str, count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Positions (size,) of starts and ends among `count` states."""
+    last = torch.full((size,), count - 1)
+    if pairs == "whole":
+        return torch.zeros_like(last), last
+    if pairs == "all":
+        table = torch.combinations(torch.arange(count))
+        chosen = table[torch.randint(len(table), (size,), generator=generator)]
+        return chosen[:, 0], chosen[:, 1]
+    start = torch.randint(count - 1, (size,), generator=generator)
+    return start, start + 1 if pairs == "consecutive" else last
 
 
 NEAR = 2e-3

@@ -6,61 +6,58 @@ student's states are those of its own chain: the method's roll-out is a `Backwar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from fewstep.distillation.adversary import LOSSES
-from fewstep.distillation.core import Batch, Loss, Networks, Samples
+from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
 from fewstep.distillation.discriminator import FeatureSource
 from fewstep.distillation.flow_map.frame import JumpCoefficients
 from fewstep.distillation.flow_map.intervals import key_positions
 from fewstep.distillation.flow_map.sources import stored
+from fewstep.distillation.part import part
 from fewstep.errors import FewstepError
 
 
-@dataclass(frozen=True)
-class KeyStateGeneratorLoss:
-    """The student's adversarial loss on the state that its call leads to."""
+@part
+def key_state_generator_loss(source: FeatureSource, scale: float = 0.1, loss: str = "softplus") -> Term:
+    """The student's adversarial loss on the state that its call leads to.
 
-    source: FeatureSource
-    scale: float = 0.1
-    loss: str = "softplus"
+    Its gradient reaches the student through its last call alone.
+    """
 
-    def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
-        """The loss; its gradient reaches the student through its last call alone."""
+    def term(networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
         state, until, key = landed(networks, samples)
         with torch.enable_grad():
             x = state.detach().requires_grad_()
-            logits = networks.need("adversary")[key](self.source(networks, batch, x, until))
-            value = self.scale * LOSSES[self.loss][0](logits).mean()
+            logits = networks.need("adversary")[key](source(networks, batch, x, until))
+            value = scale * LOSSES[loss][0](logits).mean()
             (gradient,) = torch.autograd.grad(value, x)
         through = (state * gradient).sum()
         return through + (value - through).detach(), {"fooled": logits.detach().mean()}
 
+    return term
 
-@dataclass(frozen=True)
-class KeyStateDiscriminatorLoss:
-    """The discriminator's own loss."""
 
-    source: FeatureSource
-    loss: str = "softplus"
+@part
+def key_state_discriminator_loss(source: FeatureSource, loss: str = "softplus") -> Term:
+    """The discriminator's own loss; the mean logits of both sides are logged.
 
-    def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
-        """The loss, and the mean logits of both sides.
+    Raises:
+        FewstepError: when called: no store, or none of its states lies where the student's call led to.
+    """
 
-        Raises:
-            FewstepError: no store, or none of its states lies where the student's call led to.
-        """
+    def term(networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
         with torch.no_grad():
             state, until, key = landed(networks, samples)
             path, times = stored(batch), batch.times
             keys = (networks.student.process.noisiest, float(until[0]))
             at = int(key_positions(times, keys, networks.student.process)[1])  # type: ignore[arg-type]
-            seen = [self.source(networks, batch, x.to(state), until) for x in (path[:, at], state)]
+            seen = [source(networks, batch, x.to(state), until) for x in (path[:, at], state)]
         real, fake = (networks.need("adversary")[key](features) for features in seen)
-        return LOSSES[self.loss][1](real, fake).mean(), {"real": real.detach().mean(), "fake": fake.detach().mean()}
+        return LOSSES[loss][1](real, fake).mean(), {"real": real.detach().mean(), "fake": fake.detach().mean()}
+
+    return term
 
 
 def landed(networks: Networks, samples: Samples | None) -> tuple[Tensor, Tensor, int]:

@@ -7,7 +7,6 @@ forward passes it took. Samples whose leg has no length stay where they are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,52 +15,51 @@ from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Networks
 from fewstep.distillation.flow_map.frame import JumpCoefficients, column, levels
 from fewstep.distillation.flow_map.jump import Jump, member
+from fewstep.distillation.part import part
 from fewstep.errors import FewstepError
 
 Leg = Callable[[Networks, Jump, Tensor, Tensor, Tensor], tuple[Tensor, int]]
 
 
-@dataclass(frozen=True)
-class OdeSteps:
+@part
+def ode_steps(order: int = 1, steps: int = 1, who: str = "teacher") -> Leg:
     """Steps of a model's probability flow, guided as the jump says.
 
-    order:
-        1: DDIM (Euler on a straight path). 2: Heun on the circle (`heun_step`); a step to the data is first order.
-    steps:
-        Sub-steps, equal in time.
-    who:
-        `teacher`, or `target` for the student of the previous stage (progressive distillation).
+    Args:
+        order: 1: DDIM (Euler on a straight path). 2: Heun on the circle (`heun_step`); a step to the data is first
+            order.
+        steps: sub-steps, equal in time.
+        who: `teacher`, or `target` for the student of the previous stage (progressive distillation).
+
+    Raises:
+        FewstepError: another order, or no steps.
     """
+    if order not in (1, 2) or steps < 1:
+        hint = "Use order 1 or 2 and at least one step."
+        raise FewstepError("a leg cannot be solved so", value=(order, steps), hint=hint)
 
-    order: int = 1
-    steps: int = 1
-    who: str = "teacher"
-
-    def __post_init__(self) -> None:
-        if self.order not in (1, 2) or self.steps < 1:
-            hint = "Use order 1 or 2 and at least one step."
-            raise FewstepError("a leg cannot be solved so", value=(self.order, self.steps), hint=hint)
-
-    def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:
-        """States at `to`."""
-        model, passes = member(networks, self.who), 0
-        for k in range(self.steps):
-            start, end = (t + (to - t) * (part / self.steps) for part in (k, k + 1))
-            x, used = self._step(model, jump, x, start, end)
+    def leg(networks: Networks, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:
+        model, passes = member(networks, who), 0
+        for k in range(steps):
+            start, end = (t + (to - t) * (done / steps) for done in (k, k + 1))
+            x, used = _ode_step(order, model, jump, x, start, end)
             passes += used
         return x, passes
 
-    def _step(self, model: Denoiser, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:
-        t, still = departure(t, to)
-        clean, passes = jump.teach(model, x, t)
-        landed = JumpCoefficients.of(model.process, t, to).express(clean, x, "state")
-        if self.order == 2 and bool((to > 0).any()):
-            safe = torch.where(to > 0, to, t)  # a network says nothing about noise where there is none
-            there = torch.where(column(to, x) > 0, landed, x)
-            again, more = jump.teach(model, there, safe)
-            better = heun_step(model, x, clean, there, again, t, safe)
-            landed, passes = torch.where(column(to, x) > 0, better, landed), passes + more
-        return stay(still, x, landed), passes
+    return leg
+
+
+def _ode_step(order: int, model: Denoiser, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:
+    t, still = departure(t, to)
+    clean, passes = jump.teach(model, x, t)
+    landed = JumpCoefficients.of(model.process, t, to).express(clean, x, "state")
+    if order == 2 and bool((to > 0).any()):
+        safe = torch.where(to > 0, to, t)  # a network says nothing about noise where there is none
+        there = torch.where(column(to, x) > 0, landed, x)
+        again, more = jump.teach(model, there, safe)
+        better = heun_step(model, x, clean, there, again, t, safe)
+        landed, passes = torch.where(column(to, x) > 0, better, landed), passes + more
+    return stay(still, x, landed), passes
 
 
 def heun_step(model: Denoiser, x: Tensor, clean: Tensor, there: Tensor, again: Tensor, t: Tensor, to: Tensor) -> Tensor:
@@ -91,17 +89,20 @@ def same_noise_step(networks: Networks, jump: Jump, x: Tensor, t: Tensor, to: Te
     return column(alpha, x) * jump.known("clean") + column(sigma, x) * jump.known("noise"), 0
 
 
-@dataclass(frozen=True)
-class StudentJump:
-    """One jump of the student itself: its slow copy (`target`; the live one in methods without), or the live one."""
+@part
+def student_jump(who: str = "target") -> Leg:
+    """One jump of the student itself.
 
-    who: str = "target"
+    Args:
+        who: `target`, its slow copy (the live one in methods without), or `student`, the live one.
+    """
 
-    def __call__(self, networks: Networks, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:
-        """States at `to`."""
-        model = member(networks, self.who)
+    def leg(networks: Networks, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:
+        model = member(networks, who)
         t, still = departure(t, to)
         return stay(still, x, jump.land(model, x, jump.ask(model, x, t, to), t, to)), 1
+
+    return leg
 
 
 def stored_state(networks: Networks, jump: Jump, x: Tensor, t: Tensor, to: Tensor) -> tuple[Tensor, int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from fewstep.distillation.core import Batch
+from fewstep.distillation.part import part
 
 Schedule = Callable[[int, int], float]
 """(number of this step, number of all steps) -> value."""
@@ -19,42 +19,32 @@ def value_at(number: Varying, batch: Batch) -> float:
     return float(number(batch.step, batch.steps)) if callable(number) else float(number)
 
 
-@dataclass(frozen=True)
-class Ramp:
+@part
+def ramp(start: float, end: float, first: float = 0.0, last: float = 1.0) -> Schedule:
     """Straight from `start` to `end` over the share (first, last) of the training, constant outside."""
 
-    start: float
-    end: float
-    first: float = 0.0
-    last: float = 1.0
+    def value(step: int, steps: int) -> float:
+        done = (step / max(1, steps) - first) / max(last - first, 1e-12)
+        return start + (end - start) * min(1.0, max(0.0, done))
 
-    def __call__(self, step: int, steps: int) -> float:
-        """The value."""
-        done = (step / max(1, steps) - self.first) / max(self.last - self.first, 1e-12)
-        return self.start + (self.end - self.start) * min(1.0, max(0.0, done))
+    return value
 
 
-@dataclass(frozen=True)
-class Halving:
+@part
+def halving(start: float, every: int, least: float = 1.0) -> Schedule:
     """`start`, halved after every `every` steps and never below `least`: grids of progressive distillation."""
 
-    start: float
-    every: int
-    least: float = 1.0
+    def value(step: int, steps: int) -> float:
+        return max(least, start * 0.5 ** (step // every))
 
-    def __call__(self, step: int, steps: int) -> float:
-        """The value."""
-        return max(self.least, self.start * 0.5 ** (step // self.every))
+    return value
 
 
-@dataclass(frozen=True)
-class Switch:
+@part
+def switch(before: float, after: float, stop: int) -> Schedule:
     """`before` for the first `stop` steps, then `after`."""
 
-    before: float
-    after: float
-    stop: int
+    def value(step: int, steps: int) -> float:
+        return before if step < stop else after
 
-    def __call__(self, step: int, steps: int) -> float:
-        """The value."""
-        return self.before if step < self.stop else self.after
+    return value

@@ -11,7 +11,8 @@ from fewstep.distillation.core import Networks
 from fewstep.distillation.flow_map.directions import VelocitySource, data_velocity
 from fewstep.distillation.flow_map.frame import Space
 from fewstep.distillation.flow_map.jump import Jump
-from fewstep.distillation.flow_map.legs import Leg, StudentJump
+from fewstep.distillation.flow_map.legs import Leg, student_jump
+from fewstep.distillation.part import part
 from fewstep.errors import FewstepError
 
 
@@ -28,45 +29,46 @@ JumpTarget = Callable[[Networks, Jump, Tensor], TargetValue]
 """Called with (networks, jump, the student's clean prediction (B, ...) without gradient), under `no_grad`."""
 
 
-@dataclass(frozen=True)
-class TwoLeg:
+@part
+def two_leg(first: Leg, second: Leg | None = None) -> JumpTarget:
     """y* = Leg2(Leg1(x_t; t -> m); m -> s): the state that two shorter legs reach; no second leg where m = s.
 
-    Solver + Student: consistency distillation, PCM, CTM, MLCM. SameNoise + Student: consistency training, alpha-Flow.
-    Solver + Solver: progressive distillation. Student + Student: shortcut. Stored: regression to stored states.
+    Teacher's step + student's jump: consistency distillation, PCM, CTM, MLCM. Same noise + student: consistency
+    training, alpha-Flow. Teacher + teacher: progressive distillation. Student + student: shortcut. Stored: regression.
+
+    Args:
+        first: from t to m, or to s where there is no second.
+        second: from m to s.
+
+    Raises:
+        FewstepError: when called: two legs, and jumps without a middle.
     """
 
-    first: Leg
-    second: Leg | None = None
-
-    def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
-        """The state at s.
-
-        Raises:
-            FewstepError: two legs, and jumps without a middle.
-        """
-        if self.second is None:
-            end, used = self.first(networks, jump, jump.x, jump.t, jump.s)
+    def target(networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
+        if second is None:
+            end, used = first(networks, jump, jump.x, jump.t, jump.s)
             return TargetValue(end, "state", used)
         if jump.times.m is None:
-            raise FewstepError("a target of two legs needs jumps with a middle", hint="Give the intervals a middle.")
-        middle, used = self.first(networks, jump, jump.x, jump.t, jump.times.m)
-        end, more = self.second(networks, jump, middle, jump.times.m, jump.s)
+            hint = "Give the times of the jumps a middle."
+            raise FewstepError("a target of two legs needs jumps with a middle", hint=hint)
+        middle, used = first(networks, jump, jump.x, jump.t, jump.times.m)
+        end, more = second(networks, jump, middle, jump.times.m, jump.s)
         return TargetValue(end, "state", used + more)
 
+    return target
 
-def semigroup(who: str = "target") -> TwoLeg:
+
+def semigroup(who: str = "target") -> JumpTarget:
     """X_{s,t} = X_{s,m} o X_{m,t}: needs an anchor at s = t beside it, or the identity solves it (arXiv 2507.16884)."""
-    return TwoLeg(StudentJump(who), StudentJump(who))
+    return two_leg(student_jump(who), student_jump(who))
 
 
-@dataclass(frozen=True)
-class InstantaneousVelocity:
+@part
+def instantaneous_velocity(direction: VelocitySource = data_velocity) -> JumpTarget:
     """The velocity of a direction at t: flow matching, reflow, regression to a teacher; belongs to jumps with s = t."""
 
-    direction: VelocitySource = data_velocity
-
-    def __call__(self, networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
-        """The clean prediction at t."""
-        clean, passes = self.direction(networks, jump, jump.x, jump.t)
+    def target(networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
+        clean, passes = direction(networks, jump, jump.x, jump.t)
         return TargetValue(clean, "clean", passes)
+
+    return target

@@ -3,89 +3,85 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fewstep.denoiser import Denoiser
-from fewstep.distillation.core import Batch, Loss, Networks, Samples
-from fewstep.distillation.distances import Metric, SquaredError
+from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
+from fewstep.distillation.distances import Metric, squared_error
 from fewstep.distillation.flow_map.frame import BoundaryScaling, JumpCoefficients, Space, column
 from fewstep.distillation.flow_map.guidance import TeacherGuidance
 from fewstep.distillation.flow_map.intervals import JumpDistribution
 from fewstep.distillation.flow_map.jump import Jump, JumpStates, students_view, teachers_view
 from fewstep.distillation.flow_map.sources import StateSource, noised_data
-from fewstep.distillation.flow_map.targets import JumpTarget, TargetValue
-from fewstep.distillation.flow_map.weights import Weight
+from fewstep.distillation.flow_map.targets import JumpTarget
+from fewstep.distillation.flow_map.weights import JumpWeight
+from fewstep.distillation.part import part
 from fewstep.errors import FewstepError
 
 
-@dataclass(frozen=True)
-class FlowMapTerm:
-    """mean over samples of weight(distance(student's jump, target)).
+@part
+def flow_map_term(
+    times: JumpDistribution,
+    target: JumpTarget,
+    source: StateSource = noised_data,
+    metric: Metric = squared_error(),
+    weights: tuple[JumpWeight, ...] = (),
+    space: Space = "velocity",
+    guidance: TeacherGuidance = TeacherGuidance(),
+    boundary: BoundaryScaling | None = None,
+    normalise: float | None = None,
+    carried: bool = False,
+    share: tuple[float, float] = (0.0, 1.0),
+    factor: float = 1.0,
+) -> Term:
+    """factor * mean over samples of weight(metric(student's jump, target)).
 
-    source, times, target:
-        Where jumps start, their times, and what they should give.
-    metric, weights, space:
-        The distance, what it is multiplied by (in turn), and what it is a distance of.
-    guidance:
-        Of the teacher, within this term.
-    boundary:
-        How a prediction becomes the end state; the step with it held fixed unless given.
-    normalise:
-        c: the residual g becomes g / (|g| + c) per sample (sCM, arXiv 2410.11081, sec. 4.1): it keeps the fixed point,
-        which normalising the derivative alone does not.
-    carried:
-        Compare after the target network has taken both ends to the data (CTM, arXiv 2310.02279, eq. 9); needs a target
-        network that is a copy, as a gradient would reach a live one.
-    share:
-        The part of the batch that it sees, as fractions (several terms may divide a batch).
+    Logged are the mean distance before weights, and the forward passes beside the student's own.
+
+    Args:
+        times: of the jumps.
+        target: what they should give.
+        source: where they start.
+        metric: the distance of what they give and what they should.
+        weights: what it is multiplied by, in turn.
+        space: what it is a distance of.
+        guidance: of the teacher, within this term.
+        boundary: how a prediction becomes the end state; the step with it held fixed unless given.
+        normalise: c: the residual g becomes g / (|g| + c) per sample (sCM, arXiv 2410.11081, sec. 4.1): it keeps the
+            fixed point, which normalising the derivative alone does not.
+        carried: compare after the target network has taken both ends to the data (CTM, arXiv 2310.02279, eq. 9); needs
+            a target network that is a copy, as a gradient would reach a live one.
+        share: the part of the batch that it sees, as fractions (several terms may divide a batch).
+        factor: of the whole.
     """
+    seen_in: Space = "state" if carried else space
 
-    times: JumpDistribution
-    target: JumpTarget
-    source: StateSource = noised_data
-    metric: Metric = field(default_factory=SquaredError)
-    weights: tuple[Weight, ...] = ()
-    space: Space = "velocity"
-    guidance: TeacherGuidance = field(default_factory=TeacherGuidance)
-    boundary: BoundaryScaling | None = None
-    normalise: float | None = None
-    carried: bool = False
-    share: tuple[float, float] = (0.0, 1.0)
-    factor: float = 1.0
-
-    def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
-        """The loss; logged: the mean distance before weights, and the forward passes beside the student's own."""
-        batch, samples = portion(batch, samples, self.share)
+    def loss(networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
+        batch, samples = portion(batch, samples, share)
         with torch.no_grad():
-            blank = prepared(networks, batch, self.times, self.guidance, generator, self.boundary)
+            blank = prepared(networks, batch, times, guidance, generator, boundary)
             check_end_times(networks.student, blank.s)
-            jump = replace(blank, states=self.source(networks, batch, samples, blank, generator))
+            jump = replace(blank, states=source(networks, batch, samples, blank, generator))
         live = jump.ask(networks.student, jump.x, jump.t, jump.s)
         with torch.no_grad():
-            target = self.target(networks, jump, live.detach())
-        given, wanted = self._compared(networks, jump, live, target)
-        distance = self.metric(given, wanted)
-        weighted = distance
-        for weight in self.weights:
-            weighted = weight(networks, jump, weighted)
-        return self.factor * weighted.mean(), {
-            "distance": distance.detach().mean(),
-            "passes": torch.tensor(float(target.passes)),
-        }
-
-    def _compared(self, networks: Networks, jump: Jump, live: Tensor, target: TargetValue) -> tuple[Tensor, Tensor]:
-        """What the student gave and what it should have given, in the space of the loss."""
-        space: Space = "state" if self.carried else self.space
-        given = jump.frame.express(live, jump.x, space)
-        wanted = jump.frame.transfer(target.value, live.detach(), jump.x, target.space, space)
-        if self.carried:
+            aim = target(networks, jump, live.detach())
+        given = jump.frame.express(live, jump.x, seen_in)
+        wanted = jump.frame.transfer(aim.value, live.detach(), jump.x, aim.space, seen_in)
+        if carried:
             given, wanted = (carried_to_data(networks, jump, state) for state in (given, wanted))
-        if self.normalise is not None:
-            wanted = normalised_residual(given.detach(), wanted, self.normalise)
-        return given, wanted.detach()
+        if normalise is not None:
+            wanted = normalised_residual(given.detach(), wanted, normalise)
+        distance = metric(given, wanted.detach())
+        weighted = distance
+        for weight in weights:
+            weighted = weight(networks, jump, weighted)
+        numbers = {"distance": distance.detach().mean(), "passes": torch.tensor(float(aim.passes))}
+        return factor * weighted.mean(), numbers
+
+    return loss
 
 
 def prepared(

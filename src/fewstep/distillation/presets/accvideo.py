@@ -6,22 +6,22 @@ from fewstep.distillation.parts import (
     Adversary,
     BackwardSimulation,
     FeatureSource,
-    FlowMapTerm,
     Heads,
-    KeyStateDiscriminatorLoss,
-    KeyStateGeneratorLoss,
     Method,
     OptimizerSettings,
-    StoredPairs,
     Term,
-    TwoLeg,
     UpdateRule,
     evenly,
+    flow_map_term,
+    key_state_discriminator_loss,
+    key_state_generator_loss,
     needing,
     preset,
     samples,
+    stored_pairs,
     stored_state,
     stored_states,
+    two_leg,
 )
 from fewstep.process import Process
 
@@ -45,11 +45,11 @@ def accvideo(
     """
     chain = evenly(process, steps, fresh=0.0)
     terms: dict[str, Term] = {
-        "stored": FlowMapTerm(StoredPairs("consecutive", (*chain.times, 0.0)), TwoLeg(stored_state), stored_states),
+        "stored": flow_map_term(stored_pairs("consecutive", (*chain.times, 0.0)), two_leg(stored_state), stored_states),
     }
     if adversarial:
-        terms["adversarial"] = KeyStateGeneratorLoss(source, adversarial)
-    heads = Adversary(Heads(source, head, count=steps), KeyStateDiscriminatorLoss(source), UpdateRule())
+        terms["adversarial"] = key_state_generator_loss(source, adversarial)
+    heads = Adversary(Heads(source, head, count=steps), key_state_discriminator_loss(source), UpdateRule())
     return Method(
         terms,
         chain,

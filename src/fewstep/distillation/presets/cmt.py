@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from fewstep.distillation.parts import (
-    AdaptiveWeight,
-    Eulerian,
-    FlowMapTerm,
-    Intervals,
     Method,
     OptimizerSettings,
-    SecondDraw,
-    SquaredError,
-    StoredPairs,
     TeacherGuidance,
+    Term,
     TimeDerivative,
-    TrainingStages,
-    TwoLeg,
     VelocitySource,
+    adaptive_weight,
     data_velocity,
+    eulerian_target,
     evenly,
+    flow_map_term,
+    jump_times,
     needing,
     preset,
+    second_draw,
+    squared_error,
+    stored_pairs,
     stored_state,
     stored_states,
     teacher_velocity,
+    training_stages,
+    two_leg,
     uniform_times,
 )
 from fewstep.process import Process
@@ -38,7 +39,7 @@ def cmt(process: Process, *, steps: int = 1, pairs: str = "all") -> Method:
     pairs: `all` learns the flow map, `to-end` the consistency function. The times are the true ones of the store.
     """
     return Method(
-        {"stored": FlowMapTerm(StoredPairs(pairs), TwoLeg(stored_state), stored_states)},
+        {"stored": flow_map_term(stored_pairs(pairs), two_leg(stored_state), stored_states)},
         evenly(process, steps, fresh=0.0),
         needs=needing(store=True),
         two_times=pairs != "to-end",
@@ -65,23 +66,23 @@ def mf_rae(
     """
     law = uniform_times(1e-3, 0.999, shift)
 
-    def mean_flow(direction: VelocitySource, scale: float) -> FlowMapTerm:
-        return FlowMapTerm(
-            Intervals(law, SecondDraw(law), equal=equal),
-            Eulerian(direction, TimeDerivative("difference", delta)),
-            metric=SquaredError(total=True),
-            weights=(AdaptiveWeight(1.0, 1e-3),),
+    def mean_flow(direction: VelocitySource, scale: float) -> Term:
+        return flow_map_term(
+            jump_times(law, second_draw(law), equal=equal),
+            eulerian_target(direction, TimeDerivative("difference", delta)),
+            metric=squared_error(total=True),
+            weights=(adaptive_weight(1.0, 1e-3),),
             guidance=TeacherGuidance(scale),
         )
 
-    middle = FlowMapTerm(StoredPairs("all"), TwoLeg(stored_state), stored_states)
+    middle = flow_map_term(stored_pairs("all"), two_leg(stored_state), stored_states)
     turns = (
         (stages[0], middle),
         (stages[1], mean_flow(teacher_velocity, guidance)),
         (1.0, mean_flow(data_velocity, 1.0)),
     )
     return Method(
-        {"mean_flow": TrainingStages(turns)},
+        {"mean_flow": training_stages(turns)},
         evenly(process, steps, fresh=0.0),
         needs=needing(data=True, store=True, guided=guidance != 1),
         two_times=True,

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from fewstep.distillation.parts import (
-    FlowMapTerm,
-    InstantaneousVelocity,
-    Intervals,
-    KarrasGrid,
     Method,
-    OdeSteps,
     OptimizerSettings,
-    PreviousGridPoint,
-    PseudoHuber,
-    StudentJump,
     TargetNetwork,
     TeacherGuidance,
-    TwoLeg,
-    UniformBelow,
-    UniformGrid,
     data_velocity,
     evenly,
+    flow_map_term,
+    grid_jump_times,
+    instantaneous_velocity,
+    jump_times,
+    karras_grid,
     log_normal_times,
     needing,
+    ode_steps,
     preset,
+    previous_grid_point,
+    pseudo_huber,
+    student_jump,
+    two_leg,
+    uniform_below,
+    uniform_grid,
 )
 from fewstep.process import Process
 
@@ -45,18 +46,18 @@ def ctm(
 
     skip: grid points that the teacher's leg crosses, one step each; the paper draws it.
     """
-    grid = KarrasGrid(parts)
+    grid = karras_grid(parts)
     return Method(
         {
-            "consistency": FlowMapTerm(
-                Intervals(grid, UniformBelow(), PreviousGridPoint(grid, skip)),
-                TwoLeg(OdeSteps(order, skip), StudentJump()),
+            "consistency": flow_map_term(
+                grid_jump_times(grid, uniform_below(), previous_grid_point(grid, skip)),
+                two_leg(ode_steps(order, skip), student_jump()),
                 guidance=TeacherGuidance(guidance),
                 carried=True,
             ),
-            "denoising": FlowMapTerm(
-                Intervals(log_normal_times(-1.2, 1.2), equal=1.0),
-                InstantaneousVelocity(data_velocity),
+            "denoising": flow_map_term(
+                jump_times(log_normal_times(-1.2, 1.2), equal=1.0),
+                instantaneous_velocity(data_velocity),
                 space="clean",
                 factor=anchor,
             ),
@@ -86,11 +87,11 @@ def tcd(
 
     gamma: share of the way below the next time that a call jumps, to be noised again.
     """
-    grid = UniformGrid(parts)
-    term = FlowMapTerm(
-        Intervals(grid, UniformBelow(), PreviousGridPoint(grid)),
-        TwoLeg(OdeSteps(), StudentJump()),
-        metric=PseudoHuber(huber, elementwise=True),
+    grid = uniform_grid(parts)
+    term = flow_map_term(
+        grid_jump_times(grid, uniform_below(), previous_grid_point(grid)),
+        two_leg(ode_steps(), student_jump()),
+        metric=pseudo_huber(huber, elementwise=True),
         space="state",
         guidance=TeacherGuidance(guidance),
     )

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from fewstep.distillation.parts import (
-    FlowMapTerm,
-    Intervals,
-    KarrasGrid,
     Method,
-    OdeSteps,
     OptimizerSettings,
-    PreviousGridPoint,
-    PseudoHuber,
-    ShrinkingStep,
-    StudentJump,
     TargetNetwork,
     TeacherGuidance,
-    TwoLeg,
-    UniformGrid,
     evenly,
+    flow_map_term,
+    grid_jump_times,
     inverse_step,
+    jump_times,
+    karras_grid,
     lcm_boundary,
     log_normal_times,
     needing,
+    ode_steps,
     preset,
+    previous_grid_point,
+    pseudo_huber,
     same_noise_step,
+    shrinking_step,
     sinusoid,
+    student_jump,
+    two_leg,
+    uniform_grid,
 )
 from fewstep.process import Process
 
@@ -51,12 +52,12 @@ def lcm(
     highest, told: draw guidance up to `highest` and give it to the student as the condition of this name
     (`timestep_cond` in diffusers).
     """
-    grid = UniformGrid(parts)
+    grid = uniform_grid(parts)
     with_boundary = process.network_time(process.noisiest) >= LONG_CLOCK
-    term = FlowMapTerm(
-        Intervals(grid, middle=PreviousGridPoint(grid)),
-        TwoLeg(OdeSteps(), StudentJump()),
-        metric=PseudoHuber(huber, elementwise=True),
+    term = flow_map_term(
+        grid_jump_times(grid, middle=previous_grid_point(grid)),
+        two_leg(ode_steps(), student_jump()),
+        metric=pseudo_huber(huber, elementwise=True),
         space="state",
         guidance=TeacherGuidance(guidance, highest, key=told, embed=sinusoid() if told else None),
         boundary=lcm_boundary if with_boundary else None,
@@ -78,10 +79,10 @@ def consistency_distillation(
 
     loss = |f(x_t, t) - sg f'(Phi_{m,t}(x_t), m)|^2,  Phi one Heun step of the teacher
     """
-    grid = KarrasGrid(parts)
-    term = FlowMapTerm(
-        Intervals(grid, middle=PreviousGridPoint(grid)),
-        TwoLeg(OdeSteps(order), StudentJump()),
+    grid = karras_grid(parts)
+    term = flow_map_term(
+        grid_jump_times(grid, middle=previous_grid_point(grid)),
+        two_leg(ode_steps(order), student_jump()),
         space="state",
         guidance=TeacherGuidance(guidance),
     )
@@ -100,10 +101,10 @@ def ect(process: Process, *, steps: int = 2, q: float = 2.0, stages: int = 8, c:
 
     loss = d(f(x_t, t), sg f(x_r, r)) / (t - r),  x_t and x_r of one data point and one noise
     """
-    term = FlowMapTerm(
-        Intervals(log_normal_times(-1.1, 2.0), middle=ShrinkingStep(q, stages)),
-        TwoLeg(same_noise_step, StudentJump()),
-        metric=PseudoHuber(c),
+    term = flow_map_term(
+        jump_times(log_normal_times(-1.1, 2.0), middle=shrinking_step(q, stages)),
+        two_leg(same_noise_step, student_jump()),
+        metric=pseudo_huber(c),
         weights=(inverse_step,),
         space="state",
     )

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from fewstep.distillation.parts import (
-    Eulerian,
-    FlowMapTerm,
-    Intervals,
     Method,
     OptimizerSettings,
     TeacherGuidance,
     Term,
     TimeDerivative,
-    VelocityDistillation,
+    eulerian_residual,
+    eulerian_target,
     evenly,
+    flow_map_term,
+    jump_times,
     logit_normal_times,
     needing,
     preset,
+    velocity_distillation,
 )
 from fewstep.process import Process
 
@@ -43,15 +44,21 @@ def mdt(
     is the paper's text, which needs its learning rate of 1e-8.
     fresh: 0 samples as the authors do; 1 noises anew, which is what a map to the data is meant for.
     """
-    times, residual = Intervals(logit_normal_times(1.0, 1.0)), Eulerian(slope=TimeDerivative(derivative, delta))
+    times, slope = jump_times(logit_normal_times(1.0, 1.0)), TimeDerivative(derivative, delta)
     terms: dict[str, Term] = {}
     if matching:
-        terms["matching"] = FlowMapTerm(
-            times, residual, guidance=TeacherGuidance(guidance), normalise=normalise, factor=matching
+        terms["matching"] = flow_map_term(
+            times,
+            eulerian_target(slope=slope),
+            guidance=TeacherGuidance(guidance),
+            normalise=normalise,
+            factor=matching,
         )
     if distillation:
         scale = TeacherGuidance(sample_guidance)
-        terms["distillation"] = VelocityDistillation(times, residual, scale, normalise, distillation)
+        terms["distillation"] = velocity_distillation(
+            times, eulerian_residual(slope=slope), scale, normalise, distillation
+        )
     guided = (guidance, sample_guidance) != (1.0, 1.0)
     return Method(
         terms,

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from fewstep.distillation.parts import (
-    AdaptiveWeight,
-    Eulerian,
-    FlowMapTerm,
-    FractionOfJump,
-    Intervals,
-    Lagrangian,
     Method,
-    OdeSteps,
     OptimizerSettings,
-    Ramp,
-    SecondDraw,
-    SelfGuidedVelocity,
-    SquaredError,
-    StudentJump,
     TeacherGuidance,
     TimeDerivative,
     TimeDistribution,
-    TwoLeg,
     VelocitySource,
+    adaptive_weight,
     data_velocity,
+    eulerian_target,
     evenly,
+    flow_map_term,
+    fraction_of_jump,
+    jump_times,
+    lagrangian_target,
     logit_normal_times,
     needing,
+    ode_steps,
     preset,
+    ramp,
     same_noise_step,
+    second_draw,
+    self_guided_velocity,
+    squared_error,
+    student_jump,
     teacher_velocity,
+    two_leg,
     uniform_times,
 )
 from fewstep.errors import FewstepError, nearest
@@ -76,13 +76,13 @@ def mean_flow(
     law = law_of(times)
     direction: VelocitySource = teacher_velocity if teacher else data_velocity
     if (omega, kappa) != (1.0, 0.0):
-        direction = SelfGuidedVelocity(omega, kappa, interval, direction)
+        direction = self_guided_velocity(omega, kappa, interval, direction)
     needs = needing(data=True, guided=guidance != 1 or (omega, kappa) != (1.0, 0.0))
-    term = FlowMapTerm(
-        Intervals(law, SecondDraw(law), equal=equal),
-        Eulerian(direction, TimeDerivative(derivative)),
-        metric=SquaredError(total=True),
-        weights=(AdaptiveWeight(power, c),),
+    term = flow_map_term(
+        jump_times(law, second_draw(law), equal=equal),
+        eulerian_target(direction, TimeDerivative(derivative)),
+        metric=squared_error(total=True),
+        weights=(adaptive_weight(power, c),),
         guidance=TeacherGuidance(guidance),
     )
     steps_ = evenly(process, steps, fresh=0.0)
@@ -108,12 +108,12 @@ def alpha_flow(
     least: share of the jump that the first leg still takes at the end of the training. times: as in mean_flow.
     """
     law = law_of(times)
-    share = Ramp(1.0, least, 0.2, 0.8)
-    term = FlowMapTerm(
-        Intervals(law, SecondDraw(law), FractionOfJump(share), equal),
-        TwoLeg(OdeSteps() if teacher else same_noise_step, StudentJump()),
-        metric=SquaredError(total=True),
-        weights=(AdaptiveWeight(),),
+    share = ramp(1.0, least, 0.2, 0.8)
+    term = flow_map_term(
+        jump_times(law, second_draw(law), fraction_of_jump(share), equal),
+        two_leg(ode_steps() if teacher else same_noise_step, student_jump()),
+        metric=squared_error(total=True),
+        weights=(adaptive_weight(),),
         guidance=TeacherGuidance(guidance),
     )
     needs = needing(data=True, guided=teacher and guidance != 1)
@@ -140,11 +140,11 @@ def lagrangian(
     The only derivative is in the end time: cheap, and safe with fused attention by `derivative="difference"`.
     """
     law = uniform_times(least, 1.0)
-    term = FlowMapTerm(
-        Intervals(law, SecondDraw(law), equal=equal),
-        Lagrangian(slope=TimeDerivative(derivative)),
-        metric=SquaredError(total=True),
-        weights=(AdaptiveWeight(0.5, 1e-3),),
+    term = flow_map_term(
+        jump_times(law, second_draw(law), equal=equal),
+        lagrangian_target(slope=TimeDerivative(derivative)),
+        metric=squared_error(total=True),
+        weights=(adaptive_weight(0.5, 1e-3),),
         guidance=TeacherGuidance(guidance),
     )
     needs = needing(data=True, guided=guidance != 1)

@@ -8,24 +8,24 @@ from torch import Tensor
 
 from fewstep.distillation.parts import (
     BackwardSimulation,
-    GaussianKernel,
     Kernel,
-    MaximumMeanDiscrepancy,
     Method,
     OptimizerSettings,
-    PolynomialKernel,
     evenly,
     flat,
+    gaussian_kernel,
+    maximum_mean_discrepancy,
     needing,
+    polynomial_kernel,
     preset,
 )
 from fewstep.errors import FewstepError, nearest
 from fewstep.process import Process
 
 KERNELS: dict[str, tuple[Kernel, bool]] = {
-    "cubic": (PolynomialKernel(3), False),
-    "linear": (PolynomialKernel(1), False),
-    "radial": (GaussianKernel(), True),
+    "cubic": (polynomial_kernel(3), False),
+    "linear": (polynomial_kernel(1), False),
+    "radial": (gaussian_kernel(), True),
 }
 
 
@@ -44,7 +44,7 @@ def mmd_ddm(
         raise FewstepError("unknown kernel", value=kernel, hint=nearest(kernel, KERNELS))
     run, (form, unit) = evenly(process, steps, fresh=0.0), KERNELS[kernel]
     return Method(
-        {"moments": MaximumMeanDiscrepancy(features, form, unit=unit)},
+        {"moments": maximum_mean_discrepancy(features, form, unit=unit)},
         run,
         BackwardSimulation(run, last=True, through=True),
         needs=needing(data=True),

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from fewstep.distillation.parts import (
-    FlowMapTerm,
-    Intervals,
     Method,
     Metric,
-    OdeSteps,
     OptimizerSettings,
-    PreviousGridPoint,
-    PseudoHuber,
-    SquaredError,
-    StudentJump,
-    StudentStates,
     TeacherGuidance,
-    TeacherStates,
-    TrainingStages,
-    TwoLeg,
-    UniformGrid,
     evenly,
+    flow_map_term,
+    grid_jump_times,
     needing,
     noised_data,
+    ode_steps,
     preset,
+    previous_grid_point,
+    pseudo_huber,
+    squared_error,
+    student_jump,
+    student_states,
+    teacher_states,
+    training_stages,
+    two_leg,
+    uniform_grid,
 )
 from fewstep.process import Process
 
@@ -33,11 +33,11 @@ def pcm(process: Process, *, steps: int = 4, guidance: float = 5.0, parts: int =
 
     loss = huber(X_{e,t}(x_t) - sg X_{e,m}(Phi_{m,t}(x_t))),  e the lower edge of the segment of t
     """
-    grid = UniformGrid(parts)
-    term = FlowMapTerm(
-        Intervals(grid, PreviousGridPoint(UniformGrid(steps)), PreviousGridPoint(grid)),
-        TwoLeg(OdeSteps(), StudentJump()),
-        metric=PseudoHuber(huber, elementwise=True),
+    grid = uniform_grid(parts)
+    term = flow_map_term(
+        grid_jump_times(grid, previous_grid_point(uniform_grid(steps)), previous_grid_point(grid)),
+        two_leg(ode_steps(), student_jump()),
+        metric=pseudo_huber(huber, elementwise=True),
         space="state",
         guidance=TeacherGuidance(guidance),
     )
@@ -61,7 +61,7 @@ def mlcm(
     rollout: int = 4,
     first_stage: float = 12 / 14,
     second_rate: float = 0.1,
-    metric: Metric = SquaredError(),
+    metric: Metric = squared_error(),
     data: bool = False,
 ) -> Method:
     """Multistep latent consistency without data: segments on the teacher's states, then milestones (arXiv 2406.05768).
@@ -75,19 +75,19 @@ def mlcm(
     which the paper argues against. second_rate: learning rate between milestones, of that within segments.
     sub_steps, rollout: DDIM steps between milestones (p), and steps of the student that make its own states (q).
     """
-    fine, coarse, scale = UniformGrid(parts), UniformGrid(segments), TeacherGuidance(guidance)
-    within = FlowMapTerm(
-        Intervals(fine, PreviousGridPoint(coarse), PreviousGridPoint(fine)),
-        TwoLeg(OdeSteps(), StudentJump()),
-        noised_data if data else TeacherStates(segments),
+    fine, coarse, scale = uniform_grid(parts), uniform_grid(segments), TeacherGuidance(guidance)
+    within = flow_map_term(
+        grid_jump_times(fine, previous_grid_point(coarse), previous_grid_point(fine)),
+        two_leg(ode_steps(), student_jump()),
+        noised_data if data else teacher_states(segments),
         metric,
         space="state",
         guidance=scale,
     )
-    between = FlowMapTerm(
-        Intervals(coarse, middle=PreviousGridPoint(coarse)),
-        TwoLeg(OdeSteps(steps=sub_steps), StudentJump()),
-        StudentStates(evenly(process, rollout)),
+    between = flow_map_term(
+        grid_jump_times(coarse, middle=previous_grid_point(coarse)),
+        two_leg(ode_steps(steps=sub_steps), student_jump()),
+        student_states(evenly(process, rollout)),
         metric,
         space="state",
         guidance=scale,
@@ -95,7 +95,7 @@ def mlcm(
     rates = ((first_stage, 1.0), (1.0, second_rate)) if 0 < first_stage < 1 else ()
     stages = ((first_stage, within),) * (first_stage > 0) + ((1.0, between),) * (first_stage < 1)
     return Method(
-        {"consistency": TrainingStages(stages)},
+        {"consistency": training_stages(stages)},
         evenly(process, steps, fresh=float(first_stage < 1)),
         needs=needing(data=data, guided=guidance != 1),
         settings=OptimizerSettings(learning_rate=1e-4, rates=rates),

@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from fewstep.distillation.parts import (
-    FlowMapTerm,
-    FractionOfJump,
-    Halving,
-    Intervals,
     Method,
-    OdeSteps,
     OptimizerSettings,
-    PreviousGridPoint,
-    SnrWeight,
-    Switch,
     TargetNetwork,
     TeacherGuidance,
-    TwoLeg,
-    UniformGrid,
     evenly,
+    flow_map_term,
+    fraction_of_jump,
+    grid_jump_times,
+    halving,
     needing,
+    ode_steps,
     preset,
+    previous_grid_point,
+    snr_weight,
+    switch,
+    two_leg,
+    uniform_grid,
 )
 from fewstep.errors import FewstepError
 from fewstep.process import Process
@@ -58,14 +58,14 @@ def progressive(
         hint = "Use start = steps times a power of two."
         raise FewstepError("halving never leads from `start` to `steps`", value=(start, steps), hint=hint)
     stages = (start // steps).bit_length()
-    grid = UniformGrid(Halving(start, every, steps))
-    own = OdeSteps(who="target")
-    term = FlowMapTerm(
-        Intervals(grid, PreviousGridPoint(grid), FractionOfJump(0.5)),
-        TwoLeg(own, own),
-        weights=(SnrWeight(weight),),
+    grid = uniform_grid(halving(start, every, steps))
+    own = ode_steps(who="target")
+    term = flow_map_term(
+        grid_jump_times(grid, previous_grid_point(grid), fraction_of_jump(0.5)),
+        two_leg(own, own),
+        weights=(snr_weight(weight),),
         space="clean",
-        guidance=TeacherGuidance(Switch(guidance, 1.0, every)),
+        guidance=TeacherGuidance(switch(guidance, 1.0, every)),
     )
     return Method(
         {"halving": term},

@@ -8,40 +8,40 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.distillation.parts import (
-    EndPointPairs,
-    FlowMapTerm,
-    InstantaneousVelocity,
-    Intervals,
     Method,
     Metric,
-    OdeSteps,
     OptimizerSettings,
-    PreviousGridPoint,
-    Ramp,
-    RandomMiddle,
-    SquaredError,
-    StoredPairs,
-    StudentJump,
-    SummedTerms,
     TargetNetwork,
     TeacherGuidance,
     Term,
-    TrainingStages,
-    TwoLeg,
-    UniformGrid,
-    WindowedReflow,
     data_velocity,
+    end_point_pairs,
     evenly,
+    flow_map_term,
+    instantaneous_velocity,
+    jump_times,
     needing,
+    ode_steps,
     preset,
+    previous_grid_point,
     pure_noise,
+    ramp,
+    random_middle,
+    squared_error,
+    stored_pairs,
     stored_state,
     stored_states,
+    student_jump,
+    summed_terms,
+    training_stages,
+    two_leg,
+    uniform_grid,
     uniform_times,
+    windowed_reflow,
 )
 from fewstep.process import Process
 
-EVERYWHERE = Intervals(uniform_times(1e-3, 1.0), equal=1.0)
+EVERYWHERE = jump_times(uniform_times(1e-3, 1.0), equal=1.0)
 AVERAGE = 0.9999
 
 
@@ -53,9 +53,9 @@ def reflow(process: Process, *, steps: int = 2, anneal: float = 0.0) -> Method:
 
     anneal: share of the training over which the pairs are loosened (SlimFlow); 0 is plain reflow.
     """
-    beta = Ramp(1.0, 0.0, last=anneal) if anneal else 0.0
+    beta = ramp(1.0, 0.0, last=anneal) if anneal else 0.0
     return Method(
-        {"reflow": FlowMapTerm(EVERYWHERE, InstantaneousVelocity(data_velocity), EndPointPairs(beta))},
+        {"reflow": flow_map_term(EVERYWHERE, instantaneous_velocity(data_velocity), end_point_pairs(beta))},
         evenly(process, steps, fresh=0.0),
         needs=needing(store=True),
         settings=OptimizerSettings(learning_rate=1e-6, warmup=1000, ema=AVERAGE),
@@ -70,11 +70,11 @@ def perflow(process: Process, *, steps: int = 4, guidance: float = 1.0, sub_step
 
     sub_steps, order: of the teacher's solver across a window.
     """
-    windows = UniformGrid(steps)
-    term = FlowMapTerm(
-        Intervals(uniform_times(1e-3, 1.0), PreviousGridPoint(windows)),
-        InstantaneousVelocity(data_velocity),
-        WindowedReflow(windows, sub_steps, order),
+    windows = uniform_grid(steps)
+    term = flow_map_term(
+        jump_times(uniform_times(1e-3, 1.0), previous_grid_point(windows)),
+        instantaneous_velocity(data_velocity),
+        windowed_reflow(windows, sub_steps, order),
         guidance=TeacherGuidance(guidance),
     )
     return Method(
@@ -86,7 +86,7 @@ def perflow(process: Process, *, steps: int = 4, guidance: float = 1.0, sub_step
 
 
 @preset("instaflow")
-def instaflow(process: Process, *, metric: Metric = SquaredError()) -> Method:
+def instaflow(process: Process, *, metric: Metric = squared_error()) -> Method:
     """InstaFlow's last stage: one step to the stored end of a straightened flow (arXiv 2309.06380).
 
         loss = d(z - u(z, 1), y),  (z, y): noise and sample of the straightened flow
@@ -94,7 +94,7 @@ def instaflow(process: Process, *, metric: Metric = SquaredError()) -> Method:
     Run `reflow` first, store trajectories of its student, and distil that student on them; metric: L2, then LPIPS.
     """
     return Method(
-        {"end": FlowMapTerm(StoredPairs("whole"), TwoLeg(stored_state), stored_states, metric, space="state")},
+        {"end": flow_map_term(stored_pairs("whole"), two_leg(stored_state), stored_states, metric, space="state")},
         evenly(process, 1, fresh=0.0),
         needs=needing(store=True),
         settings=OptimizerSettings(learning_rate=1e-6, warmup=1000, ema=AVERAGE),
@@ -113,7 +113,7 @@ def slim_flow(
     *,
     reflow_steps: int = 800_000,
     distil_steps: int = 400_000,
-    metric: Metric = SquaredError(),
+    metric: Metric = squared_error(),
     symmetry: Callable[[Tensor], Tensor] | None = None,
     anneal: float = 0.375,
     two_steps: float = 1.0,
@@ -129,14 +129,14 @@ def slim_flow(
     that flow is the reflow's averaged student. reflow_steps: 0 where the teacher is that flow already.
     """
     share = reflow_steps / (reflow_steps + distil_steps)
-    beta = Ramp(1.0, 0.0, last=anneal * share) if anneal else 0.0
-    straighten = FlowMapTerm(EVERYWHERE, InstantaneousVelocity(data_velocity), EndPointPairs(beta, symmetry))
-    pairs = FlowMapTerm(StoredPairs("whole"), TwoLeg(stored_state), stored_states, metric, space="state")
-    flow = TwoLeg(StudentJump("student"), OdeSteps(who="target" if reflow_steps else "teacher"))
-    own = FlowMapTerm(RandomMiddle(0.2, 0.8), flow, pure_noise, metric, space="state", factor=two_steps)
-    distil: Term = SummedTerms(pairs, own, "two_steps") if two_steps else pairs
+    beta = ramp(1.0, 0.0, last=anneal * share) if anneal else 0.0
+    straighten = flow_map_term(EVERYWHERE, instantaneous_velocity(data_velocity), end_point_pairs(beta, symmetry))
+    pairs = flow_map_term(stored_pairs("whole"), two_leg(stored_state), stored_states, metric, space="state")
+    flow = two_leg(student_jump("student"), ode_steps(who="target" if reflow_steps else "teacher"))
+    own = flow_map_term(random_middle(0.2, 0.8), flow, pure_noise, metric, space="state", factor=two_steps)
+    distil: Term = summed_terms(pairs, own, "two_steps") if two_steps else pairs
     return Method(
-        {"slim_flow": TrainingStages((*((share, straighten),) * (reflow_steps > 0), (1.0, distil)))},
+        {"slim_flow": training_stages((*((share, straighten),) * (reflow_steps > 0), (1.0, distil)))},
         evenly(process, 1, fresh=0.0),
         target=TargetNetwork(AVERAGE, until=reflow_steps, warm=True) if reflow_steps else None,
         needs=needing(store=True),

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from fewstep.distillation.parts import (
-    Eulerian,
-    FlowMapTerm,
-    Intervals,
     Method,
     OptimizerSettings,
-    Ramp,
-    SquaredError,
     TeacherGuidance,
     TimeDerivative,
     data_velocity,
+    eulerian_target,
     evenly,
+    flow_map_term,
+    jump_times,
     learned_uncertainty,
     log_normal_times,
     needing,
     preset,
+    ramp,
+    squared_error,
     teacher_velocity,
 )
 from fewstep.process import Process
@@ -43,15 +43,15 @@ def scm(
     teacher: False trains without one. warmup: share of the training over which the derivative is faded in.
     learned_weight: needs a student with a head `uncertainty(time)`.
     """
-    term = FlowMapTerm(
-        Intervals(log_normal_times(-1.0, 1.4)),
-        Eulerian(
+    term = flow_map_term(
+        jump_times(log_normal_times(-1.0, 1.4)),
+        eulerian_target(
             teacher_velocity if teacher else data_velocity,
             TimeDerivative(derivative),
-            Ramp(0.0, 1.0, last=warmup),
+            ramp(0.0, 1.0, last=warmup),
             shrink=True,
         ),
-        metric=SquaredError(),
+        metric=squared_error(),
         weights=(learned_uncertainty,) if learned_weight else (),
         guidance=TeacherGuidance(guidance),
         normalise=normalise,

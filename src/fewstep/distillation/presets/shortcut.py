@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from fewstep.distillation.parts import (
-    DyadicJumps,
-    FlowMapTerm,
-    InstantaneousVelocity,
-    Intervals,
     Method,
     OptimizerSettings,
     TargetNetwork,
     TeacherGuidance,
     data_velocity,
+    dyadic_jumps,
     evenly,
+    flow_map_term,
+    instantaneous_velocity,
+    jump_times,
     needing,
     preset,
     semigroup,
@@ -44,14 +44,14 @@ def shortcut(
     anchored = 1 - bootstrap
     return Method(
         {
-            "velocity": FlowMapTerm(
-                Intervals(uniform_times(1e-3, 1.0), equal=1.0),
-                InstantaneousVelocity(teacher_velocity if teacher else data_velocity),
+            "velocity": flow_map_term(
+                jump_times(uniform_times(1e-3, 1.0), equal=1.0),
+                instantaneous_velocity(teacher_velocity if teacher else data_velocity),
                 guidance=TeacherGuidance(guidance if teacher else 1.0),
                 share=(0.0, anchored),
                 factor=anchored,
             ),
-            "jump": FlowMapTerm(DyadicJumps(finest), semigroup(), share=(anchored, 1.0), factor=bootstrap),
+            "jump": flow_map_term(dyadic_jumps(finest), semigroup(), share=(anchored, 1.0), factor=bootstrap),
         },
         evenly(process, steps, fresh=0.0),
         target=TargetNetwork(decay),

@@ -6,11 +6,11 @@ from fewstep.distillation.parts import (
     Chain,
     Critic,
     DenoisingLoss,
-    HuberGradient,
     Method,
     OptimizerSettings,
     ScoreDistillation,
     ScoreIdentity,
+    huber_gradient,
     karras_times,
     log_normal_times,
     needing,
@@ -35,7 +35,7 @@ def sim(process: Process, *, huber: float = 0.00054, guidance: float = 1.0, star
     unbounded = process.unbounded
     levels = karras_times(0.8) if unbounded else uniform_times(0.02, 0.98)
     return Method(
-        {"score": ScoreDistillation(ScoreIdentity(1.0, guidance), levels, slope=HuberGradient(huber))},
+        {"score": ScoreDistillation(ScoreIdentity(1.0, guidance), levels, slope=huber_gradient(huber))},
         Chain((time,)),
         one_step(time),
         Critic(DenoisingLoss(log_normal_times(-1.2, 1.2) if unbounded else levels)),

@@ -11,12 +11,12 @@ from fewstep.distillation.parts import (
     DenoisingLoss,
     DistributionMatching,
     ErrorNormalizer,
-    HuberGradient,
     Method,
     OptimizerSettings,
     ScaleWeight,
     ScoreDistillation,
     UpdateRule,
+    huber_gradient,
     last_interval,
     needing,
     onward,
@@ -52,7 +52,7 @@ def tdm(
         DistributionMatching(guidance),
         levels,
         (ErrorNormalizer(guidance, floor),),
-        HuberGradient(1e-3, elementwise=True),
+        huber_gradient(1e-3, elementwise=True),
         noising=onward,
     )
     critic = DenoisingLoss(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from fewstep.distillation.parts import (
-    FlowMapTerm,
-    InstantaneousVelocity,
-    Intervals,
     Method,
     OptimizerSettings,
-    SnrWeight,
     TeacherGuidance,
     evenly,
+    flow_map_term,
+    instantaneous_velocity,
+    jump_times,
     needing,
     preset,
+    snr_weight,
     teacher_velocity,
     uniform_times,
 )
@@ -29,10 +29,10 @@ def yonos(process: Process, *, steps: int = 1, guidance: float = 1.0) -> Method:
     picture of half the scale factor, both by one degradation. Repeat with the student as teacher for larger
     ones.
     """
-    term = FlowMapTerm(
-        Intervals(uniform_times(1e-3, 1.0), equal=1.0),
-        InstantaneousVelocity(teacher_velocity),
-        weights=(SnrWeight("plus_one"),),
+    term = flow_map_term(
+        jump_times(uniform_times(1e-3, 1.0), equal=1.0),
+        instantaneous_velocity(teacher_velocity),
+        weights=(snr_weight("plus_one"),),
         space="clean",
         guidance=TeacherGuidance(guidance),
     )
