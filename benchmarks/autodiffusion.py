@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from line import EPSILON, MIXTURE, at, levels, quantiles, rms, run, spread
-from testbeds import Testbed, mnist
+from testbeds import SEEDS, Testbed, mnist
 from torch import Tensor
 from usf import END, PROCESS, WORST, OneSolver
 
@@ -40,7 +40,7 @@ LINE_BUDGET, LINE_EVALUATIONS = 150, (4, 5, 8)
 GAUSSIAN = (1.0, 0.5)
 """Mean and standard deviation."""
 MODEL_BUDGET, MODEL_EVALUATIONS, MOST_SKIPPED = 80, (4, 6), 0.4
-CALIBRATION, HELD_OUT, SEEDS = 32, 100, (101, 102, 103)
+CALIBRATION, HELD_OUT = 32, 100
 FINE = 100
 
 
@@ -178,8 +178,8 @@ class Digits:
         self.network = bed.bind([0]).network.model
         self.blocks = len(prunable(self.network))
         fine = unipc(bed.process, bed.prediction, grids.uniform(bed.process, FINE))
-        self.known = (bed.conditions(CALIBRATION, False), [7_000_003 + i for i in range(CALIBRATION)])
-        self.unseen = [(bed.conditions(HELD_OUT, True), [1_000_003 * s + i for i in range(HELD_OUT)]) for s in SEEDS]
+        self.known = bed.known(CALIBRATION)
+        self.unseen = bed.unseen(HELD_OUT)
         self.target = bed.draw(fine, *self.known)
         self.targets = [bed.draw(fine, *some) for some in self.unseen]
         self.unit = float(torch.cat(self.targets).std())

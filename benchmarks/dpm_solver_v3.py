@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from line import EPSILON, MIXTURE, VP, at, grid_of, rms, run, spread, statistics
 from solvers import usual_grids
-from testbeds import Testbed, mnist
+from testbeds import SEEDS, Testbed, mnist
 
 from fewstep.denoiser import Denoiser
 from fewstep.errors import FewstepError
@@ -41,7 +41,7 @@ from fewstep.solvers import (
 STEPS = (5, 8, 10, 20)
 EVALUATIONS = (3, 5, 8, 10)
 NODES, SAMPLES = 61, 256
-CALIBRATION, HELD_OUT, SEEDS = 24, 48, (101, 102, 103)
+CALIBRATION, HELD_OUT = 24, 48
 FINE = 100
 Build = Callable[[Grid], Plan]
 
@@ -138,8 +138,7 @@ def on_digits(bed: Testbed) -> dict[str, Any]:
     begun = time.perf_counter()
     element = measured(bed)
     seconds = time.perf_counter() - begun
-    known = (bed.conditions(CALIBRATION, False), [7_000_003 + i for i in range(CALIBRATION)])
-    unseen = [(bed.conditions(HELD_OUT, True), [1_000_003 * seed + i for i in range(HELD_OUT)]) for seed in SEEDS]
+    known, unseen = bed.known(CALIBRATION), bed.unseen(HELD_OUT)
     target, targets = bed.draw(fine(bed), *known), [bed.draw(fine(bed), *some) for some in unseen]
     unit = float(torch.cat(targets).std())
     usual = usual_grids(bed)

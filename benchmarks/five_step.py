@@ -21,7 +21,7 @@ import torch
 from autodiffusion import draw
 from line import spread
 from solvers import usual_grids
-from testbeds import Testbed, digits, emoji
+from testbeds import SEEDS, Testbed, digits, emoji
 from torch import Tensor
 
 from fewstep.files import write_json
@@ -36,7 +36,7 @@ from fewstep.zoo import shipped
 STOPS = (0.0, 0.03, 0.06, 0.13, 0.3)
 PAPER = 0.13
 EVALUATIONS = (5, 8)
-FINE, SEEDS = 60, (101, 102, 103)
+FINE = 60
 ITEMS = {"emoji": 40, "digits": 325}
 FREEU = "freeu:1.1,1.1,0.9,0.2"
 Build = Callable[[int, float], Grid]
@@ -89,7 +89,7 @@ class Judge:
         self, bed: Testbed, decode: Callable[[Tensor], Tensor], features: Callable[[Tensor], Tensor], count: int
     ) -> None:
         self.bed, self.decode, self.features = bed, decode, features
-        self.items = [(bed.conditions(count, True), [1_000_003 * s + i for i in range(count)]) for s in SEEDS]
+        self.items = bed.unseen(count)
         self.kernel = RbfKernel.of(bed.real)
         fine = unipc(bed.process, bed.prediction, grids.uniform(bed.process, FINE))
         self.latents = [bed.draw(fine, *some) for some in self.items]

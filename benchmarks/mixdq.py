@@ -21,6 +21,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from fewstep.files import write_json
+from fewstep.jobs.context import seeds_for
 from fewstep.jobs.q_sched.names import place
 from fewstep.jobs.quantize.backbone import options_of
 from fewstep.jobs.quantize.choose import BitAllocator
@@ -54,7 +55,7 @@ class Bench:
         self.run = Run(folder / str(seed), self.recipe.plain(), quiet=True)
         self.job = QuantizeContext.open(self.recipe, self.run, fuse=True)
         self.prompts = conditions_of(self.job.pipe, "emoji:evaluation", items)
-        self.seeds = [1_000_003 * 7 + i for i in range(items)]
+        self.seeds = seeds_for("evaluation", 7, items)
         self.judge = load_reward(place("clip:emoji-judge"))
         self.truth = self.draw(backbone_of(self.job.pipe))
 

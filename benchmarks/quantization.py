@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.files import write_json
+from fewstep.jobs.context import seeds_for
 from fewstep.jobs.q_sched.names import place
 from fewstep.jobs.quantize.backbone import options_of
 from fewstep.jobs.quantize.context import QuantizeContext
@@ -94,7 +95,7 @@ class Subject:
         recipe = load("quantize", [f"model={name}", "scheme=w8a8", "batch=32", "calibration.items=24", *MODELS[name]])
         self.job = QuantizeContext.open(recipe, run, fuse=True)
         self.conditions = conditions_of(self.job.pipe, recipe.prompts("auto", held_out=True), items)
-        self.seeds = [1_000_003 * 7 + i for i in range(items)]
+        self.seeds = seeds_for("evaluation", 7, items)
         self.truth = self.draw(backbone_of(self.job.pipe))
         if name == "mnist-dit":
             self.judge: Any = ClassJudge(load_classifier(shipped("mnist-features")))

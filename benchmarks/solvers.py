@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from testbeds import TESTBEDS, Testbed
+from testbeds import SEEDS, TESTBEDS, Testbed
 from torch import Tensor
 
 from fewstep.errors import FewstepError
@@ -36,7 +36,6 @@ from fewstep.solvers import FACTS, SOLVERS, Grid, grids
 
 EVALUATIONS = (3, 4, 5, 6, 8, 10, 15, 20)
 TEACHER = 200
-SEEDS = (101, 102, 103)
 SIZES = {  # items: calibration, held-out per seed; budget of the searches; evaluations at which searches run
     "digits": (64, 325, 200, EVALUATIONS),
     "mnist": (24, 96, 80, (3, 4, 5, 6, 8, 10)),
@@ -58,10 +57,8 @@ class Bench:
         self.bed, self.run = bed, run
         self.calibration, self.count, self.budget, self.searched = SIZES[bed.name]
         self.fine = SOLVERS["unipc"](bed.process, bed.prediction, grids.uniform(bed.process, TEACHER))
-        self.known = (bed.conditions(self.calibration, False), [7_000_003 + i for i in range(self.calibration)])
-        self.held_out = [
-            (bed.conditions(self.count, True), [1_000_003 * seed + i for i in range(self.count)]) for seed in SEEDS
-        ]
+        self.known = bed.known(self.calibration)
+        self.held_out = bed.unseen(self.count)
         self.targets = [bed.draw(self.fine, *some) for some in self.held_out]
         self.unit = float(torch.cat(self.targets).std())
         coarse = SOLVERS["unipc"](bed.process, bed.prediction, grids.uniform(bed.process, 60))

@@ -11,10 +11,14 @@ from torch import Tensor
 
 from fewstep.denoiser import Backbone, Guided
 from fewstep.executor import sample
+from fewstep.jobs.context import seeds_for
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.zoo import shipped
+
+SEEDS = (101, 102, 103)
+"""Numbers of the evaluations that a mean and its interval are taken over."""
 
 
 @dataclass
@@ -36,6 +40,14 @@ class Testbed:
     real: Tensor
     scheduler: Any
     batch: int = 64
+
+    def known(self, count: int) -> tuple[list[Any], list[int]]:
+        """(conditions, seeds) of `count` items that searches and calibrations may see."""
+        return self.conditions(count, False), seeds_for("reference", 0, count)
+
+    def unseen(self, count: int) -> list[tuple[list[Any], list[int]]]:
+        """(conditions, seeds) of `count` held-out items, for each of `SEEDS`."""
+        return [(self.conditions(count, True), seeds_for("evaluation", number, count)) for number in SEEDS]
 
     @torch.no_grad()
     def draw(self, plan: Plan, conditions: Sequence[Any], seeds: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.denoiser import Guided
 from fewstep.errors import FewstepError, NonFiniteError, nearest
-from fewstep.plan import Plan
+from fewstep.plan import Plan, Row
 from fewstep.plan.combination import is_exactly
 from fewstep.plan.history import History, ready_rows, refuse_misfit
 
@@ -95,11 +95,7 @@ def sample(
         FewstepError: a row names a network that is not given, or sets the guidance of one that has none; a seed that is
             no whole number of 64 bits.
     """
-    networks: Mapping[str, Network] = network if isinstance(network, Mapping) else {"main": network}
-    for k, row in enumerate(plan.rows):
-        if row.network not in networks:
-            hint = nearest(row.network, networks)
-            raise FewstepError(f"row {k} runs a network that was not given", value=row.network, hint=hint)
+    networks = _network_of_each_row(plan.rows, network)
     refuse_misfit(plan, shape)
     noise = Noise(seeds)
     if state is None:
@@ -110,30 +106,46 @@ def sample(
     width = torch.promote_types(dtype, torch.float32)
     times = plan.network_times.to(device=device, dtype=width).unbind()
     draws = [None if is_exactly(row.noise, 0.0) else noise.draw(shape).to(device=device, dtype=dtype) for row in rows]
-
-    asked = [_at_scale(networks[row.network], row.guidance, k) for k, row in enumerate(rows)]
-
-    def run(check: bool = False) -> Tensor:
-        history, x = History.of(plan, rows), state
-        for k, row in enumerate(rows):
-            scaled = x if is_exactly(row.input_scale, 1.0) else x * row.input_scale
-            raw = asked[k](scaled, times[k])
-            if check and not bool(raw.isfinite().all()):
-                raise NonFiniteError(
-                    f"the network {row.network!r} returned NaN or infinity in row {k} (time {float(row.time):g})",
-                    hint="Check its weights and dtype (float16 overflows; try bfloat16 or float32).",
-                )
-            x = history.advance(k, x, raw, draws[k], anchor)
-            if callback is not None and not check:
-                callback(SamplingProgress(k + 1, len(rows), x))
-        return x
-
-    result = run()
+    calls = list(zip(rows, networks, times, draws, strict=True))
+    result = _run(History.of(plan, rows), calls, state, anchor, callback)
     # one look at the end, and a cheap one: any NaN or infinity spoils the sum; only a failure pays for finding the row
     if not math.isfinite(float(result.detach().sum(dtype=width))) and not bool(result.isfinite().all()):
-        run(check=True)
+        _run(History.of(plan, rows), calls, state, anchor, None, check=True)
         raise NonFiniteError("the final state is not finite", hint="Check the coefficients with `fewstep plan show`.")
     return result
+
+
+def _run(
+    history: History,
+    calls: Sequence[tuple[Row, Network, Tensor, Tensor | None]],
+    x: Tensor,
+    anchor: Tensor | None,
+    callback: Callable[[SamplingProgress], None] | None,
+    *,
+    check: bool = False,
+) -> Tensor:
+    """The states that one call per row leads to; `check` looks at every output, which waits for the device."""
+    for k, (row, network, time, draw) in enumerate(calls):
+        scaled = x if is_exactly(row.input_scale, 1.0) else x * row.input_scale
+        raw = network(scaled, time)
+        if check and not bool(raw.isfinite().all()):
+            raise NonFiniteError(
+                f"the network {row.network!r} returned NaN or infinity in row {k} (time {float(row.time):g})",
+                hint="Check its weights and dtype (float16 overflows; try bfloat16 or float32).",
+            )
+        x = history.advance(k, x, raw, draw, anchor)
+        if callback is not None:
+            callback(SamplingProgress(k + 1, len(calls), x))
+    return x
+
+
+def _network_of_each_row(rows: Sequence[Row], network: Network | Mapping[str, Network]) -> list[Network]:
+    networks: Mapping[str, Network] = network if isinstance(network, Mapping) else {"main": network}
+    for k, row in enumerate(rows):
+        if row.network not in networks:
+            hint = nearest(row.network, networks)
+            raise FewstepError(f"row {k} runs a network that was not given", value=row.network, hint=hint)
+    return [_at_scale(networks[row.network], row.guidance, k) for k, row in enumerate(rows)]
 
 
 def _at_scale(network: Network, guidance: float | None, k: int) -> Network:

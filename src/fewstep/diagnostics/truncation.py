@@ -76,9 +76,7 @@ def truncation(
     """
     if plan.stochastic:
         raise PlanError("a stochastic plan follows no flow to compare with", hint="Set eta=0 (churn=0, tau=0).")
-    levels = [(number(row.alpha), number(row.sigma)) for row in plan.rows]
-    levels.append((number(plan.final_alpha), number(plan.final_sigma)))
-    count = plan.steps
+    levels, count = _levels(plan), plan.steps
     legs = count * (count + 1) // 2 if propagate else 2 * count - 1
     done = 0
 
@@ -104,13 +102,6 @@ def truncation(
             arrived = carried
             coarse = flow(denoiser, coarse, levels[k], levels[k + 1], max(fine // 2, 1))
     error = states[-1] - arrived[0]
-    parts = {}
-    if propagate:
-        ends = [*arrived, states[-1]]
-        terms = torch.stack([b - a for a, b in pairwise(ends)]).double().flatten(2)
-        whole = error.double().flatten(1)
-        parts["propagated"] = terms.square().mean(2).sqrt()
-        parts["share"] = (terms * whole).sum(2) / whole.square().sum(1).clamp(min=1e-300)
     angles = [angle(*level) for level in levels]
     return Truncation(
         angles=torch.tensor(angles, dtype=torch.float64),
@@ -118,8 +109,22 @@ def truncation(
         local=torch.stack(local),
         final=_size(error),
         reference=_size(coarse - arrived[0]),
-        **parts,
+        **(_left_at_the_end([*arrived, states[-1]]) if propagate else {}),
     )
+
+
+def _levels(plan: Plan) -> list[tuple[float, float]]:
+    """(alpha, sigma) of the K + 1 states."""
+    ends = (number(plan.final_alpha), number(plan.final_sigma))
+    return [*((number(row.alpha), number(row.sigma)) for row in plan.rows), ends]
+
+
+def _left_at_the_end(ends: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Sizes and shares of the terms of the telescoping sum, from where the flow carries each of the K + 1 states."""
+    terms = torch.stack([b - a for a, b in pairwise(ends)]).double().flatten(2)
+    error = (ends[-1] - ends[0]).double().flatten(1)
+    share = (terms * error).sum(2) / error.square().sum(1).clamp(min=1e-300)
+    return {"propagated": terms.square().mean(2).sqrt(), "share": share}
 
 
 def equalised_grid(

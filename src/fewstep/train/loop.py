@@ -66,16 +66,13 @@ def fit(
     Raises:
         NonFiniteError: a loss is NaN or infinite; the message says whose and when, the last checkpoint is good.
     """
-    for module in (*stage.modules.values(), *stage.frozen.values(), *stage.state.values()):
-        module.to(accelerator.device)
-    stored = {**stage.modules, **stage.state}
-    for module in stored.values():
-        processes.share(list(module.state_dict().values()))  # heads begin at random
+    stored = _placed(stage, accelerator.device)
     shards = Shards(stored, accelerator.device, stage.renewed) if sharded(config.shard) else None
     trained = {name: _Trained.of(group, config) for name, group in stage.all_groups().items()}
     optimizers = {name: one.optimizer for name, one in trained.items()}
     ema = EMA(stage.averaged(), config.ema)
     power = PowerEMA(stage.averaged(), config.ema_widths) if config.ema_widths else None
+    averages: list[EMA | PowerEMA] = [ema] if power is None else [ema, power]
     kept = None if out is None else load_checkpoint(out / "checkpoint", stored, optimizers, ema, power)
     progress = TrainingProgress(**(kept or {}))
     _check_together(progress, out)
@@ -86,9 +83,8 @@ def fit(
     with Display(accelerator, config.steps, quiet) as show, trackers as log:
         while progress.step < config.steps:
             numbers = _step(stage, config, trained, progress.step, autocast, shards)
-            ema.update(stage.averaged())
-            if power is not None:
-                power.update(stage.averaged())
+            for average in averages:
+                average.update(stage.averaged())
             progress.step += 1
             if stage.after is not None:
                 stage.after(progress.step)
@@ -110,6 +106,16 @@ def fit(
                     power.store((keep or out) / "averages")
     ema.copy_to(stage.averaged())
     return progress
+
+
+def _placed(stage: Stage, device: torch.device) -> dict[str, nn.Module]:
+    """What a checkpoint holds, with all modules on the device and the same in every process."""
+    for module in (*stage.modules.values(), *stage.frozen.values(), *stage.state.values()):
+        module.to(device)
+    stored = {**stage.modules, **stage.state}
+    for module in stored.values():
+        processes.share(list(module.state_dict().values()))  # heads begin at random
+    return stored
 
 
 @dataclass
