@@ -153,7 +153,7 @@ class RecordedCall:
 
 
 class Stop(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a pipeline call that has done what it was started for."""
+    """Ends a pipeline call that has done what it was started for; may carry its last state."""
 
 
 def recorded(pipe: Pipeline, steps: int, until: str = "step", scheduler: Any = None, **options: Any) -> RecordedCall:

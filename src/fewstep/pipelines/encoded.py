@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -79,28 +80,28 @@ def encode_conditions(
         FewstepError: the pipeline calls its network in a way that is not understood.
     """
     given: list[Any] | None = None if conditions is None else list(conditions)
-    pair = _watched(generate, process, None if given is None else [given[0]] * 2, 2, 1.0)[0]
-    three = _watched(generate, process, None if given is None else [given[0]] * 3, 3, 1.0)[0]
+    (pair, *_), shape, time_scale = _watched(generate, process, None if given is None else [given[0]] * 2, 2)
+    (three, *_), *_ = _watched(generate, process, None if given is None else [given[0]] * 3, 3)
     varying = [
         name
-        for name, value in pair.arguments.items()
-        if isinstance(value, Tensor) and value.ndim and len(value) == 2 and len(three.arguments[name]) == 3
+        for name, value in pair.items()
+        if isinstance(value, Tensor) and value.ndim and len(value) == 2 and len(three[name]) == 3
     ]
-    fixed = {name: value for name, value in pair.arguments.items() if name not in varying}
+    fixed = {name: value for name, value in pair.items() if name not in varying}
     if given is not None and not varying:
         raise FewstepError(
             f"the network of {type(generate.pipe).__name__} is not given its conditions as one tensor per argument",
             hint="Distil a pipeline of another family; this one takes lists.",
         )
     if given is None:
-        return EncodedConditions(0, {}, None, fixed, pair.shape, pair.time_scale)
+        return EncodedConditions(0, {}, None, fixed, shape, time_scale)
     parts: list[dict[str, Tensor]] = []
     for first in range(0, len(given), generate.batch):
         some = given[first : first + generate.batch]
-        parts.append(_watched(generate, process, some, len(some), 1.0)[0].arguments)
+        parts.append(_watched(generate, process, some, len(some))[0][0])
     tensors = {name: torch.cat([part[name] for part in parts]) for name in varying}
     return EncodedConditions(
-        len(given), tensors, _negative(generate, process, given, tensors), fixed, pair.shape, pair.time_scale
+        len(given), tensors, _negative(generate, process, given, tensors), fixed, shape, time_scale
     )
 
 
@@ -109,13 +110,13 @@ def _negative(
 ) -> dict[str, Tensor] | None:
     """The half of a guided call that is not the condition's own; a second call where the pipeline makes two."""
     try:
-        seen = _watched(generate, process, conditions[:1], 1, GUIDED)
+        seen, *_ = _watched(generate, process, conditions[:1], 1, GUIDED)
     except FewstepError:  # a pipeline without guidance
         return None
     halves: list[dict[str, Tensor]] = [
-        {name: row.arguments[name][i : i + 1] for name in tensors}
-        for row in seen
-        for i in range(len(row.arguments[next(iter(tensors))]))
+        {name: arguments[name][i : i + 1] for name in tensors}
+        for arguments in seen
+        for i in range(len(arguments[next(iter(tensors))]))
     ]
     if len(halves) < 2:
         return None
@@ -123,53 +124,44 @@ def _negative(
     return next((half for half, same in zip(halves, own, strict=True) if not same), halves[-1])
 
 
-@dataclass
-class _Call:
-    arguments: dict[str, Any] = field(default_factory=dict)
-    shape: tuple[int, ...] = ()
-    time_scale: float = 1.0
-
-
-class _Watcher(PlanRunner):
-    """Ends the pipeline's call at its first step."""
-
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.final = sample[: self.count]
-        raise Stop
+_Arguments = dict[str, Any]
+"""Of one call of the network, flat, state and time taken out."""
 
 
 @torch.no_grad()
 def _watched(
-    generate: PipelineSampler, process: Process, conditions: list[Any] | None, count: int, guidance: float
-) -> list[_Call]:
+    generate: PipelineSampler, process: Process, conditions: list[Any] | None, count: int, guidance: float = 1.0
+) -> tuple[list[_Arguments], tuple[int, ...], float]:
+    """The network's calls in the pipeline's first step, the shape of one state, and what times are multiplied by."""
+
+    def stop(k: int, state: Tensor, output: Tensor) -> None:
+        raise Stop(state)
+
     time = float(process.network_time(process.noisiest))
     row = Row(time, time, alpha=1.0, sigma=0.0, state={0: 1.0}, output={})
-    watcher = _Watcher.following(Plan((row,), Prediction(), 1.0, 0.0), range(count), latent=True)
+    runner = PlanRunner.following(Plan((row,), Prediction(), 1.0, 0.0), range(count), latent=True, watch=stop)
     asking = generate.changed(guidance=guidance)
-    with _noting(backbone_of(generate.pipe), time) as calls:
-        state = asking.run(watcher, conditions, list(range(count)))
+    with _noting(backbone_of(generate.pipe)) as calls:
+        state = asking.run(runner, conditions, list(range(count)))
     if not calls:
         raise FewstepError(f"{type(generate.pipe).__name__} made no step with its network")
-    for call in calls:
-        call.shape = tuple(state.shape[1:])
-    return calls
+    told = calls[0][0]
+    return [arguments for _, arguments in calls], tuple(state.shape[1:]), told / time if time else 1.0
 
 
 @contextmanager
-def _noting(module: nn.Module, time: float):  # type: ignore[no-untyped-def]
-    """Arguments of every call of the module, state and time taken out."""
+def _noting(module: nn.Module) -> Iterator[list[tuple[float, _Arguments]]]:
+    """The time of every call of the module, and its other arguments without the state."""
     names = Backbone(module)
-    calls: list[_Call] = []
+    calls: list[tuple[float, _Arguments]] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        import inspect
-
         bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         told = torch.as_tensor(bound.pop(names._time)).flatten()[0]
         bound.pop(names._state)
         bound.pop("return_dict", None)
         flat = {name: value for name, value in _flat(bound).items() if value is not None}
-        calls.append(_Call(flat, (), float(told) / time if time else 1.0))
+        calls.append((float(told), flat))
 
     handle = module.register_forward_pre_hook(note, with_kwargs=True)
     try:

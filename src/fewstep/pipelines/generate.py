@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -180,19 +180,28 @@ def _pictures(result: Any) -> Tensor:
     raise FewstepError("the pipeline returned neither images nor frames", value=type(result).__name__)
 
 
+Watch = Callable[[int, Tensor, Tensor], Tensor | None]
+"""(k, state (B, ...), raw output after guidance (B, ...)) -> the state that row k + 1 starts from, None for the plan's.
+
+Called before each row of a call, with what the network saw and gave; `Stop(state)` ends the call there.
+"""
+
+
 class PlanRunner(PlanScheduler):
     """Runs one call: draws fresh noise from the call's streams whatever the pipeline passes, keeps the last state."""
 
     count: int
     latent: bool
+    watch: Watch | None
     generators: list[torch.Generator]
     final: Tensor
 
     @classmethod
-    def following(cls, plan: Plan, seeds: Sequence[int], latent: bool = False) -> Self:
+    def following(cls, plan: Plan, seeds: Sequence[int], latent: bool = False, watch: Watch | None = None) -> Self:
         """A runner of the plan with one stream of noise per seed; `latent` stops before the state is decoded."""
         runner = cls.from_plan(plan)
-        runner.count, runner.latent, runner.generators = len(seeds), latent, Noise(seeds).generators
+        runner.count, runner.generators = len(seeds), Noise(seeds).generators
+        runner.latent, runner.watch = latent, watch
         return runner
 
     def check(self, caller: Caller) -> None:
@@ -208,6 +217,7 @@ class PlanRunner(PlanScheduler):
         **_: Any,
     ) -> Any:
         """One row; the state after the last one is kept in `final`."""
+        forced = self._watched(model_output, timestep, sample)
         streams = self.generators  # several pipelines (FLUX, SD3, Wan, DiT) pass none
         if len(sample) == 2 * self.count:  # DiT guides by doubling the states
             streams = [torch.Generator(g.device).set_state(g.get_state()) for g in streams] + streams
@@ -217,7 +227,20 @@ class PlanRunner(PlanScheduler):
             self.final = state[: self.count]
             if self.latent:
                 raise Stop
-        return result
+        if forced is None:
+            return result
+        forced = torch.cat([forced.to(sample.dtype)] * (len(sample) // len(forced)))
+        return SchedulerOutput(prev_sample=forced) if isinstance(result, SchedulerOutput) else (forced, *result[1:])
+
+    def _watched(self, output: Tensor, timestep: Any, sample: Tensor) -> Tensor | None:
+        if self.watch is None:
+            return None
+        self._ensure_index(timestep)
+        try:
+            return self.watch(self.step_index or 0, self._entered(sample)[: self.count], output[: self.count])
+        except Stop as stop:
+            self.final = stop.args[0]
+            raise
 
 
 @dataclass
@@ -242,32 +265,24 @@ def trace(
     """
     parts, done = [], 0
     for given, some in generate.batches(conditions, seeds):
-        runner = _Tracer.following(plan, some, latent=True)
-        runner.forced = None if along is None else along.states[:, done : done + len(some)]
-        runner.states, runner.outputs = [], []
+        states: list[Tensor] = []
+        outputs: list[Tensor] = []
+        forced = None if along is None else along.states[:, done : done + len(some)]
+        runner = PlanRunner.following(plan, some, latent=True, watch=_noting(states, outputs, forced))
         with torch.no_grad():
             final = generate.run(runner, given, some)
-        parts.append((torch.stack(runner.states), torch.stack(runner.outputs), final))
+        parts.append((torch.stack(states), torch.stack(outputs), final))
         done += len(some)
-    states, outputs, finals = zip(*parts, strict=True)
-    return Trace(torch.cat(states, 1), torch.cat(outputs, 1), torch.cat(finals))
+    all_states, all_outputs, finals = zip(*parts, strict=True)
+    return Trace(torch.cat(all_states, 1), torch.cat(all_outputs, 1), torch.cat(finals))
 
 
-class _Tracer(PlanRunner):
-    """Notes what it is given, and may force the states."""
+def _noting(states: list[Tensor], outputs: list[Tensor], forced: Tensor | None) -> Watch:
+    """Adds states and outputs to the lists; forces the states (K, B, ...) if given."""
 
-    forced: Tensor | None
-    states: list[Tensor]
-    outputs: list[Tensor]
+    def note(k: int, state: Tensor, output: Tensor) -> Tensor | None:
+        states.append(state.float())
+        outputs.append(output.float())
+        return None if forced is None or k + 1 >= len(forced) else forced[k + 1]
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self._ensure_index(timestep)
-        self.states.append(self._entered(sample)[: self.count].float())
-        self.outputs.append(model_output[: self.count].float())
-        result = super().step(model_output, timestep, sample, *args, **kwargs)
-        following = len(self.states)
-        if self.forced is None or following >= self.plan.steps:
-            return result
-        forced = self.forced[following].to(sample.dtype)
-        forced = torch.cat([forced] * (len(sample) // len(forced)))
-        return SchedulerOutput(prev_sample=forced) if isinstance(result, SchedulerOutput) else (forced, *result[1:])
+    return note

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from fewstep.errors import FewstepError
@@ -50,29 +49,18 @@ class PipelineNetwork:
     def _one(self, x: Tensor, time: float, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
         takes = "latents" in inspect.signature(type(self.generate.pipe).__call__).parameters
         rows = (_row(0, time),) if takes else (_row(0, time), _row(1, time))
-        asker = _Asker.following(Plan(rows, Prediction(), 1.0, 0.0), seeds, latent=True)
-        asker.waiting = None if takes else x
+
+        def watch(k: int, state: Tensor, output: Tensor) -> Tensor:
+            if k + 1 < len(rows):  # the pipeline is handed the state for its next row
+                return x
+            # a learned variance stands behind the prediction
+            raise Stop(output[:, : state.shape[1]] if state.ndim > 3 else output)
+
         generate = self.generate
         if takes:
             generate = generate.changed(call={**generate.call, "latents": x})
-        return generate.run(asker, conditions, seeds)
-
-
-class _Asker(PlanRunner):
-    """Hands over the state that waits, if any, and then keeps the network's output and stops."""
-
-    waiting: Tensor | None
-
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self.waiting is None:
-            output = model_output[: self.count]
-            channels = sample.shape[1]  # a learned variance stands behind the prediction
-            self.final = output[:, :channels] if sample.ndim > 3 else output
-            raise Stop
-        result = super().step(model_output, timestep, sample, *args, **kwargs)
-        state = torch.cat([self.waiting.to(sample.dtype)] * (len(sample) // len(self.waiting)))
-        self.waiting = None
-        return SchedulerOutput(prev_sample=state) if isinstance(result, SchedulerOutput) else (state,)
+        runner = PlanRunner.following(Plan(rows, Prediction(), 1.0, 0.0), seeds, latent=True, watch=watch)
+        return generate.run(runner, conditions, seeds)
 
 
 def _row(k: int, time: float) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ class Prompts:
     def __init__(self, limit: int = 512_000_000) -> None:
         self.limit = limit
         self._kept: dict[str, Any] = {}
-        self._encoders: _Encoders | None = None
+        self._encoders: tuple[list[Any], Any] = [], None
         self._told: set[str] = set()
 
     def encoding(self, pipe: Pipeline) -> Callable[..., Any]:
@@ -57,32 +58,25 @@ class Prompts:
         warn_of_lost_words(lost)
 
     def _forget_others(self, pipe: Pipeline) -> None:
-        found = _Encoders(pipe)
-        if self._encoders is None or not self._encoders.same(found):
-            self._kept, self._encoders = {}, found
+        (before, said), (parts, says) = self._encoders, _encoders(pipe)
+        if len(before) != len(parts) or not all(map(operator.is_, before, parts)) or said != says:
+            self._kept, self._encoders = {}, (parts, says)
 
 
-class _Encoders:
-    """What encoding depends on: parts, their weights as tensors and versions and by some of their values, adapters."""
-
-    def __init__(self, pipe: Pipeline) -> None:
-        self.parts = {k: v for k, v in pipe.components.items() if k not in _NO_ENCODERS and v is not None}
-        modules = [part for part in self.parts.values() if isinstance(part, nn.Module)]
-        self.weights = [t for module in modules for t in (*module.parameters(), *module.buffers())]
-        self.state = (
-            [(t.dtype, None if t.is_inference() else t._version) for t in self.weights],
-            [fingerprint(module) for module in modules],  # changes through `.data` leave the version as it is
-            [len(part) for part in self.parts.values() if hasattr(part, "__len__")],  # words added to a tokenizer
-            [_adapters(layer) for module in modules for layer in module.modules() if hasattr(layer, "scaling")],
-            [module.training for module in modules],
-        )
-
-    def same(self, other: _Encoders) -> bool:
-        """Whether both say the same about the same objects."""
-        if self.parts.keys() != other.parts.keys() or len(self.weights) != len(other.weights):
-            return False
-        pairs = [*((self.parts[k], other.parts[k]) for k in self.parts), *zip(self.weights, other.weights, strict=True)]
-        return all(one is another for one, another in pairs) and self.state == other.state
+def _encoders(pipe: Pipeline) -> tuple[list[Any], Any]:
+    """What encoding depends on: parts and weights, which must stay the same objects, and what they say."""
+    parts = {k: v for k, v in pipe.components.items() if k not in _NO_ENCODERS and v is not None}
+    modules = [part for part in parts.values() if isinstance(part, nn.Module)]
+    weights = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    says = (
+        list(parts),
+        [(t.dtype, None if t.is_inference() else t._version) for t in weights],
+        [fingerprint(module) for module in modules],  # changes through `.data` leave the version as it is
+        [len(part) for part in parts.values() if hasattr(part, "__len__")],  # words added to a tokenizer
+        [_adapters(layer) for module in modules for layer in module.modules() if hasattr(layer, "scaling")],
+        [module.training for module in modules],
+    )
+    return [*parts.values(), *weights], says
 
 
 def _adapters(layer: Any) -> str:

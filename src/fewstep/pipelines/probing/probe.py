@@ -12,7 +12,6 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -115,14 +114,8 @@ def reached(rows: tuple[Row, ...], k: int, prediction: Prediction) -> tuple[floa
     return max(data, 0.0), 0.0 if total < 1e-6 else total
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """One row as it was read: where its state stands, and what its step adds up."""
-
-    alpha: float
-    sigma: float
-    scale: float
-    update: Update
+_Reading = tuple[dict[str, float], Update]
+"""One row as it was read: where its state stands (`alpha`, `sigma`, `input_scale`), and what its step adds up."""
 
 
 class _Prober:
@@ -143,8 +136,9 @@ class _Prober:
         if self.drawn > self.room:  # several draws per step: now it is known how many need an element
             self.room = self.drawn
             readings = self._readings()
-        updates = with_fresh_noise([reading.update for reading in readings])
-        return tuple(map(_row, self.times, readings, updates))
+        updates = with_fresh_noise([update for _, update in readings])
+        places = [place for place, _ in readings]
+        return tuple(map(_row, self.times, places, updates))
 
     def _readings(self) -> list[_Reading]:
         self.scheduler, self.drawn, self.previous = copy.deepcopy(self.fresh), 0, (None, None)
@@ -178,7 +172,7 @@ class _Prober:
             raise UnreadableError(f"row {k} adds the constant {float(vector[-1]):.3g}")
         self.drawn, self.previous = after
         update = Update(vector[: self.count], vector[self.count : 2 * self.count], vector[2 * self.count : -1])
-        return _Reading(alpha, sigma, scale, update)
+        return {"alpha": alpha, "sigma": sigma, "input_scale": scale}, update
 
     def _unit(self, index: int, size: float) -> Tensor:
         unit = torch.zeros(1, 1, 1, 2 * self.count + self.room + 1, dtype=torch.float64)
@@ -220,17 +214,15 @@ class _Prober:
         return True
 
 
-def _row(time: Tensor, reading: _Reading, update: Update) -> Row:
+def _row(time: Tensor, place: Mapping[str, Any], update: Update) -> Row:
     noise = float(update.draws.norm())
     return Row(
         time=float(time),
         network_time=float(time),
-        alpha=reading.alpha,
-        sigma=reading.sigma,
+        **place,
         state=_nonzero(update.state),
         output=_nonzero(update.output),
         noise=noise if noise > NEGLIGIBLE else 0.0,
-        input_scale=reading.scale,
     )
 
 
