@@ -1,8 +1,18 @@
-"""fewstep: few network evaluations, few bits, and proof of what that cost."""
+"""fewstep: few network evaluations, few bits, and proof of what that cost.
+
+import fewstep as fs
+
+pipe = fs.load("emoji-student")                   # a shipped name, a diffusers folder, a hub id
+low = fs.quantize(pipe, "w4a8")                   # a new pipeline
+tuned = fs.tune(low, prompts=prompts)             # Q-Sched: its plan, adapted to the rounding
+images = fs.generate(low, ["cat face"], plan=tuned)
+fs.save(low, "small", plan=tuned)                 # a diffusers folder
+"""
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from fewstep.registration import register_when_needed
@@ -10,29 +20,45 @@ from fewstep.registration import register_when_needed
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fewstep.api.generation import generate
+    from fewstep.api.low_bit import quant_report, quantize
+    from fewstep.api.measuring import diagnose
+    from fewstep.api.models import Student, attach, load, save
+    from fewstep.api.plans import plan_of, search, tune
+    from fewstep.api.training import distill
     from fewstep.denoiser import Denoiser, Guided, fingerprint
     from fewstep.errors import FewstepError
-    from fewstep.pipelines import PipelineSampler, attach, load_pipeline, plan_of, save_pipeline
     from fewstep.plan import Identity, Plan, Row
     from fewstep.prediction import Prediction
-    from fewstep.quant import quantize
 
 _PLACES = {
     "Denoiser": "denoiser",
-    "Guided": "denoiser",
-    "fingerprint": "denoiser",
     "FewstepError": "errors",
-    "PipelineSampler": "pipelines",
-    "attach": "pipelines",
-    "load_pipeline": "pipelines",
-    "plan_of": "pipelines",
-    "save_pipeline": "pipelines",
+    "Guided": "denoiser",
     "Identity": "plan",
     "Plan": "plan",
-    "Row": "plan",
     "Prediction": "prediction",
-    "quantize": "quant",
-    # components of saved pipelines, and the classes by which diffusers learns how to open them
+    "Row": "plan",
+    "Student": "api.models",
+    "attach": "api.models",
+    "diagnose": "api.measuring",
+    "distill": "api.training",
+    "fingerprint": "denoiser",
+    "generate": "api.generation",
+    "load": "api.models",
+    "plan_of": "api.plans",
+    "quant_report": "api.low_bit",
+    "quantize": "api.low_bit",
+    "save": "api.models",
+    "search": "api.plans",
+    "tune": "api.plans",
+}
+"""Of every public name the module that it is imported from when it is first asked for."""
+
+_PACKAGES = ("distillation", "metrics", "process", "quant", "rewards", "schedules", "solvers", "testing")
+"""Packages with more, which `fewstep.solvers` and the like import when they are first asked for."""
+
+_COMPONENTS = {
     "FeatureAutoencoder": "latents.features",
     "FewstepQuantConfig": "pipelines.low_bit.models",
     "ModelMixin": "pipelines.two_times",
@@ -42,30 +68,56 @@ _PLACES = {
     "SchedulerMixin": "pipelines.scheduler",
     "TwoTimes": "pipelines.two_times",
 }
+"""Components of saved pipelines, and the classes by which diffusers learns how to open them."""
+
+_FORMER = {
+    "PipelineSampler": ("pipelines", "PipelineSampler", "fewstep.generate"),
+    "load_pipeline": ("pipelines", "load_pipeline", "fewstep.load"),
+    "save_pipeline": ("pipelines", "save_pipeline", "fewstep.save"),
+}
+"""Names of the first version, which the next one drops: where they are, and what to call in their place."""
 
 __all__ = [
     "Denoiser",
     "FewstepError",
     "Guided",
     "Identity",
-    "PipelineSampler",
     "Plan",
     "Prediction",
     "Row",
+    "Student",
     "attach",
+    "diagnose",
+    "distill",
     "fingerprint",
-    "load_pipeline",
+    "generate",
+    "load",
     "plan_of",
+    "quant_report",
     "quantize",
-    "save_pipeline",
+    "save",
+    "search",
+    "tune",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import parts when they are first asked for: `import fewstep` costs nothing."""
-    if name not in _PLACES:
+    if name in _PACKAGES:
+        return importlib.import_module(f"fewstep.{name}")
+    if name in _FORMER:
+        place, inside, better = _FORMER[name]
+        warnings.warn(f"fewstep.{name} will go: use {better}", DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(f"fewstep.{place}"), inside)
+    place = _PLACES.get(name) or _COMPONENTS.get(name) or ""
+    if not place:
         raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fewstep.{_PLACES[name]}"), name)
+    return getattr(importlib.import_module(f"fewstep.{place}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names alone."""
+    return sorted([*__all__, *_PACKAGES, "__version__"])
 
 
 register_when_needed()

@@ -267,6 +267,20 @@ def stages_over(name: str, updates: int, **options: Any) -> dict[str, int]:
     return {} if found.lengths is None else found.lengths(updates, {**found.options, **options})
 
 
+def fitting_options(name: str, process: Process, updates: int, **options: Any) -> dict[str, Any]:
+    """The options, with stages laid over a training of so many updates where the preset's own would outlast it.
+
+    Args:
+        name: of the preset.
+        process: of the teacher.
+        updates: of the training.
+        options: those that were chosen; they stay as they are.
+    """
+    if method(name, process, **options).updates <= updates:
+        return options
+    return {**stages_over(name, updates, **options), **options}
+
+
 def find_preset(name: str) -> Preset:
     """The preset of that name.
 

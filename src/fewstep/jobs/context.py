@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing_extensions import Self
 from fewstep.files import read_tensors, write_json, write_tensors
 from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe
 from fewstep.pipelines import PipelineSampler, backbones_of, exchanged, fuse_adapters, identity_of, plan_of, process_of
+from fewstep.pipelines.adapters import adapters_of
 from fewstep.pipelines.conditions import conditions_of
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Identity, Plan
@@ -101,18 +103,22 @@ class JobContext(Generic[R]):
     identity: Identity
 
     @classmethod
-    def open(cls, recipe: R, run: Run, *, fuse: bool = False) -> Self:
+    def open(cls, recipe: R, run: Run, *, pipe: Any = None, fuse: bool = False) -> Self:
         """Open the pipeline of a recipe.
 
         Args:
             recipe: names the pipeline, its device and its call.
             run: the run directory.
-            fuse: add adapters into the weights, for jobs that write new weights.
+            pipe: a pipeline that is open already, taken as it is in the place of the one that the recipe names.
+            fuse: add adapters into the weights, for jobs that write new weights; a `pipe` that was given keeps its own.
 
         Raises:
             FewstepError: the pipeline cannot be opened.
         """
-        pipe = recipe.opened()
+        if pipe is None:
+            pipe = recipe.opened()
+        elif fuse and adapters_of(pipe, active=False):
+            pipe = exchanged(pipe, {name: copy.deepcopy(model) for name, model in backbones_of(pipe).items()})
         if fuse:
             fuse_adapters(pipe)
         guidance = max(1.0, recipe.guidance)

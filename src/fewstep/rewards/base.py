@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -32,6 +33,49 @@ class Reward(Protocol):
 
 
 REWARDS: Registry[Reward] = Registry("reward", "fewstep.rewards")
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """A reward that is a function (images (B, 3, H, W) in [0, 1], their B prompts) -> (B,)."""
+
+    name: str
+    function: Callable[[Tensor, Sequence[str]], Tensor]
+    differentiable: bool = False
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """What the function says.
+
+        Raises:
+            FewstepError: not one number per image.
+        """
+        scores = self.function(check_images(images, prompts), prompts)
+        if not isinstance(scores, Tensor) or scores.shape != (len(images),):
+            found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            hint = "Return a tensor of shape (B,), higher is better."
+            raise FewstepError(f"the reward {self.name!r} must give one number per image", value=found, hint=hint)
+        return scores
+
+
+@REWARDS.register("given")
+def _given(argument: str) -> Reward:
+    """Of a recipe that was run with a Python object: it is not in the file."""
+    hint = "Call the verb again with the same object, or name a reward."
+    raise FewstepError("this reward was a Python object, which no recipe holds", value=argument, hint=hint)
+
+
+def as_reward(given: Reward | Callable[[Tensor, Sequence[str]], Tensor]) -> Reward:
+    """A reward as it is, or that of a function (images, prompts) -> (B,).
+
+    Raises:
+        FewstepError: it is neither.
+    """
+    if isinstance(given, Reward):
+        return given
+    if not callable(given):
+        hint = "Give a name, a Reward, or a function (images, prompts) -> (B,)."
+        raise FewstepError("not a reward", value=given, hint=hint)
+    return RewardFunction(getattr(given, "__name__", type(given).__name__), given)
 
 
 def load_reward(spec: str) -> Reward:

@@ -6,30 +6,16 @@ default where no judge exists, and as a warning light beside a learned reward; n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fewstep.registry import no_argument
-from fewstep.rewards.base import REWARDS, Reward, check_images
+from fewstep.rewards.base import REWARDS, Reward, RewardFunction
 
 TINY = 1e-12  # keeps the gradient of square roots finite on flat images
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A reward that looks at the image alone."""
-
-    name: str
-    measure: Callable[[Tensor], Tensor]
-    differentiable: bool = True
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Measure (B,) of images (B, 3, H, W) in [0, 1]; prompts are only counted."""
-        return self.measure(check_images(images, prompts))
 
 
 def luma(images: Tensor) -> Tensor:
@@ -69,7 +55,7 @@ def _join(measure: Callable[[Tensor], Tensor]) -> None:
     @REWARDS.register(name)
     def make(argument: str) -> Reward:
         no_argument(name, argument)
-        return Measure(name, measure)
+        return RewardFunction(name, lambda images, prompts: measure(images), differentiable=True)
 
 
 for _measure in (sharpness, colourfulness, contrast, none):

@@ -169,9 +169,14 @@ class DistillRecipe(PipelineRecipe):
             known_tracker(name)
 
     def method_options(self) -> dict[str, Any]:
-        """Options of the preset: those given, with the recipe's steps and guidance where it knows them."""
-        from fewstep.distillation.method import options_of
+        """Options of the preset: those given, with the recipe's steps and guidance where it knows them.
+
+        Stages that would outlast the training are laid over it.
+        """
+        from fewstep.distillation.method import fitting_options, options_of
+        from fewstep.process import RectifiedFlow
 
         known = options_of(self.method)
         shared = {"steps": self.steps, "guidance": self.guidance}
-        return {**{k: v for k, v in shared.items() if k in known}, **self.options}
+        given = {**{k: v for k, v in shared.items() if k in known}, **self.options}
+        return fitting_options(self.method, RectifiedFlow(), self.train.steps, **given)

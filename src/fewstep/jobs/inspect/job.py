@@ -87,13 +87,27 @@ def inspect(settings: InspectSettings, run: Run, **call: Any) -> Path:
     recipe = PipelineRecipe(
         kind="inspect", model=settings.model, guidance=settings.guidance, call=call, variant=settings.variant
     )
-    context = JobContext.open(recipe, run)
+    results = measured(JobContext.open(recipe, run), settings, plan)
+    write_json(run.path / "results.json", results)
+    return page(results, run.path / "report.html")
+
+
+def measured(context: JobContext[PipelineRecipe], settings: InspectSettings, plan: Plan | None) -> dict[str, Any]:
+    """What is measured of a pipeline and its plan, as JSON values.
+
+    Args:
+        context: of the job.
+        settings: how much is measured.
+        plan: the pipeline's own unless given.
+    """
     own = _own_plan(context, settings, plan)
     items = _items(context, settings)
     # what the pipeline's own plan ends in stands for data
-    data = tensor_unit(run, "samples", lambda: _drawn(context, items, own), "samples")["data"].to(recipe.place)
-    subject = Subject(settings, run, _denoiser(context, items), data)
-    results = {
+    data = tensor_unit(context.run, "samples", lambda: _drawn(context, items, own), "samples")["data"].to(
+        context.recipe.place
+    )
+    subject = Subject(settings, context.run, _denoiser(context, items), data)
+    return {
         "settings": settings.plain(),
         "environment": environment(),
         "network": {
@@ -105,8 +119,6 @@ def inspect(settings: InspectSettings, run: Run, **call: Any) -> Path:
         "levels": [noise_level(subject, rho) for rho in noise_levels(context.process)],
         "plans": plans(subject, own),
     }
-    write_json(run.path / "results.json", results)
-    return page(results, run.path / "report.html")
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,6 +78,21 @@ def run(recipe: QSchedRecipe, run: Run) -> Path:
     return write_report(run, recipe, results, outcomes, plans, quantization, landscape)
 
 
+def tuned_plan(
+    context: JobContext[QSchedRecipe], sampler: PipelineSampler, plan: Plan, rewards: tuple[Reward, Reward]
+) -> Plan:
+    """The plan with the coefficients that the search finds for one pipeline: the search alone, nothing measured.
+
+    Args:
+        context: its recipe says how is searched.
+        sampler: of the pipeline, in low bits or not.
+        plan: what it follows.
+        rewards: alignment and quality.
+    """
+    objective = _standardised(context, sampler, plan, rewards)
+    return _tuned(context, objective, plan, _searched(context, objective, LOW, sampler, plan))
+
+
 def _own_plan(context: JobContext[QSchedRecipe]) -> Plan:
     """The plan that the pipeline follows today, kept with the run."""
     plan = context.run.unit("plan", lambda: context.plan, save=Plan.save, load=Plan.load, artifact="plan.json")

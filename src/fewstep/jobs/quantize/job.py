@@ -46,7 +46,7 @@ def run(recipe: QuantizeRecipe, run: Run) -> Path:
     recipe.check()
     context = QuantizeContext.open(recipe, run, fuse=True)
     context.check()
-    parts = _low_parts(context)
+    parts = low_parts(context)
     models = {name: part.model for name, part in parts.items()}
     reports = {name: part.report for name, part in parts.items()}
     backbone = reports.get(context.backbone, {})
@@ -67,8 +67,8 @@ def run(recipe: QuantizeRecipe, run: Run) -> Path:
         made.save(run.artifact(f"plan-{slug(name)}.json"), overwrite=True)
     measured = run.unit("measure", lambda: measure(context, parts, plans))
     last = plans.get("Q-Sched", plan)
-    finished = partial(_finished, context, models, last, changed=bool(plans))
-    run.unit("pipeline", finished, save=save_pipeline, load=lambda folder: None, artifact="pipeline")
+    whole = partial(finished, context, models, last, changed=bool(plans))
+    run.unit("pipeline", whole, save=save_pipeline, load=lambda folder: None, artifact="pipeline")
     results = context.write_results(
         allocation=backbone.get("allocation", {}),
         parts=reports,
@@ -91,7 +91,7 @@ def run(recipe: QuantizeRecipe, run: Run) -> Path:
 # --- the parts ------------------------------------------------------------------------------------------------------
 
 
-def _low_parts(context: QuantizeContext) -> dict[str, LowBitPart]:
+def low_parts(context: QuantizeContext) -> dict[str, LowBitPart]:
     """Every part that was asked for, each a unit of its own."""
     found = {}
     for name, source in context.parts.items():
@@ -145,7 +145,7 @@ def searched(
     return tune(context.run, plan, TeacherMatch(items.drawing(low, "latent"), truth), budget, name=name)
 
 
-def _finished(context: QuantizeContext, models: Mapping[str, nn.Module], plan: Plan, changed: bool) -> Any:
+def finished(context: QuantizeContext, models: Mapping[str, nn.Module], plan: Plan, changed: bool) -> Any:
     """The pipeline with all low-bit parts, following the plan that was made for it if there is one."""
     pipe = exchanged(context.pipe, models)
     if changed or isinstance(context.pipe.scheduler, PlanScheduler):  # a stored plan knows the weights it is for

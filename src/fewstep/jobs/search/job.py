@@ -33,8 +33,8 @@ def run(recipe: ScheduleRecipe, run: Run) -> Path:
     if recipe.search.objective == "distribution":
         load_features(placed(recipe.search.features))  # may need a download: seen to be there before all work
     context = SearchContext.open(recipe, run)
-    found = _search(context)
-    plans = {FOUND: Plan.load(run.artifact("plan.json"))}
+    found, plan = searched(context)
+    plans = {FOUND: plan}
     if recipe.search.q_sched:
         found = found | {"q_sched": run.unit("q-sched", lambda: _tuned(context, plans[FOUND]))}
         plans[SCALED] = scaled(plans[FOUND], found["q_sched"]["theta"])
@@ -54,8 +54,8 @@ def run(recipe: ScheduleRecipe, run: Run) -> Path:
     return write_report(run, recipe, results, plans, drawn)
 
 
-def _search(context: SearchContext) -> dict[str, Any]:
-    """What the search found and cost; the plan lies in `artifacts/plan.json`."""
+def searched(context: SearchContext) -> tuple[dict[str, Any], Plan]:
+    """What the search found and cost, and the plan, which lies in `artifacts/plan.json`."""
     recipe, settings, run = context.recipe, context.recipe.search, context.run
 
     def compute() -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _search(context: SearchContext) -> dict[str, Any]:
             "history": [list(point) for point in found.history],
         }
 
-    return run.unit("search", compute)
+    return run.unit("search", compute), Plan.load(run.artifact("plan.json"))
 
 
 def _tuned(context: SearchContext, plan: Plan) -> dict[str, Any]:
