@@ -58,7 +58,7 @@ def plan_of(target: Any, steps: int = 4, *, solver: str = "", grid: Grid | None 
     if isinstance(denoiser, Denoiser):
         process, prediction = denoiser.process, denoiser.prediction
     else:
-        process, prediction = process_of(denoiser, **call)
+        process, prediction = process_of(target, **call)
     return SOLVERS[name](process, prediction, grid if grid is not None else grids.uniform(process, steps))
 
 

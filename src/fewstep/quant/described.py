@@ -71,7 +71,8 @@ def _rows(model: nn.Module) -> list[LayerReport]:
 
 
 def _low_row(name: str, layer: QuantLayer) -> LayerReport:
-    weights, after = layer.weight_shape.numel(), own_bytes(layer)
+    digest = 0 if layer.schemes_digest is None else layer.schemes_digest.nbytes  # the model's, not the layer's
+    weights, after = layer.weight_shape.numel(), own_bytes(layer) - digest
     where: Any = {"linear": layer.linear, "on_cuda": layer.packed.is_cuda, "regular": layer.native is not None}
     return LayerReport(
         name=name,
