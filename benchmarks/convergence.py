@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from line import EPSILON, MIXTURE, VP, grid_of, levels, statistics
 
+from fewstep.executor import sample
 from fewstep.files import write_json
-from fewstep.plan.history import History
+from fewstep.plan import RunState
 from fewstep.runs import environment
 from fewstep.solvers import FACTS, SOLVERS, dpm_solver_v3
 
@@ -97,13 +98,11 @@ def error(case: Case, count: int, known: dict[str, Any]) -> float:
     plan = solver(VP, EPSILON, grid_of(lam), **case.settings, **known)
     scales = [levels(VP, float(t)) for t in VP.time(lam)]
     start = torch.linspace(-2, 2, 9, dtype=torch.float64).unsqueeze(1)
-    unit = float(plan.rows[0].alpha) / scales[0][0]  # plans in sigma space rescale the state
-    network, history, x = MIXTURE.network(VP, EPSILON), History(plan.rows, EPSILON), unit * start
-    for k, row in enumerate(plan.rows):
-        raw = network(x * row.input_scale, torch.tensor(row.network_time, dtype=torch.float64))
-        x = history.advance(k, x, raw)
-        if k < case.seeds:
-            x = float(plan.rows[k + 1].alpha) / scales[k + 1][0] * MIXTURE.flow(start, scales[0], scales[k + 1])
+    states = {0: float(plan.rows[0].alpha) / scales[0][0] * start}  # plans in sigma space rescale the state
+    for k in range(1, case.seeds + 1):
+        states[k] = float(plan.rows[k].alpha) / scales[k][0] * MIXTURE.flow(start, scales[0], scales[k])
+    exact, network = RunState(states), MIXTURE.network(VP, EPSILON)
+    x = sample(plan, network, seeds=range(len(start)), shape=(1,), start=exact, dtype=torch.float64)
     ending = float(plan.final_alpha) / scales[-1][0]
     return float((x / ending - MIXTURE.flow(start, scales[0], scales[-1])).abs().max())
 

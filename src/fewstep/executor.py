@@ -6,16 +6,17 @@ import dataclasses
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fewstep.denoiser import Guided
-from fewstep.errors import FewstepError, NonFiniteError, nearest
+from fewstep.errors import FewstepError, NonFiniteError, PlanError, nearest
 from fewstep.plan import Plan, Row
 from fewstep.plan.combination import is_exactly
-from fewstep.plan.history import History, ready_rows, refuse_misfit
+from fewstep.plan.history import History, RunState, ready_rows, refuse_misfit
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """(scaled state (B, ...), time as a 0-dim tensor) -> raw output (B, ...); conditions and guidance are already bound."""
@@ -28,6 +29,12 @@ class SamplingProgress:
     done: int
     steps: int
     state: Tensor
+    _kept: Callable[[int, Tensor], RunState] = field(repr=False)
+
+    @property
+    def run_state(self) -> RunState:
+        """All that `sample(plan, ..., start=...)` needs to go on from here; holds tensors, so keep few of them."""
+        return self._kept(self.done, self.state)
 
 
 def generator_of(seed: int) -> torch.Generator:
@@ -69,6 +76,8 @@ def sample(
     seeds: Sequence[int],
     shape: Sequence[int],
     state: Tensor | None = None,
+    start: RunState | None = None,
+    until: int | None = None,
     anchor: Tensor | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -85,32 +94,47 @@ def sample(
         seeds: one per sample; B = len(seeds).
         shape: shape of one sample.
         state: first states (B, *shape), instead of noise times `plan.prior_scale` plus `plan.prior_offset`.
+        start: early states, instead of the first ones: the run begins at the row of the last of them. The network is
+            asked at earlier ones whose output a later row reads, unless that output is given too. A start that a
+            callback noted (`SamplingProgress.run_state`) continues as the whole run, with the same seeds.
+        until: end before this row, with the states there; after the last row unless given.
         anchor: the known y of residual-shifting processes, (B, *shape).
         dtype: arithmetic of the states; the network's output may have any other.
         callback: called after each row (progress, preview).
 
     Raises:
         NonFiniteError: the network returned NaN or infinity; the message names the row.
-        PlanError: a tensor coefficient does not fit `shape`.
+        PlanError: a tensor coefficient does not fit `shape`; a start lacks what a later row reads, has states of
+            another shape or lies outside the plan; no row is left to run.
         FewstepError: a row names a network that is not given, or sets the guidance of one that has none; a seed that is
-            no whole number of 64 bits.
+            no whole number of 64 bits; both `state` and `start`.
     """
     networks = _network_of_each_row(plan.rows, network)
     refuse_misfit(plan, shape)
     noise = Noise(seeds)
-    if state is None:
-        state = noise.draw(shape) * plan.prior_scale + plan.prior_offset
-    state = state.to(device=device, dtype=dtype)
+    if start is None:
+        first = noise.draw(shape) * plan.prior_scale + plan.prior_offset if state is None else state
+        start = RunState({0: first}, drawn=int(state is None))
+    elif state is not None:
+        raise FewstepError("a run begins with `state` or with `start`, not with both", hint="Leave one of them out.")
+    else:
+        _check_start(plan, start, (len(seeds), *shape))
+        for _ in range(start.drawn):
+            noise.draw(shape)
     rows = ready_rows(plan, device, dtype)
+    start, last = start.to(device, dtype), _last(plan, start, until)
     # one 0-dim tensor per row, made here: making it in the loop would copy from host to device each time
     width = torch.promote_types(dtype, torch.float32)
     times = plan.network_times.to(device=device, dtype=width).unbind()
-    draws = [None if is_exactly(row.noise, 0.0) else noise.draw(shape).to(device=device, dtype=dtype) for row in rows]
-    calls = list(zip(rows, networks, times, draws, strict=True))
-    result = _run(History.of(plan, rows), calls, state, anchor, callback)
+    draws: list[Tensor | None] = [None] * plan.steps
+    for k in range(start.row, last):  # earlier rows have drawn theirs
+        if not is_exactly(rows[k].noise, 0.0):
+            draws[k] = noise.draw(shape).to(device=device, dtype=dtype)
+    calls = list(zip(rows, networks, times, draws, strict=True))[:last]
+    result = _run(History.of(plan, rows), calls, start, anchor, callback)
     # one look at the end, and a cheap one: any NaN or infinity spoils the sum; only a failure pays for finding the row
     if not math.isfinite(float(result.detach().sum(dtype=width))) and not bool(result.isfinite().all()):
-        _run(History.of(plan, rows), calls, state, anchor, None, check=True)
+        _run(History.of(plan, rows), calls, start, anchor, None, check=True)
         raise NonFiniteError("the final state is not finite", hint="Check the coefficients with `fewstep plan show`.")
     return result
 
@@ -118,25 +142,40 @@ def sample(
 def _run(
     history: History,
     calls: Sequence[tuple[Row, Network, Tensor, Tensor | None]],
-    x: Tensor,
+    start: RunState,
     anchor: Tensor | None,
     callback: Callable[[SamplingProgress], None] | None,
     *,
     check: bool = False,
 ) -> Tensor:
-    """The states that one call per row leads to; `check` looks at every output, which waits for the device."""
-    for k, (row, network, time, draw) in enumerate(calls):
+    """The states that the calls from `start` on lead to; `check` looks at every output, which waits for the device."""
+
+    def ask(k: int, x: Tensor) -> Tensor:
+        row, network, time, _ = calls[k]
+        raw = network(x * row.input_scale, time)
+        return _finite(raw, k, row) if check else raw
+
+    history.resume(start, ask)
+    x, drawn = start.states[start.row], start.drawn
+    for k, (row, network, time, draw) in enumerate(calls[start.row :], start.row):
         scaled = x if is_exactly(row.input_scale, 1.0) else x * row.input_scale
         raw = network(scaled, time)
-        if check and not bool(raw.isfinite().all()):
-            raise NonFiniteError(
-                f"the network {row.network!r} returned NaN or infinity in row {k} (time {float(row.time):g})",
-                hint="Check its weights and dtype (float16 overflows; try bfloat16 or float32).",
-            )
+        if check:
+            _finite(raw, k, row)
         x = history.advance(k, x, raw, draw, anchor)
         if callback is not None:
-            callback(SamplingProgress(k + 1, len(calls), x))
+            drawn += draw is not None
+            callback(SamplingProgress(k + 1, len(calls), x, partial(history.run_state, drawn)))
     return x
+
+
+def _finite(raw: Tensor, k: int, row: Row) -> Tensor:
+    if not bool(raw.isfinite().all()):
+        raise NonFiniteError(
+            f"the network {row.network!r} returned NaN or infinity in row {k} (time {float(row.time):g})",
+            hint="Check its weights and dtype (float16 overflows; try bfloat16 or float32).",
+        )
+    return raw
 
 
 def _network_of_each_row(rows: Sequence[Row], network: Network | Mapping[str, Network]) -> list[Network]:
@@ -146,6 +185,24 @@ def _network_of_each_row(rows: Sequence[Row], network: Network | Mapping[str, Ne
             hint = nearest(row.network, networks)
             raise FewstepError(f"row {k} runs a network that was not given", value=row.network, hint=hint)
     return [_at_scale(networks[row.network], row.guidance, k) for k, row in enumerate(rows)]
+
+
+def _check_start(plan: Plan, start: RunState, shape: tuple[int, ...]) -> None:
+    if not 0 <= start.row < plan.steps or min(start.states) < 0:
+        raise PlanError(f"the plan has rows 0 to {plan.steps - 1} to start at", value=start.row)
+    for kind, kept in (("state", start.states), ("output", start.outputs)):
+        for j, x in kept.items():
+            if x.shape != shape:
+                hint = f"Give one per seed, {shape}."
+                raise PlanError(f"the {kind} of row {j} has another shape", value=tuple(x.shape), hint=hint)
+
+
+def _last(plan: Plan, start: RunState, until: int | None) -> int:
+    last = plan.steps if until is None else until
+    if not start.row < last <= plan.steps:
+        hint = f"Give `until` from {start.row + 1} to {plan.steps}."
+        raise PlanError("no row is left to run", value=until, hint=hint)
+    return last
 
 
 def _at_scale(network: Network, guidance: float | None, k: int) -> Network:

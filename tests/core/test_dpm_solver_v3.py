@@ -9,7 +9,6 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import FewstepError, IdentityError, PlanError
 from fewstep.executor import sample
 from fewstep.plan import Identity, Plan
-from fewstep.plan.history import History
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous
 from fewstep.solvers import Grid, grids, unipc
@@ -17,7 +16,7 @@ from fewstep.solvers.dpm_solver_v3 import dpm_solver_v3
 from fewstep.solvers.estimation import estimate_statistics
 from fewstep.solvers.statistics import ModelStatistics
 from fewstep.testing.mixture import Mixture
-from tests.core.toys import golden, levels
+from tests.core.toys import golden, levels, run_from
 
 EPSILON, VP = Prediction("epsilon"), VPContinuous()
 
@@ -218,11 +217,8 @@ def error(steps, seeds, correct_last=False, **options):
         **options,
     )  # fmt: skip
     scales = [levels(VP, VP.time(float(at))) for at in lam]
-    history, network, out = History(plan.rows, EPSILON), m.network(VP, EPSILON), x
-    for k, row in enumerate(plan.rows):
-        out = history.advance(k, out, network(out, torch.tensor(row.network_time, dtype=torch.float64)))
-        if k < seeds:
-            out = m.flow(x, scales[0], scales[k + 1])
+    exact = {0: x, **{k: m.flow(x, scales[0], scales[k]) for k in range(1, seeds + 1)}}
+    out = run_from(plan, m.network(VP, EPSILON), exact)
     return float((out - m.flow(x, scales[0], scales[steps])).abs().max())
 
 

@@ -9,7 +9,6 @@ from scipy.integrate import quad
 from fewstep.errors import PlanError
 from fewstep.executor import sample
 from fewstep.plan import Plan
-from fewstep.plan.history import History
 from fewstep.prediction import Prediction
 from fewstep.process import VE, RectifiedFlow, VPContinuous, VPDiscrete
 from fewstep.solvers import Grid, dpm_solver_pp_2m, grids, sde_dpm_solver_pp, unipc
@@ -18,7 +17,7 @@ from fewstep.solvers.per_step import Decision, per_step
 from fewstep.solvers.statistics import ModelStatistics
 from fewstep.solvers.taylor import phi
 from fewstep.testing.mixture import Mixture
-from tests.core.toys import golden, levels
+from tests.core.toys import golden, levels, run_from
 
 EPSILON, VP = Prediction("epsilon"), VPContinuous()
 
@@ -120,11 +119,8 @@ def error(steps, decide, seeds):
     decisions = [decide(k) for k in range(steps)]
     plan = per_step(VP, EPSILON, grid_of(VP, lam), decisions=decisions, statistics=wavy())
     scales = [levels(VP, VP.time(float(at))) for at in lam]
-    history, network, out = History(plan.rows, EPSILON), m.network(VP, EPSILON), x
-    for k, row in enumerate(plan.rows):
-        out = history.advance(k, out, network(out, torch.tensor(row.network_time, dtype=torch.float64)))
-        if k < seeds:
-            out = m.flow(x, scales[0], scales[k + 1])
+    exact = {0: x, **{k: m.flow(x, scales[0], scales[k]) for k in range(1, seeds + 1)}}
+    out = run_from(plan, m.network(VP, EPSILON), exact)
     return float((out - m.flow(x, scales[0], scales[-1])).abs().max())
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import diffusers as d
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from fewstep.solvers.integrals import weights
 from fewstep.solvers.stages import Stages
 from fewstep.testing.mixture import Mixture
 from tests.core.test_solvers import DISCRETE, EPSILON, PROCESSES, error, grid_on
-from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, golden, levels, run_diffusers, toy
+from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, golden, levels, run_diffusers, run_from, toy
 
 FULL = {"lower_order_final": False}
 
@@ -84,12 +86,9 @@ def corrected_error(steps, seeds, settings):
     lam = torch.cat([torch.linspace(-2, 2, steps + 1).double(), torch.tensor([2 + 1e-9], dtype=torch.float64)])
     times = process.time(lam)
     plan = SOLVERS["unipc"](process, EPSILON, Grid(times[:-1], float(times[-1])), **settings)
-    history, network, out = History(plan.rows, EPSILON), m.network(process, EPSILON), x
     scales = [levels(process, t) for t in times]
-    for k, row in enumerate(plan.rows):
-        out = history.advance(k, out, network(out, network_time(row)))
-        if k < seeds:
-            out = m.flow(x, scales[0], scales[k + 1])
+    exact = {0: x, **{k: m.flow(x, scales[0], scales[k]) for k in range(1, seeds + 1)}}
+    out = run_from(plan, m.network(process, EPSILON), exact)
     return float((out - m.flow(x, scales[0], scales[-2])).abs().max())
 
 
@@ -149,11 +148,8 @@ def test_golden_errors_of_the_mean_of_the_reverse_sde(rule, expected):
                           rtol=1e-11, atol=1e-12).y  # fmt: skip
         times = process.time(lam)
         plan = SOLVERS["sde_dpm_solver_pp"](process, EPSILON, Grid(times[:-1], float(times[-1])), rule=rule, **FULL)
-        history, network, out = History(plan.rows, EPSILON), m.network(process, EPSILON), x
-        for k, row in enumerate(plan.rows):
-            out = history.advance(k, out, network(out, network_time(row)))
-            if k == 0:
-                out = torch.from_numpy(exact[:, :1] / scale(lam[1]))
+        mean = plan.replace(rows=tuple(dataclasses.replace(row, noise=0.0) for row in plan.rows))
+        out = run_from(mean, m.network(process, EPSILON), {0: x, 1: torch.from_numpy(exact[:, :1] / scale(lam[1]))})
         found.append(np.abs(out.numpy()[:, 0] - exact[:, 1] / scale(2)).max())
     assert found == pytest.approx(expected, rel=0.01)
 

@@ -16,7 +16,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import VE, Cosine, General, RectifiedFlow, VPContinuous, VPDiscrete
 from fewstep.solvers import FACTS, PARAMETRIC, SOLVERS, Grid, SolverFacts, ddim, grids, registry, solver
 from fewstep.testing.mixture import Mixture
-from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, golden, levels, run_diffusers, toy
+from tests.core.toys import SHAPE, STABLE_DIFFUSION, departure, golden, levels, run_diffusers, run_from, toy
 
 EPSILON = Prediction("epsilon")
 FULL_ORDER = {
@@ -170,18 +170,14 @@ def error(name, process, steps, prediction=EPSILON, seeds=0, settings=None):
     times = process.time(lam)
     plan = SOLVERS[name](process, prediction, Grid(times[:-1], float(times[-1])), **(settings or {}))
     unit = plan.rows[0].alpha / process.alpha(float(times[0]))
-    network = m.network(process, prediction)
     scales = [levels(process, t) for t in times]
     # the noise levels are those of VP at -2..2: the state at the start must mean the same in every process
     vp = VPContinuous()
     start = x * (scales[0][0] / vp.alpha(vp.time(-2.0)))
-    history, out = History(plan.rows, prediction), unit * start
-    for k, row in enumerate(plan.rows):
-        raw = network(out * row.input_scale, torch.tensor(row.network_time, dtype=torch.float64))
-        out = history.advance(k, out, raw)
-        if k < seeds:
-            scale = plan.rows[k + 1].alpha / scales[k + 1][0]
-            out = scale * m.flow(start, scales[0], scales[k + 1])
+    exact = {0: unit * start}
+    for k in range(1, seeds + 1):
+        exact[k] = plan.rows[k].alpha / scales[k][0] * m.flow(start, scales[0], scales[k])
+    out = run_from(plan, m.network(process, prediction), exact)
     ending = plan.final_alpha / scales[-1][0]
     in_vp = vp.alpha(vp.time(2.0)) / scales[-1][0]
     return float((out / ending - m.flow(start, scales[0], scales[-1])).abs().max()) * in_vp

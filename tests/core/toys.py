@@ -4,6 +4,8 @@ import inspect
 
 import torch
 
+from fewstep.executor import sample
+from fewstep.plan import RunState
 from fewstep.testing.mixture import Mixture
 
 SHAPE = (4, 4, 4)
@@ -37,6 +39,13 @@ def run_diffusers(scheduler, steps, network, seeds, shape=SHAPE, dtype=torch.flo
 def departure(ours, theirs):
     """Largest difference relative to the size of the states."""
     return float((ours.double() - theirs.double()).abs().max() / (1 + theirs.double().abs().max()))
+
+
+def run_from(plan, network, states):
+    """The end of a plan from its first states, given in float64 by row: exact ones, or the first alone."""
+    x = states[0]
+    options = {"start": RunState(states), "dtype": torch.float64}
+    return sample(plan, network, seeds=range(len(x)), shape=x.shape[1:], **options)
 
 
 def golden():

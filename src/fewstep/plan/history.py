@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -63,6 +63,49 @@ class Layout:
         # always added in the order of their index: a saved plan, whose keys JSON sorts, gives the same bits
         return cls([(sorted(row.state.items()), sorted(row.output.items())) for row in rows], _expiry(rows))
 
+    def read_before(self, first: int) -> set[tuple[str, int]]:
+        """The states and outputs of rows before `first` that rows from there on read."""
+        read = set[tuple[str, int]]()
+        for tables in self.tables[first:] if first else ():
+            for kind, table in zip(("state", "output"), tables, strict=True):
+                read |= {(kind, j) for j, _ in table if j < first}
+        return read
+
+
+@dataclass(frozen=True, eq=False)
+class RunState:
+    """Where a run of a plan stands: before the row of the last of its states.
+
+    Args:
+        states: x_j (B, ...) by j: the last is the state there, earlier ones are what later rows read.
+        outputs: n_j (B, ...) by j, as later rows read them: after the treatment that the hook of row j names.
+        drawn: how often noise was drawn for each sample on the way there.
+
+    Raises:
+        PlanError: no state.
+    """
+
+    states: Mapping[int, Tensor]
+    outputs: Mapping[int, Tensor] = field(default_factory=dict)
+    drawn: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.states:
+            raise PlanError("a run state needs the state that it stands at", hint="Give states={k: x_k}.")
+
+    @property
+    def row(self) -> int:
+        """The row that comes next."""
+        return max(self.states)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> RunState:
+        """The same elsewhere."""
+
+        def moved(kept: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {j: x.to(device=device, dtype=dtype) for j, x in kept.items()}
+
+        return RunState(moved(self.states), moved(self.outputs), self.drawn)
+
 
 class History:
     """States and raw outputs that later rows still read; everything else is dropped as soon as it is used."""
@@ -82,6 +125,27 @@ class History:
         if layout is None:
             layout = vars(plan)["_layout"] = Layout.of(rows)
         return cls(rows, plan.prediction, layout)
+
+    def resume(self, start: RunState, ask: Callable[[int, Tensor], Tensor]) -> None:
+        """Take over what the rows from `start.row` on read of earlier ones.
+
+        An output that is not given is asked: `ask` (j, x_j) -> n_j.
+
+        Raises:
+            PlanError: neither an output nor its state is given, or not a state that is read.
+        """
+        for kind, j in sorted(self._layout.read_before(start.row)):
+            if kind == "output" and j in start.outputs:
+                self.outputs[j] = start.outputs[j]
+            elif j not in start.states:
+                hint = f"Give it, or run `plan.starting_at({start.row})`, whose rows need none before them."
+                raise PlanError(f"rows from {start.row} on read the {kind} of row {j}, which is not given", hint=hint)
+            elif kind == "state":
+                self.states[j] = start.states[j]
+            else:
+                x, row = start.states[j], self.rows[j]
+                raw = ask(j, x).to(x.dtype)
+                self.outputs[j] = _treated(row, j, x, raw, self.prediction) if row.hook else raw
 
     def advance(
         self, k: int, x: Tensor, raw: Tensor, noise: Tensor | None = None, anchor: Tensor | None = None
@@ -103,6 +167,10 @@ class History:
         for kind, j in self._layout.expiring[k]:
             (self.states if kind == "state" else self.outputs).pop(j, None)
         return result
+
+    def run_state(self, drawn: int, k: int, x: Tensor) -> RunState:
+        """What a run stands at that has come to the state x of row k."""
+        return RunState({**self.states, k: x}, dict(self.outputs), drawn)
 
     def estimate(self, k: int, x: Tensor, raw: Tensor) -> Tensor:
         """The data estimate at row k (FewstepError where the output tells no data)."""
