@@ -2,12 +2,13 @@
 # make test   what CI runs: formatting, types, layers, tests
 # make test-thorough   what it leaves out: every distillation method trained on a mixture
 # make claims   what papers of distillation claim, asked of 8x8 digits: every arm that is not in results/ yet, for hours
+# make docs   these pages as a site: build/docs/index.html (`.venv/bin/mkdocs serve` has the search too)
 # All set up .venv on a fresh machine; a second call goes straight to work. PYTHON=... chooses the interpreter,
 # PIP_FLAGS=... is passed to pip install (another index, a local wheel folder).
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-thorough lint format claims clean
+.PHONY: demo test test-thorough docs lint format claims clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,6 +26,11 @@ test: $(VENV)/.installed-dev lint
 
 test-thorough: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(WORKERS) -m thorough
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python docs/make_pages.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "The pages are in build/docs/index.html"
 
 claims: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python benchmarks/distillation_claims.py
@@ -51,6 +57,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing fewstep with its development tools into $(VENV) (a few minutes the first time) ..."
 	@$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing fewstep with what builds its pages into $(VENV) (a few minutes the first time) ..."
+	@$(INSTALL) -e '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 $(BIN)/python:

@@ -1,70 +1,78 @@
-"""Write the pages and the README blocks that hold numbers, from the files that commands wrote. Never edit them by hand.
+"""Write the pages that hold numbers from the files that commands wrote. Never edit them by hand.
 
-python docs/make_pages.py          # results/*.json -> docs/systems/*.md, docs/images/*.svg, README.md
+python docs/make_pages.py          # results/*.json -> pages of docs/, docs/images/*.svg, the block of the README
 python docs/make_pages.py --check  # fail if a page is not what the results say
 
-A page is a module of docs/pages: `PAGE` (its file under docs/systems), `RESULTS` (names of its results; absent ones
-leave the page out) or `results()`, `page(*results) -> str`, and if it likes `images(*results)` (SVG by file name) and
-`readme(*results)` (the block of the README between its markers). A module with `pages() -> {file: str}` writes several,
-and `readme()` the block that its `BLOCK` names.
+docs/templates/PAGE.md.j2 makes docs/PAGE.md; docs/templates/blocks/NAME.md.j2 fills the block NAME of README.md. A
+template calls `results("q-sched")` for results/q-sched.json, and the functions of docs/pages/*.py by the module's name.
+Every entry of docs/papers.yaml makes a page of its own by docs/templates/paper.md.j2.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from fewstep.files import read_json, write_text
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-ROOT = Path(__file__).parent.parent
+from fewstep.files import write_text
+
+DOCS = Path(__file__).parent
+ROOT, TEMPLATES = DOCS.parent, DOCS / "templates"
 MARKS = "<!-- {name}: written by docs/make_pages.py -->", "<!-- {name} end -->"
 
 
-def modules() -> list[ModuleType]:
-    """Every page, by file name."""
-    found = []
-    sys.path.insert(0, str(ROOT / "docs" / "pages"))
-    for file in sorted((ROOT / "docs" / "pages").glob("*.py")):
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found.append(module)
-    return [module for module in found if hasattr(module, "PAGE") or hasattr(module, "pages")]
-
-
-def results_of(module: ModuleType) -> tuple[Any, ...] | None:
-    """What a page is made from, or None while a file of it is missing."""
-    if hasattr(module, "results"):
-        found: tuple[Any, ...] | None = module.results()
-        return found
-    files = [ROOT / "results" / name for name in module.RESULTS]
-    return tuple(read_json(f) for f in files) if all(f.exists() for f in files) else None
+def environment() -> Environment:
+    """Templates that know the results and the helpers."""
+    sys.path.insert(0, str(DOCS / "pages"))
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    for file in sorted((DOCS / "pages").glob("*.py")):
+        made.globals[file.stem] = importlib.import_module(file.stem)
+    formats: Any = made.globals["formats"]
+    made.globals |= {"results": formats.results, "papers": formats.words("papers")}
+    made.filters |= {name: getattr(formats, name) for name in ("shown", "interval", "listed", "f")}
+    return made
 
 
 def pages() -> dict[Path, str]:
     """Every generated file with what it should hold."""
+    made, found = environment(), dict[Path, str]()
+    for file in sorted(TEMPLATES.rglob("*.md.j2")):
+        name = file.relative_to(TEMPLATES).as_posix()
+        if not name.startswith(("_", "blocks/")) and name != "paper.md.j2":
+            found[DOCS / name.removesuffix(".j2")] = made.get_template(name).render().rstrip() + "\n"
+    for paper in made.globals["papers"]:
+        page = made.get_template("paper.md.j2").render(paper=paper)
+        found[DOCS / "systems" / f"{paper['name']}.md"] = page.rstrip() + "\n"
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for file in sorted((TEMPLATES / "blocks").glob("*.md.j2")):
+        text = _between(text, file.name.removesuffix(".md.j2"), made.get_template(f"blocks/{file.name}").render())
+    for module in made.globals.values():
+        drawn = module.images() if hasattr(module, "images") and not hasattr(module, "PAGE") else {}
+        found |= {DOCS / "images" / name: picture for name, picture in drawn.items()}
+    return found | _old() | {ROOT / "README.md": text}
+
+
+def _old() -> dict[Path, str]:
+    """Pages whose text still stands in a module."""
     found: dict[Path, str] = {}
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    for module in modules():
+    formats = importlib.import_module("formats")
+    for file in sorted((DOCS / "pages").glob("*.py")):
+        module = importlib.import_module(file.stem)
         if hasattr(module, "pages"):
-            found |= {ROOT / "docs" / "systems" / name: made.rstrip() + "\n" for name, made in module.pages().items()}
-            text = _between(text, module.BLOCK, module.readme())
-            continue
-        results = results_of(module)
-        if results is None:
-            continue
-        found[ROOT / "docs" / "systems" / module.PAGE] = module.page(*results).rstrip() + "\n"
-        for name, picture in (module.images(*results) if hasattr(module, "images") else {}).items():
-            found[ROOT / "docs" / "images" / name] = picture
-        if hasattr(module, "readme"):
-            text = _between(text, module.PAGE.removesuffix(".md"), module.readme(*results))
-    return found | {readme: text}
+            found |= {DOCS / "systems" / name: made.rstrip() + "\n" for name, made in module.pages().items()}
+        elif hasattr(module, "PAGE"):
+            given = (
+                module.results() if hasattr(module, "results") else [formats.results(n[:-5]) for n in module.RESULTS]
+            )
+            found[DOCS / "systems" / module.PAGE] = module.page(*given).rstrip() + "\n"
+            if hasattr(module, "images"):
+                found |= {DOCS / "images" / name: drawn for name, drawn in module.images(*given).items()}
+    return found
 
 
 def _between(text: str, name: str, block: str) -> str:

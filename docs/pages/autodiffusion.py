@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parts import PAIRED, apart, listed, made_by, ratio, shown, table, than
+from formats import PAIRED, apart, listed, made_by, ratio, shown, table, than
 
 RESULTS, PAGE = ("autodiffusion.json",), "autodiffusion.md"
 NEAR = 0.05

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-from parts import listed, made_by, table
-
-from fewstep.files import read_json
+from formats import listed, made_by, results, table
 
 CANNOT = "cannot be shown here"
 
 
-def block(file: Path) -> str:
-    """A claim: how it was asked, its arms, its answers with their premises; nothing while there are no results."""
-    if not file.exists():
-        return ""
-    found = read_json(file)
+def block(name: str) -> str:
+    """A claim: how it was asked, its arms, its answers with their premises."""
+    found = results(name)
     arms, answers = (_arms, _answers) if asked_again(found) else (_first_arms, _first_answers)
     return f"""### "{found["says"]}"
 
@@ -32,10 +27,10 @@ def block(file: Path) -> str:
 """
 
 
-def counted(claims: Iterable[dict[str, Any]]) -> str:
+def counted(names: Iterable[str]) -> str:
     """How many answers of each kind; a question that both budgets answer alike counts once."""
     said = []
-    for found in claims:
+    for found in (results(f"claim-{name}") for name in names):
         apart = {(*_key(a), a["verdict"], "" if asked_again(found) else k) for k, a in enumerate(found["answers"])}
         said += [VERDICTS.get(verdict, verdict) for *_, verdict, _ in apart]
     kinds = [(word.partition(",")[0], said.count(word)) for word in (*VERDICTS.values(), CANNOT)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from formats import made_by
 from orders import PROTOCOL, find, kept, orders
-from parts import made_by
 from quality import ABSENT, MEASURE, distances, wins
 
 from fewstep.files import read_json

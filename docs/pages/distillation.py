@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from methods import papers
-from parts import command, listed, shown, table
+from formats import command, listed, shown, table, words
 
 from fewstep.distillation.method import method, presets
 from fewstep.process import RectifiedFlow
@@ -144,7 +143,8 @@ Not better than the teacher beyond the interval: {listed(worse)}."""
 
 
 def _papers() -> str:
-    return ", ".join(f"[{paper.name}]({paper.name}.md)" for paper in papers())
+    names = [paper["name"] for paper in words("papers")]
+    return ", ".join(f"[{name}]({name}.md)" for name in names)
 
 
 def _digits(found: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from parts import command, shown, table
+from formats import command, shown, table
 
 from fewstep.files import read_json
 

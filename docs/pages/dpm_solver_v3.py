@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from parts import PAIRED, listed, made_by, shown, table, than
+from formats import PAIRED, listed, made_by, shown, table, than
 
 RESULTS, PAGE = ("dpm-solver-v3.json",), "dpm-solver-v3.md"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parts import PAIRED, apart, listed, made_by, shown, table, than
+from formats import PAIRED, apart, listed, made_by, shown, table, than
 
 RESULTS, PAGE = ("five-step.json",), "five-step.md"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parts import listed, made_by, shown, table
+from formats import listed, made_by, shown, table
 
 RESULTS = ("guided-line.json",)
 PAGE = "guided-line.md"

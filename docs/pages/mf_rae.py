@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parts import made_by, shown, table
+from formats import made_by, shown, table
 from svg import NAMES, difference
 
 RESULTS, PAGE = ("latents.json",), "mf-rae.md"

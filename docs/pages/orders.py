@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parts import table
+from formats import table
 
 ROOM = 0.25
 """How far below its promise a measured slope may lie and still count as that order."""

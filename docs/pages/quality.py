@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parts import listed, shown, table
+from formats import listed, shown, table
 
 MEASURE = """\
 Root mean square distance from the same network's fine trajectory, over the standard deviation of the results;

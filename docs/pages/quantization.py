@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parts import command, listed, table
+from formats import command, listed, table
 
 RESULTS = ("quantization.json", "quant-latency.json", "quant-true-size.json")
 PAGE = "quantization.md"
@@ -65,6 +65,50 @@ Diffusion's layer shapes: Linear {fast["Linear over float32"]["w8a8"]:.1f} times
 {fast["Linear over bfloat16"]["w8a8"]:.1f} times bfloat16, Conv2d {fast["Conv2d over float32"]["w8a8"]:.1f} and
 {fast["Conv2d over bfloat16"]["w8a8"]:.1f} times. SDXL's UNet ({unet["parameters"] / 1e9:.1f} billion weights) is read
 and rounded to w4a8 in {unet["seconds"]:.0f} s, to {unet["of_bfloat16"]:.2f} of its bfloat16 bytes."""
+
+
+def plain_and_best(found: dict[str, Any], width: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rows rounded to nearest, and of the method nearest to full precision, at a width."""
+    mine = [r for r in found["rows"] if r["by"] == "fewstep" and r["rules"] and not r["seed"] and r["scheme"] == width]
+    return next(r for r in mine if r["method"] == "rtn"), max(mine, key=lambda r: float(r["psnr"]["mean"]))
+
+
+def rules(quality: dict[str, Any]) -> str:
+    """What the rules for single layers win at 4 bits, model by model."""
+    words = []
+    for name, found in quality["models"].items():
+        same = [r for r in found["rows"] if (r["scheme"], r["method"], r["by"]) == ("w4a8", "rtn", "fewstep")]
+        ruled, alike = (next(r for r in same if r["rules"] is on) for on in (True, False))
+        words.append(f"{ruled['psnr']['mean'] - alike['psnr']['mean']:.1f} ({name})")
+    return listed(words)
+
+
+def mixed_gain(mixed: dict[str, Any]) -> str:
+    """What bits per layer win over one width at equal bytes."""
+    gains = [(b["uniform"], g) for b in mixed["blocks"] for n, g in b["gains"].items() if n.startswith("uniform")]
+    return listed(f"{_interval(gain)} at the bytes of {width}" for width, gain in gains)
+
+
+def tuned_rows(quality: dict[str, Any]) -> str:
+    """In how many rows Q-Sched changed the PSNR beyond both intervals."""
+    rows = [r for found in quality["models"].values() for r in found["rows"] if "q_sched" in r]
+    after = [(r["psnr"], r["q_sched"]["psnr"]) for r in rows]
+    beyond = sum(b["low"] > a["high"] or b["high"] < a["low"] for a, b in after)
+    return f"{beyond} of {len(rows)}"
+
+
+def others(quality: dict[str, Any]) -> str:
+    """Weights of 8 bits by another library beside ours, model by model."""
+    words = []
+    for name, found in quality["models"].items():
+        theirs = next(r for r in found["rows"] if (r["by"], r["scheme"]) == ("torchao", "int8 weights"))
+        ours, _ = plain_and_best(found, "w8a8")
+        words.append(
+            f"on {name} torchao's 8-bit weights stand at {theirs['psnr']['mean']:.0f} dB, `w8a8` at "
+            f"{ours['psnr']['mean']:.0f} with {ours['bytes'] / theirs['bytes']:.2f} of the bytes"
+        )
+    told = "; ".join(words)
+    return f"{told[0].upper()}{told[1:]} (torchao leaves convolutions in float)."
 
 
 def _model(name: str, found: dict[str, Any]) -> str:

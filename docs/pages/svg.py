@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from parts import made_by, shown, table
+from formats import made_by, shown, table
 
 from fewstep.data import load_mnist
 

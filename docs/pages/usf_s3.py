@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parts import PAIRED, listed, made_by, ratio, shown, table, than
+from formats import PAIRED, listed, made_by, ratio, shown, table, than
 
 RESULTS, PAGE = ("usf.json",), "usf-s3.md"
 SYSTEMS = {

@@ -4,16 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
+from fewstep.files import read_json
 from fewstep.metrics.intervals import seed_interval
+
+DOCS = Path(__file__).parent.parent
+RESULTS = DOCS.parent / "results"
+
+
+@cache
+def results(name: str) -> Any:
+    """What a command wrote to results/NAME.json."""
+    return read_json(RESULTS / f"{name}.json")
+
+
+@cache
+def words(name: str) -> Any:
+    """What docs/NAME.yaml says."""
+    return yaml.safe_load((DOCS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def shown(entry: dict[str, Any], digits: int = 4) -> str:
     """Mean, plus or minus half of the interval over seeds."""
     return f"{entry['mean']:.{digits}f} ± {(entry['high'] - entry['low']) / 2:.{digits}f}"
+
+
+def interval(entry: dict[str, Any] | None, digits: int = 2) -> str:
+    """Mean with the ends of its interval; a dash for none."""
+    if entry is None:
+        return "–"
+    return f"{entry['mean']:.{digits}f} ({entry['low']:.{digits}f} to {entry['high']:.{digits}f})"
+
+
+def f(value: object, spec: str) -> str:
+    """A value in Python's format, for templates."""
+    return format(value, spec)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -31,7 +62,7 @@ def listed(values: Iterable[object]) -> str:
 def command(environment: dict[str, Any]) -> str:
     """The command of a benchmark as it is typed; older results name the script and its arguments alone."""
     typed: str = environment["command"]
-    return typed if typed.startswith("python ") else f"python benchmarks/{typed}"
+    return typed if typed.startswith(("python ", "fewstep ")) else f"python benchmarks/{typed}"
 
 
 def made_by(results: dict[str, Any]) -> str:
