@@ -27,6 +27,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch
 from fewstep.distillation.method import Method, method
+from fewstep.distillation.part import replaced
 from fewstep.files import write_json
 from fewstep.metrics.intervals import seed_interval
 from fewstep.prediction import Prediction
@@ -100,7 +101,7 @@ def made(guidance: float, floor: float = 0.1, weighted: bool = True, told: bool 
     whole = method("decoupled_dmd", FLOW, **options)
     if weighted:
         return whole
-    terms = {name: dataclasses.replace(term, weights=()) for name, term in whole.terms.items()}  # type: ignore[type-var]
+    terms = {name: replaced(term, weights=()) for name, term in whole.terms.items()}
     return dataclasses.replace(whole, terms=terms)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from claims.claim import Arm, Claim, Make, Question
 from fewstep.distillation.chain import Chain, evenly
 from fewstep.distillation.method import Method, method
-from fewstep.distillation.rollout import BackwardSimulation
+from fewstep.distillation.rollout import backward_simulation
 from fewstep.process import Process
 
 STEPS, GUIDANCE = 4, 1.5
@@ -29,7 +29,7 @@ def guided(guidance: float, critic: float, last: bool = False, adversarial: floa
             step_condition=told,
             floor=0.1,
         )
-        return dataclasses.replace(samples, rollout=BackwardSimulation(samples.steps, last=True)) if last else samples
+        return dataclasses.replace(samples, rollout=backward_simulation(samples.steps, last=True)) if last else samples
 
     return make
 

@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from fewstep.denoiser import Denoiser
-from fewstep.distillation.adversary import LOSSES, DiscriminatorLoss, GeneratorLoss
+from fewstep.distillation.adversary import LOSSES, discriminator_loss, generator_loss
 from fewstep.distillation.core import Batch
 from fewstep.distillation.discriminator import (
     ConvHead,
     Discriminator,
-    EncoderFeatures,
-    Heads,
     MeanHead,
     NetworkFeatures,
     PointHead,
     as_tokens,
+    discriminator_heads,
+    encoder_features,
     samples,
 )
 from fewstep.distillation.rollout import between
@@ -56,7 +56,7 @@ def cast_with(kind="point", source=None, who="critic"):
     model, network = layers()
     networks = cast_of(normal(0, 1), model) if who == "critic" else cast_of(model)
     torch.manual_seed(1)
-    adversary = Heads(source or NetworkFeatures(who, ("down", "mid")), kind)(networks, (1,))
+    adversary = discriminator_heads(source or NetworkFeatures(who, ("down", "mid")), kind)(networks, (1,))
     return replace(networks, adversary=adversary), network, adversary
 
 
@@ -105,14 +105,14 @@ def test_features_of_a_diffusers_network():
     )
     model = Denoiser(Backbone(unet), FLOW, Prediction("velocity"))
     taps = NetworkFeatures("teacher", ("down_blocks.0", "mid_block"))
-    adversary = Heads(taps, "conv", hidden=8)(cast_of(model), (3, 8, 8))
+    adversary = discriminator_heads(taps, "conv", hidden=8)(cast_of(model), (3, 8, 8))
     x = torch.randn(2, 3, 8, 8)
     networks = replace(cast_of(model), adversary=adversary)
     seen = taps(networks, Batch(2, (3, 8, 8)), x, torch.full((2,), 0.5, dtype=torch.float64))
     assert {name: feature.shape[1] for name, feature in seen.items()} == {"down_blocks.0": 8, "mid_block": 16}
     assert adversary(seen).shape == (2, 2)
     batch = Batch(2, (3, 8, 8), clean=torch.randn(2, 3, 8, 8))
-    loss, _ = DiscriminatorLoss(taps, uniform_times())(networks, batch, made_of(x), generator())
+    loss, _ = discriminator_loss(taps, uniform_times())(networks, batch, made_of(x), generator())
     loss.backward()
     assert all(p.grad is not None for p in adversary.parameters())
     assert all(p.grad is None for p in unet.parameters())
@@ -147,7 +147,7 @@ def test_small_maps_get_a_head_that_fits():
     def source(networks, batch, x, t):
         return maps
 
-    discriminator = Heads(source, "conv", hidden=8)(cast_of(normal(0, 1)), (1,))
+    discriminator = discriminator_heads(source, "conv", hidden=8)(cast_of(normal(0, 1)), (1,))
     assert discriminator(maps).shape == (2, 2)
 
 
@@ -155,16 +155,16 @@ def test_channels_are_found_or_given():
     _, _, adversary = cast_with()
     shapes = [head.net[0].in_features for head in adversary.heads.values()]
     assert shapes == [5, 3]
-    given = Heads(NetworkFeatures("critic", ("down",)), channels={"a.b": 4})(cast_of(normal(0, 1)), (1,))
+    given = discriminator_heads(NetworkFeatures("critic", ("down",)), channels={"a.b": 4})(cast_of(normal(0, 1)), (1,))
     assert given({"a.b": torch.randn(2, 4)}).shape == (2, 1)
 
     def needy(networks, batch, x, t):
         raise TypeError("label is missing")
 
     with pytest.raises(FewstepError, match="label is missing"):
-        Heads(needy)(cast_of(normal(0, 1)), (1,))
+        discriminator_heads(needy)(cast_of(normal(0, 1)), (1,))
     with pytest.raises(FewstepError, match="unknown head"):
-        Heads(samples, "big")
+        discriminator_heads(samples, "big")
 
 
 # --- losses
@@ -191,7 +191,7 @@ def test_hinge():
 def test_the_students_gradient_is_that_of_plain_back_propagation(loss):
     networks, network, adversary = cast_with()
     x = x_and_t()[0].requires_grad_(True)
-    term = GeneratorLoss(NetworkFeatures("critic", ("down", "mid")), fixed_times((0.3,)), loss, scale=0.7)
+    term = generator_loss(NetworkFeatures("critic", ("down", "mid")), fixed_times((0.3,)), loss, scale=0.7)
     value, numbers = term(networks, batch_of(SIZE), made_of(x), generator(1))
     value.backward()
     assert float(numbers["pull"]) == pytest.approx(float((SIZE * x.grad).square().mean().sqrt()))
@@ -213,7 +213,7 @@ def test_fooling_moves_samples_towards_what_looks_real():
             return 3 * features["samples"]
 
     x = x_and_t()[0].requires_grad_(True)
-    value, _ = GeneratorLoss(samples, None)(
+    value, _ = generator_loss(samples, None)(
         replace(cast_of(normal(0, 1)), adversary=Line()), batch_of(SIZE), made_of(x), None
     )
     value.backward()
@@ -232,7 +232,7 @@ def test_the_judge_sees_both_sides_alike():
     batch = batch_of(SIZE, clean=torch.full((SIZE, 1), 5.0), condition={"label": torch.arange(SIZE)})
     made = made_of(torch.full((SIZE, 1), -5.0, requires_grad=True))
     for same in (True, False):
-        DiscriminatorLoss(source, uniform_times(), same_noise=same, penalty=2.0)(networks, batch, made, generator())
+        discriminator_loss(source, uniform_times(), same_noise=same, penalty=2.0)(networks, batch, made, generator())
         real, fake, jittered = seen["x"].chunk(3)
         t = seen["t"].chunk(3)
         assert torch.equal(t[0], t[1])
@@ -251,10 +251,10 @@ def test_the_judges_loss_and_penalty():
     networks = replace(cast_of(normal(0, 1)), adversary=Discriminator({"x": MeanHead()}))
     batch = batch_of(2000, clean=torch.full((2000, 1), 2.0))
     made = made_of(torch.full((2000, 1), -1.0))
-    plain, numbers = DiscriminatorLoss(source, None)(networks, batch, made, generator())
+    plain, numbers = discriminator_loss(source, None)(networks, batch, made, generator())
     assert float(plain) == pytest.approx(math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)), rel=1e-5)
     assert (float(numbers["real"]), float(numbers["fake"])) == (2, -1)
-    rough, numbers = DiscriminatorLoss(source, None, penalty=100.0, jitter=0.1)(networks, batch, made, generator())
+    rough, numbers = discriminator_loss(source, None, penalty=100.0, jitter=0.1)(networks, batch, made, generator())
     assert float(rough - plain) == pytest.approx(100 * 0.1**2, rel=0.1)  # the slope of this discriminator is 1
 
 
@@ -262,7 +262,7 @@ def test_the_judges_loss_and_penalty():
 def test_whom_the_judge_trains(train_source):
     networks, network, adversary = cast_with()
     x = x_and_t()[0].requires_grad_(True)
-    term = DiscriminatorLoss(NetworkFeatures("critic", ("down", "mid")), uniform_times(), train_source=train_source)
+    term = discriminator_loss(NetworkFeatures("critic", ("down", "mid")), uniform_times(), train_source=train_source)
     loss, _ = term(networks, batch_of(SIZE, clean=torch.randn(SIZE, 1)), made_of(x), generator())
     loss.backward()
     assert x.grad is None
@@ -277,8 +277,8 @@ def test_features_cost_one_call_and_no_output_layers():
     network.down.register_forward_hook(lambda module, arguments, output: rows.append(len(output)))
     network.reached.clear()
     taps, batch = NetworkFeatures("critic", ("down", "mid")), batch_of(SIZE, clean=torch.randn(SIZE, 1))
-    DiscriminatorLoss(taps, uniform_times())(networks, batch, made_of(x_and_t()[0]), generator())
-    GeneratorLoss(taps, uniform_times())(networks, batch, made_of(x_and_t()[0].requires_grad_(True)), generator())
+    discriminator_loss(taps, uniform_times())(networks, batch, made_of(x_and_t()[0]), generator())
+    generator_loss(taps, uniform_times())(networks, batch, made_of(x_and_t()[0].requires_grad_(True)), generator())
     assert rows == [2 * SIZE, SIZE]
     assert network.reached == []
 
@@ -290,10 +290,10 @@ def test_an_encoder_outside_sees_decoded_clean_samples():
         seen.append(pixels)
         return {"vector": pixels.flatten(1)}
 
-    source = EncoderFeatures(encode, decode=lambda latents: 2 * latents)
+    source = encoder_features(encode, decode=lambda latents: 2 * latents)
     networks = replace(cast_of(normal(0, 1)), adversary=Discriminator({"vector": MeanHead()}))
     x = x_and_t()[0].requires_grad_(True)
-    loss, _ = GeneratorLoss(source, None, scale=1.0)(networks, batch_of(SIZE), made_of(x), generator())
+    loss, _ = generator_loss(source, None, scale=1.0)(networks, batch_of(SIZE), made_of(x), generator())
     loss.backward()
     assert torch.equal(seen[0], 2 * x)
     assert torch.allclose(x.grad, -2 * torch.sigmoid(-2 * x.detach()) / SIZE)
@@ -307,14 +307,14 @@ def test_active_samples_alone():
     time = torch.tensor([1.0, 0.25, 0.25, 1.0, 0.5, 0.25], dtype=torch.float64)
     made, batch = replace(made_of(x), time=time), batch_of(SIZE, clean=torch.randn(SIZE, 1))
     taps = NetworkFeatures("critic", ("down", "mid"))
-    loss, _ = GeneratorLoss(taps, uniform_times(), active=between(0.0, 0.5))(networks, batch, made, generator())
+    loss, _ = generator_loss(taps, uniform_times(), active=between(0.0, 0.5))(networks, batch, made, generator())
     loss.backward()
     assert ((x.grad != 0).flatten() == (time <= 0.5)).all()
-    DiscriminatorLoss(taps, uniform_times(), active=between(0.0, 0.5))(networks, batch, made, generator())
+    discriminator_loss(taps, uniform_times(), active=between(0.0, 0.5))(networks, batch, made, generator())
     assert rows == [4, 8]
     for term in (
-        GeneratorLoss(taps, uniform_times(), active=between(2, 3)),
-        DiscriminatorLoss(taps, uniform_times(), active=between(2, 3)),
+        generator_loss(taps, uniform_times(), active=between(2, 3)),
+        discriminator_loss(taps, uniform_times(), active=between(2, 3)),
     ):
         loss, _ = term(networks, batch, made, generator())
         loss.backward()
@@ -325,8 +325,8 @@ def test_active_samples_alone():
 def test_mistakes_are_named():
     networks, _, _ = cast_with()
     with pytest.raises(FewstepError, match="unknown adversarial loss"):
-        GeneratorLoss(samples, None, "wasserstein")
+        generator_loss(samples, None, "wasserstein")
     with pytest.raises(FewstepError, match="real data"):
-        DiscriminatorLoss(samples, None)(networks, batch_of(SIZE), made_of(x_and_t()[0]), generator())
+        discriminator_loss(samples, None)(networks, batch_of(SIZE), made_of(x_and_t()[0]), generator())
     with pytest.raises(FewstepError, match="needs a adversary"):
-        GeneratorLoss(samples, None)(cast_of(normal(0, 1)), batch_of(SIZE), made_of(x_and_t()[0]), generator())
+        generator_loss(samples, None)(cast_of(normal(0, 1)), batch_of(SIZE), made_of(x_and_t()[0]), generator())

@@ -8,13 +8,13 @@ from torch import nn
 
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks
-from fewstep.distillation.discriminator import Heads, samples
+from fewstep.distillation.discriminator import discriminator_heads, samples
 from fewstep.distillation.flow_map.key_states import (
     key_state_discriminator_loss,
     key_state_generator_loss,
     landed,
 )
-from fewstep.distillation.rollout import BackwardSimulation
+from fewstep.distillation.rollout import backward_simulation
 from fewstep.errors import FewstepError
 from fewstep.process import RectifiedFlow
 from tests.distillation.flow_map_exact import exact_teacher, generator, rough
@@ -47,7 +47,7 @@ def scene():
 def test_real_states_are_those_at_the_time_that_the_students_call_leads_to(seed):
     networks, batch = scene()
     with torch.no_grad():
-        made = BackwardSimulation(STEPS)(networks, batch, generator(seed))
+        made = backward_simulation(STEPS)(networks, batch, generator(seed))
     key_state_discriminator_loss(samples)(networks, batch, made, generator())
     key = int(made.index[0])
     real, fake = networks.adversary[key].seen
@@ -60,7 +60,7 @@ def test_real_states_are_those_at_the_time_that_the_students_call_leads_to(seed)
 
 def test_the_students_gradient_is_that_of_its_last_call():
     networks, batch = scene()
-    made = BackwardSimulation(STEPS)(networks, batch, generator())
+    made = backward_simulation(STEPS)(networks, batch, generator())
     loss, _ = key_state_generator_loss(samples, 0.3)(networks, batch, made, generator())
     weights = list(networks.student.network.parameters())
     got = torch.autograd.grad(loss, weights, retain_graph=True)
@@ -75,7 +75,7 @@ def test_the_students_gradient_is_that_of_its_last_call():
 
 def test_the_discriminators_loss_reaches_its_own_heads_alone():
     networks, batch = scene()
-    made = BackwardSimulation(STEPS)(networks, batch, generator())
+    made = backward_simulation(STEPS)(networks, batch, generator())
     loss, _ = key_state_discriminator_loss(samples)(networks, batch, made, generator())
     loss.backward()
     used = [head.weight.grad is not None for head in networks.adversary]
@@ -86,7 +86,7 @@ def test_the_discriminators_loss_reaches_its_own_heads_alone():
 def test_mistakes_are_named():
     networks, batch = scene()
     with torch.no_grad():
-        made = BackwardSimulation(STEPS)(networks, batch, generator())
+        made = backward_simulation(STEPS)(networks, batch, generator())
     other = dataclasses.replace(batch, times=torch.tensor([1.0, 0.9, 0.8, 0.7, 0.65], dtype=torch.float64))
     with pytest.raises(FewstepError, match="lacks a key state"):
         key_state_discriminator_loss(samples)(networks, other, made, generator())
@@ -96,4 +96,4 @@ def test_mistakes_are_named():
 
 def test_there_are_as_many_heads_as_key_states():
     networks, _ = scene()
-    assert len(Heads(samples, count=3)(networks, (3,))) == 3
+    assert len(discriminator_heads(samples, count=3)(networks, (3,))) == 3

@@ -7,8 +7,8 @@ from torch import nn
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain, evenly, one_step_time
 from fewstep.distillation.core import Batch
-from fewstep.distillation.rollout import BackwardSimulation, NoisedData, RandomSchedule, between, one_step
-from fewstep.distillation.score.relay import LaterCall
+from fewstep.distillation.rollout import backward_simulation, between, noised_data_rollout, one_step, random_schedule
+from fewstep.distillation.score.relay import later_call
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import VE, VPDiscrete
@@ -40,7 +40,7 @@ def affine(times=FOUR):
 def test_the_chain_is_the_one_of_sampling(fresh):
     steps = Chain(FOUR, fresh)
     student, _ = affine()
-    made = BackwardSimulation(steps, last=True)(cast_of(student), batch_of(6), generator(3))
+    made = backward_simulation(steps, last=True)(cast_of(student), batch_of(6), generator(3))
     again = generator(3)
     noise = torch.randn(6, 1, generator=again)
     assert torch.allclose(made.clean, steps.sample(student, noise, None, again).to(made.clean), atol=1e-6)
@@ -64,7 +64,7 @@ def test_the_chain_is_the_one_of_sampling(fresh):
 @pytest.mark.parametrize("each", [True, False])
 def test_a_perfect_student_makes_the_data_law_at_every_call(each):
     student = perfect(1.5, 0.25)
-    made = BackwardSimulation(Chain(FOUR), each=each)(cast_of(student), batch_of(40_000), generator(1))
+    made = backward_simulation(Chain(FOUR), each=each)(cast_of(student), batch_of(40_000), generator(1))
     for call in made.index.unique():
         clean = made.clean[made.index == call]
         assert float(clean.mean()) == pytest.approx(1.5, abs=0.03)
@@ -73,15 +73,17 @@ def test_a_perfect_student_makes_the_data_law_at_every_call(each):
 
 def test_one_index_for_the_batch_or_one_each():
     student, _ = affine()
-    seen = [BackwardSimulation(Chain(FOUR))(cast_of(student), batch_of(5), generator(seed)).index for seed in range(40)]
+    seen = [
+        backward_simulation(Chain(FOUR))(cast_of(student), batch_of(5), generator(seed)).index for seed in range(40)
+    ]
     assert all(len(index.unique()) == 1 for index in seen)
     assert {int(index[0]) for index in seen} == {0, 1, 2, 3}
-    each = BackwardSimulation(Chain(FOUR), each=True)(cast_of(student), batch_of(4000), generator()).index
+    each = backward_simulation(Chain(FOUR), each=True)(cast_of(student), batch_of(4000), generator()).index
     assert torch.bincount(each).tolist() == pytest.approx([1000] * 4, rel=0.12)
 
 
 def test_index_time_and_next_time_belong_together():
-    made = BackwardSimulation(Chain(FOUR), each=True)(cast_of(affine()[0]), batch_of(50), generator())
+    made = backward_simulation(Chain(FOUR), each=True)(cast_of(affine()[0]), batch_of(50), generator())
     times = torch.tensor((*FOUR, 0.0), dtype=torch.float64)
     assert torch.equal(made.time, times[made.index])
     assert torch.equal(made.next_time, times[made.index + 1])
@@ -89,18 +91,18 @@ def test_index_time_and_next_time_belong_together():
 
 def test_only_the_last_call_has_a_gradient():
     student, weight = affine()
-    made = BackwardSimulation(Chain(FOUR), last=True)(cast_of(student), batch_of(8), generator())
+    made = backward_simulation(Chain(FOUR), last=True)(cast_of(student), batch_of(8), generator())
     (gradient,) = torch.autograd.grad(made.clean.sum(), weight)
     assert gradient.tolist()[:3] == [0, 0, 0]
     assert gradient[3] != 0
-    through = BackwardSimulation(Chain(FOUR, 0.0), last=True, through=True)(cast_of(student), batch_of(8), generator())
+    through = backward_simulation(Chain(FOUR, 0.0), last=True, through=True)(cast_of(student), batch_of(8), generator())
     (gradient,) = torch.autograd.grad(through.clean.sum(), weight)
     assert (gradient != 0).all()
 
 
 def test_each_sample_has_a_gradient_in_its_own_call():
     student, weight = affine()
-    made = BackwardSimulation(Chain(FOUR), each=True)(cast_of(student), batch_of(30), generator())
+    made = backward_simulation(Chain(FOUR), each=True)(cast_of(student), batch_of(30), generator())
     for call in range(4):
         (gradient,) = torch.autograd.grad(made.clean[made.index == call].sum(), weight, retain_graph=True)
         assert (gradient != 0).nonzero().flatten().tolist() == [call]
@@ -108,7 +110,7 @@ def test_each_sample_has_a_gradient_in_its_own_call():
 
 def test_gradient_through_all_calls_is_that_of_finite_differences():
     student, weight = affine()
-    rollout = BackwardSimulation(Chain(FOUR, 0.0), each=True, through=True)
+    rollout = backward_simulation(Chain(FOUR, 0.0), each=True, through=True)
 
     def value():
         return rollout(cast_of(student), batch_of(9), generator()).clean.double().sum()
@@ -126,7 +128,7 @@ def test_gradient_through_all_calls_is_that_of_finite_differences():
 
 def test_no_sample_is_called_more_often_than_it_must_be():
     student, calls = counted(affine()[0])
-    made = BackwardSimulation(Chain(FOUR), each=True)(cast_of(student), batch_of(50), generator())
+    made = backward_simulation(Chain(FOUR), each=True)(cast_of(student), batch_of(50), generator())
     assert sum(calls) == int((made.index + 1).sum())
     calls.clear()
     one_step(0.5)(cast_of(student), batch_of(50), generator())
@@ -136,7 +138,7 @@ def test_no_sample_is_called_more_often_than_it_must_be():
 def test_fixed_noise_is_the_first_noise_again():
     student, _ = affine()
     seed = next(s for s in range(20) if int(torch.randint(4, (1,), generator=generator(s))) == 1)
-    made = BackwardSimulation(Chain(FOUR), fixed=True)(cast_of(student), batch_of(6), generator(seed))
+    made = backward_simulation(Chain(FOUR), fixed=True)(cast_of(student), batch_of(6), generator(seed))
     again = generator(seed)
     torch.randint(4, (1,), generator=again)
     noise = torch.randn(6, 1, generator=again)
@@ -158,20 +160,20 @@ def test_one_step_students_start_where_their_family_does():
 
 
 def test_the_first_calls_alone():
-    index = BackwardSimulation(Chain(FOUR), each=True, first=2)(cast_of(affine()[0]), batch_of(200), generator()).index
+    index = backward_simulation(Chain(FOUR), each=True, first=2)(cast_of(affine()[0]), batch_of(200), generator()).index
     assert set(index.tolist()) == {0, 1}
 
 
 def test_noised_data():
     data = 3 + torch.randn(20_000, 1, generator=generator(5))
     batch = batch_of(20_000, clean=data)
-    made = NoisedData(Chain(FOUR))(cast_of(perfect(3.0, 1.0)), batch, generator())
+    made = noised_data_rollout(Chain(FOUR))(cast_of(perfect(3.0, 1.0)), batch, generator())
     for call, t in enumerate(FOUR):
         state = made.state[made.index == call]
         assert float(state.mean()) == pytest.approx(3 * (1 - t), abs=0.05)
         assert float(state.var()) == pytest.approx((1 - t) ** 2 + t**2, rel=0.08)
     with pytest.raises(FewstepError, match="real data"):
-        NoisedData(Chain(FOUR))(cast_of(perfect(3.0, 1.0)), batch_of(4), generator())
+        noised_data_rollout(Chain(FOUR))(cast_of(perfect(3.0, 1.0)), batch_of(4), generator())
 
 
 def test_random_schedules_start_at_noise_and_vary():
@@ -179,7 +181,7 @@ def test_random_schedules_start_at_noise_and_vary():
     lengths, times = set(), set()
     for seed in range(30):
         calls.clear()
-        made = RandomSchedule(1, 4)(cast_of(student), batch_of(2), generator(seed))
+        made = random_schedule(1, 4)(cast_of(student), batch_of(2), generator(seed))
         lengths.add(len(calls))
         times.add(round(float(made.time[0]), 6))
         assert 0.02 <= float(made.time[0]) <= 1
@@ -198,7 +200,7 @@ def test_conditions_follow_their_samples():
     student = Denoiser(network, FLOW, Prediction("sample"))
     label = torch.arange(30.0)
     batch = Batch(30, (1,), condition={"label": label}, negative={"label": 0 * label})
-    made = BackwardSimulation(Chain(FOUR, 0.0), each=True)(cast_of(student), batch, generator())
+    made = backward_simulation(Chain(FOUR, 0.0), each=True)(cast_of(student), batch, generator())
     assert torch.equal(made.clean.flatten(), label)
     assert {len(each) for each, _ in seen} != {30}
 
@@ -206,7 +208,7 @@ def test_conditions_follow_their_samples():
 def test_finishing_the_chain_of_a_perfect_student_keeps_the_law():
     steps = Chain(FOUR)
     student, calls = counted(perfect(1.5, 0.25))
-    made = BackwardSimulation(steps, each=True)(cast_of(student), batch_of(40_000), generator())
+    made = backward_simulation(steps, each=True)(cast_of(student), batch_of(40_000), generator())
     calls.clear()
     clean = steps.finish(student, batch_of(40_000), made, generator(1))
     assert sum(calls) == int((3 - made.index).sum())
@@ -227,22 +229,22 @@ def test_a_deterministic_chain_is_finished_as_it_would_have_been():
 def test_relay_has_its_gradient_in_the_later_call_alone():
     student, weight = affine()
     steps = Chain(FOUR)
-    early = BackwardSimulation(Chain(FOUR), last=False)(cast_of(student), batch_of(8), generator(3))
+    early = backward_simulation(Chain(FOUR), last=False)(cast_of(student), batch_of(8), generator(3))
     seen = []
 
     def term(networks, batch, made, generator):
         seen.append(made)
         return made.clean.sum(), {}
 
-    loss, _ = LaterCall(steps, (0.5, 0.25), term)(cast_of(student), batch_of(8), early, generator())
+    loss, _ = later_call(steps, (0.5, 0.25), term)(cast_of(student), batch_of(8), early, generator())
     (gradient,) = torch.autograd.grad(loss, weight)
     call = int(seen[0].index[0])
     assert (gradient != 0).nonzero().flatten().tolist() == [call]
     assert call in (2, 3)
-    loss, _ = LaterCall(steps, (0.5,), term, learn=False)(cast_of(student), batch_of(8), early, generator())
+    loss, _ = later_call(steps, (0.5,), term, learn=False)(cast_of(student), batch_of(8), early, generator())
     assert not loss.requires_grad
     with pytest.raises(FewstepError, match="never called"):
-        LaterCall(steps, (0.6,), term)(cast_of(student), batch_of(8), early, generator())
+        later_call(steps, (0.6,), term)(cast_of(student), batch_of(8), early, generator())
 
 
 def test_between_selects_by_the_time_of_the_call():
@@ -253,7 +255,7 @@ def test_between_selects_by_the_time_of_the_call():
 
 def test_times_outside_the_process_are_refused():
     with pytest.raises(FewstepError, match="outside the process"):
-        BackwardSimulation(Chain((999.0, 500.0)))(cast_of(normal(0, 1)), batch_of(2), generator())
+        backward_simulation(Chain((999.0, 500.0)))(cast_of(normal(0, 1)), batch_of(2), generator())
     process = VPDiscrete.from_betas()
     model = normal(0, 1, process, "epsilon")
-    BackwardSimulation(evenly(process, 4))(cast_of(model), batch_of(2, **labels(2)), generator())
+    backward_simulation(evenly(process, 4))(cast_of(model), batch_of(2, **labels(2)), generator())

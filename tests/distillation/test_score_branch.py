@@ -10,22 +10,23 @@ from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch
 from fewstep.distillation.discriminator import Discriminator, MeanHead, NetworkFeatures
+from fewstep.distillation.part import made_by, replaced
 from fewstep.distillation.parts import (
-    DensityRatioWeight,
-    DistributionMatching,
-    ErrorNormalizer,
-    GuidanceDifference,
-    RewardWeight,
-    ScaleWeight,
-    ScoreDistillation,
-    ScoreIdentity,
-    WeightedSum,
+    density_ratio_weight,
+    distribution_matching,
+    error_normalizer,
+    guidance_difference,
     huber_gradient,
     power_gradient,
+    reward_weight,
+    scale_weight,
     scheduled,
+    score_distillation,
+    score_identity,
     squared,
+    weighted_sum,
 )
-from fewstep.distillation.rollout import BackwardSimulation, between
+from fewstep.distillation.rollout import backward_simulation, between
 from fewstep.distillation.score.weights import RATIOS
 from fewstep.distillation.times import fixed_times, uniform_times
 from fewstep.errors import FewstepError
@@ -71,28 +72,28 @@ def predictions(x, seed=1, t=0.4):
 
 
 DELTAS = {
-    DistributionMatching(): lambda Fc, Fu, Gc, Gu: Gc - Fc,
-    DistributionMatching(3.0): lambda Fc, Fu, Gc, Gu: Gc - (Fu + 3 * (Fc - Fu)),
-    DistributionMatching(1.5, 1.5): lambda Fc, Fu, Gc, Gu: (Gu + 1.5 * (Gc - Gu)) - (Fu + 1.5 * (Fc - Fu)),
-    DistributionMatching(1.0, 0.0): lambda Fc, Fu, Gc, Gu: Gu - Fc,
-    DistributionMatching(1.0, -1.0): lambda Fc, Fu, Gc, Gu: (2 * Gu - Gc) - Fc,
-    GuidanceDifference(): lambda Fc, Fu, Gc, Gu: Fu - Fc,
-    GuidanceDifference("critic"): lambda Fc, Fu, Gc, Gu: Gu - Gc,
-    WeightedSum(((2.0, DistributionMatching()), (0.5, GuidanceDifference()))): lambda Fc, Fu, Gc, Gu: (
+    distribution_matching(): lambda Fc, Fu, Gc, Gu: Gc - Fc,
+    distribution_matching(3.0): lambda Fc, Fu, Gc, Gu: Gc - (Fu + 3 * (Fc - Fu)),
+    distribution_matching(1.5, 1.5): lambda Fc, Fu, Gc, Gu: (Gu + 1.5 * (Gc - Gu)) - (Fu + 1.5 * (Fc - Fu)),
+    distribution_matching(1.0, 0.0): lambda Fc, Fu, Gc, Gu: Gu - Fc,
+    distribution_matching(1.0, -1.0): lambda Fc, Fu, Gc, Gu: (2 * Gu - Gc) - Fc,
+    guidance_difference(): lambda Fc, Fu, Gc, Gu: Fu - Fc,
+    guidance_difference("critic"): lambda Fc, Fu, Gc, Gu: Gu - Gc,
+    weighted_sum(((2.0, distribution_matching()), (0.5, guidance_difference()))): lambda Fc, Fu, Gc, Gu: (
         2 * (Gc - Fc) + 0.5 * (Fu - Fc)
     ),
 }
 
 
 @pytest.mark.parametrize("direction", list(DELTAS), ids=str)
-@pytest.mark.parametrize("weight", [None, ErrorNormalizer(3.0), ScaleWeight(2, -2)], ids=str)
+@pytest.mark.parametrize("weight", [None, error_normalizer(3.0), scale_weight(2, -2)], ids=str)
 def test_the_gradient_is_weight_times_delta(direction, weight):
     x = leaf()
     found, _, _ = gradient_of(
-        ScoreDistillation(direction, fixed_times((0.4,)), (weight,) if weight else (), scale=0.7), x
+        score_distillation(direction, fixed_times((0.4,)), (weight,) if weight else (), scale=0.7), x
     )
     Fc, Fu, Gc, Gu = predictions(x)
-    w = {None: 1.0, ErrorNormalizer(3.0): 1 / (x - Fu - 3 * (Fc - Fu)).abs(), ScaleWeight(2, -2): (0.6 / 0.4) ** 2}[
+    w = {None: 1.0, error_normalizer(3.0): 1 / (x - Fu - 3 * (Fc - Fu)).abs(), scale_weight(2, -2): (0.6 / 0.4) ** 2}[
         weight
     ]
     assert torch.allclose(found, 0.7 * w * DELTAS[direction](Fc, Fu, Gc, Gu) / SIZE, rtol=1e-6)
@@ -100,7 +101,7 @@ def test_the_gradient_is_weight_times_delta(direction, weight):
 
 def test_the_published_stop_gradient_loss_has_the_same_gradient_and_value():
     x = leaf()
-    found, value, numbers = gradient_of(ScoreDistillation(DistributionMatching(), fixed_times((0.4,))), x)
+    found, value, numbers = gradient_of(score_distillation(distribution_matching(), fixed_times((0.4,))), x)
     Fc, _, Gc, _ = predictions(x)
     loss = 0.5 * (x - (x - (Gc - Fc)).detach()).square().mean()
     assert torch.allclose(found, torch.autograd.grad(loss, x)[0])
@@ -111,7 +112,7 @@ def test_the_published_stop_gradient_loss_has_the_same_gradient_and_value():
 def test_element_huber_is_the_published_loss_of_tdm():
     x = leaf()
     found, _, _ = gradient_of(
-        ScoreDistillation(DistributionMatching(), fixed_times((0.4,)), slope=huber_gradient(0.3, elementwise=True)), x
+        score_distillation(distribution_matching(), fixed_times((0.4,)), slope=huber_gradient(0.3, elementwise=True)), x
     )
     Fc, _, Gc, _ = predictions(x)
     target = (x - (Gc - Fc)).detach()
@@ -141,19 +142,19 @@ def test_slopes_are_gradients_of_their_distances(slope, distance):
 @pytest.mark.parametrize(
     ("direction", "teacher", "critic"),
     [
-        (DistributionMatching(), 1, 1),
-        (DistributionMatching(7.5), 2, 1),
-        (DistributionMatching(4.5, 4.5), 2, 2),
-        (DistributionMatching(1.0, 0.0), 1, 1),
-        (GuidanceDifference(), 2, 0),
-        (WeightedSum(((1.0, DistributionMatching()), (6.5, GuidanceDifference()))), 2, 1),
-        (ScoreIdentity(1.0), 1, 1),
+        (distribution_matching(), 1, 1),
+        (distribution_matching(7.5), 2, 1),
+        (distribution_matching(4.5, 4.5), 2, 2),
+        (distribution_matching(1.0, 0.0), 1, 1),
+        (guidance_difference(), 2, 0),
+        (weighted_sum(((1.0, distribution_matching()), (6.5, guidance_difference()))), 2, 1),
+        (score_identity(1.0), 1, 1),
     ],
 )
 def test_forwards_are_counted(direction, teacher, critic):
     (t, seen_t), (c, seen_c) = counted(TEACHER), counted(CRITIC)
-    weights = (ErrorNormalizer(direction.guidance),) if isinstance(direction, DistributionMatching) else ()
-    gradient_of(ScoreDistillation(direction, uniform_times(), weights), leaf(), cast_of(t, c))
+    weights = (error_normalizer(direction.guidance),) if made_by(direction, distribution_matching) else ()
+    gradient_of(score_distillation(direction, uniform_times(), weights), leaf(), cast_of(t, c))
     assert (sum(seen_t), sum(seen_c)) == (teacher * SIZE, critic * SIZE)
     assert len(seen_t) <= 1
     assert len(seen_c) <= 1
@@ -162,8 +163,8 @@ def test_forwards_are_counted(direction, teacher, critic):
 def test_separate_branches_cost_four_forwards():
     (t, seen_t), (c, seen_c) = counted(TEACHER), counted(CRITIC)
     x = leaf()
-    for direction in (DistributionMatching(), GuidanceDifference()):
-        gradient_of(ScoreDistillation(direction, uniform_times(), (ErrorNormalizer(),)), x, cast_of(t, c))
+    for direction in (distribution_matching(), guidance_difference()):
+        gradient_of(score_distillation(direction, uniform_times(), (error_normalizer(),)), x, cast_of(t, c))
     assert (sum(seen_t), sum(seen_c)) == (3 * SIZE, SIZE)
 
 
@@ -171,8 +172,8 @@ def test_inactive_samples_cost_nothing_and_get_nothing():
     (t, seen_t), (c, seen_c) = counted(TEACHER), counted(CRITIC)
     x = leaf()
     time = torch.tensor([1.0, 0.75, 0.5, 0.25, 1.0, 0.25], dtype=torch.float64)
-    whole = ScoreDistillation(DistributionMatching(2.0), uniform_times(), (ErrorNormalizer(2.0),))
-    part = replace(whole, active=between(0.6, 1.0))
+    whole = score_distillation(distribution_matching(2.0), uniform_times(), (error_normalizer(2.0),))
+    part = replaced(whole, active=between(0.6, 1.0))
     made = replace(made_of(x), time=time)
     batch = batch_of(SIZE, **labels(SIZE))
     loss, _ = part(cast_of(t, c), batch, made, generator())
@@ -183,7 +184,7 @@ def test_inactive_samples_cost_nothing_and_get_nothing():
     assert bool((found[~active] == 0).all())
     assert (sum(seen_t), sum(seen_c)) == (6, 3)
     seen_t.clear()
-    none = replace(part, active=between(2.0, 3.0))
+    none = replaced(part, active=between(2.0, 3.0))
     loss, numbers = none(cast_of(t, c), batch, made, generator())
     assert (float(loss.detach()), numbers, seen_t) == (0.0, {}, [])
     loss.backward()
@@ -203,7 +204,7 @@ class Small(nn.Module):
         return self.outer(torch.tanh(self.inner(torch.cat([x, time[:, None] / 1000], 1))))
 
 
-@pytest.mark.parametrize("direction", [DistributionMatching(), ScoreIdentity(1.2)])
+@pytest.mark.parametrize("direction", [distribution_matching(), score_identity(1.2)])
 def test_no_gradient_reaches_teacher_critic_or_the_calls_before(direction):
     networks = [Small(seed) for seed in range(3)]
     student, teacher, critic = (Denoiser(n, FLOW, Prediction("velocity")) for n in networks)
@@ -217,8 +218,8 @@ def test_no_gradient_reaches_teacher_critic_or_the_calls_before(direction):
         return raw
 
     cast = replace(cast, student=Denoiser(watched, FLOW, Prediction("velocity")))
-    made = BackwardSimulation(Chain((1.0, 0.75, 0.5, 0.25)), last=True)(cast, batch, generator())
-    loss, _ = ScoreDistillation(direction, uniform_times(), (ErrorNormalizer(),))(cast, batch, made, generator())
+    made = backward_simulation(Chain((1.0, 0.75, 0.5, 0.25)), last=True)(cast, batch, generator())
+    loss, _ = score_distillation(direction, uniform_times(), (error_normalizer(),))(cast, batch, made, generator())
     loss.backward()
     assert all(p.grad is not None for p in networks[0].parameters())
     assert all(p.grad is None for n in networks[1:] for p in n.parameters())
@@ -230,7 +231,7 @@ def test_identity_is_the_same_as_back_propagating_it_plainly():
     teacher, critic = (Denoiser(n, FLOW, Prediction("velocity")) for n in networks)
     x = torch.randn(SIZE, 1, generator=generator()).requires_grad_(True)
     cast = cast_of(teacher, critic)
-    loss, _ = ScoreDistillation(ScoreIdentity(1.2), fixed_times((0.4,)), (ScaleWeight(1, 0),))(
+    loss, _ = score_distillation(score_identity(1.2), fixed_times((0.4,)), (scale_weight(1, 0),))(
         cast, batch_of(SIZE), made_of(x), generator(1)
     )
     (found,) = torch.autograd.grad(loss, x)
@@ -244,16 +245,16 @@ def test_identity_is_the_same_as_back_propagating_it_plainly():
     assert torch.allclose(found, torch.autograd.grad(plain, x)[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("direction", [DistributionMatching(), ScoreIdentity(1.0), ScoreIdentity(1.2)])
+@pytest.mark.parametrize("direction", [distribution_matching(), score_identity(1.0), score_identity(1.2)])
 @pytest.mark.parametrize("fresh", [True, False])
 def test_an_exact_critic_leaves_a_perfect_student_alone(direction, fresh):
     # every call of this student makes the data law, so the critic of their mixture is the teacher
     teacher = normal(1.5, 0.25)
-    rollout = BackwardSimulation(Chain((1.0, 0.75, 0.5, 0.25)), each=fresh)
+    rollout = backward_simulation(Chain((1.0, 0.75, 0.5, 0.25)), each=fresh)
     made = rollout(cast_of(perfect(1.5, 0.25)), batch_of(500), generator())
     x = made.clean.clone().requires_grad_(True)
     gradient, value, _ = gradient_of(
-        ScoreDistillation(direction, uniform_times(), (ErrorNormalizer(),)),
+        score_distillation(direction, uniform_times(), (error_normalizer(),)),
         x,
         cast_of(teacher, normal(1.5, 0.25)),
         batch_of(500),
@@ -268,22 +269,22 @@ def test_an_exact_critic_leaves_a_perfect_student_alone(direction, fresh):
 def test_weights_multiply():
     x = leaf()
     both, _, _ = gradient_of(
-        ScoreDistillation(DistributionMatching(), fixed_times((0.4,)), (ScaleWeight(1, 0), ScaleWeight(0, -1))), x
+        score_distillation(distribution_matching(), fixed_times((0.4,)), (scale_weight(1, 0), scale_weight(0, -1))), x
     )
-    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), fixed_times((0.4,))), x)
+    plain, _, _ = gradient_of(score_distillation(distribution_matching(), fixed_times((0.4,))), x)
     assert torch.allclose(both, plain * 0.6 / 0.4)
 
 
 def test_weights_are_capped_and_errors_floored():
     x = leaf()
-    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), fixed_times((0.1,))), x)
+    plain, _, _ = gradient_of(score_distillation(distribution_matching(), fixed_times((0.1,))), x)
     capped, _, _ = gradient_of(
-        ScoreDistillation(DistributionMatching(), fixed_times((0.1,)), (ScaleWeight(2, -2, most=5.0),)), x
+        score_distillation(distribution_matching(), fixed_times((0.1,)), (scale_weight(2, -2, most=5.0),)), x
     )
     assert torch.allclose(capped, 5 * plain)
-    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), fixed_times((0.4,))), x)
+    plain, _, _ = gradient_of(score_distillation(distribution_matching(), fixed_times((0.4,))), x)
     floored, _, _ = gradient_of(
-        ScoreDistillation(DistributionMatching(), fixed_times((0.4,)), (ErrorNormalizer(floor=100.0),)), x
+        score_distillation(distribution_matching(), fixed_times((0.4,)), (error_normalizer(floor=100.0),)), x
     )
     assert torch.allclose(floored, plain / 100)
 
@@ -295,12 +296,12 @@ def test_rewards_tilt_the_gradient_and_beta_zero_does_nothing():
         assert not samples.requires_grad
         return samples.flatten()
 
-    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), fixed_times((0.4,))), x)
+    plain, _, _ = gradient_of(score_distillation(distribution_matching(), fixed_times((0.4,))), x)
     none, _, _ = gradient_of(
-        ScoreDistillation(DistributionMatching(), fixed_times((0.4,)), (RewardWeight(reward, 0.0),)), x
+        score_distillation(distribution_matching(), fixed_times((0.4,)), (reward_weight(reward, 0.0),)), x
     )
     two, _, _ = gradient_of(
-        ScoreDistillation(DistributionMatching(), fixed_times((0.4,)), (RewardWeight(reward, 2.0),)), x
+        score_distillation(distribution_matching(), fixed_times((0.4,)), (reward_weight(reward, 2.0),)), x
     )
     assert torch.equal(plain, none)
     assert torch.allclose(two, plain * (2 * x).exp())
@@ -308,8 +309,8 @@ def test_rewards_tilt_the_gradient_and_beta_zero_does_nothing():
 
 def test_the_scale_may_follow_the_training():
     x = leaf()
-    branch = ScoreDistillation(DistributionMatching(), fixed_times((0.4,)), scale=lambda done: 4 * done)
-    plain, _, _ = gradient_of(replace(branch, scale=1.0), x)
+    branch = score_distillation(distribution_matching(), fixed_times((0.4,)), scale=lambda done: 4 * done)
+    plain, _, _ = gradient_of(replaced(branch, scale=1.0), x)
     for step, factor in ((0, 0.0), (5, 2.0)):
         batch = replace(batch_of(SIZE, **labels(SIZE)), step=step, steps=10)
         assert torch.allclose(gradient_of(branch, x, batch=batch)[0], factor * plain)
@@ -347,13 +348,13 @@ def test_ratios_are_levelled_per_tenth_of_the_range():
 
     x = leaf(4)
     cast = cast_of(TEACHER, CRITIC, adversary=adversary)
-    branch = ScoreDistillation(DistributionMatching(), law, (DensityRatioWeight("forward_kl", odds, momentum=1.0),))
+    branch = score_distillation(distribution_matching(), law, (density_ratio_weight("forward_kl", odds, momentum=1.0),))
     found, _, _ = gradient_of(branch, x, cast)
-    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), law), x, cast)
+    plain, _, _ = gradient_of(score_distillation(distribution_matching(), law), x, cast)
     assert (found / plain).flatten().tolist() == pytest.approx([0.5, 1.5, 2 / 3, 4 / 3])
     assert adversary.level.tolist() == pytest.approx([2.0] + [1.0] * 8 + [6.0])
-    clipped = ScoreDistillation(
-        DistributionMatching(), law, (DensityRatioWeight("forward_kl", odds, clip=(2.0, 4.0), level=False),)
+    clipped = score_distillation(
+        distribution_matching(), law, (density_ratio_weight("forward_kl", odds, clip=(2.0, 4.0), level=False),)
     )
     assert (gradient_of(clipped, x, cast)[0] / plain).flatten().tolist() == pytest.approx([2, 3, 4, 4])
 
@@ -368,10 +369,10 @@ def test_ratios_read_features_of_the_call_that_is_made_anyway(who):
     for each in (network, other):
         each.register_forward_hook(lambda *_: calls.append(1))
     x = torch.randn(SIZE, 1, generator=generator()).requires_grad_(True)
-    branch = ScoreDistillation(
-        DistributionMatching(),
+    branch = score_distillation(
+        distribution_matching(),
         fixed_times((0.4,)),
-        (DensityRatioWeight("forward_kl", level=False),),
+        (density_ratio_weight("forward_kl", level=False),),
         taps=NetworkFeatures(who, ("inner",)),
     )
     found, _, _ = gradient_of(branch, x, cast, batch_of(SIZE))
@@ -380,24 +381,24 @@ def test_ratios_read_features_of_the_call_that_is_made_anyway(who):
     torch.randint(1, (SIZE,), generator=g)
     noisy = torch.cat([0.6 * x.detach() + 0.4 * torch.randn(SIZE, 1, generator=g), torch.full((SIZE, 1), 0.4)], 1)
     r = {"teacher": network, "critic": other}[who].inner(noisy).mean(1).exp()
-    plain, _, _ = gradient_of(ScoreDistillation(DistributionMatching(), fixed_times((0.4,))), x, cast, batch_of(SIZE))
+    plain, _, _ = gradient_of(score_distillation(distribution_matching(), fixed_times((0.4,))), x, cast, batch_of(SIZE))
     assert torch.allclose(found, plain * r[:, None].detach(), rtol=1e-4)
     with pytest.raises(FewstepError, match="read from features"):
-        gradient_of(replace(branch, taps=None), x, cast, batch_of(SIZE))
+        gradient_of(replaced(branch, taps=None), x, cast, batch_of(SIZE))
 
 
 def test_terms_may_change_as_the_training_goes_on():
     x = leaf()
-    term = scheduled(lambda batch: ScoreDistillation(DistributionMatching(), fixed_times((0.2 + batch.progress,))))
+    term = scheduled(lambda batch: score_distillation(distribution_matching(), fixed_times((0.2 + batch.progress,))))
     for step in (0, 5):
         batch = replace(batch_of(SIZE, **labels(SIZE)), step=step, steps=10)
         wanted, _, _ = gradient_of(
-            ScoreDistillation(DistributionMatching(), fixed_times((0.2 + step / 10,))), x, batch=batch
+            score_distillation(distribution_matching(), fixed_times((0.2 + step / 10,))), x, batch=batch
         )
         assert torch.equal(gradient_of(term, x, batch=batch)[0], wanted)
 
 
-@pytest.mark.parametrize("direction", [DistributionMatching(), ScoreIdentity(1.0)])
+@pytest.mark.parametrize("direction", [distribution_matching(), score_identity(1.0)])
 def test_half_precision_is_widened_before_networks_are_compared(direction):
     seen = []
 
@@ -407,9 +408,9 @@ def test_half_precision_is_widened_before_networks_are_compared(direction):
 
     cast = cast_of(Denoiser(network, FLOW, Prediction("velocity")), CRITIC)
     x = leaf().detach().bfloat16().requires_grad_(True)
-    found, _, _ = gradient_of(ScoreDistillation(direction, fixed_times((0.4,))), x, cast)
+    found, _, _ = gradient_of(score_distillation(direction, fixed_times((0.4,))), x, cast)
     wanted, _, _ = gradient_of(
-        ScoreDistillation(direction, fixed_times((0.4,))), x.detach().float().requires_grad_(True), cast
+        score_distillation(direction, fixed_times((0.4,))), x.detach().float().requires_grad_(True), cast
     )
     assert seen == [torch.float32] * 2
     assert found.dtype == torch.bfloat16
@@ -421,14 +422,14 @@ def test_half_precision_is_widened_before_networks_are_compared(direction):
 
 def test_signals_of_health():
     line = Line(1.0, 0.5, 1000)
-    _, numbers = ScoreDistillation(DistributionMatching(), uniform_times())(
+    _, numbers = score_distillation(distribution_matching(), uniform_times())(
         cast_of(normal(1.0, 0.25), line.critic), batch_of(1000), line.made(), generator()
     )
     assert float(numbers["gap"]) == pytest.approx(0, abs=1e-6)
     assert float(numbers["cosine"]) == pytest.approx(1)
     assert float(numbers["spread"]) == pytest.approx(0.5, rel=0.05)
     lagging = cast_of(normal(1.0, 0.25), normal(-1.0, 0.25))
-    _, worse = ScoreDistillation(DistributionMatching(), uniform_times())(
+    _, worse = score_distillation(distribution_matching(), uniform_times())(
         lagging, batch_of(1000), line.made(), generator()
     )
     assert float(worse["gap"]) > 0.5
@@ -439,17 +440,17 @@ def test_signals_of_health():
 def test_mistakes_are_named():
     x = leaf()
     with pytest.raises(FewstepError, match="needs a critic"):
-        gradient_of(ScoreDistillation(DistributionMatching(), uniform_times()), x, cast_of(TEACHER))
+        gradient_of(score_distillation(distribution_matching(), uniform_times()), x, cast_of(TEACHER))
     with pytest.raises(FewstepError, match="negative condition"):
         gradient_of(
-            ScoreDistillation(DistributionMatching(2.0), uniform_times()),
+            score_distillation(distribution_matching(2.0), uniform_times()),
             x,
             cast_of(normal(0, 1), normal(0, 1)),
             batch_of(SIZE),
         )
     with pytest.raises(FewstepError, match="roll-out"):
-        ScoreDistillation(DistributionMatching(), uniform_times())(
+        score_distillation(distribution_matching(), uniform_times())(
             cast_of(TEACHER, CRITIC), batch_of(SIZE), None, generator()
         )
     with pytest.raises(FewstepError, match="unknown divergence"):
-        DensityRatioWeight("kl")
+        density_ratio_weight("kl")

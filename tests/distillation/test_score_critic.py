@@ -8,12 +8,12 @@ import torch
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Samples
 from fewstep.distillation.parts import (
-    DenoisingLoss,
-    MeanVariancePenalty,
-    PairedRegression,
-    RewardTerm,
-    ScaleWeight,
+    denoising_loss,
+    mean_variance_penalty,
     onward,
+    paired_regression,
+    reward_term,
+    scale_weight,
 )
 from fewstep.distillation.score.critic import density_ratio, dropped
 from fewstep.distillation.times import fixed_times, uniform_times
@@ -65,7 +65,7 @@ def shifted_model(model, gain, offset):
 def test_the_exact_denoiser_is_the_minimum(process, kind, own):
     exact = normal(1.4, 0.64, process, kind)
     t = 0.3 * process.noisiest if kind != "edm" else 0.7
-    term = DenoisingLoss(fixed_times((t,)), own=own)
+    term = denoising_loss(fixed_times((t,)), own=own)
 
     def loss(gain, offset):
         critic = shifted_model(exact, gain, offset)
@@ -80,7 +80,7 @@ def test_the_exact_denoiser_is_the_minimum(process, kind, own):
 def test_the_own_loss_is_that_of_the_networks_target(process, kind):
     critic, x = normal(0.5, 1.0, process, kind), samples(40)
     t = 0.3 * process.noisiest if kind != "edm" else 0.7
-    loss, _ = DenoisingLoss(fixed_times((t,)))(cast_of(critic, critic), batch_of(40), made_of(x), generator(1))
+    loss, _ = denoising_loss(fixed_times((t,)))(cast_of(critic, critic), batch_of(40), made_of(x), generator(1))
     g = generator(1)
     torch.randint(1, (40,), generator=g)
     noise = torch.randn(40, 1, generator=g)
@@ -102,8 +102,8 @@ def test_snr_weight_on_clean_predictions_is_the_noise_error():
     process = VPDiscrete.from_betas()
     critic, made = normal(0.5, 1.0, process, "epsilon"), made_of(samples(50))
     law = fixed_times((300.0, 600.0, 900.0))
-    noise_error, _ = DenoisingLoss(law)(cast_of(critic, critic), batch_of(50), made, generator())
-    weighed, _ = DenoisingLoss(law, own=False, weights=(ScaleWeight(2, -2),))(
+    noise_error, _ = denoising_loss(law)(cast_of(critic, critic), batch_of(50), made, generator())
+    weighed, _ = denoising_loss(law, own=False, weights=(scale_weight(2, -2),))(
         cast_of(critic, critic), batch_of(50), made, generator()
     )
     assert float(noise_error) == pytest.approx(float(weighed), rel=1e-6)
@@ -113,7 +113,7 @@ def test_no_gradient_reaches_the_student():
     x = samples(8).requires_grad_(True)
     weight = torch.ones((), requires_grad=True)
     critic = Denoiser(lambda s, time: weight * s, FLOW, Prediction("velocity"))
-    loss, numbers = DenoisingLoss(uniform_times())(cast_of(normal(0, 1), critic), batch_of(8), made_of(x), generator())
+    loss, numbers = denoising_loss(uniform_times())(cast_of(normal(0, 1), critic), batch_of(8), made_of(x), generator())
     loss.backward()
     assert x.grad is None
     assert weight.grad is not None
@@ -124,7 +124,7 @@ def test_no_gradient_reaches_the_student():
 def test_the_guided_prediction_is_regressed(guidance, forwards):
     pair = guided_pair((1.0, 0.25), (0.0, 1.25))
     critic, calls = counted(pair)
-    term = DenoisingLoss(fixed_times((0.4,)), own=False, guidance=guidance)
+    term = denoising_loss(fixed_times((0.4,)), own=False, guidance=guidance)
     x = samples(30)
     loss, _ = term(cast_of(pair, critic), batch_of(30, **labels(30)), made_of(x), generator(1))
     assert sum(calls) == 30 * forwards
@@ -188,18 +188,18 @@ def test_importance_enters_the_loss():
     critic, made = normal(0, 1), chain(64)
     args = (cast_of(critic, critic), batch_of(64), made)
     losses = [
-        float(DenoisingLoss(fixed_times((0.6,)), own=False, noising=onward, importance=kind)(*args, generator())[0])
+        float(denoising_loss(fixed_times((0.6,)), own=False, noising=onward, importance=kind)(*args, generator())[0])
         for kind in ("none", "tempered", "full")
     ]
     assert len(set(losses)) == 3
     with pytest.raises(FewstepError, match="importance"):
-        DenoisingLoss(uniform_times(), importance="half")
+        denoising_loss(uniform_times(), importance="half")
 
 
 def test_errors_are_told_for_clean_and_noisy_halves():
     critic = normal(0.5, 1.0)
     args = (cast_of(critic, critic), batch_of(4000), made_of(samples(4000, 0.5, 1.0)), generator())
-    _, numbers = DenoisingLoss(uniform_times(), own=False)(*args)
+    _, numbers = denoising_loss(uniform_times(), own=False)(*args)
     assert float(numbers["error_clean"]) < float(numbers["error"]) < float(numbers["error_noisy"])
 
 
@@ -210,15 +210,15 @@ def test_pairs_regress_the_end_of_the_path():
     student = Denoiser(lambda x, time: 2 * x, FLOW, Prediction("sample"))
     path = torch.randn(5, 3, 1, generator=generator())
     batch = batch_of(5, path=path, times=torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))
-    loss, _ = PairedRegression(0.25)(cast_of(student), batch, None, generator())
+    loss, _ = paired_regression(0.25)(cast_of(student), batch, None, generator())
     assert float(loss) == pytest.approx(0.25 * float((2 * path[:, 0] - path[:, 2]).square().mean()))
     with pytest.raises(FewstepError, match="paths"):
-        PairedRegression()(cast_of(student), batch_of(5), None, generator())
+        paired_regression()(cast_of(student), batch_of(5), None, generator())
 
 
 def test_mean_variance_is_a_divergence_of_gaussians():
     x = 0.5 + 2 * torch.randn(3, 500, generator=generator(), dtype=torch.float64)
-    loss, _ = MeanVariancePenalty(0.1, 1.5)(cast_of(normal(0, 1)), batch_of(3), made_of(x), generator())
+    loss, _ = mean_variance_penalty(0.1, 1.5)(cast_of(normal(0, 1)), batch_of(3), made_of(x), generator())
     wanted = [
         torch.distributions.kl_divergence(
             torch.distributions.Normal(row.mean(), row.std(unbiased=False)),
@@ -231,12 +231,12 @@ def test_mean_variance_is_a_divergence_of_gaussians():
 
 def test_rewards_are_raised():
     x = samples(6).requires_grad_(True)
-    term = RewardTerm(lambda samples, batch: -samples.square().flatten(), scale=0.5)
+    term = reward_term(lambda samples, batch: -samples.square().flatten(), scale=0.5)
     loss, numbers = term(cast_of(normal(0, 1)), batch_of(6), made_of(x), generator())
     (gradient,) = torch.autograd.grad(loss, x)
     assert torch.allclose(gradient, 0.5 * 2 * x / 6)
     assert float(numbers["reward"]) == pytest.approx(-float(x.detach().square().mean()))
     with pytest.raises(FewstepError, match="no gradient"):
-        RewardTerm(lambda samples, batch: samples.detach().flatten())(
+        reward_term(lambda samples, batch: samples.detach().flatten())(
             cast_of(normal(0, 1)), batch_of(6), made_of(x), generator()
         )

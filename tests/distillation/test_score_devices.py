@@ -8,28 +8,29 @@ import torch
 from torch import nn
 
 from fewstep.denoiser import Denoiser
-from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
+from fewstep.distillation.adversary import discriminator_loss, generator_loss
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.discriminator import Discriminator, NetworkFeatures, PointHead
 from fewstep.distillation.moments import gaussian_kernel, maximum_mean_discrepancy
+from fewstep.distillation.part import made_by
 from fewstep.distillation.parts import (
-    DenoisingLoss,
-    DensityRatioWeight,
-    DistributionMatching,
-    ErrorNormalizer,
-    GuidanceDifference,
-    MeanVariancePenalty,
-    PairedRegression,
-    RewardWeight,
-    ScaleWeight,
-    ScoreDistillation,
-    ScoreIdentity,
+    denoising_loss,
+    density_ratio_weight,
+    distribution_matching,
+    error_normalizer,
+    guidance_difference,
     huber_gradient,
+    mean_variance_penalty,
     onward,
+    paired_regression,
+    reward_weight,
+    scale_weight,
+    score_distillation,
+    score_identity,
 )
-from fewstep.distillation.rollout import BackwardSimulation, NoisedData, RandomSchedule, between
-from fewstep.distillation.score.relay import LaterCall
+from fewstep.distillation.rollout import backward_simulation, between, noised_data_rollout, random_schedule
+from fewstep.distillation.score.relay import later_call
 from fewstep.distillation.times import below_last_call, last_interval, uniform_times
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
@@ -77,7 +78,7 @@ def batch():
 
 
 def runs(term, cast, batch, rollout=None):
-    made = (rollout or BackwardSimulation(CHAIN, each=True))(cast, batch, generator())
+    made = (rollout or backward_simulation(CHAIN, each=True))(cast, batch, generator())
     assert made.clean.device.type == "meta"
     assert made.time.device.type == "cpu"
     loss, numbers = term(cast, batch, made, generator())
@@ -87,13 +88,13 @@ def runs(term, cast, batch, rollout=None):
 
 
 ROLLOUTS = [
-    BackwardSimulation(CHAIN, each=True),
-    BackwardSimulation(FRESH, each=True),
-    BackwardSimulation(FRESH, fixed=True),
-    BackwardSimulation(Chain(FRESH.times, 0.4), each=True),
-    BackwardSimulation(CHAIN, last=True, through=True),
-    NoisedData(FRESH),
-    RandomSchedule(2, 5),
+    backward_simulation(CHAIN, each=True),
+    backward_simulation(FRESH, each=True),
+    backward_simulation(FRESH, fixed=True),
+    backward_simulation(Chain(FRESH.times, 0.4), each=True),
+    backward_simulation(CHAIN, last=True, through=True),
+    noised_data_rollout(FRESH),
+    random_schedule(2, 5),
 ]
 
 
@@ -101,25 +102,25 @@ ROLLOUTS = [
 def test_rollouts(rollout, cast, batch):
     runs(maximum_mean_discrepancy(kernel=gaussian_kernel(), unit=True), cast, batch, rollout)
     without_data = Batch(SIZE, (3,), condition=batch.condition)
-    if not isinstance(rollout, NoisedData):
+    if not made_by(rollout, noised_data_rollout):
         assert rollout(cast, without_data, generator()).clean.device.type == "meta"
 
 
 TAPS = NetworkFeatures("critic", ("inner",))
 TERMS = [
-    ScoreDistillation(
-        DistributionMatching(3.0),
+    score_distillation(
+        distribution_matching(3.0),
         uniform_times(),
-        (ErrorNormalizer(3.0), ScaleWeight(2, -2), RewardWeight(lambda x, batch: x.sum(1))),
+        (error_normalizer(3.0), scale_weight(2, -2), reward_weight(lambda x, batch: x.sum(1))),
     ),
-    ScoreDistillation(DistributionMatching(3.0), last_interval(), noising=onward),
-    ScoreDistillation(GuidanceDifference(), below_last_call(), (ErrorNormalizer(),), active=between(0.4, 0.8)),
-    ScoreDistillation(ScoreIdentity(1.2, 2.0, -1.0), uniform_times(), (ErrorNormalizer(),), slope=huber_gradient()),
-    ScoreDistillation(DistributionMatching(2.0), uniform_times(), (DensityRatioWeight("forward_kl"),), taps=TAPS),
-    GeneratorLoss(TAPS, uniform_times(), active=between(0.4, 0.8)),
-    PairedRegression(),
-    MeanVariancePenalty(),
-    LaterCall(FRESH, (0.5, 0.25), GeneratorLoss(TAPS, uniform_times())),
+    score_distillation(distribution_matching(3.0), last_interval(), noising=onward),
+    score_distillation(guidance_difference(), below_last_call(), (error_normalizer(),), active=between(0.4, 0.8)),
+    score_distillation(score_identity(1.2, 2.0, -1.0), uniform_times(), (error_normalizer(),), slope=huber_gradient()),
+    score_distillation(distribution_matching(2.0), uniform_times(), (density_ratio_weight("forward_kl"),), taps=TAPS),
+    generator_loss(TAPS, uniform_times(), active=between(0.4, 0.8)),
+    paired_regression(),
+    mean_variance_penalty(),
+    later_call(FRESH, (0.5, 0.25), generator_loss(TAPS, uniform_times())),
 ]
 
 
@@ -129,14 +130,14 @@ def test_terms_of_the_student(term, cast, batch):
 
 
 OTHERS = [
-    DenoisingLoss(uniform_times()),
-    DenoisingLoss(
-        last_interval(), own=False, weights=(ScaleWeight(2, -2, 5.0),), noising=onward, importance="full", drop=0.5
+    denoising_loss(uniform_times()),
+    denoising_loss(
+        last_interval(), own=False, weights=(scale_weight(2, -2, 5.0),), noising=onward, importance="full", drop=0.5
     ),
-    DenoisingLoss(uniform_times(), guidance=-1.0),
-    DiscriminatorLoss(TAPS, uniform_times(), penalty=1.0),
-    DiscriminatorLoss(TAPS, uniform_times(), train_source=True, active=between(0.4, 0.8)),
-    LaterCall(FRESH, (0.25,), DiscriminatorLoss(TAPS, uniform_times()), learn=False),
+    denoising_loss(uniform_times(), guidance=-1.0),
+    discriminator_loss(TAPS, uniform_times(), penalty=1.0),
+    discriminator_loss(TAPS, uniform_times(), train_source=True, active=between(0.4, 0.8)),
+    later_call(FRESH, (0.25,), discriminator_loss(TAPS, uniform_times()), learn=False),
 ]
 
 

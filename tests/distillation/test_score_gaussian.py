@@ -8,17 +8,17 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 
 from fewstep.distillation.parts import (
-    DensityRatioWeight,
-    DistributionMatching,
-    GuidanceDifference,
-    ScaleWeight,
-    ScoreDistillation,
-    ScoreIdentity,
-    WeightedSum,
+    density_ratio_weight,
+    distribution_matching,
+    guidance_difference,
     huber_gradient,
     onward,
     power_gradient,
+    scale_weight,
+    score_distillation,
+    score_identity,
     squared,
+    weighted_sum,
 )
 from fewstep.distillation.times import fixed_times, uniform_times
 from fewstep.process import RectifiedFlow, VPContinuous, VPDiscrete
@@ -42,14 +42,14 @@ def gradients(branch, mean=M, std=STD, size=SIZE, seed=0, teacher=None, **more):
 
 
 def test_matching_with_the_weight_of_kl_is_the_gradient_of_kl():
-    found, _, _ = gradients(ScoreDistillation(DistributionMatching(), fixed_times((T,)), (ScaleWeight(2, -2),)))
+    found, _, _ = gradients(score_distillation(distribution_matching(), fixed_times((T,)), (scale_weight(2, -2),)))
     wanted = [A**2 * (M - MU) / VD, A**2 * STD * (1 / VD - 1 / VG)]
     assert found == pytest.approx(wanted, **EXACT)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
 def test_identity_is_the_gradient_of_sid(alpha):
-    found, _, _ = gradients(ScoreDistillation(ScoreIdentity(alpha), fixed_times((T,)), (ScaleWeight(2, -4),)))
+    found, _, _ = gradients(score_distillation(score_identity(alpha), fixed_times((T,)), (scale_weight(2, -4),)))
     dm = A**2 * (M - MU) / VD * ((2 - 2 * alpha) / VD + (2 * alpha - 1) / VG)
     ds = -2 * A**2 * STD * (1 / VG - 1 / VD) * ((1 - alpha) / VD + alpha / VG)
     assert found == pytest.approx([dm, ds], rel=0.03, abs=0.05)
@@ -66,16 +66,16 @@ def test_half_of_alpha_is_half_the_fisher_divergence():
         (fisher(M + h, STD) - fisher(M - h, STD)) / (4 * h),
         (fisher(M, STD + h) - fisher(M, STD - h)) / (4 * h),
     ]
-    found, _, _ = gradients(ScoreDistillation(ScoreIdentity(0.5), fixed_times((T,)), (ScaleWeight(2, -4),)))
+    found, _, _ = gradients(score_distillation(score_identity(0.5), fixed_times((T,)), (scale_weight(2, -4),)))
     assert found == pytest.approx(wanted, rel=0.03, abs=0.05)
 
 
 def test_large_alpha_reverses_where_the_student_is_too_wide():
     def mean_gradient(alpha, ratio):
         std = math.sqrt((ratio * VD - S**2) / A**2)
-        return gradients(ScoreDistillation(ScoreIdentity(alpha), fixed_times((T,)), (ScaleWeight(2, -4),)), std=std)[0][
+        return gradients(score_distillation(score_identity(alpha), fixed_times((T,)), (scale_weight(2, -4),)), std=std)[
             0
-        ]
+        ][0]
 
     assert mean_gradient(1.2, 3.0) > 0 > mean_gradient(1.2, 4.5)
     assert mean_gradient(1.0, 4.5) > 0
@@ -101,7 +101,7 @@ def test_sim_is_the_gradient_of_any_distance_with_the_law_frozen(slope):
         (divergence(M + h, STD) - divergence(M - h, STD)) / (2 * h),
         (divergence(M, STD + h) - divergence(M, STD - h)) / (2 * h),
     ]
-    found, _, _ = gradients(ScoreDistillation(ScoreIdentity(1.0), fixed_times((T,)), slope=slope))
+    found, _, _ = gradients(score_distillation(score_identity(1.0), fixed_times((T,)), slope=slope))
     assert found == pytest.approx(wanted, rel=0.03, abs=0.004)
 
 
@@ -112,14 +112,14 @@ def test_detaching_the_noisy_state_would_be_another_gradient():
     t = torch.full((SIZE,), T, dtype=torch.float64)
     F, G = normal(MU, V)(noisy, t), line.critic(noisy, t)
     detached = line.gradient(((F - G) * (G - x)).mean())
-    found, _, _ = gradients(ScoreDistillation(ScoreIdentity(1.0), fixed_times((T,))))
+    found, _, _ = gradients(score_distillation(score_identity(1.0), fixed_times((T,))))
     assert abs(found[0] - detached[0]) > 0.1 * abs(detached[0])
 
 
 def test_all_predictions_give_one_gradient():
     branches = [
-        ScoreDistillation(DistributionMatching(), fixed_times((T,)), (ScaleWeight(2, -2),)),
-        ScoreDistillation(ScoreIdentity(1.2), fixed_times((T,))),
+        score_distillation(distribution_matching(), fixed_times((T,)), (scale_weight(2, -2),)),
+        score_distillation(score_identity(1.2), fixed_times((T,))),
     ]
     for branch in branches:
         seen = []
@@ -137,7 +137,7 @@ def test_kl_on_other_processes(process):
     a, s = process.alpha(t), process.sigma(t)
     line = Line(M, STD, SIZE, process=process, kind="epsilon")
     networks = cast_of(normal(MU, V, process, "epsilon"), line.critic)
-    branch = ScoreDistillation(DistributionMatching(), fixed_times((t,)), (ScaleWeight(2, -2),))
+    branch = score_distillation(distribution_matching(), fixed_times((t,)), (scale_weight(2, -2),))
     found = line.gradient(branch(networks, batch_of(SIZE), line.made(), generator())[0])
     vd, vg = a**2 * V + s**2, a**2 * STD**2 + s**2
     assert found == pytest.approx([a**2 * (M - MU) / vd, a**2 * STD * (1 / vd - 1 / vg)], rel=0.02, abs=0.01)
@@ -150,19 +150,19 @@ def test_ratio_of_forward_kl_turns_the_gradient_into_that_of_forward_kl():
         log = [-0.5 * ((x - A * m) ** 2 / v + math.log(v)) for m, v in ((MU, VD), (M, VG))]
         return log[0] - log[1]
 
-    branch = ScoreDistillation(
-        DistributionMatching(),
+    branch = score_distillation(
+        distribution_matching(),
         fixed_times((T,)),
-        (ScaleWeight(2, -2), DensityRatioWeight("forward_kl", odds, (0, 1e9), level=False)),
+        (scale_weight(2, -2), density_ratio_weight("forward_kl", odds, (0, 1e9), level=False)),
     )
     found, _, _ = gradients(branch, size=2 * SIZE)
     # d/dm and d/dstd of 1/2 [log VG + (VD + A^2 (MU - M)^2) / VG]
     spread = VD + A**2 * (MU - M) ** 2
     wanted = [A**2 * (M - MU) / VG, A**2 * STD * (1 / VG - spread / VG**2)]
     assert found == pytest.approx(wanted, **EXACT)
-    plain = DensityRatioWeight("reverse_kl", odds, (0, 1e9), level=False)
-    a, _, _ = gradients(ScoreDistillation(DistributionMatching(), fixed_times((T,)), (ScaleWeight(2, -2), plain)))
-    b, _, _ = gradients(ScoreDistillation(DistributionMatching(), fixed_times((T,)), (ScaleWeight(2, -2),)))
+    plain = density_ratio_weight("reverse_kl", odds, (0, 1e9), level=False)
+    a, _, _ = gradients(score_distillation(distribution_matching(), fixed_times((T,)), (scale_weight(2, -2), plain)))
+    b, _, _ = gradients(score_distillation(distribution_matching(), fixed_times((T,)), (scale_weight(2, -2),)))
     assert a == b
 
 
@@ -207,8 +207,8 @@ def test_fixed_points_of_the_decoupled_gradient(guidance, ca, mean, std):
     teacher = guided_pair((MU, V), (0.0, FREE))
     size = 400_000
     match, extra = (
-        ScoreDistillation(DistributionMatching(), uniform_times(0.02, 0.98)),
-        ScoreDistillation(GuidanceDifference(), uniform_times(*ca), scale=guidance - 1),
+        score_distillation(distribution_matching(), uniform_times(0.02, 0.98)),
+        score_distillation(guidance_difference(), uniform_times(*ca), scale=guidance - 1),
     )
 
     def both(mean, std):
@@ -234,7 +234,7 @@ def test_too_much_guidance_on_all_levels_collapses():
 def test_guidance_alone_always_narrows_the_student():
     size = 100_000
     line = Line(1.2, 0.4, size)
-    branch = ScoreDistillation(GuidanceDifference(), uniform_times(0.02, 0.98))
+    branch = score_distillation(guidance_difference(), uniform_times(0.02, 0.98))
     networks = cast_of(guided_pair((MU, V), (0.0, FREE)))
     loss, _ = branch(networks, batch_of(size, **labels(size)), line.made(), generator())
     assert line.gradient(loss)[1] > 0
@@ -243,8 +243,10 @@ def test_guidance_alone_always_narrows_the_student():
 def test_a_sum_at_one_noise_level_is_guided_matching():
     size = 64
     teacher, critic = guided_pair((MU, V), (0.0, FREE)), guided_pair((M, STD**2), (0.0, FREE))
-    one = ScoreDistillation(DistributionMatching(guidance=3.0), uniform_times())
-    two = ScoreDistillation(WeightedSum(((1.0, DistributionMatching()), (2.0, GuidanceDifference()))), uniform_times())
+    one = score_distillation(distribution_matching(guidance=3.0), uniform_times())
+    two = score_distillation(
+        weighted_sum(((1.0, distribution_matching()), (2.0, guidance_difference()))), uniform_times()
+    )
     seen = []
     for branch in (one, two):
         line = Line(M, STD, size)
@@ -286,7 +288,7 @@ def test_one_segment_of_tdm_is_dmd():
     seen = []
     for noising in ({}, {"noising": onward}):
         line = Line(M, STD, size)
-        branch = ScoreDistillation(DistributionMatching(), uniform_times(), (ScaleWeight(2, -2),), **noising)
+        branch = score_distillation(distribution_matching(), uniform_times(), (scale_weight(2, -2),), **noising)
         made = line.made(state=torch.randn(size, 1, generator=generator(), dtype=torch.float64))
         seen.append(line.gradient(branch(cast_of(normal(MU, V), line.critic), batch_of(size), made, generator())[0]))
     assert seen[0] == pytest.approx(seen[1])

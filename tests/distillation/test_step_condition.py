@@ -10,7 +10,7 @@ from torch import nn
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.discriminator import samples
 from fewstep.distillation.method import method
-from fewstep.distillation.parts import DenoisingLoss, DistributionMatching, ScoreDistillation
+from fewstep.distillation.parts import denoising_loss, distribution_matching, score_distillation
 from fewstep.distillation.step_condition import StepConditioned, time_layers
 from fewstep.distillation.times import fixed_times
 from fewstep.errors import FewstepError
@@ -53,7 +53,7 @@ def of_two_calls(size):
 def test_calls_whose_mixture_is_right_are_wrong_to_a_critic_that_is_told_alone():
     """Each call makes one of the teacher's two modes. The exact critic of the mixture is the teacher: no gradient."""
     teacher, (made, call) = two_modes(), of_two_calls(64)
-    branch = ScoreDistillation(DistributionMatching(), fixed_times((0.8,)))
+    branch = score_distillation(distribution_matching(), fixed_times((0.8,)))
     pulls = []
     for critic in (two_modes(), of_its_own_call()):
         loss, _ = branch(cast_of(teacher, critic), batch_of(64), made, generator())
@@ -66,7 +66,7 @@ def test_calls_whose_mixture_is_right_are_wrong_to_a_critic_that_is_told_alone()
 
 def test_the_exact_critic_of_each_call_is_the_minimum_of_its_loss():
     made, _ = of_two_calls(4000)
-    term, exact = DenoisingLoss(fixed_times((0.8,))), of_its_own_call()
+    term, exact = denoising_loss(fixed_times((0.8,))), of_its_own_call()
 
     def loss(critic):
         return float(term(cast_of(two_modes(), critic), batch_of(4000), made, generator(1))[0])

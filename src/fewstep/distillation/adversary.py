@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
 from fewstep.denoiser import Condition
-from fewstep.distillation.core import Batch, Loss, Networks, Samples
+from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
 from fewstep.distillation.discriminator import FeatureSource
+from fewstep.distillation.part import part
 from fewstep.distillation.rollout import needed
 from fewstep.distillation.score.branch import with_gradient
 from fewstep.distillation.times import TimeDistribution
@@ -32,108 +32,116 @@ LOSSES: dict[str, Pair] = {
 """(student's loss of its logits, discriminator's loss of both), element by element."""
 
 
-@dataclass(frozen=True)
-class GeneratorLoss:
+@part
+def generator_loss(
+    source: FeatureSource,
+    times: TimeDistribution | None = None,
+    loss: str = "softplus",
+    scale: float | Callable[[float], float] = 1e-3,
+    active: Callable[[Samples], Tensor] | None = None,
+) -> Term:
     """The student's adversarial loss: scale * mean over samples and logits.
 
-    times:
-        Noise levels that the discriminator sees; None: clean samples.
-    active:
-        Which samples take part, (B,) from the student's samples.
+    Its gradient reaches the samples alone, no weights of source or discriminator.
+
+    Args:
+        source: of the features that the discriminator sees.
+        times: noise levels that it sees them at; None: clean samples.
+        loss: one of `LOSSES`.
+        scale: a number, or a function of the share of training that is done.
+        active: which samples take part, (B,) from the student's samples.
+
+    Raises:
+        FewstepError: another loss.
     """
+    _known(loss)
 
-    source: FeatureSource
-    times: TimeDistribution | None = None
-    loss: str = "softplus"
-    scale: float | Callable[[float], float] = 1e-3
-    active: Callable[[Samples], Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        _known(self.loss)
-
-    def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
-        """The loss; its gradient reaches the samples alone, no weights of source or discriminator."""
+    def term(networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
         samples = needed(samples)
         whole, size = samples.clean, batch.size
-        t, noise = _levels(self.times, networks, batch, samples, generator)
-        if self.active is not None:
-            rows = self.active(samples).nonzero().squeeze(1)
+        t, noise = _levels(times, networks, batch, samples, generator)
+        if active is not None:
+            rows = active(samples).nonzero().squeeze(1)
             if not len(rows):
                 return 0 * whole.sum(), {}
             samples, batch, t = samples.rows(rows), batch.rows(rows), t[rows]
             noise = None if noise is None else noise[rows]
-        scale = self.scale(batch.progress) if callable(self.scale) else self.scale
+        factor = scale(batch.progress) if callable(scale) else scale
         networks = networks.following(samples.index)
         with torch.enable_grad():
             x = samples.clean.detach().requires_grad_(True)
-            logits = networks.need("adversary")(self.source(networks, batch, _noised(networks, x, t, noise), t))
-            loss = scale * LOSSES[self.loss][0](logits).flatten(1).mean(1).sum() / size
-            (gradient,) = torch.autograd.grad(loss, x)
+            logits = networks.need("adversary")(source(networks, batch, _noised(networks, x, t, noise), t))
+            value = factor * LOSSES[loss][0](logits).flatten(1).mean(1).sum() / size
+            (gradient,) = torch.autograd.grad(value, x)
         pull = (gradient * whole.numel()).square().mean().sqrt()  # in the units of a score branch's
-        return with_gradient(samples.clean, gradient, 1, loss.detach()), {
-            "fooled": logits.detach().mean(),
-            "pull": pull,
-        }
+        numbers = {"fooled": logits.detach().mean(), "pull": pull}
+        return with_gradient(samples.clean, gradient, 1, value.detach()), numbers
+
+    return term
 
 
-@dataclass(frozen=True)
-class DiscriminatorLoss:
-    """The discriminator's loss on real data and the student's samples, in one call of both.
+@part
+def discriminator_loss(
+    source: FeatureSource,
+    times: TimeDistribution | None = None,
+    loss: str = "softplus",
+    scale: float = 1.0,
+    same_noise: bool = False,
+    penalty: float = 0.0,
+    jitter: float = 0.1,
+    train_source: bool = False,
+    active: Callable[[Samples], Tensor] | None = None,
+) -> Term:
+    """The discriminator's loss on real data and the student's samples, in one call of both; logged: mean logits.
 
-    same_noise:
-        Noise real and fake samples alike (SiDA).
-    penalty, jitter:
-        Approximate R1: penalty * (D(real) - D(real + jitter e))^2 (arXiv 2501.08316); LADD in FastGen has 100 to 1000,
-        0.1.
-    train_source:
-        Let the gradient into the source's network (DMD2: the critic's encoder is trained with the head).
+    Args:
+        source: of the features that it sees.
+        times: noise levels that it sees them at; None: clean samples.
+        loss: one of `LOSSES`.
+        scale: of the loss.
+        same_noise: noise real and fake samples alike (SiDA).
+        penalty: of the approximate R1: penalty * (D(real) - D(real + jitter e))^2 (arXiv 2501.08316); LADD in FastGen
+            has 100 to 1000.
+        jitter: as in the formula; LADD in FastGen has 0.1.
+        train_source: let the gradient into the source's network (DMD2: the critic's encoder is trained with the head).
+        active: which samples take part, (B,) from the student's samples.
+
+    Raises:
+        FewstepError: another loss; when called: the batch holds no real data.
     """
+    _known(loss)
 
-    source: FeatureSource
-    times: TimeDistribution | None = None
-    loss: str = "softplus"
-    scale: float = 1.0
-    same_noise: bool = False
-    penalty: float = 0.0
-    jitter: float = 0.1
-    train_source: bool = False
-    active: Callable[[Samples], Tensor] | None = None
+    def features(networks: Networks, batch: Batch, shown: Sequence[Tensor], t: Tensor) -> Mapping[str, Tensor]:
+        with torch.set_grad_enabled(train_source):
+            return source(networks, _repeated(batch, len(shown)), torch.cat(list(shown)), t.repeat(len(shown)))
 
-    def __post_init__(self) -> None:
-        _known(self.loss)
-
-    def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
-        """The loss, and the mean logits of both sides.
-
-        Raises:
-            FewstepError: the batch holds no real data.
-        """
+    def term(networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
         samples = needed(samples)
         if batch.clean is None:
             raise FewstepError("an adversary needs real data", hint="Give the distillation data, or a method without.")
         clean = batch.clean
-        t, noise = _levels(self.times, networks, batch, samples, generator)
-        if self.active is not None:
-            rows = self.active(samples).nonzero().squeeze(1)
+        t, noise = _levels(times, networks, batch, samples, generator)
+        if active is not None:
+            rows = active(samples).nonzero().squeeze(1)
             if not len(rows):
                 return sum(p.sum() for p in networks.need("adversary").parameters()) * torch.zeros(()), {}
             samples, batch, t, clean = samples.rows(rows), batch.rows(rows), t[rows], clean[rows]
             noise = None if noise is None else noise[rows]
         networks, fake = networks.following(samples.index), samples.clean.detach()
-        other = noise if noise is None or self.same_noise else noise_like(tuple(noise.shape), generator, noise)
+        other = noise if noise is None or same_noise else noise_like(tuple(noise.shape), generator, noise)
         real = _noised(networks, clean, t, other)
         shown = [real, _noised(networks, fake, t, noise)]
-        if self.penalty:
-            shown.append(real + self.jitter * noise_like(tuple(clean.shape), generator, clean))
-        with torch.set_grad_enabled(self.train_source):
-            seen = self.source(networks, _repeated(batch, len(shown)), torch.cat(shown), t.repeat(len(shown)))
-        parts = networks.need("adversary")(seen).chunk(len(shown))
-        loss = LOSSES[self.loss][1](parts[0], parts[1]).mean()
+        if penalty:
+            shown.append(real + jitter * noise_like(tuple(clean.shape), generator, clean))
+        parts = networks.need("adversary")(features(networks, batch, shown, t)).chunk(len(shown))
+        value = LOSSES[loss][1](parts[0], parts[1]).mean()
         numbers = {"real": parts[0].detach().mean(), "fake": parts[1].detach().mean()}
-        if self.penalty:
+        if penalty:
             roughness = (parts[0] - parts[2]).square().mean()
-            loss, numbers["roughness"] = loss + self.penalty * roughness, roughness.detach()
-        return self.scale * loss, numbers
+            value, numbers["roughness"] = value + penalty * roughness, roughness.detach()
+        return scale * value, numbers
+
+    return term
 
 
 def _known(loss: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.distillation.core import Batch, Networks
+from fewstep.distillation.part import part
 from fewstep.distillation.taps import features
 from fewstep.errors import FewstepError, nearest
 
@@ -32,19 +33,21 @@ class NetworkFeatures:
         return features(networks.need(self.who), self.modules, x, t, batch.condition, self.early)
 
 
-@dataclass(frozen=True)
-class EncoderFeatures:
-    """A frozen network outside (DINO, SAM, a classifier) on clean samples; decodes latents first.
+@part
+def encoder_features(
+    encode: Callable[[Tensor], Mapping[str, Tensor]], decode: Callable[[Tensor], Tensor] | None = None
+) -> FeatureSource:
+    """A frozen network outside (DINO, SAM, a classifier) on clean samples.
 
-    encode: pixels (B, ...) -> named features. It must let the gradient through to the pixels.
+    Args:
+        encode: pixels (B, ...) -> named features. It must let the gradient through to the pixels.
+        decode: latents (B, ...) -> pixels; samples are pixels unless given.
     """
 
-    encode: Callable[[Tensor], Mapping[str, Tensor]]
-    decode: Callable[[Tensor], Tensor] | None = None
+    def features(networks: Networks, batch: Batch, x: Tensor, t: Tensor) -> Mapping[str, Tensor]:
+        return encode(x if decode is None else decode(x))
 
-    def __call__(self, networks: Networks, batch: Batch, x: Tensor, t: Tensor) -> Mapping[str, Tensor]:
-        """Features by name."""
-        return self.encode(x if self.decode is None else self.decode(x))
+    return features
 
 
 def samples(networks: Networks, batch: Batch, x: Tensor, t: Tensor) -> Mapping[str, Tensor]:
@@ -118,59 +121,59 @@ def as_tokens(feature: Tensor) -> Tensor:
     return feature if feature.ndim == 3 else feature.unsqueeze(1)
 
 
-@dataclass(frozen=True)
-class Heads:
+HEADS = ("point", "conv", "mean")
+
+
+@part
+def discriminator_heads(
+    source: FeatureSource,
+    kind: str = "point",
+    hidden: int = 128,
+    over: str = "channels",
+    channels: Mapping[str, int] | None = None,
+    count: int = 0,
+) -> Callable[[Networks, tuple[int, ...]], nn.Module]:
     """Makes the discriminator for a source: the `make` of `fewstep.distillation.method.Adversary`.
 
-    kind:
-        `point`, `conv`, or `mean` (which needs no look at the features when `names` are known).
-    channels:
-        Channels of each feature by name; None: found by one call on zeros without conditions.
-    count:
-        So many discriminators, a list of modules, such as one per key state (AccVideo); 0: one alone.
+    Args:
+        source: of the features that the heads see.
+        kind: `point`, `conv`, or `mean` (which needs no look at the features when `channels` are known).
+        hidden: width of a head.
+        over: what a `mean` is over.
+        channels: of each feature by name; None: found by one call on zeros without conditions.
+        count: so many discriminators, a list of modules, such as one per key state (AccVideo); 0: one alone.
+
+    Raises:
+        FewstepError: another kind; when called: the source needs conditions, and the channels are not given.
     """
+    if kind not in HEADS:
+        raise FewstepError("unknown head", value=kind, hint=nearest(kind, HEADS))
 
-    source: FeatureSource
-    kind: str = "point"
-    hidden: int = 128
-    over: str = "channels"
-    channels: Mapping[str, int] | None = None
-    count: int = 0
+    def head(width: int, side: int = 8) -> nn.Module:
+        if kind == "mean":
+            return MeanHead(over)
+        if kind == "point":
+            return PointHead(width, hidden)
+        return ConvHead(width, hidden, layers=min(3, side.bit_length() - 1))  # each halves the side
 
-    def __post_init__(self) -> None:
-        if self.kind not in ("point", "conv", "mean"):
-            raise FewstepError("unknown head", value=self.kind, hint=nearest(self.kind, ("point", "conv", "mean")))
+    def one(networks: Networks, shape: tuple[int, ...]) -> nn.Module:
+        if channels is not None:
+            return Discriminator({name: head(width) for name, width in channels.items()})
+        found = _features_of_zeros(source, networks, shape)
+        return Discriminator({n: head(as_tokens(f).shape[2], min(f.shape[2:], default=1)) for n, f in found.items()})
 
-    def __call__(self, networks: Networks, shape: tuple[int, ...]) -> nn.Module:
-        """The discriminator.
+    def make(networks: Networks, shape: tuple[int, ...]) -> nn.Module:
+        return nn.ModuleList([one(networks, shape) for _ in range(count)]) if count else one(networks, shape)
 
-        Raises:
-            FewstepError: the source needs conditions, and the channels are not given.
-        """
-        if self.count:
-            return nn.ModuleList([self._one(networks, shape) for _ in range(self.count)])
-        return self._one(networks, shape)
+    return make
 
-    def _one(self, networks: Networks, shape: tuple[int, ...]) -> nn.Module:
-        if self.channels is not None:
-            return Discriminator({name: self._head(width) for name, width in self.channels.items()})
-        found = self._find(networks, shape)
-        heads = {n: self._head(as_tokens(f).shape[2], min(f.shape[2:], default=1)) for n, f in found.items()}
-        return Discriminator(heads)
 
-    def _head(self, channels: int, side: int = 8) -> nn.Module:
-        if self.kind == "mean":
-            return MeanHead(self.over)
-        if self.kind == "point":
-            return PointHead(channels, self.hidden)
-        return ConvHead(channels, self.hidden, layers=min(3, side.bit_length() - 1))  # each halves the side
-
-    @torch.no_grad()
-    def _find(self, networks: Networks, shape: tuple[int, ...]) -> Mapping[str, Tensor]:
-        t = torch.full((2,), 0.5 * networks.student.process.noisiest, dtype=torch.float64)
-        networks = networks.following(torch.zeros(2, dtype=torch.long))
-        try:
-            return self.source(networks, Batch(2, shape), torch.zeros(2, *shape), t)
-        except (TypeError, KeyError, AttributeError, RuntimeError) as error:
-            hint = "Give `channels`: the number of channels of each feature by name."
-            raise FewstepError(f"the features could not be looked at ({error})", hint=hint) from error
+@torch.no_grad()
+def _features_of_zeros(source: FeatureSource, networks: Networks, shape: tuple[int, ...]) -> Mapping[str, Tensor]:
+    t = torch.full((2,), 0.5 * networks.student.process.noisiest, dtype=torch.float64)
+    networks = networks.following(torch.zeros(2, dtype=torch.long))
+    try:
+        return source(networks, Batch(2, shape), torch.zeros(2, *shape), t)
+    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+        hint = "Give `channels`: the number of channels of each feature by name."
+        raise FewstepError(f"the features could not be looked at ({error})", hint=hint) from error

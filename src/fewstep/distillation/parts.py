@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fewstep.distillation.adversary import DiscriminatorLoss, GeneratorLoss
+from fewstep.distillation.adversary import discriminator_loss, generator_loss
 from fewstep.distillation.chain import Chain, evenly, one_step_time
 from fewstep.distillation.core import Rollout, Term
-from fewstep.distillation.discriminator import FeatureSource, Heads, NetworkFeatures, samples
+from fewstep.distillation.discriminator import FeatureSource, NetworkFeatures, discriminator_heads, samples
 from fewstep.distillation.distances import (
     Metric,
     feature_distance,
@@ -76,14 +76,25 @@ from fewstep.distillation.method import (
     preset,
 )
 from fewstep.distillation.moments import Kernel, flat, gaussian_kernel, maximum_mean_discrepancy, polynomial_kernel
-from fewstep.distillation.rollout import BackwardSimulation, NoisedData, one_step
-from fewstep.distillation.score.branch import ScoreDistillation, scheduled
-from fewstep.distillation.score.critic import DenoisingLoss
-from fewstep.distillation.score.directions import DistributionMatching, GuidanceDifference, ScoreIdentity, WeightedSum
-from fewstep.distillation.score.regularisers import MeanVariancePenalty, PairedRegression, RewardTerm
-from fewstep.distillation.score.relay import LaterCall
+from fewstep.distillation.rollout import backward_simulation, noised_data_rollout, one_step
+from fewstep.distillation.score.branch import scheduled, score_distillation
+from fewstep.distillation.score.critic import denoising_loss
+from fewstep.distillation.score.directions import (
+    distribution_matching,
+    guidance_difference,
+    score_identity,
+    weighted_sum,
+)
+from fewstep.distillation.score.regularisers import mean_variance_penalty, paired_regression, reward_term
+from fewstep.distillation.score.relay import later_call
 from fewstep.distillation.score.view import direct, onward
-from fewstep.distillation.score.weights import DensityRatioWeight, ErrorNormalizer, RewardWeight, ScaleWeight, Weight
+from fewstep.distillation.score.weights import (
+    Weight,
+    density_ratio_weight,
+    error_normalizer,
+    reward_weight,
+    scale_weight,
+)
 from fewstep.distillation.times import (
     TimeDistribution,
     below_last_call,

@@ -8,105 +8,98 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.distillation.chain import Chain
-from fewstep.distillation.core import Batch, Networks, Samples
+from fewstep.distillation.core import Batch, Networks, Rollout, Samples
+from fewstep.distillation.part import part
 from fewstep.distillation.times import within
 from fewstep.errors import FewstepError
 from fewstep.transition import noise_like
 
 
-@dataclass(frozen=True)
-class BackwardSimulation:
+@part
+def backward_simulation(
+    chain: Chain,
+    each: bool = False,
+    last: bool = False,
+    first: int | None = None,
+    fixed: bool = False,
+    through: bool = False,
+) -> Rollout:
     """The student's own chain up to a random call: backward simulation (arXiv 2405.14867), trajectories of TDM.
 
     The student sees in training what it sees in sampling; `chain` says whether the noise between calls is fresh or
     implied (a deterministic chain).
 
-    each:
-        Draw the call of every sample for itself, rather than one for the batch.
-    last:
-        Always run to the last call.
-    first:
-        Draw among so many first calls alone.
-    fixed:
-        Use the first noise again between the calls instead of fresh noise.
-    through:
-        Back-propagate through all calls.
+    Args:
+        chain: the calls of the student.
+        each: draw the call of every sample for itself, rather than one for the batch.
+        last: always run to the last call.
+        first: draw among so many first calls alone.
+        fixed: use the first noise again between the calls instead of fresh noise.
+        through: back-propagate through all calls.
     """
 
-    chain: Chain
-    each: bool = False
-    last: bool = False
-    first: int | None = None
-    fixed: bool = False
-    through: bool = False
-
-    def __call__(self, networks: Networks, batch: Batch, generator: torch.Generator) -> Samples:
-        """Samples from the drawn call."""
-        within(networks.student.process, self.chain.times)
-        index = _drawn(self.first or len(self.chain), batch.size, generator, self.each, self.last)
+    def roll(networks: Networks, batch: Batch, generator: torch.Generator) -> Samples:
+        within(networks.student.process, chain.times)
+        index = _drawn(first or len(chain), batch.size, generator, each, last)
         noise = unit_noise(networks, batch, generator)
-        return self.chain.roll_out(
-            networks.student, batch, noise, index, generator, fixed=self.fixed, through=self.through
-        )
+        return chain.roll_out(networks.student, batch, noise, index, generator, fixed=fixed, through=through)
+
+    return roll
 
 
-def one_step(time: float) -> BackwardSimulation:
+def one_step(time: float) -> Rollout:
     """One call at a process time, from noise."""
-    return BackwardSimulation(Chain((time,)))
+    return backward_simulation(Chain((time,)))
 
 
-@dataclass(frozen=True)
-class RandomSchedule:
+@part
+def random_schedule(least: int = 1, most: int = 28, fresh: float = 0.0, margin: float = 0.02) -> Rollout:
     """A chain of a random number of calls at random times, up to a random one (CDM, arXiv 2605.06376).
 
     The first call is at the noisiest time, the others are uniform below it and above `margin` of the range.
     """
 
-    least: int = 1
-    most: int = 28
-    fresh: float = 0.0
-    margin: float = 0.02
-
-    def __call__(self, networks: Networks, batch: Batch, generator: torch.Generator) -> Samples:
-        """Samples from the drawn call."""
+    def roll(networks: Networks, batch: Batch, generator: torch.Generator) -> Samples:
         top = networks.student.process.noisiest
-        count = int(torch.randint(self.least, self.most + 1, (1,), generator=generator))
+        count = int(torch.randint(least, most + 1, (1,), generator=generator))
         inner = torch.rand(count - 1, generator=generator, dtype=torch.float64)
-        falling = (self.margin + (1 - self.margin) * inner).sort(descending=True).values.unique().flip(0)
-        chain = Chain((top, *(top * falling[falling < 1]).tolist()), self.fresh)
-        return BackwardSimulation(chain)(networks, batch, generator)
+        falling = (margin + (1 - margin) * inner).sort(descending=True).values.unique().flip(0)
+        chain = Chain((top, *(top * falling[falling < 1]).tolist()), fresh)
+        return backward_simulation(chain)(networks, batch, generator)
+
+    return roll
 
 
-@dataclass(frozen=True)
-class NoisedData:
+@part
+def noised_data_rollout(chain: Chain, each: bool = True) -> Rollout:
     """One call on real data noised to one of the student's times (LADD, arXiv 2403.12015).
 
     DMD2 without simulation: the student never sees its own earlier calls, which it does in sampling.
+
+    Args:
+        chain: the calls of the student.
+        each: draw the call of every sample for itself, rather than one for the batch.
+
+    Raises:
+        FewstepError: when called: the batch holds no data.
     """
 
-    chain: Chain
-    each: bool = True
-
-    def __call__(self, networks: Networks, batch: Batch, generator: torch.Generator) -> Samples:
-        """Samples from noised data.
-
-        Raises:
-            FewstepError: the batch holds no data.
-        """
+    def roll(networks: Networks, batch: Batch, generator: torch.Generator) -> Samples:
         if batch.clean is None:
             raise FewstepError("this roll-out starts from real data", hint="Give the distillation data.")
         process = networks.student.process
-        within(process, self.chain.times)
-        index = _drawn(len(self.chain), batch.size, generator, self.each, False)
-        time = torch.tensor(self.chain.times, dtype=torch.float64)[index]
+        within(process, chain.times)
+        index = _drawn(len(chain), batch.size, generator, each, False)
+        time = torch.tensor(chain.times, dtype=torch.float64)[index]
         state = process.add_noise(batch.clean, noise_like(tuple(batch.clean.shape), generator, batch.clean), time)
-        return self.chain.call(networks.student, batch, state, index)
+        return chain.call(networks.student, batch, state, index)
+
+    return roll
 
 
 def needed(samples: Samples | None) -> Samples:
@@ -121,6 +114,7 @@ def needed(samples: Samples | None) -> Samples:
     return dataclasses.replace(samples, clean=samples.clean.to(width), state=samples.state.to(width))
 
 
+@part
 def between(low: float, high: float) -> Callable[[Samples], Tensor]:
     """Predicate (B,) of terms that are active only where the student's call was at a time in [low, high]."""
     return lambda samples: (samples.time >= low) & (samples.time <= high)

@@ -1,7 +1,7 @@
 """An adversary on the states between a student's calls: real ones are stored states of the teacher at the same times.
 
 Nothing is noised again, since both sides live at the time of the key state (AccVideo, arXiv 2503.19462, sec. 4.3). The
-student's states are those of its own chain: the method's roll-out is a `BackwardSimulation` without fresh noise.
+student's states are those of its own chain: the method's roll-out is a `backward_simulation` without fresh noise.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def landed(networks: Networks, samples: Samples | None) -> tuple[Tensor, Tensor,
         FewstepError: no roll-out, or calls that differ within the batch.
     """
     if samples is None or bool((samples.index != samples.index[0]).any()):
-        hint = "Give the method a BackwardSimulation with each=False."
+        hint = "Give the method a backward_simulation with each=False."
         raise FewstepError("key states need a roll-out with one call for the whole batch", hint=hint)
     frame = JumpCoefficients.of(networks.student.process, samples.time, samples.next_time)
     return frame.express(samples.clean, samples.state, "state"), samples.next_time, int(samples.index[0])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from fewstep.distillation.parts import (
     Adversary,
-    BackwardSimulation,
     FeatureSource,
-    Heads,
     Method,
     OptimizerSettings,
     Term,
     UpdateRule,
+    backward_simulation,
+    discriminator_heads,
     evenly,
     flow_map_term,
     key_state_discriminator_loss,
@@ -49,11 +49,13 @@ def accvideo(
     }
     if adversarial:
         terms["adversarial"] = key_state_generator_loss(source, adversarial)
-    heads = Adversary(Heads(source, head, count=steps), key_state_discriminator_loss(source), UpdateRule())
+    heads = Adversary(
+        discriminator_heads(source, head, count=steps), key_state_discriminator_loss(source), UpdateRule()
+    )
     return Method(
         terms,
         chain,
-        rollout=BackwardSimulation(chain) if adversarial else None,
+        rollout=backward_simulation(chain) if adversarial else None,
         adversary=heads if adversarial else None,
         needs=needing(store=True),
         settings=OptimizerSettings(learning_rate=5e-6),

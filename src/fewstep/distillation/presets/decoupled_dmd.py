@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from fewstep.distillation.parts import (
-    BackwardSimulation,
     Critic,
-    DenoisingLoss,
-    DistributionMatching,
-    ErrorNormalizer,
-    GuidanceDifference,
     Method,
     OptimizerSettings,
-    ScoreDistillation,
     Term,
     TimeDistribution,
     UpdateRule,
+    backward_simulation,
     below_last_call,
+    denoising_loss,
+    distribution_matching,
+    error_normalizer,
     evenly,
     everywhere,
+    guidance_difference,
     needing,
     preset,
+    score_distillation,
 )
 from fewstep.errors import FewstepError
 from fewstep.process import Process
@@ -52,16 +52,16 @@ def decoupled_dmd(
     near: TimeDistribution = below_last_call() if cleaner else levels
     terms: dict[str, Term] = {}
     if match:
-        terms["match"] = ScoreDistillation(DistributionMatching(), levels, (ErrorNormalizer(floor=floor),))
+        terms["match"] = score_distillation(distribution_matching(), levels, (error_normalizer(floor=floor),))
     if guidance != 1:
-        terms["guidance"] = ScoreDistillation(
-            GuidanceDifference(), near, (ErrorNormalizer(floor=floor),), scale=guidance - 1
+        terms["guidance"] = score_distillation(
+            guidance_difference(), near, (error_normalizer(floor=floor),), scale=guidance - 1
         )
-    critic = Critic(DenoisingLoss(everywhere(process, 0.001, 1.0)), UpdateRule(ratio), steps if step_condition else 0)
+    critic = Critic(denoising_loss(everywhere(process, 0.001, 1.0)), UpdateRule(ratio), steps if step_condition else 0)
     return Method(
         terms,
         run,
-        BackwardSimulation(run, each),
+        backward_simulation(run, each),
         critic if match else None,
         needs=needing(guided=guidance != 1),
         settings=OptimizerSettings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),

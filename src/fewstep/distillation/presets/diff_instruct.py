@@ -5,15 +5,15 @@ from __future__ import annotations
 from fewstep.distillation.parts import (
     Chain,
     Critic,
-    DenoisingLoss,
-    DistributionMatching,
     Method,
     OptimizerSettings,
-    ScoreDistillation,
+    denoising_loss,
+    distribution_matching,
     log_normal_times,
     one_step,
     one_step_time,
     preset,
+    score_distillation,
 )
 from fewstep.process import Process
 
@@ -29,9 +29,9 @@ def diff_instruct(process: Process, *, start: float | None = None, mean: float =
     time = one_step_time(process, sigma=1.0) if start is None else start
     levels = log_normal_times(mean, std)
     return Method(
-        {"score": ScoreDistillation(DistributionMatching(), levels)},
+        {"score": score_distillation(distribution_matching(), levels)},
         Chain((time,)),
         one_step(time),
-        Critic(DenoisingLoss(levels)),
+        Critic(denoising_loss(levels)),
         settings=OptimizerSettings(learning_rate=1e-5, betas=(0.0, 0.999)),
     )

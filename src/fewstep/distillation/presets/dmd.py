@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from fewstep.distillation.parts import (
-    BackwardSimulation,
     Critic,
-    DenoisingLoss,
-    DistributionMatching,
-    ErrorNormalizer,
     Method,
     OptimizerSettings,
-    PairedRegression,
-    ScoreDistillation,
     Term,
     UpdateRule,
+    backward_simulation,
+    denoising_loss,
+    distribution_matching,
+    error_normalizer,
     evenly,
     everywhere,
     needing,
+    paired_regression,
     preset,
+    score_distillation,
 )
 from fewstep.process import Process
 
@@ -34,15 +34,15 @@ def dmd(process: Process, *, guidance: float = 3.0, pairs: float = 0.25, floor: 
     steps = evenly(process, 1)
     levels = everywhere(process)
     terms: dict[str, Term] = {
-        "score": ScoreDistillation(DistributionMatching(guidance), levels, (ErrorNormalizer(guidance, floor),))
+        "score": score_distillation(distribution_matching(guidance), levels, (error_normalizer(guidance, floor),))
     }
     if pairs:
-        terms["pairs"] = PairedRegression(pairs)
+        terms["pairs"] = paired_regression(pairs)
     return Method(
         terms,
         steps,
-        BackwardSimulation(steps),
-        Critic(DenoisingLoss(everywhere(process, 0.001, 1.0)), UpdateRule(ratio=1)),
+        backward_simulation(steps),
+        Critic(denoising_loss(everywhere(process, 0.001, 1.0)), UpdateRule(ratio=1)),
         needs=needing(store=bool(pairs), guided=guidance != 1),
         settings=OptimizerSettings(learning_rate=1e-5, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

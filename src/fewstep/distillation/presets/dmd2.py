@@ -6,26 +6,26 @@ from collections.abc import Mapping, Sequence
 
 from fewstep.distillation.parts import (
     Adversary,
-    BackwardSimulation,
     Critic,
-    DenoisingLoss,
-    DiscriminatorLoss,
-    DistributionMatching,
-    ErrorNormalizer,
-    GeneratorLoss,
-    Heads,
     Method,
     NetworkFeatures,
-    NoisedData,
     OptimizerSettings,
     Rollout,
-    ScoreDistillation,
     Term,
     UpdateRule,
+    backward_simulation,
+    denoising_loss,
+    discriminator_heads,
+    discriminator_loss,
+    distribution_matching,
+    error_normalizer,
     evenly,
     everywhere,
+    generator_loss,
     needing,
+    noised_data_rollout,
     preset,
+    score_distillation,
 )
 from fewstep.process import Process
 
@@ -71,17 +71,17 @@ def dmd2(
     """
     chain = evenly(process, steps)
     levels, all_levels = everywhere(process), everywhere(process, 0.001, 1.0)
-    rollout: Rollout = BackwardSimulation(chain, each) if simulate else NoisedData(chain)
-    normaliser = ErrorNormalizer(guidance, floor)
-    terms: dict[str, Term] = {"score": ScoreDistillation(DistributionMatching(guidance), levels, (normaliser,))}
-    critic = Critic(DenoisingLoss(all_levels), UpdateRule(ratio), calls=steps if step_condition else 0)
+    rollout: Rollout = backward_simulation(chain, each) if simulate else noised_data_rollout(chain)
+    normaliser = error_normalizer(guidance, floor)
+    terms: dict[str, Term] = {"score": score_distillation(distribution_matching(guidance), levels, (normaliser,))}
+    critic = Critic(denoising_loss(all_levels), UpdateRule(ratio), calls=steps if step_condition else 0)
     adversary = None
     if adversarial:
         features, on_critic = NetworkFeatures(reads, tuple(modules)), reads == "critic"
-        terms["adversarial"] = GeneratorLoss(features, all_levels, scale=adversarial)
-        discriminator_loss = DiscriminatorLoss(features, all_levels, scale=1e-2, train_source=on_critic)
-        heads = Heads(features, channels=channels)
-        adversary = Adversary(heads, discriminator_loss, UpdateRule(ratio), with_critic=on_critic)
+        terms["adversarial"] = generator_loss(features, all_levels, scale=adversarial)
+        learns = discriminator_loss(features, all_levels, scale=1e-2, train_source=on_critic)
+        heads = discriminator_heads(features, channels=channels)
+        adversary = Adversary(heads, learns, UpdateRule(ratio), with_critic=on_critic)
     return Method(
         terms,
         chain,

@@ -6,24 +6,24 @@ from collections.abc import Mapping, Sequence
 
 from fewstep.distillation.parts import (
     Adversary,
-    BackwardSimulation,
     Critic,
-    DenoisingLoss,
-    DensityRatioWeight,
-    DiscriminatorLoss,
-    DistributionMatching,
-    ErrorNormalizer,
-    GeneratorLoss,
-    Heads,
     Method,
     NetworkFeatures,
     OptimizerSettings,
-    ScoreDistillation,
     UpdateRule,
+    backward_simulation,
+    denoising_loss,
+    density_ratio_weight,
+    discriminator_heads,
+    discriminator_loss,
+    distribution_matching,
+    error_normalizer,
     evenly,
     everywhere,
+    generator_loss,
     needing,
     preset,
+    score_distillation,
 )
 from fewstep.process import Process
 
@@ -52,18 +52,18 @@ def f_distill(
     run = evenly(process, steps)
     levels, all_levels = everywhere(process), everywhere(process, 0.001, 1.0)
     taps = NetworkFeatures("critic", tuple(modules))
-    weights = (ErrorNormalizer(guidance, floor), DensityRatioWeight(divergence))
+    weights = (error_normalizer(guidance, floor), density_ratio_weight(divergence))
     return Method(
         {
-            "score": ScoreDistillation(DistributionMatching(guidance), levels, weights, taps=taps),
-            "adversarial": GeneratorLoss(taps, all_levels, scale=adversarial),
+            "score": score_distillation(distribution_matching(guidance), levels, weights, taps=taps),
+            "adversarial": generator_loss(taps, all_levels, scale=adversarial),
         },
         run,
-        BackwardSimulation(run, each),
-        Critic(DenoisingLoss(all_levels), UpdateRule(ratio)),
+        backward_simulation(run, each),
+        Critic(denoising_loss(all_levels), UpdateRule(ratio)),
         Adversary(
-            Heads(taps, channels=channels),
-            DiscriminatorLoss(taps, all_levels, scale=1e-2, train_source=True),
+            discriminator_heads(taps, channels=channels),
+            discriminator_loss(taps, all_levels, scale=1e-2, train_source=True),
             UpdateRule(ratio),
             with_critic=True,
         ),

@@ -6,26 +6,26 @@ from collections.abc import Mapping, Sequence
 
 from fewstep.distillation.parts import (
     Adversary,
-    BackwardSimulation,
     Critic,
-    DenoisingLoss,
-    DiscriminatorLoss,
-    DistributionMatching,
-    ErrorNormalizer,
     FeatureSource,
-    GeneratorLoss,
-    Heads,
-    LaterCall,
     Method,
     NetworkFeatures,
     OptimizerSettings,
-    ScoreDistillation,
     UpdateRule,
+    backward_simulation,
+    denoising_loss,
+    discriminator_heads,
+    discriminator_loss,
+    distribution_matching,
+    error_normalizer,
     evenly,
     everywhere,
+    generator_loss,
+    later_call,
     logit_normal_times,
     needing,
     preset,
+    score_distillation,
 )
 from fewstep.process import Process
 
@@ -51,8 +51,8 @@ def flash_dmd(
         grad = E_{k < noisy} E_t[w_t (C - F^g)] dx_k/dtheta;  + adversarial E softplus(-D(x_j)) at a later call j
 
     noisy: how many first calls are matched (half; not stated in the paper). source: features of clean samples, such as
-    `Encoder` of a frozen SAM with the decoder; without one the teacher's features of noised samples. adversarial and
-    pull are not published: those of DMD2 and SenseFlow. floor, step_condition: as in dmd2.
+    `encoder_features` of a frozen SAM with the decoder; without one the teacher's features of noised samples.
+    adversarial and pull are not published: those of DMD2 and SenseFlow. floor, step_condition: as in dmd2.
     """
     run, levels = evenly(process, steps), everywhere(process)
     early = max(1, steps // 2) if noisy is None else noisy
@@ -61,15 +61,20 @@ def flash_dmd(
     seen = logit_normal_times() if source is None else None
     return Method(
         {
-            "score": ScoreDistillation(DistributionMatching(guidance), levels, (ErrorNormalizer(guidance, floor),)),
-            "texture": LaterCall(run, late, GeneratorLoss(taps, seen, scale=adversarial)),
+            "score": score_distillation(distribution_matching(guidance), levels, (error_normalizer(guidance, floor),)),
+            "texture": later_call(run, late, generator_loss(taps, seen, scale=adversarial)),
         },
         run,
-        BackwardSimulation(run, each=True, first=early),
+        backward_simulation(run, each=True, first=early),
         Critic(
-            DenoisingLoss(everywhere(process, 0.001, 1.0)), UpdateRule(ratio, pull=pull), steps if step_condition else 0
+            denoising_loss(everywhere(process, 0.001, 1.0)),
+            UpdateRule(ratio, pull=pull),
+            steps if step_condition else 0,
         ),
-        Adversary(Heads(taps, channels=channels), LaterCall(run, late, DiscriminatorLoss(taps, seen), learn=False)),
+        Adversary(
+            discriminator_heads(taps, channels=channels),
+            later_call(run, late, discriminator_loss(taps, seen), learn=False),
+        ),
         needs=needing(data=True, guided=guidance != 1),
         settings=OptimizerSettings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

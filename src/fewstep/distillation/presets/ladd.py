@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 
 from fewstep.distillation.parts import (
     Adversary,
-    DiscriminatorLoss,
     FeatureSource,
-    GeneratorLoss,
-    Heads,
     Method,
     NetworkFeatures,
-    NoisedData,
     OptimizerSettings,
+    discriminator_heads,
+    discriminator_loss,
     evenly,
+    generator_loss,
     logit_normal_times,
     needing,
+    noised_data_rollout,
     preset,
 )
 from fewstep.process import Process
@@ -46,10 +46,12 @@ def ladd(
     run, levels = evenly(process, steps), logit_normal_times(mean, std)
     taps = NetworkFeatures("teacher", tuple(modules)) if source is None else source
     return Method(
-        {"adversarial": GeneratorLoss(taps, levels, loss, scale=1.0)},
+        {"adversarial": generator_loss(taps, levels, loss, scale=1.0)},
         run,
-        NoisedData(run),
-        adversary=Adversary(Heads(taps, channels=channels), DiscriminatorLoss(taps, levels, loss, penalty=penalty)),
+        noised_data_rollout(run),
+        adversary=Adversary(
+            discriminator_heads(taps, channels=channels), discriminator_loss(taps, levels, loss, penalty=penalty)
+        ),
         needs=needing(data=True),
         settings=OptimizerSettings(learning_rate=1e-5, betas=(0.0, 0.99)),
     )

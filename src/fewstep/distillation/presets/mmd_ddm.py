@@ -7,10 +7,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fewstep.distillation.parts import (
-    BackwardSimulation,
     Kernel,
     Method,
     OptimizerSettings,
+    backward_simulation,
     evenly,
     flat,
     gaussian_kernel,
@@ -46,7 +46,7 @@ def mmd_ddm(
     return Method(
         {"moments": maximum_mean_discrepancy(features, form, unit=unit)},
         run,
-        BackwardSimulation(run, last=True, through=True),
+        backward_simulation(run, last=True, through=True),
         needs=needing(data=True),
         settings=OptimizerSettings(learning_rate=5e-6, clip_norm=0.5),
     )

@@ -69,7 +69,7 @@ def mlcm(
         loss = d(X_{e,t}(x_t), sg X_{e,m}(Phi_{m,t}(x_t))) in segments;
         then d(f(x_t), sg f(Phi^p_{m,t}(x_t))), p steps of the teacher to the next edge m
 
-    metric: the paper's is the distance of features of a latent perceptual network (`Features`).
+    metric: the paper's is the distance of features of a latent perceptual network (`feature_distance`).
     first_stage: share of the training within segments; 1 or 0 leaves a stage out. Within segments alone no jump to the
     data is learned, and the student is run as a deterministic chain. data: noised data instead of the teacher's states,
     which the paper argues against. second_rate: learning rate between milestones, of that within segments.

@@ -5,18 +5,18 @@ from __future__ import annotations
 from fewstep.distillation.parts import (
     Chain,
     Critic,
-    DenoisingLoss,
-    ErrorNormalizer,
     Method,
     OptimizerSettings,
-    ScoreDistillation,
-    ScoreIdentity,
+    denoising_loss,
+    error_normalizer,
     karras_times,
     log_normal_times,
     needing,
     one_step,
     one_step_time,
     preset,
+    score_distillation,
+    score_identity,
     uniform_times,
 )
 from fewstep.process import Process
@@ -47,13 +47,13 @@ def sid(
     levels = karras_times(0.8) if unbounded else uniform_times(0.02, 0.98)
     return Method(
         {
-            "score": ScoreDistillation(
-                ScoreIdentity(alpha, guidance, theirs), levels, (ErrorNormalizer(guidance, floor),)
+            "score": score_distillation(
+                score_identity(alpha, guidance, theirs), levels, (error_normalizer(guidance, floor),)
             )
         },
         Chain((time,)),
         one_step(time),
-        Critic(DenoisingLoss(log_normal_times(-1.2, 1.2) if unbounded else levels, guidance=theirs, drop=drop)),
+        Critic(denoising_loss(log_normal_times(-1.2, 1.2) if unbounded else levels, guidance=theirs, drop=drop)),
         needs=needing(guided=(guidance, theirs) != (1.0, 1.0)),
         settings=OptimizerSettings(learning_rate=1e-5, betas=(0.0, 0.999)),
     )

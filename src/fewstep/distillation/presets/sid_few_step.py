@@ -7,28 +7,28 @@ from collections.abc import Mapping, Sequence
 
 from fewstep.distillation.parts import (
     Adversary,
-    BackwardSimulation,
     Critic,
-    DenoisingLoss,
-    DiscriminatorLoss,
-    ErrorNormalizer,
-    GeneratorLoss,
-    Heads,
     Method,
     NetworkFeatures,
     OptimizerSettings,
-    ScaleWeight,
-    ScoreDistillation,
-    ScoreIdentity,
     Term,
     TimeDistribution,
     UpdateRule,
     Weight,
+    backward_simulation,
+    denoising_loss,
+    discriminator_heads,
+    discriminator_loss,
+    error_normalizer,
     evenly,
     everywhere,
+    generator_loss,
     logit_normal_times,
     needing,
     preset,
+    scale_weight,
+    score_distillation,
+    score_identity,
     straight,
 )
 from fewstep.process import Process
@@ -69,23 +69,23 @@ def sid_few_step(
     levels: TimeDistribution = (
         logit_normal_times(math.log(2), 1.6, least=0.01) if straight(process) else everywhere(process)
     )
-    weight: Weight = ScaleWeight(alpha=1) if signal else ErrorNormalizer(guidance, floor)
+    weight: Weight = scale_weight(alpha=1) if signal else error_normalizer(guidance, floor)
     terms: dict[str, Term] = {
-        "score": ScoreDistillation(ScoreIdentity(alpha, guidance, critic_guidance), levels, (weight,))
+        "score": score_distillation(score_identity(alpha, guidance, critic_guidance), levels, (weight,))
     }
     adversary = None
     if adversarial:
         taps = NetworkFeatures("critic", tuple(modules))
-        terms["adversarial"] = GeneratorLoss(taps, levels, "bce", adversarial)
-        discriminator_loss = DiscriminatorLoss(taps, levels, "bce", same_noise=True, train_source=True)
-        adversary = Adversary(Heads(taps, channels=channels), discriminator_loss, with_critic=True)
+        terms["adversarial"] = generator_loss(taps, levels, "bce", adversarial)
+        learns = discriminator_loss(taps, levels, "bce", same_noise=True, train_source=True)
+        adversary = Adversary(discriminator_heads(taps, channels=channels), learns, with_critic=True)
     tracking = UpdateRule(learning_rate=critic_rate)
     guided = (guidance, critic_guidance) != (1.0, 1.0)
     return Method(
         terms,
         run,
-        BackwardSimulation(run, each),
-        Critic(DenoisingLoss(levels, guidance=critic_guidance), tracking, steps if step_condition else 0),
+        backward_simulation(run, each),
+        Critic(denoising_loss(levels, guidance=critic_guidance), tracking, steps if step_condition else 0),
         adversary,
         needs=needing(data=bool(adversarial), guided=guided),
         settings=OptimizerSettings(learning_rate=1e-6, betas=(0.0, 0.999)),

@@ -5,11 +5,9 @@ from __future__ import annotations
 from fewstep.distillation.parts import (
     Chain,
     Critic,
-    DenoisingLoss,
     Method,
     OptimizerSettings,
-    ScoreDistillation,
-    ScoreIdentity,
+    denoising_loss,
     huber_gradient,
     karras_times,
     log_normal_times,
@@ -17,6 +15,8 @@ from fewstep.distillation.parts import (
     one_step,
     one_step_time,
     preset,
+    score_distillation,
+    score_identity,
     uniform_times,
 )
 from fewstep.process import Process
@@ -35,10 +35,10 @@ def sim(process: Process, *, huber: float = 0.00054, guidance: float = 1.0, star
     unbounded = process.unbounded
     levels = karras_times(0.8) if unbounded else uniform_times(0.02, 0.98)
     return Method(
-        {"score": ScoreDistillation(ScoreIdentity(1.0, guidance), levels, slope=huber_gradient(huber))},
+        {"score": score_distillation(score_identity(1.0, guidance), levels, slope=huber_gradient(huber))},
         Chain((time,)),
         one_step(time),
-        Critic(DenoisingLoss(log_normal_times(-1.2, 1.2) if unbounded else levels)),
+        Critic(denoising_loss(log_normal_times(-1.2, 1.2) if unbounded else levels)),
         needs=needing(guided=guidance != 1),
         settings=OptimizerSettings(learning_rate=1e-5, betas=(0.0, 0.999)),
     )

@@ -5,22 +5,22 @@ from __future__ import annotations
 import torch
 
 from fewstep.distillation.parts import (
-    BackwardSimulation,
     Chain,
     Critic,
-    DenoisingLoss,
-    DistributionMatching,
-    ErrorNormalizer,
     Method,
     OptimizerSettings,
-    ScaleWeight,
-    ScoreDistillation,
     UpdateRule,
+    backward_simulation,
+    denoising_loss,
+    distribution_matching,
+    error_normalizer,
     huber_gradient,
     last_interval,
     needing,
     onward,
     preset,
+    scale_weight,
+    score_distillation,
     time_at,
 )
 from fewstep.process import Process
@@ -48,20 +48,20 @@ def tdm(
     parts = torch.tensor([first * (1 - k / steps) for k in range(steps)], dtype=torch.float64)
     run = Chain(tuple(time_at(process, parts).tolist()), fresh=0.0)
     levels = last_interval(whole=overlap)
-    student = ScoreDistillation(
-        DistributionMatching(guidance),
+    student = score_distillation(
+        distribution_matching(guidance),
         levels,
-        (ErrorNormalizer(guidance, floor),),
+        (error_normalizer(guidance, floor),),
         huber_gradient(1e-3, elementwise=True),
         noising=onward,
     )
-    critic = DenoisingLoss(
-        levels, own=False, weights=(ScaleWeight(2, -2, most=5.0),), noising=onward, importance="tempered"
+    critic = denoising_loss(
+        levels, own=False, weights=(scale_weight(2, -2, most=5.0),), noising=onward, importance="tempered"
     )
     return Method(
         {"score": student},
         run,
-        BackwardSimulation(run, each=True),
+        backward_simulation(run, each=True),
         Critic(critic, UpdateRule(learning_rate=5.0)),
         needs=needing(guided=guidance != 1),
         settings=OptimizerSettings(learning_rate=4e-6, betas=(0.0, 0.95), weight_decay=0.01, warmup=50),

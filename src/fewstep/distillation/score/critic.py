@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from fewstep.denoiser import Condition, Denoiser
-from fewstep.distillation.core import Batch, Loss, Networks, Samples
+from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
+from fewstep.distillation.part import part
 from fewstep.distillation.rollout import needed
 from fewstep.distillation.score.view import Noising, ScorePredictions, direct
 from fewstep.distillation.score.weights import Weight, product
@@ -16,57 +15,64 @@ from fewstep.distillation.times import TimeDistribution
 from fewstep.errors import FewstepError
 from fewstep.transition import noise_like
 
+IMPORTANCE = ("none", "tempered", "full")
 
-@dataclass(frozen=True)
-class DenoisingLoss:
+
+@part
+def denoising_loss(
+    times: TimeDistribution,
+    own: bool = True,
+    guidance: float = 1.0,
+    drop: float = 0.0,
+    weights: tuple[Weight, ...] = (),
+    noising: Noising = direct,
+    importance: str = "none",
+) -> Term:
     """Mean squared error of the critic on the student's (detached) samples.
 
-    own:
-        In the network's own prediction (for EDM that is its published weight), else in clean data: then weigh it, an
-        unweighted one leaves noise behind on flow models.
-    guidance:
-        Regress the guided prediction: 1 plain, LSG the teacher's scale, 0 no condition (Zero-CFG), -1 Anti-CFG.
-    drop:
-        Rate at which a sample's condition is replaced by the negative one.
-    importance:
-        For noise added onward from a later state: weigh by the density of direct noising over that of the kernel
-        (TDM, arXiv 2503.06674): `tempered` to the power 1 / dimension as in its code, `full`, or `none`.
+    Logged are the plain error, and that at the cleaner and the noisier half of the drawn times.
+
+    Args:
+        times: noise levels.
+        own: in the network's own prediction (for EDM that is its published weight), else in clean data: then weigh it,
+            an unweighted one leaves noise behind on flow models.
+        guidance: regress the guided prediction: 1 plain, LSG the teacher's scale, 0 no condition (Zero-CFG), -1
+            Anti-CFG.
+        drop: rate at which a sample's condition is replaced by the negative one.
+        weights: of samples, multiplied.
+        noising: of the samples.
+        importance: for noise added onward from a later state: weigh by the density of direct noising over that of the
+            kernel (TDM, arXiv 2503.06674): `tempered` to the power 1 / dimension as in its code, `full`, or `none`.
+
+    Raises:
+        FewstepError: another importance.
     """
+    if importance not in IMPORTANCE:
+        raise FewstepError("unknown importance", value=importance, hint="Use none, tempered or full.")
 
-    times: TimeDistribution
-    own: bool = True
-    guidance: float = 1.0
-    drop: float = 0.0
-    weights: tuple[Weight, ...] = ()
-    noising: Noising = direct
-    importance: str = "none"
-
-    def __post_init__(self) -> None:
-        if self.importance not in ("none", "tempered", "full"):
-            raise FewstepError("unknown importance", value=self.importance, hint="Use none, tempered or full.")
-
-    def __call__(self, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
-        """The loss, and the plain error at the cleaner and the noisier half of the drawn times."""
+    def loss(networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
         samples = detached_samples(needed(samples))
         critic, x = networks.need("critic").following(samples.index), samples.clean
-        t = self.times(batch.size, critic.process, generator, samples)
+        t = times(batch.size, critic.process, generator, samples)
         noise = noise_like(tuple(x.shape), generator, x)
-        noisy = self.noising(critic.process, samples, t, noise)
+        noisy = noising(critic.process, samples, t, noise)
         alpha, sigma = critic.process.scales(t, x)
-        implied = noise if self.noising is direct else (noisy - alpha * x) / sigma
-        raw = guided_raw(critic, batch, dropped(batch, self.drop, generator), noisy, t, self.guidance)
-        if self.own:
+        implied = noise if noising is direct else (noisy - alpha * x) / sigma
+        raw = guided_raw(critic, batch, dropped(batch, drop, generator), noisy, t, guidance)
+        if own:
             a, b = critic.prediction.weights(alpha, sigma)
             miss = raw - (a * x + b * implied)
         else:
             p, m = critic.prediction.sample(alpha, sigma)
             miss = p * noisy + m * raw - x
         error = miss.square().flatten(1).mean(1)
-        weight = product(self.weights, networks, batch, ScorePredictions(x, noisy, t, alpha, sigma)).flatten()
-        if self.importance != "none":
-            weight = weight * density_ratio(critic, samples, t, implied, noise, self.importance)
-        loss = (weight.to(error) * error).mean()
-        return loss, {"error": error.detach().mean(), **_halves(error.detach(), t)}
+        weight = product(weights, networks, batch, ScorePredictions(x, noisy, t, alpha, sigma)).flatten()
+        if importance != "none":
+            weight = weight * density_ratio(critic, samples, t, implied, noise, importance)
+        value = (weight.to(error) * error).mean()
+        return value, {"error": error.detach().mean(), **_halves(error.detach(), t)}
+
+    return loss
 
 
 def density_ratio(critic: Denoiser, samples: Samples, t: Tensor, implied: Tensor, noise: Tensor, kind: str) -> Tensor:

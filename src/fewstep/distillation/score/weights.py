@@ -4,63 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fewstep.distillation.core import Batch, Networks
+from fewstep.distillation.part import part
 from fewstep.distillation.score.view import NOTHING, Needs, ScorePredictions, guidance_needs
 from fewstep.errors import FewstepError, nearest
 
 
-class Weight(Protocol):
-    """A weight per sample."""
+@dataclass(frozen=True)
+class Weight:
+    """A weight per sample.
 
-    @property
-    def needs(self) -> Needs:
-        """Whose predictions are looked at."""
+    Attributes:
+        of: (networks, batch, predictions) -> (B,), detached.
+        needs: whose predictions it looks at.
+    """
+
+    of: Callable[[Networks, Batch, ScorePredictions], Tensor]
+    needs: Needs = NOTHING
 
     def __call__(self, networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
         """(B,), detached."""
+        return self.of(networks, batch, view)
 
 
-@dataclass(frozen=True)
-class ErrorNormalizer:
+@part
+def error_normalizer(guidance: float = 1.0, floor: float = 1e-5) -> Weight:
     """1 / max(mean |x - F^g|, floor): DMD's normaliser (arXiv 2311.18828, eq. 8), computed in float64."""
 
-    guidance: float = 1.0
-    floor: float = 1e-5
+    def of(networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
+        away = (view.clean - view.guided("teacher", guidance)).detach().double().abs().flatten(1).mean(1)
+        return 1 / away.clamp(min=floor)
 
-    @property
-    def needs(self) -> Needs:
-        """The teacher."""
-        return guidance_needs("teacher", self.guidance)
-
-    def __call__(self, networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
-        """(B,)."""
-        away = (view.clean - view.guided("teacher", self.guidance)).detach().double().abs().flatten(1).mean(1)
-        return 1 / away.clamp(min=self.floor)
+    return Weight(of, guidance_needs("teacher", guidance))
 
 
-@dataclass(frozen=True)
-class ScaleWeight:
+@part
+def scale_weight(alpha: float = 0.0, sigma: float = 0.0, most: float = float("inf")) -> Weight:
     """min(alpha^a sigma^s, most).
 
     (2, -2) is the signal-to-noise ratio and KL's own weight; (1, 0) is 1 - sigma on flows (few-step SiD). TDM's critic
     has (2, -2) with most 5 (arXiv 2503.06674).
     """
 
-    alpha: float = 0.0
-    sigma: float = 0.0
-    most: float = float("inf")
-    needs = NOTHING
-
-    def __call__(self, networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
-        """(B,)."""
+    def of(networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
         process = networks.student.process
-        weight = process.alpha(view.time) ** self.alpha * process.sigma(view.time) ** self.sigma
-        return weight.clamp(max=self.most).to(view.noisy.device)
+        weight = process.alpha(view.time) ** alpha * process.sigma(view.time) ** sigma
+        return weight.clamp(max=most).to(view.noisy.device)
+
+    return Weight(of)
 
 
 Odds = Callable[[Networks, Batch, ScorePredictions], Tensor]
@@ -90,61 +85,62 @@ RATIOS: dict[str, Callable[[Tensor], Tensor]] = {
 """h(r) = r^2 f''(r) of the divergences of arXiv 2502.15681, table 1, up to constants."""
 
 
-@dataclass(frozen=True)
-class DensityRatioWeight:
+@part
+def density_ratio_weight(
+    kind: str,
+    odds: Odds = logit,
+    clip: tuple[float, float] = (0.1, 20.0),
+    level: bool = True,
+    momentum: float = 0.05,
+) -> Weight:
     """h(r) of an f-divergence, r the density ratio data / student at x_t (f-distill, arXiv 2502.15681).
 
-    clip:
-        Bounds of r.
-    level:
-        Divide r by its running mean at this noise level, kept by the discriminator (its buffer `level`), and h by its
-        mean over the batch.
+    Args:
+        kind: of the divergence, one of `RATIOS`.
+        odds: log r.
+        clip: bounds of r.
+        level: divide r by its running mean at this noise level, kept by the discriminator (its buffer `level`), and h
+            by its mean over the batch.
+        momentum: of that mean.
+
+    Raises:
+        FewstepError: another divergence.
     """
-
-    kind: str
-    odds: Odds = logit
-    clip: tuple[float, float] = (0.1, 20.0)
-    level: bool = True
-    momentum: float = 0.05
-    needs = NOTHING
-
-    def __post_init__(self) -> None:
-        if self.kind not in RATIOS:
-            raise FewstepError("unknown divergence", value=self.kind, hint=nearest(self.kind, RATIOS))
+    if kind not in RATIOS:
+        raise FewstepError("unknown divergence", value=kind, hint=nearest(kind, RATIOS))
 
     @torch.no_grad()
-    def __call__(self, networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
-        """(B,)."""
-        r = self.odds(networks, batch, view).double().exp().clamp(*self.clip)
-        if not self.level:
-            return RATIOS[self.kind](r)
-        h = RATIOS[self.kind](r / self._levels(networks, view, r))
+    def of(networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
+        r = odds(networks, batch, view).double().exp().clamp(*clip)
+        if not level:
+            return RATIOS[kind](r)
+        h = RATIOS[kind](r / _levels(networks, view, r, momentum))
         return h / h.mean()
 
-    def _levels(self, networks: Networks, view: ScorePredictions, r: Tensor) -> Tensor:
-        """Running mean of r in each sample's bin of the time range, after this batch has moved it."""
-        level: Tensor = networks.need("adversary").level
-        share = view.time / networks.student.process.noisiest
-        bins = (share * len(level)).long().clamp(0, len(level) - 1).to(r.device)
-        count = torch.zeros(len(level), dtype=r.dtype, device=r.device).index_add(0, bins, torch.ones_like(r))
-        mean = torch.zeros_like(count).index_add(0, bins, r) / count.clamp(min=1)
-        moved = torch.where(count > 0, level + self.momentum * (mean - level), level)
-        level.copy_(moved)
-        return moved[bins]
+    return Weight(of)
 
 
-@dataclass(frozen=True)
-class RewardWeight:
+def _levels(networks: Networks, view: ScorePredictions, r: Tensor, momentum: float) -> Tensor:
+    """Running mean of r in each sample's bin of the time range, after this batch has moved it."""
+    level: Tensor = networks.need("adversary").level
+    share = view.time / networks.student.process.noisiest
+    bins = (share * len(level)).long().clamp(0, len(level) - 1).to(r.device)
+    count = torch.zeros(len(level), dtype=r.dtype, device=r.device).index_add(0, bins, torch.ones_like(r))
+    mean = torch.zeros_like(count).index_add(0, bins, r) / count.clamp(min=1)
+    moved = torch.where(count > 0, level + momentum * (mean - level), level)
+    level.copy_(moved)
+    return moved[bins]
+
+
+@part
+def reward_weight(reward: Callable[[Tensor, Batch], Tensor], beta: float = 2.0) -> Weight:
     """exp(beta r(x)), r a reward of clean samples (B, ...) -> (B,): Re-DMD (arXiv 2512.04678)."""
 
-    reward: Callable[[Tensor, Batch], Tensor]
-    beta: float = 2.0
-    needs = NOTHING
-
     @torch.no_grad()
-    def __call__(self, networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
-        """(B,)."""
-        return (self.beta * self.reward(view.clean.detach(), batch).double()).exp()
+    def of(networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
+        return (beta * reward(view.clean.detach(), batch).double()).exp()
+
+    return Weight(of)
 
 
 def product(weights: tuple[Weight, ...], networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
