@@ -35,6 +35,8 @@ def train(pictures: Path, root: Path) -> None:
     shape = ["channels=[16,32]", "text_width=16", "text_layers=1"]
     run("teacher", [*own, f"vae={root / 'vae'}", *shape], root / "teacher")
     run("student", [*own, f"teacher={root / 'teacher'}"], root / "student")
+    guided = [f"teacher={root / 'teacher'}", f"init={root / 'student'}", "lora=2", "guidance=8", "learning_rate=0.1"]
+    run("student", [*own, *guided], root / "guided")
     run("quality", [*own, f"teacher={root / 'teacher'}", "generated=8"], root / "quality")
     run("oms", [*own, f"pipeline={root / 'teacher'}", "channels=[8,16]"], root / "oms")
 
@@ -127,6 +129,27 @@ def test_pipelines_open_in_plain_diffusers_and_draw(trained, name, steps):
     assert torch.isfinite(out).all()
 
 
+def test_an_adapter_on_an_earlier_student_is_stored_alone_and_is_what_the_pipeline_holds(trained):
+    from diffusers import UNet2DConditionModel
+
+    def weights(network):
+        return torch.cat([t.flatten() for _, t in sorted(network.state_dict().items())])
+
+    before, after = (
+        UNet2DConditionModel.from_pretrained(trained / name, subfolder="unet", dtype=torch.float32)
+        for name in ("student", "guided")
+    )
+    start, end = weights(before), weights(after)
+    before.load_lora_adapter(trained / "guided" / "lora", prefix=None, weight_name="pytorch_lora_weights.safetensors")
+    kinds = {type(layer.get_base_layer()) for layer in before.modules() if hasattr(layer, "get_base_layer")}
+    assert kinds == {torch.nn.Linear, torch.nn.Conv2d}
+    before.fuse_lora()
+    before.unload_lora()
+    moved = (end - start).abs().max()
+    assert moved > 0.01
+    assert (weights(before) - end).abs().max() < 0.01 * moved + 1e-3 * end.abs().max()  # stored in half precision
+
+
 def test_clip_opens_in_plain_transformers(trained):
     from transformers import CLIPModel, CLIPTokenizer
 
@@ -137,11 +160,11 @@ def test_clip_opens_in_plain_transformers(trained):
 
 
 def test_every_stage_says_what_it_did(trained):
-    for name in ("vae", "clip", "teacher", "student", "quality", "oms"):
-        record = read_json(trained / name / "training.json")
-        assert record["stage"] == name
+    for name in ("vae", "clip", "teacher", "student", "guided", "quality", "oms"):
+        record, stage = read_json(trained / name / "training.json"), "student" if name == "guided" else name
+        assert record["stage"] == stage
         assert record["steps"] == 2
-        assert record["command"].startswith(f"fewstep train {name} --set data=")
+        assert record["command"].startswith(f"fewstep train {stage} --set data=")
         assert np.isfinite(record["losses"][-1]["loss"])
         assert not (trained / name / "result").exists()
 

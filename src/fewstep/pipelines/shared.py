@@ -22,16 +22,18 @@ class SharedBase:
     Args:
         base: the network; frozen from now on. `close` gives it back as it was.
         rank: of the adapters, on every linear layer; the scale is 1.
+        convolutions: adapters on convolutions too, as LCM-LoRA has them (arXiv 2311.05556).
 
     Raises:
         FewstepError: the network has adapters already, or no linear layers.
     """
 
-    def __init__(self, base: Any, rank: int) -> None:
+    def __init__(self, base: Any, rank: int, convolutions: bool = False) -> None:
         if getattr(base, "peft_config", None):
             raise FewstepError("the teacher has LoRA adapters already", hint="Fuse them first (pipe.fuse_lora()).")
         self.base, self.rank = base, rank
-        self._names = [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
+        kinds = (nn.Linear, nn.Conv2d) if convolutions else nn.Linear
+        self._names = [name for name, module in base.named_modules() if isinstance(module, kinds)]
         if not self._names:
             raise FewstepError(f"{type(base).__name__} has no linear layers for LoRA", hint="Train all weights.")
         self._layers: list[Any] = []

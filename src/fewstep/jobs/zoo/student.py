@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
+from torch import nn
 
+from fewstep.pipelines.shared import SharedBase, SharedRole
 from fewstep.train.latents import encode_pictures, open_pipeline
 from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
 from fewstep.zoo.text import opens_in_float32, tokens_of
@@ -28,6 +30,8 @@ class StudentConfig(StageConfig):
     skip: Count = Field(20, description="training times that one step of the DDIM solver covers")
     target_decay: Fraction = Field(0.95, description="decay of the target network")
     huber: Positive = Field(1e-3, description="c of sqrt(d^2 + c^2) - c")
+    init: str = Field("", description="folder of an earlier student to begin as; empty: begin as the teacher")
+    lora: int = Field(0, ge=0, description="rank of adapters on what it begins as, stored in lora/; 0: all weights")
 
 
 def build(config: StudentConfig) -> Stage:
@@ -41,8 +45,8 @@ def build(config: StudentConfig) -> Stage:
     empty = tokens_of(pipe.tokenizer, [""])
     text, teacher = pipe.text_encoder.to(device).eval(), pipe.unet.to(device).eval()
     teacher.to(memory_format=torch.channels_last)
-    student = copy.deepcopy(teacher)
-    target = copy.deepcopy(teacher).requires_grad_(False)
+    base = open_pipeline(config.init).unet.to(device, memory_format=torch.channels_last) if config.init else teacher
+    student, target = _network(base, config.lora), _network(base, config.lora).requires_grad_(False)
     scheduler = lcm_scheduler(pipe.scheduler.config.prediction_type)
     law = ConsistencyFunction(scheduler, device)
     with torch.no_grad():
@@ -78,13 +82,24 @@ def build(config: StudentConfig) -> Stage:
             slow.lerp_(fast, 1 - config.target_decay)
 
     def save(out: Path) -> None:
-        student.to(memory_format=torch.contiguous_format)
-        parts = (pipe.vae.half(), text.half(), pipe.tokenizer, student.eval().half())
+        unet = student
+        if isinstance(student, SharedRole):
+            student.half().inner.save_lora_adapter(out / "lora", adapter_name=student.name)
+            student.float()
+            unet = student.shared.merged()
+        unet.to(memory_format=torch.contiguous_format)
+        parts = (pipe.vae.half(), text.half(), pipe.tokenizer, unet.eval().half())
         pipeline(*parts, scheduler).save_pretrained(out)
         opens_in_float32(out / "text_encoder")
 
     frozen = {"vae": pipe.vae, "text": text, "teacher": teacher}
     return Stage({"unet": student}, batch, loss, save, frozen=frozen, state={"target": target}, after=after)
+
+
+def _network(base: nn.Module, rank: int) -> nn.Module:
+    """A network that begins as the base: a copy, or a new adapter on a copy."""
+    copied = copy.deepcopy(base)
+    return SharedBase(copied, rank, convolutions=True).role("student") if rank else copied
 
 
 class ConsistencyFunction:
