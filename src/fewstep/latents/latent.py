@@ -16,7 +16,7 @@ from fewstep.files import read_json, write_folder
 from fewstep.latents.features import FeatureAutoencoder
 from fewstep.latents.pixels import PixelAutoencoder
 from fewstep.ownership import Over
-from fewstep.zoo import SHIPPED, shipped
+from fewstep.zoo import BASES, SHIPPED, shipped
 
 BASE = 4096
 """Numbers of a latent that needs no shift: 4 x 32 x 32 of 256 pixels with Stable Diffusion's autoencoder."""
@@ -121,7 +121,7 @@ def open_autoencoder(spec: str | Path, size: int = 0) -> nn.Module:
     name = str(spec)
     if name == "pixels":
         return PixelAutoencoder(size or 32).eval()
-    place = shipped(name) if name in SHIPPED else Path(name)
+    place = shipped(BASES.get(name, name)) if name in SHIPPED else Path(name)
     if (place / "model_index.json").exists():
         place = place / "vae"
     if not (place / "config.json").exists() and (place.exists() or name.count("/") != 1 or name[0] in "./~"):

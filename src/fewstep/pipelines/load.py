@@ -42,7 +42,7 @@ def load_pipeline(model: str | Path, **options: Any) -> Pipeline:
     """
     from diffusers import DiffusionPipeline
 
-    from fewstep.zoo import SHIPPED
+    from fewstep.zoo import BASES, SHIPPED, shipped
 
     if not torch.cuda.is_available():  # half precision is slow on processors, and many layers refuse it
         options.setdefault("dtype", torch.float32)
@@ -60,6 +60,9 @@ def load_pipeline(model: str | Path, **options: Any) -> Pipeline:
         ) from error
     pipe.set_progress_bar_config(disable=True)
     load_adapters(pipe, place)
+    if str(model) in BASES:
+        load_adapters(pipe, shipped(str(model)))
+        fuse_adapters(pipe)
     if isinstance(pipe.scheduler, PlanScheduler):
         attach(pipe, pipe.scheduler.plan, pipe.scheduler.config.get("adapters") or {})
     return pipe

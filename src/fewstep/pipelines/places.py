@@ -9,7 +9,7 @@ from typing import Any
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, user_path
-from fewstep.zoo import SHIPPED, shipped
+from fewstep.zoo import BASES, SHIPPED, shipped
 
 INSIDE = Path("artifacts") / "pipeline"
 """Where a run directory keeps its pipeline."""
@@ -21,13 +21,13 @@ _VARIANT = re.compile(r"[^.]+\.(?P<name>[^.]+?)(-\d+-of-\d+)?\.safetensors")
 
 
 def place_of(model: str | Path) -> Path:
-    """The folder that is meant: of a shipped model, of the pipeline inside a run directory, or the path itself.
+    """The folder that is meant: of a shipped model (or its base), of the pipeline inside a run, or the path itself.
 
     Raises:
         FewstepError: a single file, or a path that no system has.
     """
     if str(model) in SHIPPED:
-        return shipped(str(model))
+        return shipped(BASES.get(str(model), str(model)))
     place = user_path(model)
     try:
         if place.is_file():

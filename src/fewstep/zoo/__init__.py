@@ -8,6 +8,7 @@ from fewstep.errors import FewstepError, nearest
 
 SHIPPED = {
     "emoji-student": "a StableDiffusionPipeline that draws in 4 steps without guidance",
+    "emoji-student-guided": "the same, distilled with guidance 8: over-saturated, with little variety, to be repaired",
     "emoji-teacher": "a StableDiffusionPipeline for 20 to 50 steps with guidance",
     "emoji-clip": "a CLIPModel: the alignment reward",
     "emoji-judge": "a second, independent CLIPModel: judges alignment, never trained or searched on",
@@ -16,9 +17,13 @@ SHIPPED = {
     "mnist-features": "a ClassNet: features and judge of handwritten digits",
 }
 
+BASES = {"emoji-student-guided": "emoji-student"}
+"""Models that are stored as adapters on another one (`fewstep.load_pipeline` adds them into its weights)."""
+
 
 def shipped(name: str) -> Path:
-    """Folder of a model that ships with the package, in standard diffusers or transformers layout.
+    """Folder of a model that ships with the package, in standard diffusers or transformers layout; of `BASES` the
+    adapters alone.
 
     Raises:
         FewstepError: no such model, or an installation without its weights.

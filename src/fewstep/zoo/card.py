@@ -8,7 +8,7 @@ from typing import Any
 from fewstep.files import read_json, write_text
 
 STAGES = {
-    "emoji": ("vae", "teacher", "student", "clip", "judge", "quality"),
+    "emoji": ("vae", "teacher", "student", "student-guided", "clip", "judge", "quality"),
     "mnist": ("vae", "dit", "features"),
 }
 """Stages of each family, by folder; a VAE lies inside the pipeline that comes next."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -82,7 +83,7 @@ def build(config: StudentConfig) -> Stage:
             slow.lerp_(fast, 1 - config.target_decay)
 
     def save(out: Path) -> None:
-        unet = student
+        unet: Any = student
         if isinstance(student, SharedRole):
             student.half().inner.save_lora_adapter(out / "lora", adapter_name=student.name)
             student.float()
