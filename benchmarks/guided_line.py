@@ -33,7 +33,7 @@ from fewstep.metrics.intervals import seed_interval
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 from fewstep.runs import Run, environment
-from fewstep.testing.digits import DigitNetwork, condition_of
+from fewstep.testing.digits import DigitNetwork, class_condition
 from fewstep.testing.fit import fitted
 from fewstep.testing.mixture import Mixture
 from fewstep.testing.training import distil
@@ -83,8 +83,8 @@ class Line:
             labels, t = torch.randint(2, (256,), generator=generator), torch.rand(256, generator=generator).double()
             x = 1.5 * torch.randn(256, 1, generator=generator)
             with torch.no_grad():
-                wanted = teacher.raw(x, t, condition_of(labels))
-            return (student.raw(x, t, condition_of(labels)) - wanted).square().mean()
+                wanted = teacher.raw(x, t, class_condition(labels))
+            return (student.raw(x, t, class_condition(labels)) - wanted).square().mean()
 
         fitted(network, loss, 800, rate=2e-3)
         return network
@@ -92,7 +92,7 @@ class Line:
     def batches(self, size: int) -> Callable[[torch.Generator], Batch]:
         """The class, and the whole as what guidance leads away from."""
         zeros = torch.zeros(size, dtype=torch.long)
-        return lambda generator: Batch(size, self.shape, None, condition_of(zeros), condition_of(zeros + 1))
+        return lambda generator: Batch(size, self.shape, None, class_condition(zeros), class_condition(zeros + 1))
 
 
 def made(guidance: float, floor: float = 0.1, weighted: bool = True, told: bool = False) -> Method:
@@ -116,7 +116,7 @@ def trained(line: Line, options: dict[str, Any], guidance: float, updates: int, 
             x = Chain(chosen.steps.times[:count]).sample(
                 engine.networks.student,
                 torch.randn(size, 1, generator=generator),
-                condition_of(torch.zeros(size).long()),
+                class_condition(torch.zeros(size).long()),
                 generator,
             )
         found.append({"mean": float(x.mean()), "std": float(x.std())})

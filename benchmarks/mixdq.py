@@ -22,8 +22,7 @@ from torch import Tensor
 
 from fewstep.files import write_json
 from fewstep.jobs.context import seeds_for
-from fewstep.jobs.q_sched.names import place
-from fewstep.jobs.quantize.backbone import options_of
+from fewstep.jobs.quantize.backbone import quantize_options
 from fewstep.jobs.quantize.choose import BitAllocator
 from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.metrics.intervals import difference_interval, mean_interval
@@ -39,6 +38,7 @@ from fewstep.recipes import load
 from fewstep.rewards import load_reward
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
+from fewstep.zoo import placed
 
 WIDTHS = ["w2a8", "w3a8", "w4a8", "w8a8"]
 BUDGETS = ["w3a8", "w4a8"]
@@ -56,7 +56,7 @@ class Bench:
         self.job = QuantizeContext.open(self.recipe, self.run, fuse=True)
         self.prompts = conditions_of(self.job.pipe, "emoji:evaluation", items)
         self.seeds = seeds_for("evaluation", 7, items)
-        self.judge = load_reward(place("clip:emoji-judge"))
+        self.judge = load_reward(placed("clip:emoji-judge"))
         self.truth = self.draw(backbone_of(self.job.pipe))
 
     def draw(self, model: torch.nn.Module) -> Tensor:
@@ -74,7 +74,7 @@ class Bench:
     def options(self, model: torch.nn.Module, scheme: str) -> dict:
         """What `quantize` needs for a scheme: calibration for static inputs."""
         job = dataclasses.replace(self.job, recipe=self.recipe.model_copy(update={"scheme": scheme}))
-        return options_of(job, "unet", model)
+        return quantize_options(job, "unet", model)
 
     def score(self, model: torch.nn.Module) -> dict:
         """PSNR of every picture, structural similarity, and the judge."""

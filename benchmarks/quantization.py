@@ -29,8 +29,7 @@ from torch import Tensor, nn
 
 from fewstep.files import write_json
 from fewstep.jobs.context import seeds_for
-from fewstep.jobs.q_sched.names import place
-from fewstep.jobs.quantize.backbone import options_of
+from fewstep.jobs.quantize.backbone import quantize_options
 from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.jobs.quantize.job import searched
 from fewstep.jobs.tuning import scaled
@@ -49,7 +48,7 @@ from fewstep.recipes import load
 from fewstep.rewards import load_reward
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
-from fewstep.zoo import shipped
+from fewstep.zoo import placed, shipped
 
 MODELS = {"emoji-student": ["steps=4"], "mnist-dit": ["steps=8", "guidance=1.5"]}
 WIDTHS = ("w8a8", "w4a8", "w3a8", "w2a8")
@@ -101,8 +100,8 @@ class Subject:
             self.judge: Any = ClassJudge(load_classifier(shipped("mnist-features")))
             self.features = load_features(f"classifier:{shipped('mnist-features')}")
         else:
-            self.judge = load_reward(place("clip:emoji-judge"))
-            self.features = load_features(place("clip:emoji-judge"))
+            self.judge = load_reward(placed("clip:emoji-judge"))
+            self.features = load_features(placed("clip:emoji-judge"))
         self.truth_features = self.features(self.truth)
         self.judged = self.judge.score(self.truth, self.conditions).double()
 
@@ -116,7 +115,7 @@ class Subject:
         """Statistics of all layers on the calibration items of a seed."""
         calibration = self.job.recipe.calibration.model_copy(update={"seed": seed})
         recipe = self.job.recipe.model_copy(update={"calibration": calibration, "method": "gptq"})
-        return options_of(dataclasses.replace(self.job, recipe=recipe), self.job.backbone, model)["calibration"]
+        return quantize_options(dataclasses.replace(self.job, recipe=recipe), self.job.backbone, model)["calibration"]
 
     @cached_property
     def calibrations(self) -> dict[int, Calibration]:

@@ -13,7 +13,7 @@ from claims.claim import Arm, Numbers
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.method import Method
 from fewstep.distillation.parts import training_stages
-from fewstep.testing.digits import DigitBed, condition_of
+from fewstep.testing.digits import DigitBed, class_condition
 from fewstep.transition import ddim_path
 
 
@@ -60,7 +60,7 @@ def straightness(bed: DigitBed, student: Denoiser, steps: int = 16) -> float:
     labels = bed.asked()
     times = torch.linspace(bed.process.noisiest, 0, steps + 1, dtype=torch.float64)
     noise = torch.randn(len(labels), *bed.shape, generator=torch.Generator().manual_seed(7))
-    states = list(ddim_path(bed.process, lambda x, t: student(x, t, condition_of(labels)), noise, times))
+    states = list(ddim_path(bed.process, lambda x, t: student(x, t, class_condition(labels)), noise, times))
     whole = states[-1] - states[0]
     gaps = [(steps * (b - a) - whole).square().sum(1) for a, b in itertools.pairwise(states)]
     return float(torch.stack(gaps).mean() / whole.square().sum(1).mean())

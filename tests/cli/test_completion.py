@@ -11,7 +11,7 @@ from fewstep.distillation.method import presets
 from fewstep.jobs.zoo.run import STAGES
 from fewstep.quant import Scheme
 from fewstep.quant.methods import METHODS as ROUNDING
-from fewstep.recipes import shipped
+from fewstep.recipes import shipped_recipes
 from fewstep.schedules import METHODS
 from fewstep.schedules.tuning import SEARCHERS
 from fewstep.solvers import FACTS
@@ -27,7 +27,7 @@ from fewstep.zoo import SHIPPED
         (known.searchers, SEARCHERS),
         (known.rounding_methods, ROUNDING.kinds()),
         (known.stages, STAGES),
-        (known.recipes, shipped()),
+        (known.recipes, shipped_recipes()),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -54,6 +54,17 @@ def test_the_rest_of_the_plan_runs_as_if_the_formula_had_been_the_network(name):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
+def test_a_first_step_that_turns_the_state_round_starts_from_mirrored_noise():
+    """Q-Sched's scalars can do that where the first time has almost no signal; the law of the noise is symmetric."""
+    process, formula = VPContinuous(), lambda x, row: x / row.sigma / row.input_scale
+    grid = grids.given([t * process.noisiest for t in (1.0, 0.6, 0.3)], end=0.05 * process.noisiest)
+    plan = SOLVERS["ddim"](process, EPSILON, grid).scaled([1.0] * 3, [1.2, 1.0, 1.0])
+    z = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
+    mirrored = {"seeds": range(2), "shape": SHAPE, "state": -plan.prior_scale * z, "dtype": torch.float64}
+    wanted = sample(plan, patched(plan, toy, formula), **mirrored)
+    torch.testing.assert_close(run(analytic_first_step(plan), toy, SHAPE), wanted, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "velocity", "score", "edm"])
 @pytest.mark.parametrize("process", [VPContinuous(), RectifiedFlow(3.0), VE()], ids=repr)
 def test_gaussian_data_do_not_miss_the_first_call(process, kind):

@@ -12,7 +12,7 @@ from fewstep.distillation.core import Batch, Networks
 from fewstep.distillation.method import method
 from fewstep.distillation.part import made_by
 from fewstep.distillation.parts import previous_grid_point
-from fewstep.testing.digits import DigitBed, DigitJudge, DigitNetwork, condition_of
+from fewstep.testing.digits import DigitBed, DigitJudge, DigitNetwork, class_condition
 from fewstep.testing.kernel_digits import load_digits
 
 
@@ -125,7 +125,7 @@ def test_mid_training_gives_way_at_its_share(bed):
         given: Batch = dataclasses.replace(batch, step=step, steps=100)
         _, numbers = term(networks, given, None, torch.Generator().manual_seed(0))
         assert float(numbers["stage"]) == stage
-    assert condition_of(torch.tensor([1]))["class_labels"].tolist() == [1]
+    assert class_condition(torch.tensor([1]))["class_labels"].tolist() == [1]
 
 
 def test_options_of_presets_that_the_claims_compare(bed):

@@ -104,7 +104,7 @@ def test_a_teacher_of_shapes_learns_them_and_is_the_identity_without_noise(files
     for steps in (1, 600):
         bed = train_voxels(data, steps, width=16)
         half, end = (torch.full((len(noise),), t, dtype=torch.float64) for t in (0.5, 1e-6))
-        found = bed.teacher()((data.test + noise) / 2, half, digits.condition_of(data.test_labels))
+        found = bed.teacher()((data.test + noise) / 2, half, digits.class_condition(data.test_labels))
         errors.append(float((found - data.test).square().mean()))
         assert torch.allclose(bed.teacher()(data.test, end), data.test, atol=1e-4)
     assert errors[1] < 0.9 * errors[0]

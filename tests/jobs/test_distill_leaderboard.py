@@ -20,16 +20,15 @@ SMALL = (
 )  # fmt: skip
 
 
-def test_passes_are_samples_and_a_backward_counts_twice():
+def test_passes_are_samples_and_a_backward_needs_a_gradient():
     layer = nn.Linear(2, 2)
     with counting({"a": layer}) as seen:
         layer(torch.zeros(3, 2))
         with torch.no_grad():
             layer(torch.zeros(5, 2))
-    assert (seen["a"].forward, seen["a"].backward) == (8, 3)
-    assert seen["a"].total == 8 + 2 * 3
+    assert seen["a"] == {"forward": 8, "backward": 3}
     layer(torch.zeros(3, 2))
-    assert seen["a"].forward == 8
+    assert seen["a"] == {"forward": 8, "backward": 3}
 
 
 def test_a_call_that_an_adversary_leaves_early_counts():
@@ -37,7 +36,7 @@ def test_a_call_that_an_adversary_leaves_early_counts():
     model = Denoiser(Told(network), RectifiedFlow())
     with counting({"a": model.network}) as seen:
         features(model, ("inner.0",), torch.zeros(4, 2), torch.full((4,), 0.5), None, early=True)
-    assert (seen["a"].forward, seen["a"].backward) == (4, 4)
+    assert seen["a"] == {"forward": 4, "backward": 4}
 
 
 class Told(nn.Module):

@@ -12,7 +12,7 @@ from fewstep.quant.calibration import calibrate
 from fewstep.quant.grids import decode, fit
 from fewstep.quant.methods import METHODS, method_of
 from fewstep.quant.methods.adaround import learn, rectified_sigmoid, start
-from fewstep.quant.methods.clip import at_percentile, least_squares
+from fewstep.quant.methods.clip import at_percentile, least_squares_scale
 from fewstep.quant.methods.gptq import compensate
 from fewstep.quant.methods.low_rank import output_error, randomised_svd, split
 from fewstep.quant.methods.smoothing import divisors
@@ -75,7 +75,7 @@ def test_inputs_that_are_never_on_do_no_harm() -> None:
     weight, second = problem()
     second[5] = 0
     second[:, 5] = 0
-    for rounder in (compensate, least_squares, learn):
+    for rounder in (compensate, least_squares_scale, learn):
         codes, grid = rounder(weight, Scheme.parse("w4"), second)
         assert bool(decode(codes, grid, Scheme.parse("w4")).isfinite().all())
 
@@ -121,7 +121,7 @@ def test_clipping_is_never_worse_than_nearest_under_its_own_error(name: str) -> 
     diagonal = torch.diag(second.diagonal())
     found = [
         error(weight, scheme, one, diagonal)
-        for one in (least_squares(weight, scheme, second), fit(weight, scheme, (1.0,)))
+        for one in (least_squares_scale(weight, scheme, second), fit(weight, scheme, (1.0,)))
     ]
     assert found[0] <= found[1]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from fewstep.errors import RecipeError
-from fewstep.recipes import Recipe, RecipePart, kinds, load, register, resolve, shipped
+from fewstep.recipes import Recipe, RecipePart, kinds, load, register, resolve, shipped_recipes
 from fewstep.recipes.loader import locate, parse
 
 
@@ -132,7 +132,7 @@ def test_a_large_recipe_is_refused_before_it_is_read(tmp_path):
 
 
 def test_shipped_recipes_are_found_by_name_and_by_the_path_in_the_docs():
-    for name, file in shipped().items():
+    for name, file in shipped_recipes().items():
         assert locate(name) == locate(f"recipes/{name}.yaml") == file
     with pytest.raises(RecipeError, match="no such recipe"):
         locate("no-such-recipe")

@@ -16,7 +16,6 @@ from fewstep.report import (
     Column,
     FactList,
     Figure,
-    Highlight,
     Highlights,
     ImageGrid,
     Note,
@@ -70,7 +69,7 @@ def page():
         "Report " + EVIL,
         "Summary " + EVIL,
         [
-            Highlights("", [Highlight("6.1x", EVIL, "note")]),
+            Highlights("", [("6.1x", EVIL, "note")]),
             table(),
             ImageGrid("Images", [[picture] * 5] * 2, ["a long prompt " * 5, EVIL], [f"system {i}" for i in range(5)]),
             Figure("Bars", figures.bars({"bytes": {"float32": 4.0, "w4a8": 1.0}}, unit="MB")),

@@ -73,7 +73,7 @@ def test_gradient_reaches_the_pixels_and_is_right(folder):
     with torch.no_grad():
         rise = reward.score(images + step, PROMPTS[:2]).sum() - reward.score(images - step, PROMPTS[:2]).sum()
     assert float(rise) == pytest.approx(2e-3 * float(gradient.norm()), rel=0.05)
-    assert all(p.grad is None for p in reward.clip.model.parameters())
+    assert all(p.grad is None for p in reward.function.args[0].model.parameters())
 
 
 def test_values_outside_the_range_keep_their_gradient(folder):

@@ -1,9 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 
 from fewstep.errors import FewstepError
-from fewstep.rewards import REWARDS, Reward, load_reward
-from fewstep.rewards.quality import QualityNet, QualityReward
+from fewstep.rewards import REWARDS, Reward, RewardFunction, load_reward
+from fewstep.rewards.quality import QualityNet, realness
 
 WEIGHTLESS = ["sharpness", "colourfulness", "contrast"]
 
@@ -38,7 +40,7 @@ def test_gradients_of_weightless_rewards(name):
 def test_gradient_of_the_quality_reward():
     torch.manual_seed(0)
     network = QualityNet().double().eval()
-    assert slope_error(QualityReward(network), images(side=20)) < 1e-5
+    assert slope_error(RewardFunction("quality", partial(realness, network)), images(side=20)) < 1e-5
 
 
 def test_known_values():
@@ -71,7 +73,7 @@ def test_quality_round_trip_through_half_precision(tmp_path):
     reward = load_reward(f"quality:{tmp_path}")
     some = images(side=33)
     torch.testing.assert_close(reward.score(some, [""] * 3), network.float()(some), rtol=1e-4, atol=1e-5)
-    assert not any(p.requires_grad for p in reward.network.parameters())
+    assert not any(p.requires_grad for p in reward.function.args[0].parameters())
 
 
 def test_quality_network_learns_real_from_noise():

@@ -9,7 +9,7 @@ from fewstep.distillation.method import Critic, Method, OptimizerSettings, Targe
 from fewstep.files import read_tensors
 from fewstep.testing.toy import Toy
 from fewstep.testing.training import train_toy
-from fewstep.train.memory import estimate
+from fewstep.train.memory import memory_of
 
 TOY = Toy(width=8)
 
@@ -75,7 +75,7 @@ def test_the_memory_estimate_is_what_lies_in_memory():
 
     made = train_toy(TOY, method(), steps=1, batch=8)
     config = StageConfig()
-    told = estimate(stage_of(made.engine, config, lambda folder: None), config)
+    told = memory_of(stage_of(made.engine, config, lambda folder: None), config)
     weights = 4 * sum(p.numel() for p in TOY.start().parameters())
     assert told["student: weights"] == told["critic: gradients"] == told["target: frozen"] == weights
     assert told["student: adamw moments"] == 2 * weights

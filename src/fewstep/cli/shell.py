@@ -84,21 +84,17 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as stop:
             if not _process():
                 console(err=True).print("\nStopped. The same command goes on where it was.", style="yellow")
-            raise typer.Exit(128 + (signal.SIGTERM if isinstance(stop, Ended) else signal.SIGINT)) from None
+            raise typer.Exit(128 + (stop.args[0] if stop.args else signal.SIGINT)) from None
         finally:
             _QUIET.reset(before)
 
 
-class Ended(KeyboardInterrupt):
-    """A request to end (SIGTERM: a queue's time limit, `docker stop`), answered as Ctrl-C is."""
-
-
 @contextmanager
 def _ended_cleanly() -> Iterator[None]:
-    """SIGTERM raises `Ended` where the program is, as Ctrl-C raises KeyboardInterrupt."""
+    """SIGTERM (a queue's time limit, `docker stop`) raises KeyboardInterrupt where the program is, as Ctrl-C does."""
 
     def end(number: int, frame: object) -> None:
-        raise Ended
+        raise KeyboardInterrupt(signal.SIGTERM)
 
     if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
         yield

@@ -25,7 +25,7 @@ def read_picture(file: Path, size: int) -> np.ndarray:
 
     try:
         with Image.open(file) as picture:
-            return fit(rgb(picture), size)
+            return centre_square(rgb(picture), size)
     except FewstepError as error:
         raise FewstepError(f"cannot use the picture {file}: {error.what}", hint=error.hint) from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for broken files
@@ -70,10 +70,10 @@ def from_array(image: np.ndarray, size: int) -> np.ndarray:
             value=f"{image.shape} {image.dtype}",
             hint="Scale floats with (255 * x).round().astype('uint8'); put the channels last.",
         )
-    return fit(rgb(Image.fromarray(np.ascontiguousarray(image))), size)
+    return centre_square(rgb(Image.fromarray(np.ascontiguousarray(image))), size)
 
 
-def fit(picture: Any, size: int) -> np.ndarray:
+def centre_square(picture: Any, size: int) -> np.ndarray:
     """Centre crop to a square, then resize to size x size."""
     from PIL import Image
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,18 +57,19 @@ def measure(
         raise FewstepError("output errors need seeds", hint="Give at least one; 32 or more make the means reliable.")
     if any(row.network != "main" for row in plan.rows):
         raise FewstepError("output errors are measured for plans of one network", hint="Use rows of network 'main'.")
-    sums = [_Sums(len(shape), channels) for _ in plan.rows]
+    sums: list[dict[str, Tensor]] = [{} for _ in plan.rows]
     for i in range(0, len(seeds), batch):
         rows = iter(sums)
 
-        def both(x: Tensor, time: Tensor, rows: object = rows) -> Tensor:
-            q = low(x, time)
-            next(rows).add(full(x, time), q)  # type: ignore[call-overload]
+        def both(x: Tensor, time: Tensor, rows: Iterator[dict[str, Tensor]] = rows) -> Tensor:
+            q, known = low(x, time), next(rows)
+            for name, value in _moments(full(x, time), q, channels).items():
+                known[name] = known[name] + value if name in known else value
             return q
 
         with torch.no_grad():
             sample(plan, both, seeds=seeds[i : i + batch], shape=shape)
-    return tuple(one.result() for one in sums)
+    return tuple(map(_error, sums))
 
 
 def compare(full: Tensor, low: Tensor, *, channels: int = 0) -> tuple[OutputError, ...]:
@@ -82,12 +83,7 @@ def compare(full: Tensor, low: Tensor, *, channels: int = 0) -> tuple[OutputErro
     if full.shape != low.shape or full.ndim < 3 or not full.numel():
         shapes = tuple(full.shape), tuple(low.shape)
         raise FewstepError("outputs to compare need equal shapes (rows, samples, ...)", value=shapes)
-    found = []
-    for truth, output in zip(full, low, strict=True):
-        sums = _Sums(truth.ndim - 1, channels)
-        sums.add(truth, output)
-        found.append(sums.result())
-    return tuple(found)
+    return tuple(_error(_moments(truth, output, channels)) for truth, output in zip(full, low, strict=True))
 
 
 def ptqd(plan: Plan, errors: Sequence[OutputError], *, rising_only: bool = True) -> Plan:
@@ -193,34 +189,26 @@ def _less(noise: Coefficient, variance: float) -> Coefficient:
     return math.sqrt(max(noise**2 - variance, 0.0))
 
 
-class _Sums:
-    """Moments of one row's outputs over batches, in float64."""
+def _moments(full: Tensor, low: Tensor, channels: int) -> dict[str, Tensor]:
+    """Sums of one row's outputs (B, ...) by channel, in float64, and how many numbers each of them adds up."""
+    f, e = full.double().cpu(), (low - full).double().cpu()
+    axis = channels % (f.ndim - 1) + 1
+    dims = [d for d in range(f.ndim) if d != axis]
+    sums = {
+        name: (f**i * e**j).sum(dims, keepdim=True)[0]
+        for name, (i, j) in {"f": (1, 0), "e": (0, 1), "ff": (2, 0), "fe": (1, 1), "ee": (0, 2)}.items()
+    }
+    return {**sums, "each": torch.tensor(f.numel() / f.shape[axis], dtype=torch.float64)}
 
-    def __init__(self, ndim: int, channels: int) -> None:
-        axis = channels % ndim + 1
-        self.dims = [d for d in range(ndim + 1) if d != axis]
-        self.count = 0
-        self.sums: dict[str, Tensor] = {}
 
-    def add(self, full: Tensor, low: Tensor) -> None:
-        f, e = full.double().cpu(), (low - full).double().cpu()
-        self.count += f.numel()
-        moments: dict[str, Callable[[], Tensor]] = {
-            "f": lambda: f, "e": lambda: e, "ff": lambda: f * f, "fe": lambda: f * e, "ee": lambda: e * e
-        }  # fmt: skip
-        for name, make in moments.items():
-            value = make().sum(self.dims, keepdim=True)[0]
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-
-    def result(self) -> OutputError:
-        channels = self.sums["f"].numel()
-        each = self.count / channels
-        f, e, ff, fe, ee = (self.sums[name] / each for name in ("f", "e", "ff", "fe", "ee"))
-        # within channels: pooled, channel means of F and e that happen to go together would count as slope
-        covariance, spread = (fe - f * e).mean(), (ff - f * f).mean()
-        slope = float(covariance / spread) if float(spread) > 0 else 0.0
-        bias = e - slope * f
-        second = (ee - 2 * slope * fe + slope**2 * ff).mean()
-        residual = float(second - bias.square().mean())
-        variance = float(ee.mean() - e.square().mean())
-        return OutputError(e, max(variance, 0.0), slope, bias, max(residual, 0.0))
+def _error(sums: Mapping[str, Tensor]) -> OutputError:
+    """What the moments of a row say, summed over batches."""
+    f, e, ff, fe, ee = (sums[name] / sums["each"] for name in ("f", "e", "ff", "fe", "ee"))
+    # within channels: pooled, channel means of F and e that happen to go together would count as slope
+    covariance, spread = (fe - f * e).mean(), (ff - f * f).mean()
+    slope = float(covariance / spread) if float(spread) > 0 else 0.0
+    bias = e - slope * f
+    second = (ee - 2 * slope * fe + slope**2 * ff).mean()
+    residual = float(second - bias.square().mean())
+    variance = float(ee.mean() - e.square().mean())
+    return OutputError(e, max(variance, 0.0), slope, bias, max(residual, 0.0))

@@ -176,7 +176,7 @@ def damage_of(value: float, group: str) -> float:
     return 10 ** (-value / 10)
 
 
-def fitted(
+def fitted_scheme(
     layer: Any, scheme: str, method: str | RoundingMethod = "rtn", statistics: LayerStatistics | None = None
 ) -> str:  # fmt: skip
     """The scheme that a layer gets when this one is asked for: with the method's parts, as far as it carries them."""

@@ -2,6 +2,6 @@
 
 from fewstep.recipes.base import Recipe, RecipePart
 from fewstep.recipes.kinds import Kind, register
-from fewstep.recipes.loader import load, resolve, shipped
+from fewstep.recipes.loader import load, resolve, shipped_recipes
 
-__all__ = ["Kind", "Recipe", "RecipePart", "load", "register", "resolve", "shipped"]
+__all__ = ["Kind", "Recipe", "RecipePart", "load", "register", "resolve", "shipped_recipes"]

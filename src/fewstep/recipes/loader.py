@@ -45,7 +45,7 @@ def resolve(values: Any, overrides: Iterable[str] = (), chosen: Mapping[str, Any
     return validated(schema, fitted(values, (schema,)))
 
 
-def shipped() -> dict[str, Path]:
+def shipped_recipes() -> dict[str, Path]:
     """Recipes that come with the package, by name."""
     return {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
 
@@ -58,7 +58,7 @@ def locate(name: str | Path) -> Path:
             return user_path(path)
     except (OSError, FewstepError):
         pass  # a name that no file system takes
-    known = shipped()
+    known = shipped_recipes()
     asked = path.name.removesuffix(".yaml").removesuffix(".yml")
     if path.parent.as_posix() in (".", "recipes") and asked in known:
         return known[asked]

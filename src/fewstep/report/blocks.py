@@ -152,20 +152,11 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Highlight:
-    """One large number: what a reader should remember."""
-
-    value: str
-    label: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Highlights:
-    """A line of large numbers."""
+    """A line of large numbers, which a reader should remember: (value, label, note) of each."""
 
     title: str
-    items: Sequence[Highlight]
+    items: Sequence[tuple[str, str, str]]
     text: str = ""
     kind: ClassVar[str] = "highlights"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
 from fewstep.registry import need_argument
-from fewstep.rewards.base import REWARDS, check_images
+from fewstep.rewards.base import REWARDS, Reward, RewardFunction
 
 
 class QualityNet(ModelMixin, ConfigMixin):
@@ -43,22 +43,17 @@ class QualityNet(ModelMixin, ConfigMixin):
         return self.head(features.mean(dim=(2, 3))).squeeze(1)
 
 
-@dataclass(frozen=True)
-class QualityReward:
-    """The logit of a `QualityNet`, not its sigmoid: differences between good images must not saturate."""
+def realness(network: QualityNet, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Logit (B,) of images (B, 3, H, W) in [0, 1], on the device of the network; prompts are only counted.
 
-    network: QualityNet
-    name: str = "quality"
-    differentiable: bool = True
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Logit (B,) of images (B, 3, H, W) in [0, 1], on the device of the network; prompts are only counted."""
-        parameter = next(self.network.parameters())
-        return self.network(check_images(images, prompts).to(parameter.device, parameter.dtype))
+    Not its sigmoid: differences between good images must not saturate.
+    """
+    parameter = next(network.parameters())
+    return network(images.to(parameter.device, parameter.dtype))
 
 
 @REWARDS.register("quality")
-def quality(argument: str) -> QualityReward:
+def quality(argument: str) -> Reward:
     """`quality:FOLDER` written by `QualityNet.save_pretrained`; computed in float32 whatever was stored.
 
     Raises:
@@ -75,4 +70,4 @@ def quality(argument: str) -> QualityReward:
             value=folder,
             hint="Give a folder with config.json and diffusion_pytorch_model.safetensors of a QualityNet.",
         ) from error
-    return QualityReward(network.eval().requires_grad_(False))
+    return RewardFunction("quality", partial(realness, network.eval().requires_grad_(False)), differentiable=True)

@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,10 +23,8 @@ from fewstep.solvers import Grid, amed, analytic_first_step
 Parameters = Mapping[str, Tensor]
 
 
-class BoundSolver(Protocol):
-    """Any solver with its options bound."""
-
-    def __call__(self, process: Process, prediction: Prediction, grid: Grid, /) -> Plan: ...  # noqa: D102
+BoundSolver = Callable[[Process, Prediction, Grid], Plan]
+"""Any solver with its options bound."""
 
 
 @dataclass(frozen=True)

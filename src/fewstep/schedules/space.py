@@ -209,14 +209,16 @@ class ScheduleSpace:
 
     def _feasible(self, candidate: Candidate, rng: random.Random | None = None) -> Candidate:
         """Times in order, inside and apart; as many rows as the budget pays for."""
-        rows = _Rows.of(candidate)
-        blocks = self.model.blocks
-        while rows.candidate(candidate).cost(blocks) > self.steps + 1e-9:
-            rows.drop(rng.randrange(len(rows.times)) if rng else len(rows.times) - 2)
-        while rows.candidate(candidate).cost(blocks) <= self.steps - 1 + 1e-9:
-            rows.add(self._widest(rows.times), self._decision(len(rows.times), rng or random.Random(0)))
-        rows.times = self._apart(rows.times)
-        return rows.candidate(candidate)
+        candidate, blocks = _in_order(candidate), self.model.blocks
+        while candidate.cost(blocks) > self.steps + 1e-9:
+            candidate = _without(
+                candidate, rng.randrange(len(candidate.times)) if rng else max(len(candidate.times) - 2, 0)
+            )
+        while candidate.cost(blocks) <= self.steps - 1 + 1e-9:
+            decision = self._decision(len(candidate.times), rng or random.Random(0))
+            candidate = _with(candidate, self._widest(candidate.times), decision)
+        skipped = candidate.skipped if any(candidate.skipped) else ()
+        return dataclasses.replace(candidate, times=tuple(self._apart(candidate.times)), skipped=skipped)
 
     def _widest(self, times: Sequence[float]) -> float:
         """The middle of the widest gap in half log-SNR (a clean end counts as the least time)."""
@@ -234,33 +236,24 @@ class ScheduleSpace:
         return fixed
 
 
-@dataclass
-class _Rows:
-    """The parts of a candidate that have one entry per row, while rows come and go."""
+def _without(candidate: Candidate, k: int) -> Candidate:
+    """The candidate without row k."""
+    parts = {name: getattr(candidate, name) for name in ("times", "decisions", "skipped")}
+    return dataclasses.replace(candidate, **{name: part[:k] + part[k + 1 :] for name, part in parts.items()})
 
-    times: list[float]
-    decisions: list[Decision]
-    skipped: list[tuple[int, ...]]
 
-    @classmethod
-    def of(cls, candidate: Candidate) -> _Rows:
-        skipped = candidate.skipped or ((),) * len(candidate.times)
-        order = sorted(range(len(candidate.times)), key=lambda k: -candidate.times[k])
-        return cls([candidate.times[k] for k in order], list(candidate.decisions), [skipped[k] for k in order])
+def _with(candidate: Candidate, time: float, decision: Decision) -> Candidate:
+    """The candidate with a time more; the last row gets the decision."""
+    times = tuple(sorted((*candidate.times, time), reverse=True))
+    skipped = (*candidate.skipped, ()) if candidate.skipped else ()
+    return dataclasses.replace(candidate, times=times, decisions=(*candidate.decisions, decision), skipped=skipped)
 
-    def drop(self, k: int) -> None:
-        for part in (self.times, self.decisions, self.skipped):
-            part.pop(k)
 
-    def add(self, time: float, decision: Decision) -> None:
-        self.times.append(time)
-        self.times.sort(reverse=True)
-        self.decisions.append(decision)
-        self.skipped.append(())
-
-    def candidate(self, like: Candidate) -> Candidate:
-        skipped = tuple(self.skipped) if any(self.skipped) else ()
-        return dataclasses.replace(like, times=tuple(self.times), decisions=tuple(self.decisions), skipped=skipped)
+def _in_order(candidate: Candidate) -> Candidate:
+    """Times falling, with what they skip; decisions belong to the rows."""
+    order = sorted(range(len(candidate.times)), key=lambda k: -candidate.times[k])
+    skipped = tuple(candidate.skipped[k] for k in order) if any(candidate.skipped) else ()
+    return dataclasses.replace(candidate, times=tuple(candidate.times[k] for k in order), skipped=skipped)
 
 
 def _distinct(values: Iterable[tuple[float, ...]]) -> Iterator[tuple[float, ...]]:

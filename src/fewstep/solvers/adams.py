@@ -79,7 +79,7 @@ def lms(process: Process, prediction: Prediction, grid: Grid, *, order: int = 4)
 
 @solver(order=2, source="arXiv 2202.09778", history=4)
 def ipndm(process: Process, prediction: Prediction, grid: Grid, *, order: int = 4) -> Plan:
-    """iPNDM (arXiv 2204.13902; arXiv 2202.09778): Adams weights of equal steps inside a DDIM step.
+    """iPNDM (arXiv 2204.13902): Adams weights of equal steps inside a DDIM step (arXiv 2202.09778, eq. 9).
 
         y_{k+1} = y_k + (rho_{k+1} - rho_k) (55 eps_k - 59 eps_{k-1} + 37 eps_{k-2} - 9 eps_{k-3}) / 24
 

@@ -29,19 +29,19 @@ def dpm_solver_v3(
     corrector_pseudo: bool = True,
     lower_order_final: bool = True,
 ) -> Plan:
-    """DPM-Solver-v3 (arXiv 2310.13268). Order `order`, 1 to 3, plus 1 if corrected.
+    """DPM-Solver-v3 (arXiv 2310.13268, eq. 9, f of eq. 6, q of eq. 8). Order `order`, 1 to 3, plus 1 if corrected.
 
         y_{k+1} = e^{L_k - L_{k+1}} y_k - Int_{lam_k}^{lam_{k+1}} e^{L(u) - L_{k+1} + S(u)} (q(u) + B(u)) du,
         q = e^{-S} f - B,  f = (sigma eps - l x) / alpha,  L' = l,  S' = s,  B' = e^{-S} b,  S(lam_k) = B(lam_k) = 0
 
-    with q by its Taylor polynomial at lam_k, whose derivatives are differences over past nodes. The statistics l, s, b
-    make q change as little as they can. (l, s, b) = (1, 0, 0) is DPM-Solver++, (0, -1, 0) DPM-Solver, in their Taylor
-    forms. The times need not be nodes of the statistics. A corrected state keeps the f of the predicted one. A step to
-    a clean end, or from a time without signal, is DDIM.
+    with q by its Taylor polynomial at lam_k (eq. 12), whose derivatives are differences over past nodes (eq. 13). The
+    statistics l, s, b make q change as little as they can. (l, s, b) = (1, 0, 0) is DPM-Solver++, (0, -1, 0)
+    DPM-Solver, in their Taylor forms. The times need not be nodes of the statistics. A corrected state keeps the f of
+    the predicted one. A step to a clean end, or from a time without signal, is DDIM.
 
     Args:
         statistics: of this model at this guidance, from `estimate_statistics`; the plan then belongs to that model.
-        pseudo: the k-th derivative from the k nearest points alone, instead of all of them.
+        pseudo: the k-th derivative from the k nearest points alone, instead of all of them (eq. 15).
         corrector: `full`, `none`, or `half`: only states above half of the noisiest time.
         corrector_pseudo: the same choice for the corrector.
 

@@ -36,7 +36,7 @@ def estimate_statistics(
     guidance: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ModelStatistics:
-    """Measure l, s, b on noised data (arXiv 2310.13268): two passes over lam.
+    """Measure l, s, b on noised data (arXiv 2310.13268, eq. 5 and 11): two passes over lam.
 
     Costs two evaluations and a Jacobian product twice per sample and lam. Memory is one batch and a few sums of the
     size of one sample.

@@ -52,10 +52,11 @@ def analytic_first_step(
     if reads and number(A) == 0:
         raise PlanError("the first step forgets the state that later rows read", hint="Use a multistep order of 1.")
     rows = tuple(_without_first(row, A, c, u, v) for row in plan.rows[1:])
+    scale = A if number(A) >= 0 else -A  # where the step turns the state round: noise and its mirror have one law
     settings = {"first_step": kind} | ({"data_std": data_std} if kind == "gaussian" else {})
     return plan.replace(
         rows=rows,
-        prior_scale=A * plan.prior_scale,
+        prior_scale=scale * plan.prior_scale,
         prior_offset=A * plan.prior_offset + c,
         origin={**plan.origin, **settings},
     )

@@ -159,8 +159,8 @@ class DigitBed:
                 size,
                 self.shape,
                 None,
-                condition_of(labels[rows]),
-                condition_of(torch.full((size,), self.network.classes)),
+                class_condition(labels[rows]),
+                class_condition(torch.full((size,), self.network.classes)),
             )
             if self.store is None:
                 return replace(given, clean=self.data.train[rows])
@@ -182,10 +182,10 @@ class DigitBed:
         noise = torch.randn(count, *self.shape, generator=generator)
 
         def clean(x: Tensor, t: Tensor) -> Tensor:
-            within = teacher(x, t, condition_of(labels))
+            within = teacher(x, t, class_condition(labels))
             if guidance == 1:
                 return within
-            free = teacher(x, t, condition_of(torch.full((count,), self.network.classes)))
+            free = teacher(x, t, class_condition(torch.full((count,), self.network.classes)))
             return free + guidance * (within - free)
 
         with torch.no_grad():
@@ -196,7 +196,7 @@ class DigitBed:
         """Samples (B, size) of a student for classes (B,)."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(len(labels), *self.shape, generator=generator)
-        return steps.sample(student, noise, condition_of(labels), generator)
+        return steps.sample(student, noise, class_condition(labels), generator)
 
     @torch.no_grad()
     def measures(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
@@ -232,7 +232,7 @@ def _trajectories(bed: DigitBed, guidance: float, count: int, points: int, seed:
     return Trajectories(torch.stack(states[::4], 1), times[::4], labels)
 
 
-def condition_of(labels: Tensor) -> Condition:
+def class_condition(labels: Tensor) -> Condition:
     """The network's condition for classes (B,)."""
     return {"class_labels": labels}
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
+from fewstep.executor import Network
 from fewstep.prediction import Prediction
 from fewstep.process import Process
 
@@ -122,9 +123,18 @@ class Mixture:
         a, b = prediction.weights(_factor(alpha, x), _factor(sigma, x))
         return a * data + b * noise
 
-    def network(self, process: Process, prediction: Prediction) -> MixtureNetwork:
-        """The perfect network (scaled state, network time) -> raw output, as the executor and pipelines call it."""
-        return MixtureNetwork(self, process, prediction)
+    def network(self, process: Process, prediction: Prediction) -> Network:
+        """The perfect network, as the executor and pipelines call it: scaled states (B, ...), and network time, 0-dim
+        or (B,), to raw output.
+        """
+
+        def network(x: Tensor, time: Tensor) -> Tensor:
+            t = process.from_network_time(torch.as_tensor(time).double())
+            alpha, sigma = process.alpha(t), process.sigma(t)
+            state = x / _factor(prediction.input_scale(alpha, sigma), x)
+            return self.output(state, alpha, sigma, prediction)
+
+        return network
 
     # --- probability flow -------------------------------------------------------------------------------------------
 
@@ -200,22 +210,6 @@ class Mixture:
         deviation = (alpha**2 * self.covariances.reshape(-1) + sigma**2).sqrt()
         z = (x.unsqueeze(1) - alpha * self.means.reshape(-1)) / (deviation * math.sqrt(2))
         return 0.5 * torch.erfc(-z) @ self.weights, 0.5 * torch.erfc(z) @ self.weights
-
-
-@dataclass(frozen=True, eq=False)
-class MixtureNetwork:
-    """The perfect network of a mixture: knows what its process and prediction mean by time and output."""
-
-    mixture: Mixture
-    process: Process
-    prediction: Prediction
-
-    def __call__(self, x: Tensor, time: Tensor) -> Tensor:
-        """Raw output for scaled states (B, ...) at network time, 0-dim or (B,)."""
-        t = self.process.from_network_time(torch.as_tensor(time).double())
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        state = x / _factor(self.prediction.input_scale(alpha, sigma), x)
-        return self.mixture.output(state, alpha, sigma, self.prediction)
 
 
 def _factor(value: Scale, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from fewstep.train.optimizers import BYTES
 from fewstep.train.stage import Stage, StageConfig
 
 
-def estimate(stage: Stage, config: StageConfig, base: Mapping[str, nn.Module] | None = None) -> dict[str, float]:
+def memory_of(stage: Stage, config: StageConfig, base: Mapping[str, nn.Module] | None = None) -> dict[str, float]:
     """Bytes by name: weights, gradients, optimizer moments and averages of each optimizer group, and what is frozen.
 
     Activations come on top: they grow with the batch and are measured only by running.

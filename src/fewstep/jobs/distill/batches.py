@@ -46,29 +46,22 @@ class Conditioned:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class FromStore:
+def from_store(given: Conditioned, store: TrajectoryStore) -> Batches:
     """Trajectories of the teacher; their ends are the data."""
 
-    given: Conditioned
-    store: TrajectoryStore
+    def batch(generator: torch.Generator) -> Batch:
+        path, numbers = store.draw(given.size, generator)
+        times = torch.tensor(store.header.times, dtype=torch.float64)
+        return given.of(numbers.clamp(min=0), path[:, -1], path, times)
 
-    def __call__(self, generator: torch.Generator) -> Batch:
-        """A batch."""
-        path, numbers = self.store.draw(self.given.size, generator)
-        times = torch.tensor(self.store.header.times, dtype=torch.float64)
-        return self.given.of(numbers.clamp(min=0), path[:, -1], path, times)
+    return batch
 
 
-@dataclass(frozen=True, eq=False)
-class FromData:
+def from_data(given: Conditioned, latents: Tensor, numbers: Tensor) -> Batches:
     """Latents (N, ...) with the numbers of their conditions (N,)."""
 
-    given: Conditioned
-    latents: Tensor
-    numbers: Tensor
+    def batch(generator: torch.Generator) -> Batch:
+        rows = torch.randint(len(latents), (given.size,), generator=generator)
+        return given.of(numbers[rows], latents[rows])
 
-    def __call__(self, generator: torch.Generator) -> Batch:
-        """A batch."""
-        rows = torch.randint(len(self.latents), (self.given.size,), generator=generator)
-        return self.given.of(self.numbers[rows], self.latents[rows])
+    return batch

@@ -10,7 +10,7 @@ from fewstep.distillation.method import Method, find_preset, method
 from fewstep.errors import FewstepError
 from fewstep.jobs.context import JobContext
 from fewstep.jobs.distill.material import TrainingData
-from fewstep.jobs.distill.networks import channels_of, middle_of, place_of
+from fewstep.jobs.distill.networks import channels_of, device_of, middle_of
 from fewstep.jobs.distill.recipe import DistillRecipe
 from fewstep.metrics import load_features
 from fewstep.pipelines import PipelineSampler
@@ -78,5 +78,5 @@ class DistillContext(JobContext[DistillRecipe]):
         """The settings of the loop: the method's own, changed by the recipe's."""
         given = self.recipe.train
         own = {k: v for k, v in given.model_dump().items() if k in StageConfig.model_fields and v is not None}
-        device = "cuda" if place_of(self.pipe).type == "cuda" else "cpu"
+        device = "cuda" if device_of(self.pipe).type == "cuda" else "cpu"
         return StageConfig(**{**defaults(self.method.settings), **own, "device": device})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,34 +14,24 @@ from fewstep.distillation.engine import Engine
 from fewstep.jobs.distill.context import DistillContext
 from fewstep.jobs.distill.networks import engine_of
 
-
-@dataclass
-class Passes:
-    """Samples through networks: forward, and backward, which costs about two forward."""
-
-    forward: int = 0
-    backward: int = 0
-
-    @property
-    def total(self) -> int:
-        """In units of one sample forward."""
-        return self.forward + 2 * self.backward
+COST = {"forward": 1, "backward": 2}
+"""Of a pass of one sample, in units of one forward."""
 
 
 @contextmanager
-def counting(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Passes]]:
-    """Count the calls of each module; a call whose output takes a gradient counts as one backward too.
+def counting(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Counter[str]]]:
+    """Count the samples that pass each module `forward`, and `backward` where the output takes a gradient.
 
     A call that is left early, because an adversary looks at features half-way, counts whole.
     """
-    seen = {name: Passes() for name in modules}
+    seen = {name: Counter[str]() for name in modules}
 
     def hook(name: str):  # type: ignore[no-untyped-def]
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
             learns = any(v.requires_grad for v in (*given, *module.parameters())) and torch.is_grad_enabled()
-            seen[name].forward += len(given[0])
-            seen[name].backward += len(given[0]) if learns else 0
+            seen[name]["forward"] += len(given[0])
+            seen[name]["backward"] += len(given[0]) if learns else 0
 
         return note
 
@@ -64,7 +54,7 @@ def passes_of(engine: Engine, teacher: nn.Module, steps: int) -> float:
         for step in range(steps):
             for _, compute in engine.turns(step, steps, torch.Generator().manual_seed(step)):
                 compute()
-    return sum(p.total for p in seen.values()) / steps
+    return sum(COST[way] * count for passed in seen.values() for way, count in passed.items()) / steps
 
 
 def passes_per_step(context: DistillContext, steps: int = 2) -> float:

@@ -16,8 +16,8 @@ from fewstep.distillation.store import Solve, StoreHeader, TrajectoryStore, miss
 from fewstep.errors import FewstepError
 from fewstep.files import user_path
 from fewstep.jobs.context import JobContext, first_seed
-from fewstep.jobs.distill.batches import Batches, Conditioned, FromData, FromStore
-from fewstep.jobs.distill.networks import place_of
+from fewstep.jobs.distill.batches import Batches, Conditioned, from_data, from_store
+from fewstep.jobs.distill.networks import device_of
 from fewstep.jobs.distill.recipe import DistillRecipe
 from fewstep.pipelines import PipelineSampler, trace
 from fewstep.pipelines.calls import class_count, condition_kind
@@ -80,18 +80,18 @@ class TrainingData:
     def batches(self, student: int = 0) -> Batches:
         """The stream of batches that the method needs, of the conditions that this student owns."""
         owned = None if self.owners is None else (self.owners == student).nonzero().flatten()
-        given = Conditioned(self.encoded, self.recipe.train.batch, place_of(self.pipe), owned)
+        given = Conditioned(self.encoded, self.recipe.train.batch, device_of(self.pipe), owned)
         if not self.needs & {"data", "store"}:
             return given
         if owned is None and self.pictures is None:
-            return FromStore(given, self.store)
+            return from_store(given, self.store)
         if "store" in self.needs:
             raise FewstepError("several students need a method without trajectories", value=self.recipe.method)
         latents, numbers = self.latents
         mine = torch.ones(len(numbers), dtype=torch.bool) if owned is None else torch.isin(numbers, owned)
         if not mine.any():
             raise FewstepError(f"student {student} owns no data", hint="Give more data, or train fewer students.")
-        return FromData(given, latents[mine], numbers[mine])
+        return from_data(given, latents[mine], numbers[mine])
 
     @cached_property
     def owners(self) -> Tensor | None:
@@ -112,7 +112,7 @@ class TrainingData:
         images, _, numbers = self.pictures
         if getattr(self.pipe, "vae", None) is None:
             return images.float() / 127.5 - 1, numbers
-        found = encode_pictures(self.pipe.vae, images, [""] * len(images), numbers[:, None], place_of(self.pipe))
+        found = encode_pictures(self.pipe.vae, images, [""] * len(images), numbers[:, None], device_of(self.pipe))
         return found.both[0], numbers
 
     @cached_property

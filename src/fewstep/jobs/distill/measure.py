@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,15 +19,11 @@ from fewstep.zoo import placed
 STUDENT, TEACHER_FEW, TEACHER = "student", "teacher, as few steps", "teacher"
 
 
-@dataclass(frozen=True)
-class ComparedPictures:
-    """Pictures (N, 3, H, W) in [0, 1] of every system, of equal seeds, and what their N rows show."""
-
-    names: list[str]
-    systems: dict[str, Tensor]
+Pictures = tuple[list[str], dict[str, Tensor]]
+"""What N rows show, and pictures (N, 3, H, W) in [0, 1] of every system, of equal seeds."""
 
 
-def compare_students(context: DistillContext, trained: Trained, plan: Plan) -> tuple[dict[str, Any], ComparedPictures]:
+def compare_students(context: DistillContext, trained: Trained, plan: Plan) -> tuple[dict[str, Any], Pictures]:
     """Metrics of student and teacher against fresh samples of the teacher, and pictures of equal seeds."""
     settings = context.recipe.evaluation
     held_out = [context.items("evaluation", settings.conditions, settings.items, seed) for seed in settings.seeds]
@@ -68,7 +63,7 @@ def compare_students(context: DistillContext, trained: Trained, plan: Plan) -> t
     picks = different(names, settings.pictures)
     rows = [f"item {i + 1}" if conditions is None else names[i] for i in picks]
     shown = {name: images[0][picks].float() / 255 for name, images in systems.items()}
-    return numbers, ComparedPictures(rows, shown)
+    return numbers, (rows, shown)
 
 
 def different(names: Sequence[str], count: int) -> list[int]:

@@ -192,6 +192,6 @@ def _twin(shared: SharedBase | None) -> Callable[[nn.Module, str], nn.Module]:
     return copied if shared is None else adapter
 
 
-def place_of(pipe: Pipeline) -> torch.device:
+def device_of(pipe: Pipeline) -> torch.device:
     """Where the pipeline's network lies."""
     return next(backbone_of(pipe).parameters()).device

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.jobs.distill.measure import STUDENT, TEACHER, TEACHER_FEW, ComparedPictures
+from fewstep.jobs.distill.measure import STUDENT, TEACHER, TEACHER_FEW, Pictures
 from fewstep.jobs.distill.recipe import DistillRecipe
 from fewstep.plan import Plan
 from fewstep.report import (
@@ -15,7 +15,6 @@ from fewstep.report import (
     Column,
     FactList,
     Figure,
-    Highlight,
     Highlights,
     ImageGrid,
     Note,
@@ -39,12 +38,12 @@ def write_report(
     results: Results,
     history: Sequence[Mapping[str, float]],
     plan: Plan,
-    pictures: ComparedPictures,
+    pictures: Pictures,
 ) -> Path:
     """Write `report.html` into the run directory and return its path."""
     blocks: list[Block] = [_highlights(recipe, results)]
     blocks += [Note(line, "Health of the training", tone="warning") for line in results["health"]]
-    if pictures.names:
+    if pictures[0]:
         blocks.append(_grid(recipe, plan, pictures))
     blocks += [
         table(results["evaluation"]),
@@ -86,7 +85,7 @@ def _highlights(recipe: DistillRecipe, results: Results) -> Block:
     metric = _first(results["evaluation"])
     systems = results["evaluation"]["systems"]
     label = results["evaluation"]["metrics"][metric]["label"]
-    items = [Highlight(f"{systems[name][metric]['mean']:.3g}", name, label) for name in systems]
+    items = [(f"{systems[name][metric]['mean']:.3g}", name, label) for name in systems]
     return Highlights("At a glance", items)
 
 
@@ -105,13 +104,13 @@ def table(evaluation: Results) -> Table:
     return Table("Student and teacher", columns, rows, text=text, corner="system")
 
 
-def _grid(recipe: DistillRecipe, plan: Plan, pictures: ComparedPictures) -> Block:
+def _grid(recipe: DistillRecipe, plan: Plan, pictures: Pictures) -> Block:
     names = {STUDENT: f"student, {plan.steps}", TEACHER_FEW: f"teacher, {plan.steps}"}
     names[TEACHER] = f"teacher, {recipe.teacher.steps}"
-    systems = pictures.systems
-    images = [[images[i] for images in systems.values()] for i in range(len(pictures.names))]
+    rows, systems = pictures
+    images = [[images[i] for images in systems.values()] for i in range(len(rows))]
     columns = [names[n] for n in systems]
-    return ImageGrid("Equal conditions, equal seeds; network calls", images, pictures.names, columns)
+    return ImageGrid("Equal conditions, equal seeds; network calls", images, rows, columns)
 
 
 def _curves(history: Sequence[Mapping[str, float]]) -> list[Block]:

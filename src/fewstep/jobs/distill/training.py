@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewstep.files import read_json, read_tensors, write_folder, write_json, write_tensors
 from fewstep.jobs.context import Items
 from fewstep.jobs.distill.context import DistillContext
-from fewstep.jobs.distill.networks import drawable, engine_of, finished, place_of, released, student_of
+from fewstep.jobs.distill.networks import device_of, drawable, engine_of, finished, released, student_of
 from fewstep.pipelines import attach, exchanged, identity_of
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.pipelines.routed import Routed, deciding
@@ -21,7 +21,7 @@ from fewstep.plan import Plan
 from fewstep.report.images import image_grid, save_image
 from fewstep.train.distillation import stage_of
 from fewstep.train.loop import accelerator_for, fit
-from fewstep.train.memory import described, estimate
+from fewstep.train.memory import described, memory_of
 from fewstep.train.shards import whole_state
 
 Trained = list[dict[str, Any]]
@@ -48,7 +48,7 @@ def _train(context: DistillContext, student: int) -> dict[str, Any]:
         context.pipe, context.method, context.process, context.prediction, context.data.encoded, batches, settings
     )
     stage = stage_of(engine, config, lambda folder: None)
-    memory = estimate(stage, config, {n: m for n, m in context.pipe.components.items() if isinstance(m, nn.Module)})
+    memory = memory_of(stage, config, {n: m for n, m in context.pipe.components.items() if isinstance(m, nn.Module)})
     context.run.say(described(memory))
     if settings.pictures_every:
         stage = _drawing(context, stage, engine.modules["student"])
@@ -87,7 +87,7 @@ def draw(context: DistillContext, network: nn.Module, plan: Plan, items: Items) 
 
 def student_network(context: DistillContext, trained: Trained) -> nn.Module:
     """The trained student; several become one network that routes each condition to its owner."""
-    place = place_of(context.pipe)
+    place = device_of(context.pipe)
     students = [student_of(context.pipe, context.method, context.recipe.train, one["tensors"]) for one in trained]
     students = [finished(student, context.method, context.process) for student in students]
     if context.data.parts is None:

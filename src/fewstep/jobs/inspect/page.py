@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fewstep.report import Block, Column, FactList, Figure, Highlight, Highlights, Note, Page, Table, TableRow, save
+from fewstep.report import Block, Column, FactList, Figure, Highlights, Note, Page, Table, TableRow, save
 from fewstep.report.curves import lines
 
 
@@ -52,16 +52,16 @@ def plans_table(results: dict[str, Any]) -> Table:
     return Table("Plans", columns, rows, text=text, corner="plan")
 
 
-def _highlights(results: dict[str, Any]) -> list[Highlight]:
+def _highlights(results: dict[str, Any]) -> list[tuple[str, str, str]]:
     plans, levels = results["plans"], results["levels"]
     best = min(plans, key=lambda name: plans[name]["final"]["mean"])
     gap = max(level["gap"]["mean"] for level in levels)
     baseline = max(level["shuffled"]["mean"] for level in levels)
     dimension = levels[len(levels) // 2]["dimension"]["mean"]
     return [
-        Highlight(f"{plans[best]['final']['mean']:.3g}", f"least error at the end: {best}"),
-        Highlight(f"{gap:.2f}", "largest conservativity gap", f"shuffled field: {baseline:.2f}"),
-        Highlight(f"{dimension:.0f}", f"directions of data at σ/α = {levels[len(levels) // 2]['rho']:.2g}"),
+        (f"{plans[best]['final']['mean']:.3g}", f"least error at the end: {best}", ""),
+        (f"{gap:.2f}", "largest conservativity gap", f"shuffled field: {baseline:.2f}"),
+        (f"{dimension:.0f}", f"directions of data at σ/α = {levels[len(levels) // 2]['rho']:.2g}", ""),
     ]
 
 

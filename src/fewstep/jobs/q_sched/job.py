@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +52,18 @@ def run(recipe: QSchedRecipe, run: Run) -> Path:
     low = context.sampler(**{name: part.model for name, part in parts.items()})
     samplers = {FULL: context.sampler(), LOW: low}
     plans = {FULL: plan, LOW: plan.replace(identity=identity_of(low.pipe, context.guidance))}
-    objective = _standardised(context, low, plans[LOW], rewards)
+    jaq, spent = _standardised(context, low, plans[LOW], rewards)
 
-    outcomes = {name: _searched(context, objective, name, samplers[name], plans[name]) for name in (LOW, FULL)}
+    outcomes = {name: _searched(context, jaq, spent, name, samplers[name], plans[name]) for name in (LOW, FULL)}
     tuned = {
-        LOW_TUNED: _tuned(context, objective, plans[LOW], outcomes[LOW]),
-        FULL_TUNED: _tuned(context, objective, plans[FULL], outcomes[FULL]),
-        LOW_FITTED: _fitted(context, objective.jaq, plans[LOW], samplers),
+        LOW_TUNED: _tuned(context, jaq, plans[LOW], outcomes[LOW]),
+        FULL_TUNED: _tuned(context, jaq, plans[FULL], outcomes[FULL]),
+        LOW_FITTED: _fitted(context, jaq, plans[LOW], samplers),
     }
     for name, found in tuned.items():
         found.save(run.artifact(f"plan-{plain(name)}.json"), overwrite=True)
     plans |= tuned
-    landscape = _landscape(context, objective.jaq, plans[LOW])
+    landscape = _landscape(context, jaq, plans[LOW])
     numbers = measure(recipe, run, samplers, plans)
     run.unit("pipeline", lambda: _with_plan(low.pipe, plans[LOW_TUNED]), save=save_pipeline, load=lambda folder: None)
 
@@ -89,8 +88,8 @@ def tuned_plan(
         plan: what it follows.
         rewards: alignment and quality.
     """
-    objective = _standardised(context, sampler, plan, rewards)
-    return _tuned(context, objective, plan, _searched(context, objective, LOW, sampler, plan))
+    jaq, spent = _standardised(context, sampler, plan, rewards)
+    return _tuned(context, jaq, plan, _searched(context, jaq, spent, LOW, sampler, plan))
 
 
 def _own_plan(context: JobContext[QSchedRecipe]) -> Plan:
@@ -125,18 +124,12 @@ def _low_bit(context: JobContext[QSchedRecipe]) -> dict[str, LowBitPart]:
 # --- the search -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Standardised:
-    """JAQ with its two terms on one scale, and what finding the scale cost in candidates."""
-
-    jaq: JAQ
-    spent: float
-
-
 def _standardised(
     context: JobContext[QSchedRecipe], low: PipelineSampler, plan: Plan, rewards: tuple[Reward, Reward]
-) -> Standardised:
-    """JAQ on the calibration prompts, standardised over scattered candidates of the quantized pipeline."""
+) -> tuple[JAQ, float]:
+    """JAQ on the calibration prompts, with its two terms on one scale over scattered candidates of the quantized
+    pipeline, and what finding the scale cost in candidates.
+    """
     settings = context.recipe.search
     prompts = load_prompts(settings.prompts, settings.count)
     jaq = JAQ(low, *rewards, prompts, settings.seeds, context.recipe.rewards.k)
@@ -147,32 +140,32 @@ def _standardised(
 
     found = context.run.unit("standardise", compute)
     jaq = dataclasses.replace(jaq, centre=tuple(found["centre"]), spread=tuple(found["spread"]))
-    return Standardised(jaq, found["spent"])
+    return jaq, found["spent"]
 
 
 def _searched(
-    context: JobContext[QSchedRecipe], objective: Standardised, name: str, sampler: PipelineSampler, plan: Plan
+    context: JobContext[QSchedRecipe], jaq: JAQ, spent: float, name: str, sampler: PipelineSampler, plan: Plan
 ) -> SearchOutcome:
     """The coefficients found for one of the two pipelines."""
     settings, key = context.recipe.search, f"search-{plain(name)}"
-    jaq = dataclasses.replace(objective.jaq, generate=sampler)
+    jaq = dataclasses.replace(jaq, generate=sampler)
 
     def compute() -> dict[str, Any]:
         found = tune(
             context.run, plan, jaq, settings.budget, family=_family(context), method=settings.searcher,
-            seed=settings.seed, spent=objective.spent, name=key,
+            seed=settings.seed, spent=spent, name=key,
         )  # fmt: skip
         return dataclasses.asdict(found)
 
     return _outcome(context.run.unit(key, compute))
 
 
-def _tuned(context: JobContext[QSchedRecipe], objective: Standardised, plan: Plan, outcome: SearchOutcome) -> Plan:
+def _tuned(context: JobContext[QSchedRecipe], jaq: JAQ, plan: Plan, outcome: SearchOutcome) -> Plan:
     """The plan with the coefficients of a search, which it names."""
     found = {
         **context.recipe.search.model_dump(),
         **context.recipe.rewards.model_dump(),
-        "prompts": _digest(objective.jaq.prompts),
+        "prompts": _digest(jaq.prompts),
         "method": "q-sched",
         "jaq": outcome.value,
         "jaq_untuned": outcome.identity_value,

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fewstep.errors import FewstepError
-from fewstep.jobs.q_sched.names import place
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.metrics import load_features
 from fewstep.pipelines import load_pipeline
 from fewstep.rewards import Reward, load_reward
+from fewstep.zoo import placed
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def opened(setting: str, spec: str, load: Callable[[str], T]) -> T:
         FewstepError: see `rewards`.
     """
     try:
-        return load(place(spec))
+        return load(placed(spec))
     except Exception as error:  # transformers and its hub raise many kinds
         reason = error.what if isinstance(error, FewstepError) else (str(error).splitlines() or [repr(error)])[0]
         hint = (

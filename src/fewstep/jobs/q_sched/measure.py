@@ -14,14 +14,14 @@ from fewstep.data import load_emoji
 from fewstep.data.prompts import load_prompts
 from fewstep.files import read_tensors
 from fewstep.jobs.context import seeds_for, tensor_unit
-from fewstep.jobs.q_sched.names import FULL, FULL_TUNED, LOW, LOW_TUNED, TEACHER, place, plain
+from fewstep.jobs.q_sched.names import FULL, FULL_TUNED, LOW, LOW_TUNED, TEACHER, plain
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.metrics import evaluate, load_features
 from fewstep.pipelines import PipelineSampler, load_pipeline, plan_of
 from fewstep.plan import Plan
 from fewstep.rewards import load_reward
 from fewstep.runs import Run
-from fewstep.zoo import SHIPPED
+from fewstep.zoo import SHIPPED, placed
 
 ROUNDS = 9
 """Timed images per pipeline; the two take turns, and the median counts."""
@@ -92,8 +92,8 @@ def _evaluate(
     prompts: list[str],
 ) -> dict[str, Any]:
     settings = recipe.evaluation
-    features = [load_features(place(spec)) for spec in settings.features]
-    judge = None if settings.judge == "none" else load_reward(place(settings.judge))
+    features = [load_features(placed(spec)) for spec in settings.features]
+    judge = None if settings.judge == "none" else load_reward(placed(settings.judge))
     pictures, described = reference
     found = evaluate(
         images, pictures, prompts, features, judge, paired_to=FULL, compare=[(LOW_TUNED, LOW), (LOW_TUNED, FULL)]

@@ -1,10 +1,6 @@
-"""The systems that a Q-Sched run compares, and the models it names."""
+"""The systems that a Q-Sched run compares."""
 
 from __future__ import annotations
-
-from fewstep.zoo import placed as place
-
-__all__ = ["FULL", "FULL_TUNED", "LOW", "LOW_FITTED", "LOW_TUNED", "SYSTEMS", "TEACHER", "place", "plain"]
 
 FULL, FULL_TUNED = "full precision", "full precision, tuned"
 LOW, LOW_FITTED, LOW_TUNED = "quantized", "quantized + least squares", "quantized + Q-Sched"

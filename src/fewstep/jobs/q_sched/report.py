@@ -18,7 +18,6 @@ from fewstep.report import (
     Column,
     FactList,
     Figure,
-    Highlight,
     Highlights,
     ImageGrid,
     Note,
@@ -113,15 +112,15 @@ def _highlights(results: Results, quantization: Results) -> Block:
         items=[
             _shrunk(quantization, "disk", "backbone on disk"),
             _shrunk(quantization, "resident", "in memory"),
-            Highlight(f"{quantization['bits_per_weight']:.2f}", "bits per quantized weight", "scales included"),
-            Highlight(f"{low:.0f} ms", "per image", f"full precision {full:.0f} ms on this machine"),
+            (f"{quantization['bits_per_weight']:.2f}", "bits per quantized weight", "scales included"),
+            (f"{low:.0f} ms", "per image", f"full precision {full:.0f} ms on this machine"),
         ],
     )
 
 
-def _shrunk(quantization: Results, where: str, label: str) -> Highlight:
+def _shrunk(quantization: Results, where: str, label: str) -> tuple[str, str, str]:
     before, after = quantization[f"{where}_before"], quantization[f"{where}_after"]
-    return Highlight(_size(after), label, f"from {_size(before)}")
+    return (_size(after), label, f"from {_size(before)}")
 
 
 def _metrics(evaluation: Results) -> Block:

@@ -35,7 +35,7 @@ def low_backbone(context: QuantizeContext, name: str) -> LowBitPart:
     apart = keep_first_tokens(model, calls) if recipe.first_token else []
     extra: dict[str, Any] = {"first_token": apart, "split_skips": split}
     full = copy.deepcopy(model) if method_of(recipe.method).reconstruct or recipe.per_step else None
-    options = options_of(context, name, model)
+    options = quantize_options(context, name, model)
     if recipe.scheme:
         report = quantize(model, recipe.scheme, example=calls[0], **options)
         if recipe.per_step and full is not None:
@@ -71,7 +71,7 @@ def _share(context: QuantizeContext, name: str) -> float:
     return sizes[name] / sum(sizes.values())
 
 
-def options_of(context: QuantizeContext, name: str, model: nn.Module) -> dict[str, Any]:
+def quantize_options(context: QuantizeContext, name: str, model: nn.Module) -> dict[str, Any]:
     """Options of `quantize`: the method, and calibration where it or a scheme needs it."""
     recipe, method = context.recipe, method_of(context.recipe.method)
     plain = dataclasses.replace(method, reconstruct=0)

@@ -62,7 +62,7 @@ class BitAllocator:
         method, seen = self.options.get("method", "rtn"), self.options.get("calibration")
         return {
             name: {
-                candidate: sensitivity.fitted(
+                candidate: sensitivity.fitted_scheme(
                     self._layer(name), candidate, method, None if seen is None else seen.get(name)
                 )
                 for candidate in self.recipe.allocation.candidates

@@ -17,7 +17,6 @@ from fewstep.report import (
     Code,
     Column,
     FactList,
-    Highlight,
     Highlights,
     ImageGrid,
     Note,
@@ -152,15 +151,13 @@ def _sentence(results: Results) -> str:
 def _highlights(results: Results) -> Block:
     before, after = (sum(part[key] for part in results["parts"].values()) for key in ("disk_before", "disk_after"))
     items = [
-        Highlight(f"{before / max(after, 1):.2f}x", "smaller on disk", f"{size(before)} to {size(after)}"),
-        Highlight(f"{results['measured']['pictures']['all']['psnr']:.1f} dB", "PSNR to full precision", "held-out"),
+        (f"{before / max(after, 1):.2f}x", "smaller on disk", f"{size(before)} to {size(after)}"),
+        (f"{results['measured']['pictures']['all']['psnr']:.1f} dB", "PSNR to full precision", "held-out"),
     ]
     times = results["measured"]["milliseconds"]
     if times:
         change = times["before"] / times["after"]
-        items.append(
-            Highlight(f"{change:.2f}x", "speed", f"{times['before']:.0f} to {times['after']:.0f} ms per image")
-        )
+        items.append((f"{change:.2f}x", "speed", f"{times['before']:.0f} to {times['after']:.0f} ms per image"))
     return Highlights("At a glance", items)
 
 

@@ -16,7 +16,6 @@ from fewstep.report import (
     Column,
     FactList,
     Figure,
-    Highlight,
     Highlights,
     ImageGrid,
     Page,
@@ -75,12 +74,10 @@ def _sentence(results: Results) -> str:
 def _highlights(results: Results) -> Block:
     evaluation = results["evaluation"]
     name, best = next(iter(evaluation["systems"])), evaluation["best_baseline"]
-    items = [Highlight(f"{evaluation['systems'][name]['mean']:.3f}", "distance from the teacher", "held-out")]
+    items = [(f"{evaluation['systems'][name]['mean']:.3f}", "distance from the teacher", "held-out")]
     if best is not None:
-        items.append(Highlight(f"{evaluation['systems'][best]['mean']:.3f}", "best of diffusers", best))
-    items.append(
-        Highlight(f"{results['search']['network_calls']:,.0f}", "network calls of the search", "single samples")
-    )
+        items.append((f"{evaluation['systems'][best]['mean']:.3f}", "best of diffusers", best))
+    items.append((f"{results['search']['network_calls']:,.0f}", "network calls of the search", "single samples"))
     return Highlights("At a glance", items)
 
 

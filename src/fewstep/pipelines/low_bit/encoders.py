@@ -54,7 +54,7 @@ class EncoderQuantizer(HfQuantizer):
         return True
 
 
-def mark(model: Any, fields: Mapping[str, Any]) -> None:
+def _mark(model: Any, fields: Mapping[str, Any]) -> None:
     """Tell a model of transformers how it was quantized, so that it saves and loads by itself."""
     config = EncoderQuantConfig(**fields)
     model.hf_quantizer = EncoderQuantizer(config, pre_quantized=True)
@@ -63,6 +63,6 @@ def mark(model: Any, fields: Mapping[str, Any]) -> None:
 
 
 # What importing this module is for (`fewstep.registration`).
-MARKS["transformers"] = mark
+MARKS["transformers"] = _mark
 AUTO_QUANTIZER_MAPPING["fewstep"] = EncoderQuantizer
 AUTO_QUANTIZATION_CONFIG_MAPPING["fewstep"] = EncoderQuantConfig

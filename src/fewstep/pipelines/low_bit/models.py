@@ -118,7 +118,7 @@ class FewstepQuantizer(DiffusersQuantizer):
         return True
 
 
-def mark(model: Any, fields: Mapping[str, Any]) -> None:
+def _mark(model: Any, fields: Mapping[str, Any]) -> None:
     """Tell a model of diffusers how it was quantized, so that it saves and loads by itself."""
     config = FewstepQuantConfig(**fields)
     model.hf_quantizer = FewstepQuantizer(config, pre_quantized=True)
@@ -127,6 +127,6 @@ def mark(model: Any, fields: Mapping[str, Any]) -> None:
 
 
 # What importing this module is for (`fewstep.registration`).
-MARKS["diffusers"] = mark
+MARKS["diffusers"] = _mark
 AUTO_QUANTIZER_MAPPING["fewstep"] = FewstepQuantizer
 AUTO_QUANTIZATION_CONFIG_MAPPING["fewstep"] = FewstepQuantConfig

@@ -14,7 +14,7 @@ from fewstep.quant.scheme import Scheme
 FRACTIONS = tuple(1 - 0.025 * i for i in range(31))
 
 
-def least_squares(weight: Tensor, scheme: Scheme, second: Tensor | None = None) -> tuple[Tensor, QuantGrid]:
+def least_squares_scale(weight: Tensor, scheme: Scheme, second: Tensor | None = None) -> tuple[Tensor, QuantGrid]:
     """Of 31 clipping points per group, the one of least squared error; columns weighted by their mean squared input."""
     return fit(weight, scheme, FRACTIONS, None if second is None else second.diagonal().clamp(min=1e-12))
 
@@ -35,5 +35,5 @@ def at_percentile(
 def clip(percentile: float = 0.0) -> RoundingMethod:
     """`clip` (least squares) or `clip:PERCENTILE`, also for static input scales, such as clip:99.9."""
     if not percentile:
-        return RoundingMethod(round=least_squares)
+        return RoundingMethod(round=least_squares_scale)
     return RoundingMethod(round=functools.partial(at_percentile, percentile=percentile), percentile=percentile)
