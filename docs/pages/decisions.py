@@ -31,6 +31,24 @@ def named(best: dict[str, Any] | None) -> str:
     return f"{best['distance']:.3f} ({name})"
 
 
+def at(solvers: dict[str, Any], group: str, count: str) -> str:
+    """The best distance of a group at a number of evaluations, model by model."""
+    best = {name: model["summary"][count]["best"][group]["distance"] for name, model in solvers["models"].items()}
+    return ", ".join(f"{distance:.3f} ({name})" for name, distance in best.items())
+
+
+def nearest(digits: dict[str, Any], count: int) -> str:
+    """The nearest student of so many steps."""
+    rows = [row for row in digits["rows"] if row["steps"] == count and row["summary"]]
+    best = min(rows, key=lambda row: float(row["summary"][""]["frechet"]["mean"]))
+    return f"{best['summary']['']['frechet']['mean']:.2f} (`{best['method']}`)"
+
+
+def beside(digits: dict[str, Any], count: int) -> str:
+    """The teacher in so many steps."""
+    return f"{digits['references'][f'guidance 1, {count} steps']['frechet']:.2f}"
+
+
 def nearer(solvers: dict[str, Any]) -> str:
     """By which factors searches win at 5 to 10 evaluations."""
     best = [e["best"] for m in solvers["models"].values() for n, e in m["summary"].items() if 5 <= int(n) <= 10]

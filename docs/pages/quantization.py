@@ -83,10 +83,17 @@ def rules(quality: dict[str, Any]) -> str:
     return listed(words)
 
 
-def mixed_gain(mixed: dict[str, Any]) -> str:
-    """What bits per layer win over one width at equal bytes."""
-    gains = [(b["uniform"], g) for b in mixed["blocks"] for n, g in b["gains"].items() if n.startswith("uniform")]
-    return listed(f"{_interval(gain)} at the bytes of {width}" for width, gain in gains)
+def mixed_gain(mixed: dict[str, Any], width: str) -> str:
+    """What bits per layer win over this width for all at equal bytes."""
+    (block,) = (b for b in mixed["blocks"] if b["uniform"] == width)
+    return next(_interval(gain, 1) for name, gain in block["gains"].items() if name.startswith("uniform"))
+
+
+def beside(quality: dict[str, Any], model: str, by: str, scheme: str) -> str:
+    """Bytes and fidelity of another library's row."""
+    found = quality["models"][model]
+    row = next(r for r in found["rows"] if (r["by"], r["scheme"]) == (by, scheme))
+    return f"{2 * row['bytes'] / found['full_bytes']:.2f}, {row['psnr']['mean']:.0f} dB"
 
 
 def tuned_rows(quality: dict[str, Any]) -> str:

@@ -1,0 +1,20 @@
+"""The Python of the pages for users runs as it is printed, from the first line of a page to its last."""
+
+import re
+
+import pytest
+
+from tests import ROOT
+
+BLOCK = re.compile(r"(<!-- not run by the tests: .* -->\n)?```python\n(.*?)```", flags=re.DOTALL)
+PAGES = {
+    page: [code for skip, code in BLOCK.findall(page.read_text(encoding="utf-8")) if not skip]
+    for page in [ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
+}
+
+
+@pytest.mark.parametrize("page", [page for page, code in PAGES.items() if code], ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs_as_it_is_printed(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(PAGES[page]), page.name, "exec"), {})
+    assert "object at 0x" not in capsys.readouterr().out
