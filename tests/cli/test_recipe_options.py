@@ -8,11 +8,16 @@ import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from fewstep.cli import app, distill, following, quantize, search
-from fewstep.recipes import kinds
+from fewstep.cli import app, diagnose, distill, following, quantize, search, tune
 
 GROUP = get_command(app)
-COMMANDS = {"quantize": quantize.FIELDS, "search": search.FIELDS, "distill": distill.FIELDS}
+COMMANDS = {
+    "quantize": quantize.FIELDS,
+    "tune": tune.FIELDS,
+    "search": search.FIELDS,
+    "distill": distill.FIELDS,
+    "diagnose": diagnose.FIELDS,
+}
 
 
 def call(*arguments):
@@ -41,10 +46,10 @@ def parameters(name):
 def test_defaults_are_those_of_the_recipe(name):
     found = parameters(name)
     for word, key in COMMANDS[name].keys.items():
-        info = field(kinds.find(COMMANDS[name].kind).schema(), key)
+        info = field(COMMANDS[name].schema(), key)
         if not found[word].required:
             default = info.get_default(call_default_factory=True)
-            assert found[word].default == (",".join(default) if isinstance(default, list) else default), key
+            assert found[word].default == (",".join(map(str, default)) if isinstance(default, list) else default), key
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -66,6 +71,9 @@ def test_given_values_reach_their_fields():
     assert (made["method"], made["steps"], made["data"]["source"]) == ("lcm", 2, "mnist")
     assert (made["train"]["steps"], made["train"]["batch"], made["train"]["seed"]) == (50, 4, 7)
     assert made["batch"] == 32  # of the pipeline's calls, another field
+    made = resolved("tune", "emoji-student", "--seeds", "4,5", "--budget", 20, "--quality", "sharpness")
+    assert (made["search"]["seeds"], made["search"]["budget"], made["scheme"]) == ([4, 5], 20, "w4a8")
+    assert made["rewards"]["quality"] == "sharpness"
     made = resolved("search", "emoji-teacher", "--steps", 5, "--teacher-steps", 30, "--method", "gits")
     assert (made["steps"], made["teacher"]["steps"], made["search"]["method"]) == (5, 30, "gits")
 

@@ -20,7 +20,7 @@ SMALL = {"steps": 2, "samples": 2, "probes": 1, "fine": 1}
 @pytest.mark.parametrize("name", ["dit", "ddpm", "sd3"])
 def test_every_kind_of_pipeline_is_inspected(name, tmp_path):
     save_pipeline(tiny.MAKERS[name](tmp_path), tmp_path / "pipe")
-    settings = InspectSettings(str(tmp_path / "pipe"), **SMALL)
+    settings = InspectSettings.of(str(tmp_path / "pipe"), **SMALL)
     with Run(tmp_path / "run", quiet=True) as run:
         report = inspect(settings, run, **tiny.CALLS[name])
         units = run.seconds()
@@ -40,7 +40,7 @@ def test_a_plan_of_another_model_is_refused(tmp_path):
     pipe = tiny.MAKERS["sd"](tmp_path)
     save_pipeline(pipe, tmp_path / "pipe")
     plan_of(pipe, 2, **tiny.CALLS["sd"]).replace(identity=Identity(model="0" * 16)).save(tmp_path / "plan.json")
-    settings = InspectSettings(str(tmp_path / "pipe"), plan=str(tmp_path / "plan.json"), **SMALL)
+    settings = InspectSettings.of(str(tmp_path / "pipe"), plan=str(tmp_path / "plan.json"), **SMALL)
     with Run(tmp_path / "run", quiet=True) as run, pytest.raises(IdentityError, match="belongs to model"):
         inspect(settings, run, **tiny.CALLS["sd"])
 
@@ -48,7 +48,7 @@ def test_a_plan_of_another_model_is_refused(tmp_path):
 def test_a_stochastic_plan_is_left_out_and_others_are_shown(tmp_path):
     save_pipeline(tiny.MAKERS["sdxl"](tmp_path), tmp_path / "pipe")  # Euler ancestral
     with Run(tmp_path / "run", quiet=True) as run:
-        inspect(InspectSettings(str(tmp_path / "pipe"), **SMALL), run, **tiny.CALLS["sdxl"])
+        inspect(InspectSettings.of(str(tmp_path / "pipe"), **SMALL), run, **tiny.CALLS["sdxl"])
     assert "the pipeline's own" not in read_json(tmp_path / "run" / "results.json")["plans"]
 
 
@@ -59,8 +59,8 @@ def test_the_command_says_what_is_wrong():
     with pytest.raises(FewstepError, match="KEY=VALUE"):
         call_arguments(["height"])
     assert call_arguments(["height=16", "clean_caption=false"]) == {"height": 16, "clean_caption": False}
-    with pytest.raises(FewstepError, match="two samples"):
-        InspectSettings("x", samples=1)
+    with pytest.raises(FewstepError, match="samples"):
+        InspectSettings.of("x", samples=1)
 
 
 def test_a_variant_reaches_the_pipeline_and_older_runs_go_on(tmp_path, monkeypatch):
@@ -74,4 +74,4 @@ def test_a_variant_reaches_the_pipeline_and_older_runs_go_on(tmp_path, monkeypat
     done = CliRunner().invoke(app, ["inspect", "emoji-student", "--variant", "fp16", "--out", str(tmp_path / "run")])
     assert "seen enough" in done.output
     assert seen == ["fp16"]
-    assert "variant" not in InspectSettings("x").plain()  # runs made before there were variants know none
+    assert "variant" not in InspectSettings.of("x").plain()  # runs made before there were variants know none

@@ -9,8 +9,9 @@ from typing import Any
 from fewstep.api.open_pipelines import description, run_about
 from fewstep.files import write_json
 from fewstep.jobs.context import JobContext
-from fewstep.jobs.inspect.job import InspectSettings, measured
+from fewstep.jobs.inspect.job import measured
 from fewstep.jobs.inspect.page import page
+from fewstep.jobs.inspect.settings import InspectSettings
 from fewstep.jobs.pipeline_recipe import PipelineRecipe
 from fewstep.plan import Plan
 
@@ -30,7 +31,7 @@ def diagnose(
     progress: bool = True,
     **call: Any,
 ) -> dict[str, Any]:
-    """Measure a pipeline's network and the error of its plan row by row; the command is `fewstep inspect`.
+    """Measure a pipeline's network and the error of its plan row by row; the command is `fewstep diagnose`.
 
     Args:
         pipe: a diffusers pipeline; it is not changed.
@@ -55,7 +56,7 @@ def diagnose(
         IdentityError: the plan belongs to another network.
     """
     about = description(pipe)
-    settings = InspectSettings(
+    settings = InspectSettings.of(
         about["model"], steps=steps, samples=samples, probes=probes, fine=fine, guidance=guidance,
         prompts=tuple(prompts), seed=seed,
     )  # fmt: skip

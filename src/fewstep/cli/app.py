@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli import bench, diagnose, distill, doctor, export, generate, plan, quantize, run, search, train
+from fewstep.cli import (
+    bench,
+    diagnose,
+    distill,
+    doctor,
+    export,
+    generate,
+    plan,
+    quantize,
+    run,
+    save,
+    search,
+    train,
+    tune,
+)
 from fewstep.cli.shell import LOOK, RUN, Commands
 
 app = typer.Typer(
@@ -39,11 +53,13 @@ def _fewstep(
 
 
 quantize.add_to(app)
+tune.add_to(app)
 export.add_to(app)
 search.add_to(app)
 distill.add_to(app)
 train.add_to(app)
 generate.add_to(app)
+save.add_to(app)
 diagnose.add_to(app)
 app.add_typer(plan.app, name="plan", rich_help_panel=LOOK)
 run.add_to(app)

@@ -34,14 +34,14 @@ class RecipeFields:
     An option has the last word of its key; the whole key where another one has that word (`--train-steps`).
 
     Args:
-        kind: of the recipe.
+        source: the kind of the recipe, or "module:name" of another class of settings.
         options: dotted keys, in the order of the help.
         arguments: keys of positional arguments, which must be given.
         named: key -> another name of the option.
         complete: key -> the names that a shell completes; a `Literal` completes by itself.
     """
 
-    kind: str
+    source: str
     options: tuple[str, ...]
     arguments: tuple[str, ...] = ()
     named: Mapping[str, str] = field(default_factory=dict)
@@ -83,10 +83,14 @@ class RecipeFields:
                 found[key] = names(value) if _is_list(self._field(key)) else value
         return found
 
-    def _field(self, key: str) -> FieldInfo:
+    def schema(self) -> Any:
+        """The class of the recipe."""
         from fewstep.recipes import kinds
 
-        return _field(kinds.find(self.kind).schema(), key)
+        return (kinds.Kind(self.source, "") if ":" in self.source else kinds.find(self.source)).schema()
+
+    def _field(self, key: str) -> FieldInfo:
+        return _field(self.schema(), key)
 
     def _parameter(self, name: str, key: str) -> inspect.Parameter:
         info, place = self._field(key), inspect.Parameter.KEYWORD_ONLY
@@ -103,7 +107,7 @@ class RecipeFields:
             flag,
             metavar="|".join(known) or None,
             show_default=default not in (None, "", False),
-            callback=_finite if kind is float else None,
+            callback=finite if kind is float else None,
             **shared,
         )
         return inspect.Parameter(name, place, default=default, annotation=Annotated[kind | None, asked])
@@ -182,7 +186,3 @@ def _help(info: FieldInfo) -> str:
     """The description in one line, whose brackets are no markup."""
     text = " ".join((info.description or "").split())
     return (text + (" With commas." if _is_list(info) else "")).replace("[", r"\[")
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None else finite(value)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.cli import known
-from fewstep.cli.shell import LOOK, Guidance, Overwrite, call_arguments, console, examples, suggest
+from fewstep.cli.shell import LOOK, CallArguments, Overwrite, call_arguments, console, examples, finite, suggest
 from fewstep.errors import FewstepError
 
 if TYPE_CHECKING:
@@ -43,13 +43,17 @@ def generate(
     negative_prompt: Annotated[str, typer.Option(help="What not to draw; needs guidance above 1.")] = "",
     height: Annotated[int | None, typer.Option(min=1, help="Pixels; the pipeline's own unless given.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Pixels; the pipeline's own unless given.")] = None,
-    arguments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Another argument of the pipeline's call; repeatable."),
-    ] = None,
+    arguments: CallArguments = None,
     variant: Annotated[str, typer.Option(help="Of the weight files, such as fp16.")] = "",
     seed: Annotated[list[int] | None, typer.Option("--seed", "-s", help="One image per prompt and seed.")] = None,
-    guidance: Guidance = 1.0,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            callback=finite,
+            help="guidance_scale of the pipeline; that of its plan unless given, and 1, without, where it says none.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Picture (.png, .jpg, .webp) or video (.gif, .webp, .png); a free image.png unless given."),
@@ -64,40 +68,36 @@ def generate(
     import torch
     from rich.markup import escape
 
-    from fewstep.pipelines import PipelineSampler, attach, load_pipeline, plan_of
-    from fewstep.plan import Identity, Plan
+    import fewstep as fs
     from fewstep.report import images
     from fewstep.runs.environment import best_device
 
     out = out or images.free_name(Path("image.png"))
     given = {"negative_prompt": negative_prompt or None, "height": height, "width": width}
     call = {**{k: v for k, v in given.items() if v is not None}, **call_arguments(arguments or [])}
-    if negative_prompt and guidance <= 1 and "true_cfg_scale" not in call:
+    if negative_prompt and (guidance or 1) <= 1 and "true_cfg_scale" not in call:
         raise FewstepError("without guidance a negative prompt does nothing", value=guidance, hint="Add --guidance 5.")
     images.check_image(out, overwrite)
-    pipe = load_pipeline(model, **({"variant": variant} if variant else {})).to(best_device())
+    options: dict[str, Any] = {"variant": variant} if variant else {}
+    pipe = fs.load(model, **options).to(best_device())
     moving = "num_frames" in inspect.signature(type(pipe).__call__).parameters
     images.check_image(out, overwrite, moving)
     conditions = _conditions(pipe, prompt or [], label or [])
     if plan is not None:
-        attach(pipe, Plan.load(plan))
-    stored = getattr(pipe.scheduler, "plan", None)
-    chosen = plan_of(pipe, stored.steps if stored else steps, guidance_scale=guidance, **call)
-    chosen.check(Identity(guidance=guidance))
+        fs.attach(pipe, fs.Plan.load(plan))
     seeds = seed or [0]
-    some = None if conditions is None else [condition for condition in conditions for _ in seeds]
-    numbers = seeds * len(conditions or [None])
-    with torch.no_grad():
-        made = PipelineSampler(pipe, guidance, call)(chosen, some, numbers)
+    made = fs.generate(pipe, conditions, seeds=seeds, steps=steps, guidance=guidance, **call)
+    stored = getattr(pipe.scheduler, "plan", None)
+    steps = stored.steps if stored else steps
     columns = len(seeds) if len(conditions or []) > 1 else None
     if moving:
         frames = torch.stack([images.image_grid(frame, columns, zoom=zoom) for frame in made.transpose(0, 1)])
         images.save_video(frames, out)
     else:
         images.save_image(images.image_grid(made, columns, zoom=zoom), out)
-    count = f"{len(numbers)} {'video' if moving else 'image'}" + ("s" if len(numbers) > 1 else "")
-    console().print(f"[bold green]Wrote {escape(str(out))}[/bold green]: {count}, {chosen.steps} steps each")
-    suggest(f"fewstep diagnose {shlex.quote(model)} --steps {chosen.steps}")
+    count = f"{len(made)} {'video' if moving else 'image'}" + ("s" if len(made) > 1 else "")
+    console().print(f"[bold green]Wrote {escape(str(out))}[/bold green]: {count}, {steps} steps each")
+    suggest(f"fewstep diagnose {shlex.quote(model)} --steps {steps}")
 
 
 def _conditions(pipe: Pipeline, prompts: list[str], labels: list[str]) -> list[Any] | None:

@@ -29,17 +29,17 @@ EXAMPLES: list[str] = []
 _QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
 
 FASTER, SMALLER, TRAIN = "Make it faster", "Make it smaller", "Train"
-LOOK, RUN = "Generate and look", "Recipes, numbers, this machine"
+LOOK, RUN = "Generate, look, save", "Recipes, numbers, this machine"
 """Under what the commands stand in the help: what people want."""
 
 
-def finite(value: float) -> float:
+def finite(value: float | None) -> float | None:
     """Check of every option that takes a decimal number: `nan` and `inf` are no settings.
 
     Raises:
         typer.BadParameter: it is one of them.
     """
-    if not math.isfinite(value):
+    if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
 
@@ -55,6 +55,10 @@ Overrides = Annotated[
     ),
 ]
 
+CallArguments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="An argument of the pipeline's call, height=256; repeatable."),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what fewstep wrote there; files of others are never replaced.")
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from fewstep import solvers
 from fewstep.denoiser import Denoiser
 from fewstep.diagnostics import conservativity, equalised_grid, noisy, trace_dimension, truncation
 from fewstep.diagnostics.field import per_number
-from fewstep.errors import FewstepError
 from fewstep.executor import Noise
 from fewstep.files import write_json
 from fewstep.jobs.context import Items, JobContext, tensor_unit
 from fewstep.jobs.inspect.page import page
+from fewstep.jobs.inspect.settings import InspectSettings
 from fewstep.jobs.pipeline_recipe import PipelineRecipe
 from fewstep.metrics.intervals import mean_interval
 from fewstep.pipelines import plan_of
@@ -40,36 +40,6 @@ ALTERNATIVES: dict[str, Callable[..., Plan]] = {
     "UniPC": solvers.unipc,
 }
 """What is tried in the place of the pipeline's own plan."""
-
-
-@dataclass(frozen=True)
-class InspectSettings:
-    """What to inspect, and how much of it."""
-
-    model: str
-    steps: int = 8
-    plan: str | None = None
-    samples: int = 8
-    probes: int = 4
-    fine: int = 3
-    guidance: float = 1.0
-    prompts: tuple[str, ...] = ()
-    seed: int = 0
-    variant: str = ""
-
-    def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise FewstepError("intervals need two samples", value=self.samples, hint="Use --samples 8.")
-        for name in ("steps", "probes", "fine"):
-            if getattr(self, name) < 1:
-                raise FewstepError(f"{name} must be at least 1", value=getattr(self, name))
-        if not (math.isfinite(self.guidance) and self.guidance >= 0):
-            raise FewstepError("guidance must be a number of at least 0", value=self.guidance)
-
-    def plain(self) -> dict[str, Any]:
-        """JSON values; runs that were made before there were variants have none."""
-        values = {**asdict(self), "prompts": list(self.prompts)}
-        return values if self.variant else {name: value for name, value in values.items() if name != "variant"}
 
 
 def inspect(settings: InspectSettings, run: Run, **call: Any) -> Path:

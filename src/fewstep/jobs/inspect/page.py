@@ -1,4 +1,4 @@
-"""The report of `fewstep inspect`."""
+"""The report of `fewstep diagnose`."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from fewstep.schedules.tuning import JAQ, CandidateScore, Family, Problem, Searc
 
 
 def run(recipe: QSchedRecipe, run: Run) -> Path:
-    """Execute a recipe in a run directory and return the report.
+    """Execute a recipe in a run directory and return the report; with the scheme `none`, the plan that was found.
 
     Leaves behind: `pipeline/` (a diffusers folder with low-bit weights and the tuned plan), plan files, images, scores
     of every candidate, `results.json` and `report.html`.
@@ -41,12 +41,14 @@ def run(recipe: QSchedRecipe, run: Run) -> Path:
     recipe.check()
     recipe = recipe.resolved()
     rewards = judges.rewards(recipe)
-    if not run.done("evaluate"):
+    if recipe.scheme != "none" and not run.done("evaluate"):
         judges.check(recipe)
     context = JobContext.open(recipe, run, fuse=True)
     if condition_kind(context.pipe) != "prompt":
         hint = f"Use fewstep search {recipe.model} --q-sched 100, which needs no rewards."
         raise FewstepError("the rewards of Q-Sched read prompts, and this pipeline takes none", hint=hint)
+    if recipe.scheme == "none":
+        return _in_its_own_bits(context, rewards)
     plan = _own_plan(context)
     parts = _low_bit(context)
     low = context.sampler(**{name: part.model for name, part in parts.items()})
@@ -75,6 +77,17 @@ def run(recipe: QSchedRecipe, run: Run) -> Path:
         **numbers,
     )
     return write_report(run, recipe, results, outcomes, plans, quantization, landscape)
+
+
+def _in_its_own_bits(context: JobContext[QSchedRecipe], rewards: tuple[Reward, Reward]) -> Path:
+    """Tune the pipeline as it is; leaves the plan, and the pipeline with it. Nothing is measured."""
+    run, sampler = context.run, context.sampler()
+    tuned = tuned_plan(context, sampler, _own_plan(context), rewards)
+    place = run.artifact(f"plan-{plain(LOW_TUNED)}.json")
+    tuned.save(place, overwrite=True)
+    run.unit("pipeline", lambda: _with_plan(sampler.pipe, tuned), save=save_pipeline, load=lambda folder: None)
+    context.write_results(search=tuned.origin["search"], coefficients=_scales(tuned))
+    return place
 
 
 def tuned_plan(

@@ -21,7 +21,10 @@ class QSchedRewards(RecipePart):
     """
 
     alignment: str = "auto"
+    """Of pictures with their prompts: clip:FOLDER_OR_ID, `none`; `auto` fits the model."""
     quality: str = "auto"
+    """Of pictures alone: clip:FOLDER_OR_ID, quality:FOLDER, sharpness, colourfulness, contrast, `none`; `auto` fits the
+    model."""
     k: float = Field(2.0, ge=0)
     """Weight of quality, after both terms were standardised."""
 
@@ -36,15 +39,19 @@ class QSchedSearch(RecipePart):
     """How the coefficients are searched."""
 
     family: Literal["ramp-to-one", "ramp", "free", "per-channel"] = "ramp"
+    """How many numbers describe the scalars: 2, 4, two per step, or two per step and channel."""
     searcher: str = "coarse-to-fine"
+    """How they are searched: coarse-to-fine, grid, cma-es, tpe or gradient."""
     budget: float = Field(100, gt=0)
     """Network calls, in units of one candidate on all prompts and seeds."""
     low: float = Field(0.8, gt=0, lt=1)
     high: float = Field(1.2, gt=1)
     prompts: Prompts = "auto"
+    """To search on: the name of a set or a text file; `auto` fits the model."""
     count: int = Field(16, ge=1)
     """How many of the prompts."""
     seeds: Seeds = Field(default_factory=lambda: [1, 2])
+    """Each prompt is drawn with so many: blocks of noise by number."""
     seed: int = 0
     """Of the searcher itself."""
 
@@ -78,6 +85,7 @@ class QSchedRecipe(PipelineRecipe):
     kind: Literal["q-sched"] = "q-sched"
     model: str = "emoji-student"
     scheme: str = "w4a8"
+    """Of the low-bit weights and inputs, such as w4a8; `none` tunes the pipeline in the bits that it has."""
     rewards: QSchedRewards = Field(default_factory=QSchedRewards)
     search: QSchedSearch = Field(default_factory=QSchedSearch)
     evaluation: QSchedEvaluation = Field(default_factory=QSchedEvaluation)
@@ -87,6 +95,8 @@ class QSchedRecipe(PipelineRecipe):
     def _parses(cls, scheme: str) -> str:
         from fewstep.quant import Scheme
 
+        if scheme == "none":
+            return scheme
         try:
             return str(Scheme.parse(scheme))
         except FewstepError as error:
