@@ -32,6 +32,10 @@ class NonFiniteError(FewstepError):
     """The network produced NaN or infinity."""
 
 
+class PluginError(FewstepError):
+    """A part that another package brings cannot be used; the message names the package."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Sentence that suggests the known name closest to `name`, or lists all of them."""
     names = sorted(known)

@@ -9,6 +9,8 @@ import ast
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fewstep.plugins import plugin_names
+
 PACKAGE = Path(__file__).parent.parent
 
 
@@ -26,27 +28,29 @@ def recipes(incomplete: str) -> list[str]:
 
 def methods(incomplete: str) -> list[str]:
     """Distillation methods."""
-    return beginning(incomplete, _decorated("distillation/presets", "preset"))
+    return beginning(incomplete, [*_decorated("distillation/presets", "preset"), *plugin_names("fewstep.methods")])
 
 
 def solvers(incomplete: str) -> list[str]:
     """Solvers."""
-    return beginning(incomplete, _decorated("solvers", "solver"))
+    return beginning(incomplete, [*_decorated("solvers", "solver"), *plugin_names("fewstep.solvers")])
 
 
 def search_methods(incomplete: str) -> list[str]:
     """Methods of schedule searches."""
-    return beginning(incomplete, _keys("schedules/methods.py", "METHODS"))
+    return beginning(incomplete, [*_keys("schedules/methods.py", "METHODS"), *plugin_names("fewstep.searches")])
 
 
 def searchers(incomplete: str) -> list[str]:
     """Searchers of few numbers, as Q-Sched's."""
-    return beginning(incomplete, _keys("schedules/tuning/searchers.py", "SEARCHERS"))
+    return beginning(
+        incomplete, [*_keys("schedules/tuning/searchers.py", "SEARCHERS"), *plugin_names("fewstep.searchers")]
+    )
 
 
 def rounding_methods(incomplete: str) -> list[str]:
     """Methods by which weights are rounded."""
-    return beginning(incomplete, _decorated("quant/methods", "rounding_method"))
+    return beginning(incomplete, [*_decorated("quant/methods", "rounding_method"), *plugin_names("fewstep.rounding")])
 
 
 def stages(incomplete: str) -> list[str]:
@@ -83,7 +87,10 @@ def _keys(file: str, table: str) -> list[str]:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if any(isinstance(target, ast.Name) and target.id == table for target in targets):
-                parts = node.value.keys if isinstance(node.value, ast.Dict) else getattr(node.value, "elts", [])
+                value: ast.expr = node.value
+                if isinstance(value, ast.Call):  # Registry(what, group, own)
+                    value = next((given for given in value.args if isinstance(given, ast.Dict)), value)
+                parts = value.keys if isinstance(value, ast.Dict) else getattr(value, "elts", [])
                 return [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
     return []
 

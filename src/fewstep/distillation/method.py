@@ -11,9 +11,7 @@ must know of a method before it is built stands in the decorator (`Preset`), all
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +22,7 @@ from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Networks, Rollout, Term
 from fewstep.errors import FewstepError, nearest
 from fewstep.process import Process
+from fewstep.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,13 @@ class Preset:
         return {p.name: p.default for p in parameters}
 
 
-_PRESETS: dict[str, Preset] = {}
+_PRESETS: Registry[Preset] = Registry(
+    "distillation method",
+    "fewstep.methods",
+    package="fewstep.distillation.presets",
+    decorator="fewstep.distillation.method.preset",
+    source=lambda known: known.make,
+)
 
 
 def preset(name: str, **facts: Any) -> Callable[[Make], Make]:
@@ -221,15 +226,14 @@ def preset(name: str, **facts: Any) -> Callable[[Make], Make]:
     """
 
     def join(make: Make) -> Make:
-        _PRESETS[name] = Preset(make, **facts)
+        _PRESETS.register(name)(Preset(make, **facts))
         return make
 
     return join
 
 
 def presets() -> dict[str, str]:
-    """Name and one line of every preset; every module of `fewstep.distillation.presets` is imported once."""
-    _gather()
+    """Name and one line of every preset, those of other packages too."""
     return {name: (inspect.getdoc(known.make) or "").partition("\n")[0] for name, known in sorted(_PRESETS.items())}
 
 
@@ -287,13 +291,4 @@ def find_preset(name: str) -> Preset:
     Raises:
         FewstepError: there is none.
     """
-    _gather()
-    if name not in _PRESETS:
-        raise FewstepError("unknown distillation method", value=name, hint=nearest(name, _PRESETS))
-    return _PRESETS[name]
-
-
-def _gather() -> None:
-    package = importlib.import_module("fewstep.distillation.presets")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    return _PRESETS.find(name)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fewstep.clip import load_clip
 from fewstep.errors import FewstepError
 from fewstep.images import as_float
-from fewstep.registry import Registry, need_argument
+from fewstep.registry import SpecRegistry, need_argument
 
 CHUNK = 64  # images per forward pass
 
@@ -45,7 +45,9 @@ class FeatureNet:
         return features
 
 
-FEATURES: Registry[FeatureNet] = Registry("feature network", "fewstep.metrics")
+FEATURES: SpecRegistry[FeatureNet] = SpecRegistry(
+    "feature network", "fewstep.features", package="fewstep.metrics", part=FeatureNet
+)
 
 
 def load_features(spec: str) -> FeatureNet:

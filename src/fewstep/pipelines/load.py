@@ -18,7 +18,7 @@ from fewstep.pipelines.caller import SCHEDULE, shift_of, step_counts
 from fewstep.pipelines.calls import backbone_of, recorded
 from fewstep.pipelines.following import refuse_unfit
 from fewstep.pipelines.identity import identity_of
-from fewstep.pipelines.places import options_for, place_of
+from fewstep.pipelines.places import class_of, options_for, place_of
 from fewstep.pipelines.probing import plan_of_scheduler
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.pipelines.scheduler import PlanScheduler
@@ -30,7 +30,8 @@ def load_pipeline(model: str | Path, **options: Any) -> Pipeline:
     """Open a diffusers pipeline: a folder, a shipped name (`emoji-student`), or a hub id; safetensors only.
 
     Low-bit backbones written by fewstep load as they are, and a stored plan is checked against its network. A folder
-    that has nothing but a variant (`fp16`) is opened as that, with a warning.
+    that has nothing but a variant (`fp16`) is opened as that, with a warning. A folder of a class that diffusers does
+    not have is opened by the package that brings the class (entry points `fewstep.pipelines`).
 
     Args:
         model: folder, run directory, shipped name or hub id.
@@ -40,17 +41,15 @@ def load_pipeline(model: str | Path, **options: Any) -> Pipeline:
         FewstepError: nothing can be opened there, a single file, or pickled weights.
         IdentityError: the stored plan belongs to another network.
     """
-    from diffusers import DiffusionPipeline
-
     from fewstep.zoo import BASES, SHIPPED, shipped
 
     if not torch.cuda.is_available():  # half precision is slow on processors, and many layers refuse it
         options.setdefault("dtype", torch.float32)
     place = place_of(model)
-    options = options_for(place, options)
+    options, opener = options_for(place, options), class_of(place)
     try:
         with _quiet():
-            pipe = DiffusionPipeline.from_pretrained(place if place.exists() else str(model), **options)
+            pipe = opener.from_pretrained(place if place.exists() else str(model), **options)
     except FewstepError:
         raise
     except Exception as error:  # diffusers raises many kinds; users need one sentence

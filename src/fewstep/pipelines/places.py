@@ -9,6 +9,7 @@ from typing import Any
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, user_path
+from fewstep.registry import Registry
 from fewstep.zoo import BASES, SHIPPED, shipped
 
 INSIDE = Path("artifacts") / "pipeline"
@@ -66,6 +67,25 @@ def options_for(place: Path, options: dict[str, Any]) -> dict[str, Any]:
             warnings.warn(f"{place} holds its weights as variant {common[0]!r} only: opened as that", stacklevel=3)
             options["variant"] = common[0]
     return options
+
+
+PIPELINES: Registry[Any] = Registry("pipeline class", "fewstep.pipelines")
+"""Classes of other packages that folders name in `model_index.json`; those of diffusers need no entry."""
+
+
+def class_of(place: Path) -> Any:
+    """The class that opens a folder: that of another package which the folder names, else `DiffusionPipeline`.
+
+    Raises:
+        PluginError: the package that brings the class is broken.
+    """
+    import diffusers
+
+    index = read_json(place / _INDEX) if (place / _INDEX).is_file() else None
+    name = index.get("_class_name") if isinstance(index, dict) else None
+    if not isinstance(name, str) or hasattr(diffusers, name):
+        return diffusers.DiffusionPipeline
+    return PIPELINES.get(name, diffusers.DiffusionPipeline)
 
 
 def _parts(place: Path) -> list[Path]:

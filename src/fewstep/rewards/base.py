@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError
 from fewstep.images import check_range
-from fewstep.registry import Registry
+from fewstep.registry import SpecRegistry
 
 
 @runtime_checkable
@@ -32,7 +32,7 @@ class Reward(Protocol):
         ...
 
 
-REWARDS: Registry[Reward] = Registry("reward", "fewstep.rewards")
+REWARDS: SpecRegistry[Reward] = SpecRegistry("reward", "fewstep.rewards", package="fewstep.rewards", part=Reward)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Sequence
 
 from fewstep.diagnostics import equalised_grid
-from fewstep.errors import FewstepError, PlanError, nearest
+from fewstep.errors import FewstepError, PlanError
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
+from fewstep.registry import Registry
 from fewstep.schedules.candidate import Candidate, ModelInfo, skipping
 from fewstep.schedules.descent import descend
 from fewstep.schedules.evolution import autodiffusion, random_search, s3
@@ -106,22 +107,24 @@ def search_joint(task: SearchTask) -> SearchResult:
 
 
 Method = Callable[[SearchTask], SearchResult]
-METHODS: dict[str, Method] = {
-    "gits": search_gits,
-    "ld3": search_ld3,
-    "amed": search_amed,
-    "random": search_random,
-    "autodiffusion": search_autodiffusion,
-    "s3": search_s3,
-    "joint": search_joint,
-}
+METHODS: Registry[Method] = Registry(
+    "search method",
+    "fewstep.searches",
+    {
+        "gits": search_gits,
+        "ld3": search_ld3,
+        "amed": search_amed,
+        "random": search_random,
+        "autodiffusion": search_autodiffusion,
+        "s3": search_s3,
+        "joint": search_joint,
+    },
+)
 
 
 def search_method(name: str) -> Method:
     """A method by name (FewstepError with the nearest name otherwise)."""
-    if name not in METHODS:
-        raise FewstepError("unknown search method", value=name, hint=nearest(name, METHODS))
-    return METHODS[name]
+    return METHODS.find(name)
 
 
 BY_GRADIENT = frozenset({"ld3", "amed", "joint"})

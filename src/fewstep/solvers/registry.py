@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fewstep.plan import Plan
+from fewstep.registry import Registry, View
 
 Function = TypeVar("Function", bound=Callable[..., Plan])
 
@@ -35,13 +36,26 @@ class SolverFacts:
     needs: tuple[str, ...] = ()
 
 
-SOLVERS: dict[str, Callable[..., Plan]] = {}
+@dataclass(frozen=True)
+class KnownSolver:
+    """A solver and what is known of it."""
+
+    function: Callable[..., Plan]
+    facts: SolverFacts
+
+
+KNOWN: Registry[KnownSolver] = Registry(
+    "solver", "fewstep.solvers", decorator="fewstep.solvers.solver", source=lambda known: known.function
+)
+"""Every solver by name, those of other packages too."""
+
+SOLVERS: View[Callable[..., Plan]] = View(KNOWN, lambda known: None if known.facts.needs else known.function)
 """Every solver that needs nothing but (process, prediction, grid), by name; it is tested because it is here."""
 
-PARAMETRIC: dict[str, Callable[..., Plan]] = {}
+PARAMETRIC: View[Callable[..., Plan]] = View(KNOWN, lambda known: known.function if known.facts.needs else None)
 """Every solver made of numbers that were learned, measured or searched for, by name."""
 
-FACTS: dict[str, SolverFacts] = {}
+FACTS: View[SolverFacts] = View(KNOWN, lambda known: known.facts)
 """What is known of each of both, by name."""
 
 
@@ -65,11 +79,7 @@ def solver(
     facts = SolverFacts(order, source, calls, history, stochastic, discrete, needs)
 
     def join(function: Function) -> Function:
-        name = function.__name__
-        if name in FACTS:
-            raise ValueError(f"there is a solver {name!r} already")
-        FACTS[name] = facts
-        (PARAMETRIC if needs else SOLVERS)[name] = function
+        KNOWN.register(function.__name__)(KnownSolver(function, facts))
         return function
 
     return join

@@ -13,7 +13,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError, nearest
+from fewstep.errors import FewstepError
+from fewstep.registry import Registry
 from fewstep.schedules.tuning.problem import BudgetSpentError, Problem
 
 Searcher = Callable[[Problem, float, int], None]
@@ -100,13 +101,11 @@ def _slope(value: Tensor, theta: Tensor) -> Tensor:
 LEAST_BUDGET = 2.0
 """What any search costs: the identity and one candidate."""
 
-SEARCHERS: dict[str, Searcher] = {
-    "grid": grid,
-    "coarse-to-fine": coarse_to_fine,
-    "cma-es": cma_es,
-    "tpe": tpe,
-    "gradient": gradient,
-}
+SEARCHERS: Registry[Searcher] = Registry(
+    "searcher",
+    "fewstep.searchers",
+    {"grid": grid, "coarse-to-fine": coarse_to_fine, "cma-es": cma_es, "tpe": tpe, "gradient": gradient},
+)
 
 
 def searcher(name: str) -> Searcher:
@@ -115,8 +114,7 @@ def searcher(name: str) -> Searcher:
     Raises:
         FewstepError: an unknown name; the searcher raises it for a budget that allows no candidate.
     """
-    if name not in SEARCHERS:
-        raise FewstepError("unknown searcher", value=name, hint=nearest(name, SEARCHERS))
+    look = SEARCHERS.find(name)
 
     def search(problem: Problem, budget: float, seed: int = 0) -> None:
         if budget < problem.spent + LEAST_BUDGET:
@@ -125,7 +123,7 @@ def searcher(name: str) -> Searcher:
         problem.budget = budget
         problem.score(problem.family.identity(problem.plan.steps))
         with suppress(BudgetSpentError):
-            SEARCHERS[name](problem, budget, seed)
+            look(problem, budget, seed)
 
     return search
 
