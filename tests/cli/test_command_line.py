@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from fewstep.ascii import spell_out
 from fewstep.cli import app
-from fewstep.cli.doctor import Report, warnings
+from fewstep.cli.doctor import warnings
 from fewstep.cli.shell import EXAMPLES
 from fewstep.data.prompts import load_prompts
 from fewstep.errors import FewstepError
@@ -289,7 +289,7 @@ def test_doctor_reports_versions_and_kernels():
 def test_doctor_says_how_to_mend():
     machine = {"kind": "cpu", "threads": 8, "cores": 2}
     versions = {"torch": "2.5.1+cpu", "diffusers": None, "transformers": "5.0", "accelerate": "1.0", "torchao": "0.18"}
-    found = "\n".join(warnings(Report(versions, machine), free=0.5))
+    found = "\n".join(warnings(versions, machine, free=0.5))
     for word in ("pip install -U 'torch>=2.6'", "pip install 'diffusers>=0.42'", "OMP_NUM_THREADS=2", "0.5 GB"):
         assert word in found
     assert "transformers" not in found

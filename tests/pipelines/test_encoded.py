@@ -6,7 +6,7 @@ import torch
 from fewstep.errors import FewstepError
 from fewstep.pipelines import PipelineSampler, backbone_of, load_pipeline, process_of, save_pipeline
 from fewstep.pipelines.encoded import encode_conditions
-from fewstep.pipelines.network import PipelineNetwork
+from fewstep.pipelines.network import pipeline_network
 from fewstep.pipelines.two_times import TwoTimes
 from tests.pipelines import tiny_pipelines as tiny
 
@@ -32,7 +32,7 @@ def test_the_network_says_what_the_pipeline_says(kind, tmp_path):
     chosen = None if conditions is None else [conditions[2], conditions[0]]
     with torch.no_grad():
         told = network(x, times, **(condition or {}))
-        wanted = PipelineNetwork(generate, chosen, [0, 1])(x, torch.tensor(time))
+        wanted = pipeline_network(generate, chosen, [0, 1])(x, torch.tensor(time))
     torch.testing.assert_close(told, wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -55,7 +55,7 @@ def test_the_negative_is_what_the_pipeline_guides_away_from(kind, tmp_path):
     guided = PipelineSampler(pipe, 3.0, dict(generate.call))
     with torch.no_grad():
         within, without = network(x, times, **condition), network(x, times, **negative)
-        wanted = PipelineNetwork(guided, conditions, [0, 1])(x, torch.tensor(time))
+        wanted = pipeline_network(guided, conditions, [0, 1])(x, torch.tensor(time))
     torch.testing.assert_close(without + 3.0 * (within - without), wanted, atol=1e-4, rtol=1e-4)
 
 

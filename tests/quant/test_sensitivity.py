@@ -49,7 +49,7 @@ def test_each_layer_is_measured_alone_and_the_model_stays(recorded):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     groups = s.grouped(eligible(net))
     assert groups == {"conv": "quality", "attn2.to_k": "content", "attn2.to_v": "content", "out": "quality"}
-    probe = s.ModelMetric("outputs", lambda: replay(net, calls), sqnr)
+    probe = (lambda: replay(net, calls), sqnr)
     table = s.measure(net, {"quality": probe, "content": probe}, groups, ["w8a16", "w4a16", "w2a16"])
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     for row in table.values():
@@ -66,7 +66,7 @@ def test_each_layer_is_measured_alone_and_the_model_stays(recorded):
 def test_a_measurement_goes_on_where_it_was(recorded):
     net, calls = recorded
     seen = []
-    probe = s.ModelMetric("outputs", lambda: replay(net, calls), sqnr)
+    probe = (lambda: replay(net, calls), sqnr)
     groups = {"conv": "quality", "out": "quality"}
     known = {"conv": {"w4a8": 12.5}}
     table = s.measure(
@@ -86,12 +86,12 @@ def test_the_model_is_restored_when_a_probe_fails(recorded):
         return torch.zeros(1)
 
     with pytest.raises(RuntimeError, match="broken"):
-        s.measure(net, {"quality": s.ModelMetric("x", fail, sqnr)}, {"conv": "quality"}, ["w8a8"])
+        s.measure(net, {"quality": (fail, sqnr)}, {"conv": "quality"}, ["w8a8"])
     assert net.conv is kept
     with pytest.raises(FewstepError, match="NaN"):
         s.measure(
             net,
-            {"quality": s.ModelMetric("x", lambda: torch.tensor(float("nan")), sqnr)},
+            {"quality": (lambda: torch.tensor(float("nan")), sqnr)},
             {"conv": "quality"},
             ["w8a8"],
         )

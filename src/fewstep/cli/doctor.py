@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,16 +28,6 @@ FLAGS = {
 }
 
 
-@dataclass
-class Report:
-    """What was found, and warnings that each say how to mend it."""
-
-    versions: dict[str, str | None] = field(default_factory=dict)
-    machine: dict[str, Any] = field(default_factory=dict)
-    kernels: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command(rich_help_panel=RUN, epilog=examples("fewstep doctor", "fewstep doctor --json"))(doctor)
@@ -47,35 +37,35 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
     """Show versions, device, kernels and disk, and what should be mended before a long run."""
     found = examine()
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2))
+        typer.echo(json.dumps(found, indent=2))
         return
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     out = console()
-    for title, facts in (("versions", found.versions), ("machine", found.machine), ("kernels", found.kernels)):
+    for title in ("versions", "machine", "kernels"):
         table = Table("", "", box=box.SIMPLE, title=title, title_justify="left", title_style="bold", show_header=False)
-        for name, value in facts.items():
+        for name, value in found[title].items():
             table.add_row(name, escape("missing" if value is None else str(value)))
         out.print(table)
-    for warning in found.warnings:
+    for warning in found["warnings"]:
         out.print(f"[yellow]![/yellow] {escape(warning)}")
-    if not found.warnings:
+    if not found["warnings"]:
         out.print("[bold green]Nothing to mend.[/bold green]")
     suggest("fewstep demo")
 
 
-def examine() -> Report:
-    """Look at the installation and the machine; reads only."""
+def examine() -> dict[str, Any]:
+    """Versions, machine, kernels, and warnings that each say how to mend it; reads only."""
     import torch
 
     from fewstep.runs.environment import PACKAGES, best_device, device_name, version
 
     device = best_device()
-    report = Report(versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}})
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    report.machine = {
+    machine = {
         "device": device_name(device),
         "kind": device,
         "threads": torch.get_num_threads(),
@@ -84,9 +74,8 @@ def examine() -> Report:
         "bfloat16 in hardware": "yes" if _bfloat16(device) else "no: stay with float32",
         "free disk": f"{free:.1f} GB",
     }
-    report.kernels = kernels(device)
-    report.warnings = warnings(report, free)
-    return report
+    found = warnings(versions, machine, free)
+    return {"versions": versions, "machine": machine, "kernels": kernels(device), "warnings": found}
 
 
 def kernels(device: str) -> dict[str, str]:
@@ -115,19 +104,19 @@ def processor_flags() -> list[str]:
     return [flag for flag in FLAGS if flag in present]
 
 
-def warnings(report: Report, free: float) -> list[str]:
+def warnings(versions: Mapping[str, str | None], machine: Mapping[str, Any], free: float) -> list[str]:
     """What should be mended, each with how."""
     found = []
     for name, oldest in TESTED.items():
-        have = report.versions.get(name)
+        have = versions.get(name)
         if have is None:
             found.append(f"{name} is missing: pip install '{name}>={oldest}'.")
         elif _numbers(have) < _numbers(oldest):
             found.append(f"{name} {have} is older than {oldest}: pip install -U '{name}>={oldest}'.")
-    if report.machine["kind"] == "cpu":
+    if machine["kind"] == "cpu":
         found.append(_processor_only())
-        if report.machine["threads"] > (report.machine["cores"] or 1):
-            found.append(f"More threads than cores: set OMP_NUM_THREADS={report.machine['cores']}.")
+        if machine["threads"] > (machine["cores"] or 1):
+            found.append(f"More threads than cores: set OMP_NUM_THREADS={machine['cores']}.")
     if free < 2:
         found.append(f"Only {free:.1f} GB of disk are free here: give runs another place with --out.")
     if not os.access(Path.cwd(), os.W_OK):

@@ -4,63 +4,59 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
+from fewstep.executor import Network
 from fewstep.pipelines.calls import Stop
 from fewstep.pipelines.generate import Conditions, PipelineSampler, PlanRunner
 from fewstep.plan import Plan, Row
 from fewstep.prediction import Prediction
 
 
-@dataclass
-class PipelineNetwork:
+def pipeline_network(generate: PipelineSampler, conditions: Sequence[Any] | None, seeds: Sequence[int]) -> Network:
     """(states (B, ...) as the pipeline holds them, network time) -> raw output after guidance, of the shape of states.
 
     Runs the pipeline up to its first call of `scheduler.step`, so that every family works as it does for users. With
     gradients and forward derivatives in the states. A pipeline that takes no `latents` (DiT, DDPM) spends a second
     evaluation per call: one to be handed the state.
 
-    conditions: prompts or class labels, one per seed, or None; fixed, so that B = len(seeds).
+    Args:
+        generate: of the pipeline.
+        conditions: prompts or class labels, one per seed, or None; fixed, so that B = len(seeds).
+        seeds: of the noise that the pipeline draws beside.
     """
 
-    generate: PipelineSampler
-    conditions: Sequence[Any] | None
-    seeds: Sequence[int]
-
-    def __call__(self, x: Tensor, time: Tensor) -> Tensor:
-        """Raw output for scaled states at network time, a number or a 0-dim tensor.
-
-        Raises:
-            FewstepError: not one state per seed.
-        """
-        if len(x) != len(self.seeds):
-            raise FewstepError("this network is bound to its conditions", value=len(x), hint=f"Give {len(self.seeds)}.")
+    def network(x: Tensor, time: Tensor) -> Tensor:
+        if len(x) != len(seeds):
+            raise FewstepError("this network is bound to its conditions", value=len(x), hint=f"Give {len(seeds)}.")
         parts, done = [], 0
-        for given, some in self.generate.batches(self.conditions, self.seeds):
-            parts.append(self._one(x[done : done + len(some)], float(time), given, some))
+        for given, some in generate.batches(conditions, seeds):
+            parts.append(_asked(generate, x[done : done + len(some)], float(time), given, some))
             done += len(some)
         return torch.cat(parts).to(x.dtype)
 
-    def _one(self, x: Tensor, time: float, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
-        takes = "latents" in inspect.signature(type(self.generate.pipe).__call__).parameters
-        rows = (_row(0, time),) if takes else (_row(0, time), _row(1, time))
+    return network
 
-        def watch(k: int, state: Tensor, output: Tensor) -> Tensor:
-            if k + 1 < len(rows):  # the pipeline is handed the state for its next row
-                return x
-            # a learned variance stands behind the prediction
-            raise Stop(output[:, : state.shape[1]] if state.ndim > 3 else output)
 
-        generate = self.generate
-        if takes:
-            generate = generate.changed(call={**generate.call, "latents": x})
-        runner = PlanRunner.following(Plan(rows, Prediction(), 1.0, 0.0), seeds, latent=True, watch=watch)
-        return generate.run(runner, conditions, seeds)
+def _asked(generate: PipelineSampler, x: Tensor, time: float, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
+    """The output for the states of one call."""
+    takes = "latents" in inspect.signature(type(generate.pipe).__call__).parameters
+    rows = (_row(0, time),) if takes else (_row(0, time), _row(1, time))
+
+    def watch(k: int, state: Tensor, output: Tensor) -> Tensor:
+        if k + 1 < len(rows):  # the pipeline is handed the state for its next row
+            return x
+        # a learned variance stands behind the prediction
+        raise Stop(output[:, : state.shape[1]] if state.ndim > 3 else output)
+
+    if takes:
+        generate = generate.changed(call={**generate.call, "latents": x})
+    runner = PlanRunner.following(Plan(rows, Prediction(), 1.0, 0.0), seeds, latent=True, watch=watch)
+    return generate.run(runner, conditions, seeds)
 
 
 def _row(k: int, time: float) -> Row:

@@ -39,13 +39,8 @@ Table = dict[str, dict[str, float]]
 """Metric of each layer at each scheme, higher is better: mean SSIM (content) or SQNR in dB (quality)."""
 
 
-@dataclass(frozen=True)
-class ModelMetric:
-    """A metric of the whole model as it is at the moment of the call, higher is better."""
-
-    name: str
-    run: Callable[[], Tensor]
-    metric: Callable[[Tensor, Tensor], float]
+ModelMetric = tuple[Callable[[], Tensor], Callable[[Tensor, Tensor], float]]
+"""What the whole model gives as it is at the moment of the call, and a metric of (before, now), higher is better."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,7 @@ def measure(
         FewstepError: a probe returned NaN or infinity, or a scheme does not fit a layer.
     """
     with torch.no_grad():
-        references = {group: probes[group].run() for group in sorted(set(groups.values()))}
+        references = {group: probes[group][0]() for group in sorted(set(groups.values()))}
     for group, reference in references.items():
         if not bool(reference.isfinite().all()):
             raise FewstepError(
@@ -105,8 +100,9 @@ def measure(
         for scheme in schemes[name] if isinstance(schemes, Mapping) else schemes:
             value = (known or {}).get(name, {}).get(scheme)
             if value is None:
+                run, metric = probes[group]
                 with lowered(model, name, scheme, make), torch.no_grad():
-                    value = probes[group].metric(references[group], probes[group].run())
+                    value = metric(references[group], run())
                 if watch is not None:
                     watch(name, scheme, value)
             row[scheme] = value

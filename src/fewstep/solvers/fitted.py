@@ -23,7 +23,7 @@ HIGHEST = 5
 
 
 class FittedForm:
-    """f = (sigma eps - l x) / alpha with f' = s f + b taken out: q = e^{-S} f - Int e^{-S} b (arXiv 2310.13268).
+    """f = (sigma eps - l x) / alpha with f' = s f + b taken out: q = e^{-S} f - Int e^{-S} b (arXiv 2310.13268, eq. 8).
 
     L, S and the integral of e^{-S} b are counted from the base of each step. The statistics are piecewise linear
     between their nodes; every piece is integrated by Gauss quadrature.
@@ -101,7 +101,7 @@ class FittedForm:
         away = (points - start).reshape(*points.shape, *spread)
         moments = [(density * away**k).sum((0, 1)) / math.factorial(k) for k in range(HIGHEST)]
         kept = s.alpha[base + 1] / s.alpha[base] * torch.exp(L_start - L_end)
-        return ExactStep(kept, moments, (density * drift).sum((0, 1))), cells.sum(0)
+        return (kept, moments, (density * drift).sum((0, 1))), cells.sum(0)
 
 
 @cache

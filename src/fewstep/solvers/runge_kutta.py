@@ -7,7 +7,7 @@ an Euler step, because no network is asked at rho = 0.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,25 +21,18 @@ from fewstep.solvers.integrals import choice
 from fewstep.solvers.registry import solver
 from fewstep.solvers.stages import Stages, plain, refuse_impossible
 
+Tableau = tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]
+"""Butcher tableau of an explicit method: places of the stages in the step; their rows, and the final row."""
 
-@dataclass(frozen=True)
-class Tableau:
-    """Butcher tableau of an explicit method: places of the stages in the step, their rows, and the final row."""
-
-    order: int
-    places: tuple[float, ...]
-    rows: tuple[tuple[float, ...], ...]
-
-
-TABLEAUS = {
-    "midpoint": Tableau(2, (0, 1 / 2), ((1 / 2,), (0, 1))),
-    "heun2": Tableau(2, (0, 1), ((1,), (1 / 2, 1 / 2))),
-    "kutta3": Tableau(3, (0, 1 / 2, 1), ((1 / 2,), (-1, 2), (1 / 6, 2 / 3, 1 / 6))),
-    "heun3": Tableau(3, (0, 1 / 3, 2 / 3), ((1 / 3,), (0, 2 / 3), (1 / 4, 0, 3 / 4))),
-    "ralston3": Tableau(3, (0, 1 / 2, 3 / 4), ((1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9))),
-    "houwen3": Tableau(3, (0, 8 / 15, 2 / 3), ((8 / 15,), (1 / 4, 5 / 12), (1 / 4, 0, 3 / 4))),
-    "ssp3": Tableau(3, (0, 1, 1 / 2), ((1,), (1 / 4, 1 / 4), (1 / 6, 1 / 6, 2 / 3))),
-    "classic4": Tableau(4, (0, 1 / 2, 1 / 2, 1), ((1 / 2,), (0, 1 / 2), (0, 0, 1), (1 / 6, 1 / 3, 1 / 3, 1 / 6))),
+TABLEAUS: dict[str, Tableau] = {
+    "midpoint": ((0, 1 / 2), ((1 / 2,), (0, 1))),
+    "heun2": ((0, 1), ((1,), (1 / 2, 1 / 2))),
+    "kutta3": ((0, 1 / 2, 1), ((1 / 2,), (-1, 2), (1 / 6, 2 / 3, 1 / 6))),
+    "heun3": ((0, 1 / 3, 2 / 3), ((1 / 3,), (0, 2 / 3), (1 / 4, 0, 3 / 4))),
+    "ralston3": ((0, 1 / 2, 3 / 4), ((1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9))),
+    "houwen3": ((0, 8 / 15, 2 / 3), ((8 / 15,), (1 / 4, 5 / 12), (1 / 4, 0, 3 / 4))),
+    "ssp3": ((0, 1, 1 / 2), ((1,), (1 / 4, 1 / 4), (1 / 6, 1 / 6, 2 / 3))),
+    "classic4": ((0, 1 / 2, 1 / 2, 1), ((1 / 2,), (0, 1 / 2), (0, 0, 1), (1 / 6, 1 / 3, 1 / 3, 1 / 6))),
 }
 """Explicit methods by name (arXiv 2204.13902 and its code)."""
 
@@ -104,7 +97,8 @@ def _plan(
     """Blocks of stages; `heads` are the raised rho at which blocks begin, and the scale of the noise that raises."""
     refuse_impossible(process, prediction, grid.times, sigma_space=True)
     starts = grid.times if heads is None else _moved(process, grid.times, heads[0])
-    blocks = _visits(process, grid, starts, table)
+    places, rows = table
+    blocks = _visits(process, grid, starts, places)
     s = Stages(process, prediction, grid, sigma_space=True, times=torch.cat(blocks))
     ends = s.sigma[-1]
     base = 0
@@ -113,7 +107,7 @@ def _plan(
         target = ends if k + 1 == len(blocks) else torch.exp(-process.lam(grid.times[k + 1]))
         span = target - s.sigma[base]
         for stage in range(len(block)):
-            row = table.rows[stage] if len(block) > 1 else (1.0,)
+            row = rows[stage] if len(block) > 1 else (1.0,)
             update = s.x(base)
             for j, weight in enumerate(row):
                 if weight:
@@ -126,7 +120,7 @@ def _plan(
     return s.plan(updates, name, **settings)
 
 
-def _visits(process: Process, grid: Grid, starts: Tensor, table: Tableau) -> list[Tensor]:
+def _visits(process: Process, grid: Grid, starts: Tensor, places: Sequence[float]) -> list[Tensor]:
     """Times of the network calls of each step."""
     after = (
         grid.times[1:]
@@ -134,10 +128,10 @@ def _visits(process: Process, grid: Grid, starts: Tensor, table: Tableau) -> lis
         else torch.cat([grid.times[1:], torch.tensor([grid.end], dtype=torch.float64)])
     )
     starts, head = starts[: len(after)], starts[len(after) :]  # a step to a clean end makes one call
-    places = torch.tensor(table.places, dtype=torch.float64)
+    share = torch.tensor(places, dtype=torch.float64)
     rho, reach = torch.exp(-process.lam(starts)), torch.exp(-process.lam(after))
-    inner = process.time(-(rho.unsqueeze(1) + (reach - rho).unsqueeze(1) * places).log())
-    inner = torch.where(places == 0, starts.unsqueeze(1), torch.where(places == 1, after.unsqueeze(1), inner))
+    inner = process.time(-(rho.unsqueeze(1) + (reach - rho).unsqueeze(1) * share).log())
+    inner = torch.where(share == 0, starts.unsqueeze(1), torch.where(share == 1, after.unsqueeze(1), inner))
     return [*inner.unbind(), *([head] if len(head) else [])]
 
 

@@ -27,13 +27,8 @@ Affine = tuple[Combination, Coefficient]
 """A combination of states and outputs, and a constant."""
 
 
-@dataclass(frozen=True)
-class ExactStep:
-    """The exact step of a form: factor of the base state, weight of each derivative, constant."""
-
-    kept: Tensor
-    moments: list[Tensor]
-    constant: Coefficient = 0.0
+ExactStep = tuple[Tensor, list[Tensor], Coefficient]
+"""The exact step of a form: factor of the base state, weight of each derivative, constant."""
 
 
 class ExpansionForm(Protocol):
@@ -60,10 +55,10 @@ class StandardForm:
         h = s.lam(target) - s.lam(base)
         if self.form == "noise":
             moments = [-s.sigma[target] * h ** (k + 1) * phi(k + 1, h) for k in range(order)]
-            return ExactStep(s.alpha[target] / s.alpha[base], moments)
+            return s.alpha[target] / s.alpha[base], moments, 0.0
         speed = 1 + self.tau**2
         moments = [s.alpha[target] * speed * h ** (k + 1) * phi(k + 1, -speed * h) for k in range(order)]
-        return ExactStep(s.sigma[target] / s.sigma[base] * torch.exp(-(self.tau**2) * h), moments)
+        return s.sigma[target] / s.sigma[base] * torch.exp(-(self.tau**2) * h), moments, 0.0
 
     def value(self, j: int, base: int) -> Affine:
         """The data or noise estimate."""
@@ -110,12 +105,12 @@ def integrate(s: Stages, strategies: Sequence[Strategy]) -> list[Update]:
             update, constant = _first_order(s, k, change)
             change = (Combination(), 0.0)
         else:
-            span = strategy.form.span(k, k + 1, len(points) + 1)
-            predicted = _weights(s, span, k, nodes, points, strategy.relax)
+            factor, moments, left = strategy.form.span(k, k + 1, len(points) + 1)
+            predicted = _weights(s, moments, k, nodes, points, strategy.relax)
             rest = _weighted(strategy.form, k, predicted)
-            kept = plain(span.kept)
+            kept = plain(factor)
             update = kept * here[0] + rest[0]
-            constant = kept * here[1] + span.constant + rest[1]
+            constant = kept * here[1] + left + rest[1]
             change = _change(s, strategy, k, nodes, predicted)
         noise = strategy.form.noise(k, k + 1) if strategy.noise and isinstance(strategy.form, StandardForm) else 0.0
         updates.append((update, noise, constant))
@@ -155,26 +150,26 @@ def _change(s: Stages, strategy: Strategy, k: int, nodes: list[int], predicted: 
         return Combination(), 0.0
     around = [k, k + 1, *nodes[1:]]
     points = [min(m, len(around) - 1) for m in strategy.corrected[: len(around) - 1]]
-    span = strategy.form.span(k, k + 1, len(points) + 1)
-    corrected = _weights(s, span, k, around, points)
+    _, moments, _ = strategy.form.span(k, k + 1, len(points) + 1)
+    corrected = _weights(s, moments, k, around, points)
     return _weighted(strategy.form, k, {j: w - predicted[j] if j in predicted else w for j, w in corrected.items()})
 
 
 def _weights(
-    s: Stages, span: ExactStep, base: int, nodes: Sequence[int], points: Sequence[int], relax: float = 0.0
+    s: Stages, moments: Sequence[Tensor], base: int, nodes: Sequence[int], points: Sequence[int], relax: float = 0.0
 ) -> dict[int, Coefficient]:
     """Weight of the quantity at each node (base first), derivative k being taken from the next `points[k - 1]` nodes.
 
     D_k = sum_j c_j (q_j - q_base) with sum_j c_j (lam_j - lam_base)^i / i! = delta_ik for i = 1..points[k - 1].
     """
-    weight: dict[int, Any] = {base: plain(span.moments[0])}
+    weight: dict[int, Any] = {base: plain(moments[0])}
     if not points:
         return weight
     start = plain(s.lam(base))
     h = plain(s.lam(base + 1)) - start
     places = [(plain(s.lam(j)) - start) / h for j in nodes[1:]]
     inverses = {count: _inverse(places[:count]) for count in {*points}}
-    for k, (moment, count) in enumerate(zip(span.moments[1:], points, strict=False), start=1):
+    for k, (moment, count) in enumerate(zip(moments[1:], points, strict=False), start=1):
         scale = plain(moment) / h**k * (1 + relax * h if k == 1 else 1.0)
         for i, j in enumerate(nodes[1 : count + 1]):
             part = scale * inverses[count][i][k - 1]

@@ -25,7 +25,7 @@ from fewstep.jobs.pipeline_recipe import PipelineRecipe
 from fewstep.metrics.intervals import mean_interval
 from fewstep.pipelines import plan_of
 from fewstep.pipelines.calls import class_count, condition_kind
-from fewstep.pipelines.network import PipelineNetwork
+from fewstep.pipelines.network import pipeline_network
 from fewstep.plan import Plan
 from fewstep.process import Process, VPDiscrete
 from fewstep.runs import Run
@@ -135,7 +135,7 @@ def _own_plan(context: JobContext[PipelineRecipe], settings: InspectSettings, pl
 
 
 def _denoiser(context: JobContext[PipelineRecipe], items: Items) -> Denoiser:
-    network = PipelineNetwork(context.sampler(), items.conditions, items.seeds)
+    network = pipeline_network(context.sampler(), items.conditions, items.seeds)
     return Denoiser(network, context.process, context.prediction)
 
 

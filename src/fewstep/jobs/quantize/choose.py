@@ -120,9 +120,9 @@ class BitAllocator:
                 layer, scheme, value = _entry(line)
                 known.setdefault(layer, {})[scheme] = value
         window = self.recipe.allocation.window
-        probes = {
-            "content": ModelMetric("SSIM", lambda: self.draw(self.model), lambda a, b: ssim(a, b, window)),
-            "quality": ModelMetric("SQNR, dB", lambda: replay(self.model, self.calls), sqnr),
+        probes: dict[str, ModelMetric] = {
+            "content": (lambda: self.draw(self.model), lambda a, b: ssim(a, b, window)),
+            "quality": (lambda: replay(self.model, self.calls), sqnr),
         }
         make = sensitivity.maker(self.options.get("method", "rtn"), self.options.get("calibration"))
         with (

@@ -59,48 +59,46 @@ def load_quantized(
     size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     before = size + disk_bytes(model), size + resident_bytes(model)  # the model holds only buffers now
     with ExitStack() as stack, torch.no_grad():
-        source = _Source(folder, variant, stack)
-        make = partial(_layer, model, source=source, backend=backend, dtype=dtype)
-        keep = partial(_fill, model, source=source, dtype=dtype, weight=True)
+        files = _opened(folder, variant, stack)
+        make = partial(_layer, model, files=files, backend=backend, dtype=dtype)
+        keep = partial(_fill, model, files=files, dtype=dtype, weight=True)
         report = replace_layers(model, given, backend, make, before=before, keep=keep)
     return model.eval(), report
 
 
-class _Source:
-    """Tensors of a model folder by name, read from their files when asked for."""
+_Files = Mapping[str, Any]
+"""Name of a tensor -> the open safetensors file that holds it."""
 
-    def __init__(self, folder: Path, variant: str | None, stack: ExitStack) -> None:
-        from safetensors import SafetensorError, safe_open
 
-        self._files: dict[str, Any] = {}
-        for path in _weight_files(folder, variant):
-            try:
-                file = stack.enter_context(safe_open(str(path), framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise FewstepError(
-                    f"unreadable weights: {error}", value=str(path), hint="Download them again."
-                ) from None
-            self._files.update(dict.fromkeys(file.keys(), file))
+def _opened(folder: Path, variant: str | None, stack: ExitStack) -> _Files:
+    from safetensors import SafetensorError, safe_open
 
-    def shape(self, name: str, expected: Sequence[int]) -> None:
-        """Check that a tensor is there and has a shape."""
-        if name not in self._files:
-            hint = nearest(name, list(self._files)) or "The folder is incomplete: download it again."
-            raise FewstepError("the weights lack a tensor of the model", value=name, hint=hint)
-        found = tuple(self._files[name].get_slice(name).get_shape())
-        if found != tuple(expected):
-            hint = "config.json and the weights do not belong together."
-            raise FewstepError(f"{name} should have the shape {tuple(expected)}", value=found, hint=hint)
+    files: dict[str, Any] = {}
+    for path in _weight_files(folder, variant):
+        try:
+            file = stack.enter_context(safe_open(str(path), framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise FewstepError(f"unreadable weights: {error}", value=str(path), hint="Download them again.") from None
+        files.update(dict.fromkeys(file.keys(), file))
+    return files
 
-    def whole(self, name: str) -> Tensor:
-        """One tensor."""
-        return self._files[name].get_tensor(name)
 
-    def slices(self, name: str, rows: int, step: int) -> Iterator[Tensor]:
-        """A tensor, some rows at a time."""
-        reader = self._files[name].get_slice(name)
-        for start in range(0, rows, step):
-            yield reader[start : start + step]
+def _check_shape(files: _Files, name: str, expected: Sequence[int]) -> None:
+    """Refuse a tensor that is not there, or of another shape."""
+    if name not in files:
+        hint = nearest(name, list(files)) or "The folder is incomplete: download it again."
+        raise FewstepError("the weights lack a tensor of the model", value=name, hint=hint)
+    found = tuple(files[name].get_slice(name).get_shape())
+    if found != tuple(expected):
+        hint = "config.json and the weights do not belong together."
+        raise FewstepError(f"{name} should have the shape {tuple(expected)}", value=found, hint=hint)
+
+
+def _slices(files: _Files, name: str, rows: int, step: int) -> Iterator[Tensor]:
+    """A tensor, some rows at a time."""
+    reader = files[name].get_slice(name)
+    for start in range(0, rows, step):
+        yield reader[start : start + step]
 
 
 def _empty(folder: Path) -> nn.Module:
@@ -149,7 +147,7 @@ def _weight_files(folder: Path, variant: str | None) -> list[Path]:
 
 
 def _fill(
-    model: nn.Module, name: str, module: nn.Module, source: _Source, dtype: torch.dtype, weight: bool = False
+    model: nn.Module, name: str, module: nn.Module, files: _Files, dtype: torch.dtype, weight: bool = False
 ) -> None:
     """Read the tensors of one module; the weight of a layer that may be quantized only if asked for."""
     layer = isinstance(module, nn.Linear | nn.Conv2d)
@@ -159,33 +157,33 @@ def _fill(
         dtype = torch.float32
     for key, parameter in list(module.named_parameters(recurse=False)):
         if parameter.is_meta and (not layer or key != "weight" or weight):
-            source.shape(prefix + key, parameter.shape)
-            value = source.whole(prefix + key).to(dtype, copy=True)
+            _check_shape(files, prefix + key, parameter.shape)
+            value = files[prefix + key].get_tensor(prefix + key).to(dtype, copy=True)
             if key == "weight":
                 _check_finite(value, prefix + key)
             # swapped, not replaced: a shared parameter stays shared
             torch.utils.swap_tensors(parameter, nn.Parameter(value, parameter.requires_grad))
     persistent = set(module.state_dict(keep_vars=True)) - module._non_persistent_buffers_set
     for key, buffer in list(module.named_buffers(recurse=False)):
-        if key in persistent and prefix + key in source._files:
-            setattr(module, key, source.whole(prefix + key).to(buffer.dtype, copy=True))
+        if key in persistent and prefix + key in files:
+            setattr(module, key, files[prefix + key].get_tensor(prefix + key).to(buffer.dtype, copy=True))
 
 
 def _layer(
-    model: nn.Module, name: str, module: nn.Linear | nn.Conv2d, scheme: Scheme, *, source: _Source, backend: str,
+    model: nn.Module, name: str, module: nn.Linear | nn.Conv2d, scheme: Scheme, *, files: _Files, backend: str,
     dtype: torch.dtype,
 ) -> tuple[QuantLayer, str]:  # fmt: skip
     """The twin of a layer on disk."""
-    _fill(model, name, module, source, dtype)
+    _fill(model, name, module, files, dtype)
     key = f"{name}.weight"
-    source.shape(key, module.weight.shape)
+    _check_shape(files, key, module.weight.shape)
     rows, columns = module.weight.shape[0], module.weight.shape[1:].numel()
     step = rows if scheme.per_tensor or scheme.weight_format == "nvfp4" else max(1, SLICE // columns)
     layer = make_layer(module, scheme, backend)
     layer.float_dtype = dtype
     # what stays is allocated before what goes: otherwise the freed slices leave holes that the allocator never fills
     layer.allocate()
-    for start, part in zip(range(0, rows, step), source.slices(key, rows, step), strict=True):
+    for start, part in zip(range(0, rows, step), _slices(files, key, rows, step), strict=True):
         _check_finite(part, key)
         layer.load_rows(start, *fit(part.flatten(1), scheme))
         del part

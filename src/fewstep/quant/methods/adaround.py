@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError
 from fewstep.quant.grids import QuantGrid, decode, fit
-from fewstep.quant.methods.base import Argument, RoundingMethod, rounding_method
+from fewstep.quant.methods.base import RoundingMethod, argument, rounding_method
 from fewstep.quant.methods.low_rank import output_error
 from fewstep.quant.scheme import Scheme, code_range
 
@@ -96,7 +96,7 @@ def flip(codes: Tensor, ends: tuple[Tensor, Tensor], difference: Tensor, scale: 
     return codes
 
 
-@rounding_method(Argument("a number of steps", 1, shown="300"), calibrated=True, uniform=True)
+@rounding_method(argument("a number of steps", 1, shown="300"), calibrated=True, uniform=True)
 def adaround(steps: int = 300) -> RoundingMethod:
     """`adaround` or `adaround:STEPS` (default 300)."""
     return RoundingMethod(round=functools.partial(learn, steps=steps))

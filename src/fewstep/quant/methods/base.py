@@ -65,37 +65,32 @@ METHODS: SpecRegistry[RoundingMethod] = SpecRegistry(
 )
 
 
-@dataclass(frozen=True)
-class Argument:
+Argument = Callable[[str, str, type], float]
+"""(name of a method, text after its colon, type of its number) -> the number (FewstepError if it is none)."""
+
+
+def argument(what: str, least: float, most: float = math.inf, *, shown: str) -> Argument:
     """The number that a method may be given after a colon: what it is, its range, and one to show."""
 
-    what: str
-    least: float
-    most: float = math.inf
-    shown: str = ""
-
-    def read(self, name: str, text: str, kind: type) -> float:
-        """The number in a text, an int where the method wants one.
-
-        Raises:
-            FewstepError: it is none, or out of range.
-        """
+    def read(name: str, text: str, kind: type) -> float:
         try:
             value: float = kind(text)
         except ValueError:
             value = math.nan
-        if not self.least <= value <= self.most:
-            raise FewstepError(f"{name} takes {self.what}", value=text, hint=f"Write {name}:{self.shown}.")
+        if not least <= value <= most:
+            raise FewstepError(f"{name} takes {what}", value=text, hint=f"Write {name}:{shown}.")
         return value
+
+    return read
 
 
 def rounding_method(
-    argument: Argument | None = None, **facts: bool
+    takes: Argument | None = None, **facts: bool
 ) -> Callable[[Callable[..., RoundingMethod]], Callable[..., RoundingMethod]]:
     """Decorator of a function of a method's name that makes it from its one number, which must have a default.
 
     Args:
-        argument: what the number is; None for a method that takes none.
+        takes: what the number is (`argument`); None for a method that takes none.
         facts: fields of `RoundingMethod` that hold whatever the number is (`calibrated`, `uniform`, `smooth`).
     """
 
@@ -103,10 +98,10 @@ def rounding_method(
         name = make.__name__
 
         def from_text(text: str) -> RoundingMethod:
-            if argument is None:
+            if takes is None:
                 no_argument(name, text)
             default = next((p.default for p in inspect.signature(make).parameters.values()), None)
-            given = () if not text or argument is None else (argument.read(name, text, type(default)),)
+            given = () if not text or takes is None else (takes(name, text, type(default)),)
             return dataclasses.replace(make(*given), **facts)  # type: ignore[arg-type]
 
         METHODS.register(name)(from_text)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fewstep.quant.methods.base import Argument, RoundingMethod, rounding_method
+from fewstep.quant.methods.base import RoundingMethod, argument, rounding_method
 
 
-@rounding_method(Argument("a number of steps", 1, shown="200"))
+@rounding_method(argument("a number of steps", 1, shown="200"))
 def brecq(steps: int = 200) -> RoundingMethod:
     """`brecq` or `brecq:STEPS` of each block (default 200); see `fewstep.quant.reconstruct`."""
     return RoundingMethod(reconstruct=steps)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.quant.grids import QuantGrid, fit
-from fewstep.quant.methods.base import Argument, RoundingMethod, rounding_method
+from fewstep.quant.methods.base import RoundingMethod, argument, rounding_method
 from fewstep.quant.scheme import Scheme
 
 FRACTIONS = tuple(1 - 0.025 * i for i in range(31))
@@ -31,7 +31,7 @@ def at_percentile(
     return codes, grid
 
 
-@rounding_method(Argument("a percentile from 50 to 100", 50, 100, shown="99.9, or clip"))
+@rounding_method(argument("a percentile from 50 to 100", 50, 100, shown="99.9, or clip"))
 def clip(percentile: float = 0.0) -> RoundingMethod:
     """`clip` (least squares) or `clip:PERCENTILE`, also for static input scales, such as clip:99.9."""
     if not percentile:

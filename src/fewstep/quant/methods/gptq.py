@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.quant.grids import QuantGrid, decode, encode, fit
-from fewstep.quant.methods.base import Argument, RoundingMethod, rounding_method
+from fewstep.quant.methods.base import RoundingMethod, argument, rounding_method
 from fewstep.quant.methods.low_rank import output_error
 from fewstep.quant.scheme import BLOCKS, Scheme
 
@@ -60,7 +60,7 @@ def _upper_factor(hessian: Tensor) -> Tensor:
     return torch.linalg.cholesky(inverse, upper=True).to(hessian.dtype)
 
 
-@rounding_method(Argument("a positive damping", 1e-12, shown="0.01"), calibrated=True)
+@rounding_method(argument("a positive damping", 1e-12, shown="0.01"), calibrated=True)
 def gptq(damping: float = 0.01) -> RoundingMethod:
     """`gptq` or `gptq:DAMPING` (default 0.01)."""
     return RoundingMethod(round=functools.partial(compensate, damping=damping))
