@@ -33,8 +33,9 @@ def environment() -> Environment:
     for file in sorted((DOCS / "pages").glob("*.py")):
         made.globals[file.stem] = importlib.import_module(file.stem)
     formats: Any = made.globals["formats"]
-    made.globals |= {"results": formats.results, "papers": formats.words("papers")}
-    made.filters |= {name: getattr(formats, name) for name in ("shown", "interval", "listed", "f")}
+    shared = ("results", "has", "made_by", "command", "ratio", "than", "table", "PAIRED")
+    made.globals |= {"papers": formats.words("papers"), **{name: getattr(formats, name) for name in shared}}
+    made.filters |= {name: getattr(formats, name) for name in ("shown", "interval", "listed", "percent", "means", "f")}
     return made
 
 

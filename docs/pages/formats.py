@@ -24,6 +24,11 @@ def results(name: str) -> Any:
     return read_json(RESULTS / f"{name}.json")
 
 
+def has(name: str) -> bool:
+    """Whether results/NAME.json was written yet."""
+    return (RESULTS / f"{name}.json").exists()
+
+
 @cache
 def words(name: str) -> Any:
     """What docs/NAME.yaml says."""
@@ -40,6 +45,21 @@ def interval(entry: dict[str, Any] | None, digits: int = 2) -> str:
     if entry is None:
         return "–"
     return f"{entry['mean']:.{digits}f} ({entry['low']:.{digits}f} to {entry['high']:.{digits}f})"
+
+
+def percent(entry: dict[str, float]) -> str:
+    """A share with its interval in per cent."""
+    return f"{100 * entry['mean']:.0f} % ({100 * entry['low']:.0f} to {100 * entry['high']:.0f})"
+
+
+def means(entries: Iterable[dict[str, float]], digits: int = 2) -> str:
+    """The means of several entries."""
+    return ", ".join(f"{entry['mean']:.{digits}f}" for entry in entries)
+
+
+def all(values: Iterable[object], spec: str) -> str:
+    """Values in Python's format, in a sentence."""
+    return listed(format(value, spec) for value in values)
 
 
 def f(value: object, spec: str) -> str:
