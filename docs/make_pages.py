@@ -11,6 +11,7 @@ Every entry of docs/papers.yaml makes a page of its own by docs/templates/paper.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,10 @@ def pages() -> dict[Path, str]:
     for file in sorted(TEMPLATES.rglob("*.md.j2")):
         name = file.relative_to(TEMPLATES).as_posix()
         if not name.startswith(("_", "blocks/")) and name != "paper.md.j2":
-            found[DOCS / name.removesuffix(".j2")] = made.get_template(name).render().rstrip() + "\n"
+            found[DOCS / name.removesuffix(".j2")] = _tidy(made.get_template(name).render())
     for paper in made.globals["papers"]:
         page = made.get_template("paper.md.j2").render(paper=paper)
-        found[DOCS / "systems" / f"{paper['name']}.md"] = page.rstrip() + "\n"
+        found[DOCS / "systems" / f"{paper['name']}.md"] = _tidy(page)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for file in sorted((TEMPLATES / "blocks").glob("*.md.j2")):
         text = _between(text, file.name.removesuffix(".md.j2"), made.get_template(f"blocks/{file.name}").render())
@@ -74,6 +75,11 @@ def _old() -> dict[Path, str]:
             if hasattr(module, "images"):
                 found |= {DOCS / "images" / name: drawn for name, drawn in module.images(*given).items()}
     return found
+
+
+def _tidy(text: str) -> str:
+    """Without the empty lines that loops leave."""
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def _between(text: str, name: str, block: str) -> str:

@@ -1,35 +1,23 @@
-"""Tables of measured orders of convergence, from results/convergence.json, for the pages of single papers."""
+"""Measured orders of convergence, from results/convergence.json, for the pages of single papers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
-
-from formats import table
 
 ROOM = 0.25
 """How far below its promise a measured slope may lie and still count as that order."""
 
 
-def orders(rows: list[dict[str, Any]]) -> str:
-    """Errors at the two ends, the last slope, what was promised, and the departure from independent errors."""
-    cells = []
-    for row in rows:
-        settings = ", ".join(f"{k}={v}" for k, v in row["settings"].items() if k != "lower_order_final")
-        start = f"{row['seeded']} states exact" if row["seeded"] else "its own"
-        counts, away = row["counts"], row["departure_from_golden"]
-        cells.append(
-            [
-                f"`{row['solver']}` {settings}".strip() + (f" ({row['note']})" if row["note"] else ""),
-                start,
-                f"{row['errors'][0]:.2g} at {counts[0]}",
-                f"{row['errors'][-1]:.2g} at {counts[-1]}",
-                f"{row['slopes'][-1]:.2f}",
-                row["promised"],
-                "–" if away is None else f"{100 * away:.1f} %",
-            ]
-        )
-    heads = ["solver", "start", "error", "error", "measured order", "order on paper", "largest departure"]
-    return table(heads, cells)
+def of(rows: list[dict[str, Any]], solvers: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of these solvers."""
+    return [row for row in rows if row["solver"] in solvers]
+
+
+def title(row: dict[str, Any]) -> str:
+    """A solver with its settings and what was changed about it."""
+    settings = ", ".join(f"{k}={v}" for k, v in row["settings"].items() if k != "lower_order_final")
+    return f"`{row['solver']}` {settings}".strip() + (f" ({row['note']})" if row["note"] else "")
 
 
 def kept(rows: list[dict[str, Any]]) -> str:
@@ -48,10 +36,3 @@ def find(rows: list[dict[str, Any]], solver: str, note: str, **settings: Any) ->
         if row["solver"] == solver and row["note"] == note and settings.items() <= row["settings"].items():
             return row
     raise KeyError((solver, note, settings))
-
-
-PROTOCOL = """\
-One-dimensional mixture of three Gaussians with a perfect noise estimate, half log-SNR uniformly from -2 to 2, nine
-first states, largest error to the exact flow. "States exact": the first new states are given exactly, because a
-low-order start hides every order above 2. "Largest departure": from the errors that an implementation without shared
-code found (printed to two or three digits)."""

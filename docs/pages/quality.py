@@ -1,27 +1,26 @@
-"""Tables of distance against evaluations for a few systems, from results/solvers.json: for pages of single papers."""
+"""Distances against evaluations, from results/solvers.json, for the pages of single papers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from formats import listed, shown, table
-
-MEASURE = """\
-Root mean square distance from the same network's fine trajectory, over the standard deviation of the results;
-held-out noise, ± half of the 95 % interval over seeds; every solver on the best of the usual grids
-(`docs/systems/solvers.md`)."""
-ABSENT = "`results/solvers.json` is not there: `python benchmarks/solvers.py` writes it.\n"
+from formats import listed, shown
 
 
-def distances(solvers: dict[str, Any], systems: list[str]) -> str:
-    """One table per model: distance from the fine trajectory, systems by evaluations."""
-    parts = []
-    for name, model in solvers["models"].items():
-        counts = [n for n in map(str, solvers["evaluations"]) if n in model["rows"]]
-        there = [s for s in systems if any(s in model["rows"][n] for n in counts)]
-        rows = [[_title(s), *(_cell(model["rows"][n].get(s)) for n in counts)] for s in there]
-        parts.append(f"**{name}** ({model['about']})\n\n" + table(["system", *counts], rows))
-    return "\n\n".join(parts)
+def present(model: dict[str, Any], systems: Sequence[str], counts: Sequence[str]) -> list[str]:
+    """Those systems that were measured on a model."""
+    return [s for s in systems if any(s in model["rows"][n] for n in counts)]
+
+
+def counted(solvers: dict[str, Any], model: dict[str, Any]) -> list[str]:
+    """The numbers of evaluations of a model."""
+    return [n for n in map(str, solvers["evaluations"]) if n in model["rows"]]
+
+
+def quoted(names: Sequence[str]) -> str:
+    """Names as code."""
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def first_to_reach(solvers: dict[str, Any], system: str, goal: str, at: str = "20") -> str:
@@ -59,9 +58,11 @@ def _mean(row: dict[str, Any] | None) -> float:
     return float("inf") if row is None or "distance" not in row else float(row["distance"]["mean"])
 
 
-def _cell(row: dict[str, Any] | None) -> str:
+def cell(row: dict[str, Any] | None) -> str:
+    """A distance; a dash for none."""
     return "–" if row is None or "distance" not in row else shown(row["distance"])
 
 
-def _title(name: str) -> str:
+def title(name: str) -> str:
+    """A name as code, unless it is a sentence."""
     return name if " " in name else f"`{name}`"

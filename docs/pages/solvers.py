@@ -1,67 +1,21 @@
-"""Quality against evaluations of every solver and search, from results/solvers.json."""
+"""Cells, sentences and drawings of the page of solvers, from results/solvers.json."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from formats import results
 
 from fewstep.report.curves import lines
 
-RESULTS, PAGE = ("solvers.json",), "solvers.md"
 GROUPS = {"diffusers": "best of diffusers", "fewstep": "best solver", "search": "searched"}
 
 
-def page(results: dict[str, Any]) -> str:
-    """docs/systems/solvers.md, whole."""
-    models = results["models"]
-    parts = [
-        f"""# Solvers and schedule search
-
-Written by `docs/make_pages.py` from `results/solvers.json`. Every solver of `fewstep.solvers`, every deterministic
-scheduler of diffusers, and the searches of `fewstep search`, on the same networks, noise and conditions.
-
-**Distance**: root mean square difference from the result of the same network's {_teacher(models)}-evaluation trajectory
-from the same noise, over the standard deviation of the results. It measures the sampler alone. **Fréchet**: distance
-of features from real data; it also contains the network's own error, so it has a floor (the teacher's). All numbers
-are on held-out noise and conditions, means over {_seeds(models)} seeds, ± half of the 95 % interval over seeds. Our
-solvers run on the best of four usual grids and diffusers' schedulers on the best of their own spacings, chosen on
-calibration items (above 6 evaluations the choice made at 6 is kept, with half of the held-out items); searches saw the
-calibration items alone.
-
-{verdicts(results)}
-"""
-    ]
-    for name, model in models.items():
-        e = model["environment"]
-        parts.append(
-            f"""## {name}: {model["about"]}
-
-![distance by evaluations](../images/solvers-{name}.svg)
-
-{best(model)}
-
-### Distance from the teacher, every system
-
-{table(model, "distance", results["evaluations"])}
-
-### Fréchet distance to real data (the teacher, all items: {_shown(model["teacher_quality"])})
-
-Above 6 evaluations half of the items serve, which raises every Fréchet distance: compare within those columns alone.
-
-{table(model, "frechet", results["evaluations"])}
-
-{model["calibration"]} calibration items, {model["held_out"]} held-out items per seed, searches of {model["budget"]}
-plans (one search seed). Commit `{e["commit"]}`, {e["device"]}, {e["threads"]} thread(s),
-{sum(model["seconds"].values()):.0f} s.
-"""
-        )
-    parts.append(f"Command: `{results['environment']['command']}`")
-    return "\n".join(parts)
-
-
-def images(results: dict[str, Any]) -> dict[str, str]:
+def images() -> dict[str, str]:
     """Best of each group by evaluations, one drawing per model."""
     drawn = {}
-    for name, model in results["models"].items():
+    for name, model in results("solvers")["models"].items():
         curves = {}
         for group, label in GROUPS.items():
             found = [(int(n), e["best"][group]["distance"]) for n, e in model["summary"].items() if group in e["best"]]
@@ -72,41 +26,22 @@ def images(results: dict[str, Any]) -> dict[str, str]:
     return drawn
 
 
-def readme(results: dict[str, Any]) -> str:
-    """What searching wins at six evaluations."""
-    rows = ["| model, 6 evaluations | best of diffusers | best solver, no search | searched |", "|---|---|---|---|"]
-    for name, model in results["models"].items():
-        entry = model["summary"].get("6")
-        if entry is None:
-            continue
-        cells = [f"{entry['best'][g]['distance']:.3f} ({_name(entry['best'][g]['name'])})" for g in GROUPS]
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+def best(entry: dict[str, Any], group: str) -> str:
+    """Distance and name of the best of a group."""
+    found = entry["best"].get(group)
+    return "–" if found is None else f"{found['distance']:.4f} ({name(found['name'])})"
 
 
-def best(model: dict[str, Any]) -> str:
-    """Best of each group, and the paired difference of the search to diffusers."""
-    rows = ["| evaluations | best of diffusers | best solver | searched | searched minus diffusers |", "|---" * 5 + "|"]
-    for n, entry in model["summary"].items():
-        cells = [
-            f"{entry['best'][g]['distance']:.4f} ({_name(entry['best'][g]['name'])})" if g in entry["best"] else "–"
-            for g in GROUPS
-        ]
-        change = entry.get("search - diffusers")
-        shown = "–" if change is None else f"{change['mean']:+.4f} ({change['low']:+.4f} to {change['high']:+.4f})"
-        rows.append(f"| {n} | " + " | ".join([*cells, shown]) + " |")
-    note = "The search is the one that was best on its own items; the others are the best in hindsight."
-    return "\n".join(rows) + f"\n\n{note} The difference is paired, its interval over items."
+def change(entry: dict[str, Any]) -> str:
+    """The paired difference of the search to diffusers."""
+    found = entry.get("search - diffusers")
+    return "–" if found is None else f"{found['mean']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})"
 
 
-def table(model: dict[str, Any], metric: str, evaluations: list[int]) -> str:
-    """Systems by evaluations."""
-    names = dict.fromkeys(name for n in evaluations for name, r in model["rows"][str(n)].items() if metric in r)
-    rows = ["| system | " + " | ".join(map(str, evaluations)) + " |", "|---" * (len(evaluations) + 1) + "|"]
-    for name in sorted(names, key=lambda n: (n.startswith("diffusers"), n.startswith("search"), n)):
-        cells = [_shown(model["rows"][str(n)].get(name, {}).get(metric)) for n in evaluations]
-        rows.append(f"| {_name(name)} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+def systems(model: dict[str, Any], metric: str, evaluations: Sequence[int]) -> list[str]:
+    """Every system with this metric, ours first."""
+    names = {name for n in evaluations for name, row in model["rows"][str(n)].items() if metric in row}
+    return sorted(names, key=lambda n: (n.startswith("diffusers"), n.startswith("search"), n))
 
 
 def verdicts(results: dict[str, Any]) -> str:
@@ -145,25 +80,23 @@ def _twenty(model: dict[str, Any]) -> str:
     )
 
 
-def _shown(entry: Any) -> str:
+def cell(entry: Any) -> str:
+    """Mean and half of the interval; a dash for none."""
     if entry is None:
         return "–"
     digits = 4 if abs(entry["mean"]) < 1 else 2
     return f"{entry['mean']:.{digits}f} ± {(entry['high'] - entry['low']) / 2:.{digits}f}"
 
 
-def _name(name: str) -> str:
-    return name.removeprefix("search: ") if name.startswith("search") else f"`{name}`" if " " not in name else name
+def name(known: str) -> str:
+    """As it stands in tables."""
+    return known.removeprefix("search: ") if known.startswith("search") else f"`{known}`" if " " not in known else known
 
 
 def _list(values: list[int]) -> str:
     return ", ".join(map(str, values)) if values else "none"
 
 
-def _teacher(models: dict[str, Any]) -> int:
-    return int(next(iter(models.values()))["teacher"])
-
-
-def _seeds(models: dict[str, Any]) -> int:
-    first = next(iter(models.values()))
-    return int(next(iter(next(iter(first["rows"].values())).values()))["seeds"])
+def seeds(model: dict[str, Any]) -> int:
+    """Of the held-out noise."""
+    return int(next(iter(next(iter(model["rows"].values())).values()))["seeds"])
