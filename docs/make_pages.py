@@ -36,7 +36,9 @@ def environment() -> Environment:
     formats: Any = made.globals["formats"]
     shared = ("results", "has", "made_by", "command", "ratio", "than", "table", "PAIRED")
     made.globals |= {"papers": formats.words("papers"), **{name: getattr(formats, name) for name in shared}}
-    made.filters |= {name: getattr(formats, name) for name in ("shown", "interval", "listed", "percent", "means", "f")}
+    made.filters |= {
+        name: getattr(formats, name) for name in ("shown", "interval", "listed", "percent", "means", "numbers", "f")
+    }
     return made
 
 
@@ -54,7 +56,7 @@ def pages() -> dict[Path, str]:
     for file in sorted((TEMPLATES / "blocks").glob("*.md.j2")):
         text = _between(text, file.name.removesuffix(".md.j2"), made.get_template(f"blocks/{file.name}").render())
     for module in made.globals.values():
-        drawn = module.images() if hasattr(module, "images") and not hasattr(module, "PAGE") else {}
+        drawn = module.images() if hasattr(module, "images") else {}
         found |= {DOCS / "images" / name: picture for name, picture in drawn.items()}
     return found | _old() | {ROOT / "README.md": text}
 

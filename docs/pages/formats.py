@@ -57,6 +57,11 @@ def means(entries: Iterable[dict[str, float]], digits: int = 2) -> str:
     return ", ".join(f"{entry['mean']:.{digits}f}" for entry in entries)
 
 
+def numbers(values: Iterable[float], digits: int = 4) -> str:
+    """Numbers with so many decimals."""
+    return ", ".join(f"{value:.{digits}f}" for value in values)
+
+
 def all(values: Iterable[object], spec: str) -> str:
     """Values in Python's format, in a sentence."""
     return listed(format(value, spec) for value in values)
@@ -83,6 +88,12 @@ def command(environment: dict[str, Any]) -> str:
     """The command of a benchmark as it is typed; older results name the script and its arguments alone."""
     typed: str = environment["command"]
     return typed if typed.startswith(("python ", "fewstep ")) else f"python benchmarks/{typed}"
+
+
+def commits(entries: Iterable[dict[str, Any]], default: str = "") -> str:
+    """The commits that entries were measured at."""
+    found = {entry.get("commit", default) for entry in entries} - {""}
+    return listed(f"`{commit}`" for commit in sorted(found))
 
 
 def made_by(results: dict[str, Any]) -> str:

@@ -1,70 +1,12 @@
-"""The page of post-training quantization, from the quality table, the layer timings and the true-size run."""
+"""Rows and sentences of the pages of quantization."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from formats import command, listed, table
+from formats import interval, listed
 
-RESULTS = ("quantization.json", "quant-latency.json", "quant-true-size.json")
-PAGE = "quantization.md"
 WIDTHS = ("w8a8", "w4a8", "w3a8", "w2a8")
-
-
-def page(quality: dict[str, Any], latency: dict[str, Any], size: dict[str, Any]) -> str:
-    """docs/systems/quantization.md, whole; every number and every verdict comes from the results."""
-    e = quality["environment"]
-    models = "\n\n".join(_model(name, found) for name, found in quality["models"].items())
-    return f"""# Post-training quantization: what each bit costs
-
-Written by `docs/make_pages.py` from `results/quantization.json`, `quant-latency.json` and `quant-true-size.json`.
-Schemes, methods and storage: `src/fewstep/quant`; bits per layer: [mixdq.md](mixdq.md).
-
-## Quality
-
-PSNR to full precision with equal seeds on held-out conditions, 95 % intervals over pictures; calibration on other
-conditions. "Judge": score minus that of full precision on the same items (the emoji judge; for digits, the share that
-the classifier recognises). "Bytes": the whole backbone, packed codes and scales included. "Q-Sched": PSNR after two
-scalars per step were searched on the calibration items. Rules: first, last and conditioning layers get 8 bits; "alike":
-they do not.
-
-{models}
-
-`{command(e)}`, commit `{e["commit"]}`, {e["device"]}.
-
-## Speed on a CPU
-
-{_speed(latency)}
-
-## True sizes
-
-{_sizes(size)}
-"""
-
-
-def readme(quality: dict[str, Any], latency: dict[str, Any], size: dict[str, Any]) -> str:
-    """What a newcomer should know: bytes and fidelity at each width, speed, and how long the largest takes."""
-    rows = []
-    for name, found in quality["models"].items():
-        for width in WIDTHS:
-            plain = [r for r in found["rows"] if r["by"] == "fewstep" and r["rules"] and not r["seed"]]
-            same = [r for r in plain if r["scheme"] == width]
-            best = max(same, key=lambda r: r["psnr"]["mean"])
-            rtn = next(r for r in same if r["method"] == "rtn")
-            share = f"{rtn['bytes'] / (found['full_bytes'] / 2):.2f}"
-            rows.append(
-                [name, width, share, _interval(rtn["psnr"], 1), f"{best['psnr']['mean']:.1f} ({best['method']})"]
-            )
-    heads = ["model", "scheme", "bytes, of bfloat16", "PSNR rounded to nearest, dB", "best method, dB"]
-    fast = latency["speedup"]
-    unet = next(r for r in size["rows"] if r["model"] == "sdxl-unet" and r["scheme"] == "w4a8")
-    return f"""{table(heads, rows)}
-
-Against full precision with equal seeds, {quality["environment"]["device"]}. W8A8 on that processor, over Stable
-Diffusion's layer shapes: Linear {fast["Linear over float32"]["w8a8"]:.1f} times float32 and
-{fast["Linear over bfloat16"]["w8a8"]:.1f} times bfloat16, Conv2d {fast["Conv2d over float32"]["w8a8"]:.1f} and
-{fast["Conv2d over bfloat16"]["w8a8"]:.1f} times. SDXL's UNet ({unet["parameters"] / 1e9:.1f} billion weights) is read
-and rounded to w4a8 in {unet["seconds"]:.0f} s, to {unet["of_bfloat16"]:.2f} of its bfloat16 bytes."""
 
 
 def plain_and_best(found: dict[str, Any], width: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -86,7 +28,7 @@ def rules(quality: dict[str, Any]) -> str:
 def mixed_gain(mixed: dict[str, Any], width: str) -> str:
     """What bits per layer win over this width for all at equal bytes."""
     (block,) = (b for b in mixed["blocks"] if b["uniform"] == width)
-    return next(_interval(gain, 1) for name, gain in block["gains"].items() if name.startswith("uniform"))
+    return next(interval(gain, 1) for name, gain in block["gains"].items() if name.startswith("uniform"))
 
 
 def beside(quality: dict[str, Any], model: str, by: str, scheme: str) -> str:
@@ -118,55 +60,43 @@ def others(quality: dict[str, Any]) -> str:
     return f"{told[0].upper()}{told[1:]} (torchao leaves convolutions in float)."
 
 
-def _model(name: str, found: dict[str, Any]) -> str:
-    rows, s = found["rows"], found["settings"]
-    first = [r for r in rows if not r["seed"]]
-    return f"""### {name}
-
-{listed(w.replace("=", " ") for w in s["call"])}; {s["items"]} held-out and {s["calibration_items"]} calibration items;
-full precision {found["full_bytes"]:,} bytes in float32.
-
-{table(["system", "bytes", "PSNR, dB", "SSIM", "judge", "Q-Sched, dB", "seconds"], [_row(r) for r in first])}
-
-{_spread(rows)}
-
-{_verdicts(found)}"""
+def call(found: dict[str, Any]) -> str:
+    """How the pipeline was called."""
+    return listed(words.replace("=", " ") for words in found["settings"]["call"])
 
 
-def _title(row: dict[str, Any]) -> str:
+def slower(latency: dict[str, Any]) -> str:
+    """Layers in which W8A8 is slower than bfloat16."""
+    rows = [row for row in latency["layers"] if row["ms"]["w8a8"] > row["ms"]["bfloat16"]]
+    return listed(f"{row['name']} ({row['kind']})" for row in rows)
+
+
+def title(row: dict[str, Any]) -> str:
+    """A row in words."""
     words = f"{row['scheme']} {row['method']}".strip() if row["by"] == "fewstep" else f"{row['by']} {row['scheme']}"
     return words if row["rules"] else f"{words}, all layers alike"
 
 
-def _row(row: dict[str, Any]) -> list[str]:
-    if "refused" in row:
-        return [_title(row), f"refused: {row['refused']}", *[""] * 5]
-    after = _interval(row["q_sched"]["psnr"]) if "q_sched" in row else ""
-    judge = _interval(row["judge_against_full"], 3)
-    return [_title(row), f"{row['bytes']:,}", _interval(row["psnr"]), f"{row['ssim']:.3f}", judge, after,
-            f"{row['seconds']:.1f}"]  # fmt: skip
-
-
-def _spread(rows: list[dict[str, Any]]) -> str:
+def spread(rows: list[dict[str, Any]]) -> str:
     """Spread over calibration seeds of the methods that calibrate."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row["by"] == "fewstep" and row["rules"] and "psnr" in row:
-            found.setdefault(_title(row), []).append(row["psnr"]["mean"])
+            found.setdefault(title(row), []).append(row["psnr"]["mean"])
     told = [f"{name} {min(v):.2f} to {max(v):.2f} dB" for name, v in found.items() if len(v) > 1]
     return f"Over calibration seeds: {listed(told)}." if told else ""
 
 
-def _verdicts(found: dict[str, Any]) -> str:
+def verdicts(found: dict[str, Any]) -> str:
     """What the intervals say of the claims that people make."""
-    rows = {_title(r): r for r in found["rows"] if not r["seed"] and "psnr" in r}
+    rows = {title(r): r for r in found["rows"] if not r["seed"] and "psnr" in r}
     lines = []
     naive, ours = rows.get("w8a8tensor-static rtn, all layers alike"), rows.get("w8a8 rtn")
     if naive and ours:
         fails = naive["judge_against_full"]["high"] < 0
         lines.append(
-            f"- Naive W8A8 (one static scale per tensor, all layers alike): {_interval(naive['psnr'])} dB against "
-            f"{_interval(ours['psnr'])} dB with a scale per channel and token. By the judge it "
+            f"- Naive W8A8 (one static scale per tensor, all layers alike): {interval(naive['psnr'])} dB against "
+            f"{interval(ours['psnr'])} dB with a scale per channel and token. By the judge it "
             f"{'loses quality' if fails else 'does not fail here: no loss beyond the interval'}."
         )
     harmless = [t for t in rows if t.startswith("w4a8 ") and rows[t]["judge_against_full"]["high"] >= 0]
@@ -196,64 +126,3 @@ def _verdicts(found: dict[str, Any]) -> str:
             f"- At 4 bit the smallest backbone of the other libraries has {least:,} bytes, ours {mine4:,}{why}."
         )
     return "\n".join(lines)
-
-
-def _speed(latency: dict[str, Any]) -> str:
-    e = latency["environment"]
-    wanted = ("w8a8", "w8a8 bfloat16", "w8a8 channels last", "w4a8row", "w4a8", "w4a16", "torchao w8a8", "bfloat16")
-    kinds = ("Linear", "Conv2d")
-    cells = [
-        [name, *(_times(latency["speedup"][f"{kind} over {base}"].get(name)) for kind in kinds for base in FLOATS)]
-        for name in wanted
-    ]
-    heads = ["arithmetic", *(f"{kind}, over {base}" for kind in kinds for base in FLOATS)]
-    slower = [
-        f"{row['name']} ({row['kind']})" for row in latency["layers"] if row["ms"]["w8a8"] > row["ms"]["bfloat16"]
-    ]
-    unet = [[r["scheme"], f"{r['ms']:.0f}", f"{r['resident_bytes']:,}"] for r in latency["unet"]]
-    return f"""Geometric means over the layer shapes of Stable Diffusion 1.5 at 512 x 512: how many times faster than
-float32 and bfloat16, best of interleaved rounds in one process. The processor has {listed(latency["flags"])}.
-
-{table(heads, cells)}
-
-- W8A8 is slower than bfloat16 in: {listed(slower)}.
-- Below 8 bit a layer trades time for memory: codes are unpacked in every call. `fewstep.quant.native.keep` keeps them
-  unpacked (one byte per weight), as fast as W8A8.
-- 8-bit layers keep oneDNN's copy of their weight beside the codes: two bytes per weight in memory, one on disk.
-
-One evaluation of a small UNet (8 x 8 latents, batch 16), whose layers are too small to gain:
-
-{table(["scheme", "ms", "bytes in memory"], unet)}
-
-`{command(e)}`, commit `{e["commit"]}`, {e["device"]}, {e["threads"]} threads. Nothing was measured
-on a GPU."""
-
-
-FLOATS = ("float32", "bfloat16")
-
-
-def _sizes(size: dict[str, Any]) -> str:
-    e = size["environment"]
-    rows = []
-    for r in size["rows"]:
-        extra = f"{r['extra_peak_bytes'] / 1e6:.0f} MB" if "extra_peak_bytes" in r else ""
-        share = f"{r['extra_over_largest_layer']:.2f}" if "extra_over_largest_layer" in r else ""
-        seconds = f"{r['seconds']:.0f}" if "seconds" in r else ""
-        rows.append([r["model"], r["scheme"], f"{r['parameters'] / 1e9:.2f}", f"{r['disk_bytes'] / 1e9:.2f}",
-                     f"{r['of_bfloat16']:.3f}", seconds, extra, share])  # fmt: skip
-    heads = ["network", "scheme", "10^9 weights", "GB", "of bfloat16", "seconds", "extra peak", "of the largest layer"]
-    return f"""Random weights in the published configurations, read layer by layer from a folder (`load_quantized`),
-rounded to nearest. "Extra peak": memory beyond the finished model, also as a share of the largest layer's float32 copy.
-FLUX was only counted.
-
-{table(heads, rows)}
-
-`{command(e)}`, commit `{e["commit"]}`, {e["device"]}, {size["threads"]} thread(s)."""
-
-
-def _times(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def _interval(value: dict[str, float], digits: int = 2) -> str:
-    return f"{value['mean']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
