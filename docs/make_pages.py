@@ -58,25 +58,7 @@ def pages() -> dict[Path, str]:
     for module in made.globals.values():
         drawn = module.images() if hasattr(module, "images") else {}
         found |= {DOCS / "images" / name: picture for name, picture in drawn.items()}
-    return found | _old() | {ROOT / "README.md": text}
-
-
-def _old() -> dict[Path, str]:
-    """Pages whose text still stands in a module."""
-    found: dict[Path, str] = {}
-    formats = importlib.import_module("formats")
-    for file in sorted((DOCS / "pages").glob("*.py")):
-        module = importlib.import_module(file.stem)
-        if hasattr(module, "pages"):
-            found |= {DOCS / "systems" / name: made.rstrip() + "\n" for name, made in module.pages().items()}
-        elif hasattr(module, "PAGE"):
-            given = (
-                module.results() if hasattr(module, "results") else [formats.results(n[:-5]) for n in module.RESULTS]
-            )
-            found[DOCS / "systems" / module.PAGE] = module.page(*given).rstrip() + "\n"
-            if hasattr(module, "images"):
-                found |= {DOCS / "images" / name: drawn for name, drawn in module.images(*given).items()}
-    return found
+    return found | {ROOT / "README.md": text}
 
 
 def _tidy(text: str) -> str:

@@ -5,26 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from formats import listed, made_by, results, table
+from formats import commits, listed, results
 
 CANNOT = "cannot be shown here"
-
-
-def block(name: str) -> str:
-    """A claim: how it was asked, its arms, its answers with their premises."""
-    found = results(name)
-    arms, answers = (_arms, _answers) if asked_again(found) else (_first_arms, _first_answers)
-    return f"""### "{found["says"]}"
-
-{found["asks"]} {_setting(found)}
-
-{arms(found)}
-
-{chr(10).join(answers(found))}
-
-{_open(found)}{_curve(found)}{_usable(found)}{_made_by(found)}
-
-"""
+VERDICTS = {"yes": "yes", "no": "no, the other way round", "open": "not told apart"}
+COLUMNS = (("frechet", 2), ("precision", 2), ("recall", 2), ("right", 3), ("spread", 2))
 
 
 def counted(names: Iterable[str]) -> str:
@@ -42,47 +27,55 @@ def asked_again(found: dict[str, Any]) -> bool:
     return bool(found["settings"].get("format", 1) > 1)
 
 
-def _usable(found: dict[str, Any]) -> str:
-    """How forgiving each arm is; nothing for results that kept only the best setting."""
-    told = [
-        f"{name} {arm['usable']} of {len(arm['tried'])}"
-        for name, arm in found["arms"].items()
-        if arm["updates"] and "usable" in arm
-    ]
-    share = "half" if asked_again(found) else "a quarter"
-    head = f"Settings that came, at {share} of the budget, within twice the best score of any arm:"
-    return f"{head} {listed(told)}.\n\n" if told else ""
+def columns(found: dict[str, Any]) -> list[tuple[str, int]]:
+    """Metrics of its table with their decimals: the usual ones, and those that are asked about."""
+    more = {a["metric"] for a in found["answers"]} - {name for name, _ in COLUMNS}
+    return [*COLUMNS, *((name, 3) for name in sorted(more))]
 
 
-def _setting(found: dict[str, Any]) -> str:
-    s = found["settings"]
-    if asked_again(found):
-        least = f"{s['budget']:,} sample passes" if s["budget"] else f"{s['updates']:,} updates of the dearest arm"
-        return (
-            f"Equal passes ({least} and what they cost for the others) and equal updates, batches of {s['batch']}, "
-            "cosine decay; rate and momentum chosen per draw at half of that by another seed, the grid widened until "
-            f"none lies at its edge; mean and 95 % interval over up to {len(s['seeds'])} seeds."
-        )
-    return (
-        f"{s['budget']:,} sample passes a training, batches of {s['batch']}, {len(s['seeds'])} seeds, mean and 95 %"
-        " interval; learning rate and momentum chosen per arm by another seed, at a quarter of the budget, without "
-        "decay: to be asked again with premises and enough updates."
-    )
-
-
-def _first_arms(found: dict[str, Any]) -> str:
-    shown = [("frechet", 2), ("precision", 2), ("recall", 2), ("right", 3), ("spread", 2)]
-    shown += [(name, 3) for name in sorted({a["metric"] for a in found["answers"]} - {name for name, _ in shown})]
-    heads, rows = ["arm", "updates", *(metric for metric, _ in shown), "rate, momentum"], []
+def arms(found: dict[str, Any]) -> Iterator[list[object]]:
+    """A row for every arm, draw and budget; the teacher in the same steps, and real samples."""
+    metrics = columns(found)
+    if not asked_again(found):
+        for name, arm in found["arms"].items():
+            yield from _first_rows(name, arm, metrics)
+        return
+    seen: set[str] = set()
     for name, arm in found["arms"].items():
-        setting = f"{arm['learning_rate']:g}, {arm['momentum']:g}"
-        if arm["summary"] is None:
-            rows.append([name, arm["updates"], "a seed diverged", *[""] * (len(shown) - 1), setting])
-            continue
-        for draw, metrics in arm["summary"].items():
-            cells = [_interval(metrics[metric], digits) if metric in metrics else "" for metric, digits in shown]
-            rows.append([f"{name}, {draw}" if draw else name, arm["updates"], *cells, setting])
-    return table(heads, rows)
+        for run in sorted(arm["runs"], key=lambda r: -r["updates"]):
+            yield from _run_rows(name, arm, run, metrics)
+        for draw, measured in arm.get("teacher", {}).items():
+            cells = [_number(measured[m], digits) if m in measured else "" for m, digits in metrics]
+            if str(cells) not in seen:
+                seen.add(str(cells))
+                yield [f"the teacher, {draw}" if draw else f"the teacher, as {name}", 0, "", *cells, ""]
+
+
+def _first_rows(name: str, arm: Any, metrics: list[tuple[str, int]]) -> Iterator[list[object]]:
+    """Those of results without premises."""
+    setting = f"{arm['learning_rate']:g}, {arm['momentum']:g}"
+    if arm["summary"] is None:
+        yield [name, arm["updates"], "a seed diverged", *[""] * (len(metrics) - 1), setting]
+        return
+    for draw, measured in arm["summary"].items():
+        cells = [_interval(measured[m], digits) if m in measured else "" for m, digits in metrics]
+        yield [f"{name}, {draw}" if draw else name, arm["updates"], *cells, setting]
+
+
+def _run_rows(name: str, arm: Any, run: Any, metrics: list[tuple[str, int]]) -> Iterator[list[object]]:
+    """The draws that this setting was chosen for."""
+    setting = f"{run['learning_rate']:g}, {run['momentum']:g}" if arm["chosen"] else ""
+    mine = [c for c in arm["chosen"] if (c["learning_rate"], c["momentum"]) == (run["learning_rate"], run["momentum"])]
+    good = [seed for seed in run["seeds"] if seed is not None]
+    draws = list(dict.fromkeys(c["draw"] for c in mine)) if mine else list(good[0] if good else [])
+    for draw in draws:
+        label = f"{name}, {draw}" if draw else name
+        count = f"{len(good)} of {len(run['seeds'])}" if len(good) < len(run["seeds"]) else f"{len(good)}"
+        cells = ["diverged"] if run["summary"] is None else []
+        if run["summary"] is not None:
+            entry = run["summary"][draw]
+            cells = [_interval(entry[m], digits) if m in entry else "" for m, digits in metrics]
+        yield [label, run["updates"], count, *cells, *[""] * (len(metrics) - len(cells)), setting]
 
 
 def _interval(entry: dict[str, Any], digits: int) -> str:
@@ -94,12 +87,20 @@ def _number(value: float, digits: int, sign: str = "") -> str:
     return f"{value:{sign}.{digits}f}" if abs(value) < 1000 else f"{value:{sign}.1e}"
 
 
-VERDICTS = {"yes": "yes", "no": "no, the other way round", "open": "not told apart"}
-
-
-def _first_answers(found: dict[str, Any]) -> Iterator[str]:
+def answers(found: dict[str, Any]) -> Iterator[str]:
+    """Each question once, with both budgets, its premises and what the verdict should not rest on."""
+    if not asked_again(found):
+        for a in found["answers"]:
+            yield f"- {_asked(a)} {VERDICTS[a['verdict']]} ({_difference(a)})."
+        return
+    pairs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for a in found["answers"]:
-        yield f"- {_asked(a)} {VERDICTS[a['verdict']]} ({_difference(a)})."
+        pairs.setdefault(_key(a), []).append(a)
+    for group in map(_merged, pairs.values()):
+        said = "; ".join(f"at equal {a['at']} {_verdict(a)}" for a in group)
+        yield f"- {_asked(group[0])} {said[0].upper()}{said[1:]}."
+        if any(a["verdict"] in ("no", CANNOT) for a in group):
+            yield from (f"  - {_premise(p)}" for p in group[0]["premises"])
 
 
 def _asked(a: dict[str, Any]) -> str:
@@ -117,55 +118,6 @@ def _difference(a: dict[str, Any]) -> str:
     digits = 2 if max(abs(d["low"]), abs(d["high"])) >= 0.05 else 4
     mean, low, high = (_number(d[key], digits, "+") for key in ("mean", "low", "high"))
     return f"difference {mean}, {low} to {high}"
-
-
-COLUMNS = (("frechet", 2), ("precision", 2), ("recall", 2), ("right", 3), ("spread", 2))
-
-
-def _arms(found: dict[str, Any]) -> str:
-    """A row for every arm, draw and budget; the teacher in the same steps, and real samples."""
-    columns = [*COLUMNS]
-    columns += [(name, 3) for name in sorted({a["metric"] for a in found["answers"]} - {n for n, _ in columns})]
-    rows: list[list[object]] = []
-    seen: set[str] = set()
-    for name, arm in found["arms"].items():
-        for run in sorted(arm["runs"], key=lambda r: -r["updates"]):
-            rows += list(_run_rows(name, arm, run, columns))
-        for draw, metrics in arm.get("teacher", {}).items():
-            cells = [_number(metrics[m], digits) if m in metrics else "" for m, digits in columns]
-            label = f"the teacher, {draw}" if draw else f"the teacher, as {name}"
-            if str(cells) not in seen:
-                seen.add(str(cells))
-                rows.append([label, 0, "", *cells, ""])
-    return table(["arm", "updates", "seeds", *(metric for metric, _ in columns), "rate, momentum"], rows)
-
-
-def _run_rows(name: str, arm: Any, run: Any, columns: list[tuple[str, int]]) -> Iterator[list[object]]:
-    """The draws that this setting was chosen for."""
-    setting = f"{run['learning_rate']:g}, {run['momentum']:g}" if arm["chosen"] else ""
-    mine = [c for c in arm["chosen"] if (c["learning_rate"], c["momentum"]) == (run["learning_rate"], run["momentum"])]
-    good = [seed for seed in run["seeds"] if seed is not None]
-    draws = list(dict.fromkeys(c["draw"] for c in mine)) if mine else list(good[0] if good else [])
-    for draw in draws:
-        label = f"{name}, {draw}" if draw else name
-        count = f"{len(good)} of {len(run['seeds'])}" if len(good) < len(run["seeds"]) else f"{len(good)}"
-        cells = ["diverged"] if run["summary"] is None else []
-        if run["summary"] is not None:
-            entry = run["summary"][draw]
-            cells = [_interval(entry[m], digits) if m in entry else "" for m, digits in columns]
-        yield [label, run["updates"], count, *cells, *[""] * (len(columns) - len(cells)), setting]
-
-
-def _answers(found: dict[str, Any]) -> Iterator[str]:
-    """Each question once, with both budgets, its premises and what the verdict should not rest on."""
-    pairs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for a in found["answers"]:
-        pairs.setdefault(_key(a), []).append(a)
-    for group in map(_merged, pairs.values()):
-        said = "; ".join(f"at equal {a['at']} {_verdict(a)}" for a in group)
-        yield f"- {_asked(group[0])} {said[0].upper()}{said[1:]}."
-        if any(a["verdict"] in ("no", CANNOT) for a in group):
-            yield from (f"  - {_premise(p)}" for p in group[0]["premises"])
 
 
 def _key(a: dict[str, Any]) -> tuple[Any, ...]:
@@ -190,23 +142,19 @@ def _premise(p: dict[str, Any]) -> str:
     return f"Premise: {p['says']}: {'yes' if p['holds'] else 'no'}{number}."
 
 
-def _open(found: dict[str, Any]) -> str:
-    left = found.get("open", [])
-    return f"Not trained yet: {listed(left)}.\n\n" if left else ""
+def usable(found: dict[str, Any]) -> str:
+    """How forgiving each arm is; nothing for results that kept only the best setting."""
+    arms = {name: arm for name, arm in found["arms"].items() if arm["updates"] and "usable" in arm}
+    return listed(f"{name} {arm['usable']} of {len(arm['tried'])}" for name, arm in arms.items()) if arms else ""
 
 
-def _curve(found: dict[str, Any]) -> str:
+def points(drawn: dict[str, Any]) -> str:
     """Where more updates stop helping."""
-    drawn = found.get("curve")
-    if not drawn:
-        return ""
-    points = [f"{p['updates']:,}: {listed(_number(v, 2) for v in p['frechet'])}" for p in drawn["points"]]
-    which = f" ({drawn['draw']})" if drawn["draw"] else ""
-    head = f"Distance of *{drawn['arm']}*{which} by updates (two seeds)"
-    return f"{head}: {'; '.join(points)}.\n\n"
+    each = [f"{p['updates']:,}: {listed(_number(v, 2) for v in p['frechet'])}" for p in drawn["points"]]
+    return "; ".join(each)
 
 
-def _made_by(found: dict[str, Any]) -> str:
-    """Where the numbers come from; arms may be of several commits."""
-    commits = sorted({arm["commit"] for arm in found["arms"].values() if "commit" in arm})
-    return made_by(found) + (f" Arms measured at {listed(f'`{c}`' for c in commits)}." if commits else "")
+def measured_at(found: dict[str, Any]) -> str:
+    """The commits of the arms, where they are known."""
+    arms = [arm for arm in found["arms"].values() if "commit" in arm]
+    return f" Arms measured at {commits(arms)}." if arms else ""

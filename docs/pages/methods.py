@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from claim_blocks import block, counted
+from claim_blocks import counted
 from formats import listed, results, table
 
 from fewstep.distillation.method import method, options_of, presets
@@ -42,11 +42,6 @@ BOARDS: dict[str, tuple[str, Callable[[dict[str, Any]], Lines]]] = {
 def verdicts(paper: Paper) -> str:
     """What its claims came to."""
     return counted(paper["claims"]) or "on the leaderboards"
-
-
-def claims(paper: Paper) -> str:
-    """Every claim with its arms and answers."""
-    return "".join(block(f"claim-{name}") for name in paper["claims"])
 
 
 def described(name: str) -> str:
