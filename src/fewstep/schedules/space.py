@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import random
@@ -124,29 +125,34 @@ class ScheduleSpace:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    @property
+    @functools.cached_property
+    def _by_ratio(self) -> bool:
+        """Whether times are compared by their ratio. Searches ask for each time of each of thousands of children."""
+        return self.model.process.unbounded
+
+    @functools.cached_property
     def _least(self) -> float:
         """The cleanest time a row may have: above the end, and never zero."""
-        floor = 1e-9 if self.model.process.unbounded and self.last > 0 else 1e-3
+        floor = 1e-9 if self._by_ratio and self.last > 0 else 1e-3
         return max(self.last, self.model.process.noisiest * floor, (self.end or 0.0) * 1.001)
 
     def place_of(self, time: float) -> float:
         """Where a time lies in the space, 0 the cleanest and 1 the noisiest; by ratios where sigma is unbounded."""
         low, high = self._least, self.model.process.noisiest
-        if self.model.process.unbounded:
+        if self._by_ratio:
             return math.log(time / low) / math.log(high / low)
         return (time - low) / (high - low)
 
     def _time_at(self, place: float) -> float:
         """The time at a place (inverse of `place_of`)."""
         low, high = self._least, self.model.process.noisiest
-        if self.model.process.unbounded:
+        if self._by_ratio:
             return low * (high / low) ** place
         return low + (high - low) * place
 
     def _usual_grids(self) -> list[tuple[float, ...]]:
         process, least = self.model.process, self._least
-        if process.unbounded:
+        if self._by_ratio:
             return self._grids_of_ratios()
         uniform = grids.uniform(process, self.steps, self.end)
         made = [tuple(uniform.times.tolist())]
