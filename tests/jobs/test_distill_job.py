@@ -1,9 +1,6 @@
 """`fewstep distill` end to end on tiny random-weight pipelines."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -16,14 +13,16 @@ from fewstep.distillation.method import Critic, Method, TargetNetwork, preset
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
 from fewstep.jobs.distill import run
+from fewstep.jobs.distill.context import DistillContext
 from fewstep.jobs.distill.measure import different
+from fewstep.jobs.distill.training import train
 from fewstep.pipelines import PipelineSampler, backbone_of, load_pipeline, save_pipeline
 from fewstep.pipelines.conditions import conditions_of
 from fewstep.quant.layer import QuantLayer
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
 from fewstep.transition import noise_like
-from tests import ROOT
+from tests import processes
 from tests.pipelines import tiny_pipelines as tiny
 
 SMALL = [
@@ -227,8 +226,10 @@ def test_sheets_are_drawn_while_any_student_trains_and_change_nothing(how, tmp_p
     base = settings("dit", tmp_path, "guidance=1", how)
     kept = []
     for name, every in (("drawing", 2), ("not", 0)):
-        execute(tmp_path / name, [*base, f"train.pictures_every={every}"])
-        kept.append(read_tensors(tmp_path / name / "artifacts" / "student" / "student.safetensors"))
+        recipe = load("distill", [*base, f"train.pictures_every={every}"])
+        with Run(tmp_path / name, recipe.plain(), quiet=True) as directory:
+            (student,) = train(DistillContext.open(recipe, directory))
+        kept.append(student["tensors"])
     assert (tmp_path / "drawing" / "artifacts" / "samples" / "000002.png").stat().st_size > 0
     assert all(torch.equal(kept[0][key], kept[1][key]) for key in kept[0])
 
@@ -249,26 +250,17 @@ def test_the_command_lists_every_method():
     assert "test-regression" in shown.output
 
 
-PROGRAM = """
-import sys
-from pathlib import Path
-from tests.jobs import test_distill_job as t
-t.execute(Path(sys.argv[1]), sys.argv[2:])
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_distillation_ends_in_the_very_bytes_of_an_undisturbed_one(tmp_path):
     overrides = settings("dit", tmp_path, "train.steps=60", "train.checkpoint_every=5")
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    command = [sys.executable, "-c", PROGRAM, str(broken), *overrides]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = processes.start(execute, broken, overrides, out=tmp_path / "told.txt")
     mark = broken / "artifacts" / "scratch" / "train" / "checkpoint" / "progress.json"
-    while not mark.exists() and process.poll() is None:
+    while not mark.exists() and process.is_alive():
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert 0 < read_json(mark)["step"] < 60, "the run ended before it could be killed"
     execute(broken, overrides)
     execute(whole, overrides)

@@ -2,17 +2,17 @@
 
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from typer.testing import CliRunner
 
+from fewstep.cli import app
 from fewstep.files import read_json, read_tensors
 from fewstep.pipelines import backbone_of, load_pipeline, save_pipeline
+from tests import processes
 from tests.pipelines import tiny_pipelines as tiny
 
 SETTINGS = {
@@ -20,7 +20,6 @@ SETTINGS = {
     "evaluation.reference": 40, "evaluation.seeds": "[7]", "evaluation.pictures": 0, "train.checkpoint_every": 2,
     "batch": 500, "train.learning_rate": 1e-3, "train.pictures_every": 10, "options.ratio": 2, "train.warmup": 3,
 }  # fmt: skip
-COMMAND = ["-m", "fewstep"]
 COMMON = ["distill", "dmd2", "--steps", "2", "--guidance", "2", "--train-steps", "20", "--batch", "4"]
 
 
@@ -29,42 +28,38 @@ def arguments(model, out, **more):
     return [*COMMON, "--model", str(model), "--out", str(out), *(x for item in told for x in ("--set", item))]
 
 
-def torchrun(*command):
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.run([*start, *command], capture_output=True, text=True, check=False, timeout=150)
+def torchrun(command):
+    """As the command `torchrun --standalone --nproc_per_node 2`, which makes the variables of its two processes."""
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
+        start_method="fork",
+    )  # fmt: skip
+    elastic_launch(config, call)(command)
 
 
-PROGRAM = """
-import os, sys
-from fewstep.cli import app
-one, shared, broken = (part.split("\\n") for part in sys.argv[1].split("\\n\\n"))
-app(one, standalone_mode=False)
-os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # as accelerate's configuration file does
-app(shared, standalone_mode=False)
-del os.environ["ACCELERATE_USE_FSDP"]
-app(broken, standalone_mode=False)
-"""
+def call(command):
+    app(command, standalone_mode=False)
+
+
+def one_after_the_other(whole, shared, broken, index):
+    """Three commands in one of two processes: plain, in shares, and the one that will be killed."""
+    call(whole)
+    os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")  # as accelerate's configuration file does
+    call(shared)
+    del os.environ["ACCELERATE_USE_FSDP"]
+    call(broken)
 
 
 def until_killed(commands, mark):
     """Two processes run the commands one after the other, until there is a checkpoint; what they printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    program = [sys.executable, "-c", PROGRAM, "\n\n".join("\n".join(command) for command in commands)]
     files = [mark.parents[5] / f"{k}.txt" for k in range(2)]
-    running = []
-    for k, file in enumerate(files):
-        with file.open("w") as told:
-            environment = {**shared, "RANK": str(k), "LOCAL_RANK": str(k)}
-            running.append(subprocess.Popen(program, env=environment, stdout=told, stderr=subprocess.STDOUT))
-    while not mark.exists() and all(process.poll() is None for process in running):
+    running = processes.start_together(one_after_the_other, *commands, files=files)
+    while not mark.exists() and all(process.is_alive() for process in running):
         time.sleep(0.002)
     for process in running:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
     for process in running:
-        process.wait()
+        process.join()
     return [file.read_text() for file in files]
 
 
@@ -82,9 +77,11 @@ def test_two_processes_share_a_run_and_a_killed_one_goes_on(tmp_path):
     first, second = until_killed([arguments(model, place) for place in places], mark)
     assert mark.exists(), first[-3000:] + second[-3000:]
     assert 0 < read_json(mark)["step"] < 20, "the run ended before it could be killed"
-    again = torchrun(*COMMAND, *arguments(model, broken))
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert again.stdout.count("Done.") == 1
+    again = processes.start(torchrun, arguments(model, broken), out=tmp_path / "again.txt")
+    again.join()
+    told = (tmp_path / "again.txt").read_text()
+    assert again.exitcode == 0, told[-3000:]
+    assert told.count("Done.") == 1
 
     a, b, c = state(whole), state(broken), state(shared)
     assert a.keys() == b.keys() == c.keys()
@@ -112,10 +109,6 @@ def test_two_processes_share_a_run_and_a_killed_one_goes_on(tmp_path):
 
 
 def test_what_is_no_training_is_refused_in_several_processes(monkeypatch, tmp_path):
-    from typer.testing import CliRunner
-
-    from fewstep.cli import app
-
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

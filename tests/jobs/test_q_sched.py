@@ -1,9 +1,6 @@
 """The main job end to end on tiny random-weight pipelines; it resumes after a kill with the same artifacts."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +17,7 @@ from fewstep.pipelines import PipelineSampler, load_pipeline, save_pipeline
 from fewstep.plan import Plan
 from fewstep.recipes.loader import load
 from fewstep.runs import Run
-from tests import ROOT
+from tests import processes
 from tests.pipelines import tiny_pipelines as tiny
 
 PROMPTS = ["a cat", "b dog", "c fox", "d owl", "e bee", "f ant"]
@@ -92,20 +89,15 @@ def artifacts(folder: Path) -> dict[str, bytes]:
 def test_a_killed_run_ends_with_the_same_artifacts(tmp_path):
     overrides = settings("sd", tmp_path)
     execute(tmp_path / "whole", overrides)
-    script = (
-        "import sys; from pathlib import Path; from tests.jobs import test_q_sched as t;"
-        "t.execute(Path(sys.argv[1]), sys.argv[2:])"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path / "killed"), *overrides]
-    victim = subprocess.Popen(command, cwd=ROOT)
+    victim = processes.start(execute, tmp_path / "killed", overrides)
     log = tmp_path / "killed" / "artifacts" / "scratch" / "search-quantized" / "scores.jsonl"
     deadline = time.monotonic() + 200
     while not (log.exists() and len(log.read_text().splitlines()) >= 6):
-        assert victim.poll() is None, "the run ended before it could be killed"
+        assert victim.is_alive(), "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    victim.kill()
+    victim.join()
     assert not (tmp_path / "killed" / "report.html").exists()
     execute(tmp_path / "killed", overrides)
     whole, again = artifacts(tmp_path / "whole"), artifacts(tmp_path / "killed")

@@ -1,4 +1,4 @@
-import multiprocessing
+import functools
 
 import pytest
 import torch
@@ -28,6 +28,7 @@ from fewstep.schedules.predictor import Predictor
 from fewstep.schedules.space import ScheduleSpace
 from fewstep.solvers import SOLVERS, Decision, ddim, grids, unipc
 from fewstep.testing.mixture import Mixture
+from tests import processes
 
 MIXTURE = Mixture.line([0.3, 0.5, 0.2], [-2.0, 0.5, 3.0], [0.5, 0.3, 0.8])
 PROCESS, EPSILON = VPContinuous(), Prediction()
@@ -56,6 +57,12 @@ def held_out(plan):
         return float(HELD_OUT(plan, range(HELD_OUT.size)).mean())
 
 
+@functools.cache
+def found_by(name):
+    """What a search finds in 150 evaluations."""
+    return search_method(name)(task(budget=150))
+
+
 def usual(steps):
     """The best of the usual solvers on even times, on the held-out items themselves."""
     names = ("ddim", "dpm_solver_pp_2m", "unipc", "deis_tab", "dpm_solver")
@@ -64,7 +71,7 @@ def usual(steps):
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in ("gits", "amed", "autodiffusion", "random")])
 def test_searches_beat_every_usual_solver_on_noise_they_never_saw(name):
-    found = search_method(name)(task(budget=150))
+    found = found_by(name)
     assert found.plan.steps == 4
     assert held_out(found.plan) > usual(4)
 
@@ -200,9 +207,7 @@ def test_schedules_that_are_one_plan_are_evaluated_once():
 def test_workers_share_a_storage(tmp_path):
     storage = f"sqlite:///{tmp_path}/search.db"
     len(EvaluationPool(task(3).score, storage=storage))  # the tables are made before the workers start
-    workers = [multiprocessing.get_context("spawn").Process(target=_work, args=(storage, k)) for k in range(2)]
-    for worker in workers:
-        worker.start()
+    workers = [processes.start(_work, storage, k) for k in range(2)]
     for worker in workers:
         worker.join()
     assert [w.exitcode for w in workers] == [0, 0]
@@ -240,8 +245,7 @@ def test_the_predictor_learns_the_order_of_schedules():
 
 
 def test_evolution_beats_chance_at_equal_cost():
-    evolved, chance = search_method("s3")(task(budget=150)), search_method("random")(task(budget=150))
-    assert evolved.value > chance.value
+    assert found_by("s3").value > found_by("random").value
 
 
 def test_a_schedule_that_gives_nan_is_the_worst_not_an_end():

@@ -1,8 +1,6 @@
 """Two gloo processes: the mean gradient, equal weights, shares (FSDP2), checkpoints, errors that end all."""
 
 import os
-import socket
-import subprocess
 import sys
 
 import pytest
@@ -11,11 +9,11 @@ from torch import nn
 
 from fewstep.distillation.engine import towards
 from fewstep.errors import FewstepError
-from fewstep.files import read_tensors
+from fewstep.files import read_tensors, write_tensors
 from fewstep.train.loop import accelerator_for, fit
-from fewstep.train.shards import Shards, wanted
+from fewstep.train.shards import Shards, wanted, whole_state
 from fewstep.train.stage import OptimizerGroup, Stage, StageConfig
-from tests import ROOT
+from tests import processes
 
 STEPS, HALF = 8, 4
 
@@ -80,29 +78,13 @@ def train(out, parts, index=0, fail_at=None, spoil_at=None, **more):
     return made, fit(made, config, out, accelerator_for(config), quiet=True)
 
 
-PROGRAM = """
-import sys, os
-from pathlib import Path
-from tests.train import test_several_processes as t
-out, index = Path(sys.argv[1]), int(os.environ["RANK"])
-"""
-
-
-def launch(tmp_path, code, check=True):
-    """The code in two processes; their exit codes and what they wrote to stderr."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-c", PROGRAM + code, str(tmp_path)]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    running = [
-        subprocess.Popen(
-            command, cwd=ROOT, env={**shared, "RANK": str(k), "LOCAL_RANK": str(k)}, stderr=subprocess.PIPE, text=True
-        )
-        for k in range(2)
-    ]
-    told = [process.communicate(timeout=120)[1] for process in running]
-    codes = [process.returncode for process in running]
+def launch(program, out, check=True):
+    """`program(out, index)` in two processes; their exit codes and what they wrote."""
+    files = [out / f"{k}.txt" for k in range(2)]
+    running = processes.start_together(program, out, files=files)
+    for process in running:
+        process.join()
+    codes, told = [process.exitcode for process in running], [file.read_text() for file in files]
     assert not check or codes == [0, 0], told
     return codes, told
 
@@ -111,23 +93,20 @@ def checkpoint(folder):
     return read_tensors(folder / "checkpoint" / "state.safetensors")
 
 
-BOTH = """
-from fewstep.files import write_tensors
-from fewstep.train.shards import whole_state
-for name, more in (("plain", {}), ("shard", {"shard": True}), ("widths", {"shard": True, "ema_widths": (0.1,)})):
-    made, _ = t.train(out / name, [index], index, **more)
-    write_tensors(out / f"{name}-{index}.safetensors", whole_state(made.modules["student"]))
-t.train(out / "first", [index], index, steps=3, shard=True)
-t.train(out / "first", [index], index)
-t.train(out / "second", [index], index, steps=3)
-t.train(out / "second", [index], index, shard=True)
-"""
+def in_every_way(out, index):
+    for name, more in (("plain", {}), ("shard", {"shard": True}), ("widths", {"shard": True, "ema_widths": (0.1,)})):
+        made, _ = train(out / name, [index], index, **more)
+        write_tensors(out / f"{name}-{index}.safetensors", whole_state(made.modules["student"]))
+    train(out / "first", [index], index, steps=3, shard=True)
+    train(out / "first", [index], index)
+    train(out / "second", [index], index, steps=3)
+    train(out / "second", [index], index, shard=True)
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_on_both_batches(tmp_path):
     """Also where a roll-out and a gradient are one process's alone; shares change nothing, checkpoints fit either."""
-    launch(tmp_path, BOTH)
+    launch(in_every_way, tmp_path)
     train(tmp_path / "one", [0, 1])
     one, plain, shard = (checkpoint(tmp_path / name) for name in ("one", "plain", "shard"))
     start = Net(0).state_dict()
@@ -150,22 +129,21 @@ def test_two_processes_train_as_one_on_both_batches(tmp_path):
     assert len(list((tmp_path / "widths" / "averages").iterdir())) == 3
 
 
-WRONG = """
-try:
-    t.train(out / "a", [index], index, **({"spoil_at": 5} if index else {}))
-except t.FewstepError as error:
-    print(f"A: {error}", file=sys.stderr)
-try:
-    t.train(out / "b", [index], index, fail_at=5 if index else None)
-except t.FewstepError as error:
-    print(f"B: {error}", file=sys.stderr, flush=True)
-    os._exit(2)
-"""
+def with_errors_of_one(out, index):
+    try:
+        train(out / "a", [index], index, **({"spoil_at": 5} if index else {}))
+    except FewstepError as error:
+        print(f"A: {error}", file=sys.stderr)
+    try:
+        train(out / "b", [index], index, fail_at=5 if index else None)
+    except FewstepError as error:
+        print(f"B: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
 
 
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_all_and_is_told(tmp_path):
-    codes, (first, second) = launch(tmp_path, WRONG, check=False)
+    codes, (first, second) = launch(with_errors_of_one, tmp_path, check=False)
     assert codes == [2, 2]
     assert "gradient became NaN or infinite" in first
     assert "loss became NaN" in second
