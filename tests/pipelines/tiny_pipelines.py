@@ -45,11 +45,20 @@ def unet(**options: Any) -> Any:
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(2)
-    return UNet2DConditionModel(
-        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, attention_head_dim=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), **{"cross_attention_dim": 32, **options},
-    ).eval()  # fmt: skip
+    usual = {
+        "sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8,
+        "attention_head_dim": 8, "cross_attention_dim": 32, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }  # fmt: skip
+    return UNet2DConditionModel(**{**usual, **options}).eval()
+
+
+def one_block_unet() -> Any:
+    """The least that has every kind of layer, for tests that compile: tracing takes a second a block."""
+    return unet(
+        block_out_channels=(16,), down_block_types=("CrossAttnDownBlock2D",), mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D",),
+    )  # fmt: skip
 
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

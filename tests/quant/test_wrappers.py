@@ -29,9 +29,8 @@ def low(pipe_or_model):
 
 
 def test_a_compiled_network_gets_the_same_bits_and_folder(tmp_path):
-    pipe = tiny.stable_diffusion(tmp_path)
-    plain = copy.deepcopy(pipe.unet)
-    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    pipe, plain = tiny.stable_diffusion(tmp_path), tiny.one_block_unet()
+    pipe.unet = torch.compile(copy.deepcopy(plain), backend="eager")
     before = output(pipe.unet)  # compiled once in full precision
     report, expected = quantize(pipe.unet, "w4a8"), quantize(plain, "w4a8")
     assert report == expected
@@ -44,16 +43,17 @@ def test_a_compiled_network_gets_the_same_bits_and_folder(tmp_path):
 
 
 def test_every_way_of_quantizing_unwraps():
-    names = eligible(tiny.unet())
+    names = eligible(tiny.one_block_unet())
     for act in (
         lambda m: quantize_mixed(m, dict.fromkeys(names, "w4a8")),
         lambda m: quantize_stepped(m, [dict.fromkeys(names, "w4a8"), dict.fromkeys(names, "w8a8")]),
     ):
-        plain = tiny.unet()
+        plain = tiny.one_block_unet()
         wrapped = torch.compile(copy.deepcopy(plain), backend="eager")
         act(plain)
         act(wrapped)
-        assert torch.equal(output(wrapped), output(plain))
+        with torch.compiler.set_stance("force_eager"):  # the test above compiles low bits, which takes long
+            assert torch.equal(output(wrapped), output(plain))
         assert wrapped.config.quantization_config.to_dict() == plain.config.quantization_config.to_dict()
 
 
