@@ -11,7 +11,7 @@ from fewstep.files import read_json
 from fewstep.jobs.q_sched.names import SYSTEMS
 from fewstep.pipelines import load_pipeline
 
-SMALL = ["search.budget=10", "search.count=3", "evaluation.count=6", "evaluation.seeds=[101, 102]"]
+SMALL = ["search.budget=10", "search.count=2", "evaluation.count=4", "evaluation.seeds=[101, 102]"]
 SMALL += ["search.seeds=[1]", "evaluation.teacher_steps=4"]
 
 
