@@ -20,6 +20,7 @@ from fewstep.registration import register_when_needed
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fewstep.api.choice import auto
     from fewstep.api.generation import generate
     from fewstep.api.low_bit import quant_report, quantize
     from fewstep.api.measuring import diagnose
@@ -41,6 +42,7 @@ _PLACES = {
     "Row": "plan",
     "Student": "api.models",
     "attach": "api.models",
+    "auto": "api.choice",
     "diagnose": "api.measuring",
     "distill": "api.training",
     "fingerprint": "denoiser",
@@ -87,6 +89,7 @@ __all__ = [
     "Row",
     "Student",
     "attach",
+    "auto",
     "diagnose",
     "distill",
     "fingerprint",

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fewstep.cli import (
+    auto,
     bench,
     diagnose,
     distill,
@@ -21,6 +22,7 @@ from fewstep.cli import (
     train,
     tune,
 )
+from fewstep.cli import auto, bench, diagnose, distill, doctor, export, generate, plan, quantize, run, search, train
 from fewstep.cli.shell import LOOK, RUN, Commands
 
 app = typer.Typer(
@@ -52,6 +54,7 @@ def _fewstep(
     """Few network evaluations, few bits, and proof of what that cost."""
 
 
+auto.add_to(app)
 quantize.add_to(app)
 tune.add_to(app)
 export.add_to(app)

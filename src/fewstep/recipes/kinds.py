@@ -33,6 +33,7 @@ class Kind:
 
 
 _KINDS: dict[str, Kind] = {
+    "auto": Kind("fewstep.jobs.auto:AutoRecipe", "fewstep.jobs.auto:run"),
     "distill": Kind("fewstep.jobs.distill:DistillRecipe", "fewstep.jobs.distill:run"),
     "q-sched": Kind("fewstep.jobs.q_sched:QSchedRecipe", "fewstep.jobs.q_sched:run"),
     "quantize": Kind("fewstep.jobs.quantize:QuantizeRecipe", "fewstep.jobs.quantize:run"),

@@ -96,6 +96,40 @@ def landscape(
         return _svg(figure)
 
 
+def trade_off(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    chosen: tuple[float, float],
+    xlabel: str,
+    ylabel: str,
+) -> str:
+    """Costs against quality, one colour and marker per series, and the chosen point.
+
+    Args:
+        series: name -> points (x, y).
+        chosen: one of them.
+        xlabel: of the cost.
+        ylabel: of the quality.
+
+    Raises:
+        FewstepError: no points.
+    """
+    if not any(series.values()):
+        raise FewstepError("a front needs at least one point")
+    with _drawing(5.7, 3.7) as (figure, axes):
+        every = sorted(point for points in series.values() for point in points)
+        axes.plot(*zip(*every, strict=True), "-", color="#9a9a9a", lw=0.8, zorder=1)
+        for k, (name, points) in enumerate(series.items()):
+            x, y = zip(*sorted(points), strict=True)
+            marker = _MARKERS[k % len(_MARKERS)]
+            axes.plot(x, y, marker, color=COLOURS[k % len(COLOURS)], ms=7, ls="none", label=name)
+        axes.plot(*chosen, "o", ms=15, mfc="none", mec=_INK, mew=1.2, ls="none", label="chosen")
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_ylim(bottom=0)
+        _legend_above(axes)
+        return _svg(figure)
+
+
 def search_curve(
     curves: Mapping[str, tuple[Sequence[float], Any]],
     *,

@@ -1,0 +1,233 @@
+"""What the candidates are compared with and drawn by: reference pictures, plans, networks in low bits."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.errors import FewstepError
+from fewstep.jobs.auto.recipe import OWN, AutoRecipe
+from fewstep.jobs.context import Items, JobContext, tensor_unit
+from fewstep.jobs.low_bit import LowBitPart, low_bit_part
+from fewstep.jobs.quantize.job import VAE_RULES
+from fewstep.metrics import load_features
+from fewstep.pipelines import plan_of, trace
+from fewstep.pipelines.scheduler import PlanScheduler
+from fewstep.plan import Plan
+from fewstep.quant import quantize
+from fewstep.quant.calls import Call, recording
+from fewstep.quant.report import resident_bytes
+from fewstep.quant.split import split_skips
+from fewstep.schedules import Trajectory
+from fewstep.schedules.gits import gits
+from fewstep.solvers import SOLVERS, grids
+from fewstep.zoo import placed
+
+KEPT = 4
+"""Networks in low bits that stay in memory at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class AutoContext(JobContext[AutoRecipe]):
+    """The pipeline in full precision and everything that is made of it."""
+
+    @cached_property
+    def keeps_solver(self) -> bool:
+        """Whether the network was distilled for its sampler: a stored plan, or one that draws noise."""
+        return isinstance(self.pipe.scheduler, PlanScheduler) or self.plan.stochastic
+
+    @cached_property
+    def reference(self) -> Plan:
+        """What full precision does with all the steps that it could want."""
+        if self.keeps_solver:
+            return self.plan
+        steps = self.recipe.search.reference_steps
+        return SOLVERS["unipc"](self.process, self.prediction, grids.uniform(self.process, steps))
+
+    @cached_property
+    def searched(self) -> Items:
+        """What candidates are compared on."""
+        settings = self.recipe.search
+        return self.items("search", settings.conditions, settings.items, settings.seed)
+
+    @cached_property
+    def held_out(self) -> Items:
+        """What the numbers of the front are measured on."""
+        settings = self.recipe.evaluation
+        return self.items("evaluation", settings.conditions, settings.items, settings.seed)
+
+    # --- plans ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        """Every plan that is tried, by name."""
+        space, found = self.recipe.space, dict[str, Plan]()
+        # a student that was distilled for its sampler is no better in more steps than it was distilled for
+        counts = [n for n in space.steps if not self.keeps_solver or n <= self.plan.steps]
+        for steps in counts:
+            for solver in space.solvers if not self.keeps_solver else [OWN]:
+                found |= self._plans(solver, steps)
+        if not found:
+            hint = "Let space.steps hold the number of steps of the stored plan."
+            raise FewstepError("no plan of the space fits this pipeline", value=space.steps, hint=hint)
+        return found
+
+    def _plans(self, solver: str, steps: int) -> dict[str, Plan]:
+        """Those of one solver, on its usual and on searched times; nothing where it cannot be built."""
+        try:
+            if solver == OWN:
+                guided = {"guidance_scale": self.recipe.guidance or None}
+                return {f"{OWN} {steps}": plan_of(self.pipe, steps, **guided, **self.recipe.call)}
+            made = {f"{solver} {steps}": SOLVERS[solver](self.process, self.prediction, self._grid(steps))}
+            if self.recipe.space.searched_times and steps > 1:
+                times = [float(self._trajectory.plan.rows[k].time) for k in gits(self._trajectory, [steps])[steps]]
+                made[f"{solver} {steps}, searched times"] = SOLVERS[solver](
+                    self.process, self.prediction, grids.given(times)
+                )
+            return made
+        except FewstepError as error:
+            self.run.say(f"[dim]{solver} in {steps} steps is left out: {error}[/dim]")
+            return {}
+
+    def _grid(self, steps: int) -> grids.Grid:
+        return grids.uniform(self.process, steps)
+
+    @cached_property
+    def _trajectory(self) -> Trajectory:
+        """Where full precision goes on a few of the items."""
+
+        def compute() -> dict[str, Tensor]:
+            some = self.searched.pick(range(max(2, self.recipe.search.items // 4)))
+            seen = trace(self.sampler(), self.reference, some.conditions, some.seeds)
+            return {"states": seen.states, "outputs": seen.outputs}
+
+        seen = tensor_unit(self.run, "trajectory", compute)
+        return Trajectory(self.reference, seen["states"], seen["outputs"])
+
+    # --- pictures ---------------------------------------------------------------------------------------------------
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """What pictures (B, 3, H, W), or videos frame by frame, are compared in: (B, d)."""
+        network = load_features(placed(self.recipe.search.features))
+        if pictures.ndim == 5:
+            return network(pictures.flatten(0, 1).clamp(0, 1)).unflatten(0, pictures.shape[:2]).flatten(1)
+        return network(pictures.clamp(0, 1))
+
+    def truth(self, name: str, items: Items) -> tuple[Tensor, float]:
+        """The reference's features (N, d) of these items, and how far another seed's picture is on average."""
+
+        if name in self._truths:
+            return self._truths[name]
+
+        def compute() -> dict[str, Tensor]:
+            sampler = self.sampler()
+            with torch.no_grad():
+                first = self.features(items.draw(sampler, self.reference))
+                other = Items(items.conditions, [seed + 500_009 for seed in items.seeds])
+                second = self.features(other.draw(sampler, self.reference))
+            return {"features": first, "other": second}
+
+        found = tensor_unit(self.run, f"reference-{name}", compute)
+        away = float((found["features"] - found["other"]).norm(dim=1).mean())
+        if not away > 0:
+            hint = "Look at the pictures, or choose other search.features."
+            raise FewstepError("all seeds give one picture, so that no distance has a unit", value=away, hint=hint)
+        self._truths[name] = found["features"], away
+        return self._truths[name]
+
+    @cached_property
+    def _truths(self) -> dict[str, tuple[Tensor, float]]:
+        """References that were drawn, or read, already."""
+        return {}
+
+    def distances(self, name: str, items: Items, plan: Plan, models: Mapping[str, nn.Module]) -> Tensor:
+        """How far a setting's pictures are from the reference's, (N,): 0 is the same, 1 another seed's picture."""
+        truth, unit = self.truth(name, self.searched if name == "search" else self.held_out)
+        with torch.no_grad():
+            drawn = self.features(items.draw(self.sampler(**models), plan))
+        return (drawn - truth[: len(drawn)]).norm(dim=1) / unit
+
+    # --- networks in low bits ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def calls(self) -> dict[str, list[Call]]:
+        """The first call of every part while one item is drawn."""
+        with ExitStack() as stack, torch.no_grad():
+            parts = {n: p for n, p in self.pipe.components.items() if isinstance(p, nn.Module)}
+            calls = {n: stack.enter_context(recording(part)) for n, part in parts.items()}
+            self.searched.pick([0]).draw(self.sampler(), self.plan)
+        return calls
+
+    def low(self, scheme: str, parts: str) -> dict[str, nn.Module]:
+        """The components that change at this setting."""
+        wanted = [(name, scheme) for name in self.backbones if scheme != "none"]
+        wanted += [(name, parts) for name in self.others if parts != "none"]
+        for name, told in wanted:
+            known = self._kept.pop((name, told)) if (name, told) in self._kept else self._low(name, told).model
+            self._kept[name, told] = known
+        for old in list(self._kept)[: -max(KEPT, len(wanted))]:
+            del self._kept[old]
+        return {name: self._kept[name, told] for name, told in wanted}
+
+    @cached_property
+    def _kept(self) -> dict[tuple[str, str], nn.Module]:
+        """The last networks in low bits, the oldest first: the others lie in the run directory."""
+        return {}
+
+    @cached_property
+    def others(self) -> list[str]:
+        """Text encoders and autoencoder, as far as the pipeline has them and they are in float."""
+        return [
+            name
+            for name, part in self.pipe.components.items()
+            if isinstance(part, nn.Module) and (name.startswith("text_encoder") or name in ("vae", "vqvae"))
+        ]
+
+    def _low(self, name: str, scheme: str) -> LowBitPart:
+        source = self.pipe.components[name]
+        make = partial(self._quantized, name, source, scheme)
+        return low_bit_part(self, source, make, unit=f"low-{name}-{scheme}", artifact=f"low/{name}-{scheme}")
+
+    def _quantized(self, name: str, source: nn.Module, scheme: str) -> LowBitPart:
+        model = copy.deepcopy(source)
+        if name in self.backbones:
+            split_skips(model)
+            example = self.calls[name][0] if self.calls.get(name) else None
+            return LowBitPart(model, quantize(model, scheme, example=example).to_dict())
+        rules = VAE_RULES if name in ("vae", "vqvae") else ()
+        return LowBitPart(model, quantize(model, scheme, rules=rules).to_dict())
+
+    # --- costs ------------------------------------------------------------------------------------------------------
+
+    def size(self, models: Mapping[str, nn.Module]) -> int:
+        """Bytes of all weights in memory with some components exchanged."""
+        parts = {**self.pipe.components, **models}
+        return sum(resident_bytes(part) for part in parts.values() if isinstance(part, nn.Module))
+
+    def timed(self, models: Mapping[str, nn.Module], plan: Plan, rounds: int) -> list[float]:
+        """Milliseconds of whole pictures, one at a time, prompts encoded anew; the first only warms up."""
+        one, found = self.searched.pick([0]), []
+        for turn in range(rounds + 1):
+            sampler = self.sampler(**models)
+            begun = time.perf_counter()
+            with torch.no_grad():
+                one.draw(sampler, plan)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                found.append(1000 * (time.perf_counter() - begun))
+        return found
+
+
+def spread(milliseconds: list[float]) -> float:
+    """How far timings of one thing are apart: the range of the middle half over the median."""
+    quarters = statistics.quantiles(milliseconds, n=4)
+    return (quarters[2] - quarters[0]) / statistics.median(milliseconds)

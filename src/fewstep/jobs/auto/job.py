@@ -1,0 +1,250 @@
+"""The choice, unit by unit: costs of single calls, plans in full precision, bits, Q-Sched, the front on held-out items.
+
+The space is a product, and its factors hardly interact: the order of solvers at a number of steps is the same in full
+precision and in low bits. So plans are compared in full precision on a quarter of the items, only the best of every
+number of steps meets the schemes, and only what is near the front is looked at on all items.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.errors import FewstepError
+from fewstep.jobs.auto.context import AutoContext, spread
+from fewstep.jobs.auto.points import Point, front, knee, within
+from fewstep.jobs.auto.recipe import AutoRecipe
+from fewstep.jobs.auto.report import write_report
+from fewstep.jobs.context import slug
+from fewstep.jobs.tuning import scaled, tune
+from fewstep.metrics.intervals import difference_interval, mean_interval
+from fewstep.pipelines import attach, exchanged, identity_of, save_pipeline
+from fewstep.plan import Plan
+from fewstep.runs import Run
+from fewstep.schedules import TeacherMatch
+
+MARGIN = 1.25
+"""A point whose first distance is at most so many times that of a point that beats it is looked at again."""
+NOISY = 0.5
+"""Spread of timings above which a budget of time says nothing."""
+
+
+def run(recipe: AutoRecipe, run: Run) -> Path:
+    """Execute a recipe in a run directory and return the report.
+
+    Leaves behind: `artifacts/pipeline` (a diffusers folder at the chosen point), a plan file for every point of the
+    front, `results.json` and `report.html`.
+    """
+    recipe.check()
+    return finish(AutoContext.open(recipe, run, fuse=True))[1]
+
+
+def finish(context: AutoContext) -> tuple[Any, Path]:
+    """The chosen pipeline and the report.
+
+    Raises:
+        FewstepError: nothing meets the budgets, or the machine is too noisy for a budget of time.
+    """
+    recipe, run = context.recipe, context.run
+    costs = run.unit("costs", lambda: _costs(context))
+    if recipe.latency and max(costs["spread"].values()) > NOISY:
+        hint = "Stop what else runs here, or leave the latency out."
+        raise FewstepError(
+            f"timings spread by {max(costs['spread'].values()):.0%}: a latency budget says nothing here",
+            value=recipe.latency, hint=hint,
+        )  # fmt: skip
+    ranked = _ranked(context)
+    best = _best_plans(context, ranked)
+    candidates = within(_candidates(context, costs, best), recipe.bytes_limit, recipe.time_limit)
+    shown = front(_compared(context, candidates))
+    chosen = _chosen(recipe, shown)
+    tuned = _tuned(context, chosen)
+    measured = run.unit("front", lambda: _held_out(context, shown, chosen, tuned))
+    models = context.low(chosen.scheme, chosen.parts)
+    pipe = exchanged(context.pipe, models)
+    plan = context.plans[chosen.plan] if tuned is None else tuned
+    attach(pipe, plan.replace(identity=identity_of(pipe, context.guidance)))
+    run.unit("pipeline", lambda: None, save=lambda _, draft: save_pipeline(pipe, draft), load=lambda folder: None)
+    for k, point in enumerate(shown):
+        context.plans[point.plan].save(run.artifact(f"front/{k}.json"), overwrite=True)
+    results = context.write_results(
+        costs=costs,
+        plans=ranked,
+        front=[dataclasses.asdict(point) for point in shown],
+        chosen=shown.index(chosen),
+        measured=measured,
+        candidates=len(candidates),
+    )
+    return pipe, write_report(context, results, shown, chosen)
+
+
+# --- costs ----------------------------------------------------------------------------------------------------------
+
+
+def _costs(context: AutoContext) -> dict[str, Any]:
+    """Bytes and times: of a network call by scheme, of the rest of a picture by the scheme of the other parts."""
+    space, rounds = context.recipe.space, context.recipe.search.rounds
+    by_steps = sorted(context.plans.values(), key=lambda plan: plan.steps)
+    short, long = by_steps[0], by_steps[-1]
+    found: dict[str, Any] = {"size": {}, "call": {}, "rest": {}, "spread": {}}
+    full = context.timed({}, short, rounds)
+    for scheme in space.schemes:
+        models = context.low(scheme, "none")
+        few = full if scheme == "none" else context.timed(models, short, rounds)
+        found["spread"][scheme] = spread(few)
+        if long.steps > short.steps:
+            many = context.timed(models, long, rounds)
+            call = (statistics.median(many) - statistics.median(few)) / (long.steps - short.steps)
+        else:
+            call = statistics.median(few) / short.steps
+        found["call"][scheme] = max(call, 0.0)
+        found["size"][scheme] = context.size(models) - context.size({})
+    calls = statistics.median(found["call"].values()) if "none" not in found["call"] else found["call"]["none"]
+    for parts in space.parts if context.others else ["none"]:
+        models = context.low("none", parts)
+        took = full if parts == "none" else context.timed(models, short, rounds)
+        found["rest"][parts] = max(statistics.median(took) - short.steps * calls, 0.0)
+        found["size"][f"parts {parts}"] = context.size(models) - context.size({})
+    return {**found, "full": context.size({})}
+
+
+def _candidates(context: AutoContext, costs: Mapping[str, Any], best: Mapping[int, str]) -> list[Point]:
+    """Every number of steps, with its best plan, at every scheme."""
+    space = context.recipe.space
+    parts = list(costs["rest"])
+    return [
+        Point(
+            plan=plan, steps=steps, scheme=scheme, parts=other,
+            size=costs["full"] + costs["size"][scheme] + costs["size"][f"parts {other}"],
+            milliseconds=costs["rest"][other] + context.plans[plan].steps * costs["call"][scheme],
+        )
+        for (steps, plan), scheme, other in itertools.product(best.items(), space.schemes, parts)
+    ]  # fmt: skip
+
+
+# --- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def _ranked(context: AutoContext) -> dict[str, float]:
+    """Of every plan its distance in full precision, on a quarter of the items."""
+    some = context.searched.pick(range(_few(context)))
+    found = {}
+    with context.run.progress("plans in full precision", total=len(context.plans)) as advance:
+        for name, plan in context.plans.items():
+            compute = partial(_mean, context, some, plan, {})
+            found[name] = context.run.unit(f"plan-{slug(name)}", compute)
+            advance(1, note=f"{name}: {found[name]:.3f}")
+    return found
+
+
+def _best_plans(context: AutoContext, ranked: Mapping[str, float]) -> dict[int, str]:
+    """The best plan of every number of steps."""
+    found: dict[int, str] = {}
+    for name in sorted(ranked, key=ranked.__getitem__):
+        found.setdefault(context.plans[name].steps, name)
+    return dict(sorted(found.items()))
+
+
+def _compared(context: AutoContext, candidates: Sequence[Point]) -> list[Point]:
+    """The candidates with their distances: a first look at all, a second at those near the front."""
+    first = [_looked(context, point, _few(context)) for point in candidates]
+    rivals = [
+        point
+        for point in first
+        if not any(
+            dataclasses.replace(other, distance=MARGIN * other.distance).beats(point) for other in first
+        )
+    ]  # fmt: skip
+    return [_looked(context, point, context.recipe.search.items) for point in rivals]
+
+
+def _looked(context: AutoContext, point: Point, count: int) -> Point:
+    """The point with its distance on so many items."""
+
+    def compute() -> dict[str, float]:
+        some = context.searched.pick(range(count))
+        return {"distance": _mean(context, some, context.plans[point.plan], context.low(point.scheme, point.parts))}
+
+    key = slug(f"{point.plan} {point.scheme} {point.parts} {count}")
+    distance = context.run.unit(f"point-{key}", compute)["distance"]
+    context.run.say(
+        f"[dim]{point.name} ({point.plan}): {point.size / 1e6:.3g} MB, {point.milliseconds:.3g} ms, "
+        f"distance {distance:.3f} on {count} items[/dim]"
+    )
+    return dataclasses.replace(point, distance=distance)
+
+
+def _mean(context: AutoContext, items: Any, plan: Plan, models: Mapping[str, Any]) -> float:
+    return float(context.distances("search", items, plan, models).mean())
+
+
+def _few(context: AutoContext) -> int:
+    return max(4, context.recipe.search.items // 4)
+
+
+def _chosen(recipe: AutoRecipe, shown: Sequence[Point]) -> Point:
+    """The knee of the front: a cost that has a budget is met already, and counts no more."""
+    flat = [
+        dataclasses.replace(
+            point, size=0.0 if recipe.memory else point.size, milliseconds=0.0 if recipe.latency else point.milliseconds
+        )
+        for point in shown
+    ]
+    return shown[flat.index(knee(flat))]
+
+
+# --- Q-Sched --------------------------------------------------------------------------------------------------------
+
+
+def _tuned(context: AutoContext, point: Point) -> Plan | None:
+    """The plan with Q-Sched's scalars, where a paired test on other items finds it nearer; None else."""
+    recipe = context.recipe
+    if point.scheme == "none" or not recipe.space.q_sched:
+        return None
+    plan, models = context.plans[point.plan], context.low(point.scheme, point.parts)
+    items, sampler = context.searched, context.sampler(**models)
+
+    def compute() -> dict[str, Any]:
+        with torch.no_grad():
+            truth = items.draw(context.sampler(), plan, "latent")
+        found = tune(context.run, plan, TeacherMatch(items.drawing(sampler, "latent"), truth), recipe.space.q_sched)
+        other = context.items("tuning", recipe.search.conditions, recipe.search.items, recipe.search.seed)
+        scaled_plan = scaled(plan, found.theta)
+        with torch.no_grad():
+            reference = context.features(other.draw(context.sampler(), plan))
+            pair = [context.features(other.draw(sampler, made)) for made in (scaled_plan, plan)]
+        ours, theirs = ((drawn - reference).norm(dim=1) for drawn in pair)
+        return {"theta": list(found.theta), "gain": difference_interval(ours, theirs).as_dict()}
+
+    found = context.run.unit("q-sched", compute)
+    if found["gain"]["high"] >= 0:
+        context.run.say("Q-Sched has nothing measurable to win at this point: the plan stays as it is.")
+        return None
+    return scaled(plan, found["theta"])
+
+
+# --- the front ------------------------------------------------------------------------------------------------------
+
+
+def _held_out(context: AutoContext, shown: Sequence[Point], chosen: Point, tuned: Plan | None) -> list[dict[str, Any]]:
+    """Distances on held-out items and measured times of every point of the front."""
+    found = []
+    for point in shown:
+        plan, models = context.plans[point.plan], context.low(point.scheme, point.parts)
+        row: dict[str, Any] = {"distance": _interval(context, plan, models)}
+        row["milliseconds"] = statistics.median(context.timed(models, plan, context.recipe.search.rounds))
+        if point == chosen and tuned is not None:
+            row["tuned"] = _interval(context, tuned, models)
+        found.append(row)
+    return found
+
+
+def _interval(context: AutoContext, plan: Plan, models: Mapping[str, Any]) -> dict[str, Any]:
+    return mean_interval(context.distances("held-out", context.held_out, plan, models)).as_dict()

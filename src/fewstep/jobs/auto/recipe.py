@@ -1,0 +1,149 @@
+"""What a choice under budgets can be told."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from fewstep.errors import FewstepError
+from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, Seed, TuningBudget
+from fewstep.jobs.quantize.recipe import parse_size
+from fewstep.recipes.base import RecipePart
+
+_TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s)?\s*")
+OWN = "own"
+"""In the place of a solver: what the pipeline's scheduler does."""
+
+
+def parse_time(text: str) -> float:
+    """Milliseconds of a time such as `200ms`, `1.5s` or `80`.
+
+    Raises:
+        FewstepError: it is none.
+    """
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise FewstepError("not a time", value=text, hint="Write for instance 200ms or 1.5s.")
+    return float(found[1]) * (1000 if found[2] == "s" else 1)
+
+
+def _scheme(name: str) -> str:
+    from fewstep.quant import Scheme
+
+    return name if name == "none" else str(Scheme.parse(name))
+
+
+class AutoSpace(RecipePart):
+    """What is tried."""
+
+    steps: list[int] = Field(default_factory=lambda: [1, 2, 3, 4, 6, 8], min_length=1)
+    """Numbers of network evaluations; a stored plan and a consistency scheduler keep their solver."""
+    solvers: list[str] = Field(default_factory=lambda: [OWN, "ddim", "dpm_solver_pp_2m", "unipc"], min_length=1)
+    """`own` is what the pipeline's scheduler does."""
+    searched_times: bool = True
+    """Also the times that the many-step trajectory suggests (GITS), for every solver but the pipeline's own."""
+    schemes: list[str] = Field(default_factory=lambda: ["none", "w8a8", "w4a16", "w4a8", "w3a8"], min_length=1)
+    """Of the network; `none` leaves it as it is."""
+    parts: list[str] = Field(default_factory=lambda: ["none", "w8a16"], min_length=1)
+    """Of text encoders and autoencoder together."""
+    q_sched: TuningBudget = 24.0
+    """Budget of the Q-Sched search of the chosen low-bit point; 0 for none."""
+
+    @field_validator("schemes", "parts")
+    @classmethod
+    def _schemes(cls, names: list[str]) -> list[str]:
+        try:
+            return [_scheme(name) for name in names]
+        except FewstepError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("solvers")
+    @classmethod
+    def _solvers(cls, names: list[str]) -> list[str]:
+        from fewstep.solvers import SOLVERS
+
+        for name in names:
+            if name != OWN and name not in SOLVERS:
+                raise ValueError(f"unknown solver {name}: give {OWN} or one of {', '.join(SOLVERS)}")
+        return names
+
+
+class AutoSearch(RecipePart):
+    """On what the candidates are compared."""
+
+    conditions: Conditions = "auto"
+    items: int = Field(16, ge=4)
+    """Pairs of condition and seed; a first look uses a quarter of them."""
+    seed: Seed = 0
+    features: str = "random"
+    """Feature network in which a picture is compared with the reference's picture of the same condition and seed."""
+    reference_steps: int = Field(30, ge=2)
+    """Of the full-precision reference; a stored plan and a consistency scheduler are their own reference."""
+    rounds: int = Field(7, ge=3)
+    """How often each call is timed."""
+
+
+class AutoEvaluation(RecipePart):
+    """Held-out conditions and seeds for the numbers of the front."""
+
+    conditions: Conditions = "auto"
+    items: int = Field(32, ge=4)
+    seed: Seed = 101
+    pictures: int = Field(4, ge=0)
+
+
+class AutoRecipe(PipelineRecipe):
+    """Choose steps, solver, times, bits and Q-Sched under budgets, and show the front of quality against cost."""
+
+    kind: Literal["auto"] = "auto"
+    model: str = "emoji-student"
+    memory: str = ""
+    """Bytes of all weights, such as 2GB or 6MB; no limit unless given."""
+    latency: str = ""
+    """Time per picture on this device, such as 200ms; no limit unless given."""
+    space: AutoSpace = AutoSpace()
+    search: AutoSearch = AutoSearch()
+    evaluation: AutoEvaluation = AutoEvaluation()
+
+    @field_validator("memory")
+    @classmethod
+    def _memory(cls, text: str) -> str:
+        try:
+            if text:
+                parse_size(text)
+            return text
+        except FewstepError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("latency")
+    @classmethod
+    def _latency(cls, text: str) -> str:
+        try:
+            if text:
+                parse_time(text)
+            return text
+        except FewstepError as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def bytes_limit(self) -> float:
+        """Of all weights; infinite where there is no budget."""
+        return parse_size(self.memory) if self.memory else float("inf")
+
+    @property
+    def time_limit(self) -> float:
+        """Milliseconds per picture; infinite where there is no budget."""
+        return parse_time(self.latency) if self.latency else float("inf")
+
+    def check(self) -> None:
+        """Refuse what cannot be read, and a feature network of no known kind.
+
+        Raises:
+            FewstepError: one of them.
+        """
+        from fewstep.metrics import FEATURES
+
+        super().check()
+        FEATURES.check(self.search.features)
