@@ -103,7 +103,7 @@ class AutoRecipe(PipelineRecipe):
     """Bytes of all weights, such as 2GB or 6MB; no limit unless given."""
     latency: str = ""
     """Time per picture on this device, such as 200ms; no limit unless given."""
-    space: AutoSpace = AutoSpace()
+    space: AutoSpace = Field(default_factory=AutoSpace)
     search: AutoSearch = AutoSearch()
     evaluation: AutoEvaluation = AutoEvaluation()
 
