@@ -9,7 +9,7 @@ import torch
 from fewstep.distillation import method
 from fewstep.metrics import FEATURES
 from fewstep.rewards import REWARDS
-from fewstep.solvers import FACTS, SOLVERS
+from fewstep.solvers.registry import KNOWN
 from tests import ROOT
 
 FOLDER = ROOT / "docs" / "extend"
@@ -18,15 +18,10 @@ FOLDER = ROOT / "docs" / "extend"
 @pytest.fixture(autouse=True)
 def registries(monkeypatch):
     """What an example registers is forgotten after it."""
-    # all that is shipped joins the tables first: its modules are imported once, and what joins a copy is forgotten
-    method.presets(), REWARDS.kinds(), FEATURES.kinds()
-    for holder, name in ((REWARDS, "_makers"), (FEATURES, "_makers"), (method, "_PRESETS")):
-        monkeypatch.setattr(holder, name, dict(getattr(holder, name)))
-    solvers, facts = dict(SOLVERS), dict(FACTS)
-    yield
-    for table, before in ((SOLVERS, solvers), (FACTS, facts)):
-        table.clear()
-        table.update(before)
+    for registry in (REWARDS, FEATURES, KNOWN, method._PRESETS):
+        # all that is shipped joins first: its modules are imported once, and what joins a copy is forgotten
+        list(registry)
+        monkeypatch.setattr(registry, "own", dict(registry.own))
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from fewstep.cli import (
     train,
     tune,
 )
-from fewstep.cli import auto, bench, diagnose, distill, doctor, export, generate, plan, quantize, run, search, train
 from fewstep.cli.shell import LOOK, RUN, Commands
 
 app = typer.Typer(
