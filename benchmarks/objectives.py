@@ -29,7 +29,6 @@ from fewstep.data import load_emoji
 from fewstep.files import write_json
 from fewstep.images import as_float
 from fewstep.jobs.context import seeds_for, slug, tensor_unit
-from fewstep.jobs.q_sched.names import place
 from fewstep.latents import normalised
 from fewstep.metrics import load_features
 from fewstep.metrics.distances import RbfKernel, diversity, frechet, mmd2, precision_recall
@@ -39,6 +38,7 @@ from fewstep.rewards import load_reward
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
 from fewstep.schedules.tuning import Family
+from fewstep.zoo import placed
 
 BOX = Family("ramp", 0.8, 1.2)
 NETS = {"clip": "clip:emoji-clip", "pixels": "pixels"}
@@ -77,15 +77,15 @@ class Material:
 
     @cached_property
     def networks(self) -> dict[str, Any]:
-        return {name: load_features(place(spec)) for name, spec in NETS.items()}
+        return {name: load_features(placed(spec)) for name, spec in NETS.items()}
 
     @cached_property
     def rewards(self) -> tuple[Any, Any]:
-        return load_reward(place("clip:emoji-clip")), load_reward(place("quality:emoji-quality"))
+        return load_reward(placed("clip:emoji-clip")), load_reward(placed("quality:emoji-quality"))
 
     @cached_property
     def judges(self) -> tuple[list[Any], Any]:
-        spec = place("clip:emoji-judge")
+        spec = placed("clip:emoji-judge")
         return [load_features(spec), load_features("random")], load_reward(spec)
 
     @cached_property

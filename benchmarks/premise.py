@@ -25,12 +25,12 @@ from fewstep.data.prompts import load_prompts
 from fewstep.files import write_json
 from fewstep.images import as_float
 from fewstep.jobs.context import seeds_for, slug, tensor_unit
-from fewstep.jobs.q_sched.names import place
 from fewstep.metrics import evaluate, load_features
 from fewstep.metrics.intervals import mean_interval
 from fewstep.rewards import load_reward
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
+from fewstep.zoo import placed
 
 SCHEMES = (FULL, "w8a8", "w4a8", "w4a4", "w3a8")
 STEPS = (1, 4)
@@ -62,8 +62,8 @@ def pictures_of(run: Run, student: Student, scheme: str, steps: int, prompts: li
 
 def measured(images: dict[str, Tensor], prompts: list[str], reference: Tensor) -> dict[str, Any]:
     """All numbers of the systems of one student at one number of steps, differences to full precision included."""
-    features = [load_features(place("clip:emoji-judge")), load_features("random")]
-    found = evaluate(images, reference, prompts, features, load_reward(place("clip:emoji-judge")), paired_to=FULL)
+    features = [load_features(placed("clip:emoji-judge")), load_features("random")]
+    found = evaluate(images, reference, prompts, features, load_reward(placed("clip:emoji-judge")), paired_to=FULL)
     for name, pictures in images.items():
         by_seed = [saturation(seed) for seed in pictures]
         for key in by_seed[0]:
