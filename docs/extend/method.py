@@ -3,15 +3,18 @@
 import torch
 
 from fewstep.distillation.chain import Chain
-from fewstep.distillation.core import Batch, Loss, Networks, Samples
+from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
 from fewstep.distillation.method import Method, method, preset
+from fewstep.distillation.outline import outline
+from fewstep.distillation.part import part
 from fewstep.process import Process
 from fewstep.testing.toy import Toy
 from fewstep.testing.training import train_toy
 from fewstep.transition import ddim_path
 
 
-def jump(steps: int):
+@part
+def jump(steps: int) -> Term:
     """The term: mean square between the student's first clean prediction and the teacher's last."""
 
     def loss(networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
@@ -35,5 +38,6 @@ def teacher_jump(process: Process, *, teacher_steps: int = 8) -> Method:
 
 toy = Toy()
 made = method("teacher_jump", toy.process, teacher_steps=12)
+print(outline(made))
 short, long = (train_toy(toy, made, steps=n, batch=128).distance for n in (1, 100))
 print(f"distance after one update {short:.0f}, after 100 {long:.0f}")

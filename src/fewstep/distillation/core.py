@@ -34,6 +34,9 @@ class Networks:
     def need(self, name: str) -> Any:
         """A member, or a clear error.
 
+        Args:
+            name: of the member.
+
         Raises:
             FewstepError: it is absent.
         """
@@ -47,17 +50,16 @@ class Networks:
 class Batch:
     """What one step is given.
 
-    clean:
-        Real data (B, ...), or its latents; None for methods that need no data.
-    condition, negative:
-        Keyword arguments of the networks, and those of no condition (for guidance).
-    path, times:
-        States (B, K, ...) of the teacher on the way from noise to data and their process times (K,), noisiest first,
-        from a trajectory store.
-    size, shape:
-        Number of samples and the shape of one.
-    step, steps:
-        Which step of how many this is: for schedules (warm-ups, shrinking intervals).
+    Attributes:
+        size: number of samples.
+        shape: of one sample.
+        clean: real data (B, ...), or its latents; None for methods that need no data.
+        condition: keyword arguments of the networks.
+        negative: those of no condition (for guidance).
+        path: states (B, K, ...) of the teacher on the way from noise to data, from a trajectory store.
+        times: their process times (K,), noisiest first.
+        step: which step this is: for schedules (warm-ups, shrinking intervals).
+        steps: of how many.
     """
 
     size: int
@@ -95,14 +97,12 @@ class Batch:
 class Samples:
     """Samples of the student, from a roll-out.
 
-    clean:
-        The student's clean prediction (B, ...); carries its gradient where the caller asked for one.
-    state, time:
-        What the student saw in its last call (B, ...), and when (B,).
-    next_time:
-        Time (B,) of the next call, 0 after the last.
-    index:
-        Which of the student's calls it was (B,), 0 for the noisiest.
+    Attributes:
+        clean: the student's clean prediction (B, ...); carries its gradient where the caller asked for one.
+        state: what the student saw in its last call (B, ...).
+        time: when (B,).
+        next_time: time (B,) of the next call, 0 after the last.
+        index: which of the student's calls it was (B,), 0 for the noisiest.
     """
 
     clean: Tensor

@@ -21,7 +21,10 @@ FeatureSource = Callable[[Networks, Batch, Tensor, Tensor], Mapping[str, Tensor]
 class NetworkFeatures:
     """Outputs of named modules of the critic (DMD2) or the teacher (LADD).
 
-    early: leave the network after the last of them.
+    Attributes:
+        who: `critic` or `teacher`.
+        modules: names of the modules.
+        early: leave the network after the last of them.
     """
 
     who: str = "critic"

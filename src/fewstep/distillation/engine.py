@@ -28,12 +28,12 @@ Wrap = Callable[[nn.Module], Callable[..., Tensor]]
 class Engine:
     """A method with its networks and its stream of batches.
 
-    modules:
-        What is trained: `student`, and as the method has them `critic` and `adversary`.
-    slow:
-        `target` where the method keeps a slow student; moved, not trained.
-    batches:
-        A batch from the step's generator.
+    Attributes:
+        method: what is trained on what.
+        networks: those that the terms ask.
+        modules: what is trained: `student`, and as the method has them `critic` and `adversary`.
+        slow: `target` where the method keeps a slow student; moved, not trained.
+        batches: a batch from the step's generator.
 
     Raises:
         FewstepError: networks of different processes, or a student run at times outside of them.

@@ -29,16 +29,12 @@ from fewstep.registry import Registry
 class UpdateRule:
     """How a network beside the student keeps up with it.
 
-    ratio:
-        Its updates per update of the student. The first of them sees the samples of the student's own update,
-        the others fresh ones.
-    learning_rate:
-        As a multiple of the student's.
-    pull:
-        After each update of the student its weights move this share of the way to the student's (arXiv 2506.00523:
-        0.03); needs equal architectures.
-    betas:
-        Of Adam; the student's unless given.
+    Attributes:
+        ratio: its updates per update of the student; the first sees the student's own samples, the others fresh ones.
+        learning_rate: as a multiple of the student's.
+        pull: after each update of the student its weights move this share of the way to the student's (arXiv
+            2506.00523: 0.03); needs equal architectures.
+        betas: of Adam; the student's unless given.
     """
 
     ratio: int = 1
@@ -51,8 +47,10 @@ class UpdateRule:
 class Critic:
     """The network that follows the student's distribution; a copy of the teacher at the start.
 
-    calls:
-        How many calls of the student it distinguishes; 0: it follows the mixture of all of them.
+    Attributes:
+        term: its loss.
+        tracking: how it keeps up.
+        calls: how many calls of the student it distinguishes; 0: it follows the mixture of all of them.
     """
 
     term: Term
@@ -64,12 +62,11 @@ class Critic:
 class Adversary:
     """The discriminator.
 
-    make:
-        (networks, shape of one sample) -> its module, in `Networks.adversary` from then on.
-    term:
-        Its own loss; the student's adversarial loss is one of `Method.terms`.
-    with_critic:
-        Train the critic with this loss too, in the same update (DMD2: a head on the critic's features).
+    Attributes:
+        make: (networks, shape of one sample) -> its module, in `Networks.adversary` from then on.
+        term: its own loss; the student's adversarial loss is one of `Method.terms`.
+        tracking: how it keeps up.
+        with_critic: train the critic with this loss too, in the same update (DMD2: a head on the critic's features).
     """
 
     make: Callable[[Networks, tuple[int, ...]], nn.Module]
@@ -82,13 +79,14 @@ class Adversary:
 class TargetNetwork:
     """The slow student in `Networks.target`: target <- decay target + (1 - decay) student after every `every`-th step.
 
-    decay 0, every 1: the live student itself (no copy is kept). decay mu, every 1: its moving average. decay 0,
-    every N: the student at the end of the previous stage (progressive distillation); the teacher at first.
+    decay 0, every 1: the live student itself (no copy is kept). decay mu, every 1: its moving average. decay 0, every
+    N: the student at the end of the previous stage (progressive distillation); the teacher at first.
 
-    until:
-        Where the last stage begins: the target rests after this step, however long that stage is.
-    warm:
-        The decay begins low, as that of the averages that training saves does: what the student began as is forgotten.
+    Attributes:
+        decay: as in the formula.
+        every: likewise.
+        until: where the last stage begins: the target rests after this step, however long that stage is.
+        warm: the decay begins low, as that of the averages that training saves: how the student began is forgotten.
     """
 
     decay: float = 0.0
@@ -136,19 +134,21 @@ class OptimizerSettings:
 class Method:
     """What is trained on what.
 
-    terms:
-        Summands of the student's loss by name (the names appear in logs and messages); weights are inside them.
-    steps:
-        How the finished student is run; becomes the plan that it is saved with.
-    rollout:
-        How the student makes the samples that the terms see, None where they make their own input.
-    needs:
-        Of "data" (`Batch.clean`), "store" (`Batch.path`, `Batch.times`) and "guidance" (a negative condition, where the
-        teacher is conditional).
-    two_times:
-        Whether the student's network takes the time that its jump ends at.
-    updates:
-        How many its stages take; a shorter training is refused, because it would end before the last of them.
+    Attributes:
+        terms: summands of the student's loss by name (the names appear in logs and messages); weights are inside them.
+        steps: how the finished student is run; becomes the plan that it is saved with.
+        rollout: how the student makes the samples that the terms see; None where they make their own input.
+        critic: follows the student's distribution.
+        adversary: tells real data from the student's samples.
+        target: the slow student.
+        needs: of "data" (`Batch.clean`), "store" (`Batch.path`, `Batch.times`) and "guidance" (a negative condition,
+            where the teacher is conditional).
+        two_times: whether the student's network takes the time that its jump ends at.
+        settings: optimisation that the method likes.
+        updates: how many its stages take; a shorter training, which would end before the last one, is refused.
+
+    Raises:
+        FewstepError: no terms, unknown needs, or an adversary that is trained with a critic that is not there.
     """
 
     terms: Mapping[str, Term]

@@ -39,10 +39,17 @@ def gaussian_kernel(widths: tuple[float, ...] = (0.25, 0.5, 1.0)) -> Kernel:
 
 
 def discrepancy(x: Tensor, y: Tensor, kernel: Kernel, paired: bool = False) -> Tensor:
-    """Unbiased estimate of the squared discrepancy of sets x (n, d) and y (m, d); may be negative.
+    """Unbiased estimate of the squared discrepancy of two sets; may be negative.
 
-    paired: sample i of both was drawn for condition i, so that the two are alike as no other two are. Their own value
-    is then left out, as that of a sample with itself is: kept, it would push the conditions apart.
+    Args:
+        x: one set (n, d).
+        y: the other (m, d).
+        kernel: of the discrepancy.
+        paired: sample i of both was drawn for condition i, so that the two are alike as no other two are. Their own
+            value is then left out, as that of a sample with itself is: kept, it would push the conditions apart.
+
+    Returns:
+        A scalar.
 
     Raises:
         FewstepError: fewer than two samples on a side, or pairs of sets that are not equally large.

@@ -32,18 +32,23 @@ IN_MEMORY = 1 << 30
 class StoreHeader:
     """What a store holds.
 
-    times:
-        Process times of the K states of a trajectory, noisiest first; 0 is the data.
-    process, model, solver:
-        What the times belong to, whose trajectories they are (fingerprint of the weights), and what solved them.
-    guidance:
-        Scale that the outputs included; 1 is without.
-    shape:
-        Of one state.
-    count, shard, seed:
-        Number of trajectories, how many lie in one file, and the seed of the first; trajectory i has seed + i.
-    conditions:
-        Prompts or class labels; trajectory i has number i modulo their count. Empty for an unconditional teacher.
+    Attributes:
+        times: process times of the K states of a trajectory, noisiest first; 0 is the data.
+        process: what the times belong to.
+        model: whose trajectories they are (fingerprint of the weights).
+        solver: what solved them.
+        guidance: scale that the outputs included; 1 is without.
+        shape: of one state.
+        count: number of trajectories.
+        shard: how many lie in one file.
+        seed: of the first; trajectory i has seed + i.
+        conditions: prompts or class labels; trajectory i has number i modulo their count. Empty for an unconditional
+            teacher.
+        dtype: of the states in the files.
+        format: of the folder.
+
+    Raises:
+        FewstepError: times that do not fall, or no trajectories.
     """
 
     times: tuple[float, ...]
@@ -84,9 +89,16 @@ Solve = Callable[[Sequence[int], Sequence[int]], Tensor]
 
 
 def write(folder: str | Path, header: StoreHeader, solve: Solve, advance: Callable[[int], None] | None = None) -> int:
-    """Write the shards that are absent and that no other worker is writing; returns how many this one wrote.
+    """Write the shards that are absent and that no other worker is writing.
 
-    advance: takes the number of trajectories of each shard that is done, those found done included.
+    Args:
+        folder: of the store.
+        header: what it holds.
+        solve: the teacher.
+        advance: takes the number of trajectories of each shard that is done, those found done included.
+
+    Returns:
+        How many shards this worker wrote.
 
     Raises:
         FewstepError: the folder holds another store, or `solve` returned another shape.

@@ -21,7 +21,10 @@ class _EnoughError(Exception):
 def watch(model: Denoiser, names: Sequence[str], early: bool = False) -> Iterator[dict[str, Tensor]]:
     """A dict that the outputs (B, ...) of these modules go into while the network runs, in the order of `names`.
 
-    early: leave the network once all are there (a running call then ends this context).
+    Args:
+        model: whose network is watched.
+        names: of modules.
+        early: leave the network once all are there (a running call then ends this context).
 
     Raises:
         FewstepError: the network is no module, or has no module of such a name.

@@ -19,12 +19,12 @@ from fewstep.process import Process
 class TeacherGuidance:
     """D = D_u + g (D_c - D_u), g diffusers' guidance_scale (w + 1 where papers write 1 + w); 1: none.
 
-    scale, highest:
-        g, or the ends of a uniform law of it.
-    interval:
-        Fractions of the range of t in which it acts (arXiv 2404.07724).
-    key, embed:
-        The student is given g as this condition, embedded from (B,) to (B, ...): arXiv 2210.03142.
+    Attributes:
+        scale: g.
+        highest: the upper end of a uniform law of g, whose lower one is `scale`.
+        interval: fractions of the range of t in which it acts (arXiv 2404.07724).
+        key: the student is given g as the condition of this name (arXiv 2210.03142).
+        embed: of g there, from (B,) to (B, ...).
     """
 
     scale: Varying = 1.0

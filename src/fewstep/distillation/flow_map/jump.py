@@ -22,8 +22,12 @@ PRIVATE = "teacher."
 class JumpTimes:
     """Times (B,) of jumps, float64 on the CPU: start t >= middle m >= end s.
 
-    start, stop:
-        Positions of t and s in `Batch.times`, for jumps between stored states.
+    Attributes:
+        t: starts.
+        s: ends.
+        m: middles; None for targets of one leg.
+        start: positions of t in `Batch.times`, for jumps between stored states.
+        stop: those of s.
     """
 
     t: Tensor
@@ -35,12 +39,13 @@ class JumpTimes:
 
 @dataclass(frozen=True)
 class JumpStates:
-    """The states (B, ...) that jumps start at, and what the source knows beside.
+    """The states that jumps start at, and what the source knows beside.
 
-    clean, noise:
-        The pair that the state was mixed from.
-    arrival:
-        The state on the same trajectory at the end of the jump.
+    Attributes:
+        x: the states (B, ...).
+        clean: with `noise` the pair that the state was mixed from.
+        noise: see `clean`.
+        arrival: the state on the same trajectory at the end of the jump.
     """
 
     x: Tensor
@@ -53,12 +58,18 @@ class JumpStates:
 class Jump:
     """Everything a target may use; nothing in it carries a gradient.
 
-    frame:
-        Coefficients of the jump from t to s.
-    scale:
-        Guidance scale (B,) of the teacher, None for 1.
-    seed:
-        Of the dropout masks: every evaluation of a student within one residual sees the same ones.
+    Attributes:
+        states: where the jumps start.
+        times: of the jumps.
+        frame: coefficients of the jump from t to s.
+        condition: of the student.
+        teacher_condition: of the teacher.
+        negative: no condition, for guidance.
+        scale: guidance scale (B,) of the teacher; None for 1.
+        seed: of the dropout masks: every evaluation of a student within one residual sees the same ones.
+        step: which step of the training this is.
+        steps: of how many.
+        boundary: how a prediction becomes the end state; the step with it held fixed unless given.
     """
 
     states: JumpStates

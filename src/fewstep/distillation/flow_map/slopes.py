@@ -28,11 +28,10 @@ HOW = ("jvp", "difference")
 class TimeDerivative:
     """How to differentiate.
 
-    how:
-        `jvp`: forward mode, about two passes, plain attention. `difference`: two more passes, any network.
-    delta:
-        Half the width of a central difference, radians of the angle atan2(sigma, alpha), so that one number suits every
-        process; one-sided at the ends. 5e-3 balances truncation against rounding in float32.
+    Attributes:
+        how: `jvp`: forward mode, about two passes, plain attention. `difference`: two more passes, any network.
+        delta: half the width of a central difference, radians of the angle atan2(sigma, alpha), so that one number
+            suits every process; one-sided at the ends. 5e-3 balances truncation against rounding in float32.
     """
 
     how: str = "jvp"

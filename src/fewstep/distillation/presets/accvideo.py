@@ -7,7 +7,6 @@ from fewstep.distillation.parts import (
     FeatureSource,
     Method,
     OptimizerSettings,
-    Term,
     UpdateRule,
     backward_simulation,
     discriminator_heads,
@@ -40,11 +39,17 @@ def accvideo(
         loss = E_k |u(x_k) - (x_k - x_{k+1}) / (t_k - t_{k+1})|^2 on stored x_k;
         + adversarial E_k softplus(-D_k(x_{k+1})),  x_{k+1} where the student's call k leads to
 
-    Key states are those at the times of the student's steps. source: where the discriminator's features come from, the
-    teacher's last blocks in the paper. No data, no noising.
+    Key states are those at the times of the student's steps. No data, no noising.
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        adversarial: weight of the adversary; 0 leaves it out.
+        source: where the discriminator's features come from; the teacher's last blocks in the paper.
+        head: kind of the discriminator's heads.
     """
     chain = evenly(process, steps, fresh=0.0)
-    terms: dict[str, Term] = {
+    terms = {
         "stored": flow_map_term(stored_pairs("consecutive", (*chain.times, 0.0)), two_leg(stored_state), stored_states),
     }
     if adversarial:

@@ -36,7 +36,12 @@ def cmt(process: Process, *, steps: int = 1, pairs: str = "all") -> Method:
 
         loss = E |u_{s,t}(x_t) - (x_t - x_s) / (t - s)|^2 on stored states x_t, x_s (written for the straight path)
 
-    pairs: `all` learns the flow map, `to-end` the consistency function. The times are the true ones of the store.
+    The times are the true ones of the store.
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        pairs: `all` learns the flow map, `to-end` the consistency function.
     """
     return Method(
         {"stored": flow_map_term(stored_pairs(pairs), two_leg(stored_state), stored_states)},
@@ -62,7 +67,14 @@ def mf_rae(
 
         loss: `cmt`, then `mean_flow` with v the teacher's velocity, then with v = noise - data
 
-    shift: of the times, sqrt(numbers per sample / 4096) in the paper. stages: ends of the first two.
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        guidance: scale g of the teacher's guidance; 1: none.
+        shift: of the times; sqrt(numbers per sample / 4096) in the paper.
+        equal: share of samples with s = t.
+        delta: width of the differences.
+        stages: ends of the first two stages, as shares of the training.
     """
     law = uniform_times(1e-3, 0.999, shift)
 

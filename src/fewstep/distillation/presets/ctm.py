@@ -44,7 +44,15 @@ def ctm(
 
         loss = |X'_{0,s}(X_{s,t}(x_t)) - sg X'_{0,s}(X'_{s,m}(Phi_{m,t}(x_t)))|^2 + anchor |D(x_t) - x0|^2
 
-    skip: grid points that the teacher's leg crosses, one step each; the paper draws it.
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        guidance: scale g of the teacher's guidance; 1: none.
+        parts: of EDM's grid.
+        skip: grid points that the teacher's leg crosses, one step each; the paper draws it.
+        order: of the teacher's steps.
+        decay: of the target network.
+        anchor: weight of the denoising.
     """
     grid = karras_grid(parts)
     return Method(
@@ -85,7 +93,14 @@ def tcd(
 
         loss = huber(X_{s,t}(x_t) - sg X'_{s,m}(Phi_{m,t}(x_t))),  Phi one DDIM step with guidance, s uniform below t
 
-    gamma: share of the way below the next time that a call jumps, to be noised again.
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        guidance: scale g of the teacher's guidance; 1: none.
+        gamma: share of the way below the next time that a call jumps, to be noised again.
+        parts: of the grid of the teacher's steps.
+        decay: of the target network.
+        huber: constant of the distance.
     """
     grid = uniform_grid(parts)
     term = flow_map_term(

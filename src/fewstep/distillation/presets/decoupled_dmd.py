@@ -7,7 +7,6 @@ from fewstep.distillation.parts import (
     Method,
     OptimizerSettings,
     Term,
-    TimeDistribution,
     UpdateRule,
     backward_simulation,
     below_last_call,
@@ -42,14 +41,23 @@ def decoupled_dmd(
 
         grad = E_t[w_t (C - F)] dx/dtheta + (g - 1) E_{t < t_k}[w_t (F_u - F_c)] dx/dtheta
 
-    match: False leaves guidance alone, which collapses. cleaner: False draws guidance at all levels (DMD with two
-    re-noisings). floor: of both normalisers (CDM's; the paper is silent). Four passes a step, DMD has three.
-    each, step_condition: as in dmd2.
+    Four passes a step, DMD has three.
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        guidance: scale g of the teacher's guidance; 1: none.
+        match: False leaves guidance alone, which collapses.
+        cleaner: False draws guidance at all levels (DMD with two re-noisings).
+        ratio: updates of the critic per update of the student.
+        floor: of both normalisers (CDM's; the paper is silent).
+        each: a random call per sample; False: one for the batch, as in dmd2.
+        step_condition: the critic knows which call a sample comes from, as in dmd2.
     """
     if not match and guidance == 1:
         raise FewstepError("without matching and guidance nothing is left to learn", hint="Use guidance above 1.")
     run, levels = evenly(process, steps), everywhere(process)
-    near: TimeDistribution = below_last_call() if cleaner else levels
+    near = below_last_call() if cleaner else levels
     terms: dict[str, Term] = {}
     if match:
         terms["match"] = score_distillation(distribution_matching(), levels, (error_normalizer(floor=floor),))
@@ -61,8 +69,8 @@ def decoupled_dmd(
     return Method(
         terms,
         run,
-        backward_simulation(run, each),
-        critic if match else None,
+        rollout=backward_simulation(run, each),
+        critic=critic if match else None,
         needs=needing(guided=guidance != 1),
         settings=OptimizerSettings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

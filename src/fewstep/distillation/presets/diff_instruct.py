@@ -24,14 +24,18 @@ def diff_instruct(process: Process, *, start: float | None = None, mean: float =
 
         grad = E_t[C(x_t) - F(x_t)] dx/dtheta
 
-    start: process time of the call (the paper: sigma 1 on CIFAR-10). mean, std: of log(sigma / alpha).
+    Args:
+        process: of the teacher.
+        start: process time of the call (the paper: sigma 1 on CIFAR-10).
+        mean: of log(sigma / alpha).
+        std: of log(sigma / alpha).
     """
     time = one_step_time(process, sigma=1.0) if start is None else start
     levels = log_normal_times(mean, std)
     return Method(
         {"score": score_distillation(distribution_matching(), levels)},
         Chain((time,)),
-        one_step(time),
-        Critic(denoising_loss(levels)),
+        rollout=one_step(time),
+        critic=Critic(denoising_loss(levels)),
         settings=OptimizerSettings(learning_rate=1e-5, betas=(0.0, 0.999)),
     )

@@ -10,8 +10,6 @@ from fewstep.distillation.parts import (
     Method,
     NetworkFeatures,
     OptimizerSettings,
-    Rollout,
-    Term,
     UpdateRule,
     backward_simulation,
     denoising_loss,
@@ -71,23 +69,26 @@ def dmd2(
     """
     chain = evenly(process, steps)
     levels, all_levels = everywhere(process), everywhere(process, 0.001, 1.0)
-    rollout: Rollout = backward_simulation(chain, each) if simulate else noised_data_rollout(chain)
-    normaliser = error_normalizer(guidance, floor)
-    terms: dict[str, Term] = {"score": score_distillation(distribution_matching(guidance), levels, (normaliser,))}
+    # the student: its own chain up to a random call, moved by the difference of scores and by the adversary
+    rollout = backward_simulation(chain, each) if simulate else noised_data_rollout(chain)
+    weights = (error_normalizer(guidance, floor),)
+    terms = {"score": score_distillation(distribution_matching(guidance), levels, weights)}
+    # the fake score: denoises what the student makes, several times per update of the student
     critic = Critic(denoising_loss(all_levels), UpdateRule(ratio), calls=steps if step_condition else 0)
+    # the discriminator: heads on the fake score's features of noised samples and data, trained together with it
     adversary = None
     if adversarial:
         features, on_critic = NetworkFeatures(reads, tuple(modules)), reads == "critic"
         terms["adversarial"] = generator_loss(features, all_levels, scale=adversarial)
-        learns = discriminator_loss(features, all_levels, scale=1e-2, train_source=on_critic)
         heads = discriminator_heads(features, channels=channels)
-        adversary = Adversary(heads, learns, UpdateRule(ratio), with_critic=on_critic)
+        real_or_fake = discriminator_loss(features, all_levels, scale=1e-2, train_source=on_critic)
+        adversary = Adversary(heads, real_or_fake, UpdateRule(ratio), with_critic=on_critic)
     return Method(
         terms,
-        chain,
-        rollout,
-        critic,
-        adversary,
+        steps=chain,
+        rollout=rollout,
+        critic=critic,
+        adversary=adversary,
         needs=needing(data=bool(adversarial) or not simulate, guided=guidance != 1),
         settings=OptimizerSettings(learning_rate=5e-7, betas=(0.9, 0.999), weight_decay=0.01, clip_norm=10.0),
     )

@@ -47,7 +47,18 @@ def f_distill(
         grad = E_t[h(r_t) w_t (C(x_t) - F^g(x_t))] dx/dtheta,  r_t = p_data(x_t) / p_student(x_t) = exp(logit)
 
     The ratio is read from the features of the critic's own call, so that it costs no pass (FastGen: the teacher's).
-    each, floor: as in dmd2.
+
+    Args:
+        process: of the teacher.
+        divergence: one of `fewstep.distillation.score.weights.RATIOS`.
+        steps: calls of the student.
+        guidance: scale g of the teacher's guidance; 1: none.
+        ratio: updates of critic and discriminator per update of the student.
+        adversarial: weight of the student's adversarial loss.
+        modules: layers that the discriminator reads.
+        channels: channels of these layers, by name; looked up unless given.
+        each: a random call per sample; False: one for the batch, as in dmd2.
+        floor: of the normaliser, as in dmd2.
     """
     run = evenly(process, steps)
     levels, all_levels = everywhere(process), everywhere(process, 0.001, 1.0)
@@ -59,9 +70,9 @@ def f_distill(
             "adversarial": generator_loss(taps, all_levels, scale=adversarial),
         },
         run,
-        backward_simulation(run, each),
-        Critic(denoising_loss(all_levels), UpdateRule(ratio)),
-        Adversary(
+        rollout=backward_simulation(run, each),
+        critic=Critic(denoising_loss(all_levels), UpdateRule(ratio)),
+        adversary=Adversary(
             discriminator_heads(taps, channels=channels),
             discriminator_loss(taps, all_levels, scale=1e-2, train_source=True),
             UpdateRule(ratio),

@@ -50,9 +50,22 @@ def flash_dmd(
 
         grad = E_{k < noisy} E_t[w_t (C - F^g)] dx_k/dtheta;  + adversarial E softplus(-D(x_j)) at a later call j
 
-    noisy: how many first calls are matched (half; not stated in the paper). source: features of clean samples, such as
-    `encoder_features` of a frozen SAM with the decoder; without one the teacher's features of noised samples.
-    adversarial and pull are not published: those of DMD2 and SenseFlow. floor, step_condition: as in dmd2.
+    adversarial and pull are not published: those of DMD2 and SenseFlow.
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        noisy: how many first calls are matched (half; not stated in the paper).
+        guidance: scale g of the teacher's guidance; 1: none.
+        adversarial: weight of the adversary.
+        ratio: updates of the critic per update of the student.
+        pull: share of the way that the critic is moved to the student after each update.
+        source: features of clean samples, such as `encoder_features` of a frozen SAM with the decoder; without one the
+            teacher's features of noised samples.
+        modules: layers of the teacher that the discriminator reads without a source.
+        channels: channels of these layers, by name; looked up unless given.
+        floor: of the normaliser, as in dmd2.
+        step_condition: the critic knows which call a sample comes from, as in dmd2.
     """
     run, levels = evenly(process, steps), everywhere(process)
     early = max(1, steps // 2) if noisy is None else noisy
@@ -65,13 +78,13 @@ def flash_dmd(
             "texture": later_call(run, late, generator_loss(taps, seen, scale=adversarial)),
         },
         run,
-        backward_simulation(run, each=True, first=early),
-        Critic(
+        rollout=backward_simulation(run, each=True, first=early),
+        critic=Critic(
             denoising_loss(everywhere(process, 0.001, 1.0)),
             UpdateRule(ratio, pull=pull),
             steps if step_condition else 0,
         ),
-        Adversary(
+        adversary=Adversary(
             discriminator_heads(taps, channels=channels),
             later_call(run, late, discriminator_loss(taps, seen), learn=False),
         ),

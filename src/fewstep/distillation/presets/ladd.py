@@ -39,16 +39,25 @@ def ladd(
 
         loss = -E_t D(features of F at x_t);  D: hinge loss + penalty |D(y_t + noise) - D(y_t)|^2 on real y
 
-    penalty: of the approximate R1 (FastGen: 100 to 1000). mean, std: of the logit of the discriminator's time, the knob
-    between structure (noisy) and texture (clean). source: other features than those of the teacher's `modules`. The
-    paper distils on synthetic data of the teacher.
+    The paper distils on synthetic data of the teacher.
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        modules: layers of the teacher that the discriminator reads.
+        channels: channels of these layers, by name; looked up unless given.
+        loss: of the adversary, one of `fewstep.distillation.adversary.LOSSES`.
+        penalty: of the approximate R1 (FastGen: 100 to 1000).
+        mean: of the logit of the discriminator's time, the knob between structure (noisy) and texture (clean).
+        std: likewise.
+        source: other features than those of the teacher's `modules`.
     """
     run, levels = evenly(process, steps), logit_normal_times(mean, std)
     taps = NetworkFeatures("teacher", tuple(modules)) if source is None else source
     return Method(
         {"adversarial": generator_loss(taps, levels, loss, scale=1.0)},
         run,
-        noised_data_rollout(run),
+        rollout=noised_data_rollout(run),
         adversary=Adversary(
             discriminator_heads(taps, channels=channels), discriminator_loss(taps, levels, loss, penalty=penalty)
         ),

@@ -49,8 +49,15 @@ def lcm(
 
         loss = huber(f(x_t, t) - sg f'(Phi_{m,t}(x_t), m)),  f = c_skip x + c_out D,  Phi a DDIM step with guidance
 
-    highest, told: draw guidance up to `highest` and give it to the student as the condition of this name
-    (`timestep_cond` in diffusers).
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        guidance: scale g of the teacher's guidance; 1: none.
+        highest: draw guidance between `guidance` and this.
+        told: name of the condition that the student is given its guidance as (`timestep_cond` in diffusers).
+        parts: of the grid of the teacher's steps.
+        decay: of the target network.
+        huber: constant of the distance.
     """
     grid = uniform_grid(parts)
     with_boundary = process.network_time(process.noisiest) >= LONG_CLOCK
@@ -77,7 +84,15 @@ def consistency_distillation(
 ) -> Method:
     """Consistency distillation on EDM's grid: a second-order step of the teacher, then the student (2303.01469).
 
-    loss = |f(x_t, t) - sg f'(Phi_{m,t}(x_t), m)|^2,  Phi one Heun step of the teacher
+        loss = |f(x_t, t) - sg f'(Phi_{m,t}(x_t), m)|^2,  Phi one Heun step of the teacher
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        guidance: scale g of the teacher's guidance; 1: none.
+        parts: of EDM's grid.
+        order: of the teacher's steps.
+        decay: of the target network.
     """
     grid = karras_grid(parts)
     term = flow_map_term(
@@ -99,7 +114,14 @@ def consistency_distillation(
 def ect(process: Process, *, steps: int = 2, q: float = 2.0, stages: int = 8, c: float = 0.0) -> Method:
     """Easy consistency tuning: no teacher calls, the first leg shrinks as training goes on (arXiv 2406.14548).
 
-    loss = d(f(x_t, t), sg f(x_r, r)) / (t - r),  x_t and x_r of one data point and one noise
+        loss = d(f(x_t, t), sg f(x_r, r)) / (t - r),  x_t and x_r of one data point and one noise
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        q: how fast the first leg shrinks from stage to stage.
+        stages: of equal length.
+        c: constant of the distance; 0: the distance itself.
     """
     term = flow_map_term(
         jump_times(log_normal_times(-1.1, 2.0), middle=shrinking_step(q, stages)),

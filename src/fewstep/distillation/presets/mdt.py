@@ -39,10 +39,20 @@ def mdt(
 
         loss = matching |u - sg(u - R)|^2 + distillation |x - sg(x + R)|^2,  R = (u - v^g) + t du/dt
 
-    guidance, sample_guidance: of matching and of distillation; the authors' 40 and 100 count from 0. normalise: of the
-    whole residual, which keeps the fixed point; the released code normalises the derivative alone, which does not; None
-    is the paper's text, which needs its learning rate of 1e-8.
-    fresh: 0 samples as the authors do; 1 noises anew, which is what a map to the data is meant for.
+    The authors' scales of guidance, 40 and 100, count from 0.
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        guidance: of the teacher, in matching.
+        sample_guidance: of the teacher, in distillation.
+        matching: weight; 0 leaves it out.
+        distillation: weight; 0 leaves it out.
+        derivative: `difference` or `jvp`.
+        delta: width of the differences.
+        normalise: of the whole residual, which keeps the fixed point; the released code normalises the derivative
+            alone, which does not. None is the paper's text, which needs its learning rate of 1e-8.
+        fresh: 0 samples as the authors do; 1 noises anew, which is what a map to the data is meant for.
     """
     times, slope = jump_times(logit_normal_times(1.0, 1.0)), TimeDerivative(derivative, delta)
     terms: dict[str, Term] = {}

@@ -69,9 +69,20 @@ def mean_flow(
 
         loss = |u_{s,t}(x_t) - sg(v - (t - s) du/dt)|^2 / (same + c)^power,  v = noise - data or the teacher's
 
-    teacher: the teacher's velocity (with `guidance`) in place of the data's, the distillation form (2511.13019).
-    omega, kappa, interval: MeanFlow's own guidance, without a teacher. times: the paper's logit-normal law draws one
-    time in 2,500 above 0.95, so that one step from pure noise is learned late; `uniform` suits small budgets.
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        guidance: of the teacher, where its velocity is taken.
+        teacher: the teacher's velocity in place of the data's, the distillation form (2511.13019).
+        omega: MeanFlow's own guidance, without a teacher: weight of v (see `self_guided_velocity`).
+        kappa: likewise: weight of the student's own velocity.
+        interval: likewise: fractions of the range in which it acts.
+        derivative: `jvp` or `difference`.
+        equal: share of samples with s = t.
+        power: as in the formula.
+        c: as in the formula.
+        times: the paper's `logit_normal` law draws one time in 2,500 above 0.95, so that one step from pure noise is
+            learned late; `uniform` suits small budgets.
     """
     law = law_of(times)
     direction: VelocitySource = teacher_velocity if teacher else data_velocity
@@ -105,7 +116,14 @@ def alpha_flow(
         loss = |u_{s,t} - sg(share v + (1 - share) u_{s,m}(x_m))|^2,  m = t - share (t - s),
         divided by (same + 1e-2): flow matching at share 1, MeanFlow at 0
 
-    least: share of the jump that the first leg still takes at the end of the training. times: as in mean_flow.
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        teacher: the teacher's step in place of the data's.
+        guidance: of the teacher, where its step is taken.
+        least: share of the jump that the first leg still takes at the end of the training.
+        equal: share of samples with s = t.
+        times: as in mean_flow.
     """
     law = law_of(times)
     share = ramp(1.0, least, 0.2, 0.8)
@@ -135,9 +153,16 @@ def lagrangian(
 
         loss = |u_{s,t} - sg(v(X_{s,t}(x_t), s) + (t - s) du/ds)|^2 / (same + 1e-3)^(1/2)
 
-    At its minimum dX_{s,t}/ds = v(X_{s,t}, s).
+    At its minimum dX_{s,t}/ds = v(X_{s,t}, s). The only derivative is in the end time: cheap, and safe with fused
+    attention by `derivative="difference"`.
 
-    The only derivative is in the end time: cheap, and safe with fused attention by `derivative="difference"`.
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        guidance: scale g of the teacher's guidance; 1: none.
+        derivative: `jvp` or `difference`.
+        equal: share of samples with s = t.
+        least: fraction of the range that no time is below.
     """
     law = uniform_times(least, 1.0)
     term = flow_map_term(

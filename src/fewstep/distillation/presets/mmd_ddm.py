@@ -37,8 +37,13 @@ def mmd_ddm(
 
         loss = E k(x, x') - 2 E k(x, y) + E k(y, y'),  k on features of samples x and of real y
 
-    features: samples (B, ...) -> (B, d), such as a frozen Inception or CLIP on decoded samples; evaluate by others. The
-    paper's grid begins at 1 - 1/steps of the range, here at the noisiest time.
+    The paper's grid begins at 1 - 1/steps of the range, here at the noisiest time.
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        kernel: `cubic`, `linear` or `radial`.
+        features: samples (B, ...) -> (B, d), such as a frozen Inception or CLIP on decoded samples; evaluate by others.
     """
     if kernel not in KERNELS:
         raise FewstepError("unknown kernel", value=kernel, hint=nearest(kernel, KERNELS))
@@ -46,7 +51,7 @@ def mmd_ddm(
     return Method(
         {"moments": maximum_mean_discrepancy(features, form, unit=unit)},
         run,
-        backward_simulation(run, last=True, through=True),
+        rollout=backward_simulation(run, last=True, through=True),
         needs=needing(data=True),
         settings=OptimizerSettings(learning_rate=5e-6, clip_norm=0.5),
     )

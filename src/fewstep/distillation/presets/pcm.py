@@ -31,7 +31,14 @@ from fewstep.process import Process
 def pcm(process: Process, *, steps: int = 4, guidance: float = 5.0, parts: int = 48, huber: float = 1e-3) -> Method:
     """Phased consistency model: as many segments as steps, sampled without fresh noise (arXiv 2405.18407).
 
-    loss = huber(X_{e,t}(x_t) - sg X_{e,m}(Phi_{m,t}(x_t))),  e the lower edge of the segment of t
+        loss = huber(X_{e,t}(x_t) - sg X_{e,m}(Phi_{m,t}(x_t))),  e the lower edge of the segment of t
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student, and segments.
+        guidance: scale g of the teacher's guidance; 1: none.
+        parts: of the grid of the teacher's steps.
+        huber: constant of the distance.
     """
     grid = uniform_grid(parts)
     term = flow_map_term(
@@ -69,11 +76,19 @@ def mlcm(
         loss = d(X_{e,t}(x_t), sg X_{e,m}(Phi_{m,t}(x_t))) in segments;
         then d(f(x_t), sg f(Phi^p_{m,t}(x_t))), p steps of the teacher to the next edge m
 
-    metric: the paper's is the distance of features of a latent perceptual network (`feature_distance`).
-    first_stage: share of the training within segments; 1 or 0 leaves a stage out. Within segments alone no jump to the
-    data is learned, and the student is run as a deterministic chain. data: noised data instead of the teacher's states,
-    which the paper argues against. second_rate: learning rate between milestones, of that within segments.
-    sub_steps, rollout: DDIM steps between milestones (p), and steps of the student that make its own states (q).
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        guidance: scale g of the teacher's guidance; 1: none.
+        segments: of the trajectory.
+        parts: of the grid of the teacher's steps within segments.
+        sub_steps: DDIM steps of the teacher between milestones (p).
+        rollout: steps of the student that make its own states (q).
+        first_stage: share of the training within segments; 1 or 0 leaves a stage out. Within segments alone no jump to
+            the data is learned, and the student is run as a deterministic chain.
+        second_rate: learning rate between milestones, of that within segments.
+        metric: the paper's is the distance of features of a latent perceptual network (`feature_distance`).
+        data: noised data instead of the teacher's states, which the paper argues against.
     """
     fine, coarse, scale = uniform_grid(parts), uniform_grid(segments), TeacherGuidance(guidance)
     within = flow_map_term(

@@ -48,11 +48,19 @@ def progressive(
 
         loss = E_t[w(snr_t) |D(x_t) - x0~|^2],  x0~ the prediction whose one step t -> s is two steps of the former self
 
-    Guidance acts in the first stage and is inside the student from then on (arXiv 2210.03142). `start` over `steps`
-    must be a power of two; the training then takes every * (1 + log2(start / steps)) updates.
+    Guidance acts in the first stage and is inside the student from then on (arXiv 2210.03142). The training takes every
+    * (1 + log2(start / steps)) updates.
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        start: steps of the first student; over `steps` it must be a power of two.
+        every: updates of a stage.
+        guidance: scale g of the teacher's guidance; 1: none.
+        weight: kind of `snr_weight`.
 
     Raises:
-        FewstepError: it is none.
+        FewstepError: halving `start` never leads to `steps`.
     """
     if start % steps or (start // steps) & (start // steps - 1):
         hint = "Use start = steps times a power of two."

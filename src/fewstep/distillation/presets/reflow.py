@@ -13,7 +13,6 @@ from fewstep.distillation.parts import (
     OptimizerSettings,
     TargetNetwork,
     TeacherGuidance,
-    Term,
     data_velocity,
     end_point_pairs,
     evenly,
@@ -51,7 +50,10 @@ def reflow(process: Process, *, steps: int = 2, anneal: float = 0.0) -> Method:
 
         loss = E_t |u(x_t, t) - (z - y)|^2,  x_t = (1 - t) y + t z,  (z, y): the teacher's noise and its sample
 
-    anneal: share of the training over which the pairs are loosened (SlimFlow); 0 is plain reflow.
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        anneal: share of the training over which the pairs are loosened (SlimFlow); 0 is plain reflow.
     """
     beta = ramp(1.0, 0.0, last=anneal) if anneal else 0.0
     return Method(
@@ -68,7 +70,12 @@ def perflow(process: Process, *, steps: int = 4, guidance: float = 1.0, sub_step
 
         loss = E_t |u(x_t, t) - (x_b - x_a) / (t_b - t_a)|^2,  x_a solved by the teacher from x_b across the window
 
-    sub_steps, order: of the teacher's solver across a window.
+    Args:
+        process: of the teacher.
+        steps: calls of the student, and windows.
+        guidance: scale g of the teacher's guidance; 1: none.
+        sub_steps: of the teacher's solver across a window.
+        order: of these steps.
     """
     windows = uniform_grid(steps)
     term = flow_map_term(
@@ -91,7 +98,11 @@ def instaflow(process: Process, *, metric: Metric = squared_error()) -> Method:
 
         loss = d(z - u(z, 1), y),  (z, y): noise and sample of the straightened flow
 
-    Run `reflow` first, store trajectories of its student, and distil that student on them; metric: L2, then LPIPS.
+    Run `reflow` first, store trajectories of its student, and distil that student on them.
+
+    Args:
+        process: of the teacher.
+        metric: d; the paper: L2, then LPIPS.
     """
     return Method(
         {"end": flow_map_term(stored_pairs("whole"), two_leg(stored_state), stored_states, metric, space="state")},
@@ -123,10 +134,16 @@ def slim_flow(
         loss = reflow with z = sqrt(1 - beta^2) z + beta fresh, beta -> 0;
         then |x(z) - y|^2 + two_steps |x(z) - sg x_two_steps(z)|^2
 
-    For a student smaller than its teacher. The training must take reflow_steps + distil_steps updates. symmetry: of the
-    teacher, such as a flip of pictures, applied to both ends of half of the pairs. anneal: share of the reflow over
-    which pairs are loosened, 0 pairs them from the start. two_steps: weight of the student's own flow, 0 leaves it out;
-    that flow is the reflow's averaged student. reflow_steps: 0 where the teacher is that flow already.
+    For a student smaller than its teacher. The training must take reflow_steps + distil_steps updates.
+
+    Args:
+        process: of the teacher.
+        reflow_steps: updates of the reflow; 0 where the teacher is the straightened flow already.
+        distil_steps: updates of the distillation.
+        metric: distance of the distillation.
+        symmetry: of the teacher, such as a flip of pictures, applied to both ends of half of the pairs.
+        anneal: share of the reflow over which pairs are loosened; 0 pairs them from the start.
+        two_steps: weight of the student's own flow, which is the reflow's averaged student; 0 leaves it out.
     """
     share = reflow_steps / (reflow_steps + distil_steps)
     beta = ramp(1.0, 0.0, last=anneal * share) if anneal else 0.0
@@ -134,7 +151,7 @@ def slim_flow(
     pairs = flow_map_term(stored_pairs("whole"), two_leg(stored_state), stored_states, metric, space="state")
     flow = two_leg(student_jump("student"), ode_steps(who="target" if reflow_steps else "teacher"))
     own = flow_map_term(random_middle(0.2, 0.8), flow, pure_noise, metric, space="state", factor=two_steps)
-    distil: Term = summed_terms(pairs, own, "two_steps") if two_steps else pairs
+    distil = summed_terms(pairs, own, "two_steps") if two_steps else pairs
     return Method(
         {"slim_flow": training_stages((*((share, straighten),) * (reflow_steps > 0), (1.0, distil)))},
         evenly(process, 1, fresh=0.0),

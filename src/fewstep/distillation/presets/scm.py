@@ -40,8 +40,15 @@ def scm(
         loss = E_t |u - sg(u - R / (|R| + c))|^2,  R = alpha_t (a (u - v) + r (R_full - a (u - v))),
         R_full = -dX_{0,t}(x_t)/dt,  r from 0 to 1 in the warm-up,  a: 1 on the straight path, cos t on the circle
 
-    teacher: False trains without one. warmup: share of the training over which the derivative is faded in.
-    learned_weight: needs a student with a head `uncertainty(time)`.
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        guidance: scale g of the teacher's guidance; 1: none.
+        teacher: False trains without one.
+        derivative: `jvp` or `difference`.
+        warmup: share of the training over which the derivative is faded in.
+        normalise: c.
+        learned_weight: needs a student with a head `uncertainty(time)`.
     """
     term = flow_map_term(
         jump_times(log_normal_times(-1.0, 1.4)),

@@ -38,8 +38,14 @@ def shortcut(
         loss = |u_{s,t}(x_t) - sg (x_t - X'_{s,m}(X'_{m,t}(x_t))) / (t - s)|^2;  |u_{t,t} - v|^2
         m the midpoint of jumps, the second part at s = t
 
-    teacher: anchor at the teacher's velocity; False: at the data's, as the paper trains. bootstrap: the part of the
-    batch that learns jumps (1/8 there).
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        teacher: anchor at the teacher's velocity; False: at the data's, as the paper trains.
+        guidance: scale g of the teacher's guidance; 1: none.
+        finest: jumps are 2^-k long with k below this.
+        bootstrap: the part of the batch that learns jumps (1/8 there).
+        decay: of the target network.
     """
     anchored = 1 - bootstrap
     return Method(

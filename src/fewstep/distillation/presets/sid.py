@@ -37,9 +37,14 @@ def sid(
 
         loss = E_t[w_t <F - C, (F - x) - alpha (F - C)>] at x_t,  w_t = 1 / mean |x - F(x_t)|
 
-    guidance: of teacher and, unless `critic_guidance` is given, critic alike (LSG, arXiv 2406.01561). start: process
-    time of the call. alpha above 1 is safe from a good start only; 1 always descends on Gaussians.
-    drop: rate of the critic's samples without condition (LSG: 0.1). floor: as in dmd2.
+    Args:
+        process: of the teacher.
+        alpha: as in the formula; above 1 is safe from a good start only, 1 always descends on Gaussians.
+        guidance: of the teacher and, unless `critic_guidance` is given, of the critic alike (LSG, arXiv 2406.01561).
+        critic_guidance: of the critic.
+        start: process time of the call.
+        drop: rate of the critic's samples without condition (LSG: 0.1).
+        floor: of the normaliser, as in dmd2.
     """
     theirs = guidance if critic_guidance is None else critic_guidance
     time = one_step_time(process) if start is None else start
@@ -52,8 +57,8 @@ def sid(
             )
         },
         Chain((time,)),
-        one_step(time),
-        Critic(denoising_loss(log_normal_times(-1.2, 1.2) if unbounded else levels, guidance=theirs, drop=drop)),
+        rollout=one_step(time),
+        critic=Critic(denoising_loss(log_normal_times(-1.2, 1.2) if unbounded else levels, guidance=theirs, drop=drop)),
         needs=needing(guided=(guidance, theirs) != (1.0, 1.0)),
         settings=OptimizerSettings(learning_rate=1e-5, betas=(0.0, 0.999)),
     )

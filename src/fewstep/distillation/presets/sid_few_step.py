@@ -11,10 +11,7 @@ from fewstep.distillation.parts import (
     Method,
     NetworkFeatures,
     OptimizerSettings,
-    Term,
-    TimeDistribution,
     UpdateRule,
-    Weight,
     backward_simulation,
     denoising_loss,
     discriminator_heads,
@@ -56,23 +53,33 @@ def sid_few_step(
 
         loss = E_k E_t[w_t <F - C, (F - x_k) - alpha (F - C)>],  x_k what call k makes, noised to t
 
-    guidance, critic_guidance: (4.5, 4.5) LSG, (1, 0) Zero-CFG, (1, -1) Anti-CFG. adversarial: above 0 needs data; its
-    heads are small networks on critic features, where the paper reads the features themselves as logits. each: a random
-    call per sample; the paper draws one for the batch, which collapses at large learning rates.
-    On flows the noise levels are those of SiD-DiT. signal: its weight alpha (there 1 - sigma) in place of SiD's
-    1 / mean |x - F| (floor as in dmd2); it all but silences the noisiest levels, which show where the whole mixture
-    lies: students of several calls collapse at rates that the latter bears. critic_rate: the critic's learning rate
-    over the student's, 1 in the paper; more, such as TDM's 5, where rates are large and the critic lags.
-    step_condition: as in dmd2.
+    (guidance, critic_guidance): (4.5, 4.5) LSG, (1, 0) Zero-CFG, (1, -1) Anti-CFG. On flows the noise levels are those
+    of SiD-DiT.
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        alpha: as in the formula.
+        guidance: of the teacher.
+        critic_guidance: of the critic.
+        adversarial: weight; above 0 needs data. The heads are small networks on critic features, where the paper reads
+            the features themselves as logits.
+        modules: layers that the discriminator reads.
+        channels: channels of these layers, by name; looked up unless given.
+        fresh: 1 noises anew between calls, 0 is a deterministic chain.
+        each: a random call per sample; the paper draws one for the batch, which collapses at large learning rates.
+        floor: of the normaliser, as in dmd2.
+        signal: SiD-DiT's weight alpha (there 1 - sigma) in place of SiD's 1 / mean |x - F|; it all but silences the
+            noisiest levels, which show where the whole mixture lies: students of several calls collapse at rates that
+            the latter bears.
+        critic_rate: the critic's learning rate over the student's, 1 in the paper; more, such as TDM's 5, where rates
+            are large and the critic lags.
+        step_condition: the critic knows which call a sample comes from, as in dmd2.
     """
     run = evenly(process, steps, fresh)
-    levels: TimeDistribution = (
-        logit_normal_times(math.log(2), 1.6, least=0.01) if straight(process) else everywhere(process)
-    )
-    weight: Weight = scale_weight(alpha=1) if signal else error_normalizer(guidance, floor)
-    terms: dict[str, Term] = {
-        "score": score_distillation(score_identity(alpha, guidance, critic_guidance), levels, (weight,))
-    }
+    levels = logit_normal_times(math.log(2), 1.6, least=0.01) if straight(process) else everywhere(process)
+    weight = scale_weight(alpha=1) if signal else error_normalizer(guidance, floor)
+    terms = {"score": score_distillation(score_identity(alpha, guidance, critic_guidance), levels, (weight,))}
     adversary = None
     if adversarial:
         taps = NetworkFeatures("critic", tuple(modules))
@@ -84,9 +91,9 @@ def sid_few_step(
     return Method(
         terms,
         run,
-        backward_simulation(run, each),
-        Critic(denoising_loss(levels, guidance=critic_guidance), tracking, steps if step_condition else 0),
-        adversary,
+        rollout=backward_simulation(run, each),
+        critic=Critic(denoising_loss(levels, guidance=critic_guidance), tracking, steps if step_condition else 0),
+        adversary=adversary,
         needs=needing(data=bool(adversarial), guided=guided),
         settings=OptimizerSettings(learning_rate=1e-6, betas=(0.0, 0.999)),
     )

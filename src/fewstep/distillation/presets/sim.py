@@ -28,8 +28,12 @@ def sim(process: Process, *, huber: float = 0.00054, guidance: float = 1.0, star
 
         loss = E_t[<d'(F - C), (F - x) - (F - C)>] at x_t,  d(y) = sqrt(|y|^2 + c^2 n), n numbers in a sample
 
-    huber: its constant per square root of the dimension, on differences of clean predictions (the paper: of scores, its
-    constant is not published). start: process time of the call.
+    Args:
+        process: of the teacher.
+        huber: c, the constant per square root of the dimension, on differences of clean predictions (the paper: of
+            scores, its constant is not published).
+        guidance: scale g of the teacher's guidance; 1: none.
+        start: process time of the call.
     """
     time = one_step_time(process) if start is None else start
     unbounded = process.unbounded
@@ -37,8 +41,8 @@ def sim(process: Process, *, huber: float = 0.00054, guidance: float = 1.0, star
     return Method(
         {"score": score_distillation(score_identity(1.0, guidance), levels, slope=huber_gradient(huber))},
         Chain((time,)),
-        one_step(time),
-        Critic(denoising_loss(log_normal_times(-1.2, 1.2) if unbounded else levels)),
+        rollout=one_step(time),
+        critic=Critic(denoising_loss(log_normal_times(-1.2, 1.2) if unbounded else levels)),
         needs=needing(guided=guidance != 1),
         settings=OptimizerSettings(learning_rate=1e-5, betas=(0.0, 0.999)),
     )

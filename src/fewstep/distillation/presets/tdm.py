@@ -40,9 +40,15 @@ def tdm(
 
         grad = E_k E_t[w_t d'(C(y_t) - F^g(y_t))] dx/dtheta,  y_t: state after call k noised on to t_{k+1} < t < t_k
 
-    start: first call as a part of the range (the demo: 0.9), used where the noisiest state holds data. overlap: noise
-    up to the noisiest time instead, which makes one critic follow several laws. floor: as in dmd2. The
-    networks do not take the number of steps (TDM-unify).
+    The networks do not take the number of steps (TDM-unify).
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        guidance: scale g of the teacher's guidance; 1: none.
+        start: first call as a part of the range (the demo: 0.9), used where the noisiest state holds data.
+        overlap: noise up to the noisiest time instead, which makes one critic follow several laws.
+        floor: of the normaliser, as in dmd2.
     """
     first = 1.0 if process.alpha(process.noisiest) < 1e-6 else start
     parts = torch.tensor([first * (1 - k / steps) for k in range(steps)], dtype=torch.float64)
@@ -61,8 +67,8 @@ def tdm(
     return Method(
         {"score": student},
         run,
-        backward_simulation(run, each=True),
-        Critic(critic, UpdateRule(learning_rate=5.0)),
+        rollout=backward_simulation(run, each=True),
+        critic=Critic(critic, UpdateRule(learning_rate=5.0)),
         needs=needing(guided=guidance != 1),
         settings=OptimizerSettings(learning_rate=4e-6, betas=(0.0, 0.95), weight_decay=0.01, warmup=50),
     )

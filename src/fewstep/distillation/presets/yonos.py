@@ -26,8 +26,12 @@ def yonos(process: Process, *, steps: int = 1, guidance: float = 1.0) -> Method:
         loss = E_t[(snr_t + 1) |D(x_t, harder condition) - F^g(x_t, easier condition)|^2]
 
     Conditions named `teacher.NAME` go to the teacher alone, in place of the student's NAME: for super-resolution the
-    picture of half the scale factor, both by one degradation. Repeat with the student as teacher for larger
-    ones.
+    picture of half the scale factor, both by one degradation. Repeat with the student as teacher for larger ones.
+
+    Args:
+        process: of the teacher.
+        steps: calls of the student.
+        guidance: scale g of the teacher's guidance; 1: none.
     """
     term = flow_map_term(
         jump_times(uniform_times(1e-3, 1.0), equal=1.0),

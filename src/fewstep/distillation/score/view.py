@@ -25,14 +25,17 @@ NOTHING: Needs = frozenset()
 class ScorePredictions:
     """The student's samples noised, and the clean predictions (B, ...) of those that were asked.
 
-    clean, noisy:
-        Samples x (B, ...) and x_t.
-    time:
-        (B,), float64.
-    alpha, sigma:
-        Scales at `time`, shaped to multiply.
-    features:
-        Outputs of the modules that were watched meanwhile, with the condition.
+    Attributes:
+        clean: samples x (B, ...).
+        noisy: x_t (B, ...).
+        time: t (B,), float64.
+        alpha: scale of the samples at `time`, shaped to multiply.
+        sigma: that of the noise.
+        teacher: F with the condition.
+        teacher_free: F without.
+        critic: G with the condition.
+        critic_free: G without.
+        features: outputs of the modules that were watched meanwhile, with the condition.
     """
 
     clean: Tensor

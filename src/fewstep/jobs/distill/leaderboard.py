@@ -26,12 +26,16 @@ FIRST = ("dmd2", "lcm", "tdm", "sid", "pcm", "mean_flow", "progressive", "mmd_dd
 class Leaderboard:
     """What is held equal.
 
-    budget:
-        Samples forward through any network during the training (a sample backward counts as two more).
-    guidance:
-        Of the teacher, for the methods that take one.
-    overrides:
-        Of the recipe `distill`, the same for every method.
+    Attributes:
+        model: the teacher.
+        methods: names; those of `FIRST` unless given.
+        steps: of the students.
+        seeds: of the trainings.
+        budget: samples forward through any network during the training (a sample backward counts as two more).
+        guidance: of the teacher, for the methods that take one.
+        learning_rate: of all.
+        batch: of all.
+        overrides: of the recipe `distill`, the same for every method.
     """
 
     model: str = "mnist-dit"
