@@ -23,13 +23,12 @@ KINDS = ("epsilon", "sample", "v_prediction", "velocity", "score", "edm")
 class Prediction:
     """Meaning of a raw network output.
 
-    kind:
-        `epsilon` noise; `sample` data; `v_prediction` alpha eps - sigma x0; `velocity` eps - x0 (rectified flow);
-        `score` -eps / sigma; `edm` the preconditioned output F of arXiv 2206.00364, eq. 7.
-    sigma_data:
-        Standard deviation of the data, used by `edm` alone.
-    sign:
-        1, or -1 where the network gives -F (diffusers' EDM schedulers call that v_prediction); used by `edm` alone.
+    Attributes:
+        kind: `epsilon` noise; `sample` data; `v_prediction` alpha eps - sigma x0; `velocity` eps - x0 (rectified flow);
+            `score` -eps / sigma; `edm` the preconditioned output F of arXiv 2206.00364, eq. 7.
+        sigma_data: Standard deviation of the data, used by `edm` alone.
+        sign: 1, or -1 where the network gives -F (diffusers' EDM schedulers call that v_prediction); used by `edm`
+            alone.
     """
 
     kind: str = "epsilon"

@@ -35,10 +35,9 @@ def time_shift(numbers: int, base: int = BASE) -> float:
 class Latent:
     """An autoencoder of diffusers' kind as two functions; its statistics are those stored in it.
 
-    module:
-        `AutoencoderKL`, `FeatureAutoencoder` (RAE, SVG) or `PixelAutoencoder`.
-    size:
-        Side of the pictures in pixels; that of its configuration unless given.
+    Attributes:
+        module: `AutoencoderKL`, `FeatureAutoencoder` (RAE, SVG) or `PixelAutoencoder`.
+        size: Side of the pictures in pixels; that of its configuration unless given.
     """
 
     module: Any

@@ -27,14 +27,11 @@ GUIDED = 4.0
 class EncodedConditions:
     """Conditions as the network's keyword arguments, names of nested ones joined by dots.
 
-    tensors:
-        One row per condition, (N, ...); empty for an unconditional network.
-    negative:
-        The same names with one row, what the pipeline guides away from; None where it knows no guidance.
-    fixed:
-        Arguments that do not depend on the condition.
-    shape, time_scale:
-        Of one state; what the pipeline multiplies times by.
+    Attributes:
+        tensors: One row per condition, (N, ...); empty for an unconditional network.
+        negative: The same names with one row, what the pipeline guides away from; None where it knows no guidance.
+        fixed: Arguments that do not depend on the condition.
+        shape, time_scale: Of one state; what the pipeline multiplies times by.
     """
 
     count: int

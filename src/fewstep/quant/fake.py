@@ -150,11 +150,10 @@ def to_fake(
 ) -> nn.Module:
     """Replace the quantized layers of a model by their twins, in place.
 
-    weights:
-        Float weights by layer name to start from (the original ones, for quantization-aware training); layers that are
-        not named start from their rounded weights, with unchanged output.
-    kind:
-        Makes the twin of a layer from it and its float weight or None.
+    Args:
+        weights: Float weights by layer name to start from (the original ones, for quantization-aware training); layers
+            that are not named start from their rounded weights, with unchanged output.
+        kind: Makes the twin of a layer from it and its float weight or None.
 
     Raises:
         FewstepError: a layer has several precisions over one weight (bits per step).

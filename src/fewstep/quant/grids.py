@@ -104,10 +104,9 @@ def fit(
     take the scales of their definitions. Symmetric codes below 8 bit are not symmetric in range (-8..7 at 4 bit): the
     largest magnitude is put on 7, or on -8 (a negative scale where the positive side is longer).
 
-    clips:
-        Fractions of the largest magnitude tried as the clipping point; by default `CLIPS` below 8 bit, 1 at 8.
-    importance:
-        Weights of the squared errors, (columns,): mean squares of the inputs.
+    Args:
+        clips: Fractions of the largest magnitude tried as the clipping point; by default `CLIPS` below 8 bit, 1 at 8.
+        importance: Weights of the squared errors, (columns,): mean squares of the inputs.
     """
     if clips is None:
         clips = CLIPS if scheme.weight_bits < 8 and scheme.weight_format in ("int", "asym") else (1.0,)

@@ -63,12 +63,10 @@ def geometry(source: nn.Conv2d) -> ConvGeometry | None:
 class NativeProduct:
     """The int8 product of one layer: oneDNN's copy of its weight, made when needed and again when the codes change.
 
-    where:
-        Geometry of a convolution, or None for a Linear.
-    keep:
-        Whether the copy stays after a call.
-    weights:
-        Number of weights: multiply-adds per row.
+    Attributes:
+        where: Geometry of a convolution, or None for a Linear.
+        keep: Whether the copy stays after a call.
+        weights: Number of weights: multiply-adds per row.
     """
 
     def __init__(self, where: ConvGeometry | None, keep: bool, weights: int) -> None:
@@ -108,12 +106,10 @@ class NativeProduct:
     ) -> Tensor:  # fmt: skip
         """Product (float32, without bias) of x with codes int8 of the weight's shape and scale (out).
 
-        packed:
-            The tensor behind the codes; the kept copy lives as long as this does not change.
-        input_scale:
-            The calibrated scale of static activations; None measures one per token or image.
-        input_zero:
-            The calibrated zero point of affine activations.
+        Args:
+            packed: The tensor behind the codes; the kept copy lives as long as this does not change.
+            input_scale: The calibrated scale of static activations; None measures one per token or image.
+            input_zero: The calibrated zero point of affine activations.
         """
         zero = None if input_zero is None else int(input_zero)
         blocks = self._weight(packed, codes, _ZERO if zero is None else zero)

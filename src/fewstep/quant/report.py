@@ -33,16 +33,14 @@ class LayerReport:
 class QuantReport:
     """All layers of a model that hold parameters, quantized or kept, each with the reason.
 
-    disk_before, disk_after:
-        Bytes of the tensors that a checkpoint holds (in the types the model had and has).
-    resident_before, resident_after:
-        Bytes of all storages in memory; inner tensors of tensor subclasses counted, shared ones once.
-    bits_per_weight:
-        Stored bits, scales included, per weight of the quantized layers.
-    coverage:
-        Fraction of the model's parameters that are weights stored as integers.
-    unmatched:
-        Roles (first, last, conditioning) whose rule found no layer: none got more bits than the scheme for it.
+    Attributes:
+        disk_before, disk_after: Bytes of the tensors that a checkpoint holds (in the types the model had and has).
+        resident_before, resident_after: Bytes of all storages in memory; inner tensors of tensor subclasses counted,
+            shared ones once.
+        bits_per_weight: Stored bits, scales included, per weight of the quantized layers.
+        coverage: Fraction of the model's parameters that are weights stored as integers.
+        unmatched: Roles (first, last, conditioning) whose rule found no layer: none got more bits than the scheme for
+            it.
     """
 
     scheme: str

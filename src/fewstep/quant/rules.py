@@ -21,13 +21,12 @@ from fewstep.quant.scheme import Scheme
 class Rule:
     """Layers that are treated otherwise than the scheme says.
 
-    patterns:
-        Names or globs of whole dotted module names; a name also covers everything below it.
-    scheme:
-        What these layers get (with more bits, never fewer, than the model's scheme), or None to keep them in float.
-    role:
-        `first`, `last` or `conditioning` (`fewstep.quant.roles`): what the patterns mean. Where they find nothing, the
-        layers of this role are looked for in an example call.
+    Attributes:
+        patterns: Names or globs of whole dotted module names; a name also covers everything below it.
+        scheme: What these layers get (with more bits, never fewer, than the model's scheme), or None to keep them in
+            float.
+        role: `first`, `last` or `conditioning` (`fewstep.quant.roles`): what the patterns mean. Where they find
+            nothing, the layers of this role are looked for in an example call.
     """
 
     patterns: tuple[str, ...]
@@ -80,12 +79,10 @@ Decision = tuple[Scheme | None, str]
 class Decisions:
     """What every module of a model gets, however it was chosen; `replace_layers` makes it so.
 
-    scheme:
-        Of the model as a whole.
-    modules:
-        The decision for every module that holds parameters, by name.
-    unmatched:
-        Roles whose rule found no layer.
+    Attributes:
+        scheme: Of the model as a whole.
+        modules: The decision for every module that holds parameters, by name.
+        unmatched: Roles whose rule found no layer.
     """
 
     scheme: Scheme

@@ -42,29 +42,23 @@ def default_group(weight_bits: int, weight_format: str = "int") -> int | None:
 class Scheme:
     """How one layer is stored and multiplied; `str` writes the name that `parse` reads.
 
-    weight_bits:
-        2, 3, 4 or 8; stored packed.
-    activation_bits:
-        4 or 8: inputs are quantized before the product; 16: inputs keep their float type.
-    group_size:
-        Input values (for a convolution: of in_channels * kh * kw, flattened) that share one scale; None shares it over
-        the whole output channel.
-    weight_format:
-        `int` symmetric integers; `asym` integers with a zero point per scale; `fp8` float8 e4m3 (8 bit); `nf4` the 16
-        quantiles of a normal distribution (4 bit; arXiv 2305.14314); `mxfp4` the 16 values of e2m1 with a power of two
-        per 32 inputs (OCP Microscaling 1.0); `nvfp4` the same values with an e4m3 scale per 16 inputs and a float32
-        scale per tensor.
-    activation_format:
-        `dynamic` integers with a scale per token or image at run time. At 8 bit also: `static` with one calibrated
-        scale per layer; `affine` with a calibrated scale and zero point; `fp8` e4m3 with a scale at run time.
-    per_tensor:
-        One weight scale for the whole layer.
-    smooth:
-        Inputs are divided by a stored vector, and weights multiplied by it (SmoothQuant, arXiv 2211.10438).
-    rank:
-        Rank of a float branch beside the low-bit product (SVDQuant, arXiv 2411.05007); 0 for none.
-    activation_group:
-        Input features or channels of a token or image that share one dynamic scale; None shares it over all.
+    Attributes:
+        weight_bits: 2, 3, 4 or 8; stored packed.
+        activation_bits: 4 or 8: inputs are quantized before the product; 16: inputs keep their float type.
+        group_size: Input values (for a convolution: of in_channels * kh * kw, flattened) that share one scale; None
+            shares it over the whole output channel.
+        weight_format: `int` symmetric integers; `asym` integers with a zero point per scale; `fp8` float8 e4m3 (8 bit);
+            `nf4` the 16 quantiles of a normal distribution (4 bit; arXiv 2305.14314); `mxfp4` the 16 values of e2m1
+            with a power of two per 32 inputs (OCP Microscaling 1.0); `nvfp4` the same values with an e4m3 scale per 16
+            inputs and a float32 scale per tensor.
+        activation_format: `dynamic` integers with a scale per token or image at run time. At 8 bit also: `static` with
+            one calibrated scale per layer; `affine` with a calibrated scale and zero point; `fp8` e4m3 with a scale at
+            run time.
+        per_tensor: One weight scale for the whole layer.
+        smooth: Inputs are divided by a stored vector, and weights multiplied by it (SmoothQuant, arXiv 2211.10438).
+        rank: Rank of a float branch beside the low-bit product (SVDQuant, arXiv 2411.05007); 0 for none.
+        activation_group: Input features or channels of a token or image that share one dynamic scale; None shares it
+            over all.
 
     Raises:
         FewstepError: a width, format or group size that is not supported, or a combination that means nothing.

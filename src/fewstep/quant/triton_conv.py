@@ -25,10 +25,9 @@ def convolve(
 ) -> Tensor:  # fmt: skip
     """Convolution (n, out, h', w') of codes int8 (n, c, h, w) with weight codes int8 (out, c, kh, kw), without groups.
 
-    input_scale:
-        float32 (n,), one per image.
-    scale:
-        float32 (out,), one per output channel.
+    Args:
+        input_scale: float32 (n,), one per image.
+        scale: float32 (out,), one per output channel.
 
     The result lies in memory with channels innermost, as the kernel writes it.
     """

@@ -31,18 +31,15 @@ def nearest_code(weight: Tensor, scheme: Scheme, second: Tensor | None = None) -
 class RoundingMethod:
     """How codes are chosen, and what the method adds to a scheme.
 
-    strength:
-        alpha of SmoothQuant where the scheme is smooth: 0 leaves all difficulty in the activations, 1 in the weights.
-    smooth, rank:
-        Added to the scheme of each layer (a scheme may also name them itself).
-    percentile:
-        Of the magnitudes of the inputs, on which a static scale is put; 100 is the largest.
-    calibrated:
-        Whether second moments of the inputs are needed.
-    uniform:
-        Whether the method needs codes that are one step apart (integers).
-    reconstruct:
-        Steps of block reconstruction to follow (`fewstep.quant.reconstruct`), which needs runs of the whole model.
+    Attributes:
+        strength: alpha of SmoothQuant where the scheme is smooth: 0 leaves all difficulty in the activations, 1 in the
+            weights.
+        smooth, rank: Added to the scheme of each layer (a scheme may also name them itself).
+        percentile: Of the magnitudes of the inputs, on which a static scale is put; 100 is the largest.
+        calibrated: Whether second moments of the inputs are needed.
+        uniform: Whether the method needs codes that are one step apart (integers).
+        reconstruct: Steps of block reconstruction to follow (`fewstep.quant.reconstruct`), which needs runs of the
+            whole model.
     """
 
     round: Rounder = nearest_code

@@ -17,11 +17,12 @@ NAMES = ("ramp-to-one", "ramp", "free", "per-channel")
 class Family:
     """A parameterisation of (sample_scale, output_scale) and its search box; all ones is the identity in each.
 
-    name:
-        `ramp-to-one` (2 numbers): linear from (s0, m0) at the noisiest step to 1 at the last, the released search.
-        `ramp` (4): linear from (s0, m0) to (s1, m1), what the released evaluation accepts.
-        `free` (2K): every step its own pair.
-        `per-channel` (K + K C): every step a sample scale and one output scale per latent channel.
+    Attributes:
+        name: `ramp-to-one` (2 numbers): linear from (s0, m0) at the noisiest step to 1 at the last, the released
+            search. `ramp` (4): linear from (s0, m0) to (s1, m1), what the released evaluation accepts. `free` (2K):
+            every step its own pair. `per-channel` (K + K C): every step a sample scale and one output scale per latent
+            channel.
+
     low, high: the box, the same for every number.
     channels: latent channels C, which `per-channel` needs; states must be (B, C, H, W).
 
