@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from claims.claim import Arm, Claim, Make, Question
-from fewstep.distillation.method import Method, UpdateRule, method
+from fewstep.distillation.method import Method, method
+from fewstep.distillation.roles import UpdateRule
 from fewstep.process import Process
 
 PULL, WEIGHT = 0.03, 0.1

@@ -10,7 +10,8 @@ from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Networks
 from fewstep.distillation.engine import Engine, assemble
-from fewstep.distillation.method import Critic, Method
+from fewstep.distillation.method import Method
+from fewstep.distillation.roles import Critic
 from fewstep.errors import FewstepError
 from fewstep.files import read_json
 from fewstep.process import Cosine, RectifiedFlow

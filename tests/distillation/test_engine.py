@@ -12,7 +12,8 @@ from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain, evenly
 from fewstep.distillation.core import Batch, Samples
 from fewstep.distillation.engine import assemble, towards
-from fewstep.distillation.method import Adversary, Critic, Method, OptimizerSettings, TargetNetwork, UpdateRule, method
+from fewstep.distillation.method import Method, method
+from fewstep.distillation.roles import Adversary, Critic, OptimizerSettings, TargetNetwork, UpdateRule
 from fewstep.errors import FewstepError
 from fewstep.executor import sample
 from fewstep.prediction import Prediction

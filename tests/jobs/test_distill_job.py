@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from fewstep.cli import app
 from fewstep.distillation.chain import evenly
-from fewstep.distillation.method import Critic, Method, TargetNetwork, preset
+from fewstep.distillation.method import Method, preset
+from fewstep.distillation.roles import Critic, TargetNetwork
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
 from fewstep.jobs.distill import run

@@ -50,4 +50,4 @@ def test_no_argument_named_pipe_has_any_type():
 
 
 def _type(argument: ast.arg) -> str:
-    return "" if argument.annotation is None else ast.unparse(argument.annotation)
+    return "" if argument.annotation is None else ast.unparse(argument.annotation).removesuffix(" | None")

@@ -5,7 +5,8 @@ import torch
 
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Samples
-from fewstep.distillation.method import Critic, Method, OptimizerSettings, TargetNetwork, UpdateRule
+from fewstep.distillation.method import Method
+from fewstep.distillation.roles import Critic, OptimizerSettings, TargetNetwork, UpdateRule
 from fewstep.files import read_tensors
 from fewstep.testing.toy import Toy
 from fewstep.testing.training import train_toy

@@ -9,10 +9,11 @@ from typing import Any
 from fewstep.api.open_pipelines import job
 from fewstep.jobs.auto.context import AutoContext
 from fewstep.jobs.auto.job import finish
+from fewstep.pipelines.protocol import Pipeline
 
 
 def auto(
-    pipe: Any,
+    pipe: Pipeline,
     *,
     memory: str = "",
     latency: str = "",

@@ -14,6 +14,7 @@ from fewstep.errors import FewstepError, nearest
 from fewstep.executor import sample
 from fewstep.pipelines import PipelineSampler, identity_of, plan_of
 from fewstep.pipelines.conditions import conditions_of
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Identity, Plan
 from fewstep.report.images import to_pil
@@ -86,7 +87,7 @@ def generate(
     return _pictures(drawn) if output_type == "pil" else drawn
 
 
-def _identity(pipe: Any, guidance: float, whole: bool) -> Identity:
+def _identity(pipe: Pipeline, guidance: float, whole: bool) -> Identity:
     """What is known of the call: a plan that was handed over is checked against the weights too."""
     return identity_of(pipe, guidance) if whole else Identity(guidance=guidance)
 

@@ -89,7 +89,8 @@ def quantize(
         "steps": steps, "guidance": guidance, "call": call, "calibration.items": items,
         "calibration.conditions": conditions if isinstance(conditions, str) else list(conditions),
     }  # fmt: skip
-    with job("quantize", QuantizeContext.open, target, given, settings, out=out, progress=progress, fuse=True) as found:
+    pipe: Any = target
+    with job("quantize", QuantizeContext.open, pipe, given, settings, out=out, progress=progress, fuse=True) as found:
         return _quantized(found, target, inplace)
 
 

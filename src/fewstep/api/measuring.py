@@ -13,11 +13,12 @@ from fewstep.jobs.inspect.job import measured
 from fewstep.jobs.inspect.page import page
 from fewstep.jobs.inspect.settings import InspectSettings
 from fewstep.jobs.pipeline_recipe import PipelineRecipe
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Plan
 
 
 def diagnose(
-    pipe: Any,
+    pipe: Pipeline,
     steps: int = 8,
     *,
     plan: Plan | None = None,

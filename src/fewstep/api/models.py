@@ -15,6 +15,7 @@ from fewstep.files import check_free, read_json, read_tensors, user_path, write_
 from fewstep.pipelines import attach as attach
 from fewstep.pipelines import exchanged, load_pipeline, save_pipeline
 from fewstep.plan import Identity, Plan
+from fewstep.shown import html_table
 
 WEIGHTS, PLAN, ABOUT = "network.safetensors", "plan.json", "student.json"
 
@@ -38,6 +39,14 @@ class Student:
     jumps: Mapping[float, float] = field(default_factory=dict)
     denoiser: Denoiser | None = None
     history: tuple[Mapping[str, float], ...] = field(default=(), repr=False)
+
+    def __repr__(self) -> str:
+        return f"Student({type(self.network).__name__}, samples {self.shape})\n{self.plan!r}"
+
+    def _repr_html_(self) -> str:
+        """The network's kind and the plan, for notebooks."""
+        facts = [["network", type(self.network).__name__], ["samples", str(self.shape)]]
+        return html_table(["", ""], facts, "Student") + self.plan._repr_html_()
 
     def __call__(self, x: Tensor, time: Tensor, **condition: Any) -> Tensor:
         """The network's raw output (B, ...) in one of its steps, at network time () or (B,)."""

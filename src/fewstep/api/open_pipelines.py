@@ -15,6 +15,7 @@ from torch import nn
 from fewstep import recipes
 from fewstep.jobs.context import JobContext
 from fewstep.pipelines import backbone_of, identity_of
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.runs import Run
 from fewstep.zoo import SHIPPED, shipped
 
@@ -25,7 +26,7 @@ C = TypeVar("C", bound=JobContext[Any])
 def job(
     kind: str,
     context: Callable[..., C],
-    pipe: Any,
+    pipe: Pipeline,
     given: Mapping[str, Any],
     settings: Mapping[str, Any] | None = None,
     *,
@@ -55,7 +56,7 @@ def job(
 
 
 @contextmanager
-def run_about(pipe: Any, recipe: Mapping[str, Any], out: str | Path | None, progress: bool) -> Iterator[Run]:
+def run_about(pipe: Pipeline, recipe: Mapping[str, Any], out: str | Path | None, progress: bool) -> Iterator[Run]:
     """A run directory for work on an open pipeline, whose weights are frozen meanwhile.
 
     Args:
@@ -72,7 +73,7 @@ def run_about(pipe: Any, recipe: Mapping[str, Any], out: str | Path | None, prog
         yield stack.enter_context(Run(folder, about, quiet=not progress))
 
 
-def description(pipe: Any) -> dict[str, Any]:
+def description(pipe: Pipeline) -> dict[str, Any]:
     """What a recipe says of a pipeline that is open: its name, where its network lies and in which type."""
     network = next(backbone_of(pipe).parameters(), torch.zeros(0))
     place = str(getattr(pipe, "name_or_path", "") or type(pipe).__name__)

@@ -22,6 +22,7 @@ from fewstep.jobs.search.context import SearchContext
 from fewstep.jobs.search.job import searched
 from fewstep.pipelines import plan_of as read_plan
 from fewstep.pipelines import process_of
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Plan
 from fewstep.rewards import Reward, as_reward, load_reward
 from fewstep.schedules import ModelInfo, SearchTask, TeacherMatch, Trajectory, search_method
@@ -158,7 +159,7 @@ Rewards = Sequence[str | Reward | Callable[[Tensor, Sequence[str]], Tensor]]
 
 
 def tune(
-    pipe: Any,
+    pipe: Pipeline,
     *,
     prompts: str | Sequence[str] = "auto",
     rewards: Rewards = ("auto", "auto"),

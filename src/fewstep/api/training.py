@@ -241,7 +241,7 @@ def _train(
             student = copy.deepcopy(student).requires_grad_(True)
         engine = assemble(method, teacher, start, wrap, batches, shape, student=student)
         stage = stage_of(engine, config, lambda folder: None, frozen={"teacher": base})
-        about = {"method": repr(method), **config.model_dump(mode="json"), "network": identity(base).model}
+        about = {"method": method.written(), **config.model_dump(mode="json"), "network": identity(base).model}
         with ExitStack() as stack:
             run = None if out is None else stack.enter_context(Run(out, about, quiet=not progress))
             place = None if run is None else run.scratch("train")

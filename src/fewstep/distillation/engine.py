@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
-from fewstep.distillation.method import Method, UpdateRule
+from fewstep.distillation.method import Method
+from fewstep.distillation.roles import UpdateRule
 from fewstep.distillation.step_condition import StepConditioned
 from fewstep.distillation.times import within
 from fewstep.errors import FewstepError

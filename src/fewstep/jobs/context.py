@@ -103,7 +103,7 @@ class JobContext(Generic[R]):
     identity: Identity
 
     @classmethod
-    def open(cls, recipe: R, run: Run, *, pipe: Any = None, fuse: bool = False) -> Self:
+    def open(cls, recipe: R, run: Run, *, pipe: Pipeline | None = None, fuse: bool = False) -> Self:
         """Open the pipeline of a recipe.
 
         Args:

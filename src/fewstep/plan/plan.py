@@ -26,7 +26,9 @@ from fewstep.plan import checks, files, schema
 from fewstep.plan.combination import Coefficient, is_exactly, number
 from fewstep.plan.identity import Identity
 from fewstep.plan.row import Row, check_row, data_of, noise_of
+from fewstep.plan.shown import rows_as_cells, rows_as_text
 from fewstep.prediction import Prediction
+from fewstep.shown import html_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +73,18 @@ class Plan:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __repr__(self) -> str:
+    def summary(self) -> str:
+        """The plan in one line."""
         first, last = (number(row.network_time) for row in (self.rows[0], self.rows[-1]))
         return f"Plan({self.steps} rows, {self.prediction.kind}, network times {first:g} to {last:g})"
+
+    def __repr__(self) -> str:
+        """One line, and a table of the rows."""
+        return f"{self.summary()}\n{rows_as_text(self.rows)}"
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return html_table(*rows_as_cells(self.rows), title=self.summary())
 
     @property
     def steps(self) -> int:

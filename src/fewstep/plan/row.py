@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.plan import checks
-from fewstep.plan.combination import Coefficient, Combination, output, state
+from fewstep.plan.combination import Coefficient, Combination, is_exactly, output, state
 from fewstep.plan.hooks import treatment
 from fewstep.prediction import Prediction
+from fewstep.shown import html_table
 
 TABLES = ("state", "output")
 """Fields with a coefficient for each earlier state and output."""
@@ -45,6 +46,24 @@ class Row:
     sample_scale: Coefficient = 1.0
     output_scale: Coefficient = 1.0
 
+    def __repr__(self) -> str:
+        """Where the row stands, and the sum that makes the next state."""
+        terms = [(c, f"x_{j}") for j, c in sorted(self.state.items(), reverse=True)]
+        terms += [(c, f"n_{j}") for j, c in sorted(self.output.items(), reverse=True)]
+        terms += [(self.noise, "z"), (self.anchor, "y"), (self.offset, "1")]
+        total = " ".join(f"{said(c, '+')} {name}" for c, name in terms if not is_exactly(c, 0.0)) or "0"
+        usual = {f.name: f.default for f in dataclasses.fields(self) if f.name in _OTHERS}
+        others = [name for name, default in usual.items() if _differs(getattr(self, name), default)]
+        more = "".join(f", {name}={said(getattr(self, name))}" for name in others)
+        place = f"time {said(self.network_time)}, alpha {said(self.alpha)}, sigma {said(self.sigma)}"
+        return f"Row({place}: next = {total}{more})"
+
+    def _repr_html_(self) -> str:
+        """What differs from the usual, for notebooks."""
+        values = [(name, value) for name, value in self.coefficients() if name in _PLACE or not is_exactly(value, 0.0)]
+        named = [[name, str(getattr(self, name))] for name in ("network", "guidance", "hook") if getattr(self, name)]
+        return html_table(["", "value"], [[name, said(value)] for name, value in values] + named, "Row")
+
     def coefficients(self) -> Iterator[tuple[str, Coefficient]]:
         """Every number of the row with its dotted name."""
         for name, value in vars(self).items():
@@ -70,6 +89,22 @@ class Row:
         }
         tables: dict[str, Any] = {k: {j: change(c) for j, c in getattr(self, k).items()} for k in TABLES}
         return dataclasses.replace(self, **changed, **tables)
+
+
+_PLACE = ("time", "network_time", "alpha", "sigma")
+_OTHERS = ("input_scale", "network", "guidance", "hook", "sample_scale", "output_scale")
+
+
+def _differs(value: Any, usual: Any) -> bool:
+    return isinstance(value, Tensor) or value != usual
+
+
+def said(value: Any, sign: str = "") -> str:
+    """A number in four digits, the range of a tensor, or any other value as it is."""
+    if isinstance(value, Tensor) and value.ndim:
+        return "..".join(format(float(v), f"{sign}.3g") for v in (value.detach().min(), value.detach().max()))
+    value = float(value.detach()) if isinstance(value, Tensor) else value
+    return format(value, f"{sign}.4g") if isinstance(value, float | int) else "-" if value is None else str(value)
 
 
 def data_of(row: Row, k: int, prediction: Prediction) -> Combination:

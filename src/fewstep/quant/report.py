@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from fewstep.shown import html_table, text_table
+
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+_COLUMNS = ("layer", "kind", "shape", "bits", "kernel", "before", "after", "reason")
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,24 @@ class QuantReport:
             f" No {which} layer was found by its name: pass example=(args, kwargs) of one call to find it by tracing."
         )
 
+    def __repr__(self) -> str:
+        """The totals, and a line for every treatment that layers got; `print` shows the layers themselves."""
+        sizes = f"{_size(self.resident_before)} -> {_size(self.resident_after)} in memory"
+        whole = f"{self.scheme}: {self.coverage:.1%} of {self.parameters:,} parameters, {self.bits_per_weight:.2f} bits"
+        groups: dict[tuple[str, str, str], list[LayerReport]] = {}
+        for row in self.rows:
+            groups.setdefault((row.bits, row.kernel, row.reason), []).append(row)
+        lines = []
+        for (bits, kernel, reason), group in groups.items():
+            before, after = (_size(sum(getattr(r, name) for r in group)) for name in ("bytes_before", "bytes_after"))
+            lines.append([bits, str(len(group)), before, after, kernel, reason])
+        table = text_table(["bits", "layers", "before", "after", "kernel", "reason"], lines)
+        return f"QuantReport({whole}; {sizes})\n{table}"
+
+    def _repr_html_(self) -> str:
+        """The layers for notebooks, repeated blocks in one line."""
+        return html_table(_COLUMNS, self._lines(full=False), self.summary())
+
     def __str__(self) -> str:
         """The table as text, so that `print(quantize(...))` shows it."""
         from rich.console import Console
@@ -99,8 +122,15 @@ class QuantReport:
         from rich.table import Table
 
         table = Table(title=self.summary(), title_justify="left")
-        for column in ("layer", "kind", "shape", "bits", "kernel", "before", "after", "reason"):
+        for column in _COLUMNS:
             table.add_column(column, justify="right" if column in ("before", "after") else "left")
+        for line in self._lines(full):
+            table.add_row(*line)
+        return table
+
+    def _lines(self, full: bool) -> list[list[str]]:
+        """Texts of the table's lines."""
+        lines = []
         for name, group in _groups(self.rows, full):
             first = group[0]
             shapes = {"x".join(map(str, row.shape)) for row in group}
@@ -109,8 +139,8 @@ class QuantReport:
             before, after = (
                 _size(sum(sizes)) for sizes in zip(*((r.bytes_before, r.bytes_after) for r in group), strict=True)
             )
-            table.add_row(name + count, first.kind, shape, first.bits, first.kernel, before, after, first.reason)
-        return table
+            lines.append([name + count, first.kind, shape, first.bits, first.kernel, before, after, first.reason])
+        return lines
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

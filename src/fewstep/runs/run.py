@@ -29,6 +29,7 @@ from fewstep.runs.environment import environment
 from fewstep.runs.folder import LOCK, LOG, Folder, remove_scratch, writing
 from fewstep.runs.progress import progress, screen
 from fewstep.runs.records import plain, read_record, write_record
+from fewstep.runs.shown import run_page, run_summary
 
 T = TypeVar("T")
 
@@ -202,6 +203,13 @@ class Run:
         """A bar with time left, or a line every half minute without a terminal; yields `advance(count=1, note="")`."""
         with progress(description, total, self.quiet) as advance:
             yield advance
+
+    def __repr__(self) -> str:
+        return run_summary(self.path)
+
+    def _repr_html_(self) -> str:
+        """What its report found, for notebooks."""
+        return run_page(self.path)
 
     # --- life -------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from fewstep.schedules.candidate import Candidate, ModelInfo
 from fewstep.schedules.learnable import BoundSolver
 from fewstep.schedules.trajectory import Trajectory
 from fewstep.schedules.tuning.problem import Objective
+from fewstep.shown import html_table
 from fewstep.solvers import unipc
 
 WORST = -1e6
@@ -86,3 +87,12 @@ class SearchResult:
     value: float
     spent: float
     history: tuple[tuple[float, float], ...] = ()
+
+    def __repr__(self) -> str:
+        looks = len(self.history)
+        return f"SearchResult(value {self.value:.5g}, spent {self.spent:g} on {looks} looks)\n{self.plan!r}"
+
+    def _repr_html_(self) -> str:
+        """The numbers and the plan, for notebooks."""
+        facts = [["value", f"{self.value:.5g}"], ["spent", f"{self.spent:g}"], ["looks", str(len(self.history))]]
+        return html_table(["", "found"], facts, "SearchResult") + self.plan._repr_html_()

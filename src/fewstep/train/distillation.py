@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fewstep.distillation.engine import Engine
-from fewstep.distillation.method import Method, OptimizerSettings
+from fewstep.distillation.method import Method
+from fewstep.distillation.roles import OptimizerSettings
 from fewstep.errors import FewstepError
 from fewstep.train.stage import OptimizerGroup, Stage, StageConfig, Turn
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from fewstep.distillation.method import warmed_up
+from fewstep.distillation.roles import warmed_up
 from fewstep.train.shards import like
 
 

@@ -4,7 +4,8 @@ from fewstep.schedules.tuning.family import Family
 from fewstep.schedules.tuning.function import FunctionObjective, PlanFunction
 from fewstep.schedules.tuning.jaq import JAQ, standardising_cost
 from fewstep.schedules.tuning.least_squares import least_squares
-from fewstep.schedules.tuning.problem import CandidateScore, Objective, Problem, SearchOutcome
+from fewstep.schedules.tuning.outcome import CandidateScore, SearchOutcome
+from fewstep.schedules.tuning.problem import Objective, Problem
 from fewstep.schedules.tuning.searchers import LEAST_BUDGET, SEARCHERS, searcher
 
 __all__ = [

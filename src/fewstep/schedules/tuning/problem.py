@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +17,7 @@ from fewstep.files import read_text, write_text
 from fewstep.plan import Plan
 from fewstep.schedules.tuning.family import Family
 from fewstep.schedules.tuning.function import FunctionObjective, PlanFunction
+from fewstep.schedules.tuning.outcome import CandidateScore, SearchOutcome
 
 _BEGINNING = '{"theta": ['
 """Of every line of the log."""
@@ -43,33 +43,6 @@ class Objective(Protocol):
     def __call__(self, plan: Plan, items: Sequence[int]) -> Tensor:
         """Scores of these items."""
         ...
-
-
-@dataclass(frozen=True)
-class CandidateScore:
-    """One candidate looked at: its numbers, mean score over the first `items` items, and the cost so far."""
-
-    theta: tuple[float, ...]
-    value: float
-    items: int
-    spent: float
-
-
-@dataclass(frozen=True)
-class SearchOutcome:
-    """The best candidate that was scored on all items.
-
-    gain: paired differences to the identity per item (n,), or None for a set-level objective.
-    spent: network calls, in units of one candidate on all items.
-    """
-
-    theta: tuple[float, ...]
-    value: float
-    identity_value: float
-    spent: float
-    on_boundary: bool
-    gain: tuple[float, ...] | None
-    history: tuple[CandidateScore, ...] = field(repr=False)
 
 
 class BudgetSpentError(Exception):
