@@ -2,11 +2,9 @@
 
 import torch
 
-from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
-from fewstep.distillation.method import Method, method, preset
-from fewstep.distillation.outline import outline
-from fewstep.distillation.part import part
+from fewstep.distillation.method import method
+from fewstep.distillation.parts import Chain, Method, part, preset
 from fewstep.process import Process
 from fewstep.testing.toy import Toy
 from fewstep.testing.training import train_toy
@@ -38,6 +36,5 @@ def teacher_jump(process: Process, *, teacher_steps: int = 8) -> Method:
 
 toy = Toy()
 made = method("teacher_jump", toy.process, teacher_steps=12)
-print(outline(made))
 short, long = (train_toy(toy, made, steps=n, batch=128).distance for n in (1, 100))
 print(f"distance after one update {short:.0f}, after 100 {long:.0f}")

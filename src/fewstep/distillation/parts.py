@@ -67,6 +67,7 @@ from fewstep.distillation.flow_map.weights import (
 )
 from fewstep.distillation.method import Method, needing, preset
 from fewstep.distillation.moments import Kernel, flat, gaussian_kernel, maximum_mean_discrepancy, polynomial_kernel
+from fewstep.distillation.part import part
 from fewstep.distillation.roles import Adversary, Critic, OptimizerSettings, TargetNetwork, UpdateRule
 from fewstep.distillation.rollout import backward_simulation, noised_data_rollout, one_step
 from fewstep.distillation.score.branch import scheduled, score_distillation
