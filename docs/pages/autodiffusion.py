@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from formats import PAIRED, apart, listed, ratio, than
+from formats import PAIRED, apart, listed, ratio
 
 NEAR = 0.05
 """A searched error within so much of the least possible counts as found."""
-SYSTEMS = {
-    "uniform": "equal steps in time",
-    "best usual": "best usual grid",
-    "times, random": "times, random search",
-    "times": "times, evolution",
-    "one step more, blocks by rank": "one step more, least harmful blocks skipped",
-    "times and blocks": "times and skipped blocks, evolution from there",
-}
 
 
 def verdict_gaussian(rows: dict[str, Any]) -> str:
@@ -45,18 +37,6 @@ def verdict_mixture(rows: dict[str, Any]) -> str:
     )
 
 
-def verdict_digits(digits: dict[str, Any]) -> str:
-    lines = []
-    for n, systems in digits["rows"].items():
-        both, times, usual = (systems[k]["distance"] for k in ("times and blocks", "times", "best usual"))
-        skipping = sum(any(s["skipped"]) for s in systems["times and blocks"]["schedules"])
-        harm = systems["harm"]
-        lines.append(
-            f"- {n} evaluations: searched times against the best usual grid: {than(times, usual, 'nearer', 'farther')} "
-            f"({times['mean'] / usual['mean'] - 1:+.0%}); skipping beside times: "
-            f"{than(both, times, 'nearer', 'farther')} ({both['mean'] / times['mean'] - 1:+.0%}); {skipping} of "
-            f"{len(systems['times']['schedules'])} best schedules skip anything. One block of {int(n) + 1} steps left "
-            f"out alone takes the distance on the search's items from {harm['full']:.4f} to {harm['least']:.4f} at "
-            f"least, {harm['median']:.4f} in the median"
-        )
-    return "\n".join(lines)
+def skipping(systems: dict[str, Any]) -> int:
+    """How many of the best schedules skip a block."""
+    return sum(any(s["skipped"]) for s in systems["times and blocks"]["schedules"])

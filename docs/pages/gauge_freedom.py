@@ -22,29 +22,3 @@ def verdict_fields(parts: dict[str, Any]) -> str:
     seen = [name for name, row in parts.items() if row["weak"]["low"] > floor]
     blind = [name for name in parts if name not in seen]
     return f"Above the sampling floor: {', '.join(seen) or 'none'}; not: {', '.join(blind) or 'none'}."
-
-
-def verdict_dimension(results: dict[str, Any]) -> str:
-    texts = []
-    for shape in ("plane", "circle"):
-        plain, strong = results[shape]["gauge 0"], results[shape]["gauge 1"]
-        apart = strong["margin"]["high"] < plain["margin"]["low"]
-        texts.append(
-            f"on the {shape} a gauge of strength 1 {'lowers' if apart else 'does not lower'} the margin beyond the "
-            f"seeds' range ({plain['margin']['mean']:.2f} to {strong['margin']['mean']:.2f})"
-        )
-    return "Statement 3: " + "; ".join(texts) + "."
-
-
-def verdict_trained(parts: dict[str, Any]) -> str:
-    texts = []
-    for shape, kinds in parts.items():
-        free, gradient = kinds["free"]["flow_margin"], kinds["gradient"]["flow_margin"]
-        if gradient["low"] > free["high"]:
-            words = "a gradient output separates tangent from normal better, beyond the seeds' range"
-        elif free["low"] > gradient["high"]:
-            words = "a free output separates tangent from normal better, beyond the seeds' range"
-        else:
-            words = "no difference beyond the seeds' range"
-        texts.append(f"{shape}: {words}")
-    return "Statement 3 on trained networks, by the margin: " + "; ".join(texts) + "."

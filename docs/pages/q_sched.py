@@ -22,46 +22,21 @@ def searches() -> list[Any]:
     return [results(file.stem) for file in sorted(RESULTS.glob("search-*.json"))]
 
 
-def quality(found: dict[str, Any], kinds: tuple[str, ...]) -> str:
+def quality(found: dict[str, Any]) -> str:
     """Systems by metrics; brackets hold 95 % bootstrap intervals over prompts."""
     evaluation = found["evaluation"]
-    chosen = {m: d for m, d in evaluation["metrics"].items() if d["kind"] in kinds}
+    chosen = {m: d for m, d in evaluation["metrics"].items() if d["kind"] in SHORT}
     heads = [SHORT[d["kind"]] + (f" ({d['of']})" if d["of"] else "") for d in chosen.values()]
     rows = {**evaluation["systems"], "real against real": evaluation["null"]}
     cells = [
-        [name, *(interval(row.get(m), _digits(d["kind"])) for m, d in chosen.items())] for name, row in rows.items()
+        [name, *(interval(row.get(m), digits(d["kind"])) for m, d in chosen.items())] for name, row in rows.items()
     ]
     return table(["system", *heads], cells)
 
 
-def _digits(kind: str) -> int:
+def digits(kind: str) -> int:
+    """Decimals of a metric."""
     return {"mmd": 4, "psnr": 1}.get(kind, 3)
-
-
-def differences(found: dict[str, Any]) -> str:
-    """Q-Sched against the same pipeline without, and against full precision."""
-    evaluation, lines = found["evaluation"], []
-    for pair, row in evaluation["comparisons"].items():
-        for metric, entry in row.items():
-            described = evaluation["metrics"][metric]
-            if described["kind"] in ("mmd", "frechet", "recall", "judge", "diversity"):
-                shown = interval(entry, _digits(described["kind"]))
-                lines.append(f"- {pair}, {described['label']}: {shown}")
-    return "\n".join(lines)
-
-
-def facts(found: dict[str, Any]) -> str:
-    """What was measured, on what, by which command."""
-    e, q, speed = found["environment"], found["quantization"], found["speed"]
-    evaluation = found["evaluation"]
-    disk, memory = (f"{q[f'{w}_before'] / 1e6:.2f} MB -> {q[f'{w}_after'] / 1e6:.2f} MB" for w in ("disk", "resident"))
-    times = ", ".join(f"{name} {s['milliseconds']:.0f} ms" for name, s in speed.items())
-    return (
-        f"{evaluation['prompts']} held-out prompts x {evaluation['seeds']} seeds; reference: "
-        f"{evaluation['reference_set']} ({evaluation['reference']} images). Backbone in {q['scheme']}: {disk} on disk, "
-        f"{memory} in memory. Per image at batch 1: {times}. Device: {e['device']}, {e['threads']} threads, torch "
-        f"{e['torch']}, commit `{e['commit']}`.\n\nCommand: `{e['command']}`"
-    )
 
 
 def compared(variant: dict[str, Any]) -> dict[str, Any]:
@@ -79,11 +54,6 @@ def shares(search: dict[str, Any], row: dict[str, Any]) -> str:
     """Of the full grid's gain that a searcher reached, seed by seed."""
     whole = search["grid"]["value"] - search["identity"]
     return ", ".join(f"{100 * (v - search['identity']) / whole:.0f} %" for v in row["values"])
-
-
-def reached(row: dict[str, Any]) -> str:
-    """Candidates until within noise of the full grid, seed by seed."""
-    return ", ".join("not" if r is None else f"{r:.0f}" for r in row["reached_grid_within_noise_after"])
 
 
 def images() -> dict[str, str]:
