@@ -24,8 +24,8 @@ SHORT = {"progressive": {"start": 2, "every": 2}, "slim_flow": {"reflow_steps": 
 QUICK = ["teacher.steps=4", "teacher.solver=ddim", "train.steps=2", "train.batch=4", "data.count=6", "batch=500"]
 
 
-EVERYWHERE, IN_TURN = ("dit",), ("sd3", "sdxl", "pixart", "wan", "sd")
-"""The family that every method is tried on, and those that share the methods out; `make test-thorough` has them all."""
+DIFFUSION, FLOW = ("dit", "sdxl", "pixart", "sd"), ("sd3", "wan")
+"""Each method is tried on one family of either kind, in turn; `make test-thorough` has them all."""
 
 
 def opened(recipe, run):
@@ -37,9 +37,9 @@ def opened(recipe, run):
 def pairs():
     """Every method and family, with the mark that it runs under."""
     for i, name in enumerate(METHODS):
-        for kind in (*EVERYWHERE, *IN_TURN):
-            now = kind in EVERYWHERE or kind == IN_TURN[i % len(IN_TURN)]
-            yield pytest.param(name, kind, marks=() if now else pytest.mark.thorough)
+        for kinds in (DIFFUSION, FLOW):
+            for k, kind in enumerate(kinds):
+                yield pytest.param(name, kind, marks=() if k == i % len(kinds) else pytest.mark.thorough)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def models(once):
     def model(kind):
         return lambda place: save_pipeline(tiny.MAKERS[kind](place), place / "model")
 
-    return {kind: once(f"presets-{kind}", model(kind)) / "model" for kind in (*EVERYWHERE, *IN_TURN)}
+    return {kind: once(f"presets-{kind}", model(kind)) / "model" for kind in (*DIFFUSION, *FLOW)}
 
 
 @pytest.mark.parametrize(("name", "kind"), pairs())

@@ -31,6 +31,9 @@ from fewstep.rewards import Reward
 from fewstep.runs import Run
 from fewstep.schedules.tuning import JAQ, CandidateScore, Family, Problem, SearchOutcome, least_squares
 
+CORNERS = 7
+"""Values of each of the two coefficients at which the landscape is drawn."""
+
 
 def run(recipe: QSchedRecipe, run: Run) -> Path:
     """Execute a recipe in a run directory and return the report; with the scheme `none`, the plan that was found.
@@ -190,7 +193,7 @@ def _tuned(context: JobContext[QSchedRecipe], jaq: JAQ, plan: Plan, outcome: Sea
 def _landscape(context: JobContext[QSchedRecipe], jaq: JAQ, plan: Plan) -> dict[str, Any]:
     """JAQ over the corners (m0, s0) of the ramp to one, a quarter of the items; free where the search has been."""
     settings, family = context.recipe.search, _family(context)
-    line = torch.linspace(settings.low, settings.high, 7, dtype=torch.float64)
+    line = torch.linspace(settings.low, settings.high, CORNERS, dtype=torch.float64)
 
     def compute() -> dict[str, Any]:
         problem = Problem(plan, family, jaq, log=context.run.scratch(f"search-{plain(LOW)}") / "scores.jsonl")

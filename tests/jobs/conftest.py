@@ -1,0 +1,12 @@
+import pytest
+
+
+@pytest.fixture(scope="package", autouse=True)
+def few_pictures_in_reports():
+    """A Q-Sched run draws a landscape of 49 corners and times ten images: fewer say the same of the job."""
+    from fewstep.jobs.q_sched import job, measure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "CORNERS", 3)
+        patch.setattr(measure, "ROUNDS", 1)
+        yield
