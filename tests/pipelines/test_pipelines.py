@@ -158,7 +158,10 @@ def test_identity_names_what_differs(tmp_path):
         attach(pipe, plan)
 
 
-@pytest.mark.parametrize("order", ["import fewstep, diffusers", "import diffusers.quantizers.auto, fewstep"])
+LAST = pytest.param("import diffusers.quantizers.auto, fewstep", marks=pytest.mark.thorough)  # as most tests import
+
+
+@pytest.mark.parametrize("order", ["import fewstep, diffusers", LAST])
 def test_a_fresh_process_needs_one_light_import(order, tmp_path):
     pipe = tiny.stable_diffusion(tmp_path)
     plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS["sd"])

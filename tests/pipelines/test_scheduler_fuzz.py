@@ -39,7 +39,7 @@ def opened(scheduler, count, seed, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__name__)
 def test_damaged_configurations_are_refused_cleanly(scheduler, monkeypatch):
-    assert 0 < opened(scheduler, 110, 1, monkeypatch) < 110
+    assert 0 < opened(scheduler, 60, 1, monkeypatch) < 60
 
 
 @pytest.mark.thorough
