@@ -73,7 +73,7 @@ def test_every_method_takes_steps_on_real_networks(name, kind, models, tmp_path)
 
 
 def test_a_training_shorter_than_the_stages_is_refused(models, tmp_path):
-    """Stages are laid over any training, but for one of fewer updates than there are stages: from 8 steps to 1, four."""
+    """Stages are laid over any training that has an update for each: four from 8 steps to 1."""
     recipe = load("distill", [*QUICK, f"model={models['dit']}", "method=progressive", "steps=1"])
     with (
         Run(tmp_path / "run", recipe.plain(), quiet=True) as run,
