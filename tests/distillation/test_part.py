@@ -46,6 +46,16 @@ def test_a_copy_is_the_same_part_and_draws_the_same(again):
     assert torch.equal(drawn(again(law)), drawn(law))
 
 
+def test_functions_of_a_module_are_named_and_those_made_elsewhere_told_apart():
+    assert repr(holding(drawn)) == "holding(value=drawn)"
+    assert " at 0x" in repr(holding(lambda: 1))
+
+
+@part
+def holding(value):
+    return lambda: value
+
+
 def test_replaced_changes_what_is_computed():
     law = replaced(uniform_times(0.1, 0.5), low=0.5)
     assert bool((drawn(law) == 0.5).all())
@@ -64,6 +74,11 @@ def test_what_the_function_states_can_be_read():
     assert stating(2.0)() == 2.0
 
 
+def test_a_method_is_written_alike_in_every_process():
+    """Sets of words are printed in an order that each process draws anew: a resumed run would be refused."""
+    assert "needs=['data', 'guidance']" in method("dmd2", FLOW).written()
+
+
 OWN = [name for name in presets() if find_preset(name).make.__module__.startswith("fewstep.")]
 
 
@@ -72,4 +87,5 @@ def test_every_method_can_be_pickled_and_is_equal_to_one_made_again(name):
     """Processes that train together are handed the method; its parts are no closures that cannot travel."""
     made = method(name, FLOW)
     assert pickle.loads(pickle.dumps(made)) == made == method(name, FLOW)
+    assert " at 0x" not in made.written()
     assert all(isinstance(term, Part) for term in made.terms.values())

@@ -68,7 +68,8 @@ class Method:
 
     def written(self) -> str:
         """The whole method as text: equal texts are equal methods."""
-        return f"Method({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields(self))})"
+        found = {f.name: getattr(self, f.name) for f in fields(self)} | {"needs": sorted(self.needs)}  # sets: any order
+        return f"Method({', '.join(f'{name}={value!r}' for name, value in found.items())})"
 
     def __repr__(self) -> str:
         """The method in one line; `outline` shows its parts, `written` all of it."""

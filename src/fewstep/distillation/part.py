@@ -56,10 +56,22 @@ class Part:
         return hash(self.make)
 
     def __repr__(self) -> str:
-        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
+        return f"{self.name}({', '.join(f'{name}={_shown(value)}' for name, value in self.arguments.items())})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Part, (self.make, self.arguments)
+
+
+def _shown(value: Any) -> str:
+    """A value in text that is the same in every process where it can be: functions of a module by their names.
+
+    A function made inside of another one may hide parameters: its address tells it from others.
+    """
+    if (inspect.isroutine(value) or inspect.isclass(value)) and "<" not in value.__qualname__:
+        return str(value.__name__)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))}{',' if len(value) == 1 else ''})"
+    return repr(value)
 
 
 def part(make: Callable[P, F]) -> Callable[P, F]:

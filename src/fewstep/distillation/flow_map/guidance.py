@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.denoiser import Condition
 from fewstep.distillation.core import Batch
 from fewstep.distillation.flow_map.schedules import Varying, value_at
+from fewstep.distillation.part import part
 from fewstep.errors import FewstepError
 from fewstep.process import Process
 
@@ -59,6 +60,7 @@ class TeacherGuidance:
         return {**condition, self.key: given if self.embed is None else self.embed(given)}
 
 
+@part
 def sinusoid(width: int = 256, factor: float = 1000.0) -> Callable[[Tensor], Tensor]:
     """Embedding of g - 1 as (B, width) waves: what diffusers' latent consistency models take as `timestep_cond`."""
     half = width // 2

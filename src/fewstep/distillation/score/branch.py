@@ -80,6 +80,7 @@ def score_distillation(
     return loss
 
 
+@part
 def scheduled(make: Callable[[Batch], Term]) -> Term:
     """A term that changes as the training goes on, such as one whose noise levels are `annealed_beta(batch.step)`."""
     return lambda networks, batch, samples, generator: make(batch)(networks, batch, samples, generator)
