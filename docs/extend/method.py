@@ -35,6 +35,6 @@ def teacher_jump(process: Process, *, teacher_steps: int = 8) -> Method:
 
 
 toy = Toy()
-made = method("teacher_jump", toy.process, teacher_steps=12)
-short, long = (train_toy(toy, made, steps=n, batch=128).distance for n in (1, 100))
-print(f"distance after one update {short:.0f}, after 100 {long:.0f}")
+made = method("teacher_jump", toy.process, teacher_steps=8)
+short, long = (train_toy(toy, made, steps=n, batch=64).distance for n in (1, 60))
+print(f"distance after one update {short:.0f}, after 60 {long:.0f}")

@@ -47,7 +47,7 @@ def test_the_solver_is_of_the_order_that_it_states(said):
 
 
 def test_the_method_trains_a_student(said):
-    before, after = (float(x) for x in re.findall(r"update (\d+), after 100 (\d+)", said("method"))[0])
+    before, after = (float(x) for x in re.findall(r"update (\d+), after 60 (\d+)", said("method"))[0])
     assert after < before / 20
 
 
