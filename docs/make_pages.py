@@ -27,7 +27,8 @@ MARKS = "<!-- {name}: written by docs/make_pages.py -->", "<!-- {name} end -->"
 
 def environment() -> Environment:
     """Templates that know the results and the helpers."""
-    sys.path.insert(0, str(DOCS / "pages"))
+    if str(DOCS / "pages") not in sys.path:
+        sys.path.insert(0, str(DOCS / "pages"))
     made = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from formats import commits, listed, results
+from formats import commits, listed
 
 CANNOT = "cannot be shown here"
 VERDICTS = {"yes": "yes", "no": "no, the other way round", "open": "not told apart"}
 COLUMNS = (("frechet", 2), ("precision", 2), ("recall", 2), ("right", 3), ("spread", 2))
 
 
-def counted(names: Iterable[str]) -> str:
+def counted(claims: Iterable[dict[str, Any]]) -> str:
     """How many answers of each kind; a question that both budgets answer alike counts once."""
     said = []
-    for found in (results(f"claim-{name}") for name in names):
+    for found in claims:
         apart = {(*_key(a), a["verdict"], "" if asked_again(found) else k) for k, a in enumerate(found["answers"])}
         said += [VERDICTS.get(verdict, verdict) for *_, verdict, _ in apart]
     kinds = [(word.partition(",")[0], said.count(word)) for word in (*VERDICTS.values(), CANNOT)]

@@ -24,7 +24,8 @@ def _system(entry: dict[str, Any]) -> dict[str, Any]:
     page, claims = entry.get("page"), entry.get("claims", [])
     held = entry.get("held", "")
     if claims:
-        held = f"Questions put to it on small data: {counted(claims)}."
+        told = counted(results(f"claim-{name}") for name in claims)
+        held = f"Questions put to it on small data: {told}."
     link = entry.get("link") or (f"{page}.md" if page else "")
     state = "works" if page else "in part" if held else "not yet"
     return {**entry, "held": held or "–", "state": state, "link": f"[page]({link})" if link else "–"}

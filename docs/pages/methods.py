@@ -41,7 +41,7 @@ BOARDS: dict[str, tuple[str, Callable[[dict[str, Any]], Lines]]] = {
 
 def verdicts(paper: Paper) -> str:
     """What its claims came to."""
-    return counted(paper["claims"]) or "on the leaderboards"
+    return counted(results(f"claim-{name}") for name in paper["claims"]) or "on the leaderboards"
 
 
 def described(name: str) -> str:

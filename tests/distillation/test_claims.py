@@ -28,7 +28,7 @@ from distillation_claims import FIRST, WIDTH, in_order, known, main, usable
 
 from fewstep.distillation.method import Method, method
 from fewstep.errors import FewstepError
-from fewstep.files import read_json, write_json
+from fewstep.files import read_json
 from fewstep.testing.digits import CLASSES, DigitBed, DigitJudge, DigitNetwork
 from fewstep.testing.kernel_digits import load_digits
 
@@ -302,9 +302,11 @@ def test_a_killed_queue_goes_on_with_the_arms_that_are_missing(bed, tmp_path, mo
     assert len(trained) == before
 
 
-def test_a_page_tells_answers_with_their_premises_seeds_and_doubts(tmp_path):
+def test_a_page_tells_answers_with_their_premises_seeds_and_doubts(monkeypatch):
     """No cell and no verdict may be lost on the way from the results to the page."""
-    blocks = import_page("claim_blocks")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs"))
+    pages = importlib.import_module("make_pages").environment()
+    blocks = pages.globals["claim_blocks"]
     numbers = [{"": {"frechet": v, **dict.fromkeys(METRICS - {"frechet"}, 0.5)}} for v in (1.2, 1.21, 1.22)]
     run = {"updates": 300, "learning_rate": 1e-3, "momentum": 0.9, "seeds": [*numbers[:2], None], "summary": None}
     good = {**run, "updates": 1200, "seeds": numbers, "summary": summary(numbers)}
@@ -322,8 +324,7 @@ def test_a_page_tells_answers_with_their_premises_seeds_and_doubts(tmp_path):
         "settings": {**Protocol().plain(), "format": 2}, "seconds": 1.0,
         "environment": {"command": "x.py", "commit": "abc", "device": "CPU", "threads": 1},
     }  # fmt: skip
-    write_json(tmp_path / "claim.json", found)
-    page = blocks.block(tmp_path / "claim.json")
+    page = pages.from_string('{% from "_claim.md.j2" import claim with context %}{{ claim(r) }}').render(r=found)
     assert "| a | 1200 | 3 | 1.21 ± 0.02 |" in page
     assert "| a | 300 | 2 of 3 | diverged |" in page
     assert "| the teacher, as a | 0 |" in page
@@ -337,11 +338,3 @@ def test_a_page_tells_answers_with_their_premises_seeds_and_doubts(tmp_path):
     assert blocks.counted([found]) == "1 cannot be shown here"  # at either budget
     found["answers"][1] |= {"verdict": "no"}
     assert blocks.counted([found]) == "1 no, 1 cannot be shown here"
-
-
-def import_page(name):
-    """A module of docs/pages."""
-    folder = str(Path(__file__).parents[2] / "docs" / "pages")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        return importlib.import_module(name)
