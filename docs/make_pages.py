@@ -27,13 +27,11 @@ MARKS = "<!-- {name}: written by docs/make_pages.py -->", "<!-- {name} end -->"
 
 def environment() -> Environment:
     """Templates that know the results and the helpers."""
-    if str(DOCS / "pages") not in sys.path:
-        sys.path.insert(0, str(DOCS / "pages"))
     made = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     for file in sorted((DOCS / "pages").glob("*.py")):
-        made.globals[file.stem] = importlib.import_module(file.stem)
+        made.globals[file.stem] = importlib.import_module(f"pages.{file.stem}")
     formats: Any = made.globals["formats"]
     shared = ("results", "has", "made_by", "command", "ratio", "than", "table", "PAIRED")
     made.globals |= {"papers": formats.words("papers"), **{name: getattr(formats, name) for name in shared}}

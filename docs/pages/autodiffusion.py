@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from formats import PAIRED, apart, listed, ratio
+from pages.formats import PAIRED, apart, listed, ratio
 
 NEAR = 0.05
 """A searched error within so much of the least possible counts as found."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from formats import commits, listed
+from pages.formats import commits, listed
 
 CANNOT = "cannot be shown here"
 VERDICTS = {"yes": "yes", "no": "no, the other way round", "open": "not told apart"}

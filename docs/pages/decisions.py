@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from formats import listed, shown, table
+from pages.formats import listed, shown, table
 
 from fewstep.distillation.method import method
 from fewstep.process import RectifiedFlow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from formats import listed
+from pages.formats import listed
 
 from fewstep.distillation.method import method, presets
 from fewstep.process import RectifiedFlow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from formats import PAIRED, listed, shown, than
+from pages.formats import PAIRED, listed, shown, than
 
 
 def verdict_mixture(mixture: dict[str, Any]) -> str:

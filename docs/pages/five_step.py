@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from formats import apart, listed, than
+from pages.formats import apart, listed, than
 
 
 def best(stops: dict[str, Any]) -> str:

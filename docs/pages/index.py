@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from claim_blocks import counted
-from formats import DOCS, RESULTS, command, listed, results, words
+from pages.claim_blocks import counted
+from pages.formats import DOCS, RESULTS, command, listed, results, words
 
 PAGES = {
     "convergence": "dpm-solver", "distillation-": "distillation", "latents": "svg", "one-more-step": "oms",

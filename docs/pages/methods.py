@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from claim_blocks import counted
-from formats import listed, results, table
+from pages.claim_blocks import counted
+from pages.formats import listed, results, table
 
 from fewstep.distillation.method import method, options_of, presets
 from fewstep.distillation.outline import outline

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from formats import RESULTS, interval, results, table
+from pages.formats import RESULTS, interval, results, table
 
 from fewstep.report import figures
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from formats import listed, shown
+from pages.formats import listed, shown
 
 
 def present(model: dict[str, Any], systems: Sequence[str], counts: Sequence[str]) -> list[str]:

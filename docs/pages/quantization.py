@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from formats import interval, listed
+from pages.formats import interval, listed
 
 WIDTHS = ("w8a8", "w4a8", "w3a8", "w2a8")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from formats import results
+from pages.formats import results
 
 from fewstep.report.curves import lines
 
