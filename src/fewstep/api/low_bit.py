@@ -16,6 +16,7 @@ from fewstep.jobs.quantize.job import finished, low_parts
 from fewstep.pipelines import backbones_of, identity_of
 from fewstep.quant import Calibration, QuantReport, Scheme
 from fewstep.quant import quantize as quantize_module
+from fewstep.quant.calls import Call
 from fewstep.quant.described import KEPT, from_dict, report_of
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ def quantize(
     guidance: float = 1.0,
     calibration: Calibration | None = None,
     skip: Sequence[str] = (),
+    example: Call | None = None,
     inplace: bool = False,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
@@ -60,6 +62,8 @@ def quantize(
         guidance: `guidance_scale` of these calls.
         calibration: for a torch network, what its layers see (`fewstep.quant.calibrate`), where the method needs it.
         skip: for a torch network, names or globs of modules that stay in float.
+        example: for a torch network, (args, kwargs) of one call: shows its first, last and conditioning layers, and
+            those that 8-bit inputs would break.
         inplace: put the low-bit networks into `target` itself, and keep no other copy.
         settings: further settings of the recipe by dotted name, such as `{"allocation.bops": 0.1}`.
         out: a run directory to keep; a call that was killed goes on there.
@@ -78,12 +82,14 @@ def quantize(
             hint = "Give a scheme, or call fewstep.quant.mixed.quantize_mixed with a scheme per layer."
             raise FewstepError("bits under a budget are chosen for pipelines", value=type(target).__name__, hint=hint)
         low = target if inplace else copy.deepcopy(target)
-        report = quantize_module(low, chosen, skip=skip, method=method, calibration=calibration)
+        report = quantize_module(low, chosen, skip=skip, method=method, calibration=calibration, example=example)
         setattr(low, KEPT, report)
         return low
-    if calibration is not None or skip:
+    if calibration is not None or skip or example is not None:
         hint = "A pipeline is calibrated on `conditions`; quantize its network alone to leave layers out."
-        raise FewstepError("`calibration` and `skip` belong to a torch network", value=type(target).__name__, hint=hint)
+        raise FewstepError(
+            "calibration, skip and example belong to a torch network", value=type(target).__name__, hint=hint
+        )
     given = {
         "scheme": chosen, "budget": budget, "effective_bits": effective_bits, "method": method, "parts": list(parts),
         "steps": steps, "guidance": guidance, "call": call, "calibration.items": items,

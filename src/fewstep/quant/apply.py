@@ -18,6 +18,7 @@ from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import make_layer, run_conditioning_by_row
 from fewstep.quant.methods import RoundingMethod, fitting, method_of, store
 from fewstep.quant.modules import replace_modules
+from fewstep.quant.outliers import with_wide_inputs
 from fewstep.quant.report import LayerReport, QuantReport, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.rules import FEW_STEP_RULES, Decisions, Rule, decisions_by_rules
 from fewstep.quant.scheme import Scheme
@@ -56,7 +57,8 @@ def quantize(
             and by static activations. A layer that it did not reach is rounded to nearest, and the report says so.
         example: (args, kwargs) of one call, for networks with names of their own: where the patterns of a rule for
             first, last or conditioning layers find none, these are the layers that the call shows. The report says
-            what found nothing.
+            what found nothing. Where dynamic 8-bit inputs cost the output of this call more than a tenth, the fewest
+            layers that it takes keep 16-bit inputs (`fewstep.quant.outliers`).
 
     Raises:
         FewstepError: bad scheme, backend, method or pattern; a model that is quantized already, not loaded, not
@@ -68,6 +70,8 @@ def quantize(
     check_backend(backend)
     check_quantizable(model)
     given = decisions_by_rules(model, chosen, skip, rules, example)
+    if example is not None:
+        given = with_wide_inputs(model, given, [example])
     return quantize_as(model, given, backend=backend, method=how, calibration=calibration)
 
 

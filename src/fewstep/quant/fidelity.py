@@ -12,7 +12,11 @@ from fewstep.errors import FewstepError
 def sqnr(reference: Tensor, found: Tensor) -> float:
     """Signal-to-quantization-noise ratio in dB, 10 log10(sum y^2 / sum (y_q - y)^2); 200 at most, and -200 for NaN."""
     reference, found = reference.double(), found.double()
-    noise, signal = float((found - reference).square().sum()), float(reference.square().sum())
+    return decibels(float(reference.square().sum()), float((found - reference).square().sum()))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10(signal / noise) of two energies; within 200 to both sides, and -200 for NaN."""
     if not noise < float("inf"):
         return -200.0
     ratio = torch.tensor(max(signal, 1e-300) / max(noise, 1e-300), dtype=torch.float64)

@@ -16,9 +16,12 @@ from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.jobs.quantize.per_step import per_step
 from fewstep.quant import QuantReport, Scheme, quantize
 from fewstep.quant.calibration import calibrate
+from fewstep.quant.calls import replay
+from fewstep.quant.fidelity import sqnr
 from fewstep.quant.first_token import keep_first_tokens
 from fewstep.quant.methods import method_of
 from fewstep.quant.mixed import quantize_mixed
+from fewstep.quant.outliers import layer_sqnr
 from fewstep.quant.reconstruct import blocks_of, reconstruct
 from fewstep.quant.report import disk_bytes
 from fewstep.quant.split import split_skips
@@ -45,7 +48,27 @@ def low_backbone(context: QuantizeContext, name: str) -> LowBitPart:
         report = _chosen(context, name, model, options, extra)
     if full is not None and method_of(recipe.method).reconstruct:
         extra["reconstruction"] = _reconstructed(context, name, full, model)
+    extra["output_sqnr"] = _checked(context, name, model)
     return LowBitPart(model, {**report.to_dict(), **extra})
+
+
+BROKEN = 6.0
+"""Signal over noise of the network's output, in dB, below which half of it is lost."""
+
+
+@torch.no_grad()
+def _checked(context: QuantizeContext, name: str, model: nn.Module) -> float:
+    """How much of the float network's first output is left, in dB; says loudly where it is too little, and which layers
+    lose most."""
+    source, calls = context.backbones[name], context.calls[name][:1]
+    left = sqnr(replay(source, calls), replay(model, calls))
+    if left < BROKEN:
+        worst = ", ".join(f"{layer} ({db:.0f} dB)" for layer, db in list(layer_sqnr(source, model, calls).items())[:5])
+        context.run.say(
+            f"[bold red]The quantized {name} is broken: its output keeps {left:.1f} dB of the original's.[/bold red] "
+            f"The layers that lose most: {worst}. Give more bits (w8a16, w4a16), or another method (svdquant:16)."
+        )
+    return left
 
 
 def _chosen(
