@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.stats import rankdata, spearmanr
 from students import FULL, Student, drawn
@@ -276,13 +277,12 @@ def quality(rows: list[dict[str, Any]]) -> list[float]:
 
 def spearman(a: list[float], b: list[float]) -> dict[str, float]:
     """Correlation of ranks with a 95 % interval over resampled candidates."""
-    x, y = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
-    generator, draws = torch.Generator().manual_seed(0), []
-    for _ in range(500):
-        some = torch.randint(len(x), (len(x),), generator=generator)
-        if min(len(x[some].unique()), len(y[some].unique())) > 2:
-            draws.append(float(spearmanr(x[some], y[some]).statistic))
-    low, high = torch.tensor(draws).quantile(torch.tensor([0.025, 0.975])).tolist() if draws else (-1.0, 1.0)
+    picks = np.random.Generator(np.random.PCG64(0)).integers(len(a), size=(1000, len(a)))
+    x, y = (rankdata(np.asarray(values)[picks], axis=1) for values in (a, b))
+    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
+    size = np.sqrt((x**2).sum(1) * (y**2).sum(1))
+    draws = (x * y).sum(1)[size > 0] / size[size > 0]
+    low, high = np.quantile(draws, [0.025, 0.975]).tolist() if len(draws) else (-1.0, 1.0)
     return {"mean": correlation(a, b), "low": low, "high": high}
 
 
@@ -330,7 +330,8 @@ def main() -> None:
     )
     given = parser.parse_args()
     settings = {key: getattr(given, key) for key in ("candidates", "constant", "prompts", "seeds", "held_out")}
-    run = Run(given.folder or Path(tempfile.mkdtemp()) / "objectives", settings, quiet=True)
+    kept = {key: settings[key] for key in ("prompts", "seeds", "held_out")}  # candidates may be added later
+    run = Run(given.folder or Path(tempfile.mkdtemp()) / "objectives", kept, quiet=True)
     material = Material.of(given.prompts, given.held_out, given.seeds)
     systems = []
     for words in given.system:

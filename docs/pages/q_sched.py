@@ -9,7 +9,14 @@ from pages.formats import RESULTS, interval, results, table
 
 from fewstep.report import figures
 
-SHORT = {"mmd": "RBF-MMD² ↓", "frechet": "Fréchet ↓", "recall": "recall ↑", "judge": "judge ↑", "psnr": "PSNR, dB ↑"}
+SHORT = {
+    "mmd": "RBF-MMD² ↓",
+    "frechet": "Fréchet ↓",
+    "recall": "recall ↑",
+    "judge": "judge ↑",
+    "diversity": "diversity ↑",
+    "psnr": "PSNR, dB ↑",
+}
 
 
 def others() -> list[Any]:

@@ -33,7 +33,7 @@ WRONG = [
     ("search emoji-student --method ld3 --budget 5", "search.budget of at least 13"),
     ("quantize emoji-student --scheme w4a8 --q-sched 1", "0 or at least 2"),
     ("distill dmd2 --set train.q_sched=1", "0 or at least 2"),
-    ("run q-sched --set search.budget=5", "Give at least 6"),
+    ("run q-sched --set search.objective=jaq --set search.budget=5", "Give at least 6"),
     ("distill dmdd", "'dmd'"),
     ("distill dmd2 --data no-pictures", "no-pictures"),
     ("distill dmd2 --set evaluation.features=[random,randm]", "'random'"),

@@ -48,7 +48,7 @@ def settings(kind: str, folder: Path) -> list[str]:
         f"model={folder / 'model'}", f"rewards.alignment=clip:{clip}", "rewards.quality=sharpness",
         "evaluation.judge=none", "evaluation.features=[random]", f"evaluation.prompts={PROMPTS}",
         "evaluation.seeds=[7, 8]",
-        f"search.prompts={PROMPTS[:2]}", "search.seeds=[1]", "search.budget=12", "steps=2",
+        f"search.prompts={PROMPTS[:2]}", "search.seeds=[1]", "search.budget=12", "steps=2", "search.held_out=0",
         f"call={json.dumps(tiny.CALLS[kind])}",
     ]  # fmt: skip
 

@@ -157,3 +157,22 @@ def test_a_log_that_is_another_file_stays_as_it_is(tmp_path, text):
     with pytest.raises(FewstepError, match="no scores"):
         Problem(PLAN, Family("ramp"), Bowl(), log=log)
     assert log.read_text() == text
+
+
+@pytest.mark.parametrize("name", ["coarse-to-fine", "tpe"])
+def test_a_top_beyond_the_edge_is_reached_in_a_wider_box_within_the_budget(name):
+    top = (0.72, 1.1)
+    held, wide = (Problem(PLAN, Family("ramp-to-one"), Bowl(top=top)) for _ in range(2))
+    searcher(name)(held, 60, 0)
+    searcher(name, widen=True)(wide, 60, 0)
+    assert held.outcome().on_boundary
+    assert not wide.outcome().on_boundary
+    assert wide.spent <= 60
+    assert torch.tensor(wide.outcome().theta).sub(torch.tensor(top)).abs().max() < 0.04
+
+
+def test_a_box_that_holds_the_top_is_not_widened():
+    problem = Problem(PLAN, Family("ramp-to-one"), Bowl())
+    searcher("coarse-to-fine", widen=True)(problem, 60, 0)
+    assert (problem.family.low, problem.family.high) == (0.8, 1.2)
+    assert all(0.8 <= v <= 1.2 for scored in problem.history for v in scored.theta)

@@ -213,6 +213,7 @@ def tune(
         "steps": steps if plan is None else plan.steps, "guidance": guidance, "call": call,
         "search.family": family, "search.searcher": searcher, "search.budget": budget, "search.count": count,
         "search.seeds": list(seeds), "search.seed": seed, "evaluation.judge": "none",
+        "search.objective": "jaq",
         "search.prompts": prompts if isinstance(prompts, str) else list(prompts), **_named(rewards),
     }  # fmt: skip
     with job("q-sched", JobContext.open, pipe, given, settings, out=out, progress=progress) as context:

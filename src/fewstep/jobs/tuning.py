@@ -26,6 +26,7 @@ def tune(
     seed: int = 0,
     spent: float = 0.0,
     name: str = "q-sched",
+    widen: bool = False,
 ) -> SearchOutcome:
     """The best scalars found for a plan; a search that was killed goes on from its log of scores.
 
@@ -39,6 +40,7 @@ def tune(
         seed: of the searcher.
         spent: of the budget, before this search.
         name: of the search.
+        widen: make the box wider once where the best candidate lies on its edge.
 
     Raises:
         FewstepError: the budget allows no candidate.
@@ -50,7 +52,7 @@ def tune(
             note(scored.spent, scored.value)
 
         problem = Problem(plan, family, objective, log=log, spent=spent, watch=watch)
-        searcher(method)(problem, budget, seed)
+        searcher(method, widen)(problem, budget, seed)
         return problem.outcome()
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.metrics.distances import frechet
+from fewstep.metrics.distances import RbfKernel, frechet, mmd2, mmd2_draws
 from fewstep.plan import Plan
 
 Generate = Callable[[Plan, Sequence[int]], Tensor]
@@ -47,20 +48,23 @@ class TeacherMatch:
 
 @dataclass
 class DistributionMatch:
-    """Minus the Fréchet distance of features from those of a reference set: for stochastic plans, and AutoDiffusion.
+    """Minus the distance of features from those of a reference set: for stochastic plans, and AutoDiffusion.
 
     features: images or states (n, ...) -> (n, F); reference: (M, F). One number for the set, not differentiable here.
+    distance: `frechet`, or `mmd`: the unbiased squared MMD, whose mean does not depend on the number of items, so that
+    a search may look at few of them first.
     """
 
     generate: Generate
     features: Callable[[Tensor], Tensor]
     reference: Tensor
     count: int
+    distance: Literal["frechet", "mmd"] = "frechet"
     per_item: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if self.count < 8 or len(self.reference) < 8:
-            what = "a Fréchet distance needs at least eight samples on both sides"
+        if min(self.count, len(self.reference)) < (8 if self.distance == "frechet" else 2):
+            what = "a Fréchet distance needs at least eight samples on both sides, an MMD two"
             raise FewstepError(what, value=(self.count, len(self.reference)), hint="Add prompts or seeds.")
 
     @property
@@ -70,5 +74,16 @@ class DistributionMatch:
 
     def __call__(self, plan: Plan, items: Sequence[int]) -> Tensor:
         """One score ()."""
-        ours = self.features(self.generate(plan, items))
-        return torch.tensor(-frechet(ours.double(), self.reference.double()))
+        ours, theirs = self.features(self.generate(plan, items)).double(), self.reference.double()
+        return torch.tensor(-frechet(ours, theirs) if self.distance == "frechet" else -mmd2(ours, theirs, self.kernel))
+
+    @cached_property
+    def kernel(self) -> RbfKernel:
+        """Of the MMD: its widths are those of the reference."""
+        return RbfKernel.of(self.reference)
+
+    def resampled(self, plan: Plan, items: Sequence[int], counts: Tensor) -> tuple[float, Tensor]:
+        """The score by MMD of all these items, and of resamples of them: counts (B, n) -> (B,)."""
+        ours = self.features(self.generate(plan, items)).double()
+        estimate, draws = mmd2_draws(ours, self.reference.double(), self.kernel, counts)
+        return -estimate, -draws

@@ -8,7 +8,7 @@ from fewstep.errors import FewstepError, nearest
 
 SHIPPED = {
     "emoji-student": "a StableDiffusionPipeline that draws in 4 steps without guidance",
-    "emoji-student-guided": "the same, distilled with guidance 8: over-saturated, with little variety, to be repaired",
+    "emoji-student-guided": "a StableDiffusionPipeline distilled with guidance 8: draws too alike, to be repaired",
     "emoji-teacher": "a StableDiffusionPipeline for 20 to 50 steps with guidance",
     "emoji-clip": "a CLIPModel: the alignment reward",
     "emoji-judge": "a second, independent CLIPModel: judges alignment, never trained or searched on",

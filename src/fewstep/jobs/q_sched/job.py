@@ -19,6 +19,7 @@ from fewstep.jobs.low_bit import LowBitPart, low_bit_part
 from fewstep.jobs.q_sched import judges
 from fewstep.jobs.q_sched.measure import measure
 from fewstep.jobs.q_sched.names import FULL, FULL_TUNED, LOW, LOW_FITTED, LOW_TUNED, plain
+from fewstep.jobs.q_sched.objective import TuningObjective, objective_of, verdict
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.jobs.q_sched.report import write_report
 from fewstep.jobs.tuning import scaled, tune
@@ -29,7 +30,7 @@ from fewstep.plan import Plan
 from fewstep.quant import quantize
 from fewstep.rewards import Reward
 from fewstep.runs import Run
-from fewstep.schedules.tuning import JAQ, CandidateScore, Family, Problem, SearchOutcome, least_squares
+from fewstep.schedules.tuning import CandidateScore, Family, Objective, Problem, SearchOutcome, least_squares
 
 CORNERS = 7
 """Values of each of the two coefficients at which the landscape is drawn."""
@@ -38,12 +39,13 @@ CORNERS = 7
 def run(recipe: QSchedRecipe, run: Run) -> Path:
     """Execute a recipe in a run directory and return the report; with the scheme `none`, the plan that was found.
 
-    Leaves behind: `pipeline/` (a diffusers folder with low-bit weights and the tuned plan), plan files, images, scores
-    of every candidate, `results.json` and `report.html`.
+    Leaves behind: `pipeline/` (a diffusers folder with low-bit weights and the tuned plan, or the untuned one where
+    tuning gained nothing on calibration items that the search did not see), plan files, images, scores of every
+    candidate, `results.json` and `report.html`.
     """
     recipe.check()
     recipe = recipe.resolved()
-    rewards = judges.rewards(recipe)
+    rewards = judges.rewards(recipe) if recipe.search.objective == "jaq" else None
     if recipe.scheme != "none" and not run.done("evaluate"):
         judges.check(recipe)
     context = JobContext.open(recipe, run, fuse=True)
@@ -57,24 +59,27 @@ def run(recipe: QSchedRecipe, run: Run) -> Path:
     low = context.sampler(**{name: part.model for name, part in parts.items()})
     samplers = {FULL: context.sampler(), LOW: low}
     plans = {FULL: plan, LOW: plan.replace(identity=identity_of(low.pipe, context.guidance))}
-    jaq, spent = _standardised(context, low, plans[LOW], rewards)
+    objective = objective_of(context, low, plans[LOW], rewards)
 
-    outcomes = {name: _searched(context, jaq, spent, name, samplers[name], plans[name]) for name in (LOW, FULL)}
+    outcomes = {name: _searched(context, objective, name, samplers[name], plans[name]) for name in (LOW, FULL)}
     tuned = {
-        LOW_TUNED: _tuned(context, jaq, plans[LOW], outcomes[LOW]),
-        FULL_TUNED: _tuned(context, jaq, plans[FULL], outcomes[FULL]),
-        LOW_FITTED: _fitted(context, jaq, plans[LOW], samplers),
+        LOW_TUNED: _tuned(context, objective, plans[LOW], outcomes[LOW]),
+        FULL_TUNED: _tuned(context, objective, plans[FULL], outcomes[FULL]),
+        LOW_FITTED: _fitted(context, objective, plans[LOW], samplers),
     }
     for name, found in tuned.items():
         found.save(run.artifact(f"plan-{plain(name)}.json"), overwrite=True)
     plans |= tuned
-    landscape = _landscape(context, jaq, plans[LOW])
+    landscape = _landscape(context, objective.on(low), plans[LOW])
+    tested = run.unit("verdict", lambda: verdict(context, objective, low, plans[LOW], plans[LOW_TUNED]))
     numbers = measure(recipe, run, samplers, plans)
-    run.unit("pipeline", lambda: _with_plan(low.pipe, plans[LOW_TUNED]), save=save_pipeline, load=lambda folder: None)
+    best = plans[LOW_TUNED if tested["tuned"] else LOW]
+    run.unit("pipeline", lambda: _with_plan(low.pipe, best), save=save_pipeline, load=lambda folder: None)
 
     quantization = next(iter(parts.values())).report
     results = context.write_results(
         search={name: _summary(o) for name, o in outcomes.items()},
+        verdict=tested,
         coefficients={name: _scales(plan) for name, plan in plans.items()},
         quantization={k: v for k, v in quantization.items() if k not in ("rows", "file_bytes")},
         **numbers,
@@ -82,7 +87,7 @@ def run(recipe: QSchedRecipe, run: Run) -> Path:
     return write_report(run, recipe, results, outcomes, plans, quantization, landscape)
 
 
-def _in_its_own_bits(context: JobContext[QSchedRecipe], rewards: tuple[Reward, Reward]) -> Path:
+def _in_its_own_bits(context: JobContext[QSchedRecipe], rewards: tuple[Reward, Reward] | None) -> Path:
     """Tune the pipeline as it is; leaves the plan, and the pipeline with it. Nothing is measured."""
     run, sampler = context.run, context.sampler()
     tuned = tuned_plan(context, sampler, _own_plan(context), rewards)
@@ -94,7 +99,7 @@ def _in_its_own_bits(context: JobContext[QSchedRecipe], rewards: tuple[Reward, R
 
 
 def tuned_plan(
-    context: JobContext[QSchedRecipe], sampler: PipelineSampler, plan: Plan, rewards: tuple[Reward, Reward]
+    context: JobContext[QSchedRecipe], sampler: PipelineSampler, plan: Plan, rewards: tuple[Reward, Reward] | None
 ) -> Plan:
     """The plan with the coefficients that the search finds for one pipeline: the search alone, nothing measured.
 
@@ -102,10 +107,10 @@ def tuned_plan(
         context: its recipe says how is searched.
         sampler: of the pipeline, in low bits or not.
         plan: what it follows.
-        rewards: alignment and quality.
+        rewards: alignment and quality, of the objective `jaq`.
     """
-    jaq, spent = _standardised(context, sampler, plan, rewards)
-    return _tuned(context, jaq, plan, _searched(context, jaq, spent, LOW, sampler, plan))
+    objective = objective_of(context, sampler, plan, rewards)
+    return _tuned(context, objective, plan, _searched(context, objective, LOW, sampler, plan))
 
 
 def _own_plan(context: JobContext[QSchedRecipe]) -> Plan:
@@ -140,63 +145,44 @@ def _low_bit(context: JobContext[QSchedRecipe]) -> dict[str, LowBitPart]:
 # --- the search -----------------------------------------------------------------------------------------------------
 
 
-def _standardised(
-    context: JobContext[QSchedRecipe], low: PipelineSampler, plan: Plan, rewards: tuple[Reward, Reward]
-) -> tuple[JAQ, float]:
-    """JAQ on the calibration prompts, with its two terms on one scale over scattered candidates of the quantized
-    pipeline, and what finding the scale cost in candidates.
-    """
-    settings = context.recipe.search
-    prompts = load_prompts(settings.prompts, settings.count)
-    jaq = JAQ(low, *rewards, prompts, settings.seeds, context.recipe.rewards.k)
-
-    def compute() -> dict[str, Any]:
-        spent = jaq.standardise(plan, Family(low=settings.low, high=settings.high))
-        return {"centre": jaq.centre, "spread": jaq.spread, "spent": spent}
-
-    found = context.run.unit("standardise", compute)
-    jaq = dataclasses.replace(jaq, centre=tuple(found["centre"]), spread=tuple(found["spread"]))
-    return jaq, found["spent"]
-
-
 def _searched(
-    context: JobContext[QSchedRecipe], jaq: JAQ, spent: float, name: str, sampler: PipelineSampler, plan: Plan
+    context: JobContext[QSchedRecipe], objective: TuningObjective, name: str, sampler: PipelineSampler, plan: Plan
 ) -> SearchOutcome:
     """The coefficients found for one of the two pipelines."""
     settings, key = context.recipe.search, f"search-{plain(name)}"
-    jaq = dataclasses.replace(jaq, generate=sampler)
 
     def compute() -> dict[str, Any]:
         found = tune(
-            context.run, plan, jaq, settings.budget, family=_family(context), method=settings.searcher,
-            seed=settings.seed, spent=spent, name=key,
+            context.run, plan, objective.on(sampler), settings.budget, family=_family(context),
+            method=settings.searcher, seed=settings.seed, spent=objective.spent, name=key, widen=settings.widen,
         )  # fmt: skip
         return dataclasses.asdict(found)
 
     return _outcome(context.run.unit(key, compute))
 
 
-def _tuned(context: JobContext[QSchedRecipe], jaq: JAQ, plan: Plan, outcome: SearchOutcome) -> Plan:
+def _tuned(context: JobContext[QSchedRecipe], objective: TuningObjective, plan: Plan, outcome: SearchOutcome) -> Plan:
     """The plan with the coefficients of a search, which it names."""
+    value = "jaq" if objective.name == "jaq" else "value"
     found = {
         **context.recipe.search.model_dump(),
         **context.recipe.rewards.model_dump(),
-        "prompts": _digest(jaq.prompts),
+        "prompts": _digest(load_prompts(context.recipe.search.prompts, context.recipe.search.count)),
         "method": "q-sched",
-        "jaq": outcome.value,
-        "jaq_untuned": outcome.identity_value,
+        value: outcome.value,
+        f"{value}_untuned": outcome.identity_value,
     }
     tuned = scaled(plan, outcome.theta, _family(context))
     return tuned.replace(origin={**plan.origin, "search": found})
 
 
-def _landscape(context: JobContext[QSchedRecipe], jaq: JAQ, plan: Plan) -> dict[str, Any]:
-    """JAQ over the corners (m0, s0) of the ramp to one, a quarter of the items; free where the search has been."""
+def _landscape(context: JobContext[QSchedRecipe], objective: Objective, plan: Plan) -> dict[str, Any]:
+    """The objective over the corners (m0, s0) of the ramp to one, a quarter of the items; free where it is known."""
     settings, family = context.recipe.search, _family(context)
     line = torch.linspace(settings.low, settings.high, CORNERS, dtype=torch.float64)
 
     def compute() -> dict[str, Any]:
-        problem = Problem(plan, family, jaq, log=context.run.scratch(f"search-{plain(LOW)}") / "scores.jsonl")
+        problem = Problem(plan, family, objective, log=context.run.scratch(f"search-{plain(LOW)}") / "scores.jsonl")
         corners = [[torch.stack([s, m]) for s in line] for m in line]
         # against the identity on the same items: a few prompts alone sit higher or lower than all of them
         zero = problem.score(family.identity(plan.steps), 0.25)
@@ -206,12 +192,14 @@ def _landscape(context: JobContext[QSchedRecipe], jaq: JAQ, plan: Plan) -> dict[
     return context.run.unit("landscape", compute)
 
 
-def _fitted(context: JobContext[QSchedRecipe], jaq: JAQ, plan: Plan, samplers: Mapping[str, PipelineSampler]) -> Plan:
+def _fitted(
+    context: JobContext[QSchedRecipe], objective: TuningObjective, plan: Plan, samplers: Mapping[str, PipelineSampler]
+) -> Plan:
     """The closed-form reference: least squares of every quantized step against the full-precision one."""
 
     def compute() -> dict[str, list[float]]:
-        prompts = [prompt for prompt, _ in jaq.items]
-        seeds = [seed for _, seed in jaq.items]
+        prompts = [prompt for prompt, _ in objective.items]
+        seeds = [seed for _, seed in objective.items]
         along = trace(samplers[LOW], plan, prompts, seeds)
         truth = trace(samplers[FULL], plan, prompts, seeds, along=along)
         s, m = least_squares(plan, along.states, along.outputs, truth.outputs)

@@ -12,6 +12,8 @@ from fewstep.recipes.base import RecipePart
 from fewstep.zoo import SHIPPED
 
 Prompts = str | list[str]
+LEAST_ITEMS = 8
+"""A set of fewer pictures cannot be compared: searches look at a quarter of the items first, and two make a pair."""
 
 
 class QSchedRewards(RecipePart):
@@ -38,6 +40,14 @@ class QSchedRewards(RecipePart):
 class QSchedSearch(RecipePart):
     """How the coefficients are searched."""
 
+    objective: Literal["auto", "jaq", "real", "teacher", "full-precision"] = "auto"
+    """What is maximised: `jaq` as published, or minus the MMD of the calibration pictures' features from those of real
+    pictures, of `evaluation.teacher`, or of the pipeline itself in full precision. `auto`: the teacher's where there is
+    one, else those of full precision."""
+    features: str = "auto"
+    """Feature network of the sets; `auto` is the alignment reward's image tower, never the judge's."""
+    pictures: str = "auto"
+    """Real pictures: emoji, a folder or an npz, as `fewstep.data.load` reads them."""
     family: Literal["ramp-to-one", "ramp", "free", "per-channel"] = "ramp"
     """How many numbers describe the scalars: 2, 4, two per step, or two per step and channel."""
     searcher: str = "coarse-to-fine"
@@ -46,6 +56,10 @@ class QSchedSearch(RecipePart):
     """Network calls, in units of one candidate on all prompts and seeds."""
     low: float = Field(0.8, gt=0, lt=1)
     high: float = Field(1.2, gt=1)
+    widen: bool = True
+    """Make the box 1.5 times as wide on both sides, once, where the best candidate lies on its edge."""
+    held_out: int = Field(32, ge=0)
+    """Prompts of the test that decides whether the tuned plan is saved or the untuned one; 0 saves the tuned one."""
     prompts: Prompts = "auto"
     """To search on: the name of a set or a text file; `auto` fits the model."""
     count: int = Field(16, ge=1)
@@ -117,6 +131,7 @@ class QSchedRecipe(PipelineRecipe):
         )
         judge = _auto(self.evaluation.judge, judge)
         features = ["random"] if judge == "none" else [judge, "random"]
+        teacher = _auto(self.evaluation.teacher, "emoji-teacher" if shipped else "none")
         return (
             super()
             .resolved()
@@ -128,20 +143,65 @@ class QSchedRecipe(PipelineRecipe):
                             "quality": _auto(self.rewards.quality, quality),
                         }
                     ),
-                    "search": self.search.model_copy(
-                        update={"prompts": _auto(self.search.prompts, f"{split}:calibration")}
-                    ),
+                    "search": self._search(f"{split}:calibration", alignment, teacher),
                     "evaluation": self.evaluation.model_copy(
                         update={
                             "prompts": _auto(self.evaluation.prompts, f"{split}:evaluation"),
                             "judge": judge,
                             "features": features if self.evaluation.features == ["auto"] else self.evaluation.features,
-                            "teacher": _auto(self.evaluation.teacher, "emoji-teacher" if shipped else "none"),
+                            "teacher": teacher,
                         }
                     ),
                 }
             )
         )
+
+    def _search(self, calibration: str, alignment: str, teacher: str) -> QSchedSearch:
+        """The search with every `auto` replaced."""
+        from fewstep.data.prompts import load_prompts
+
+        search, rewards = self.search, self.rewards
+        prompts = _auto(search.prompts, calibration)
+        meant = "teacher" if teacher != "none" else "jaq" if self.scheme == "none" else "full-precision"
+        if (rewards.alignment, rewards.quality) != ("auto", "auto"):
+            meant = "jaq"  # rewards that are named are meant to be used
+        elif search.objective == "auto" and len(load_prompts(prompts, search.count)) * len(search.seeds) < LEAST_ITEMS:
+            meant = "jaq"
+        tower = _auto(rewards.alignment, alignment)
+        told = {
+            "prompts": prompts,
+            "objective": _auto(search.objective, meant),
+            "features": _auto(search.features, tower if tower.startswith("clip:") else "pixels"),
+            "pictures": _auto(search.pictures, "emoji" if self.model in SHIPPED else "none"),
+        }
+        return search.model_copy(update=told)
+
+    def _check_objective(self, items: int) -> None:
+        """Refuse an objective that lacks what it compares with, and a budget that allows no candidate."""
+        from fewstep.metrics import FEATURES
+        from fewstep.schedules.tuning import LEAST_BUDGET, standardising_cost
+
+        search, before = self.search, 0.0
+        if search.objective == "jaq":
+            before = standardising_cost(items)
+        else:
+            FEATURES.check(search.features)
+            what = f"search.objective={search.objective} needs"
+            if items < LEAST_ITEMS:
+                hint = "Raise search.count or search.seeds, or set search.objective=jaq."
+                raise FewstepError(f"{what} at least {LEAST_ITEMS} calibration items", value=items, hint=hint)
+            if search.objective == "teacher" and self.evaluation.teacher == "none":
+                raise FewstepError(
+                    f"{what} a teacher", hint="Set evaluation.teacher, or search.objective=full-precision."
+                )
+            if search.objective == "full-precision" and self.scheme == "none":
+                raise FewstepError(f"{what} a scheme", value="none", hint="Its own pictures leave nothing to tune.")
+            if search.objective == "real" and search.pictures == "none":
+                raise FewstepError(f"{what} real pictures", hint="Set search.pictures to a folder or an npz.")
+        if search.budget < before + LEAST_BUDGET:
+            reason = f": putting the two rewards on one scale costs {before:.3g}" if before else ""
+            hint = f"Give at least {before + LEAST_BUDGET:.3g}{reason}."
+            raise FewstepError("search.budget allows no candidate", value=search.budget, hint=hint)
 
     def check(self) -> None:
         """Refuse prompts that cannot be read, networks of no known kind, and an evaluation that is too small.
@@ -152,18 +212,12 @@ class QSchedRecipe(PipelineRecipe):
         from fewstep.data.prompts import load_prompts
         from fewstep.metrics import FEATURES, check_sizes
         from fewstep.rewards import REWARDS
-        from fewstep.schedules.tuning import LEAST_BUDGET, standardising_cost
 
         super().check()
         meant = self.resolved()
         rewards, evaluation = meant.rewards, meant.evaluation
         items = len(load_prompts(meant.search.prompts, meant.search.count)) * len(meant.search.seeds)
-        before = standardising_cost(items)
-        if meant.search.budget < before + LEAST_BUDGET:
-            hint = (
-                f"Give at least {before + LEAST_BUDGET:.3g}: putting the two rewards on one scale costs {before:.3g}."
-            )
-            raise FewstepError("search.budget allows no candidate", value=meant.search.budget, hint=hint)
+        meant._check_objective(items)
         prompts = load_prompts(evaluation.prompts, evaluation.count)
         # without real pictures the reference is drawn, as many as a system has (see `measure`)
         check_sizes(len(prompts), 8 if self.model in SHIPPED else len(prompts) * len(evaluation.seeds))

@@ -86,7 +86,7 @@ def _sentence(results: Results) -> str:
         f"The network became {smaller:.1f} times smaller. On {evaluation['prompts']} held-out prompts and "
         f"{evaluation['seeds']} seeds, Q-Sched {verb} the quantized pipeline's distance to the reference "
         f"({value[LOW]:.4f} to {value[LOW_TUNED]:.4f}; full precision: {value[FULL]:.4f}, so the result is {won} it), "
-        f"at no cost per step.{_side_effect(evaluation)}"
+        f"at no cost per step.{_side_effect(evaluation)}{_decision(results['verdict'])}"
     )
 
 
@@ -97,6 +97,17 @@ def _side_effect(evaluation: Results) -> str:
         return ""
     before, after = (evaluation["systems"][name][metric]["mean"] for name in (LOW, LOW_TUNED))
     return f" It cost diversity between seeds ({before:.3f} to {after:.3f})."
+
+
+def _decision(verdict: Results) -> str:
+    """What the test on calibration items that the search did not see has decided."""
+    if verdict["tuned"]:
+        return ""
+    gain, pairs = verdict["gain"], f"{verdict['prompts']} prompts x {len(verdict['seeds'])} seeds"
+    return (
+        f" Nothing to gain here: on calibration items that the search did not see ({pairs}) the objective changed by "
+        f"{gain['mean']:.2g} ({gain['low']:.2g} to {gain['high']:.2g}), so the untuned plan was kept in the pipeline."
+    )
 
 
 def _difference(evaluation: Results, first: str, second: str, metric: str) -> Results:
@@ -194,13 +205,13 @@ def _landscape(landscape: Results, outcome: SearchOutcome, tuned: Plan, recipe: 
     first = tuned.rows[0]
     box = (recipe.search.low, recipe.search.high)
     optimum = (_number(first.output_scale), _number(first.sample_scale))
-    gain = "JAQ minus that of the identity"
+    gain = "objective minus that of the identity"
     drawn = figures.landscape(
         landscape["outputs"], landscape["states"], landscape["values"], optimum=optimum, box=(box, box), label=gain
     )
     text = (
-        "JAQ gained over the two scalars of the first step, running to 1 at the last, quantized pipeline; a quarter of "
-        f"the calibration items. The star is where the search over the family '{recipe.search.family}' ended."
+        "Objective gained over the two scalars of the first step, running to 1 at the last, quantized pipeline; a "
+        f"quarter of the calibration items. The star: where the search over the family '{recipe.search.family}' ended."
     )
     return Figure("The landscape", drawn, text=text)
 
@@ -218,8 +229,8 @@ def _coefficients(plans: Mapping[str, Plan]) -> Block:
 
 def _search_table(outcomes: Mapping[str, SearchOutcome], recipe: QSchedRecipe) -> Block:
     columns = [
-        Column("JAQ untuned"),
-        Column("JAQ tuned", better="higher"),
+        Column("objective untuned"),
+        Column("objective tuned", better="higher"),
         Column("gain", note="95 % over calibration items"),
         Column("candidates", digits=0, note="network calls, in candidates on all items"),
         Column("on the boundary"),
@@ -229,7 +240,8 @@ def _search_table(outcomes: Mapping[str, SearchOutcome], recipe: QSchedRecipe) -
         for name, o in outcomes.items()
     ]
     text = (
-        f"{recipe.search.searcher}, family '{recipe.search.family}', {recipe.search.count} prompts x "
+        f"Objective {recipe.search.objective}, {recipe.search.searcher}, family '{recipe.search.family}', "
+        f"{recipe.search.count} prompts x "
         f"{len(recipe.search.seeds)} seeds, common random numbers. These are the prompts it was searched on; the "
         "first table holds the verdict."
     )

@@ -2,7 +2,7 @@
 
 from fewstep.schedules.tuning.family import Family
 from fewstep.schedules.tuning.function import FunctionObjective, PlanFunction
-from fewstep.schedules.tuning.jaq import JAQ, standardising_cost
+from fewstep.schedules.tuning.jaq import JAQ, items_of, standardising_cost
 from fewstep.schedules.tuning.least_squares import least_squares
 from fewstep.schedules.tuning.outcome import CandidateScore, SearchOutcome
 from fewstep.schedules.tuning.problem import Objective, Problem
@@ -19,6 +19,7 @@ __all__ = [
     "PlanFunction",
     "Problem",
     "SearchOutcome",
+    "items_of",
     "least_squares",
     "searcher",
     "standardising_cost",

@@ -30,13 +30,21 @@ def _share(items: int, fraction: float) -> int:
     return max(1, round(fraction * items))
 
 
+def items_of(prompts: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
+    """(prompt, seed) seed by seed over shuffled prompts: every beginning covers as many prompts as it can.
+
+    Every item has a random stream of its own, whichever items are asked together.
+    """
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
+    return [(prompts[p], 100_003 * seed + p) for seed in seeds for p in order]
+
+
 @dataclass
 class JAQ:
     """Standardised alignment plus k times standardised quality, one score per (prompt, seed) item.
 
     Both terms are divided by their spread over a reference set of candidates (`standardise`), so that k compares like
-    with like; the paper mixes raw scores, whose scales are accidents of the reward models. Items are ordered seed by
-    seed over shuffled prompts: every beginning of the order covers as many prompts as it can.
+    with like; the paper mixes raw scores, whose scales are accidents of the reward models.
     """
 
     generate: Generate
@@ -53,9 +61,7 @@ class JAQ:
         if not self.prompts or not self.seeds:
             what = "calibration needs at least one prompt and one seed"
             raise FewstepError(what, value=(len(self.prompts), len(self.seeds)), hint="Add prompts to the recipe.")
-        order = torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(0)).tolist()
-        # every item has a random stream of its own, whichever items are asked together
-        self.items = [(self.prompts[p], 100_003 * seed + p) for seed in self.seeds for p in order]
+        self.items = items_of(self.prompts, self.seeds)
 
     @property
     def size(self) -> int:
@@ -73,6 +79,12 @@ class JAQ:
         prompts = [self.items[i][0] for i in items]
         images = self.generate(plan, prompts, [self.items[i][1] for i in items])
         return torch.stack([self.alignment.score(images, prompts), self.quality.score(images, prompts)], 1)
+
+    def resampled(self, plan: Plan, items: Sequence[int], counts: Tensor) -> tuple[float, Tensor]:
+        """The mean score of these items, and of resamples of them: counts (B, n) -> (B,)."""
+        with torch.no_grad():
+            scores = self(plan, items).double().cpu()
+        return float(scores.mean()), counts @ scores / len(scores)
 
     def standardise(
         self, plan: Plan, family: Family, candidates: int = CANDIDATES, fraction: float = FRACTION

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -130,6 +131,11 @@ class Problem:
         """How many items a look at this fraction of them takes."""
         size = self.objective.size
         return size if self.whole else max(1, min(size, round(fraction * size)))
+
+    def widen(self, factor: float = 1.5) -> None:
+        """A box so many times as wide on both sides, where the best candidate lies on the edge of this one."""
+        family = self.family
+        self.family = dataclasses.replace(family, low=family.low / factor, high=family.high * factor)
 
     def score(self, theta: Tensor, fraction: float = 1.0) -> float:
         """Mean score of a candidate over the first `fraction` of the items (at least one).

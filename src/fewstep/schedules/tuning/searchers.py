@@ -108,8 +108,15 @@ SEARCHERS: Registry[Searcher] = Registry(
 )
 
 
-def searcher(name: str) -> Searcher:
+KEPT = 0.25
+"""Share of the budget that a search which may widen its box keeps for the time after."""
+
+
+def searcher(name: str, widen: bool = False) -> Searcher:
     """A searcher by name, that looks at the identity first and ends when its budget is spent.
+
+    widen: where the best candidate lies on the edge of the box, make the box wider once and climb on from there with
+    the last quarter of the budget (which goes into the ascent in the same box otherwise).
 
     Raises:
         FewstepError: an unknown name; the searcher raises it for a budget that allows no candidate.
@@ -120,12 +127,27 @@ def searcher(name: str) -> Searcher:
         if budget < problem.spent + LEAST_BUDGET:
             what = "the budget allows no candidate beside the identity"
             raise FewstepError(what, value=budget, hint=f"Give at least {problem.spent + LEAST_BUDGET:g}.")
-        problem.budget = budget
+        kept = KEPT * (budget - problem.spent) if widen else 0.0
+        problem.budget = max(problem.spent + LEAST_BUDGET, budget - kept)
         problem.score(problem.family.identity(problem.plan.steps))
         with suppress(BudgetSpentError):
-            look(problem, budget, seed)
+            look(problem, problem.budget, seed)
+        if widen:
+            problem.budget = budget
+            _climb_on(problem, seed)
 
     return search
+
+
+def _climb_on(problem: Problem, seed: int) -> None:
+    """From the best candidate with what is left of the budget, in a wider box where it lies on the edge."""
+    best = torch.tensor(problem.best.theta, dtype=torch.float64)
+    step = 0.05 * (problem.family.high - problem.family.low)
+    if problem.family.on_boundary(best):
+        problem.widen()
+        step *= 2
+    with suppress(BudgetSpentError):
+        _ascend(problem, best, step, seed)
 
 
 def _optuna(

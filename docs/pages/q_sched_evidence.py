@@ -1,0 +1,108 @@
+"""Sections of the Q-Sched page: where there is something to repair, which objective finds it, a guided student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from formats import interval
+
+COLUMNS = {
+    "mmd:clip-judge": ("RBF-MMD² (judge) ↓", 4),
+    "mmd:random": ("RBF-MMD² (random) ↓", 4),
+    "recall:clip-judge": ("recall (judge) ↑", 3),
+    "judge:clip-judge": ("judge ↑", 3),
+    "diversity:clip-judge": ("diversity ↑", 3),
+    "second moment": ("second moment", 3),
+    "colour": ("colour", 3),
+}
+
+
+def facts(results: dict[str, Any]) -> str:
+    e = results["environment"]
+    return f"`{e['command']}`, commit `{e['commit']}`, {e['device']}, {e['threads']} threads."
+
+
+def premise(results: dict[str, Any]) -> str:
+    """Students x steps x bits, before any search."""
+    lines = ["| student | steps | bits | " + " | ".join(label for label, _ in COLUMNS.values()) + " |"]
+    lines.append("|---" * (3 + len(COLUMNS)) + "|")
+    for row in results["rows"]:
+        for scheme, found in row["systems"].items():
+            cells = [interval(found.get(metric), digits) for metric, (_, digits) in COLUMNS.items()]
+            lines.append(f"| {row['student']} | {row['steps']} | {scheme} | " + " | ".join(cells) + " |")
+    null = results["rows"][0]["null"]
+    cells = [interval(null.get(metric), digits) for metric, (_, digits) in COLUMNS.items()]
+    lines.append("| real against real | – | – | " + " | ".join(cells) + " |")
+    settings = results["settings"]
+    return "\n\n".join([
+        "## Where there is something to repair",
+        f"Untuned pipelines on {settings['prompts']} held-out prompts x {len(settings['seeds'])} seeds, from "
+        "`results/premise.json`. Second moment: mean square of the pictures about middle grey; colour: mean "
+        "distance of the largest from the smallest channel. `lcm-g8` and `lcm-g5` are `emoji-student` distilled on "
+        "with guidance 8 (shipped as `emoji-student-guided`) and 5; all students have the same bytes.",
+        "\n".join(lines),
+        facts(results),
+    ])  # fmt: skip
+
+
+def objectives(results: dict[str, Any]) -> str:
+    """How each objective ranks candidates, and what it picks."""
+    systems = results["systems"]
+    heads = [f"{s['system']} | per seed | MMD² of its pick" for s in systems]
+    lines = ["| objective | " + " | ".join(heads) + " |", "|---" * (1 + 3 * len(systems)) + "|"]
+    for name in systems[0]["families"]["ramp"]["objectives"]:
+        cells = []
+        for system in systems:
+            row = system["families"]["ramp"]["objectives"][name]
+            seeds = ", ".join(f"{value:.2f}" for value in row["per seed"])
+            cells.append(f"{interval(row['quality'], 2)} | {seeds} | {row['picked']['mmd:clip-judge']:.4f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for key, label in (("identity", "untuned"), ("best", "best of the candidates")):
+        cells = [f"– | – | {system['families']['ramp'][key]['mmd:clip-judge']:.4f}" for system in systems]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    s = results["settings"]
+    return "\n\n".join([
+        "## Which objective finds it",
+        f"Spearman correlation of objectives on {s['prompts']} calibration prompts with held-out quality over "
+        f"{s['candidates']} scattered candidates of the family `ramp` (95 % interval over candidates; then each of "
+        f"the {len(s['seeds'])} calibration seeds alone), from `results/objectives.json`. Quality: mean rank over "
+        "MMD² and Fréchet distance to real pictures on the judge's and on random features, "
+        f"{s['held_out']} held-out prompts. No objective sees the judge. The numbers of candidates and prompts are "
+        "those that two shared cores allowed, not the 40 and 100 that were planned.",
+        "\n".join(lines),
+        constant(systems),
+        facts(results),
+    ])  # fmt: skip
+
+
+def constant(systems: list[dict[str, Any]]) -> str:
+    """The family in which every state keeps its nominal second moment."""
+    told = []
+    for system in systems:
+        family = system["families"].get("constant-moment")
+        if family:
+            row, best = family["objectives"]["jaq"], family["best"]["mmd:clip-judge"]
+            picked, members = row["picked"]["mmd:clip-judge"], len(system["candidates"]["constant-moment"])
+            told.append(
+                f"{system['system']}: JAQ ranks its {members} members at {row['quality']['mean']:.2f} and picks MMD² "
+                f"{picked:.4f}; the best has {best:.4f}"
+            )
+    return (
+        "Candidates in which s and m share the factor that gives each state its nominal second moment (with "
+        "v-prediction s alone cannot: the first state hardly counts): " + "; ".join(told) + "."
+    )
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """What the search found, and what the test on unseen calibration items said."""
+    found = results["verdict"]
+    kept = "the tuned plan was saved" if found["tuned"] else "nothing to gain: the untuned plan was kept"
+    searches = "; ".join(
+        f"{name}: {s['identity_value']:.4f} untuned, {s['value']:.4f} tuned, {s['spent']:.0f} candidates"
+        for name, s in results["search"].items()
+    )
+    return (
+        f"Objective `{found['objective']}` (minus MMD² of the calibration pictures' features). {searches}. On "
+        f"{found['prompts']} calibration prompts x {len(found['seeds'])} seeds that the search did not see it gained "
+        f"{interval(found['gain'], 4)}: {kept}."
+    )

@@ -1,0 +1,164 @@
+"""What the search maximises, and whether what it found holds on items that it did not see.
+
+`jaq` is the published objective. The others compare the features of the calibration pictures as a set with those of
+real pictures, of the many-step teacher, or of the few-step pipeline in full precision; docs/systems/q-sched.md shows
+how well each ranks candidates by held-out quality.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.data import load
+from fewstep.data.prompts import load_prompts
+from fewstep.jobs.context import JobContext, tensor_unit
+from fewstep.jobs.q_sched.recipe import QSchedRecipe
+from fewstep.metrics import load_features
+from fewstep.metrics.intervals import centred_interval, resample_counts
+from fewstep.pipelines import PipelineSampler, load_pipeline, plan_of
+from fewstep.plan import Plan
+from fewstep.rewards import Reward
+from fewstep.schedules import DistributionMatch
+from fewstep.schedules.tuning import JAQ, Family, items_of
+from fewstep.zoo import placed
+
+Context = JobContext[QSchedRecipe]
+REFERENCE = 60
+"""Pictures that a set is compared with, at most."""
+FEWEST = 8
+"""Prompts that the search did not see, below which the test draws its own prompts anew."""
+
+
+@dataclass(frozen=True, eq=False)
+class TuningObjective:
+    """An objective of any of the pipelines.
+
+    Attributes:
+        name: of the recipe.
+        of: (sampler, items) -> the objective on these items.
+        items: (prompt, seed) of the search; the first ones cover all prompts.
+        spent: candidates that making it has cost.
+    """
+
+    name: str
+    of: Callable[[PipelineSampler, Sequence[tuple[str, int]]], JAQ | DistributionMatch]
+    items: list[tuple[str, int]]
+    spent: float = 0.0
+
+    def on(self, sampler: PipelineSampler) -> JAQ | DistributionMatch:
+        """The objective of the search for one pipeline."""
+        return self.of(sampler, self.items)
+
+
+def objective_of(
+    context: Context, low: PipelineSampler, plan: Plan, rewards: tuple[Reward, Reward] | None
+) -> TuningObjective:
+    """The objective that the recipe names.
+
+    Args:
+        context: of the job.
+        low: the pipeline that is tuned.
+        plan: what it follows untuned.
+        rewards: alignment and quality, which only JAQ needs.
+    """
+    settings = context.recipe.search
+    items = items_of(load_prompts(settings.prompts, settings.count), settings.seeds)
+    if rewards is not None:
+        return _jaq(context, low, plan, rewards, items)
+    features = load_features(placed(settings.features))
+    reference = features(_reference(context))
+
+    def of(sampler: PipelineSampler, some: Sequence[tuple[str, int]]) -> DistributionMatch:
+        def generate(plan: Plan, numbers: Sequence[int]) -> Tensor:
+            return sampler(plan, [some[i][0] for i in numbers], [some[i][1] for i in numbers])
+
+        return DistributionMatch(generate, features, reference, len(some), distance="mmd")
+
+    return TuningObjective(settings.objective, of, items)
+
+
+def _jaq(
+    context: Context, low: PipelineSampler, plan: Plan, rewards: tuple[Reward, Reward], items: list[tuple[str, int]]
+) -> TuningObjective:
+    """JAQ, its two terms standardised over scattered candidates of the quantized pipeline."""
+    settings = context.recipe.search
+    jaq = JAQ(low, *rewards, load_prompts(settings.prompts, settings.count), settings.seeds, context.recipe.rewards.k)
+
+    def compute() -> dict[str, Any]:
+        spent = jaq.standardise(plan, Family(low=settings.low, high=settings.high))
+        return {"centre": jaq.centre, "spread": jaq.spread, "spent": spent}
+
+    found = context.run.unit("standardise", compute)
+
+    def of(sampler: PipelineSampler, some: Sequence[tuple[str, int]]) -> JAQ:
+        mine = dataclasses.replace(jaq, generate=sampler, centre=tuple(found["centre"]), spread=tuple(found["spread"]))
+        mine.items = list(some)
+        return mine
+
+    return TuningObjective("jaq", of, items, found["spent"])
+
+
+# --- what sets are compared with ------------------------------------------------------------------------------------
+
+
+def _reference(context: Context) -> Tensor:
+    """Pictures of the calibration prompts: real ones, or drawn by the teacher or in full precision."""
+    settings = context.recipe.search
+    if settings.objective == "real":
+        images = load(settings.pictures, "calibration" if settings.pictures == "emoji" else "train").images
+        return images[:: max(1, len(images) // REFERENCE)][:REFERENCE]
+    name = "reference-teacher" if settings.objective == "teacher" else "reference-full-precision"
+    return tensor_unit(context.run, name, partial(_drawn, context), artifact=f"images/{name}.safetensors")["images"]
+
+
+def _drawn(context: Context) -> dict[str, Tensor]:
+    """Pictures of the calibration prompts under other seeds than those of the search."""
+    settings, judged = context.recipe.search, context.recipe.evaluation
+    prompts = load_prompts(settings.prompts, REFERENCE)
+    if settings.objective == "teacher":
+        pipe = load_pipeline(judged.teacher, dtype=context.pipe.dtype).to(context.pipe.device)
+        plan = plan_of(pipe, judged.teacher_steps, guidance_scale=judged.teacher_guidance)
+        sampler = PipelineSampler(pipe, judged.teacher_guidance, {}, context.recipe.batch)
+    else:
+        sampler, plan = context.sampler(), context.plan
+    seeds = [100_003 * (max(settings.seeds) + 1000) + i for i in range(len(prompts))]
+    with torch.no_grad():
+        return {"images": (sampler(plan, prompts, seeds) * 255).round().to(torch.uint8).cpu()}
+
+
+# --- the test -------------------------------------------------------------------------------------------------------
+
+
+def verdict(
+    context: Context, objective: TuningObjective, sampler: PipelineSampler, untuned: Plan, tuned: Plan
+) -> dict[str, Any]:
+    """Whether the tuned plan is better on calibration items that the search did not see: paired, with its interval.
+
+    Prompts of the calibration list that the search left over; its own with new seeds where fewer than eight are left.
+
+    Returns:
+        `gain` (tuned minus untuned, 95 % bootstrap interval over items), `tuned` (whether its lower end is above 0).
+    """
+    settings = context.recipe.search
+    if not settings.held_out:
+        return {"objective": objective.name, "tuned": True}
+    used = set(load_prompts(settings.prompts, settings.count))
+    left = [prompt for prompt in load_prompts(settings.prompts) if prompt not in used]
+    prompts = load_prompts(left if len(left) >= FEWEST else sorted(used), settings.held_out)
+    fresh = [max(settings.seeds) + 1 + i for i in range(2)]
+    items = items_of(prompts, fresh)
+    counts, numbers = resample_counts(len(items)), range(len(items))
+    scored = objective.of(sampler, items)
+    (after, draws), (before, other) = (scored.resampled(plan, numbers, counts) for plan in (tuned, untuned))
+    gain = centred_interval(after - before, draws - other, len(items))
+    return {
+        "objective": objective.name, "tuned": gain.low > 0, "gain": gain.as_dict(), "untuned_value": before,
+        "tuned_value": after, "prompts": len(prompts), "seeds": fresh, "unseen_prompts": len(left) >= FEWEST,
+    }  # fmt: skip
