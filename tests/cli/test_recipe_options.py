@@ -1,7 +1,6 @@
 """Options of commands are the fields of their recipes: same names, defaults, limits and words."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -125,9 +124,8 @@ def test_what_follows_a_job_fits_what_it_left(tmp_path):
 def test_the_next_command_is_for_people_at_a_terminal(before, terminal, shown, tmp_path, monkeypatch):
     if terminal:
         monkeypatch.setenv("FORCE_COLOR", terminal)  # rich then takes the stream for a terminal
-    monkeypatch.setattr(
-        "fewstep.cli.doctor.examine", lambda: SimpleNamespace(versions={}, machine={}, kernels={}, warnings=[])
-    )
+    found = {"versions": {}, "machine": {}, "kernels": {}, "warnings": []}
+    monkeypatch.setattr("fewstep.cli.doctor.examine", lambda: found)
     assert call(*before, "doctor").output.count("Next: fewstep demo") == shown
 
 
