@@ -209,3 +209,8 @@ def test_recipes_are_read_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("verb", "kind"), [("search", "schedule"), ("tune", "q-sched"), ("quantize", "quantize")])
+def test_a_recipe_is_found_by_the_name_of_its_verb(verb, kind):
+    assert load(verb).kind == kind

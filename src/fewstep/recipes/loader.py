@@ -14,6 +14,8 @@ from fewstep.recipes.base import Recipe, validated
 from fewstep.written import DEEPEST, LARGEST, Written, fitted, parse, read
 
 SHIPPED = Path(__file__).parent
+OF_VERBS = {"search": "schedule", "tune": "q-sched"}
+"""Verbs and commands whose recipe has another name."""
 
 
 def load(name: str | Path, overrides: Iterable[str] = (), chosen: Mapping[str, Any] | None = None) -> Recipe:
@@ -60,6 +62,7 @@ def locate(name: str | Path) -> Path:
         pass  # a name that no file system takes
     known = shipped_recipes()
     asked = path.name.removesuffix(".yaml").removesuffix(".yml")
+    asked = OF_VERBS.get(asked, asked)
     if path.parent.as_posix() in (".", "recipes") and asked in known:
         return known[asked]
     raise RecipeError(
