@@ -70,7 +70,7 @@ def completed(*words):
     [
         (["fewstep", "qua"], {"quantize"}),
         (["fewstep", "insp"], set()),
-        (["fewstep", "quantize", "emoji-s"], {"emoji-student"}),
+        (["fewstep", "quantize", "emoji-s"], {"emoji-student", "emoji-student-guided"}),
         (["fewstep", "quantize", "emoji-student", "--scheme", "w4a8r"], {"w4a8row"}),
         (["fewstep", "quantize", "emoji-student", "--parts", "backbone,te"], {"backbone,text"}),
         (["fewstep", "search", "emoji-teacher", "--teacher"], {"--teacher-steps"}),
