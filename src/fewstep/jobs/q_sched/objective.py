@@ -144,7 +144,7 @@ def verdict(
     Prompts of the calibration list that the search left over; its own with new seeds where fewer than eight are left.
 
     Returns:
-        `gain` (tuned minus untuned, 95 % bootstrap interval over items), `tuned` (whether its lower end is above 0).
+        `gain` (tuned minus untuned, 95 % bootstrap interval over prompts), `tuned` (whether its lower end is above 0).
     """
     settings = context.recipe.search
     if not settings.held_out:
@@ -154,10 +154,10 @@ def verdict(
     prompts = load_prompts(left if len(left) >= FEWEST else sorted(used), settings.held_out)
     fresh = [max(settings.seeds) + 1 + i for i in range(2)]
     items = items_of(prompts, fresh)
-    counts, numbers = resample_counts(len(items)), range(len(items))
+    counts, numbers = resample_counts(len(prompts)).repeat(1, len(fresh)), range(len(items))  # seeds go with prompts
     scored = objective.of(sampler, items)
     (after, draws), (before, other) = (scored.resampled(plan, numbers, counts) for plan in (tuned, untuned))
-    gain = centred_interval(after - before, draws - other, len(items))
+    gain = centred_interval(after - before, draws - other, len(prompts))
     return {
         "objective": objective.name, "tuned": gain.low > 0, "gain": gain.as_dict(), "untuned_value": before,
         "tuned_value": after, "prompts": len(prompts), "seeds": fresh, "unseen_prompts": len(left) >= FEWEST,
