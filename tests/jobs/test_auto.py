@@ -11,8 +11,8 @@ import fewstep as fs
 from fewstep import recipes
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json
-from fewstep.jobs.auto.context import spread
-from fewstep.jobs.auto.points import Point, front, knee, within
+from fewstep.jobs.auto.context import timing_spread
+from fewstep.jobs.auto.points import Point, front, knee, meeting
 from fewstep.jobs.auto.recipe import parse_time
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
@@ -54,9 +54,9 @@ def test_the_knee_is_where_one_would_see_it():
 
 def test_budgets_that_nothing_meets_are_answered_with_the_nearest():
     points = [point(1e6, 100, 1), point(4e6, 10, 1), point(2e6, 30, 0)]
-    assert within(points, 3e6, 50) == [points[2]]
+    assert meeting(points, 3e6, 50) == [points[2]]
     with pytest.raises(FewstepError, match=r"smallest needs 1MB .* fastest 10ms .* nearest to both .* 2MB and 30ms"):
-        within(points, 1.5e6, 20)
+        meeting(points, 1.5e6, 20)
 
 
 def test_times_and_sizes_are_read_or_refused_by_name():
@@ -67,8 +67,8 @@ def test_times_and_sizes_are_read_or_refused_by_name():
         recipes.resolve({"kind": "auto", "model": "m", "memory": "little"})
     with pytest.raises(RecipeError, match=r"space\.schemes"):
         recipes.resolve({"kind": "auto", "model": "m", "space": {"schemes": ["w99"]}})
-    assert spread([1.0, 1.0, 1.0, 1.0]) == 0
-    assert spread([1.0, 2.0, 3.0, 4.0]) > 0.5
+    assert timing_spread([1.0, 1.0, 1.0, 1.0]) == 0
+    assert timing_spread([1.0, 2.0, 3.0, 4.0]) > 0.5
 
 
 def test_a_pipeline_is_chosen_for_saved_and_goes_on(tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 from fewstep.api.open_pipelines import job
 from fewstep.errors import FewstepError
 from fewstep.jobs.quantize.context import QuantizeContext, named_rows
-from fewstep.jobs.quantize.job import finished, low_parts
+from fewstep.jobs.quantize.job import low_parts, low_pipeline
 from fewstep.pipelines import backbones_of, identity_of
 from fewstep.quant import Calibration, QuantReport, Scheme
 from fewstep.quant import quantize as quantize_module
@@ -111,7 +111,7 @@ def _quantized(context: QuantizeContext, target: Any, inplace: bool) -> Any:
     plan = named_rows(context.plan, rows).replace(
         identity=identity_of(context.sampler(**models).pipe, context.guidance)
     )
-    low = finished(context, models, plan, changed=bool(rows))
+    low = low_pipeline(context, models, plan, changed=bool(rows))
     if not inplace:
         return low
     target.register_modules(**models, scheduler=low.scheduler)

@@ -227,7 +227,7 @@ class AutoContext(JobContext[AutoRecipe]):
         return found
 
 
-def spread(milliseconds: list[float]) -> float:
+def timing_spread(milliseconds: list[float]) -> float:
     """How far timings of one thing are apart: the range of the middle half over the median."""
     quarters = statistics.quantiles(milliseconds, n=4)
     return (quarters[2] - quarters[0]) / statistics.median(milliseconds)

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from fewstep.errors import FewstepError
-from fewstep.jobs.auto.context import AutoContext, spread
-from fewstep.jobs.auto.points import Point, front, knee, within
+from fewstep.jobs.auto.context import AutoContext, timing_spread
+from fewstep.jobs.auto.points import Point, front, knee, meeting
 from fewstep.jobs.auto.recipe import AutoRecipe
 from fewstep.jobs.auto.report import write_report
 from fewstep.jobs.context import slug
@@ -62,7 +62,7 @@ def finish(context: AutoContext) -> tuple[Any, Path]:
         )  # fmt: skip
     ranked = _ranked(context)
     best = _best_plans(context, ranked)
-    candidates = within(_candidates(context, costs, best), recipe.bytes_limit, recipe.time_limit)
+    candidates = meeting(_candidates(context, costs, best), recipe.bytes_limit, recipe.time_limit)
     shown = front(_compared(context, candidates))
     chosen = _chosen(recipe, shown)
     tuned = _tuned(context, chosen)
@@ -98,7 +98,7 @@ def _costs(context: AutoContext) -> dict[str, Any]:
     for scheme in space.schemes:
         models = context.low(scheme, "none")
         few = full if scheme == "none" else context.timed(models, short, rounds)
-        found["spread"][scheme] = spread(few)
+        found["spread"][scheme] = timing_spread(few)
         if long.steps > short.steps:
             many = context.timed(models, long, rounds)
             call = (statistics.median(many) - statistics.median(few)) / (long.steps - short.steps)

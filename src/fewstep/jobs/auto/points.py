@@ -56,7 +56,7 @@ def front(points: Sequence[Point]) -> list[Point]:
     return sorted(kept, key=lambda point: (point.distance, point.milliseconds, point.size))
 
 
-def within(points: Sequence[Point], size: float, milliseconds: float) -> list[Point]:
+def meeting(points: Sequence[Point], size: float, milliseconds: float) -> list[Point]:
     """The points that meet both budgets.
 
     Raises:

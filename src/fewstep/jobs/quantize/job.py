@@ -67,7 +67,7 @@ def run(recipe: QuantizeRecipe, run: Run) -> Path:
         made.save(run.artifact(f"plan-{slug(name)}.json"), overwrite=True)
     measured = run.unit("measure", lambda: measure(context, parts, plans))
     last = plans.get("Q-Sched", plan)
-    whole = partial(finished, context, models, last, changed=bool(plans))
+    whole = partial(low_pipeline, context, models, last, changed=bool(plans))
     run.unit("pipeline", whole, save=save_pipeline, load=lambda folder: None, artifact="pipeline")
     results = context.write_results(
         allocation=backbone.get("allocation", {}),
@@ -145,7 +145,7 @@ def searched(
     return tune(context.run, plan, TeacherMatch(items.drawing(low, "latent"), truth), budget, name=name)
 
 
-def finished(context: QuantizeContext, models: Mapping[str, nn.Module], plan: Plan, changed: bool) -> Any:
+def low_pipeline(context: QuantizeContext, models: Mapping[str, nn.Module], plan: Plan, changed: bool) -> Any:
     """The pipeline with all low-bit parts, following the plan that was made for it if there is one."""
     pipe = exchanged(context.pipe, models)
     if changed or isinstance(context.pipe.scheduler, PlanScheduler):  # a stored plan knows the weights it is for
