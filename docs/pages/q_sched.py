@@ -21,7 +21,7 @@ SHORT = {
 
 def others() -> list[Any]:
     """The same job at other bit widths and step counts."""
-    return [results(file.stem) for file in sorted(RESULTS.glob("q-sched-*.json"))]
+    return [results(file.stem) for file in sorted(RESULTS.glob("q-sched-w*.json"))]
 
 
 def searches() -> list[Any]:

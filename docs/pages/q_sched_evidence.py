@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from formats import interval
+from pages.formats import interval
 
 COLUMNS = {
     "mmd:clip-judge": ("RBF-MMD² (judge) ↓", 4),
@@ -38,8 +38,8 @@ def premise(results: dict[str, Any]) -> str:
         "## Where there is something to repair",
         f"Untuned pipelines on {settings['prompts']} held-out prompts x {len(settings['seeds'])} seeds, from "
         "`results/premise.json`. Second moment: mean square of the pictures about middle grey; colour: mean "
-        "distance of the largest from the smallest channel. `lcm-g8` and `lcm-g5` are `emoji-student` distilled on "
-        "with guidance 8 (shipped as `emoji-student-guided`) and 5; all students have the same bytes.",
+        "distance of the largest from the smallest channel. `emoji-student-guided` is `emoji-student` distilled on "
+        "with guidance 8, as an adapter; both have the same bytes in memory.",
         "\n".join(lines),
         facts(results),
     ])  # fmt: skip
