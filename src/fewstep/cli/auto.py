@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from fewstep.cli import known
-from fewstep.cli.fields import RecipeFields, chosen
-from fewstep.cli.run import DryRun, Fresh, Out, execute
-from fewstep.cli.shell import SMALLER, Overrides, examples
+from fewstep.cli.fields import RecipeFields
+from fewstep.cli.run import add_recipe_command
+from fewstep.cli.shell import SMALLER
 
 FIELDS = RecipeFields(
     "auto",
@@ -21,29 +22,18 @@ FIELDS = RecipeFields(
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command(
-        cls=FIELDS.command(),
-        rich_help_panel=SMALLER,
-        epilog=examples(
-            "fewstep auto emoji-student --memory 6MB",
-            "fewstep auto my-pipeline --memory 2GB --latency 200ms --guidance 5 --out runs/small",
-        ),
-    )(auto)
+    add_recipe_command(
+        app, FIELDS, SMALLER, auto,
+        "fewstep auto emoji-student --memory 6MB",
+        "fewstep auto my-pipeline --memory 2GB --latency 200ms --guidance 5 --out runs/small",
+    )  # fmt: skip
 
 
-def auto(
-    context: typer.Context,
-    overrides: Overrides = None,
-    out: Out = None,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-) -> None:
+def auto(context: typer.Context, given: dict[str, Any]) -> Path:
     """Choose steps, solver, times, bits and Q-Sched for MODEL under budgets of bytes and milliseconds; no training.
 
     Compares settings with the model's own full-precision pictures, prints as it goes, and leaves report.html (the
     front of quality against cost, pictures along it, a sentence per decision), a plan for every point of the front and
     a pipeline folder at the chosen one. A killed run goes on when the same command is given again.
     """
-    given = chosen(context)
-    place = out or Path("runs") / f"auto-{Path(given['model']).name}"
-    execute("auto", overrides or [], place, fresh, dry_run, given)
+    return Path("runs") / f"auto-{Path(given['model']).name}"

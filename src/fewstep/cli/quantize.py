@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from fewstep.cli import known
-from fewstep.cli.fields import RecipeFields, chosen
-from fewstep.cli.run import DryRun, Fresh, Out, execute
-from fewstep.cli.shell import SMALLER, Overrides, examples
+from fewstep.cli.fields import RecipeFields
+from fewstep.cli.run import add_recipe_command
+from fewstep.cli.shell import SMALLER
 
 FIELDS = RecipeFields(
     "quantize",
@@ -24,25 +25,16 @@ FIELDS = RecipeFields(
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command(
-        cls=FIELDS.command(),
-        rich_help_panel=SMALLER,
-        epilog=examples(
-            "fewstep quantize emoji-student --scheme w4a8",
-            "fewstep quantize my-pipeline --effective-bits 4.5 --out runs/four-and-a-half",
-            "fewstep quantize my-pipeline --scheme w4a8 --method svdquant --per-step --corrections ptqd,stepbaq",
-            "fewstep quantize my-pipeline --budget 2.5GB --parts backbone,text,vae --q-sched 60",
-        ),
-    )(quantize)
+    add_recipe_command(
+        app, FIELDS, SMALLER, quantize,
+        "fewstep quantize emoji-student --scheme w4a8",
+        "fewstep quantize my-pipeline --effective-bits 4.5 --out runs/four-and-a-half",
+        "fewstep quantize my-pipeline --scheme w4a8 --method svdquant --per-step --corrections ptqd,stepbaq",
+        "fewstep quantize my-pipeline --budget 2.5GB --parts backbone,text,vae --q-sched 60",
+    )  # fmt: skip
 
 
-def quantize(
-    context: typer.Context,
-    overrides: Overrides = None,
-    out: Out = None,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-) -> None:
+def quantize(context: typer.Context, given: dict[str, Any]) -> Path:
     """Quantize MODEL after training: obey a scheme (w4a8 unless given), or choose bits layer by layer under a budget.
 
     Prints what every block got; every layer with its bits, kernel, sensitivity and the reason stands in report.html and
@@ -50,9 +42,7 @@ def quantize(
     result is slower. Leaves artifacts/pipeline, a diffusers folder that loads again in one line. MODEL itself is never
     changed. Bits under a budget are chosen by MixDQ (arXiv 2405.17873).
     """
-    given = chosen(context)
     if not (given["scheme"] or given["budget"] or given["effective_bits"]):
         given["scheme"] = "w4a8"
     aim = given["scheme"] or given["budget"] or f"{given['effective_bits']:g}bits"
-    place = out or Path("runs") / f"quantize-{Path(given['model']).name}-{aim}"
-    execute("quantize", overrides or [], place, fresh, dry_run, given)
+    return Path("runs") / f"quantize-{Path(given['model']).name}-{aim}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fewstep.cli import following, known
+from fewstep.cli.fields import RecipeFields, chosen
 from fewstep.cli.shell import RUN, Overrides, console, examples, suggest
 
 Out = Annotated[Path | None, typer.Option(help="Run directory; runs/NAME unless given.", rich_help_panel="Run")]
@@ -16,6 +17,8 @@ Fresh = Annotated[
     bool, typer.Option("--fresh", help="Discard what an earlier run left in the directory.", rich_help_panel="Run")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.", rich_help_panel="Run")]
+Place = Callable[[typer.Context, dict[str, Any]], Path]
+"""Where a command runs its recipe, see `add_recipe_command`."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,6 +35,33 @@ def add_to(app: typer.Typer) -> None:
             "fewstep run runs/mine/recipe.yaml --out runs/again --dry-run",
         ),
     )(run)
+
+
+def add_recipe_command(app: typer.Typer, fields: RecipeFields, panel: str, place: Place, *shown: str) -> None:
+    """Register a command that runs a recipe: the fields of the recipe, and what all such commands take.
+
+    Args:
+        app: where it is registered.
+        fields: of its recipe.
+        panel: of the help.
+        place: (context, values by dotted key) -> the run directory unless `--out` names another; may change the values.
+            The command has its name, and its docstring is the help.
+        shown: examples.
+    """
+
+    def command(
+        context: typer.Context,
+        overrides: Overrides = None,
+        out: Out = None,
+        fresh: Fresh = False,
+        dry_run: DryRun = False,
+    ) -> None:
+        given = chosen(context)
+        folder = place(context, given)
+        execute(fields.source, overrides or [], out or folder, fresh, dry_run, given)
+
+    command.__doc__ = place.__doc__
+    app.command(place.__name__, cls=fields.command(), rich_help_panel=panel, epilog=examples(*shown))(command)
 
 
 def demo(

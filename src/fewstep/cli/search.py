@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from fewstep.cli import known
-from fewstep.cli.fields import RecipeFields, chosen
-from fewstep.cli.run import DryRun, Fresh, Out, execute
-from fewstep.cli.shell import FASTER, Overrides, examples
+from fewstep.cli.fields import RecipeFields
+from fewstep.cli.run import add_recipe_command
+from fewstep.cli.shell import FASTER
 
 FIELDS = RecipeFields(
     "schedule",
@@ -24,30 +25,19 @@ FIELDS = RecipeFields(
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command(
-        cls=FIELDS.command(),
-        rich_help_panel=FASTER,
-        epilog=examples(
-            "fewstep search emoji-teacher --steps 6 --guidance 2 --method gits",
-            "fewstep search my-pipeline --steps 5 --budget 400 --out runs/five-steps",
-            "fewstep search my-pipeline --steps 8 --method s3 --storage sqlite:///search.db --out runs/worker-2",
-        ),
-    )(search)
+    add_recipe_command(
+        app, FIELDS, FASTER, search,
+        "fewstep search emoji-teacher --steps 6 --guidance 2 --method gits",
+        "fewstep search my-pipeline --steps 5 --budget 400 --out runs/five-steps",
+        "fewstep search my-pipeline --steps 8 --method s3 --storage sqlite:///search.db --out runs/worker-2",
+    )  # fmt: skip
 
 
-def search(
-    context: typer.Context,
-    overrides: Overrides = None,
-    out: Out = None,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-) -> None:
+def search(context: typer.Context, given: dict[str, Any]) -> Path:
     """Search a schedule for MODEL: same network, same number of evaluations, results nearer to its many-step sampler.
 
     Needs no training, data or labels: the model's own fine trajectory is the target. Measures the result on held-out
     conditions and seeds beside every deterministic scheduler of diffusers, and leaves report.html, plan.json and a
     pipeline folder that follows the plan. A killed search goes on when the same command is given again.
     """
-    given = chosen(context)
-    place = out or Path("runs") / f"search-{Path(given['model']).name}-{given['search.method']}-{given['steps']}"
-    execute("schedule", overrides or [], place, fresh, dry_run, given)
+    return Path("runs") / f"search-{Path(given['model']).name}-{given['search.method']}-{given['steps']}"

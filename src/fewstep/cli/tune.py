@@ -8,9 +8,9 @@ from typing import Any
 import typer
 
 from fewstep.cli import known
-from fewstep.cli.fields import RecipeFields, chosen
-from fewstep.cli.run import DryRun, Fresh, Out, execute
-from fewstep.cli.shell import SMALLER, Overrides, examples
+from fewstep.cli.fields import RecipeFields
+from fewstep.cli.run import add_recipe_command
+from fewstep.cli.shell import SMALLER
 from fewstep.errors import FewstepError
 
 FIELDS = RecipeFields(
@@ -26,38 +26,27 @@ FIELDS = RecipeFields(
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command(
-        cls=FIELDS.command(),
-        rich_help_panel=SMALLER,
-        epilog=examples(
-            "fewstep tune emoji-student --scheme w4a8",
-            "fewstep tune runs/quantize-my-pipeline-w4a8/artifacts/pipeline --prompts my-prompts.txt",
-            "fewstep tune my-pipeline --scheme w8a8 --alignment none --quality sharpness --set evaluation.judge=none",
-        ),
-    )(tune)
+    add_recipe_command(
+        app, FIELDS, SMALLER, tune,
+        "fewstep tune emoji-student --scheme w4a8",
+        "fewstep tune runs/quantize-my-pipeline-w4a8/artifacts/pipeline --prompts my-prompts.txt",
+        "fewstep tune my-pipeline --scheme w8a8 --alignment none --quality sharpness --set evaluation.judge=none",
+    )  # fmt: skip
 
 
-def tune(
-    context: typer.Context,
-    overrides: Overrides = None,
-    out: Out = None,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-) -> None:
+def tune(context: typer.Context, given: dict[str, Any]) -> Path:
     """Adapt the sampler of MODEL to its rounding: two scalars per step, found by search, free at inference (Q-Sched).
 
     A model in full precision is quantized first, and every system is measured on held-out prompts beside the null
     (`fewstep run q-sched`): report.html, results.json, plan files and artifacts/pipeline. A model that is in low bits
     already, by `fewstep quantize`, is tuned as it is: its plan and artifacts/pipeline, nothing measured.
     """
-    given = chosen(context)
     if _in_low_bits(given["model"]):
         if _given(context, "scheme") and given["scheme"] != "none":
             hint = "Leave --scheme out: its sampler is tuned to the bits that it has."
             raise FewstepError("this pipeline is in low bits already", value=given["model"], hint=hint)
         given["scheme"] = "none"
-    place = out or Path("runs") / f"tune-{Path(given['model']).name}-{given['scheme']}"
-    execute("q-sched", overrides or [], place, fresh, dry_run, given)
+    return Path("runs") / f"tune-{Path(given['model']).name}-{given['scheme']}"
 
 
 def _given(context: Any, name: str) -> bool:
