@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from fewstep.files import read_tensors, write_json, write_tensors
 from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe
-from fewstep.pipelines import PipelineSampler, backbones_of, exchanged, fuse_adapters, identity_of, plan_of, process_of
+from fewstep.pipelines import (
+    PipelineSampler,
+    backbones_of,
+    exchanged,
+    fuse_adapters,
+    identity_of,
+    plan_of,
+    process_of,
+    trace,
+)
 from fewstep.pipelines.adapters import adapters_of
 from fewstep.pipelines.conditions import conditions_of
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Identity, Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
+from fewstep.quant.calls import Call, recording
 from fewstep.runs import Run, environment
+from fewstep.schedules import Trajectory
+from fewstep.solvers import SOLVERS, grids
 
 R = TypeVar("R", bound=PipelineRecipe)
 
@@ -167,6 +181,41 @@ class JobContext(Generic[R]):
     def backbone(self) -> str:
         """Name of the component that denoises, the first where there are two."""
         return next(iter(self.backbones))
+
+    def part_kind(self, name: str) -> str:
+        """What a component is: `backbone`, `text`, `vae`, or nothing for others."""
+        if name in self.backbones:
+            return "backbone"
+        if name.startswith("text_encoder"):
+            return "text"
+        return "vae" if name in ("vae", "vqvae") else ""
+
+    def solved(self, solver: str, steps: int) -> Plan:
+        """The plan of a solver on equal steps."""
+        return SOLVERS[solver](self.process, self.prediction, grids.uniform(self.process, steps))
+
+    def followed(
+        self, unit: str, sampler: PipelineSampler, plan: Plan, items: Items, artifact: str | None = None
+    ) -> Trajectory:
+        """Where a plan goes on these items: a unit of this name."""
+
+        def compute() -> dict[str, Tensor]:
+            seen = trace(sampler, plan, items.conditions, items.seeds)
+            return {"states": seen.states, "outputs": seen.outputs}
+
+        seen = tensor_unit(self.run, unit, compute, artifact)
+        return Trajectory(plan, seen["states"], seen["outputs"])
+
+    def calls_of(self, items: Items, limit: int | None = None) -> dict[str, list[Call]]:
+        """Calls of every component while these items are drawn in full precision, at most `limit` of each."""
+        with ExitStack() as stack, torch.no_grad():
+            found = {
+                name: stack.enter_context(recording(part, limit))
+                for name, part in self.pipe.components.items()
+                if isinstance(part, nn.Module)
+            }
+            items.draw(self.sampler(), self.plan, "latent")
+        return found
 
     def sampler(self, **parts: nn.Module) -> PipelineSampler:
         """A sampler of the pipeline with some parts exchanged; prompts are encoded anew."""

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 
 import torch
 
+from fewstep.jobs.context import Items
+from fewstep.pipelines import PipelineSampler
 from fewstep.plan import Plan
 from fewstep.runs import Run
+from fewstep.schedules import TeacherMatch
 from fewstep.schedules.tuning import CandidateScore, Family, Objective, Problem, SearchOutcome, searcher
 
 RAMP = Family("ramp")
@@ -54,6 +57,30 @@ def tune(
         problem = Problem(plan, family, objective, log=log, spent=spent, watch=watch)
         searcher(method, widen)(problem, budget, seed)
         return problem.outcome()
+
+
+def tune_to_full_precision(
+    run: Run,
+    items: Items,
+    full: tuple[PipelineSampler, Plan],
+    low: tuple[PipelineSampler, Plan],
+    budget: float,
+    name: str = "q-sched",
+) -> SearchOutcome:
+    """The best scalars for a low-bit pipeline that is to end where full precision does; see `tune`.
+
+    Args:
+        run: keeps the scores.
+        items: what both draw.
+        full: the pipeline in full precision, and its plan.
+        low: the pipeline in low bits, and the plan that is scaled.
+        budget: in passes over the items.
+        name: of the search.
+    """
+    with torch.no_grad():
+        truth = items.draw(*full, "latent")
+    sampler, plan = low
+    return tune(run, plan, TeacherMatch(items.drawing(sampler, "latent"), truth), budget, name=name)
 
 
 def scaled(plan: Plan, theta: Sequence[float], family: Family = RAMP) -> Plan:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -18,12 +16,13 @@ from fewstep.jobs.auto.recipe import OWN, AutoRecipe
 from fewstep.jobs.context import Items, JobContext, tensor_unit
 from fewstep.jobs.low_bit import LowBitPart, low_bit_part
 from fewstep.jobs.quantize.job import VAE_RULES
-from fewstep.metrics import load_features
-from fewstep.pipelines import plan_of, trace
+from fewstep.jobs.quantize.measure import timings
+from fewstep.metrics import FeatureNet, load_features
+from fewstep.pipelines import plan_of
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
 from fewstep.quant import quantize
-from fewstep.quant.calls import Call, recording
+from fewstep.quant.calls import Call
 from fewstep.quant.report import resident_bytes
 from fewstep.quant.split import split_skips
 from fewstep.schedules import Trajectory
@@ -49,8 +48,7 @@ class AutoContext(JobContext[AutoRecipe]):
         """What full precision does with all the steps that it could want."""
         if self.keeps_solver:
             return self.plan
-        steps = self.recipe.search.reference_steps
-        return SOLVERS["unipc"](self.process, self.prediction, grids.uniform(self.process, steps))
+        return self.solved("unipc", self.recipe.search.reference_steps)
 
     @cached_property
     def searched(self) -> Items:
@@ -86,7 +84,7 @@ class AutoContext(JobContext[AutoRecipe]):
             if solver == OWN:
                 guided = {"guidance_scale": self.recipe.guidance or None}
                 return {f"{OWN} {steps}": plan_of(self.pipe, steps, **guided, **self.recipe.call)}
-            made = {f"{solver} {steps}": SOLVERS[solver](self.process, self.prediction, self._grid(steps))}
+            made = {f"{solver} {steps}": self.solved(solver, steps)}
             if self.recipe.space.searched_times and steps > 1:
                 times = [float(self._trajectory.plan.rows[k].time) for k in gits(self._trajectory, [steps])[steps]]
                 made[f"{solver} {steps}, searched times"] = SOLVERS[solver](
@@ -97,36 +95,35 @@ class AutoContext(JobContext[AutoRecipe]):
             self.run.say(f"[dim]{solver} in {steps} steps is left out: {error}[/dim]")
             return {}
 
-    def _grid(self, steps: int) -> grids.Grid:
-        return grids.uniform(self.process, steps)
-
     @cached_property
     def _trajectory(self) -> Trajectory:
         """Where full precision goes on a few of the items."""
-
-        def compute() -> dict[str, Tensor]:
-            some = self.searched.pick(range(max(2, self.recipe.search.items // 4)))
-            seen = trace(self.sampler(), self.reference, some.conditions, some.seeds)
-            return {"states": seen.states, "outputs": seen.outputs}
-
-        seen = tensor_unit(self.run, "trajectory", compute)
-        return Trajectory(self.reference, seen["states"], seen["outputs"])
+        some = self.searched.pick(range(max(2, self.recipe.search.items // 4)))
+        return self.followed("trajectory", self.sampler(), self.reference, some)
 
     # --- pictures ---------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _network(self) -> FeatureNet:
+        return load_features(placed(self.recipe.search.features))
+
     def features(self, pictures: Tensor) -> Tensor:
         """What pictures (B, 3, H, W), or videos frame by frame, are compared in: (B, d)."""
-        network = load_features(placed(self.recipe.search.features))
         if pictures.ndim == 5:
-            return network(pictures.flatten(0, 1).clamp(0, 1)).unflatten(0, pictures.shape[:2]).flatten(1)
-        return network(pictures.clamp(0, 1))
+            return self._network(pictures.flatten(0, 1).clamp(0, 1)).unflatten(0, pictures.shape[:2]).flatten(1)
+        return self._network(pictures.clamp(0, 1))
 
-    def truth(self, name: str, items: Items) -> tuple[Tensor, float]:
-        """The reference's features (N, d) of these items, and how far another seed's picture is on average."""
+    @cached_property
+    def search_truth(self) -> tuple[Tensor, float]:
+        """The reference's features (N, d) on the items of the search, and how far another seed's picture is."""
+        return self._truth("search", self.searched)
 
-        if name in self._truths:
-            return self._truths[name]
+    @cached_property
+    def held_out_truth(self) -> tuple[Tensor, float]:
+        """The same on the held-out items."""
+        return self._truth("held-out", self.held_out)
 
+    def _truth(self, name: str, items: Items) -> tuple[Tensor, float]:
         def compute() -> dict[str, Tensor]:
             sampler = self.sampler()
             with torch.no_grad():
@@ -140,31 +137,30 @@ class AutoContext(JobContext[AutoRecipe]):
         if not away > 0:
             hint = "Look at the pictures, or choose other search.features."
             raise FewstepError("all seeds give one picture, so that no distance has a unit", value=away, hint=hint)
-        self._truths[name] = found["features"], away
-        return self._truths[name]
+        return found["features"], away
 
-    @cached_property
-    def _truths(self) -> dict[str, tuple[Tensor, float]]:
-        """References that were drawn, or read, already."""
-        return {}
+    def distances(
+        self, truth: tuple[Tensor, float], items: Items, plan: Plan, models: Mapping[str, nn.Module]
+    ) -> Tensor:
+        """How far a setting's pictures are from the reference's, (N,): 0 is the same, 1 another seed's picture.
 
-    def distances(self, name: str, items: Items, plan: Plan, models: Mapping[str, nn.Module]) -> Tensor:
-        """How far a setting's pictures are from the reference's, (N,): 0 is the same, 1 another seed's picture."""
-        truth, unit = self.truth(name, self.searched if name == "search" else self.held_out)
+        Args:
+            truth: `search_truth` or `held_out_truth`.
+            items: its items, or the first of them.
+            plan: of the setting.
+            models: the components that it exchanges.
+        """
+        features, unit = truth
         with torch.no_grad():
             drawn = self.features(items.draw(self.sampler(**models), plan))
-        return (drawn - truth[: len(drawn)]).norm(dim=1) / unit
+        return (drawn - features[: len(drawn)]).norm(dim=1) / unit
 
     # --- networks in low bits ---------------------------------------------------------------------------------------
 
     @cached_property
     def calls(self) -> dict[str, list[Call]]:
-        """The first call of every part while one item is drawn."""
-        with ExitStack() as stack, torch.no_grad():
-            parts = {n: p for n, p in self.pipe.components.items() if isinstance(p, nn.Module)}
-            calls = {n: stack.enter_context(recording(part)) for n, part in parts.items()}
-            self.searched.pick([0]).draw(self.sampler(), self.plan)
-        return calls
+        """The first call of every network while one item is drawn."""
+        return self.calls_of(self.searched.pick([0]), limit=1)
 
     def low(self, scheme: str, parts: str) -> dict[str, nn.Module]:
         """The components that change at this setting."""
@@ -184,12 +180,9 @@ class AutoContext(JobContext[AutoRecipe]):
 
     @cached_property
     def others(self) -> list[str]:
-        """Text encoders and autoencoder, as far as the pipeline has them and they are in float."""
-        return [
-            name
-            for name, part in self.pipe.components.items()
-            if isinstance(part, nn.Module) and (name.startswith("text_encoder") or name in ("vae", "vqvae"))
-        ]
+        """Text encoders and autoencoder, as far as the pipeline has them."""
+        parts = self.pipe.components.items()
+        return [n for n, part in parts if isinstance(part, nn.Module) and self.part_kind(n) in ("text", "vae")]
 
     def _low(self, name: str, scheme: str) -> LowBitPart:
         source = self.pipe.components[name]
@@ -202,7 +195,7 @@ class AutoContext(JobContext[AutoRecipe]):
             split_skips(model)
             example = self.calls[name][0] if self.calls.get(name) else None
             return LowBitPart(model, quantize(model, scheme, example=example).to_dict())
-        rules = VAE_RULES if name in ("vae", "vqvae") else ()
+        rules = VAE_RULES if self.part_kind(name) == "vae" else ()
         return LowBitPart(model, quantize(model, scheme, rules=rules).to_dict())
 
     # --- costs ------------------------------------------------------------------------------------------------------
@@ -212,19 +205,10 @@ class AutoContext(JobContext[AutoRecipe]):
         parts = {**self.pipe.components, **models}
         return sum(resident_bytes(part) for part in parts.values() if isinstance(part, nn.Module))
 
-    def timed(self, models: Mapping[str, nn.Module], plan: Plan, rounds: int) -> list[float]:
-        """Milliseconds of whole pictures, one at a time, prompts encoded anew; the first only warms up."""
-        one, found = self.searched.pick([0]), []
-        for turn in range(rounds + 1):
-            sampler = self.sampler(**models)
-            begun = time.perf_counter()
-            with torch.no_grad():
-                one.draw(sampler, plan)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:
-                found.append(1000 * (time.perf_counter() - begun))
-        return found
+    def timed(self, models: Mapping[str, nn.Module], plan: Plan) -> list[float]:
+        """Milliseconds of whole pictures, one at a time, prompts encoded anew."""
+        one = self.searched.pick([0])
+        return timings({"": lambda: one.draw(self.sampler(**models), plan)}, self.recipe.search.rounds)[""]
 
 
 def timing_spread(milliseconds: list[float]) -> float:

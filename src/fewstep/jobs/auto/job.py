@@ -23,12 +23,11 @@ from fewstep.jobs.auto.points import Point, front, knee, meeting
 from fewstep.jobs.auto.recipe import AutoRecipe
 from fewstep.jobs.auto.report import write_report
 from fewstep.jobs.context import slug
-from fewstep.jobs.tuning import scaled, tune
+from fewstep.jobs.tuning import scaled, tune_to_full_precision
 from fewstep.metrics.intervals import difference_interval, mean_interval
 from fewstep.pipelines import attach, exchanged, identity_of, save_pipeline
 from fewstep.plan import Plan
 from fewstep.runs import Run
-from fewstep.schedules import TeacherMatch
 
 MARGIN = 1.25
 """A point whose first distance is at most so many times that of a point that beats it is looked at again."""
@@ -90,29 +89,29 @@ def finish(context: AutoContext) -> tuple[Any, Path]:
 
 def _costs(context: AutoContext) -> dict[str, Any]:
     """Bytes and times: of a network call by scheme, of the rest of a picture by the scheme of the other parts."""
-    space, rounds = context.recipe.space, context.recipe.search.rounds
+    space, size = context.recipe.space, context.size({})
     by_steps = sorted(context.plans.values(), key=lambda plan: plan.steps)
     short, long = by_steps[0], by_steps[-1]
     found: dict[str, Any] = {"size": {}, "call": {}, "rest": {}, "spread": {}}
-    full = context.timed({}, short, rounds)
+    full = context.timed({}, short)
     for scheme in space.schemes:
         models = context.low(scheme, "none")
-        few = full if scheme == "none" else context.timed(models, short, rounds)
+        few = full if scheme == "none" else context.timed(models, short)
         found["spread"][scheme] = timing_spread(few)
         if long.steps > short.steps:
-            many = context.timed(models, long, rounds)
+            many = context.timed(models, long)
             call = (statistics.median(many) - statistics.median(few)) / (long.steps - short.steps)
         else:
             call = statistics.median(few) / short.steps
         found["call"][scheme] = max(call, 0.0)
-        found["size"][scheme] = context.size(models) - context.size({})
+        found["size"][scheme] = context.size(models) - size
     calls = statistics.median(found["call"].values()) if "none" not in found["call"] else found["call"]["none"]
     for parts in space.parts if context.others else ["none"]:
         models = context.low("none", parts)
-        took = full if parts == "none" else context.timed(models, short, rounds)
+        took = full if parts == "none" else context.timed(models, short)
         found["rest"][parts] = max(statistics.median(took) - short.steps * calls, 0.0)
-        found["size"][f"parts {parts}"] = context.size(models) - context.size({})
-    return {**found, "full": context.size({})}
+        found["size"][f"parts {parts}"] = context.size(models) - size
+    return {**found, "full": size}
 
 
 def _candidates(context: AutoContext, costs: Mapping[str, Any], best: Mapping[int, str]) -> list[Point]:
@@ -182,7 +181,7 @@ def _looked(context: AutoContext, point: Point, count: int) -> Point:
 
 
 def _mean(context: AutoContext, items: Any, plan: Plan, models: Mapping[str, Any]) -> float:
-    return float(context.distances("search", items, plan, models).mean())
+    return float(context.distances(context.search_truth, items, plan, models).mean())
 
 
 def _few(context: AutoContext) -> int:
@@ -209,16 +208,15 @@ def _tuned(context: AutoContext, point: Point) -> Plan | None:
     if point.scheme == "none" or not recipe.space.q_sched:
         return None
     plan, models = context.plans[point.plan], context.low(point.scheme, point.parts)
-    items, sampler = context.searched, context.sampler(**models)
+    sampler = context.sampler(**models)
 
     def compute() -> dict[str, Any]:
-        with torch.no_grad():
-            truth = items.draw(context.sampler(), plan, "latent")
-        found = tune(context.run, plan, TeacherMatch(items.drawing(sampler, "latent"), truth), recipe.space.q_sched)
+        full = context.sampler(), plan
+        found = tune_to_full_precision(context.run, context.searched, full, (sampler, plan), recipe.space.q_sched)
         other = context.items("tuning", recipe.search.conditions, recipe.search.items, recipe.search.seed)
         scaled_plan = scaled(plan, found.theta)
         with torch.no_grad():
-            reference = context.features(other.draw(context.sampler(), plan))
+            reference = context.features(other.draw(*full))
             pair = [context.features(other.draw(sampler, made)) for made in (scaled_plan, plan)]
         ours, theirs = ((drawn - reference).norm(dim=1) for drawn in pair)
         return {"theta": list(found.theta), "gain": difference_interval(ours, theirs).as_dict()}
@@ -239,7 +237,7 @@ def _held_out(context: AutoContext, shown: Sequence[Point], chosen: Point, tuned
     for point in shown:
         plan, models = context.plans[point.plan], context.low(point.scheme, point.parts)
         row: dict[str, Any] = {"distance": _interval(context, plan, models)}
-        row["milliseconds"] = statistics.median(context.timed(models, plan, context.recipe.search.rounds))
+        row["milliseconds"] = statistics.median(context.timed(models, plan))
         if point == chosen and tuned is not None:
             row["tuned"] = _interval(context, tuned, models)
         found.append(row)
@@ -247,4 +245,4 @@ def _held_out(context: AutoContext, shown: Sequence[Point], chosen: Point, tuned
 
 
 def _interval(context: AutoContext, plan: Plan, models: Mapping[str, Any]) -> dict[str, Any]:
-    return mean_interval(context.distances("held-out", context.held_out, plan, models)).as_dict()
+    return mean_interval(context.distances(context.held_out_truth, context.held_out, plan, models)).as_dict()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from fewstep.errors import FewstepError
-from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, Seed, TuningBudget
+from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, Seed, TuningBudget, checked
 from fewstep.jobs.quantize.recipe import parse_size
 from fewstep.recipes.base import RecipePart
 
@@ -99,33 +99,13 @@ class AutoRecipe(PipelineRecipe):
 
     kind: Literal["auto"] = "auto"
     model: str = "emoji-student"
-    memory: str = ""
+    memory: Annotated[str, checked(lambda text: text and parse_size(text))] = ""
     """Bytes of all weights, such as 2GB or 6MB; no limit unless given."""
-    latency: str = ""
+    latency: Annotated[str, checked(lambda text: text and parse_time(text))] = ""
     """Time per picture on this device, such as 200ms; no limit unless given."""
     space: AutoSpace = Field(default_factory=AutoSpace)
     search: AutoSearch = AutoSearch()
     evaluation: AutoEvaluation = AutoEvaluation()
-
-    @field_validator("memory")
-    @classmethod
-    def _memory(cls, text: str) -> str:
-        try:
-            if text:
-                parse_size(text)
-            return text
-        except FewstepError as error:
-            raise ValueError(str(error)) from error
-
-    @field_validator("latency")
-    @classmethod
-    def _latency(cls, text: str) -> str:
-        try:
-            if text:
-                parse_time(text)
-            return text
-        except FewstepError as error:
-            raise ValueError(str(error)) from error
 
     @property
     def bytes_limit(self) -> float:

@@ -25,7 +25,6 @@ from fewstep.pipelines.encoded import EncodedConditions, encode_conditions
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.pipelines.routed import deciding, partition
 from fewstep.plan import Plan
-from fewstep.solvers import SOLVERS, grids
 from fewstep.train.classes import class_numbers
 from fewstep.train.latents import encode_pictures as encode_pictures
 
@@ -156,9 +155,7 @@ class TrainingData:
     def teacher(self) -> Plan:
         """The many-step plan of the teacher."""
         settings = self.recipe.teacher
-        return SOLVERS[settings.solver](
-            self.context.process, self.context.prediction, grids.uniform(self.context.process, settings.steps)
-        )
+        return self.context.solved(settings.solver, settings.steps)
 
     @cached_property
     def teacher_times(self) -> list[float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +15,7 @@ from fewstep.errors import FewstepError
 from fewstep.jobs.context import Items, JobContext
 from fewstep.jobs.quantize.recipe import QuantizeRecipe
 from fewstep.plan import Plan
-from fewstep.quant.calls import Call, recording
+from fewstep.quant.calls import Call
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +32,7 @@ class QuantizeContext(JobContext[QuantizeRecipe]):
         if low and set(low) & {*self.backbones, "vae", "text_encoder"}:
             hint = "Open the pipeline that it was made from."
             raise FewstepError("a part of the pipeline is quantized already", value=low, hint=hint)
-        absent = set(self.recipe.parts) - {self._kind(name) for name in self.parts}
+        absent = set(self.recipe.parts) - {self.part_kind(name) for name in self.parts}
         if absent:
             hint = f"Leave it out: {type(self.pipe).__name__} has {', '.join(self.pipe.components)}."
             raise FewstepError("the pipeline has no such part", value=sorted(absent), hint=hint)
@@ -48,16 +47,8 @@ class QuantizeContext(JobContext[QuantizeRecipe]):
         return {
             name: part
             for name, part in self.pipe.components.items()
-            if isinstance(part, nn.Module) and self._kind(name) in self.recipe.parts
+            if isinstance(part, nn.Module) and self.part_kind(name) in self.recipe.parts
         }
-
-    def _kind(self, name: str) -> str:
-        """Which of `recipe.parts` a component is; nothing for others."""
-        if name in self.backbones:
-            return "backbone"
-        if name.startswith("text_encoder"):
-            return "text"
-        return "vae" if name in ("vae", "vqvae") else ""
 
     @cached_property
     def calibration(self) -> Items:
@@ -74,14 +65,7 @@ class QuantizeContext(JobContext[QuantizeRecipe]):
     @cached_property
     def calls(self) -> dict[str, list[Call]]:
         """Calls of every network while the calibration items are drawn in full precision."""
-        with ExitStack() as stack, torch.no_grad():
-            found = {
-                name: stack.enter_context(recording(part))
-                for name, part in self.pipe.components.items()
-                if isinstance(part, nn.Module)
-            }
-            self.calibration.draw(self.sampler(), self.plan, "latent")
-        return found
+        return self.calls_of(self.calibration)
 
     def drawing(self, name: str, output: str = "image") -> Callable[..., Tensor]:
         """(backbone of this name, tables of the rows) -> images, or latents, of the calibration items.

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from fewstep.jobs.context import slug
@@ -19,7 +18,7 @@ from fewstep.jobs.quantize.correct import corrected
 from fewstep.jobs.quantize.measure import measure
 from fewstep.jobs.quantize.recipe import QuantizeRecipe
 from fewstep.jobs.quantize.report import block_table, part_table, write_layers, write_report
-from fewstep.jobs.tuning import scaled, tune
+from fewstep.jobs.tuning import scaled, tune_to_full_precision
 from fewstep.pipelines import PipelineSampler, attach, exchanged, identity_of, save_pipeline
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
@@ -28,7 +27,6 @@ from fewstep.quant.calls import replay
 from fewstep.quant.fidelity import sqnr
 from fewstep.quant.first_token import keep_first_tokens
 from fewstep.runs import Run
-from fewstep.schedules import TeacherMatch
 from fewstep.schedules.tuning import SearchOutcome
 
 VAE_RULES = (
@@ -139,10 +137,8 @@ def searched(
         budget: in passes over the calibration items.
         name: of the search, whose scores are kept under it.
     """
-    items = context.calibration
-    with torch.no_grad():
-        truth = items.draw(context.sampler(), context.plan, "latent")
-    return tune(context.run, plan, TeacherMatch(items.drawing(low, "latent"), truth), budget, name=name)
+    full = context.sampler(), context.plan
+    return tune_to_full_precision(context.run, context.calibration, full, (low, plan), budget, name)
 
 
 def low_pipeline(context: QuantizeContext, models: Mapping[str, nn.Module], plan: Plan, changed: bool) -> Any:

@@ -87,7 +87,12 @@ def _fidelity(truth: Tensor, found: Tensor) -> dict[str, float]:
 
 
 def latency(draws: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, taking turns; the first turn of each only warms up."""
+    """Median milliseconds of each; see `timings`."""
+    return {name: statistics.median(taken) for name, taken in timings(draws, rounds).items()}
+
+
+def timings(draws: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each in every round, taking turns; a first round only warms up."""
     times: dict[str, list[float]] = {name: [] for name in draws}
     with torch.no_grad():
         for turn in range(rounds + 1):
@@ -96,8 +101,8 @@ def latency(draws: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, fl
                 start = time.perf_counter()
                 draw()
                 _wait()
-                times[name] += [time.perf_counter() - start] if turn else []
-    return {name: 1000 * statistics.median(t) for name, t in times.items() if t}
+                times[name] += [1000 * (time.perf_counter() - start)] if turn else []
+    return times
 
 
 def growth(draw: Callable[[], Any], device: torch.device) -> int | None:

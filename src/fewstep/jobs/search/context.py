@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
-from fewstep.jobs.context import Items, JobContext, tensor_unit
+from fewstep.jobs.context import Items, JobContext
 from fewstep.jobs.search.recipe import ScheduleRecipe
 from fewstep.metrics import load_features
-from fewstep.pipelines import PipelineSampler, backbone_of, trace
+from fewstep.pipelines import PipelineSampler, backbone_of
 from fewstep.plan import Plan
 from fewstep.schedules import DistributionMatch, ModelInfo, TeacherMatch, Trajectory
-from fewstep.solvers import SOLVERS, grids
 from fewstep.variants import prunable
 from fewstep.zoo import placed
 
@@ -37,7 +35,7 @@ class SearchContext(JobContext[ScheduleRecipe]):
     def teacher(self) -> Plan:
         """The fine plan."""
         settings = self.recipe.teacher
-        return SOLVERS[settings.solver](self.process, self.prediction, grids.uniform(self.process, settings.steps))
+        return self.solved(settings.solver, settings.steps)
 
     @cached_property
     def searched(self) -> Items:
@@ -48,13 +46,7 @@ class SearchContext(JobContext[ScheduleRecipe]):
     @cached_property
     def trajectory(self) -> Trajectory:
         """Where the teacher goes on the search's items."""
-
-        def compute() -> dict[str, Tensor]:
-            seen = trace(self.main, self.teacher, self.searched.conditions, self.searched.seeds)
-            return {"states": seen.states, "outputs": seen.outputs}
-
-        seen = tensor_unit(self.run, "teacher", compute, "teacher-trajectory.safetensors")
-        return Trajectory(self.teacher, seen["states"], seen["outputs"])
+        return self.followed("teacher", self.main, self.teacher, self.searched, "teacher-trajectory.safetensors")
 
     @cached_property
     def objective(self) -> TeacherMatch | DistributionMatch:
