@@ -74,7 +74,6 @@ class OnnxModule(nn.Module):
 
     Args:
         file: the ONNX file.
-        alias: names of layers: (pattern, replacement) for their weights' names without `.weight`.
     """
 
     def __init__(self, file: str | Path) -> None:

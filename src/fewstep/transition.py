@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +85,42 @@ def ddim_path(
         start, end = t.expand(len(x)), s.expand(len(x))
         x = ddim_step(process, x, clean(x, start), start, end)
         yield x
+
+
+def coarse_path(
+    process: Process, clean: Callable[[Tensor, Tensor], Tensor], x: Tensor, points: int, between: int
+) -> tuple[Tensor, Tensor]:
+    """Some states of a path from the noisiest time to 0 in `points` times `between` equal DDIM steps.
+
+    Args:
+        process: the noising process.
+        clean: (states (B, ...), times (B,)) -> clean predictions.
+        x: first states (B, ...).
+        points: states that are kept besides the first.
+        between: steps from one kept state to the next.
+
+    Returns:
+        The states (B, points + 1, ...) and their times (points + 1,).
+    """
+    times = torch.linspace(process.noisiest, 0, points * between + 1, dtype=torch.float64)
+    states = itertools.islice(ddim_path(process, clean, x, times), 0, None, between)
+    return torch.stack(list(states), 1), times[::between]
+
+
+def jump_end(jumps: Sequence[Sequence[float]], time: Tensor) -> Tensor:
+    """Where the jumps end that begin at these times: of pairs (start, end) that with the nearest start; nothing waits
+    for the device.
+
+    Args:
+        jumps: pairs of times.
+        time: of any shape.
+
+    Returns:
+        Times of the same shape, float32.
+    """
+    table = torch.tensor(jumps, dtype=torch.float64, device=time.device)
+    nearest = (table[:, :1] - time.reshape(1, -1).double()).abs().argmin(0)
+    return table[nearest, 1].reshape(time.shape).to(torch.float32)
 
 
 def forward_step(process: Process, x: Tensor, noise: Tensor, t: Tensor, s: Tensor) -> Tensor:

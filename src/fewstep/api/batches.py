@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.core import Batch
 from fewstep.errors import FewstepError
-from fewstep.transition import ddim_path, first_state
+from fewstep.transition import coarse_path, first_state
 
 Batches = Callable[[torch.Generator], Batch]
 Rows = Mapping[str, Tensor]
@@ -120,16 +120,14 @@ def with_trajectories(
         seed: of noise and conditions.
         device: where the network lies.
     """
-    times = torch.linspace(teacher.process.noisiest, 0, states * between + 1, dtype=torch.float64)
     generator, made = torch.Generator().manual_seed(seed), list[Batch]()
     while sum(batch.size for batch in made) < count:
         batch = batches(generator)
         noise = torch.randn(batch.size, *batch.shape, generator=generator).to(device)
         start = first_state(teacher.process, teacher.process.noisiest, noise)
         clean = lambda x, t, batch=batch: teacher(x, t, batch.condition)  # noqa: E731
-        path = itertools.islice(ddim_path(teacher.process, clean, start, times), 0, None, between)
-        kept = torch.stack(list(path), 1)
-        made.append(replace(batch, path=kept, times=times[::between], clean=kept[:, -1]))
+        path, times = coarse_path(teacher.process, clean, start, states, between)
+        made.append(replace(batch, path=path, times=times, clean=path[:, -1]))
 
     def draw(generator: torch.Generator) -> Batch:
         batch = made[int(torch.randint(len(made), (), generator=generator))]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.api.models import Student
+from fewstep.api.models import Student, network_device
 from fewstep.denoiser import Denoiser, Guided
 from fewstep.errors import FewstepError, nearest
 from fewstep.executor import sample
@@ -117,7 +117,7 @@ def _samples(
     if len(count) > 1:
         raise FewstepError("conditions differ in their number of rows", value=sorted(count), hint="One row each.")
     pairs = [(row, seed) for row in range(count.pop()) for seed in seeds]
-    parts = []
+    parts, device = [], network_device(target.network)
     for start in range(0, len(pairs), batch):
         some = pairs[start : start + batch]
         rows = torch.tensor([row for row, _ in some])
@@ -130,13 +130,8 @@ def _samples(
             guidance if guidance is not None else 1.0,
         )
         with torch.no_grad():
-            parts.append(sample(plan, network, seeds=[s for _, s in some], shape=shape, device=_device(target.network)))
+            parts.append(sample(plan, network, seeds=[s for _, s in some], shape=shape, device=device))
     return torch.cat(parts)
-
-
-def _device(network: Any) -> torch.device | str:
-    parameter = next(iter(network.parameters()), None) if isinstance(network, torch.nn.Module) else None
-    return "cpu" if parameter is None else parameter.device
 
 
 def _pictures(drawn: Tensor) -> list[Any]:

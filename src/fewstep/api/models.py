@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from fewstep.denoiser import Denoiser, fingerprint
+from fewstep.denoiser import Backbone, Denoiser, fingerprint
 from fewstep.errors import FewstepError
 from fewstep.files import check_free, read_json, read_tensors, user_path, write_folder, write_json, write_tensors
 from fewstep.pipelines import attach as attach
 from fewstep.pipelines import exchanged, load_pipeline, save_pipeline
 from fewstep.plan import Identity, Plan
 from fewstep.shown import html_table
+from fewstep.transition import jump_end
 
 WEIGHTS, PLAN, ABOUT = "network.safetensors", "plan.json", "student.json"
 
@@ -51,9 +53,8 @@ class Student:
     def __call__(self, x: Tensor, time: Tensor, **condition: Any) -> Tensor:
         """The network's raw output (B, ...) in one of its steps, at network time () or (B,)."""
         if self.jumps:
-            start = min(self.jumps, key=lambda known: abs(known - float(time.flatten()[0])))
-            condition["target_time"] = time.new_full((len(x),), self.jumps[start])
             time = time.expand(len(x))
+            condition["target_time"] = jump_end(list(self.jumps.items()), time).to(time)
         return self.network(x, time, **condition)
 
 
@@ -134,6 +135,13 @@ def _save_student(student: Student, plan: Plan, folder: str | Path, overwrite: b
 
     write_folder(user_path(folder), fill, over="ours" if overwrite else "nothing")
     return user_path(folder)
+
+
+def network_device(network: Any) -> torch.device:
+    """Where a network lies; the CPU, if it has no weights."""
+    module = network.model if isinstance(network, Backbone) else network
+    parameter = next(module.parameters(), None) if isinstance(module, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def identity(network: nn.Module) -> Identity:

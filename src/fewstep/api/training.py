@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fewstep.api.batches import Batches, Rows, batches_of, with_trajectories
-from fewstep.api.models import Student, identity
+from fewstep.api.models import Student, identity, network_device
 from fewstep.api.open_pipelines import frozen, job
 from fewstep.denoiser import Backbone, Denoiser
 from fewstep.distillation.core import Batch
@@ -100,7 +100,7 @@ def distill(
         named = None if isinstance(conditions, str) else conditions
         source = None if isinstance(data, str) and data == "teacher" else data
         batches = batches_of(
-            source, size=batch, shape=shape, conditions=named, negative=negative, device=_place(teacher)
+            source, size=batch, shape=shape, conditions=named, negative=negative, device=network_device(teacher.network)
         )
         made = _method(method, teacher, steps, guidance, dict(options or {}), batches, train_steps)
         loop = {"learning_rate": learning_rate} if learning_rate else {}
@@ -151,10 +151,6 @@ def _module(teacher: Denoiser) -> nn.Module:
     return network.model if isinstance(network, Backbone) else network
 
 
-def _place(teacher: Denoiser) -> torch.device:
-    return next(_module(teacher).parameters()).device
-
-
 def _method(
     method: str | Callable[..., Method],
     teacher: Denoiser,
@@ -194,7 +190,7 @@ def _middle(network: nn.Module) -> str:
 @torch.no_grad()
 def _channels(teacher: Denoiser, modules: Sequence[str], batch: Batch) -> dict[str, int]:
     """Channels of what these modules put out, by one call on noise."""
-    x = torch.zeros(batch.size, *batch.shape, device=_place(teacher))
+    x = torch.zeros(batch.size, *batch.shape, device=network_device(teacher.network))
     time = torch.full((batch.size,), 0.5 * teacher.process.noisiest, dtype=torch.float64)
     with watch(teacher, modules) as seen:
         teacher.raw(x, time, batch.condition)
@@ -203,7 +199,7 @@ def _channels(teacher: Denoiser, modules: Sequence[str], batch: Batch) -> dict[s
 
 def _config(method: Method, teacher: Denoiser, given: Mapping[str, Any]) -> StageConfig:
     """The settings of the loop: the method's own, changed by what was given."""
-    device = "cuda" if _place(teacher).type == "cuda" else "cpu"
+    device = "cuda" if network_device(teacher.network).type == "cuda" else "cpu"
     try:
         config = StageConfig(**{**defaults(method.settings), "device": device, **given})
     except ValidationError as error:
@@ -228,7 +224,7 @@ def _train(
     base, process = _module(teacher), teacher.process
     if "store" in method.needs:
         batches = with_trajectories(
-            batches, teacher, count=512, states=16, between=4, seed=3_000_003 + config.seed, device=_place(teacher)
+            batches, teacher, count=512, states=16, between=4, seed=3_000_003 + config.seed, device=network_device(base)
         )
     if student is None and method.two_times and takes_target_time(base):
         student = copy.deepcopy(base)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
 from fewstep.registration import component
+from fewstep.transition import jump_end
 
 
 @component
@@ -109,9 +110,7 @@ class TwoTimes(ModelMixin, ConfigMixin):
     def _end(self, time: Tensor) -> Tensor:
         if not self.config.jumps:
             raise FewstepError("this student's jumps are not known yet", hint="Give target_time, or call finish().")
-        table = torch.tensor(self.config.jumps, dtype=torch.float64, device=time.device)
-        nearest = (table[:, :1] - time.reshape(1, -1).double()).abs().argmin(0)
-        return table[nearest, 1].reshape(time.shape).to(torch.float32)
+        return jump_end(self.config.jumps, time)
 
 
 __all__ = ["ModelMixin", "TwoTimes"]  # diffusers looks up ModelMixin here to learn how to load

@@ -7,7 +7,7 @@ last blocks of some one-step networks, everything else rounds to zero, whatever 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -61,14 +61,15 @@ def wide_layers(
     `input_errors` for their values."""
     truth = replay(model, calls)
 
-    def left(rounded: Sequence[str]) -> float:
+    modules = dict(model.named_modules())
+
+    def left(rounded: Iterable[str]) -> float:
         with ExitStack() as stack:
-            for name, module in model.named_modules():
-                if name in rounded:
-                    stack.callback(module.register_forward_pre_hook(_rounding(schemes[name])).remove)
+            for name in rounded:
+                stack.callback(modules[name].register_forward_pre_hook(_rounding(schemes[name])).remove)
             return sqnr(truth, replay(model, calls))
 
-    if left(list(schemes)) >= least:
+    if left(schemes) >= least:
         return {}
     errors = input_errors(model, schemes, calls)
     order = sorted(errors, key=lambda name: errors[name][0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import Process, RectifiedFlow
 from fewstep.testing.fit import fitted
 from fewstep.testing.mixture import Mixture
-from fewstep.transition import ddim_path
+from fewstep.transition import coarse_path
 
 
 def ring(modes: int = 8, radius: float = 2.0, std: float = 0.1) -> Mixture:
@@ -160,11 +159,8 @@ class StoredToy(Toy):
     @cached_property
     def trajectories(self) -> tuple[Tensor, Tensor]:
         """States (count, points + 1, D) of the teacher's flow by fine steps, and their times (points + 1,)."""
-        teacher, last = self.teacher(), self.points * self.between
-        times = torch.linspace(self.process.noisiest, 0, last + 1, dtype=torch.float64)
         x = torch.randn(self.count, self.mixture.dimension, generator=torch.Generator().manual_seed(99))
-        states = itertools.islice(ddim_path(self.process, teacher, x, times), 0, None, self.between)
-        return torch.stack(list(states), 1), times[:: self.between]
+        return coarse_path(self.process, self.teacher(), x, self.points, self.between)
 
 
 @lru_cache(maxsize=16)
