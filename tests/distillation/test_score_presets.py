@@ -22,10 +22,12 @@ NAMES = [
     "diff_instruct",
     "dmd",
     "dmd2",
+    "drifting",
     "f_distill",
     "flash_dmd",
     "ladd",
     "mmd_ddm",
+    "rcm",
     "sid",
     "sid_few_step",
     "sim",
@@ -87,6 +89,7 @@ def one_step_of(name, **options):
         ("sid_few_step", {"steps": 1}, (1, 1, 1), 1),
         ("tdm", {"steps": 1}, (1, 2, 1), 1),
         ("mmd_ddm", {"steps": 5}, (5, 0, 0), 0),
+        ("drifting", {}, (1, 0, 0), 0),
     ],
 )
 def test_passes_of_a_step(name, options, student, critic):
@@ -143,6 +146,8 @@ RUNS = [
     ("tdm", TWO, 400, False, 30),
     ("ladd", {"steps": 2, "source": samples, "penalty": 1.0}, 600, False, 80),
     ("mmd_ddm", {"steps": 2, "kernel": "radial"}, 300, False, 30),
+    ("drifting", {}, 300, False, 40),
+    ("rcm", {**TWO, "consistency": 1.0, "floor": 0.1}, 300, False, 40),
 ]
 """Name, options, training steps, whether Adam goes without momentum, and the distance expected at most (the runs that
 set these bounds came to half of them). Where the critic follows close behind, momentum makes the student overshoot."""

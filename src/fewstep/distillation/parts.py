@@ -15,6 +15,7 @@ from fewstep.distillation.distances import (
     squared,
     squared_error,
 )
+from fewstep.distillation.drifting import drifting_loss
 from fewstep.distillation.flow_map.continuous import eulerian_residual, eulerian_target, lagrangian_target
 from fewstep.distillation.flow_map.directions import (
     VelocitySource,
