@@ -2,17 +2,20 @@
 # make test   what CI runs: formatting, types, layers, tests
 # make test-thorough   what it leaves out: every distillation method trained on a mixture
 # make claims   what papers of distillation claim, asked of 8x8 digits: every arm that is not in results/ yet, for hours
+# make gpu    what needs an accelerator (benchmarks/gpu.yaml), part by part, the most important first; GPU_FLAGS=... is
+#             passed on: "--cifar FILE", "layers generation", "--device cpu --size toy"
 # make docs   these pages as a site: build/docs/index.html (`.venv/bin/mkdocs serve` has the search too)
 # All set up .venv on a fresh machine; a second call goes straight to work. PYTHON=... chooses the interpreter,
 # PIP_FLAGS=... is passed to pip install (another index, a local wheel folder).
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-thorough docs lint style format claims clean
+.PHONY: demo test test-thorough docs lint style format claims gpu clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?=
+GPU_FLAGS ?=
 CANDIDATES := $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python3.10 python
 # One worker a core, one thread a worker (tests/conftest.py); at most eight, for each holds torch in memory.
 WORKERS := --numprocesses auto --maxprocesses 8 --dist worksteal
@@ -38,6 +41,9 @@ docs: $(VENV)/.installed-docs
 claims: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python benchmarks/distillation_claims.py
 	$(BIN)/python docs/make_pages.py
+
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/gpu.py $(GPU_FLAGS)
 
 lint: style
 	$(BIN)/mypy

@@ -3,9 +3,9 @@
     python benchmarks/distillation_true_size.py --models sdxl pixart wan --methods dmd2 lcm tdm
     python benchmarks/distillation_true_size.py --tiny          # the same code on small networks, on a CPU
 
-Configurations are those of SDXL, PixArt-alpha 1024 and Wan 2.1 1.3B, weights and conditions random. Adapters of rank 64
-on one base in bfloat16, and all weights where a method's student takes two times (moments in 8 bits); activations are
-recomputed. A method that does not fit is told so in its row, and the next one begins.
+Configurations are those of SD 1.5, SDXL, PixArt-alpha 1024, Wan 2.1 1.3B and FLUX.1 schnell, weights and conditions
+random. Adapters of rank 64 on one base in bfloat16, and all weights where a method's student takes two times (moments
+in 8 bits); activations are recomputed. A method that does not fit is told so in its row, and the next one begins.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import gc
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +46,10 @@ STATES = 20
 
 @dataclass(frozen=True)
 class Subject:
-    """A family: its network in two sizes, what the network is told, the shape of a state, its noise."""
+    """A family: its network in two sizes, what the network is told, the shape of a state, its noise.
+
+    fixed: what it is told whatever the condition is. time_scale: what its pipeline multiplies times by.
+    """
 
     make: Callable[[bool], nn.Module]
     told: Callable[[bool], dict[str, tuple[int, ...]]]
@@ -54,6 +57,20 @@ class Subject:
     process: Process
     prediction: str
     role: str = "transformer"
+    fixed: Callable[[bool], dict[str, torch.Tensor]] = field(default=lambda tiny: {})
+    time_scale: float = 1.0
+
+
+def sd15(tiny: bool) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    size: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}
+    if tiny:
+        size = {
+            "sample_size": 8, "block_out_channels": (16, 16, 32, 32), "cross_attention_dim": 16, "norm_num_groups": 8,
+            "attention_head_dim": 2, "layers_per_block": 1,
+        }  # fmt: skip
+    return UNet2DConditionModel(**size)
 
 
 def sdxl(tiny: bool) -> nn.Module:
@@ -97,7 +114,31 @@ def wan(tiny: bool) -> nn.Module:
     )  # fmt: skip
 
 
+def flux(tiny: bool) -> nn.Module:
+    from diffusers import FluxTransformer2DModel
+
+    small: dict[str, Any] = {
+        "in_channels": 4, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
+        "joint_attention_dim": 16, "pooled_projection_dim": 16, "axes_dims_rope": (4, 4, 8),
+    }  # fmt: skip
+    return FluxTransformer2DModel(guidance_embeds=False, **(small if tiny else {}))
+
+
+def places(tiny: bool) -> dict[str, torch.Tensor]:
+    """Where the tokens of FLUX lie: those of the text at the origin, those of the picture on a square."""
+    side, text = (4, 8) if tiny else (64, 512)
+    rows = torch.arange(side).float()
+    square = torch.stack([torch.zeros(side, side), rows[:, None].expand(side, side), rows.expand(side, side)], -1)
+    return {"txt_ids": torch.zeros(text, 3), "img_ids": square.view(-1, 3)}
+
+
 MODELS = {
+    "sd15": Subject(
+        sd15,
+        lambda tiny: {"encoder_hidden_states": (77, 16 if tiny else 768)},
+        lambda tiny: (4, 8, 8) if tiny else (4, 64, 64),
+        VPDiscrete.from_betas(), "epsilon", "unet",
+    ),
     "sdxl": Subject(
         sdxl,
         lambda tiny: {
@@ -122,18 +163,40 @@ MODELS = {
         lambda tiny: (16, 2, 8, 8) if tiny else (16, 21, 60, 104),
         RectifiedFlow(shift=3.0), "velocity",
     ),
+    "flux": Subject(
+        flux,
+        lambda tiny: {
+            "encoder_hidden_states": (8 if tiny else 512, 16 if tiny else 4096),
+            "pooled_projections": (16 if tiny else 768,),
+        },
+        lambda tiny: (16, 4) if tiny else (4096, 64),
+        RectifiedFlow(), "velocity", fixed=places, time_scale=1e-3,
+    ),
 }  # fmt: skip
 
 
-def encoded(subject: Subject, tiny: bool, device: torch.device) -> EncodedConditions:
-    """Random conditions, and one to guide away from."""
+def made(subject: Subject, tiny: bool, device: torch.device, width: torch.dtype) -> nn.Module:
+    """The network with random weights of this type, made where it is to be: one of FLUX has 12e9."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(width)
+    try:
+        with device:
+            return subject.make(tiny).to(device, width).requires_grad_(False).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def encoded(subject: Subject, tiny: bool, device: torch.device, width: torch.dtype) -> EncodedConditions:
+    """Random conditions of this type, and one to guide away from."""
     generator = torch.Generator().manual_seed(0)
 
     def rows(count: int) -> dict[str, torch.Tensor]:
         told = subject.told(tiny)
-        return {name: torch.randn(count, *shape, generator=generator).to(device) for name, shape in told.items()}
+        return {name: torch.randn(count, *shape, generator=generator).to(device, width) for name, shape in told.items()}
 
-    return EncodedConditions(8, rows(8), rows(1), {}, subject.shape(tiny))
+    fixed = {name: value.to(device) for name, value in subject.fixed(tiny).items()}
+    return EncodedConditions(8, rows(8), rows(1), fixed, subject.shape(tiny), subject.time_scale)
 
 
 def batches(
@@ -166,41 +229,39 @@ def options(name: str, network: nn.Module, given: EncodedConditions, process: Pr
 def measure(name: str, kind: str, steps: int, size: int, tiny: bool, device: torch.device) -> dict[str, Any]:
     """Seconds per update (the first left out) and the peak of the device's memory."""
     subject = MODELS[kind]
-    torch.manual_seed(0)
     width = torch.float32 if tiny else torch.bfloat16
-    network = subject.make(tiny).to(device, width).requires_grad_(False)
-    given = encoded(subject, tiny, device)
-    given = replace(given, tensors={n: t.to(width) for n, t in given.tensors.items()},
-                    negative={n: t.to(width) for n, t in (given.negative or {}).items()})  # fmt: skip
-    made = method(name, subject.process, **options(name, network, given, subject.process))
+    network, given = made(subject, tiny, device, width), encoded(subject, tiny, device, width)
+    chosen = method(name, subject.process, **options(name, network, given, subject.process))
     settings = DistillTraining(
-        lora=0 if made.two_times else (2 if tiny else 64), gradient_checkpointing=not made.two_times
+        lora=0 if chosen.two_times else (2 if tiny else 64), gradient_checkpointing=not chosen.two_times
     )
     pipe = SimpleNamespace(components={}, **{subject.role: network})
     prediction, stream = Prediction(subject.prediction), batches(given, subject, size, device)
-    engine = engine_of(pipe, made, subject.process, prediction, given, stream, settings)
-    own = {**defaults(made.settings), "optimizer": "adamw8bit" if made.two_times and not tiny else "adamw"}
+    engine = engine_of(pipe, chosen, subject.process, prediction, given, stream, settings)
+    own = {**defaults(chosen.settings), "optimizer": "adamw8bit" if chosen.two_times and not tiny else "adamw"}
     config = StageConfig(**{**own, "steps": steps + 1, "batch": size, "device": device.type})
-    marks: list[float] = []
+    done, marks = [], []
 
     def after(step: int) -> None:
         engine.after(step)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        marks.append(time.perf_counter())
+        done.append(step)
+        if len(done) in (1, steps + 1):  # nothing waits for the device in between
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            marks.append(time.perf_counter())
 
     stage = replace(stage_of(engine, config, lambda folder: None), after=after)
     progress = fit(stage, config, None, accelerator_for(config), quiet=True)
     released(engine)
     return {
-        "student": "all weights" if made.two_times else f"LoRA {settings.lora}", "batch": size, "steps": steps,
+        "student": "all weights" if chosen.two_times else f"LoRA {settings.lora}", "batch": size, "steps": steps,
         "parameters": sum(p.numel() for p in network.parameters()), "loss": progress.history[-1]["loss"],
         "seconds_per_step": (marks[-1] - marks[0]) / steps,
         "bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
     }  # fmt: skip
 
 
-def attempt(name: str, kind: str, given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def attempt(name: str, kind: str, steps: int, size: int, tiny: bool, device: torch.device) -> dict[str, Any]:
     """A row; why, where the method cannot be run."""
     if device.type == "cuda":
         gc.collect()
@@ -208,7 +269,7 @@ def attempt(name: str, kind: str, given: argparse.Namespace, device: torch.devic
         torch.cuda.reset_peak_memory_stats()
     row = {"model": kind, "method": name}
     try:
-        return {**row, **measure(name, kind, given.steps, given.batch, given.tiny, device)}
+        return {**row, **measure(name, kind, steps, size, tiny, device)}
     except (FewstepError, torch.OutOfMemoryError) as error:
         return {**row, "why": str(error).partition("\n")[0]}
 
@@ -228,7 +289,7 @@ def main() -> None:
     rows = []
     for kind in given.models:
         for name in given.methods:
-            rows.append(attempt(name, kind, given, device))
+            rows.append(attempt(name, kind, given.steps, given.batch, given.tiny, device))
             print(json.dumps(rows[-1]), flush=True)
             write_json(given.output, {"environment": environment(), "tiny": given.tiny, "rows": rows})
 

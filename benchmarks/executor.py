@@ -15,6 +15,7 @@ from typing import Any
 
 import diffusers
 import torch
+from clock import in_turn
 
 from fewstep.errors import FewstepError
 from fewstep.executor import sample
@@ -76,16 +77,8 @@ def loops(name: str, device: str) -> tuple[int, dict[str, Callable[[], torch.Ten
 def overhead(name: str, rounds: int, device: str) -> dict[str, Any]:
     """Microseconds per evaluation of the three loops, and how they compare."""
     evaluations, ways = loops(name, device)
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(rounds + 3):
-        for way, run in ways.items():
-            before = time.perf_counter()
-            run()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if turn >= 3:
-                seconds[way].append(time.perf_counter() - before)
-    micro = {way: round(1e6 * statistics.median(values) / evaluations, 1) for way, values in seconds.items()}
+    times = in_turn(ways, rounds, device)
+    micro = {way: round(1e3 * statistics.median(taken) / evaluations, 1) for way, taken in times.items()}
     return {
         "microseconds_per_evaluation": micro,
         "diffusers_over_executor": round(micro["diffusers"] / micro["executor"], 2),

@@ -14,12 +14,12 @@ import argparse
 import copy
 import json
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from clock import Call, in_turn
 from torch import Tensor, nn
 
 from fewstep.cli.doctor import processor_flags
@@ -29,20 +29,9 @@ from fewstep.quant.report import resident_bytes
 from fewstep.runs.environment import environment
 
 
-def best_ms(calls: Sequence[Callable[[], Any]], rounds: int = 9) -> list[float]:
-    """Milliseconds of the fastest run of each call, the calls taken in turn."""
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
-    best = [float("inf")] * len(calls)
-    with torch.no_grad():
-        for turn in range(rounds + 1):
-            for index, call in enumerate(calls):
-                wait()
-                start = time.perf_counter()
-                call()
-                wait()
-                if turn:  # the first turn warms up
-                    best[index] = min(best[index], 1e3 * (time.perf_counter() - start))
-    return best
+def best_ms(calls: Mapping[str, Call], rounds: int, device: str) -> dict[str, float]:
+    """Milliseconds of the fastest run of each call."""
+    return {name: min(taken) for name, taken in in_turn(calls, rounds, device, warm_up=1).items()}
 
 
 def build_unet() -> nn.Module:
@@ -59,36 +48,80 @@ def unet_rows(batch: int, device: str) -> list[dict[str, Any]]:
     """One network evaluation per scheme."""
     torch.manual_seed(1)
     x, prompt = torch.randn(batch, 4, 8, 8, device=device), torch.randn(batch, 24, 128, device=device)
-    schemes = (None, "w8a16", "w8a8", "w4a16", "w4a8", "w4a8row", "w3a8", "w2a8")
-    models = [build_unet().to(device) for _ in schemes]
-    for model, scheme in zip(models, schemes, strict=True):
-        if scheme:
-            quantize(model, scheme)
-    times = best_ms([lambda model=model: model(x, 10, prompt).sample for model in models])
-    return [
-        {"scheme": scheme or "float32", "ms": ms, "resident_bytes": resident_bytes(model)}
-        for scheme, ms, model in zip(schemes, times, models, strict=True)
-    ]
+    schemes = ("float32", "w8a16", "w8a8", "w4a16", "w4a8", "w4a8row", "w3a8", "w2a8")
+    models = {scheme: build_unet().to(device) for scheme in schemes}
+    for scheme in schemes[1:]:
+        quantize(models[scheme], scheme)
+    calls: dict[str, Call] = {n: (lambda model=model: model(x, 10, prompt).sample) for n, model in models.items()}
+    times = best_ms(calls, 9, device)
+    return [{"scheme": n, "ms": times[n], "resident_bytes": resident_bytes(models[n])} for n in schemes]
 
 
-LINEAR = {  # tokens, inputs, outputs
-    "attention 64x64": (4096, 320, 320),
-    "feed-forward in 64x64": (4096, 320, 2560),
-    "feed-forward out 64x64": (4096, 1280, 320),
-    "attention 32x32": (1024, 640, 640),
-    "feed-forward in 32x32": (1024, 640, 5120),
-    "attention 16x16": (256, 1280, 1280),
-    "text keys": (77, 768, 1280),
+Shape = tuple[int, ...]
+"""Linear: tokens, inputs, outputs. Conv2d: height and width, inputs, outputs, kernel."""
+SHAPES: dict[str, dict[str, dict[str, Shape]]] = {
+    "sd15": {  # 512 x 512
+        "Linear": {
+            "attention 64x64": (4096, 320, 320),
+            "feed-forward in 64x64": (4096, 320, 2560),
+            "feed-forward out 64x64": (4096, 1280, 320),
+            "attention 32x32": (1024, 640, 640),
+            "feed-forward in 32x32": (1024, 640, 5120),
+            "attention 16x16": (256, 1280, 1280),
+            "text keys": (77, 768, 1280),
+        },
+        "Conv2d": {
+            "block 64x64": (64, 320, 320, 3),
+            "block 32x32": (32, 640, 640, 3),
+            "block 16x16": (16, 1280, 1280, 3),
+            "block 8x8": (8, 1280, 1280, 3),
+            "shortcut 32x32": (32, 1280, 640, 1),
+        },
+    },
+    "sdxl": {  # 1024 x 1024
+        "Linear": {
+            "attention 64x64": (4096, 640, 640),
+            "feed-forward in 64x64": (4096, 640, 5120),
+            "feed-forward out 64x64": (4096, 2560, 640),
+            "attention 32x32": (1024, 1280, 1280),
+            "feed-forward in 32x32": (1024, 1280, 10240),
+            "feed-forward out 32x32": (1024, 5120, 1280),
+            "text keys": (77, 2048, 1280),
+        },
+        "Conv2d": {
+            "block 128x128": (128, 320, 320, 3),
+            "block 64x64": (64, 640, 640, 3),
+            "block 32x32": (32, 1280, 1280, 3),
+            "up block 32x32": (32, 2560, 1280, 3),
+            "shortcut 64x64": (64, 1920, 640, 1),
+        },
+    },
+    "flux": {  # 1024 x 1024: 4096 tokens of the picture, 512 of the text
+        "Linear": {
+            "attention, picture": (4096, 3072, 3072),
+            "attention, text": (512, 3072, 3072),
+            "feed-forward in": (4096, 3072, 12288),
+            "feed-forward out": (4096, 12288, 3072),
+            "single block in": (4608, 3072, 12288),
+            "single block out": (4608, 15360, 3072),
+            "modulation": (1, 3072, 18432),
+        },
+    },
 }
-CONVOLUTIONS = {  # height and width, inputs, outputs, kernel
-    "block 64x64": (64, 320, 320, 3),
-    "block 32x32": (32, 640, 640, 3),
-    "block 16x16": (16, 1280, 1280, 3),
-    "block 8x8": (8, 1280, 1280, 3),
-    "shortcut 32x32": (32, 1280, 640, 1),
-}
+
+
+def layer_of(kind: str, shape: Shape, device: str) -> tuple[nn.Module, Tensor]:
+    """A float32 layer of this shape, and an input."""
+    torch.manual_seed(0)
+    if kind == "Linear":
+        tokens, inputs, outputs = shape
+        return nn.Linear(inputs, outputs).to(device), torch.randn(1, tokens, inputs).to(device)
+    size, inputs, outputs, kernel = shape
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+    return layer.to(device), torch.randn(1, inputs, size, size).to(device)
+
+
 OURS = ("w8a8", "w4a8row", "w4a8", "w4a16")
-Call = Callable[[], Any]
 
 
 def variants(layer: nn.Module, x: Tensor) -> dict[str, Call]:
@@ -126,20 +159,11 @@ def torchao(layer: nn.Module) -> nn.Module:
 
 
 def layer_rows(device: str, rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds of every shape in every arithmetic."""
+    """Milliseconds of every shape of Stable Diffusion 1.5 in every arithmetic."""
     rows = []
-    for kind, shapes in (("Linear", LINEAR), ("Conv2d", CONVOLUTIONS)):
+    for kind, shapes in SHAPES["sd15"].items():
         for name, shape in shapes.items():
-            torch.manual_seed(0)
-            if kind == "Linear":
-                tokens, inputs, outputs = shape
-                layer, x = nn.Linear(inputs, outputs), torch.randn(1, tokens, inputs)
-            else:
-                size, inputs, outputs, kernel = shape
-                layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)  # type: ignore[assignment]
-                x = torch.randn(1, inputs, size, size)
-            calls = variants(layer.to(device), x.to(device))
-            times = dict(zip(calls, best_ms(list(calls.values()), rounds), strict=True))
+            times = best_ms(variants(*layer_of(kind, shape, device)), rounds, device)
             rows.append({"kind": kind, "name": name, "shape": shape, "ms": times})
             print(json.dumps(rows[-1]), flush=True)
     return rows

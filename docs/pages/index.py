@@ -9,8 +9,8 @@ from pages.claim_blocks import counted
 from pages.formats import DOCS, RESULTS, command, listed, results, words
 
 PAGES = {
-    "convergence": "dpm-solver", "distillation-": "distillation", "latents": "svg", "one-more-step": "oms",
-    "q-sched": "q-sched", "quant": "quantization", "search-": "q-sched", "usf": "usf-s3",
+    "convergence": "dpm-solver", "distillation-": "distillation", "gpu-": "quantization", "latents": "svg",
+    "one-more-step": "oms", "q-sched": "q-sched", "quant": "quantization", "search-": "q-sched", "usf": "usf-s3",
 }  # fmt: skip
 """Pages that results with this beginning are on, where the names differ."""
 

@@ -14,6 +14,8 @@ import typer
 
 from fewstep.cli.shell import RUN, console, examples, suggest
 
+CHECKOUT, QUEUE = Path(__file__).parents[3], Path("benchmarks/gpu.yaml")
+"""Where the package lies in a checkout, and in it what needs an accelerator."""
 TESTED = {"torch": "2.6", "diffusers": "0.42", "transformers": "4.50", "accelerate": "1.0", "torchao": "0.15"}
 """Oldest versions that fewstep supports."""
 FLAGS = {
@@ -44,7 +46,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everythin
     from rich.table import Table
 
     out = console()
-    for title in ("versions", "machine", "kernels"):
+    for title in (key for key in found if key != "warnings"):
         table = Table("", "", box=box.SIMPLE, title=title, title_justify="left", title_style="bold", show_header=False)
         for name, value in found[title].items():
             table.add_row(name, escape("missing" if value is None else str(value)))
@@ -75,7 +77,8 @@ def examine() -> dict[str, Any]:
         "free disk": f"{free:.1f} GB",
     }
     found = warnings(versions, machine, free)
-    return {"versions": versions, "machine": machine, "kernels": kernels(device), "warnings": found}
+    measured = {"make gpu": accelerator(CHECKOUT)} if (CHECKOUT / QUEUE).exists() else {}
+    return {"versions": versions, "machine": machine, "kernels": kernels(device), **measured, "warnings": found}
 
 
 def kernels(device: str) -> dict[str, str]:
@@ -90,6 +93,25 @@ def kernels(device: str) -> dict[str, str]:
             reason = kernel_reason("auto", scheme, linear=linear, on_cuda=on_cuda)
             kernel = describe(scheme, "auto", linear=linear, on_cuda=on_cuda)
             found[f"{name} {kind}"] = f"{kernel}: {reason}" if reason else kernel
+    return found
+
+
+def accelerator(checkout: Path) -> dict[str, str]:
+    """How far each piece of the queue that needs an accelerator has been measured, and on what."""
+    import yaml
+
+    from fewstep.files import read_json, read_text
+
+    found = {}
+    for piece in yaml.safe_load(read_text(checkout / QUEUE)):
+        place = checkout / "results" / f"gpu-{piece['name']}.json"
+        told = "not measured yet"
+        if place.exists():
+            result = read_json(place)
+            rows = [row for row in result["rows"].values() if not isinstance(row.get("why"), str)]
+            total, devices = len(result["rows"]) + len(result["open"]), sorted({row["device"] for row in rows})
+            told = f"{len(rows)} of {total} parts, {' and '.join(devices)}" if rows else f"none of {total} parts"
+        found[piece["name"]] = f"{told}: {piece['measures']}"
     return found
 
 
