@@ -65,15 +65,28 @@ def vjp(function: Function, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         FewstepError: the output carries no gradient (a network that runs under `no_grad`, or in integers).
     """
+    value, transposed = linearized(function, x)
+    return value, transposed(v)
+
+
+def linearized(function: Function, x: Tensor) -> tuple[Tensor, Function]:
+    """The value f(x), detached, and the function v -> J^T v at x: one evaluation serves any number of products.
+
+    Raises:
+        FewstepError: the output carries no gradient (a network that runs under `no_grad`, or in integers).
+    """
     with torch.enable_grad(), plain_attention():
         point = x.detach().requires_grad_()
         value = function(point)
+    if not value.requires_grad:
+        hint = "Remove torch.no_grad from the network, or use jvp with method='difference'."
+        raise FewstepError("the output has no gradient with respect to the state", hint=hint)
+
+    def transposed(v: Tensor) -> Tensor:
         _same_shape(value, v)
-        if not value.requires_grad:
-            hint = "Remove torch.no_grad from the network, or use jvp with method='difference'."
-            raise FewstepError("the output has no gradient with respect to the state", hint=hint)
-        (product,) = torch.autograd.grad(value, point, v.to(value))
-    return value.detach(), product
+        return torch.autograd.grad(value, point, v.to(value), retain_graph=True)[0]
+
+    return value.detach(), transposed
 
 
 def jacobian_trace(

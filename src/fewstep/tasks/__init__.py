@@ -1,0 +1,1 @@
+"""What people do with a plan besides drawing from noise."""

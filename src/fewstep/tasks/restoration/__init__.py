@@ -1,0 +1,36 @@
+"""Restoration: pictures in, pictures out. Operators, guidances for any plan, jumps."""
+
+from fewstep.tasks.restoration.guidance import GUIDANCES, Measurement, ddnm, ddrm, dps, pigdm, posterior
+from fewstep.tasks.restoration.jumps import with_jumps
+from fewstep.tasks.restoration.operators import (
+    LinearOperator,
+    bicubic_downsampling,
+    blur,
+    box_downsampling,
+    denoise,
+    grey,
+    inpainting,
+)
+from fewstep.tasks.restoration.scans import compressed_sensing, fourier_mask, radon, written_out
+
+__all__ = [
+    "GUIDANCES",
+    "LinearOperator",
+    "Measurement",
+    "bicubic_downsampling",
+    "blur",
+    "box_downsampling",
+    "compressed_sensing",
+    "ddnm",
+    "ddrm",
+    "denoise",
+    "dps",
+    "fourier_mask",
+    "grey",
+    "inpainting",
+    "pigdm",
+    "posterior",
+    "radon",
+    "with_jumps",
+    "written_out",
+]
