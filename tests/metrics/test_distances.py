@@ -213,3 +213,54 @@ def test_features_that_are_no_numbers_are_refused(use, bad):
     x[4, 1] = bad
     with pytest.raises(NonFiniteError):
         use(x, y)
+
+
+def test_kid_is_the_unbiased_mean_over_pairs():
+    torch.manual_seed(0)
+    x, y = torch.randn(5, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64) + 1
+
+    def k(a, b):
+        return float((a @ b / 3 + 1) ** 3)
+
+    inside = [[k(a, b) for i, a in enumerate(some) for j, b in enumerate(some) if i != j] for some in (x, y)]
+    across = [k(a, b) for a in x for b in y]
+    expected = sum(sum(part) / len(part) for part in inside) - 2 * sum(across) / len(across)
+    assert distances.kid(x, y) == pytest.approx(expected, rel=1e-12)
+
+
+class Flat(torch.nn.Module):
+    """Pictures as features: what torchmetrics takes in place of Inception."""
+
+    num_features = 12
+
+    def forward(self, images):
+        return images.flatten(1).double()
+
+
+@pytest.mark.extra("torchmetrics")
+def test_frechet_and_kid_are_those_of_torchmetrics_on_the_same_features():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    torch.manual_seed(0)
+    x, y = (torch.randint(0, 256, (60, 3, 2, 2), dtype=torch.uint8) // (1 + k) for k in range(2))
+    theirs = FrechetInceptionDistance(feature=Flat(), input_img_size=(3, 2, 2)).set_dtype(torch.float64)
+    kernel = KernelInceptionDistance(feature=Flat(), subsets=1, subset_size=60)
+    for metric in (theirs, kernel):
+        metric.update(x, real=True)
+        metric.update(y, real=False)
+    flat = [some.flatten(1).double() for some in (x, y)]
+    assert distances.frechet(*flat) == pytest.approx(float(theirs.compute()), rel=1e-6)
+    assert distances.kid(*flat) == pytest.approx(float(kernel.compute()[0]), rel=1e-6)
+
+
+@pytest.mark.extra("torch_fidelity")
+@pytest.mark.extra("torchvision")
+def test_frechet_is_that_of_torch_fidelity_on_the_same_features():
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+    torch.manual_seed(0)
+    x, y = torch.randn(200, 6, dtype=torch.float64), 1 + 2 * torch.randn(150, 6, dtype=torch.float64)
+    told = [{"mu": some.mean(0).numpy(), "sigma": some.T.cov().numpy()} for some in (x, y)]
+    found = fid_statistics_to_metric(*told, verbose=False)
+    assert distances.frechet(x, y) == pytest.approx(next(iter(found.values())), rel=1e-6)

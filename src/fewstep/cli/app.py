@@ -18,6 +18,7 @@ from fewstep.cli import (
     quantize,
     run,
     save,
+    score,
     search,
     train,
     tune,
@@ -65,5 +66,6 @@ save.add_to(app)
 diagnose.add_to(app)
 app.add_typer(plan.app, name="plan", rich_help_panel=LOOK)
 run.add_to(app)
+score.add_to(app)
 app.add_typer(bench.app, name="bench", rich_help_panel=RUN)
 doctor.add_to(app)

@@ -63,7 +63,7 @@ def from_npz(path: Path, size: int) -> CaptionedImages:
 
 def from_folder(path: Path, size: int, broken: Broken) -> CaptionedImages:
     """Pictures of a folder with their captions, resized to (size, size) (FewstepError if one cannot be read)."""
-    wanted = _captioned_files(path)
+    wanted = captioned_files(path)
     images, captions, left = [], [], []
     for file, caption in wanted.items():
         try:
@@ -81,7 +81,7 @@ def from_folder(path: Path, size: int, broken: Broken) -> CaptionedImages:
     return _stacked(images, captions)
 
 
-def _captioned_files(path: Path) -> dict[Path, str]:
+def captioned_files(path: Path) -> dict[Path, str]:
     """Pictures of a folder in the order of their table, else of their names, with their captions."""
     visible = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     files = [file for file in visible if file.suffix.lower() in ENDINGS]

@@ -49,6 +49,15 @@ def listed(folder: Path) -> dict[Path, str] | None:
     return found
 
 
+def column(folder: Path, name: str) -> dict[Path, Any]:
+    """What another column of the folder's table says of its pictures, where it says something."""
+    table = next((folder / file for file in TABLES if (folder / file).is_file()), None)
+    if table is None:
+        return {}
+    rows = (_lines if table.suffix == ".jsonl" else _rows)(table)
+    return {folder / row["file_name"]: row[name] for _, row in rows if row.get(name) not in (None, "")}
+
+
 def beside(file: Path) -> str:
     """The text in the `.txt` of the same name, else the file name with _ and - as spaces.
 

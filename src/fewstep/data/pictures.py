@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,24 @@ def read_picture(file: Path, size: int) -> np.ndarray:
     Raises:
         FewstepError: the file is broken, or of a kind whose white is not known.
     """
+    return _read(file, lambda picture: centre_square(picture, size))
+
+
+def read_whole(file: Path) -> np.ndarray:
+    """A picture file as it is, (height, width, 3) uint8.
+
+    Raises:
+        FewstepError: see `read_picture`.
+    """
+    return _read(file, np.asarray)
+
+
+def _read(file: Path, use: Callable[[Any], np.ndarray]) -> np.ndarray:
     from PIL import Image
 
     try:
         with Image.open(file) as picture:
-            return centre_square(rgb(picture), size)
+            return use(rgb(picture))
     except FewstepError as error:
         raise FewstepError(f"cannot use the picture {file}: {error.what}", hint=error.hint) from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for broken files

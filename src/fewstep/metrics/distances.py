@@ -61,6 +61,20 @@ def mmd2(x: Tensor, y: Tensor, kernel: RbfKernel) -> float:
     return float(_off_diagonal_mean(kernel(x, x)) + _off_diagonal_mean(kernel(y, y)) - 2 * kernel(x, y).mean())
 
 
+def kid(x: Tensor, y: Tensor) -> float:
+    """Kernel distance (arXiv 1801.01401): the unbiased squared MMD with (a.b / d + 1)^3, over all rows at once.
+
+    Packages average it over random subsets; with one subset of all rows they give this number.
+    """
+    _need(x, y, at_least=2)
+    x, y = x.double(), y.double()
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    return float(_off_diagonal_mean(kernel(x, x)) + _off_diagonal_mean(kernel(y, y)) - 2 * kernel(x, y).mean())
+
+
 def mean_similarity(y: Tensor, kernel: RbfKernel) -> float:
     """Mean kernel value of two different rows of y (m, d)."""
     return float(_off_diagonal_mean(kernel(y, y)))

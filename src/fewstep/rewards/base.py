@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from fewstep.clip import Clip
 from fewstep.errors import FewstepError
 from fewstep.images import check_range
 from fewstep.registry import SpecRegistry
+from fewstep.weights import fingerprint
 
 
 @runtime_checkable
@@ -37,11 +39,15 @@ REWARDS: SpecRegistry[Reward] = SpecRegistry("reward", "fewstep.rewards", packag
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """A reward that is a function (images (B, 3, H, W) in [0, 1], their B prompts) -> (B,)."""
+    """A reward that is a function (images (B, 3, H, W) in [0, 1], their B prompts) -> (B,).
+
+    facts: what its numbers depend on, as plain values: weights, resizing, packages; stored beside them.
+    """
 
     name: str
     function: Callable[[Tensor, Sequence[str]], Tensor]
     differentiable: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """What the function says.
@@ -55,6 +61,15 @@ class RewardFunction:
             hint = "Return a tensor of shape (B,), higher is better."
             raise FewstepError(f"the reward {self.name!r} must give one number per image", value=found, hint=hint)
         return scores
+
+
+def facts_of_clip(clip: Clip, source: str) -> dict[str, Any]:
+    """Where a CLIP came from, which weights it has, and how it resizes and normalises."""
+    revision = getattr(clip.model.config, "_commit_hash", None)
+    return {
+        "source": source, "revision": revision, "weights": fingerprint(clip.model),
+        "preprocessing": {**asdict(clip.preprocessing), "resize": "bicubic, antialiased, float"},
+    }  # fmt: skip
 
 
 @REWARDS.register("given")

@@ -9,8 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from fewstep.clip import Clip, load_clip
-from fewstep.registry import need_argument
-from fewstep.rewards.base import REWARDS, Reward, RewardFunction
+from fewstep.rewards.base import REWARDS, Reward, RewardFunction, facts_of_clip
+
+OPENAI = "openai/clip-vit-large-patch14"
+PICKSCORE, PICKSCORE_PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+"""The published weights, and where their tokenizer and image settings lie."""
 
 
 def cosine(clip: Clip, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -24,6 +27,23 @@ def cosine(clip: Clip, images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 @REWARDS.register("clip")
 def clip_alignment(argument: str) -> Reward:
-    """`clip:FOLDER_OR_ID`; the folder must hold a tokenizer too."""
-    clip = load_clip(need_argument("clip", argument, "FOLDER_OR_ID"))
-    return RewardFunction(f"clip-{Path(argument).name}", partial(cosine, clip), differentiable=True)
+    """`clip` of OpenAI (ViT-L/14), or `clip:FOLDER_OR_ID`; the folder must hold a tokenizer too."""
+    source = argument or OPENAI
+    clip = load_clip(source)
+    facts = facts_of_clip(clip, source)
+    return RewardFunction(f"clip-{Path(source).name}", partial(cosine, clip), differentiable=True, facts=facts)
+
+
+def preference(clip: Clip, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """The cosine (B,) times the temperature that the model has learned, as PickScore's authors print it: about 20."""
+    return clip.model.logit_scale.exp() * cosine(clip, images, prompts)
+
+
+@REWARDS.register("pickscore")
+def pickscore(argument: str) -> Reward:
+    """`pickscore` (arXiv 2305.01569), or `pickscore:FOLDER_OR_ID` of another model of CLIP's form and its tokenizer."""
+    source = argument or PICKSCORE
+    clip = load_clip(source, None if argument else PICKSCORE_PROCESSOR)
+    name = f"pickscore-{Path(argument).name}" if argument else "pickscore"
+    facts = {**facts_of_clip(clip, source), "scale": float(clip.model.logit_scale.exp())}
+    return RewardFunction(name, partial(preference, clip), differentiable=True, facts=facts)
