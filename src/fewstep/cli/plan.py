@@ -85,6 +85,36 @@ def export(
 
 
 @app.command(
+    epilog=examples(
+        "fewstep plan comfyui plan.json sampler.json",
+        "fewstep plan comfyui ./scheduler sampler.json --steps 4",
+    ),
+)
+def comfyui(
+    plan: Annotated[Path, typer.Argument(help="A plan file, a scheduler folder, or a pipeline folder.")],
+    file: Annotated[Path, typer.Argument(help="JSON to write: nodes of a workflow in ComfyUI's API format.")],
+    steps: Annotated[int | None, typer.Option(help="Steps, for a scheduler that has no plan of its own.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the sigmas of a plan, and the name of ComfyUI's sampler that does the same, where there is one."""
+    from fewstep.files import check_free, write_json
+    from fewstep.pipelines.comfyui import comfyui_nodes, other_times
+
+    check_free(file, overwrite)
+    found = read(plan, steps)
+    nodes = comfyui_nodes(found)
+    write_json(file, nodes, over="ours" if overwrite else "nothing")
+    out = console()
+    out.print(f"Wrote {file}", markup=False, style="bold green")
+    if "sampler" in nodes:
+        out.print(f"sampler {nodes['sampler']['inputs']['sampler_name']}, sigmas {nodes['sigmas']['inputs']['sigmas']}")
+    else:
+        out.print("No sampler of ComfyUI does what this plan does: with these sigmas any of them is another sampler.")
+    if other_times(found):
+        out.print("The network's times are not those of Stable Diffusion's noise schedule: for other models alone.")
+
+
+@app.command(
     "import",
     epilog=examples(
         "fewstep plan import ./scheduler --steps 8 --out plan.json",
