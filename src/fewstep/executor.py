@@ -17,6 +17,7 @@ from fewstep.errors import FewstepError, NonFiniteError, PlanError, nearest
 from fewstep.plan import Plan, Row
 from fewstep.plan.combination import is_exactly
 from fewstep.plan.history import History, RunState, ready_rows, refuse_misfit
+from fewstep.transition import Transition
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """(scaled state (B, ...), time as a 0-dim tensor) -> raw output (B, ...); conditions and guidance are already bound."""
@@ -167,6 +168,29 @@ def _run(
             drawn += draw is not None
             callback(SamplingProgress(k + 1, len(calls), x, partial(history.run_state, drawn)))
     return x
+
+
+def step_laws(
+    plan: Plan, states: Sequence[Tensor], outputs: Sequence[Tensor], anchor: Tensor | None = None
+) -> dict[int, Transition]:
+    """The law of the next state in each stochastic row, given the states and raw outputs up to it: {row: law}.
+
+    `laws[k].log_prob(states[k + 1], "sum")` is the log density of what was drawn. Rows without noise, such as the last
+    of most samplers, have none and are left out.
+
+    Args:
+        plan: the sampler.
+        states: x_0..x_K (B, ...).
+        outputs: n_0..n_{K-1} (B, ...); gradients flow from the means to them.
+        anchor: as in `sample`.
+    """
+    rows = ready_rows(plan, states[0].device, states[0].dtype)
+    history, laws = History.of(plan, rows), dict[int, Transition]()
+    for k, (row, x, raw) in enumerate(zip(rows, states, outputs, strict=False)):
+        mean = history.advance(k, x, raw, None, anchor)
+        if not is_exactly(row.noise, 0.0):
+            laws[k] = Transition(mean, torch.as_tensor(row.noise, dtype=mean.dtype, device=mean.device))
+    return laws
 
 
 def _finite(raw: Tensor, k: int, row: Row) -> Tensor:

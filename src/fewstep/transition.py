@@ -6,7 +6,8 @@ Every step of a first-order sampler goes from x_t and a clean prediction x0 to a
 
 whose marginal is that of the process for any `std` in [0, sigma_s] (arXiv 2010.02502, eq. 12): 0 is DDIM, sigma_s
 noises the clean prediction anew (consistency sampling), values between keep part of the noise. Training simulates
-samplers with these functions; plans hold the same numbers as coefficients.
+samplers with these functions; plans hold the same numbers as coefficients. A law is drawn from and is asked for the
+density of a draw: what pairwise and policy-gradient losses on the steps of a sampler need.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fewstep.errors import FewstepError
 from fewstep.process import Process
+
+Reduction = Literal["sum", "mean"]
+"""Over the numbers of a sample: `sum` is the density's logarithm, `mean` that divided by their count (PSO, DDPO)."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,47 @@ class Transition:
         """The next state for unit noise (B, ...)."""
         return self.mean + self.std * noise
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log density (B,) of next states (B, ...); infinite or undefined where the step is deterministic."""
-        unit = (x - self.mean) / self.std
-        density = -0.5 * unit.square() - self.std.log() - 0.5 * math.log(2 * math.pi)
-        return density.flatten(1).sum(1)
+    def log_prob(self, x: Tensor, reduction: Reduction) -> Tensor:
+        """Log density (B,) of next states (B, ...), in float32 at least.
+
+        Args:
+            x: next states.
+            reduction: over the numbers of a sample; a scale that was tuned with `mean` is divided by their count for
+                `sum`.
+
+        Raises:
+            FewstepError: the step is deterministic: it has no density.
+        """
+        self._need_noise()
+        mean, std = _wide(self.mean), _wide(self.std)
+        unit = (x.to(mean) - mean) / std
+        density = -0.5 * unit.square() - std.log() - 0.5 * math.log(2 * math.pi)
+        return _reduced(density, reduction)
+
+    def kl(self, other: Transition, reduction: Reduction) -> Tensor:
+        """KL divergence (B,) from this law to one of the same deviation: |mean - other|^2 / (2 std^2).
+
+        Raises:
+            FewstepError: the step is deterministic.
+        """
+        self._need_noise()
+        away = (_wide(self.mean) - _wide(other.mean)) / _wide(self.std)
+        return _reduced(0.5 * away.square(), reduction)
+
+    def _need_noise(self) -> None:
+        if self.std.device.type == "cpu" and not bool((self.std > 0).all()):  # elsewhere a look would wait for it
+            hint = "Leave deterministic steps out, such as the last, or add noise (eta above 0)."
+            raise FewstepError("a step without noise has no density", hint=hint)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: the logarithms of nearly equal densities are subtracted."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _reduced(each: Tensor, reduction: Reduction) -> Tensor:
+    flat = each.flatten(1)
+    return flat.sum(1) if reduction == "sum" else flat.mean(1)
 
 
 def transition(process: Process, x: Tensor, clean: Tensor, t: Tensor, s: Tensor, std: Tensor) -> Transition:
@@ -62,6 +104,52 @@ def transition(process: Process, x: Tensor, clean: Tensor, t: Tensor, s: Tensor,
     kept = (sigma_s**2 - fresh**2).clamp(min=0).sqrt()
     ratio = kept / sigma_t
     return Transition(ratio * x + (alpha_s - alpha_t * ratio) * clean, fresh)
+
+
+def eta_std(process: Process, s: Tensor, eta: float) -> Tensor:
+    """Fresh noise sigma_s sin(eta pi / 2) (B,) at times s: eta 0 is DDIM, or Euler's step of a flow; 1 noises anew."""
+    return process.sigma(s.double()) * math.sin(0.5 * math.pi * eta)
+
+
+def ancestral_std(process: Process, t: Tensor, s: Tensor) -> Tensor:
+    """Fresh noise (B,) of Euler-ancestral steps from t to s, in states at s.
+
+    In units of r = sigma / alpha: r_up^2 = r_s^2 (r_t^2 - r_s^2) / r_t^2; the mean goes down to sqrt(r_s^2 - r_up^2).
+    """
+    t, s = t.double(), s.double()
+    ratio = process.sigma(s) * process.alpha(t) / (process.alpha(s) * process.sigma(t))
+    return process.sigma(s) * (1 - ratio**2).clamp(min=0).sqrt()
+
+
+def flow_sde_transition(process: Process, x: Tensor, clean: Tensor, t: Tensor, s: Tensor, eta: float) -> Transition:
+    """One Euler-Maruyama step of the reverse SDE of a flow x = (1 - u) x0 + u eps (Flow-GRPO, arXiv 2505.05470).
+
+        x_s ~ N(x + [v + g^2 / (2 u) (x + (1 - u) v)] du, -g^2 du),     g = eta sqrt(u / (1 - u)),  v = (x - x0) / u
+
+    u the noise scale at t, du < 0 its step. Where u is 1, g is taken at the next noise scale. The marginals are those
+    of the flow only as steps shrink; those of `transition` always are.
+
+    Args:
+        process: a flow, alpha + sigma = 1.
+        x: states (B, ...) at times t.
+        clean: clean predictions (B, ...).
+        t: times of the states (B,).
+        s: times of the next states (B,).
+        eta: noise level; published values lie between 0.5 and 1.
+
+    Raises:
+        FewstepError: alpha + sigma is not 1.
+    """
+    if not bool(((process.alpha(t.double()) + process.sigma(t.double()) - 1).abs() < 1e-6).all()):
+        hint = "Use eta steps, which every process has."
+        raise FewstepError("these steps are of flows, alpha + sigma = 1", value=repr(process), hint=hint)
+    (_, u), (_, after) = process.scales(t, x), process.scales(s, x)
+    du = after - u
+    level = torch.where(u >= 1, after, u)
+    g = eta * (u / (1 - level)).sqrt()
+    v = (x - clean) / u
+    mean = x + (v + g**2 / (2 * u) * (x + (1 - u) * v)) * du
+    return Transition(mean, g * (-du).sqrt())
 
 
 def ddim_step(process: Process, x: Tensor, clean: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def test_the_density_is_that_of_independent_normals_of_each_samples_deviation():
     mean, x = states(0, 4, 2, 3), states(1, 4, 2, 3)
     std = torch.tensor([0.1, 0.7, 1.0, 5.0], dtype=torch.float64).reshape(4, 1, 1)
     wanted = Independent(Normal(mean, std.expand_as(mean)), 2).log_prob(x)
-    found = Transition(mean, std).log_prob(x)
+    found = Transition(mean, std).log_prob(x, "sum")
     assert found.shape == (4,)
     assert torch.allclose(found, wanted)
 
@@ -28,14 +28,14 @@ def test_a_draws_log_probability_is_that_of_its_noise():
     noise, std = states(2, 5, 7), torch.full((5, 1), 0.3, dtype=torch.float64)
     law = Transition(states(3, 5, 7), std)
     wanted = Normal(0.0, 1.0).log_prob(noise).sum(1) - 7 * std[:, 0].log()
-    assert torch.allclose(law.log_prob(law.draw(noise)), wanted)
+    assert torch.allclose(law.log_prob(law.draw(noise), "sum"), wanted)
 
 
 def test_the_gradient_of_the_density_is_that_of_the_mean():
     """d log p / d mean = (x - mean) / std^2."""
     mean = states(4, 3, 2).requires_grad_()
     x, std = states(5, 3, 2), torch.tensor([[0.2], [1.0], [3.0]], dtype=torch.float64)
-    (found,) = torch.autograd.grad(Transition(mean, std).log_prob(x).sum(), mean)
+    (found,) = torch.autograd.grad(Transition(mean, std).log_prob(x, "sum").sum(), mean)
     assert torch.allclose(found, (x - mean.detach()) / std**2)
 
 

@@ -4,7 +4,9 @@
     chain.roll_out(student, batch, ...)      its samples while it is trained, up to any of its calls
     chain.finish(student, batch, samples)    the rest of the chain after a roll-out
 
-Every step is the transition of `fewstep.transition`. Times live on the CPU, so that choosing rows of a batch never
+    chain.transition(process, k, state, ...) the law of its step number k: what is drawn from, and its density
+
+Every step is a transition of `fewstep.transition`. Times live on the CPU, so that choosing rows of a batch never
 waits for the device.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +22,57 @@ from torch import Tensor
 
 from fewstep.denoiser import Condition, Denoiser
 from fewstep.distillation.core import Batch, Samples
+from fewstep.distillation.part import part
 from fewstep.errors import FewstepError
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.solvers import grids
 from fewstep.solvers.stages import Stages, Update, plain
-from fewstep.transition import first_state, noise_like, transition
+from fewstep.transition import (
+    Transition,
+    ancestral_std,
+    eta_std,
+    first_state,
+    flow_sde_transition,
+    noise_like,
+    transition,
+)
+
+StepLaw = Callable[[Process, Tensor, Tensor, Tensor, Tensor], Transition]
+"""(process, states (B, ...), clean predictions (B, ...), times (B,), next times (B,)) -> the law of the next states,
+whose mean is linear in states and predictions."""
+
+
+@part
+def eta_steps(eta: float) -> StepLaw:
+    """Steps that keep the process's marginals, with noise sigma_s sin(eta pi / 2): 1 noises the prediction anew.
+
+    Raises:
+        FewstepError: eta outside of (0, 1].
+    """
+    if not 0 < eta <= 1:
+        hint = "0.3 keeps most of the path, 1 noises anew; the deterministic chain is Chain(times, fresh=0)."
+        raise FewstepError("eta must lie above 0 and not above 1", value=eta, hint=hint)
+    return lambda process, x, clean, t, s: transition(process, x, clean, t, s, eta_std(process, s, eta))
+
+
+@part
+def ancestral_steps() -> StepLaw:
+    """Euler-ancestral steps, those of the Turbo models (see `fewstep.transition.ancestral_std`)."""
+    return lambda process, x, clean, t, s: transition(process, x, clean, t, s, ancestral_std(process, t, s))
+
+
+@part
+def flow_sde_steps(eta: float = 0.7) -> StepLaw:
+    """Steps of a flow's reverse SDE, as Flow-GRPO explores with (arXiv 2505.05470).
+
+    Raises:
+        FewstepError: eta is not positive; when used: the process is no flow.
+    """
+    if eta <= 0:
+        raise FewstepError("eta must be positive", value=eta, hint="0.7; without noise there is nothing to explore.")
+    return lambda process, x, clean, t, s: flow_sde_transition(process, x, clean, t, s, eta)
 
 
 @dataclass(frozen=True)
@@ -36,13 +83,15 @@ class Chain:
         times: process times of the calls, noisiest first.
         fresh: the gamma of arXiv 2402.19159: from each call the student jumps to (1 - fresh) times the next time, and
             new noise takes it back up. 0 is a deterministic chain, 1 jumps to the data and noises anew.
+        law: another law of the steps; the network then always predicts the data, as with `fresh` 1.
 
     Raises:
-        FewstepError: no times, times that do not fall, or `fresh` outside of [0, 1].
+        FewstepError: no times, times that do not fall, `fresh` outside of [0, 1], or both it and a law.
     """
 
     times: tuple[float, ...]
     fresh: float = 1.0
+    law: StepLaw | None = None
 
     def __post_init__(self) -> None:
         falling = all(a > b for a, b in itertools.pairwise(self.times))
@@ -50,6 +99,8 @@ class Chain:
             raise FewstepError("the times of a student must fall and stay above 0", value=self.times)
         if not 0 <= self.fresh <= 1:
             raise FewstepError("fresh must lie between 0 and 1", value=self.fresh, hint="0: chain, 1: noise anew.")
+        if self.law is not None and self.fresh != 1:
+            raise FewstepError("a chain has `fresh` or a law of its steps", value=self.fresh, hint="Leave one out.")
 
     def __len__(self) -> int:
         return len(self.times)
@@ -59,19 +110,36 @@ class Chain:
         """Where each call's jump ends; 0, the data, for the last."""
         return (*((1 - self.fresh) * t for t in self.times[1:]), 0.0)
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether fresh noise enters between the calls."""
+        return len(self) > 1 and (self.law is not None or self.fresh > 0)
+
     def noise_stds(self, process: Process) -> tuple[float, ...]:
         """Standard deviation of the fresh noise after each call but the last, in states at the next time."""
-        return tuple(_fresh_noise(process, jump, t) for jump, t in zip(self.jumps[:-1], self.times[1:], strict=True))
+        zero = torch.zeros(1, 1, dtype=torch.float64)
+        return tuple(float(self.transition(process, k, zero, zero).std) for k in range(len(self) - 1))
+
+    def transition(self, process: Process, k: int, state: Tensor, clean: Tensor) -> Transition:
+        """The law of the states at call k + 1, given those at call k and their clean predictions, both (B, ...)."""
+        t, s = (_full(len(state), self.times[i]) for i in (k, k + 1))
+        if self.law is not None:
+            return self.law(process, state, clean, t, s)
+        std = _fresh_noise(process, self.jumps[k], self.times[k + 1])  # of this step alone: it runs in every roll-out
+        return transition(process, state, clean, t, s, _full(len(state), std))
 
     def plan(self, process: Process, prediction: Prediction) -> Plan:
         """The plan that runs the student in any pipeline; carries no guidance, which is inside the student."""
         s = Stages(process, prediction, grids.given(self.times))
         updates: list[Update] = []
-        for k, std in enumerate(self.noise_stds(process)):
-            fresh = torch.tensor(std, dtype=torch.float64)
-            kept = (s.sigma[k + 1] ** 2 - fresh**2).clamp(min=0).sqrt()
-            clean = s.alpha[k + 1] * s.data(k)
-            updates.append((clean if self.jumps[k] == 0 else clean + plain(kept) * s.noise(k), plain(fresh)))
+        zero, one = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+        for k in range(len(self) - 1):
+            law = self.transition(process, k, one, zero)  # the mean is linear: two probes tell its coefficients
+            of_state, of_clean = law.mean, self.transition(process, k, zero, one).mean
+            data = plain((of_state * s.alpha[k] + of_clean).squeeze()) * s.data(k)
+            renoised = bool(of_state == 0)
+            update = data if renoised else data + plain((of_state * s.sigma[k]).squeeze()) * s.noise(k)
+            updates.append((update, plain(law.std.squeeze())))
         updates.append((s.data(len(self) - 1), 0.0))
         return s.plan(updates, "student", fresh=self.fresh, jumps=list(self.jumps))
 
@@ -170,14 +238,12 @@ class Chain:
 
     def _step(self, process: Process, k: int, state: Tensor, clean: Tensor, noise: Tensor | None) -> Tensor:
         """States at the time of call k + 1 from those of call k, their clean predictions, and unit noise."""
-        std = _fresh_noise(process, self.jumps[k], self.times[k + 1])  # of this step alone: it runs in every roll-out
-        t, s, fresh = (_full(len(state), v) for v in (self.times[k], self.times[k + 1], std))
-        law = transition(process, state, clean, t, s, fresh)
+        law = self.transition(process, k, state, clean)
         return law.mean if noise is None else law.draw(noise)
 
     def _noise(self, state: Tensor, generator: torch.Generator) -> Tensor | None:
         """Fresh noise for states (B, ...); None where the chain has none."""
-        return noise_like(tuple(state.shape), generator, state) if self.fresh else None
+        return noise_like(tuple(state.shape), generator, state) if self.stochastic else None
 
 
 def evenly(process: Process, steps: int, fresh: float = 1.0) -> Chain:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fewstep.distillation.adversary import discriminator_loss, generator_loss
-from fewstep.distillation.chain import Chain, evenly, one_step_time
+from fewstep.distillation.chain import Chain, ancestral_steps, eta_steps, evenly, flow_sde_steps, one_step_time
 from fewstep.distillation.core import Rollout, Term
 from fewstep.distillation.discriminator import FeatureSource, NetworkFeatures, discriminator_heads, samples
 from fewstep.distillation.distances import (
