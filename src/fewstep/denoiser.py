@@ -134,27 +134,52 @@ class Guided:
 
     Convention: `scale` is diffusers' `guidance_scale` (w + 1 in the paper). Conditions are keyword arguments of the
     network with tensors of leading size B; both branches run as one batch of 2B.
+
+    Attributes:
+        network: (x, time, **condition) -> raw output.
+        condition: what to guide towards.
+        negative: what to guide away from; the same names.
+        scale: see above; a row of a plan may set another.
+        weak: a worse network that gives n_u in place of `network` (autoguidance, arXiv 2406.02507), with the negative
+            condition if there is one and else with the same.
+        rescale: how much of the deviation of n_c the result is given back (arXiv 2305.08891, eq. 15-16), in [0, 1].
     """
 
     network: Callable[..., Tensor]
     condition: Mapping[str, Any]
     negative: Mapping[str, Any] | None = None
     scale: float = 1.0
+    weak: Callable[..., Tensor] | None = None
+    rescale: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.scale > 1 and self.negative is None:
+        if self.scale > 1 and self.negative is None and self.weak is None:
             raise FewstepError(
                 "guidance needs the negative condition", value=self.scale, hint="Give `negative`, or scale=1."
             )
+        if not 0 <= self.rescale <= 1:
+            raise FewstepError("rescaling is a share", value=self.rescale, hint="Use 0 for none, 0.7 as published.")
 
     def __call__(self, x: Tensor, time: Tensor) -> Tensor:
         """Guided raw output for states (B, ...) at network time, 0-dim or (B,)."""
-        if self.scale <= 1 or self.negative is None:
+        if self.scale == 1 or (self.negative is None and self.weak is None):
             return self.network(x, time, **self.condition)
-        both = {name: _pair(self.negative[name], value) for name, value in self.condition.items()}
+        without, within = self._both(x, time)
+        found = without + self.scale * (within - without)
+        if not self.rescale:
+            return found
+        wanted, have = (n.flatten(1).std(1).reshape(-1, *[1] * (n.ndim - 1)) for n in (within, found))
+        return found * (self.rescale * wanted / have + (1 - self.rescale))
+
+    def _both(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        if self.weak is not None:
+            worse = self.condition if self.negative is None else self.negative
+            return self.weak(x, time, **worse), self.network(x, time, **self.condition)
+        negative = self.negative or {}
+        both = {name: _pair(negative[name], value) for name, value in self.condition.items()}
         times = torch.cat([time, time]) if time.ndim else time
         without, within = self.network(torch.cat([x, x]), times, **both).chunk(2)
-        return without + self.scale * (within - without)
+        return without, within
 
 
 class Backbone:
