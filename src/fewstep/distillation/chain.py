@@ -160,7 +160,7 @@ class Chain:
         generator: torch.Generator,
         *,
         fixed: bool = False,
-        through: bool = False,
+        through: bool | int = False,
     ) -> Samples:
         """The student's prediction in call number `index` (B,) of each sample, from unit noise (B, ...).
 
@@ -171,13 +171,16 @@ class Chain:
             index: numbers of the calls (B,), 0 for the noisiest.
             generator: of the fresh noise between calls, on the CPU.
             fixed: use the first noise again instead of fresh noise.
-            through: whether calls before the last carry gradients (where they are enabled).
+            through: how many calls before the last carry gradients too (where they are enabled); True: all.
         """
-        state = first_state(student.process, self.times[0], noise)
-        with torch.set_grad_enabled(through and torch.is_grad_enabled()):
-            state = self._walk(
-                student, batch, state, 0 * index, index, generator, noise if fixed and self.fresh else None
-            )
+        state, same = first_state(student.process, self.times[0], noise), noise if fixed and self.fresh else None
+        first = 0 * index if through is True else (index - int(through)).clamp(min=0)
+        if through is False or bool(first.any()):
+            end = index if through is False else first
+            with torch.no_grad():
+                state = self._walk(student, batch, state, 0 * index, end, generator, same)
+        if through is not False:
+            state = self._walk(student, batch, state, first, index, generator, same)
         return self.call(student, batch, state, index)
 
     @torch.no_grad()

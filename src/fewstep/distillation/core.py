@@ -19,13 +19,25 @@ from fewstep.errors import FewstepError
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of a distillation; only the terms that need one ask for it."""
+    """The networks of a training; only the terms that need one ask for it.
+
+    Attributes:
+        student: what is trained.
+        teacher: what it learns from.
+        critic: follows the student's distribution.
+        target: the slow student.
+        adversary: the discriminator.
+        reference: the student as it began, which alignment measures its changes against; with LoRA the base itself.
+        reward: (samples (B, ...), batch) -> (B,), higher is better.
+    """
 
     student: Denoiser
     teacher: Denoiser
     critic: Denoiser | None = None
     target: Denoiser | None = None
     adversary: nn.Module | None = None
+    reference: Denoiser | None = None
+    reward: Reward | None = None
 
     def following(self, call: Tensor) -> Networks:
         """The networks whose critic knows which call of the student (B,) its states come from."""
@@ -58,6 +70,8 @@ class Batch:
         negative: those of no condition (for guidance).
         path: states (B, K, ...) of the teacher on the way from noise to data, from a trajectory store.
         times: their process times (K,), noisiest first.
+        rejected: what was liked less than `clean` under the same condition (B, ...), for pairs of preferences.
+        numbers: which conditions these are (B,), for rewards that read prompts.
         step: which step this is: for schedules (warm-ups, shrinking intervals).
         steps: of how many.
     """
@@ -69,6 +83,8 @@ class Batch:
     negative: Condition | None = None
     path: Tensor | None = None
     times: Tensor | None = None
+    rejected: Tensor | None = None
+    numbers: Tensor | None = None
     step: int = 0
     steps: int = 1
 
@@ -90,7 +106,17 @@ class Batch:
             condition=part(self.condition),
             negative=part(self.negative),
             path=None if self.path is None else self.path[rows],
+            rejected=None if self.rejected is None else self.rejected[rows],
+            numbers=None if self.numbers is None else self.numbers[rows],
         )
+
+    def repeated(self, count: int) -> Batch:
+        """The batch so many times over, one whole copy after the other."""
+        return self.rows(torch.arange(self.size).repeat(count))
+
+
+Reward = Callable[[Tensor, Batch], Tensor]
+"""(clean samples (B, ...), the batch that they were drawn for) -> (B,), higher is better."""
 
 
 @dataclass(frozen=True)

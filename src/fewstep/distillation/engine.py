@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser
-from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
+from fewstep.distillation.core import Batch, Loss, Networks, Reward, Samples, Term
 from fewstep.distillation.method import Method
 from fewstep.distillation.roles import UpdateRule
 from fewstep.distillation.step_condition import StepConditioned
@@ -202,6 +202,8 @@ def assemble(
     *,
     student: nn.Module | None = None,
     twin: Callable[[nn.Module, str], nn.Module] | None = None,
+    reference: Denoiser | None = None,
+    reward: Reward | None = None,
 ) -> Engine:
     """The engine of a method: student, critic and slow student begin as copies of `start`.
 
@@ -213,6 +215,8 @@ def assemble(
         shape: of one sample.
         student: another module for the student (smaller, quantized, with a second time) and its slow twin.
         twin: makes the copy for a role of that name; a deep copy unless given (LoRA on a shared base gives adapters).
+        reference: the student as it begins, where the method needs it; a frozen copy unless given (LoRA: the base).
+        reward: of samples, where the method needs it.
 
     Raises:
         FewstepError: the method wants a student with two times and `student` is not given, or its batches lack a need.
@@ -226,6 +230,10 @@ def assemble(
 
     modules: dict[str, nn.Module] = {"student": copied(start, "student") if student is None else student}
     networks: dict[str, Any] = {"teacher": teacher, "student": model(modules["student"], method.two_times)}
+    if "reference" in method.needs:
+        frozen = reference or model(copy.deepcopy(modules["student"]).requires_grad_(False), method.two_times)
+        networks["reference"] = frozen
+    networks["reward"] = reward
     slow: dict[str, nn.Module] = {}
     if method.critic is not None:
         modules["critic"], calls = copied(start, "critic"), method.critic.calls
@@ -242,14 +250,14 @@ def assemble(
     if method.adversary is not None:
         modules["adversary"] = method.adversary.make(Networks(**networks), shape)
         networks["adversary"] = modules["adversary"]
-    _check_needs(method, batches)
+    _check_needs(method, batches, reward)
     return Engine(method, Networks(**networks), modules, slow, batches)
 
 
 def _check_processes(networks: Networks) -> None:
     """States at equal times go from one network to another: all must mean the same noise by a time."""
     own = repr(networks.student.process)
-    for name in ("teacher", "critic", "target"):
+    for name in ("teacher", "critic", "target", "reference"):
         other = getattr(networks, name)
         if other is not None and repr(other.process) != own:
             raise FewstepError(
@@ -259,15 +267,17 @@ def _check_processes(networks: Networks) -> None:
             )
 
 
-def _check_needs(method: Method, batches: Callable[[torch.Generator], Batch]) -> None:
+def _check_needs(method: Method, batches: Callable[[torch.Generator], Batch], reward: Reward | None) -> None:
     """One batch is looked at before anything is trained."""
     batch = batches(torch.Generator().manual_seed(0))
-    absent = {"data": batch.clean is None, "store": batch.path is None}
+    absent = {"data": batch.clean is None, "store": batch.path is None, "pairs": batch.rejected is None}
+    absent["reward"] = reward is None
     if batch.condition is not None:
         absent["guidance"] = batch.negative is None
     lacking = sorted(need for need in method.needs if absent.get(need, False))
     if lacking:
         raise FewstepError(
-            f"this method needs {' and '.join(lacking)}, which the batches do not have",
-            hint="data: give a data set; store: make one of the teacher's trajectories; guidance: conditions.",
+            f"this method needs {' and '.join(lacking)}, which it was not given",
+            hint="data: give a data set; store: make one of the teacher's trajectories; guidance: conditions; pairs: "
+            "votes; reward: a function of pictures.",
         )

@@ -24,6 +24,8 @@ from fewstep.process import Process
 from fewstep.registry import Registry
 from fewstep.shown import html_table
 
+NEEDS = frozenset({"data", "store", "guidance", "pairs", "reward", "reference"})
+
 
 @dataclass(frozen=True)
 class Method:
@@ -36,8 +38,8 @@ class Method:
         critic: follows the student's distribution.
         adversary: tells real data from the student's samples.
         target: the slow student.
-        needs: of "data" (`Batch.clean`), "store" (`Batch.path`, `Batch.times`) and "guidance" (a negative condition,
-            where the teacher is conditional).
+        needs: of "data" (`Batch.clean`), "store" (`Batch.path`, `Batch.times`), "guidance" (a negative condition, where
+            the teacher is conditional), "pairs" (`Batch.rejected`), "reward", "reference" (the student as it began).
         two_times: whether the student's network takes the time that its jump ends at.
         settings: optimisation that the method likes.
         updates: how many its stages take; a shorter training, which would end before the last one, is refused.
@@ -60,9 +62,9 @@ class Method:
     def __post_init__(self) -> None:
         if not self.terms:
             raise FewstepError("a method needs at least one term", hint="Give the student something to learn.")
-        unknown = set(self.needs) - {"data", "store", "guidance"}
+        unknown = set(self.needs) - NEEDS
         if unknown:
-            raise FewstepError("unknown need of a method", value=sorted(unknown), hint="data, store or guidance.")
+            raise FewstepError("unknown need of a method", value=sorted(unknown), hint=", ".join(sorted(NEEDS)))
         if self.adversary is not None and self.adversary.with_critic and self.critic is None:
             raise FewstepError("this adversary is trained with a critic", hint="Give the method a critic.")
 
@@ -85,9 +87,18 @@ class Method:
         return html_table(["part", ""], [[name, repr(value)] for name, value in rows.items()], repr(self))
 
 
-def needing(*, data: bool = False, store: bool = False, guided: bool = False) -> frozenset[str]:
+def needing(
+    *,
+    data: bool = False,
+    store: bool = False,
+    guided: bool = False,
+    pairs: bool = False,
+    reward: bool = False,
+    reference: bool = False,
+) -> frozenset[str]:
     """`Method.needs` in words; guided: the teacher is asked without its condition too."""
-    return frozenset(need for need, is_so in {"data": data, "store": store, "guidance": guided}.items() if is_so)
+    asked = {"data": data, "store": store, "guidance": guided, "pairs": pairs, "reward": reward, "reference": reference}
+    return frozenset(need for need, is_so in asked.items() if is_so)
 
 
 Make = Callable[..., Method]

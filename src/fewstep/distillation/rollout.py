@@ -27,7 +27,7 @@ def backward_simulation(
     last: bool = False,
     first: int | None = None,
     fixed: bool = False,
-    through: bool = False,
+    through: bool | int = False,
 ) -> Rollout:
     """The student's own chain up to a random call: backward simulation (arXiv 2405.14867), trajectories of TDM.
 
@@ -40,7 +40,7 @@ def backward_simulation(
         last: always run to the last call.
         first: draw among so many first calls alone.
         fixed: use the first noise again between the calls instead of fresh noise.
-        through: back-propagate through all calls.
+        through: back-propagate through so many calls before the last too (DRaFT-K: K - 1); True: through all.
     """
 
     def roll(networks: Networks, batch: Batch, generator: torch.Generator) -> Samples:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
+from fewstep.distillation.core import Batch, Loss, Networks, Reward, Samples, Term
 from fewstep.distillation.part import part
 from fewstep.distillation.rollout import needed
 from fewstep.errors import FewstepError
@@ -59,12 +59,14 @@ def mean_variance_penalty(mean: float = 0.0, variance: float = 1.0, scale: float
 
 
 @part
-def reward_term(reward: Callable[[Tensor, Batch], Tensor], scale: float = 1.0) -> Term:
-    """Minus a differentiable reward of the student's samples.
+def reward_term(reward: Reward | None = None, scale: float = 1.0, per_number: bool = False) -> Term:
+    """Minus a differentiable reward of the student's samples: ReFL (arXiv 2304.05977), DRaFT (arXiv 2309.17400).
 
     Args:
-        reward: (samples (B, ...), batch) -> (B,).
+        reward: the training's unless given.
         scale: of the loss.
+        per_number: divide by the numbers of a sample, as score terms are: beside a score term with the weight
+            (2, -2) at little noise the optimum is then the teacher's density times exp(scale * reward).
 
     Raises:
         FewstepError: when called: the reward cannot be differentiated.
@@ -72,11 +74,13 @@ def reward_term(reward: Callable[[Tensor, Batch], Tensor], scale: float = 1.0) -
 
     def loss(networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
         x = needed(samples).clean
-        found = reward(x, batch)
+        found = (reward or networks.need("reward"))(x, batch)
         if x.requires_grad and not found.requires_grad:
             raise FewstepError(
-                "this reward gives no gradient", hint="Use a differentiable one, or weigh samples by it."
+                "this reward gives no gradient",
+                hint="Use a differentiable one, or a method that needs none: pso, grpo.",
             )
-        return -scale * found.mean(), {"reward": found.detach().mean()}
+        factor = scale / x[0].numel() if per_number else scale
+        return -factor * found.mean(), {"reward": found.detach().mean()}
 
     return loss

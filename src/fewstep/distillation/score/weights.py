@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fewstep.distillation.core import Batch, Networks
+from fewstep.distillation.core import Batch, Networks, Reward
 from fewstep.distillation.part import part
 from fewstep.distillation.score.view import NOTHING, Needs, ScorePredictions, guidance_needs
 from fewstep.errors import FewstepError, nearest
@@ -133,12 +134,21 @@ def _levels(networks: Networks, view: ScorePredictions, r: Tensor, momentum: flo
 
 
 @part
-def reward_weight(reward: Callable[[Tensor, Batch], Tensor], beta: float = 2.0) -> Weight:
-    """exp(beta r(x)), r a reward of clean samples (B, ...) -> (B,): Re-DMD (arXiv 2512.04678)."""
+def reward_weight(reward: Reward | None = None, beta: float = 2.0, most: float = math.inf) -> Weight:
+    """exp(beta r(x)), r a reward of clean samples (B, ...) -> (B,): Re-DMD (arXiv 2512.04678).
+
+    A student that matches the teacher is not moved by any weight: this shifts what a limited student gives up.
+
+    Args:
+        reward: the training's unless given.
+        beta: strength; 1 / beta of the paper.
+        most: bound of the weight; rewards in deviations of 3 have one of 400.
+    """
 
     @torch.no_grad()
     def of(networks: Networks, batch: Batch, view: ScorePredictions) -> Tensor:
-        return (beta * reward(view.clean.detach(), batch).double()).exp()
+        scores = (reward or networks.need("reward"))(view.clean.detach(), batch)
+        return (beta * scores.double()).exp().clamp(max=most)
 
     return Weight(of)
 
