@@ -7,7 +7,6 @@ import time
 import pytest
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from typer.testing import CliRunner
 
 from fewstep.cli import app
 from fewstep.files import read_json, read_tensors
@@ -106,13 +105,3 @@ def test_two_processes_share_a_run_and_a_killed_one_goes_on(tmp_path):
         assert not (place / "artifacts" / "scratch").exists()
         assert (place / "artifacts" / "samples" / "000020.png").exists()
         assert load_pipeline(place / "artifacts" / "pipeline").scheduler.plan.steps == 2
-
-
-def test_what_is_no_training_is_refused_in_several_processes(monkeypatch, tmp_path):
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    told = CliRunner().invoke(app, ["run", "q-sched", "--out", str(tmp_path / "run")])
-    assert told.exit_code == 2
-    assert "only trainings run in several processes" in told.output
-    assert not (tmp_path / "run").exists()

@@ -102,15 +102,9 @@ def execute(
     from rich.markup import escape
 
     from fewstep import recipes
-    from fewstep.errors import FewstepError
     from fewstep.recipes import kinds
-    from fewstep.runs import processes
 
     recipe = recipes.load(name, overrides, chosen)
-    if processes.count() > 1 and recipe.kind != "distill":
-        raise FewstepError(
-            "only trainings run in several processes", value=processes.count(), hint="Start this command once."
-        )
     recipe.check()
     if dry_run:
         import yaml
@@ -126,6 +120,6 @@ def execute(
         check_free(results, overwrite=True)
     with Run(out, recipe.plain(), fresh=fresh) as started:
         made = kinds.find(recipe.kind).runner()(recipe, started)
-    if processes.leads():
+    if started.leads:
         console().print(f"[bold green]Done.[/bold green] Open {escape(str(made or out))}")
         suggest(*following.after(recipe.kind, out))

@@ -81,6 +81,12 @@ class Items:
     conditions: list[Any] | None
     seeds: list[int]
 
+    @property
+    def pairs(self) -> list[tuple[Any, int]]:
+        """(condition, seed) of each item."""
+        conditions = [None] * len(self.seeds) if self.conditions is None else self.conditions
+        return list(zip(conditions, self.seeds, strict=True))
+
     def pick(self, numbers: Sequence[int]) -> Items:
         """Some of the items."""
         conditions = None if self.conditions is None else [self.conditions[i] for i in numbers]
@@ -246,14 +252,23 @@ class JobContext(Generic[R]):
 
 
 def tensor_unit(
-    run: Run, name: str, compute: Callable[[], dict[str, Tensor]], artifact: str | None = None
+    run: Run,
+    name: str,
+    compute: Callable[[], dict[str, Tensor]],
+    artifact: str | None = None,
+    *,
+    shared: bool = False,
 ) -> dict[str, Tensor]:
-    """A unit whose result is named tensors, kept as `artifacts/<artifact>`, `<name>.safetensors` unless given."""
+    """A unit whose result is named tensors, kept as `artifacts/<artifact>`, `<name>.safetensors` unless given.
+
+    shared: see `Run.unit`.
+    """
 
     def save(tensors: dict[str, Tensor], draft: Path) -> None:
         write_tensors(draft, {key: tensor.contiguous() for key, tensor in tensors.items()})
 
-    return run.unit(name, compute, save=save, load=read_tensors, artifact=artifact or f"{name}.safetensors")
+    place = artifact or f"{name}.safetensors"
+    return run.unit(name, compute, save=save, load=read_tensors, artifact=place, shared=shared)
 
 
 def slug(name: str) -> str:

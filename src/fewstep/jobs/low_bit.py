@@ -26,7 +26,13 @@ class LowBitPart:
 
 
 def low_bit_part(
-    context: JobContext[Any], source: nn.Module, make: Callable[[], LowBitPart], *, unit: str, artifact: str
+    context: JobContext[Any],
+    source: nn.Module,
+    make: Callable[[], LowBitPart],
+    *,
+    unit: str,
+    artifact: str,
+    shared: bool = False,
 ) -> LowBitPart:
     """Quantize a part of the pipeline in a unit of its own.
 
@@ -36,6 +42,7 @@ def low_bit_part(
         make: quantizes a copy of it.
         unit: name of the unit.
         artifact: the folder that keeps the part.
+        shared: see `Run.unit`.
 
     Returns:
         The part as its folder holds it, on the job's device, with the bytes of its files in its report.
@@ -58,7 +65,7 @@ def low_bit_part(
         model = model.to(context.recipe.place).eval().requires_grad_(False)
         return LowBitPart(model, {**read_json(folder / _REPORT), "file_bytes": file_bytes(folder)})
 
-    return context.run.unit(unit, make, save=save, load=load, artifact=artifact)
+    return context.run.unit(unit, make, save=save, load=load, artifact=artifact, shared=shared)
 
 
 def file_bytes(folder: Path) -> int:

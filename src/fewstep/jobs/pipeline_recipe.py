@@ -110,6 +110,9 @@ class PipelineRecipe(Recipe):
     """Of the weight files of a pipeline, such as fp16."""
     device: Annotated[str, AfterValidator(_device)] = "auto"
     batch: int = Field(32, ge=1)
+    piece: int = Field(16, ge=1)
+    """Pairs of condition and seed that a search draws and scores at once, the least that several processes share.
+    Another number rounds otherwise; the number of processes changes nothing."""
     results: str = ""
     """A JSON file that also receives the numbers, besides the run directory."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from fewstep.jobs.context import Items
+from fewstep.jobs.sharing import SharedRows
 from fewstep.pipelines import PipelineSampler
 from fewstep.plan import Plan
 from fewstep.runs import Run
@@ -48,7 +50,7 @@ def tune(
     Raises:
         FewstepError: the budget allows no candidate.
     """
-    log = run.scratch(name) / "scores.jsonl"
+    log = score_log(run, name)
     with spending(run, name, budget) as note:
 
         def watch(scored: CandidateScore) -> None:
@@ -59,12 +61,18 @@ def tune(
         return problem.outcome()
 
 
+def score_log(run: Run, name: str) -> Path | None:
+    """The file that keeps the scores of a search; of several processes the first one writes it."""
+    return run.scratch(name) / "scores.jsonl" if run.leads else None
+
+
 def tune_to_full_precision(
     run: Run,
     items: Items,
     full: tuple[PipelineSampler, Plan],
     low: tuple[PipelineSampler, Plan],
     budget: float,
+    piece: int,
     name: str = "q-sched",
 ) -> SearchOutcome:
     """The best scalars for a low-bit pipeline that is to end where full precision does; see `tune`.
@@ -75,12 +83,15 @@ def tune_to_full_precision(
         full: the pipeline in full precision, and its plan.
         low: the pipeline in low bits, and the plan that is scaled.
         budget: in passes over the items.
+        piece: items drawn at once, which several processes share.
         name: of the search.
     """
-    with torch.no_grad():
-        truth = items.draw(*full, "latent")
-    sampler, plan = low
-    return tune(run, plan, TeacherMatch(items.drawing(sampler, "latent"), truth), budget, name=name)
+    rows = {
+        kind: SharedRows(run, f"{name}-{kind}", items.pairs, items.drawing(sampler, "latent"), piece)
+        for kind, (sampler, _) in (("full", full), ("low", low))
+    }
+    truth = rows["full"](full[1], range(len(items.seeds)))
+    return tune(run, low[1], TeacherMatch(rows["low"], truth), budget, name=name)
 
 
 def scaled(plan: Plan, theta: Sequence[float], family: Family = RAMP) -> Plan:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,6 +71,7 @@ def measure(
     make: Maker | None = None,
     known: Mapping[str, Mapping[str, float]] | None = None,
     watch: Callable[[str, str, float], None] | None = None,
+    share: Callable[[Mapping[tuple[str, str], Callable[[], float]]], Sequence[float]] | None = None,
 ) -> Table:
     """The metric of every layer alone at every scheme, everything else in full precision.
 
@@ -82,6 +84,7 @@ def measure(
         make: makes the twin of a layer; by default rounded to nearest, without calibration.
         known: values of an earlier, interrupted measurement; they are not measured again.
         watch: called with layer, scheme and value after each measurement.
+        share: computes the values that are not known, by (layer, scheme), in their order: where several processes do.
 
     Raises:
         FewstepError: a probe returned NaN or infinity, or a scheme does not fit a layer.
@@ -94,18 +97,23 @@ def measure(
                 f"the full-precision model gives NaN or infinity on the {group} probe",
                 hint="Check the calibration prompts and the model's type (float16 overflows).",
             )
-    table: Table = {}
-    for name, group in groups.items():
-        row = table.setdefault(name, {})
-        for scheme in schemes[name] if isinstance(schemes, Mapping) else schemes:
-            value = (known or {}).get(name, {}).get(scheme)
-            if value is None:
-                run, metric = probes[group]
-                with lowered(model, name, scheme, make), torch.no_grad():
-                    value = metric(references[group], run())
-                if watch is not None:
-                    watch(name, scheme, value)
-            row[scheme] = value
+
+    def value(name: str, scheme: str) -> float:
+        run, metric = probes[groups[name]]
+        with lowered(model, name, scheme, make), torch.no_grad():
+            found = metric(references[groups[name]], run())
+        if watch is not None:
+            watch(name, scheme, found)
+        return found
+
+    pairs = [(name, s) for name in groups for s in (schemes[name] if isinstance(schemes, Mapping) else schemes)]
+    kept = {(name, scheme): value for name, row in (known or {}).items() for scheme, value in row.items()}
+    work = {pair: partial(value, *pair) for pair in pairs if pair not in kept}
+    if share is not None:
+        kept |= dict(zip(work, share(work), strict=True))
+    table: Table = {name: {} for name in groups}
+    for name, scheme in pairs:
+        table[name][scheme] = kept[name, scheme] if (name, scheme) in kept else value(name, scheme)
     return table
 
 

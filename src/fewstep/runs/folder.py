@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from fewstep.errors import FewstepError
 from fewstep.files import make_folders, read_json, remove_empty, system_error, user_path, write_json, write_text
 from fewstep.ownership import read_marker, write_marker
+from fewstep.runs.records import events_of
 from fewstep.runs.settings import check_same
 
 LOCK, OWNER, RECIPE, LOG = "run.lock", "owner.json", "recipe.yaml", "log.jsonl"
@@ -33,13 +34,14 @@ class Folder:
 
     Args:
         fresh: at the claim, discard what an earlier run left.
+        alone: nobody else writes here; what processes that died left half-written is removed.
 
     Raises:
         FewstepError: another process holds the folder, it belongs to another recipe, holds files that are no
             run of fewstep, or cannot be written.
     """
 
-    def __init__(self, path: str | Path, recipe: Mapping[str, Any], fresh: bool = False) -> None:
+    def __init__(self, path: str | Path, recipe: Mapping[str, Any], fresh: bool = False, *, alone: bool = True) -> None:
         self.path = user_path(path)
         self.recipe = json.loads(json.dumps(dict(recipe), default=str))  # as it is read back; nothing in it is shared
         check_whose(self.path)
@@ -57,7 +59,7 @@ class Folder:
                     check_same(self.path, self.recipe)
                 self.claimed = ours and not fresh
                 write_json(self.path / OWNER, {"process": os.getpid()}, over="all")
-                if self.claimed:
+                if self.claimed and alone:
                     self._settle()
         except BaseException:
             self.release()
@@ -151,6 +153,14 @@ def is_run(path: Path) -> bool:
         except (ValueError, RecursionError):
             return False
     return isinstance(first, dict) and first.get("event") == "started" and "fewstep" in first
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of the log of a run; none where it has not begun."""
+    if not (path / LOG).exists():
+        return []
+    with writing(path):
+        return events_of((path / LOG).read_bytes().decode("utf-8", "replace").split("\n"))
 
 
 def remove_scratch(path: Path) -> None:

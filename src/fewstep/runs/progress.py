@@ -101,3 +101,10 @@ def screen() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def announce(what: str, quiet: bool) -> None:
+    """Say what begins; on a terminal the line of its end takes its place."""
+    if not quiet:
+        console = screen()
+        console.print(f"▸ {what}", style="bold", highlight=False, end="\r" if console.is_terminal else "\n")

@@ -5,12 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, write_json
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot name a unit or an artifact.
+
+    Raises:
+        FewstepError: other characters than letters, digits, `.`, `_`, `-`, `+` and `/`.
+    """
+    if not _NAME.fullmatch(name):
+        raise FewstepError("unfit name of a unit or artifact", value=name, hint="Use letters, digits, . _ - and /.")
 
 
 def write_record(file: Path, record: Mapping[str, Any]) -> None:
@@ -40,6 +53,19 @@ def _digest(record: Mapping[str, Any]) -> str:
     """What tells a record from any other."""
     text = json.dumps({k: v for k, v in record.items() if k != "digest"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def events_of(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """The events of a log; a line that a kill cut short, or that is none of ours, is left out."""
+    found = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            found.append(event)
+    return found
 
 
 def plain(name: str, value: Any) -> Any:

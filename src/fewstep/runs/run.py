@@ -5,44 +5,39 @@ FOLDER/recipe.yaml       the resolved recipe; `fewstep run FOLDER/recipe.yaml` r
 FOLDER/log.jsonl         one line per event, in order
 FOLDER/units/NAME.json   what a finished unit left: its value or the name of its artifact, and its seconds
 FOLDER/artifacts/...     files and folders that units wrote
-
-The folder is the run's from its first finished unit on (`fewstep.runs.folder`).
 """
 
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fewstep.errors import FewstepError
 from fewstep.files import atomic, user_path
 from fewstep.runs import processes
 from fewstep.runs.environment import environment
-from fewstep.runs.folder import LOCK, LOG, Folder, remove_scratch, writing
-from fewstep.runs.progress import progress, screen
-from fewstep.runs.records import plain, read_record, write_record
+from fewstep.runs.folder import LOG, Folder, is_run, read_events, remove_scratch, writing
+from fewstep.runs.progress import announce, progress, screen
+from fewstep.runs.records import check_name, events_of, plain, read_record, write_record
+from fewstep.runs.sharing import POLL, UnitDoneError, awaited, first_ended, shared_pieces
 from fewstep.runs.shown import run_page, run_summary
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from torch import Tensor
 
-POLL = 0.1
-"""Seconds between two looks for what another process makes."""
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
+T = TypeVar("T")
 
 
 class Run:
     """One run directory, locked for this process until `close` (or the end of the `with` block).
 
-    Where several processes were launched the first one owns it. The others print and write nothing: they compute units
-    that are made `together` and wait for the rest, which they read as the first one left them.
+    Where several processes were launched the first one owns it. The others print nothing: they compute units that are
+    made `together`, pieces of those that are `shared`, and read the rest. If the first dies, another takes its place.
 
     Args:
         path: the folder; made if absent. It becomes this run's when the first unit is finished or keeps a checkpoint:
@@ -66,13 +61,13 @@ class Run:
     ) -> None:
         self.path = user_path(path)
         self.leads = processes.leads()
-        self.quiet = quiet or not self.leads
-        self._early: list[str] = []
+        self.quiet, self._asked_quiet = quiet or not self.leads, quiet
+        self._recipe, self._helping, self._early = dict(recipe or {}), "", list[str]()
         processes.join()
         if not self.leads:
             processes.meet()  # the first process has opened the folder
             return
-        self._folder = Folder(self.path, recipe or {}, fresh)
+        self._folder = Folder(self.path, self._recipe, fresh)
         try:
             self.log("started", **environment())
             if fresh and processes.count() > 1:
@@ -104,6 +99,7 @@ class Run:
         load: Callable[[Path], T] | None = None,
         artifact: str | None = None,
         together: bool = False,
+        shared: bool = False,
     ) -> T:
         """The result of `compute`, from disk if this run (or an earlier process in this folder) has finished it.
 
@@ -111,12 +107,13 @@ class Run:
         folder that becomes `artifacts/<artifact or name>`, and what is returned was read back by `load`, so that the
         first run and a resumed one go on with the same thing. A unit counts as done only when its artifact is whole.
 
-        together: all processes compute it (a training); what the first one computed is kept.
+        together: all processes compute it, with gradients in common (a training); what the first one computed is kept.
+        shared: all processes compute it, and what costs time in it goes through `each`.
 
         Raises:
             FewstepError: an unfit name, `save` without `load`, a result that is not JSON, or a full disk.
         """
-        _check_name(name)
+        check_name(name)
         if (save is None) != (load is None):
             raise FewstepError(f"unit {name!r} needs both save and load, or neither", hint="Give the other one.")
         place = self.artifact(artifact or name)
@@ -127,25 +124,43 @@ class Run:
         absent = record is None or (not place.exists() if load is not None else "value" not in record)
         if together and processes.count() > 1:
             processes.meet()  # nobody begins, and so ends, before all have looked
-        if not self.leads:
-            if absent and together:
-                compute()
-            record = self._awaited(name, None if load is None else place)
+        if not self.leads and absent and (together or shared):
+            self._help(name, compute)
+        if not self.leads and (waited := self._awaited(name, None if load is None else place, together)) is not None:
+            record = waited
         elif record is None or absent:
             record = self._finish(name, compute, save, place)
         else:
             self.say(f"[dim]✓ {name} (kept, {record['seconds']:.1f} s when it was made)[/dim]")
         return load(place) if load is not None else record["value"]
 
+    def each(self, name: str, work: Mapping[str, Callable[[], Tensor]]) -> list[Tensor]:
+        """Pieces of work that need nothing of one another, in the order of `work`.
+
+        Each is made by the process that takes it first, and read by the others. All must ask for the same pieces, in a
+        unit that is `shared` or outside of any; the name of a piece tells what it depends on beside the recipe.
+        """
+        if processes.count() == 1:
+            return [compute() for compute in work.values()]
+        folder = self.scratch(f"shared/{name}")
+        return list(shared_pieces(folder, work, lambda: bool(self._helping) and self.done(self._helping)).values())
+
+    def ahead(self, name: str, work: Mapping[str, Callable[[], Tensor]]) -> None:
+        """Let several processes make what later calls of `each` will ask for; one process waits for those."""
+        if processes.count() > 1 and work:
+            self.each(name, work)
+
     def artifact(self, name: str) -> Path:
         """Where the artifact of that name lies, or will lie."""
-        _check_name(name)
+        check_name(name)
         return self.path / "artifacts" / name
 
     def scratch(self, name: str) -> Path:
         """A folder for a unit's own checkpoints; kept over a kill, removed when the run has finished."""
         folder = self.artifact(f"scratch/{name}")
         self.claim()
+        while not self.leads and not is_run(self.path) and not first_ended(self.path):
+            time.sleep(POLL)  # the first process makes the folder its own
         with writing(self.path):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -178,20 +193,7 @@ class Run:
 
     def events(self) -> list[dict[str, Any]]:
         """The log; a line that a kill cut short, or that is none of ours, is left out."""
-        if self._kept:
-            with writing(self.path):
-                lines = (self.path / LOG).read_bytes().decode("utf-8", "replace").split("\n")
-        else:
-            lines = self._early
-        found = []
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
-                found.append(event)
-        return found
+        return read_events(self.path) if self._kept else events_of(self._early)
 
     def say(self, text: str) -> None:
         """Print a line of rich markup unless the run is quiet."""
@@ -224,8 +226,11 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            with suppress(FewstepError):  # one that died is not waited for
+                processes.meet()
         if not self.leads:
-            while error is None and not self._ended():
+            while error is None and not first_ended(self.path):
                 time.sleep(POLL)
             return
         try:
@@ -238,38 +243,47 @@ class Run:
         finally:
             self.close()
 
-    def _ended(self) -> bool:
-        """Whether the first process has given the folder back, or died: the system then drops its lock."""
-        if not (self.path / LOCK).exists():
-            return True
+    def _help(self, name: str, compute: Callable[[], object]) -> None:
+        """Take part in a unit that the first process will keep."""
+        outer, self._helping = self._helping, name
         try:
-            with FileLock(self.path / LOCK, timeout=0):
-                return True
-        except Timeout:
-            return False
+            with suppress(UnitDoneError):
+                compute()
+        finally:
+            self._helping = outer
 
-    def _awaited(self, name: str, place: Path | None) -> dict[str, Any]:
-        """The record of a unit that the first process makes."""
-        while True:
-            ended = self._ended()  # before the look, so that its last unit is seen
+    def _awaited(self, name: str, place: Path | None, together: bool) -> dict[str, Any] | None:
+        """The record of a unit that the first process makes; None where that one died, and this one takes its place."""
+
+        def look() -> dict[str, Any] | None:
             record = self._record(name)
-            if record is not None and (place is None or place.exists()):
-                return record
-            if ended:
-                raise FewstepError(
-                    f"the first process ended before unit {name!r}", hint="Its message says why; run the command again."
-                )
-            time.sleep(POLL)
+            return record if place is None or place.exists() else None
+
+        while (record := awaited(self.path, name, look, together)) is None and not self._succeeds():
+            pass
+        return record
+
+    def _succeeds(self) -> bool:
+        """Take the place of the first process; another of the others may have been faster."""
+        try:
+            self._folder = Folder(self.path, self._recipe, alone=False)
+        except FewstepError:
+            if first_ended(self.path):
+                raise
+            return False
+        self.leads, self.quiet = True, self._asked_quiet
+        self.log("succeeded", process=processes.index())
+        return True
 
     def _record(self, name: str) -> dict[str, Any] | None:
-        _check_name(name)
+        check_name(name)
         file = self.path / "units" / f"{name}.json"
         return read_record(file) if self._kept and file.exists() else None
 
     def _finish(
         self, name: str, compute: Callable[[], T], save: Callable[[T, Path], object] | None, place: Path
     ) -> dict[str, Any]:
-        self._announce(name)
+        announce(name, self.quiet)
         begun = time.perf_counter()
         value = compute()
         record: dict[str, Any] = {"unit": name, "seconds": round(time.perf_counter() - begun, 3)}
@@ -284,14 +298,3 @@ class Run:
         self.log("finished", unit=name, seconds=record["seconds"])
         self.say(f"[green]✓[/green] {name} [dim]{record['seconds']:.1f} s[/dim]")
         return record
-
-    def _announce(self, name: str) -> None:
-        """Say what begins; on a terminal the line of its end takes its place."""
-        if not self.quiet:
-            console = screen()
-            console.print(f"▸ {name}", style="bold", highlight=False, end="\r" if console.is_terminal else "\n")
-
-
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise FewstepError("unfit name of a unit or artifact", value=name, hint="Use letters, digits, . _ - and /.")

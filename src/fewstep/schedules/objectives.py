@@ -13,9 +13,11 @@ from torch import Tensor
 from fewstep.errors import FewstepError
 from fewstep.metrics.distances import RbfKernel, frechet, mmd2, mmd2_draws
 from fewstep.plan import Plan
+from fewstep.schedules.tuning.problem import Ahead
 
 Generate = Callable[[Plan, Sequence[int]], Tensor]
-"""(plan, items) -> final states or images (n, ...), item by item the same noise and condition for every plan."""
+"""(plan, items) -> final states or images (n, ...), item by item the same noise and condition for every plan. One that
+several processes share has `ahead`, see `fewstep.schedules.tuning.Objective`."""
 
 
 @dataclass
@@ -34,6 +36,11 @@ class TeacherMatch:
     def size(self) -> int:
         """Number of items."""
         return len(self.target)
+
+    @property
+    def ahead(self) -> Ahead | None:
+        """Of `generate`."""
+        return getattr(self.generate, "ahead", None)
 
     @cached_property
     def _unit(self) -> float:
@@ -71,6 +78,11 @@ class DistributionMatch:
     def size(self) -> int:
         """Number of items."""
         return self.count
+
+    @property
+    def ahead(self) -> Ahead | None:
+        """Of `generate`."""
+        return getattr(self.generate, "ahead", None)
 
     def __call__(self, plan: Plan, items: Sequence[int]) -> Tensor:
         """One score ()."""

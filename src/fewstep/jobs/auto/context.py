@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-import torch
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
@@ -17,6 +16,7 @@ from fewstep.jobs.context import Items, JobContext, tensor_unit
 from fewstep.jobs.low_bit import LowBitPart, low_bit_part
 from fewstep.jobs.quantize.job import VAE_RULES
 from fewstep.jobs.quantize.measure import timings
+from fewstep.jobs.sharing import SharedRows
 from fewstep.metrics import FeatureNet, load_features
 from fewstep.pipelines import plan_of
 from fewstep.pipelines.scheduler import PlanScheduler
@@ -124,36 +124,43 @@ class AutoContext(JobContext[AutoRecipe]):
         return self._truth("held-out", self.held_out)
 
     def _truth(self, name: str, items: Items) -> tuple[Tensor, float]:
+        other = Items(items.conditions, [seed + 500_009 for seed in items.seeds])
+        numbers, rows = range(len(items.seeds)), [self.rows(some, "none", "none") for some in (items, other)]
+
         def compute() -> dict[str, Tensor]:
-            sampler = self.sampler()
-            with torch.no_grad():
-                first = self.features(items.draw(sampler, self.reference))
-                other = Items(items.conditions, [seed + 500_009 for seed in items.seeds])
-                second = self.features(other.draw(sampler, self.reference))
+            first, second = (one(self.reference, numbers) for one in rows)
             return {"features": first, "other": second}
 
-        found = tensor_unit(self.run, f"reference-{name}", compute)
+        unit = f"reference-{name}"
+        if not self.run.done(unit):
+            for one in rows:
+                one.ahead([(self.reference, numbers)])
+        found = tensor_unit(self.run, unit, compute)
         away = float((found["features"] - found["other"]).norm(dim=1).mean())
         if not away > 0:
             hint = "Look at the pictures, or choose other search.features."
             raise FewstepError("all seeds give one picture, so that no distance has a unit", value=away, hint=hint)
         return found["features"], away
 
-    def distances(
-        self, truth: tuple[Tensor, float], items: Items, plan: Plan, models: Mapping[str, nn.Module]
-    ) -> Tensor:
-        """How far a setting's pictures are from the reference's, (N,): 0 is the same, 1 another seed's picture.
+    def rows(self, items: Items, scheme: str, parts: str) -> SharedRows:
+        """Features (n, d) of these items, drawn with networks in these bits."""
+
+        def compute(plan: Plan, numbers: Sequence[int]) -> Tensor:
+            return self.features(items.pick(numbers).draw(self.sampler(**self.low(scheme, parts)), plan))
+
+        return SharedRows(self.run, f"features-{scheme}-{parts}", items.pairs, compute, self.recipe.piece)
+
+    def distances(self, truth: tuple[Tensor, float], rows: SharedRows, plan: Plan, count: int) -> Tensor:
+        """How far pictures are from the reference's, (count,): 0 is the same, 1 another seed's picture.
 
         Args:
             truth: `search_truth` or `held_out_truth`.
-            items: its items, or the first of them.
-            plan: of the setting.
-            models: the components that it exchanges.
+            rows: of its items.
+            plan: what draws them.
+            count: so many of the items.
         """
         features, unit = truth
-        with torch.no_grad():
-            drawn = self.features(items.draw(self.sampler(**models), plan))
-        return (drawn - features[: len(drawn)]).norm(dim=1) / unit
+        return (rows(plan, range(count)) - features[:count]).norm(dim=1) / unit
 
     # --- networks in low bits ---------------------------------------------------------------------------------------
 

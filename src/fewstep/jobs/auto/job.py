@@ -22,7 +22,8 @@ from fewstep.jobs.auto.context import AutoContext, timing_spread
 from fewstep.jobs.auto.points import Point, front, knee, meeting
 from fewstep.jobs.auto.recipe import AutoRecipe
 from fewstep.jobs.auto.report import write_report
-from fewstep.jobs.context import slug
+from fewstep.jobs.context import Items, slug
+from fewstep.jobs.sharing import SharedRows
 from fewstep.jobs.tuning import scaled, tune_to_full_precision
 from fewstep.metrics.intervals import difference_interval, mean_interval
 from fewstep.pipelines import attach, exchanged, identity_of, save_pipeline
@@ -65,6 +66,10 @@ def finish(context: AutoContext) -> tuple[Any, Path]:
     shown = front(_compared(context, candidates))
     chosen = _chosen(recipe, shown)
     tuned = _tuned(context, chosen)
+    if not run.done("front"):
+        plans = {point: context.plans[point.plan] for point in shown}
+        _ahead(context, context.held_out, plans, len(context.held_out.seeds))
+        _ = context.held_out_truth  # a unit of its own, which all processes share
     measured = run.unit("front", lambda: _held_out(context, shown, chosen, tuned))
     models = context.low(chosen.scheme, chosen.parts)
     pipe = exchanged(context.pipe, models)
@@ -133,11 +138,11 @@ def _candidates(context: AutoContext, costs: Mapping[str, Any], best: Mapping[in
 
 def _ranked(context: AutoContext) -> dict[str, float]:
     """Of every plan its distance in full precision, on a quarter of the items."""
-    some = context.searched.pick(range(_few(context)))
-    found = {}
+    rows, few, found = context.rows(context.searched, "none", "none"), _few(context), {}
+    rows.ahead((plan, range(few)) for name, plan in context.plans.items() if not context.run.done(f"plan-{slug(name)}"))
     with context.run.progress("plans in full precision", total=len(context.plans)) as advance:
         for name, plan in context.plans.items():
-            compute = partial(_mean, context, some, plan, {})
+            compute = partial(_mean, context, rows, plan, few)
             found[name] = context.run.unit(f"plan-{slug(name)}", compute)
             advance(1, note=f"{name}: {found[name]:.3f}")
     return found
@@ -153,7 +158,7 @@ def _best_plans(context: AutoContext, ranked: Mapping[str, float]) -> dict[int, 
 
 def _compared(context: AutoContext, candidates: Sequence[Point]) -> list[Point]:
     """The candidates with their distances: a first look at all, a second at those near the front."""
-    first = [_looked(context, point, _few(context)) for point in candidates]
+    first = _looked(context, candidates, _few(context))
     rivals = [
         point
         for point in first
@@ -161,18 +166,34 @@ def _compared(context: AutoContext, candidates: Sequence[Point]) -> list[Point]:
             dataclasses.replace(other, distance=MARGIN * other.distance).beats(point) for other in first
         )
     ]  # fmt: skip
-    return [_looked(context, point, context.recipe.search.items) for point in rivals]
+    return _looked(context, rivals, context.recipe.search.items)
 
 
-def _looked(context: AutoContext, point: Point, count: int) -> Point:
-    """The point with its distance on so many items."""
+def _looked(context: AutoContext, points: Sequence[Point], count: int) -> list[Point]:
+    """The points with their distances on so many items."""
+    missing = [point for point in points if not context.run.done(_unit(point, count))]
+    _ahead(context, context.searched, {point: context.plans[point.plan] for point in missing}, count)
+    return [_measured(context, point, count) for point in points]
+
+
+def _ahead(context: AutoContext, items: Items, plans: Mapping[Point, Plan], count: int) -> None:
+    """Let several processes draw what the distances of these points will ask for."""
+    for scheme, parts in dict.fromkeys((point.scheme, point.parts) for point in plans):
+        same = [plan for point, plan in plans.items() if (point.scheme, point.parts) == (scheme, parts)]
+        context.rows(items, scheme, parts).ahead((plan, range(count)) for plan in same)
+
+
+def _unit(point: Point, count: int) -> str:
+    return f"point-{slug(f'{point.plan} {point.scheme} {point.parts} {count}')}"
+
+
+def _measured(context: AutoContext, point: Point, count: int) -> Point:
+    rows = context.rows(context.searched, point.scheme, point.parts)
 
     def compute() -> dict[str, float]:
-        some = context.searched.pick(range(count))
-        return {"distance": _mean(context, some, context.plans[point.plan], context.low(point.scheme, point.parts))}
+        return {"distance": _mean(context, rows, context.plans[point.plan], count)}
 
-    key = slug(f"{point.plan} {point.scheme} {point.parts} {count}")
-    distance = context.run.unit(f"point-{key}", compute)["distance"]
+    distance = context.run.unit(_unit(point, count), compute)["distance"]
     context.run.say(
         f"[dim]{point.name} ({point.plan}): {point.size / 1e6:.3g} MB, {point.milliseconds:.3g} ms, "
         f"distance {distance:.3f} on {count} items[/dim]"
@@ -180,8 +201,8 @@ def _looked(context: AutoContext, point: Point, count: int) -> Point:
     return dataclasses.replace(point, distance=distance)
 
 
-def _mean(context: AutoContext, items: Any, plan: Plan, models: Mapping[str, Any]) -> float:
-    return float(context.distances(context.search_truth, items, plan, models).mean())
+def _mean(context: AutoContext, rows: SharedRows, plan: Plan, count: int) -> float:
+    return float(context.distances(context.search_truth, rows, plan, count).mean())
 
 
 def _few(context: AutoContext) -> int:
@@ -212,7 +233,9 @@ def _tuned(context: AutoContext, point: Point) -> Plan | None:
 
     def compute() -> dict[str, Any]:
         full = context.sampler(), plan
-        found = tune_to_full_precision(context.run, context.searched, full, (sampler, plan), recipe.space.q_sched)
+        found = tune_to_full_precision(
+            context.run, context.searched, full, (sampler, plan), recipe.space.q_sched, recipe.piece
+        )
         other = context.items("tuning", recipe.search.conditions, recipe.search.items, recipe.search.seed)
         scaled_plan = scaled(plan, found.theta)
         with torch.no_grad():
@@ -221,7 +244,7 @@ def _tuned(context: AutoContext, point: Point) -> Plan | None:
         ours, theirs = ((drawn - reference).norm(dim=1) for drawn in pair)
         return {"theta": list(found.theta), "gain": difference_interval(ours, theirs).as_dict()}
 
-    found = context.run.unit("q-sched", compute)
+    found = context.run.unit("q-sched", compute, shared=True)
     if found["gain"]["high"] >= 0:
         context.run.say("Q-Sched has nothing measurable to win at this point: the plan stays as it is.")
         return None
@@ -236,13 +259,15 @@ def _held_out(context: AutoContext, shown: Sequence[Point], chosen: Point, tuned
     found = []
     for point in shown:
         plan, models = context.plans[point.plan], context.low(point.scheme, point.parts)
-        row: dict[str, Any] = {"distance": _interval(context, plan, models)}
+        row: dict[str, Any] = {"distance": _interval(context, point, plan)}
         row["milliseconds"] = statistics.median(context.timed(models, plan))
         if point == chosen and tuned is not None:
-            row["tuned"] = _interval(context, tuned, models)
+            row["tuned"] = _interval(context, point, tuned)
         found.append(row)
     return found
 
 
-def _interval(context: AutoContext, plan: Plan, models: Mapping[str, Any]) -> dict[str, Any]:
-    return mean_interval(context.distances(context.held_out_truth, context.held_out, plan, models)).as_dict()
+def _interval(context: AutoContext, point: Point, plan: Plan) -> dict[str, Any]:
+    items = context.held_out
+    rows = context.rows(items, point.scheme, point.parts)
+    return mean_interval(context.distances(context.held_out_truth, rows, plan, len(items.seeds))).as_dict()

@@ -26,8 +26,6 @@ def run(recipe: DistillRecipe, run: Run) -> Path:
     context = DistillContext.open(recipe, run)
     context.check()
     trained = train(context)
-    if not run.leads:
-        return run.path / "report.html"  # the rest is the first process's work
     plan = tuned(context, trained)
 
     def finished() -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.jobs.context import Items, seeds_for, slug, tensor_unit
 from fewstep.jobs.distill.context import DistillContext
 from fewstep.jobs.distill.training import Trained, draw, student_network
+from fewstep.jobs.sharing import SharedRows
 from fewstep.metrics import evaluate, load_features
 from fewstep.plan import Plan
 from fewstep.solvers import SOLVERS, grids
@@ -40,11 +41,16 @@ def compare_students(context: DistillContext, trained: Trained, plan: Plan) -> t
                     parts = [draw(context, network, plan, some) for some in items]
                 else:
                     teacher = few if name == TEACHER_FEW else context.data.teacher
-                    parts = [some.draw(context.teacher, teacher) for some in items]
+                    parts = [
+                        SharedRows(
+                            context.run, "teacher", some.pairs, some.drawing(context.teacher), context.recipe.batch
+                        )(teacher, range(len(some.seeds)))
+                        for some in items
+                    ]
             return {"images": (torch.stack(parts) * 255).round().to(torch.uint8).cpu()}
 
         key = slug(name)
-        return tensor_unit(context.run, f"draw-{key}", compute, f"images/{key}.safetensors")["images"]
+        return tensor_unit(context.run, f"draw-{key}", compute, f"images/{key}.safetensors", shared=True)["images"]
 
     systems = {name: drawn(name, held_out) for name in (STUDENT, TEACHER_FEW, TEACHER)}
     others = context.conditions(settings.conditions, settings.reference, held_out=True)

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from fewstep.jobs.q_sched.names import FULL, FULL_TUNED, LOW, LOW_FITTED, LOW_TU
 from fewstep.jobs.q_sched.objective import TuningObjective, objective_of, verdict
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.jobs.q_sched.report import write_report
-from fewstep.jobs.tuning import scaled, tune
+from fewstep.jobs.tuning import scaled, score_log, tune
 from fewstep.pipelines import PipelineSampler, attach, identity_of, save_pipeline, trace
 from fewstep.pipelines.calls import condition_kind
 from fewstep.pipelines.protocol import Pipeline
@@ -71,7 +72,7 @@ def run(recipe: QSchedRecipe, run: Run) -> Path:
         found.save(run.artifact(f"plan-{plain(name)}.json"), overwrite=True)
     plans |= tuned
     landscape = _landscape(context, objective.on(low), plans[LOW])
-    tested = run.unit("verdict", lambda: verdict(context, objective, low, plans[LOW], plans[LOW_TUNED]))
+    tested = run.unit("verdict", partial(verdict, context, objective, low, plans[LOW], plans[LOW_TUNED]), shared=True)
     numbers = measure(recipe, run, samplers, plans)
     best = plans[LOW_TUNED if tested["tuned"] else LOW]
     run.unit("pipeline", lambda: _with_plan(low.pipe, best), save=save_pipeline, load=lambda folder: None)
@@ -158,7 +159,7 @@ def _searched(
         )  # fmt: skip
         return dataclasses.asdict(found)
 
-    return _outcome(context.run.unit(key, compute))
+    return _outcome(context.run.unit(key, compute, shared=True))
 
 
 def _tuned(context: JobContext[QSchedRecipe], objective: TuningObjective, plan: Plan, outcome: SearchOutcome) -> Plan:
@@ -182,14 +183,15 @@ def _landscape(context: JobContext[QSchedRecipe], objective: Objective, plan: Pl
     line = torch.linspace(settings.low, settings.high, CORNERS, dtype=torch.float64)
 
     def compute() -> dict[str, Any]:
-        problem = Problem(plan, family, objective, log=context.run.scratch(f"search-{plain(LOW)}") / "scores.jsonl")
+        problem = Problem(plan, family, objective, log=score_log(context.run, f"search-{plain(LOW)}"))
         corners = [[torch.stack([s, m]) for s in line] for m in line]
+        problem.ahead((family.from_ramp(c, plan.steps) for row in corners for c in row), 0.25)
         # against the identity on the same items: a few prompts alone sit higher or lower than all of them
         zero = problem.score(family.identity(plan.steps), 0.25)
         values = [[problem.score(family.from_ramp(c, plan.steps), 0.25) - zero for c in row] for row in corners]
         return {"outputs": line.tolist(), "states": line.tolist(), "values": values}
 
-    return context.run.unit("landscape", compute)
+    return context.run.unit("landscape", compute, shared=True)
 
 
 def _fitted(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from fewstep.files import read_tensors
 from fewstep.jobs.context import seeds_for, tensor_unit
 from fewstep.jobs.q_sched.names import FULL, FULL_TUNED, LOW, LOW_TUNED, TEACHER, plain
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
+from fewstep.jobs.sharing import SharedRows, shared_networks
 from fewstep.metrics import evaluate, load_features
+from fewstep.metrics.evaluate import Judge
 from fewstep.pipelines import PipelineSampler, load_pipeline, plan_of
 from fewstep.plan import Plan
 from fewstep.rewards import load_reward
@@ -39,8 +42,9 @@ def measure(
         images[name] = _images(run, name, generate, plan, prompts, seeds)
     teacher = _teacher(recipe, run, generators[FULL].pipe, prompts)
     reference = _reference(recipe, run, generators[FULL], plans[FULL], prompts)
+    evaluated = partial(_evaluate, recipe, run, images, teacher, reference, prompts)
     return {
-        "evaluation": run.unit("evaluate", lambda: _evaluate(recipe, images, teacher, reference, prompts)),
+        "evaluation": run.unit("evaluate", evaluated, shared=True),
         "speed": run.unit("speed", lambda: _speed(generators, plans, prompts[0])),
     }
 
@@ -52,19 +56,23 @@ def load_images(run: Run, name: str, seed: int) -> Tensor:
 
 def _images(run: Run, name: str, generate: PipelineSampler, plan: Plan, prompts: list[str], seeds: list[int]) -> Tensor:
     """(S, P, 3, H, W) uint8; one unit per seed."""
-    return torch.stack([
-        tensor_unit(
-            run,
-            _file(name, seed).removesuffix(".safetensors"),
-            lambda seed=seed: {"images": _draw(generate, plan, prompts, seeds_for("evaluation", seed, len(prompts)))},  # type: ignore[misc]
-        )["images"]
-        for seed in seeds
-    ])  # fmt: skip
+    items = [item for seed in seeds for item in zip(prompts, seeds_for("evaluation", seed, len(prompts)), strict=True)]
 
+    def draw(plan: Plan, numbers: Sequence[int]) -> Tensor:
+        images = generate(plan, [items[i][0] for i in numbers], [items[i][1] for i in numbers])
+        return (images * 255).round().to(torch.uint8)
 
-def _draw(generate: PipelineSampler, plan: Plan, prompts: list[str], seeds: list[int]) -> Tensor:
-    with torch.no_grad():
-        return (generate(plan, prompts, seeds) * 255).round().to(torch.uint8).cpu()
+    rows = SharedRows(run, f"images/{plain(name)}", items, draw, generate.batch)
+    parts = {
+        _file(name, seed).removesuffix(".safetensors"): range(k * len(prompts), (k + 1) * len(prompts))
+        for k, seed in enumerate(seeds)
+    }
+    rows.ahead((plan, numbers) for unit, numbers in parts.items() if not run.done(unit))
+    found = []
+    for unit, numbers in parts.items():
+        compute = partial(rows, plan, numbers)
+        found.append(tensor_unit(run, unit, lambda compute=compute: {"images": compute()}, shared=True)["images"])  # type: ignore[misc]
+    return torch.stack(found)
 
 
 def _file(name: str, seed: int) -> str:
@@ -86,6 +94,7 @@ def _teacher(recipe: QSchedRecipe, run: Run, like: Any, prompts: list[str]) -> T
 
 def _evaluate(
     recipe: QSchedRecipe,
+    run: Run,
     images: Mapping[str, Tensor],
     teacher: Tensor | None,
     reference: tuple[Tensor, str],
@@ -93,8 +102,10 @@ def _evaluate(
 ) -> dict[str, Any]:
     settings = recipe.evaluation
     features = [load_features(placed(spec)) for spec in settings.features]
-    judge = None if settings.judge == "none" else load_reward(placed(settings.judge))
+    judge: Judge | None = None if settings.judge == "none" else load_reward(placed(settings.judge))
     pictures, described = reference
+    stacks = [*images.values(), *([] if teacher is None else [teacher])]
+    features, judge = shared_networks(run, features, judge, stacks, prompts)
     found = evaluate(
         images, pictures, prompts, features, judge, paired_to=FULL, compare=[(LOW_TUNED, LOW), (LOW_TUNED, FULL)]
     )

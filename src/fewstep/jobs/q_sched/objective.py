@@ -20,6 +20,7 @@ from fewstep.data import load
 from fewstep.data.prompts import load_prompts
 from fewstep.jobs.context import JobContext, tensor_unit
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
+from fewstep.jobs.sharing import SharedRows
 from fewstep.metrics import load_features
 from fewstep.metrics.intervals import centred_interval, resample_counts
 from fewstep.pipelines import PipelineSampler, load_pipeline, plan_of
@@ -79,7 +80,10 @@ def objective_of(
         def generate(plan: Plan, numbers: Sequence[int]) -> Tensor:
             return sampler(plan, [some[i][0] for i in numbers], [some[i][1] for i in numbers])
 
-        return DistributionMatch(generate, features, reference, len(some), distance="mmd")
+        rows = SharedRows(
+            context.run, "features", some, lambda plan, numbers: features(generate(plan, numbers)), context.recipe.piece
+        )
+        return DistributionMatch(rows, lambda found: found, reference, len(some), distance="mmd")
 
     return TuningObjective(settings.objective, of, items)
 
@@ -89,17 +93,24 @@ def _jaq(
 ) -> TuningObjective:
     """JAQ, its two terms standardised over scattered candidates of the quantized pipeline."""
     settings = context.recipe.search
-    jaq = JAQ(low, *rewards, load_prompts(settings.prompts, settings.count), settings.seeds, context.recipe.rewards.k)
+    plain = JAQ(low, *rewards, load_prompts(settings.prompts, settings.count), settings.seeds, context.recipe.rewards.k)
+
+    def on(sampler: PipelineSampler, some: Sequence[tuple[str, int]]) -> JAQ:
+        mine = dataclasses.replace(plain, generate=sampler)
+        mine.items = list(some)
+        mine.shared = SharedRows(context.run, "rewards", mine.items, mine.own_terms, context.recipe.piece)
+        return mine
 
     def compute() -> dict[str, Any]:
+        jaq = on(low, items)
         spent = jaq.standardise(plan, Family(low=settings.low, high=settings.high))
         return {"centre": jaq.centre, "spread": jaq.spread, "spent": spent}
 
-    found = context.run.unit("standardise", compute)
+    found = context.run.unit("standardise", compute, shared=True)
 
     def of(sampler: PipelineSampler, some: Sequence[tuple[str, int]]) -> JAQ:
-        mine = dataclasses.replace(jaq, generate=sampler, centre=tuple(found["centre"]), spread=tuple(found["spread"]))
-        mine.items = list(some)
+        mine = on(sampler, some)
+        mine.centre, mine.spread = tuple(found["centre"]), tuple(found["spread"])
         return mine
 
     return TuningObjective("jaq", of, items, found["spent"])
@@ -115,7 +126,8 @@ def _reference(context: Context) -> Tensor:
         images = load(settings.pictures, "calibration" if settings.pictures == "emoji" else "train").images
         return images[:: max(1, len(images) // REFERENCE)][:REFERENCE]
     name = "reference-teacher" if settings.objective == "teacher" else "reference-full-precision"
-    return tensor_unit(context.run, name, partial(_drawn, context), artifact=f"images/{name}.safetensors")["images"]
+    place = f"images/{name}.safetensors"
+    return tensor_unit(context.run, name, partial(_drawn, context), place, shared=True)["images"]
 
 
 def _drawn(context: Context) -> dict[str, Tensor]:
@@ -129,8 +141,14 @@ def _drawn(context: Context) -> dict[str, Tensor]:
     else:
         sampler, plan = context.sampler(), context.plan
     seeds = [100_003 * (max(settings.seeds) + 1000) + i for i in range(len(prompts))]
-    with torch.no_grad():
-        return {"images": (sampler(plan, prompts, seeds) * 255).round().to(torch.uint8).cpu()}
+
+    def draw(plan: Plan, numbers: Sequence[int]) -> Tensor:
+        images = sampler(plan, [prompts[i] for i in numbers], [seeds[i] for i in numbers])
+        return (images * 255).round().to(torch.uint8)
+
+    items = list(zip(prompts, seeds, strict=True))
+    rows = SharedRows(context.run, f"reference-{settings.objective}", items, draw, context.recipe.batch)
+    return {"images": rows(plan, range(len(items)))}
 
 
 # --- the test -------------------------------------------------------------------------------------------------------
@@ -156,6 +174,8 @@ def verdict(
     items = items_of(prompts, fresh)
     counts, numbers = resample_counts(len(prompts)).repeat(1, len(fresh)), range(len(items))  # seeds go with prompts
     scored = objective.of(sampler, items)
+    if scored.ahead is not None:
+        scored.ahead([(tuned, numbers), (untuned, numbers)])
     (after, draws), (before, other) = (scored.resampled(plan, numbers, counts) for plan in (tuned, untuned))
     gain = centred_interval(after - before, draws - other, len(prompts))
     return {

@@ -24,6 +24,7 @@ from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.outliers import layer_sqnr
 from fewstep.quant.reconstruct import blocks_of, reconstruct
 from fewstep.quant.report import disk_bytes
+from fewstep.quant.sensitivity import Table
 from fewstep.quant.split import split_skips
 
 
@@ -78,9 +79,11 @@ def _chosen(
     recipe, share, tag = context.recipe, _share(context, name), "" if name == context.backbone else f"-{name}"
     chooser = BitAllocator(recipe, context.run, model, context.drawing(name), context.calls[name], options, share, tag)
     _ = chooser.budget  # a budget that cannot be met fails before hours of measurement
-    table = context.run.unit(f"sensitivity{tag}", chooser.measure)
-    ratios = context.run.unit(f"sensitivity-sqnr{tag}", chooser.measure_ratios) if recipe.allocation.joint else {}
-    chosen = context.run.unit(f"choose{tag}", lambda: chooser.choose(table, ratios))
+    table = context.run.unit(f"sensitivity{tag}", chooser.measure, shared=True)
+    ratios: Table = {}
+    if recipe.allocation.joint:
+        ratios = context.run.unit(f"sensitivity-sqnr{tag}", chooser.measure_ratios, shared=True)
+    chosen = context.run.unit(f"choose{tag}", lambda: chooser.choose(table, ratios), shared=True)
     reasons = chooser.reasons(table, chosen["schemes"])
     report = quantize_mixed(model, chosen["schemes"], reasons=reasons, **options)
     extra |= {"sensitivity": table, "groups": chooser.groups, "reasons": reasons}

@@ -6,13 +6,15 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
 from fewstep.jobs.quantize.recipe import QuantizeRecipe, parse_size
+from fewstep.jobs.sharing import digest
 from fewstep.quant import sensitivity
 from fewstep.quant.allocation import Allocation, LayerOption, allocate, check_budget, sweep
 from fewstep.quant.calls import Call, multiply_adds, replay
@@ -22,7 +24,7 @@ from fewstep.quant.modules import eligible
 from fewstep.quant.report import disk_bytes, own_bytes
 from fewstep.quant.sensitivity import LayerCost, ModelMetric, Table
 from fewstep.quant.split import HIDDEN
-from fewstep.runs import Run
+from fewstep.runs import Run, processes
 
 
 @dataclass
@@ -136,7 +138,15 @@ class BitAllocator:
                 file.flush()
                 advance(1, note=layer)
 
-            return sensitivity.measure(self.model, probes, groups, self.schemes, make=make, known=known, watch=watch)
+            share = partial(self._shared, name + self.tag) if processes.count() > 1 else None
+            return sensitivity.measure(
+                self.model, probes, groups, self.schemes, make=make, known=known, watch=watch, share=share
+            )
+
+    def _shared(self, name: str, work: Mapping[tuple[str, str], Callable[[], float]]) -> list[float]:
+        """Values of layers at schemes, measured by whichever process is free."""
+        named = {digest(*pair): partial(_tensor, compute) for pair, compute in work.items()}
+        return [float(value) for value in self.run.each(name, named)]
 
     def measure_ratios(self) -> Table:
         """SQNR of the content layers too: with one metric for all layers a joint programme has no groups to trade."""
@@ -188,18 +198,28 @@ class BitAllocator:
         """
         plain = {**self.options, "method": sensitivity.rounding_to_nearest(self.options.get("method", "rtn"))}
         reference = self.draw(self.model)
-        tried: list[dict[str, Any]] = []
         found = self.candidates(table, ratios)
         with self.run.progress("choice among allocations", total=len(found)) as advance:
-            for name, schemes, allocation in found:
+
+            def error(name: str, schemes: Mapping[str, str]) -> float:
                 low = copy.deepcopy(self.model)
                 quantize_mixed(low, schemes, **plain)
-                error = float((self.draw(low) - reference).square().mean())
-                tried.append({
-                    "name": name, "bytes": allocation.bytes, "bops": allocation.bops, "damage": allocation.damage,
-                    "proven": allocation.proven, "error": error,
-                })  # fmt: skip
-                advance(1, note=f"{name}: {error:.2e}")
+                value = float((self.draw(low) - reference).square().mean())
+                advance(1, note=f"{name}: {value:.2e}")
+                return value
+
+            work = {
+                digest(name, json.dumps(schemes)): partial(_tensor, partial(error, name, schemes))
+                for name, schemes, _ in found
+            }
+            errors = self.run.each(f"choose{self.tag}", work)
+        tried: list[dict[str, Any]] = [
+            {
+                "name": name, "bytes": allocation.bytes, "bops": allocation.bops, "damage": allocation.damage,
+                "proven": allocation.proven, "error": float(error),
+            }
+            for (name, _, allocation), error in zip(found, errors, strict=True)
+        ]  # fmt: skip
         best = min(range(len(found)), key=lambda k: float(tried[k]["error"]))
         return {"chosen": tried[best]["name"], "schemes": found[best][1], "budget": self.budget, "tried": tried}
 
@@ -220,6 +240,10 @@ class BitAllocator:
 
     def _layer(self, name: str) -> Any:
         return self.model.get_submodule(name)
+
+
+def _tensor(compute: Callable[[], float]) -> Tensor:
+    return torch.tensor(compute(), dtype=torch.float64)
 
 
 def _header(model: nn.Module, costs: Mapping[str, Mapping[str, LayerCost]]) -> int:

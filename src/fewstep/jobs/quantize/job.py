@@ -59,7 +59,7 @@ def run(recipe: QuantizeRecipe, run: Run) -> Path:
             plans[corrections["kept"]] = plan = better
     tuned: dict[str, Any] = {}
     if recipe.q_sched:
-        tuned = run.unit("q-sched", lambda: _tuned(context, low, plan))
+        tuned = run.unit("q-sched", lambda: _tuned(context, low, plan), shared=True)
         plans["Q-Sched"] = scaled(plan, tuned["theta"])
     for name, made in plans.items():
         made.save(run.artifact(f"plan-{slug(name)}.json"), overwrite=True)
@@ -99,7 +99,9 @@ def low_parts(context: QuantizeContext) -> dict[str, LowBitPart]:
             make = partial(_low_encoder, context, name, source)
         else:
             make = partial(_low_vae, context, source)
-        found[name] = low_bit_part(context, source, make, unit=f"quantize-{name}", artifact=f"parts/{name}")
+        found[name] = low_bit_part(
+            context, source, make, unit=f"quantize-{name}", artifact=f"parts/{name}", shared=name in context.backbones
+        )
     return found
 
 
@@ -138,7 +140,8 @@ def searched(
         name: of the search, whose scores are kept under it.
     """
     full = context.sampler(), context.plan
-    return tune_to_full_precision(context.run, context.calibration, full, (low, plan), budget, name)
+    piece = context.recipe.piece
+    return tune_to_full_precision(context.run, context.calibration, full, (low, plan), budget, piece, name)
 
 
 def low_pipeline(context: QuantizeContext, models: Mapping[str, nn.Module], plan: Plan, changed: bool) -> Any:

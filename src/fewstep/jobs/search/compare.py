@@ -12,6 +12,7 @@ from torch import Tensor
 from fewstep.errors import FewstepError
 from fewstep.jobs.context import Items, slug, tensor_unit
 from fewstep.jobs.search.context import SearchContext
+from fewstep.jobs.sharing import SharedRows
 from fewstep.metrics.intervals import difference_interval, mean_interval
 from fewstep.plan import Plan
 
@@ -30,7 +31,7 @@ def compare_plans(context: SearchContext, plans: Mapping[str, Plan]) -> dict[str
             advance(1)
             try:
                 compute = partial(_measured, context, held_out, plan)
-                measured[name] = context.run.unit(f"measure-{slug(name)}", compute)
+                measured[name] = context.run.unit(f"measure-{slug(name)}", compute, shared=True)
             except FewstepError as error:
                 if name in (FOUND, SCALED):
                     raise
@@ -96,10 +97,12 @@ def _measured(context: SearchContext, held_out: list[Items], plan: Plan) -> dict
 def _truth(context: SearchContext, held_out: list[Items]) -> Tensor:
     """The teacher's results, (S, P, ...)."""
     compute = partial(_drawn, context, held_out, context.teacher)
-    return tensor_unit(context.run, "truth", lambda: {"states": compute()})["states"]
+    return tensor_unit(context.run, "truth", lambda: {"states": compute()}, shared=True)["states"]
 
 
 def _drawn(context: SearchContext, held_out: list[Items], plan: Plan) -> Tensor:
     """Final states (S, P, ...)."""
+    run, size = context.run, context.recipe.batch
+    rows = [SharedRows(run, "held-out", i.pairs, i.drawing(context.main, "latent"), size) for i in held_out]
     with torch.no_grad():
-        return torch.stack([items.draw(context.main, plan, "latent") for items in held_out]).cpu()
+        return torch.stack([one(plan, range(len(one.items))) for one in rows])

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
 from fewstep.jobs.context import Items, JobContext
 from fewstep.jobs.search.recipe import ScheduleRecipe
+from fewstep.jobs.sharing import Rows, SharedRows
 from fewstep.metrics import load_features
 from fewstep.pipelines import PipelineSampler, backbone_of
 from fewstep.plan import Plan
@@ -53,8 +52,11 @@ class SearchContext(JobContext[ScheduleRecipe]):
         """What the search maximises."""
         settings = self.recipe.search
         if settings.objective == "teacher":
-            return TeacherMatch(self.searched.drawing(self.main, "latent"), self.trajectory.final)
+            return TeacherMatch(self._rows(self.searched.drawing(self.main, "latent")), self.trajectory.final)
         features = load_features(placed(settings.features))
-        with torch.no_grad():
-            reference = features(self.searched.draw(self.main, self.teacher))
-        return DistributionMatch(self.searched.drawing(self.main), features, reference, settings.items)
+        draw = self.searched.drawing(self.main)
+        rows = self._rows(lambda plan, numbers: features(draw(plan, numbers)))
+        return DistributionMatch(rows, lambda found: found, rows(self.teacher, range(settings.items)), settings.items)
+
+    def _rows(self, compute: Rows) -> SharedRows:
+        return SharedRows(self.run, "searched", self.searched.pairs, compute, self.recipe.piece)

@@ -36,7 +36,7 @@ def run(recipe: ScheduleRecipe, run: Run) -> Path:
     found, plan = searched(context)
     plans = {FOUND: plan}
     if recipe.search.q_sched:
-        found = found | {"q_sched": run.unit("q-sched", lambda: _tuned(context, plans[FOUND]))}
+        found = found | {"q_sched": run.unit("q-sched", lambda: _tuned(context, plans[FOUND]), shared=True)}
         plans[SCALED] = scaled(plans[FOUND], found["q_sched"]["theta"])
         plans[SCALED].save(run.artifact("plan-q-sched.json"), overwrite=True)
     best = list(plans.values())[-1]
@@ -62,7 +62,8 @@ def searched(context: SearchContext) -> tuple[dict[str, Any], Plan]:
         with spending(run, f"{settings.method}, {recipe.steps} steps", settings.budget) as watch:
             task = SearchTask(
                 context.model, recipe.steps, context.objective, context.trajectory, settings.budget, settings.seed,
-                SOLVERS[settings.solver], storage=settings.storage or None, scratch=run.scratch("search"),
+                SOLVERS[settings.solver], storage=settings.storage or None if run.leads else None,
+                scratch=run.scratch("search") if run.leads else None,
                 parts=frozenset(settings.parts), most_skipped=settings.most_skipped, watch=watch,
             )  # fmt: skip
             found = search_method(settings.method)(task)
@@ -75,7 +76,7 @@ def searched(context: SearchContext) -> tuple[dict[str, Any], Plan]:
             "history": [list(point) for point in found.history],
         }
 
-    return run.unit("search", compute), Plan.load(run.artifact("plan.json"))
+    return run.unit("search", compute, shared=True), Plan.load(run.artifact("plan.json"))
 
 
 def _tuned(context: SearchContext, plan: Plan) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from fewstep.errors import FewstepError
 from fewstep.plan import Plan
 from fewstep.rewards import Reward
 from fewstep.schedules.tuning.family import Family
+from fewstep.schedules.tuning.problem import Ahead
 
 Generate = Callable[[Plan, Sequence[str], Sequence[int]], Tensor]
 """(plan, prompts, seeds) -> images (B, 3, H, W) in [0, 1]."""
@@ -55,6 +56,7 @@ class JAQ:
     k: float = 2.0
     centre: tuple[float, float] = (0.0, 0.0)
     spread: tuple[float, float] = (1.0, 1.0)
+    shared: Callable[[Plan, Sequence[int]], Tensor] | None = None
     per_item: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
@@ -74,8 +76,17 @@ class JAQ:
         scaled = (terms - terms.new_tensor(self.centre)) / terms.new_tensor(self.spread)
         return scaled[:, 0] + self.k * scaled[:, 1]
 
+    @property
+    def ahead(self) -> Ahead | None:
+        """What is told of the (plan, items) that will be asked for next."""
+        return getattr(self.shared, "ahead", None)
+
     def terms(self, plan: Plan, items: Sequence[int]) -> Tensor:
         """Raw alignment and quality of each item, (n, 2)."""
+        return (self.shared or self.own_terms)(plan, items)
+
+    def own_terms(self, plan: Plan, items: Sequence[int]) -> Tensor:
+        """The terms, computed here."""
         prompts = [self.items[i][0] for i in items]
         images = self.generate(plan, prompts, [self.items[i][1] for i in items])
         return torch.stack([self.alignment.score(images, prompts), self.quality.score(images, prompts)], 1)
@@ -97,6 +108,8 @@ class JAQ:
         corners = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(candidates).double()
         corners = ramp.low + (ramp.high - ramp.low) * corners
         items = range(_share(self.size, fraction))
+        if self.ahead is not None:
+            self.ahead((ramp.apply(plan, c), items) for c in corners)
         with torch.no_grad():
             means = torch.stack([self.terms(ramp.apply(plan, c), items).mean(0) for c in corners]).double()
         self.centre = (float(means[:, 0].mean()), float(means[:, 1].mean()))

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -24,11 +24,17 @@ _BEGINNING = '{"theta": ['
 """Of every line of the log."""
 
 
+Ahead = Callable[[Iterable[tuple[Plan, Sequence[int]]]], None]
+"""Is told which plans will be asked for next, and on which items."""
+
+
 class Objective(Protocol):
     """Scores a plan; higher is better.
 
     size: number of items (prompt and seed pairs; every candidate sees the same ones, hence the same noise).
     per_item: whether `__call__` returns one score per item (n,), or one score for the whole set ().
+
+    One that several processes share also has `ahead` (see `Ahead`), and computes those plans side by side.
     """
 
     @property
@@ -159,6 +165,23 @@ class Problem:
         if self._watch is not None:
             self._watch(evaluation)
         return value
+
+    def ahead(self, thetas: Iterable[Tensor], fraction: float = 1.0) -> None:
+        """Say which candidates will be scored next, as far as they can be paid for: an objective that several processes
+        share computes them side by side. Changes no result."""
+        tell: Ahead | None = getattr(self.objective, "ahead", None)
+        if tell is None:
+            return
+        count, left, asked = self.share_of(fraction), self.left, dict[tuple[float, ...], tuple[Plan, range]]()
+        for theta in thetas:
+            key = tuple(round(float(v), 9) for v in self.clip(theta))
+            folded = self._folded(key)
+            items = range(len(self._scores.get(folded, ())) if self.objective.per_item else 0, count)
+            known = (folded, count) in self._sets or (folded, items.start, items.stop) in self._replay
+            left -= len(items) / self.objective.size
+            if items and not known and left > -1e-9:
+                asked[folded] = self.family.apply(self.plan, torch.tensor(key, dtype=torch.float64)), items
+        tell(asked.values())
 
     @property
     def left(self) -> float:

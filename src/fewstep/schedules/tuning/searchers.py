@@ -23,8 +23,10 @@ Searcher = Callable[[Problem, float, int], None]
 def grid(problem: Problem, budget: float, seed: int = 0) -> None:
     """The paper's search: every (s0, m0) of a square grid, all items each; budget 2501 is the published 50 x 50."""
     points = max(2, int(problem.left**0.5))
-    for corner in _square(problem, points):
-        problem.score(_from_corner(problem, corner))
+    candidates = [_from_corner(problem, corner) for corner in _square(problem, points)]
+    problem.ahead(candidates)
+    for theta in candidates:
+        problem.score(theta)
 
 
 def coarse_to_fine(problem: Problem, budget: float, seed: int = 0) -> None:
@@ -150,6 +152,10 @@ def _climb_on(problem: Problem, seed: int) -> None:
         _ascend(problem, best, step, seed)
 
 
+ROUND = 4
+"""Candidates that Optuna names before it is told of the first: several processes score them side by side."""
+
+
 def _optuna(
     problem: Problem, budget: float, seed: int, sampler: object, rungs: tuple[float, ...] = (0.25, 0.5, 1.0)
 ) -> None:
@@ -160,18 +166,21 @@ def _optuna(
     study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
     names = [f"c{i}" for i in range(problem.size)]
     study.enqueue_trial(dict.fromkeys(names, 1.0))
+    low, high = problem.family.low, problem.family.high
     while problem.left >= 1:
-        trial = study.ask()
-        low, high = problem.family.low, problem.family.high
-        theta = torch.tensor([trial.suggest_float(n, low, high) for n in names], dtype=torch.float64)
+        trials = [study.ask() for _ in range(ROUND)]
+        thetas = [torch.tensor([t.suggest_float(n, low, high) for n in names], dtype=torch.float64) for t in trials]
+        alive, value = list(range(ROUND)), dict[int, float]()
         for rung, fraction in enumerate(rungs, start=1):
-            value = problem.score(theta, fraction)
-            trial.report(value, rung)
-            if fraction < 1 and trial.number > 0 and trial.should_prune():
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-                break
-        else:
-            study.tell(trial, value)
+            problem.ahead([thetas[k] for k in alive], fraction)
+            for k in list(alive):
+                value[k] = problem.score(thetas[k], fraction)
+                trials[k].report(value[k], rung)
+                if fraction < 1 and trials[k].number > 0 and trials[k].should_prune():
+                    study.tell(trials[k], state=optuna.trial.TrialState.PRUNED)
+                    alive.remove(k)
+        for k in alive:
+            study.tell(trials[k], value[k])
 
 
 def _ascend(problem: Problem, theta: Tensor, step: float, seed: int) -> None:
@@ -249,6 +258,8 @@ def _from_corner(problem: Problem, corner: Tensor) -> Tensor:
 
 def _rank(problem: Problem, corners: list[Tensor], fraction: float, keep: int) -> list[Tensor]:
     """The best corners at this fidelity, best first."""
-    values = [problem.score(_from_corner(problem, c), fraction) for c in corners]
+    candidates = [_from_corner(problem, c) for c in corners]
+    problem.ahead(candidates, fraction)
+    values = [problem.score(theta, fraction) for theta in candidates]
     order = sorted(range(len(corners)), key=lambda i: -values[i])
     return [problem.clip(corners[i]) for i in order[:keep]]
