@@ -245,8 +245,8 @@ class JobContext(Generic[R]):
             **numbers,
             "seconds": self.run.seconds(),
         }
-        write_json(self.run.path / "results.json", results)
-        if self.recipe.results:
+        write_json(self.run.path / "results.json", results, over="all")  # several processes may be writing it
+        if self.recipe.results and self.run.leads:
             write_json(self.recipe.results, results)
         return results
 

@@ -94,7 +94,7 @@ def write_layers(results: Results, path: Path) -> None:
     writer.writeheader()
     for row in rows_of(results):
         writer.writerow({**row, "shape": "x".join(map(str, row["shape"]))})
-    write_text(path, text.getvalue())
+    write_text(path, text.getvalue(), over="all")
 
 
 def part_table(results: Results) -> Any:
