@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fewstep.pipelines import backbone_of, process_of
 from fewstep.pipelines.calls import condition_kind
 from fewstep.variants import prunable
 from tests import ROOT
+from tests.pipelines import newest_pipelines as newest
 from tests.pipelines import test_adapters, test_image_to_image
 from tests.pipelines import tiny_pipelines as tiny
 
@@ -23,13 +26,13 @@ HEADER = "| pipeline | draws from | network | process | blocks that can be skipp
 def table() -> str:
     """One line for each family whose tiny pipeline the tests run."""
     with tempfile.TemporaryDirectory() as folder:
-        lines = [_line(name, Path(folder) / name) for name in tiny.MAKERS]
+        lines = [_line(name, tiny.MAKERS[name](Path(folder) / name), tiny.CALLS[name]) for name in tiny.MAKERS]
+        lines += [_line(name, make(Path(folder) / name), call) for name, (make, call) in newest.FAMILIES.items()]
     return "\n".join([HEADER, "|---|---|---|---|---|---|---|", *lines])
 
 
-def _line(name: str, folder: Path) -> str:
-    pipe = tiny.MAKERS[name](folder)
-    process, prediction = process_of(pipe, **tiny.CALLS[name])
+def _line(name: str, pipe: Any, call: Mapping[str, Any]) -> str:
+    process, prediction = process_of(pipe, **call)
     model = backbone_of(pipe)
     late = [title for title, family in test_image_to_image.CASES.items() if family == name]
     cells = [

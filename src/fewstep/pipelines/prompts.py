@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -72,7 +72,7 @@ def _encoders(pipe: Pipeline) -> tuple[list[Any], Any]:
         list(parts),
         [(t.dtype, None if t.is_inference() else t._version) for t in weights],
         [fingerprint(module) for module in modules],  # changes through `.data` leave the version as it is
-        [len(part) for part in parts.values() if hasattr(part, "__len__")],  # words added to a tokenizer
+        [len(part) for part in parts.values() if isinstance(part, Sized)],  # words added to a tokenizer
         [_adapters(layer) for module in modules for layer in module.modules() if hasattr(layer, "scaling")],
         [module.training for module in modules],
     )
