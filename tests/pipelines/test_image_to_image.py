@@ -49,7 +49,8 @@ def opened(title, folder):
 
 def draw(pipe, call, steps=4, seed=5):
     generator = torch.Generator().manual_seed(seed)
-    options = {"num_inference_steps": steps, "guidance_scale": 1.0, "output_type": "pt", **call}
+    without = 0.0 if type(pipe).__name__.startswith("ZImage") else 1.0
+    options = {"num_inference_steps": steps, "guidance_scale": without, "output_type": "pt", **call}
     return pipe(prompt=["a"], generator=generator, **options).images
 
 

@@ -361,7 +361,7 @@ def draw(pipe: Any, name: str, conditions: list[Any] | None, seeds: list[int], s
     kind = {"dit": "class_labels", "ddim": "batch_size", "ddpm": "batch_size"}.get(name, "prompt")
     given = {kind: len(seeds) if conditions is None else list(conditions), **CALLS[name], **options}
     if kind != "batch_size":
-        given = {"guidance_scale": 1.0, **given}
+        given = {"guidance_scale": 0.0 if name == "z-image" else 1.0, **given}
     result = pipe(
         **given, num_inference_steps=steps, generator=[torch.Generator().manual_seed(s) for s in seeds],
         output_type="pt",

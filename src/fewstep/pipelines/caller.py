@@ -17,6 +17,7 @@ from typing import Any
 
 from fewstep.errors import IdentityError
 from fewstep.pipelines.adapters import check_adapters
+from fewstep.pipelines.calls import counts_from_zero
 from fewstep.pipelines.identity import identity_of
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Plan
@@ -59,9 +60,9 @@ class Caller:
 
     @property
     def guidance(self) -> float | None:
-        """The scale of classifier-free guidance; None where the pipeline knows none."""
+        """The scale of classifier-free guidance, 1 without; None where the pipeline knows none."""
         scale = getattr(self.pipe, "guidance_scale", None)
-        return None if scale is None else float(scale)
+        return None if scale is None else float(scale) + counts_from_zero(self.pipe)
 
     @property
     def true_guidance(self) -> float:

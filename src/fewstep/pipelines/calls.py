@@ -76,7 +76,8 @@ def arguments(
 
     conditions: prompts or class labels, as the pipeline takes them; None for empty prompts, or an unconditional
         pipeline.
-    guidance: its `guidance_scale`, left out where the call has none and it is 1 or None.
+    guidance: scale that 1 leaves out, whatever the pipeline counts (`counts_from_zero`); not given where the call has
+        no `guidance_scale` and it is 1 or None.
 
     Raises:
         FewstepError: conditions that the pipeline does not take, or an unknown argument.
@@ -91,10 +92,22 @@ def arguments(
             given[name] = [value] * count
     if guidance is not None:
         if "guidance_scale" in accepted:
-            given["guidance_scale"] = guidance
+            given["guidance_scale"] = max(0.0, guidance - 1) if counts_from_zero(pipe) else guidance
         elif guidance != 1.0:
             raise FewstepError(f"{type(pipe).__name__} knows no guidance", value=guidance, hint="Leave it at 1.")
     return given
+
+
+def counts_from_zero(pipe: Pipeline) -> bool:
+    """Whether the pipeline computes cond + g (cond - uncond), on for every g above 0 (Z-Image): g is then one less than
+    the scale of uncond + scale (cond - uncond), and a guidance of 1, "without" elsewhere, is 2.
+    """
+    twin = copy.copy(pipe)
+    vars(twin)["_guidance_scale"] = 0.5
+    try:
+        return getattr(twin, "do_classifier_free_guidance", False) is True
+    except (AttributeError, TypeError):  # it asks for more than the scale
+        return False
 
 
 def _condition(

@@ -6,7 +6,7 @@ from typing import Any
 
 from fewstep.errors import IdentityError, PlanError
 from fewstep.pipelines.caller import Caller
-from fewstep.pipelines.calls import backbone_of
+from fewstep.pipelines.calls import backbone_of, counts_from_zero
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Plan
 from fewstep.plan.combination import is_exactly, number
@@ -47,6 +47,7 @@ class Following:
         self.coming = 0
         self.ran: int | None = None
         self._guides = any(row.guidance is not None for row in plan.rows)
+        self._from_zero = counts_from_zero(caller.pipe)
         self._own_guidance = getattr(caller.pipe, "_guidance_scale", None)
         varies = any(row.network != MAIN for row in plan.rows)
         self._follower = Follower(backbone_of(caller.pipe), self._variant) if varies else None
@@ -56,7 +57,7 @@ class Following:
         self.coming = k
         if self._guides:
             scale = self.plan.rows[k].guidance
-            self._pipe._guidance_scale = self._own_guidance if scale is None else scale
+            self._pipe._guidance_scale = self._own_guidance if scale is None else scale - self._from_zero
 
     def serves(self, k: int) -> bool:
         """Whether the network and the guidance of row k were run."""
@@ -100,7 +101,7 @@ def check_served(plan: Plan, k: int, followed: bool, *, scaled: bool, entered: b
         hint = "Call set_timesteps before the next image."
         raise PlanError(f"the plan has {plan.steps} rows and all have run", value=k, hint=hint)
     if doubled and plan.identity.guidance == 1.0:
-        hint = "Call the pipeline with guidance_scale=1."
+        hint = "Call the pipeline with guidance_scale=1 (Z-Image: 0)."
         raise IdentityError("this plan belongs to a model that runs without guidance", hint=hint)
     row = plan.rows[k]
     if (row.network != MAIN or row.guidance is not None) and not followed:

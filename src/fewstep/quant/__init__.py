@@ -8,7 +8,7 @@ from fewstep.quant.calibration import Calibration, calibrate
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import QuantConv2d, QuantLinear
 from fewstep.quant.report import QuantReport
-from fewstep.quant.rules import FEW_STEP_RULES, Rule
+from fewstep.quant.rules import FEW_STEP_RULES, PUBLISHED_RULES, Rule
 from fewstep.quant.scheme import Scheme
 
 __getattr__ = attributes("fewstep", {"FewstepQuantConfig": "pipelines.low_bit.models"})
@@ -16,6 +16,7 @@ __getattr__ = attributes("fewstep", {"FewstepQuantConfig": "pipelines.low_bit.mo
 
 __all__ = [
     "FEW_STEP_RULES",
+    "PUBLISHED_RULES",
     "Calibration",
     "QuantConv2d",
     "QuantLayer",

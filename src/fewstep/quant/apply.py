@@ -20,7 +20,7 @@ from fewstep.quant.methods import RoundingMethod, fitting, method_of, store
 from fewstep.quant.modules import replace_modules
 from fewstep.quant.outliers import with_wide_inputs
 from fewstep.quant.report import LayerReport, QuantReport, disk_bytes, own_bytes, resident_bytes
-from fewstep.quant.rules import FEW_STEP_RULES, Decisions, Rule, decisions_by_rules
+from fewstep.quant.rules import Decisions, Rule, decisions_by_rules, default_rules
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.split import split_like
 from fewstep.quant.wrappers import bare, check_bare
@@ -34,7 +34,7 @@ def quantize(
     scheme: str | Scheme,
     *,
     skip: Sequence[str] = (),
-    rules: Sequence[Rule] = FEW_STEP_RULES,
+    rules: Sequence[Rule] | None = None,
     backend: str = "auto",
     method: str | RoundingMethod = "rtn",
     calibration: Calibration | None = None,
@@ -48,7 +48,8 @@ def quantize(
     Args:
         scheme: such as `w4a8`; see `Scheme`.
         skip: names or globs of modules to keep in float.
-        rules: layers that get more bits; the first that covers a layer wins. `()` gives every layer the scheme.
+        rules: layers that get more bits; the first that covers a layer wins. `()` gives every layer the scheme; unless
+            given, what was published for this class of networks (`PUBLISHED_RULES`), or else `FEW_STEP_RULES`.
         backend: `fewstep` (any device), `torchao` (its int8 kernel for W8A8 Linear), `auto` (torchao on CUDA, else
             fewstep).
         method: `rtn`, `clip`, `smoothquant`, `gptq`, `adaround`, `svdquant`, some with an argument (`svdquant:16`);
@@ -69,6 +70,7 @@ def quantize(
     chosen = how.extend(chosen, calibration is not None)
     check_backend(backend)
     check_quantizable(model)
+    rules = default_rules(model) if rules is None else rules
     given = decisions_by_rules(model, chosen, skip, rules, example)
     if example is not None:
         given = with_wide_inputs(model, given, [example])

@@ -71,6 +71,22 @@ FEW_STEP_RULES = (
     ),
 )  # fmt: skip
 
+_KEPT = "kept in float where this network was quantized before: 8 bits in all layers gave noise"
+PUBLISHED_RULES: Mapping[str, tuple[Rule, ...]] = {
+    # layers that diffusers marks as not to be cast, and those that NVIDIA's Model-Optimizer (pull request 1205) and
+    # vllm-omni leave out: embedders, the final layer and the modulation, 2 % of the weights
+    "ZImageTransformer2DModel": (
+        Rule(("t_embedder", "cap_embedder", "all_x_embedder", "all_final_layer", "*.adaLN_modulation"), None, _KEPT),
+    ),
+}
+"""By the class of a network: exclusions that were published for it."""
+
+
+def default_rules(model: nn.Module) -> tuple[Rule, ...]:
+    """What was published for this class of networks, or else `FEW_STEP_RULES`."""
+    return PUBLISHED_RULES.get(type(model).__name__, FEW_STEP_RULES)
+
+
 Decision = tuple[Scheme | None, str]
 """What a module gets (None keeps it in float), and why; the reason is empty where the model's scheme simply applies."""
 

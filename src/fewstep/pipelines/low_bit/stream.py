@@ -24,7 +24,7 @@ from fewstep.quant.kernels import check_backend
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import make_layer
 from fewstep.quant.report import QuantReport, disk_bytes, resident_bytes
-from fewstep.quant.rules import FEW_STEP_RULES, Rule, decisions_by_rules
+from fewstep.quant.rules import Rule, decisions_by_rules, default_rules
 from fewstep.quant.scheme import Scheme
 
 SLICE = 1 << 18
@@ -36,7 +36,7 @@ def load_quantized(
     scheme: str | Scheme,
     *,
     skip: Sequence[str] = (),
-    rules: Sequence[Rule] = FEW_STEP_RULES,
+    rules: Sequence[Rule] | None = None,
     backend: str = "auto",
     dtype: torch.dtype = torch.float32,
     variant: str | None = None,
@@ -55,7 +55,7 @@ def load_quantized(
     check_backend(backend)
     _check_scheme(chosen)
     model = _empty(folder)
-    given = decisions_by_rules(model, chosen, skip, rules)
+    given = decisions_by_rules(model, chosen, skip, default_rules(model) if rules is None else rules)
     size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     before = size + disk_bytes(model), size + resident_bytes(model)  # the model holds only buffers now
     with ExitStack() as stack, torch.no_grad():
