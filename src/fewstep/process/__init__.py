@@ -1,7 +1,7 @@
 """How data becomes noise, and the number by which a network is given the time."""
 
 from fewstep.process.base import Process, lift
-from fewstep.process.continuous import VE, Cosine, General, RectifiedFlow, VPContinuous
+from fewstep.process.continuous import VE, Cosine, General, RectifiedFlow, ResidualShift, VPContinuous
 from fewstep.process.discrete import VPDiscrete, betas
 from fewstep.process.time_conditioning import TIME_CONDITIONINGS, TimeConditioning
 
@@ -12,6 +12,7 @@ __all__ = [
     "General",
     "Process",
     "RectifiedFlow",
+    "ResidualShift",
     "TimeConditioning",
     "VPContinuous",
     "VPDiscrete",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.errors import FewstepError
 from fewstep.process.base import Process
 from fewstep.process.time_conditioning import TimeConditioning
 
@@ -127,6 +128,61 @@ class RectifiedFlow(Process):
 
     def _from_network_time(self, time: Tensor) -> Tensor:
         return self._at_sigma(time / self.network_scale)
+
+
+@dataclass(frozen=True)
+class ResidualShift(Process):
+    """The residual x0 - y of a degraded picture y fades while noise grows (ResShift, arXiv 2403.07319, eq. 2 and 10).
+
+        alpha = 1 - eta, sigma = kappa sqrt(eta);  sqrt(eta) goes from least to most, exponentially in i^power
+
+    Time is the step from 0 (the least noise) to steps - 1, which the network is told, and any number between. The state
+    of a picture is x = y + residual: see `fewstep.tasks.restoration.anchored`.
+
+    Args:
+        steps: T, of the training (15 and 4 in the paper).
+        kappa: strength of the noise.
+        power: p, the speed of the shift: larger is more faithful and smoother.
+        least_noise: the least sigma; published 0.04 for 15 steps and 0.2 for 4.
+        most: sqrt(eta) at the last step; below 1, so that a little of the residual is left.
+    """
+
+    steps: int = 15
+    kappa: float = 2.0
+    power: float = 0.3
+    least_noise: float = 0.04
+    most: float = 0.99
+    time_conditioning: str | TimeConditioning | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 2 or not 0 < self._least < self.most < 1 or self.kappa <= 0 or self.power <= 0:
+            hint = "Use steps of at least 2, positive kappa and power, and least_noise / kappa < most < 1."
+            raise FewstepError("no schedule of residual shifting has these numbers", value=repr(self), hint=hint)
+
+    @property
+    def noisiest(self) -> float:  # type: ignore[override]
+        """The last step."""
+        return float(self.steps - 1)
+
+    @property
+    def _least(self) -> float:
+        return min(self.least_noise / self.kappa, self.least_noise)
+
+    def _root(self, t: Tensor) -> Tensor:
+        part = (t / self.noisiest).clamp(min=0) ** self.power
+        return self._least * (self.most / self._least) ** part
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return 1 - self._root(t).square()
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.kappa * self._root(t)
+
+    def _time(self, lam: Tensor) -> Tensor:
+        ratio = self.kappa * torch.exp(lam)
+        root = 2 / (ratio + (ratio.square() + 4).sqrt())  # of root^2 + ratio root = 1
+        part = (root / self._least).log() / math.log(self.most / self._least)
+        return part.clamp(min=0) ** (1 / self.power) * self.noisiest
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from fewstep.solvers.registry import FACTS, PARAMETRIC, SOLVERS, SolverFacts, so
 from fewstep.solvers.runge_kutta import heun, rho_rk
 from fewstep.solvers.singlestep import dpm_solver_2s, dpm_solver_3s, dpm_solver_pp_2s, dpm_solver_pp_3s
 from fewstep.solvers.statistics import ModelStatistics
-from fewstep.solvers.stochastic import sde_dpm_solver_pp
+from fewstep.solvers.stochastic import residual_shift, sde_dpm_solver_pp
 
 for _module in pkgutil.iter_modules(__path__):  # a new file joins the tables by being there
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -65,6 +65,7 @@ __all__ = [
     "lcm",
     "lms",
     "per_step",
+    "residual_shift",
     "rho_rk",
     "sde_dpm_solver_pp",
     "solver",

@@ -71,6 +71,26 @@ def sde_dpm_solver_pp(
     return s.plan(updates, "sde_dpm_solver_pp", tau=taus[0] if len({*taus}) == 1 else taus, **settings)
 
 
+@solver(order=1, source="arXiv 2403.07319", stochastic=True)
+def residual_shift(process: Process, prediction: Prediction, grid: Grid) -> Plan:
+    """The posterior of residual shifting (ResShift, arXiv 2403.07319, eq. 6), on any process. Stochastic.
+
+        x_{k+1} = alpha_{k+1} x0_k + sigma_{k+1}^2 / sigma_k eps_k + sigma_{k+1} sqrt(1 - sigma_{k+1}^2 / sigma_k^2) z
+
+    The ancestral step of variance that only grows, whatever alpha does; where alpha is 1 it is `euler_ancestral`. On
+    `ResidualShift` this is eta_{k+1} / eta_k x_k + (1 - eta_{k+1} / eta_k) x0_k and noise of variance
+    kappa^2 eta_{k+1} (1 - eta_{k+1} / eta_k).
+    """
+    s = Stages(process, prediction, grid)
+    updates = []
+    for k in range(len(s)):
+        shrink = s.sigma[k + 1] / s.sigma[k]
+        fresh = s.sigma[k + 1] * (1 - shrink**2).clamp(min=0).sqrt()
+        kept = plain(s.sigma[k + 1] * shrink)
+        updates.append((plain(s.alpha[k + 1]) * s.data(k) + kept * s.noise(k), fresh))
+    return s.plan(updates, "residual_shift")
+
+
 def _levels(tau: float | Sequence[float] | Tensor, count: int) -> list[float | Tensor]:
     """One noise level per row: numbers, or 0-dim tensors where gradients are wanted."""
     values = torch.as_tensor(tau, dtype=torch.float64)

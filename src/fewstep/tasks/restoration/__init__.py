@@ -11,12 +11,14 @@ from fewstep.tasks.restoration.operators import (
     grey,
     inpainting,
 )
+from fewstep.tasks.restoration.residual_shift import anchored, restored
 from fewstep.tasks.restoration.scans import compressed_sensing, fourier_mask, radon, written_out
 
 __all__ = [
     "GUIDANCES",
     "LinearOperator",
     "Measurement",
+    "anchored",
     "bicubic_downsampling",
     "blur",
     "box_downsampling",
@@ -31,6 +33,7 @@ __all__ = [
     "pigdm",
     "posterior",
     "radon",
+    "restored",
     "with_jumps",
     "written_out",
 ]

@@ -12,14 +12,15 @@ the rules differ in what they put for C.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fewstep.denoiser import Denoiser
 from fewstep.errors import FewstepError
+from fewstep.guidance.correction import corrected
 from fewstep.jacobian import linearized
 from fewstep.tasks.restoration.operators import LinearOperator, Map
 
@@ -61,25 +62,16 @@ Rule = Callable[[Map, Tensor, Tensor, Tensor, Measurement], Tensor]
 
 
 def posterior(denoiser: Denoiser, measurement: Measurement, rule: Rule) -> Denoiser:
-    """The denoiser that knows the measurement: `sample(plan, posterior(...).network, ...)`.
+    """The denoiser that knows the measurement: `sample(plan, posterior(...).network, ...)` with any plan.
 
-    The wrapped network takes and gives what the original one does. One evaluation stays one evaluation; `dps` and
-    `pigdm` add a product with the transposed Jacobian to it.
+    It is `fewstep.guidance.corrected` by the rule. One evaluation stays one; `dps` and `pigdm` add a product with the
+    transposed Jacobian to it.
     """
-    process, prediction = denoiser.process, denoiser.prediction
+    return corrected(denoiser, partial(_applied, rule, measurement))
 
-    def network(scaled: Tensor, time: Tensor, **condition: Any) -> Tensor:
-        alpha, sigma = process.scales(process.from_network_time(time.double()), scaled)
-        enter = prediction.input_scale(alpha, sigma)
-        p, m = prediction.sample(alpha, sigma)
 
-        def clean(state: Tensor) -> Tensor:
-            return p * state + m * denoiser.network(state * enter, time, **condition)
-
-        state = scaled / enter
-        return (rule(clean, state, alpha, sigma, measurement) - p * state) / m
-
-    return replace(denoiser, network=network)
+def _applied(rule: Rule, measurement: Measurement, clean: Map, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    return rule(clean, x, alpha, sigma, measurement)
 
 
 def dps(strength: float = 1.0, *, variance: str = "residual") -> Rule:
@@ -109,9 +101,7 @@ def dps(strength: float = 1.0, *, variance: str = "residual") -> Rule:
         spread = r.flatten(1).square().mean(1).reshape(-1, *[1] * (x.ndim - 1))
         floor = measured.noise**2
         v = spread.clamp(min=floor or torch.finfo(x.dtype).tiny) if variance == "residual" else floor
-        # where there is no signal the state says nothing of the data, and the prediction stays
-        gain = torch.where(alpha > 0, sigma**2 / alpha, 0.0)
-        return data + strength * gain * transposed(measured.operator.adjoint(r)) / v
+        return data + strength * sigma**2 / alpha * transposed(measured.operator.adjoint(r)) / v
 
     return rule
 
@@ -121,7 +111,7 @@ def pigdm(*, exact: bool = False, iterations: int = 50, tolerance: float = 1e-5)
 
         x0 + sigma^2 / alpha J^T A^T (rho A A^T + s^2)^-1 r,        rho = sigma^2 / (alpha^2 + sigma^2)
 
-    rho is the doubt about data of unit variance. Where there is no signal, J is that of such data.
+    rho is the doubt about data of unit variance.
 
     Args:
         exact: rho becomes sigma^2 / alpha J: the covariance of the network itself (Tweedie), by one more product for
@@ -134,8 +124,7 @@ def pigdm(*, exact: bool = False, iterations: int = 50, tolerance: float = 1e-5)
         data, transposed = linearized(clean, x)
         operator, r = measured.operator, measured.residual(data)
         rho = sigma**2 / (alpha**2 + sigma**2)
-        signal = bool((alpha > 0).all())
-        covariance = (lambda v: sigma**2 / alpha * transposed(v)) if signal else (lambda v: rho * v)
+        covariance = lambda v: sigma**2 / alpha * transposed(v)  # noqa: E731
         if not exact and operator.filter is not None:
             weight = operator.filter(
                 lambda s: (_one(rho) * s**2 + measured.noise**2).reciprocal().where(s > 0, 0.0), operator.adjoint(r)
