@@ -35,7 +35,7 @@ from fewstep.jobs.distill.cost import passes_of
 from fewstep.metrics.intervals import seed_interval
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
-from fewstep.testing.toy import StoredToy, Toy
+from fewstep.testing.toy import Toy
 from fewstep.testing.training import assembled_engine, train_toy
 
 RATES, MOMENTA, TUNING_SEED = (5e-4, 2e-3), (0.0, 0.9), 1000
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/distillation-toy"))
     parser.add_argument("--keep", type=Path, help="earlier results: lines of the methods that are not named now")
     given = parser.parse_args()
-    begun, toy = time.perf_counter(), StoredToy()
+    begun, toy = time.perf_counter(), Toy().stored()
     settings = {"batch": given.batch, "budget": given.budget, "seeds": given.seeds}
     rows = [] if given.keep is None else kept(given.keep, given.methods)
     with Run(given.folder, settings, quiet=True) as run:

@@ -26,7 +26,7 @@ print(fs.quant_report(low).summary())
 # Two scalars per step. Rewards may be names, or functions of your own (images, prompts) -> (B,).
 prompts = load_prompts("emoji:calibration", 10)
 rewards = ["clip:emoji-clip"]
-tuned = fs.tune(low, prompts=prompts, seeds=[1], rewards=rewards, family="ramp-to-one", budget=9, progress=False)
+tuned = fs.tune(low, prompts=prompts, blocks=[1], rewards=rewards, family="ramp-to-one", budget=9, progress=False)
 for k, row in enumerate(tuned.rows):
     print(f"step {k}: state times {float(row.sample_scale):.3f}, output times {float(row.output_scale):.3f}")
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from fewstep.api.training import distill
     from fewstep.denoiser import Denoiser, Guided, fingerprint
     from fewstep.errors import FewstepError
-    from fewstep.plan import Identity, Plan, Row
+    from fewstep.pipelines.protocol import Pipeline
+    from fewstep.plan import Identity, Plan, Row, RunState
     from fewstep.prediction import Prediction
 
 _PLACES = {
@@ -37,9 +38,11 @@ _PLACES = {
     "FewstepError": "errors",
     "Guided": "denoiser",
     "Identity": "plan",
+    "Pipeline": "pipelines.protocol",
     "Plan": "plan",
     "Prediction": "prediction",
     "Row": "plan",
+    "RunState": "plan",
     "Student": "api.models",
     "attach": "api.models",
     "auto": "api.choice",
@@ -84,9 +87,11 @@ __all__ = [
     "FewstepError",
     "Guided",
     "Identity",
+    "Pipeline",
     "Plan",
     "Prediction",
     "Row",
+    "RunState",
     "Student",
     "attach",
     "auto",

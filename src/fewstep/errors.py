@@ -36,6 +36,10 @@ class PluginError(FewstepError):
     """A part that another package brings cannot be used; the message names the package."""
 
 
+class Stop(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a call that has done what it was started for, from inside it; may carry what it made."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Sentence that suggests the known name closest to `name`, or lists all of them."""
     names = sorted(known)

@@ -96,7 +96,7 @@ def test_a_plan_of_another_network_is_refused(pipe):
 def test_tuning_reaches_for_a_reward_of_ones_own_and_leaves_the_pipeline_alone(pipe):
     before = state(pipe)
     plan = fs.plan_of(pipe, 2)
-    tuned = fs.tune(pipe, prompts=PROMPTS, rewards=[dim], plan=plan, budget=20, seeds=[1], progress=False)
+    tuned = fs.tune(pipe, prompts=PROMPTS, rewards=[dim], plan=plan, budget=20, blocks=[1], progress=False)
     assert same(before, state(pipe))
     search = tuned.origin["search"]
     assert search["alignment"] == "given:dim"
@@ -160,7 +160,8 @@ def test_names_and_defaults_are_those_of_the_commands():
         }),
         fs.tune: ("q-sched", {
             "prompts": "search.prompts", "family": "search.family", "searcher": "search.searcher",
-            "budget": "search.budget", "count": "search.count", "seeds": "search.seeds", "seed": "search.seed",
+            "budget": "search.budget", "count": "search.count", "blocks": "search.seeds", "seed": "search.seed",
+            "objective": "search.objective", "teacher": "evaluation.teacher",
         }),
         fs.distill: ("distill", {
             "data": "data.source", "conditions": "data.conditions", "train_steps": "train.steps",

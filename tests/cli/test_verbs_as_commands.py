@@ -22,7 +22,7 @@ def test_a_pipeline_in_low_bits_is_tuned_as_it_is_and_saved_with_its_plan(tmp_pa
     (tmp_path / "prompts.txt").write_text("a cat\nb dog\n")
     asked = [
         "tune", tmp_path / "low", "--prompts", tmp_path / "prompts.txt", "--alignment", "none",
-        "--quality", "sharpness", "--steps", 2, "--seeds", "3", "--budget", 12, "--out", tmp_path / "run",
+        "--quality", "sharpness", "--steps", 2, "--blocks", "3", "--budget", 12, "--out", tmp_path / "run",
     ]  # fmt: skip
     for name, value in tiny.CALLS["sd"].items():
         asked += ["--set", f"call.{name}={value}"]

@@ -139,6 +139,6 @@ def residual(cast, jump, target, space="velocity"):
     """What a student's jump misses of a target, in a space."""
     with torch.no_grad():
         live = jump.ask(cast.student, jump.x, jump.t, jump.s)
-        aim = target(cast, jump, live)
-        wanted = jump.frame.transfer(aim.value, live, jump.x, aim.space, space)
+        value, lives_in, _ = target(cast, jump, live)
+        wanted = jump.frame.transfer(value, live, jump.x, lives_in, space)
         return jump.frame.express(live, jump.x, space) - wanted

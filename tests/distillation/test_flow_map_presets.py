@@ -18,7 +18,7 @@ from fewstep.distillation.times import fixed_times
 from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
-from fewstep.testing.toy import PointNetwork, StoredToy, Toy
+from fewstep.testing.toy import PointNetwork, Toy
 from fewstep.train.distillation import defaults
 from fewstep.train.loop import learning_rate
 from fewstep.train.stage import StageConfig
@@ -51,7 +51,7 @@ PRESETS = {
 }
 
 
-TOY = StoredToy(between=10)
+TOY = Toy().stored(between=10)
 
 
 def test_every_trajectory_preset_is_listed_here():

@@ -1,4 +1,4 @@
-"""`fewstep inspect` on tiny pipelines: what it writes, that it resumes, and what it refuses."""
+"""`fewstep diagnose` on tiny pipelines: what it writes, that it resumes, and what it refuses."""
 
 import pytest
 from typer.testing import CliRunner

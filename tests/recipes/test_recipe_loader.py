@@ -204,7 +204,7 @@ def test_kinds_are_lazy():
 def test_recipes_are_read_without_torch():
     """The command line asks them for its options, at each key that a shell completes."""
     code = (
-        "import sys; from fewstep.recipes import kinds; [kinds.find(kind).schema() for kind in kinds.known()];"
+        "import sys; from fewstep.recipes import kinds; [kinds.schema(kind) for kind in kinds.known()];"
         "sys.exit(', '.join({'torch', 'diffusers', 'scipy', 'matplotlib'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250, check=False)

@@ -87,7 +87,7 @@ class RecipeFields:
         """The class of the recipe."""
         from fewstep.recipes import kinds
 
-        return (kinds.Kind(self.source, "") if ":" in self.source else kinds.find(self.source)).schema()
+        return kinds.imported(self.source) if ":" in self.source else kinds.schema(self.source)
 
     def _field(self, key: str) -> FieldInfo:
         return _field(self.schema(), key)

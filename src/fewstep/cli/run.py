@@ -119,7 +119,7 @@ def execute(
     if results := getattr(recipe, "results", ""):
         check_free(results, overwrite=True)
     with Run(out, recipe.plain(), fresh=fresh) as started:
-        made = kinds.find(recipe.kind).runner()(recipe, started)
+        made = kinds.runner(recipe.kind)(recipe, started)
     if started.leads:
         console().print(f"[bold green]Done.[/bold green] Open {escape(str(made or out))}")
         suggest(*following.after(recipe.kind, out))

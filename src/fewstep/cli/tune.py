@@ -20,6 +20,7 @@ FIELDS = RecipeFields(
         "scheme", "steps", "guidance", "search.prompts", "search.count", "search.seeds", "rewards.alignment",
         "rewards.quality", "search.family", "search.searcher", "search.budget", "search.seed",
     ),
+    named={"search.seeds": "blocks"},
     complete={"model": known.models, "scheme": known.schemes, "search.searcher": known.searchers},
 )  # fmt: skip
 

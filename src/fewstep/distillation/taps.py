@@ -10,11 +10,7 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Condition, Denoiser
 from fewstep.distillation.step_condition import StepConditioned
-from fewstep.errors import FewstepError, nearest
-
-
-class _EnoughError(Exception):
-    """All features are there; the rest of the network need not run."""
+from fewstep.errors import FewstepError, Stop, nearest
 
 
 @contextlib.contextmanager
@@ -44,14 +40,14 @@ def watch(model: Denoiser, names: Sequence[str], early: bool = False) -> Iterato
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:
             seen[name] = _tensor(output)
             if early and len(seen) == len(names):
-                raise _EnoughError
+                raise Stop
 
         return hook
 
     handles = [inside[name].register_forward_hook(keep(name)) for name in names]
     try:
         yield seen
-    except _EnoughError:
+    except Stop:  # all features are there; the rest of the network need not run
         pass
     finally:
         for handle in handles:

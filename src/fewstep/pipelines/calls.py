@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewstep.errors import FewstepError, nearest
+from fewstep.errors import FewstepError, Stop, nearest
 from fewstep.pipelines.protocol import Pipeline
 
 CONDITIONS = ("prompt", "class_labels", "batch_size")
@@ -163,10 +163,6 @@ class RecordedCall:
     scheduler: Any = None
     times: dict[str, Any] = field(default_factory=dict)
     step: dict[str, Any] = field(default_factory=dict)
-
-
-class Stop(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a pipeline call that has done what it was started for; may carry its last state."""
 
 
 def recorded(pipe: Pipeline, steps: int, until: str = "step", scheduler: Any = None, **options: Any) -> RecordedCall:

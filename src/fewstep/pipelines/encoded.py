@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import Backbone
-from fewstep.errors import FewstepError
-from fewstep.pipelines.calls import Stop, backbone_of
+from fewstep.errors import FewstepError, Stop
+from fewstep.pipelines.calls import backbone_of
 from fewstep.pipelines.generate import PipelineSampler, PlanRunner
 from fewstep.plan import Plan, Row
 from fewstep.prediction import Prediction

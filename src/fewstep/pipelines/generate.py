@@ -15,10 +15,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 from typing_extensions import Self
 
-from fewstep.errors import FewstepError, NonFiniteError, nearest
+from fewstep.errors import FewstepError, NonFiniteError, Stop, nearest
 from fewstep.executor import Noise
 from fewstep.pipelines.caller import Caller, refuse_schedule
-from fewstep.pipelines.calls import Stop, arguments, call
+from fewstep.pipelines.calls import arguments, call
 from fewstep.pipelines.prompts import Prompts
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.pipelines.scheduler import PlanScheduler

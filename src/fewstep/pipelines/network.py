@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, Stop
 from fewstep.executor import Network
-from fewstep.pipelines.calls import Stop
 from fewstep.pipelines.generate import Conditions, PipelineSampler, PlanRunner
 from fewstep.plan import Plan, Row
 from fewstep.prediction import Prediction

@@ -50,26 +50,9 @@ def _broadcasts(shape: Sequence[int], whole: Sequence[int]) -> bool:
     return all(n in (1, m) for n, m in zip(reversed(shape), reversed(whole), strict=False))
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What each row adds up, and what no later row reads."""
-
-    tables: list[tuple[list[tuple[int, Coefficient]], list[tuple[int, Coefficient]]]]
-    expiring: list[list[tuple[str, int]]]
-
-    @classmethod
-    def of(cls, rows: Sequence[Row]) -> Layout:
-        """The layout of rows."""
-        # always added in the order of their index: a saved plan, whose keys JSON sorts, gives the same bits
-        return cls([(sorted(row.state.items()), sorted(row.output.items())) for row in rows], _expiry(rows))
-
-    def read_before(self, first: int) -> set[tuple[str, int]]:
-        """The states and outputs of rows before `first` that rows from there on read."""
-        read = set[tuple[str, int]]()
-        for tables in self.tables[first:] if first else ():
-            for kind, table in zip(("state", "output"), tables, strict=True):
-                read |= {(kind, j) for j, _ in table if j < first}
-        return read
+Table = list[tuple[int, Coefficient]]
+Layout = tuple[list[tuple[Table, Table]], list[list[tuple[str, int]]]]
+"""By row what it adds up, of the states and of the outputs, and what no later row reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +97,7 @@ class History:
         self.rows, self.prediction = rows, prediction
         self.states: dict[int, Tensor] = {}
         self.outputs: dict[int, Tensor] = {}
-        self._layout = layout or Layout.of(rows)
+        self._tables, self._expiring = layout or _layout(rows)
 
     @classmethod
     def of(cls, plan: Plan, rows: Sequence[Row]) -> History:
@@ -123,7 +106,7 @@ class History:
             return cls(rows, plan.prediction)
         layout = vars(plan).get("_layout")
         if layout is None:
-            layout = vars(plan)["_layout"] = Layout.of(rows)
+            layout = vars(plan)["_layout"] = _layout(rows)
         return cls(rows, plan.prediction, layout)
 
     def resume(self, start: RunState, ask: Callable[[int, Tensor], Tensor]) -> None:
@@ -134,7 +117,7 @@ class History:
         Raises:
             PlanError: neither an output nor its state is given, or not a state that is read.
         """
-        for kind, j in sorted(self._layout.read_before(start.row)):
+        for kind, j in sorted(self._read_before(start.row)):
             if kind == "output" and j in start.outputs:
                 self.outputs[j] = start.outputs[j]
             elif j not in start.states:
@@ -147,6 +130,14 @@ class History:
                 raw = ask(j, x).to(x.dtype)
                 self.outputs[j] = _treated(row, j, x, raw, self.prediction) if row.hook else raw
 
+    def _read_before(self, first: int) -> set[tuple[str, int]]:
+        """The states and outputs of rows before `first` that rows from there on read."""
+        read = set[tuple[str, int]]()
+        for tables in self._tables[first:] if first else ():
+            for kind, table in zip(("state", "output"), tables, strict=True):
+                read |= {(kind, j) for j, _ in table if j < first}
+        return read
+
     def advance(
         self, k: int, x: Tensor, raw: Tensor, noise: Tensor | None = None, anchor: Tensor | None = None
     ) -> Tensor:
@@ -155,7 +146,7 @@ class History:
         raw = raw.to(x.dtype)
         self.states[k] = x
         self.outputs[k] = _treated(row, k, x, raw, self.prediction) if row.hook else raw
-        of_states, of_outputs = self._layout.tables[k]
+        of_states, of_outputs = self._tables[k]
         terms = [(c, self.states[j]) for j, c in of_states] + [(c, self.outputs[j]) for j, c in of_outputs]
         if noise is not None:
             terms.append((row.noise, noise))
@@ -164,7 +155,7 @@ class History:
         result = _combine(terms, x)
         if not is_exactly(row.offset, 0.0):
             result += row.offset
-        for kind, j in self._layout.expiring[k]:
+        for kind, j in self._expiring[k]:
             (self.states if kind == "state" else self.outputs).pop(j, None)
         return result
 
@@ -201,6 +192,11 @@ def _treated(row: Row, k: int, x: Tensor, raw: Tensor, prediction: Prediction) -
     estimate = data_of(row, k, prediction)
     p, m = estimate.state[k], estimate.output[k]
     return (treatment(str(row.hook))(p * x + m * raw) - p * x) / m
+
+
+def _layout(rows: Sequence[Row]) -> Layout:
+    # always added in the order of their index: a saved plan, whose keys JSON sorts, gives the same bits
+    return [(sorted(row.state.items()), sorted(row.output.items())) for row in rows], _expiry(rows)
 
 
 def _expiry(rows: Sequence[Row]) -> list[list[tuple[str, int]]]:

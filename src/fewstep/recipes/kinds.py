@@ -4,46 +4,27 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from fewstep.errors import RecipeError, nearest
 from fewstep.recipes.base import Recipe
 
-
-@dataclass(frozen=True)
-class Kind:
-    """Two places written "module:name": the `Recipe` subclass, and `run(recipe, run: Run) -> Path | None`.
-
-    The path that `run` returns is what the command line shows at the end: usually the report.
-    """
-
-    recipe: str
-    execute: str
-
-    def schema(self) -> type[Recipe]:
-        """The class of these recipes."""
-        found: type[Recipe] = _imported(self.recipe)
-        return found
-
-    def runner(self) -> Callable[..., Any]:
-        """The function that executes these recipes."""
-        found: Callable[..., Any] = _imported(self.execute)
-        return found
-
-
-_KINDS: dict[str, Kind] = {
-    "auto": Kind("fewstep.jobs.auto:AutoRecipe", "fewstep.jobs.auto:run"),
-    "distill": Kind("fewstep.jobs.distill:DistillRecipe", "fewstep.jobs.distill:run"),
-    "q-sched": Kind("fewstep.jobs.q_sched:QSchedRecipe", "fewstep.jobs.q_sched:run"),
-    "quantize": Kind("fewstep.jobs.quantize:QuantizeRecipe", "fewstep.jobs.quantize:run"),
-    "schedule": Kind("fewstep.jobs.search:ScheduleRecipe", "fewstep.jobs.search:run"),
+_KINDS: dict[str, tuple[str, str]] = {
+    "auto": ("fewstep.jobs.auto:AutoRecipe", "fewstep.jobs.auto:run"),
+    "distill": ("fewstep.jobs.distill:DistillRecipe", "fewstep.jobs.distill:run"),
+    "q-sched": ("fewstep.jobs.q_sched:QSchedRecipe", "fewstep.jobs.q_sched:run"),
+    "quantize": ("fewstep.jobs.quantize:QuantizeRecipe", "fewstep.jobs.quantize:run"),
+    "schedule": ("fewstep.jobs.search:ScheduleRecipe", "fewstep.jobs.search:run"),
 }
+"""Two places written "module:name": the `Recipe` subclass, and `run(recipe, run: Run) -> Path | None`.
+
+The path that `run` returns is what the command line shows at the end: usually the report.
+"""
 
 
 def register(kind: str, recipe: str, execute: str) -> None:
     """Make a kind of recipe known: `register("my-search", "mine:MyRecipe", "mine:run")`."""
-    _KINDS[kind] = Kind(recipe, execute)
+    _KINDS[kind] = (recipe, execute)
 
 
 def known() -> list[str]:
@@ -51,17 +32,33 @@ def known() -> list[str]:
     return sorted(_KINDS)
 
 
-def find(kind: object) -> Kind:
-    """The kind of that name.
+def schema(kind: object) -> type[Recipe]:
+    """The class of the recipes of a kind.
 
     Raises:
         RecipeError: no such kind.
     """
+    found: type[Recipe] = imported(_places(kind)[0])
+    return found
+
+
+def runner(kind: object) -> Callable[..., Any]:
+    """The function that executes the recipes of a kind.
+
+    Raises:
+        RecipeError: no such kind.
+    """
+    found: Callable[..., Any] = imported(_places(kind)[1])
+    return found
+
+
+def _places(kind: object) -> tuple[str, str]:
     if not isinstance(kind, str) or kind not in _KINDS:
         raise RecipeError("unknown recipe kind", value=kind, hint=nearest(str(kind), _KINDS))
     return _KINDS[kind]
 
 
-def _imported(place: str) -> Any:
+def imported(place: str) -> Any:
+    """What is at a place written "module:name"."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -43,7 +43,7 @@ def resolve(values: Any, overrides: Iterable[str] = (), chosen: Mapping[str, Any
         values = override(values, text)
     if "kind" not in values:
         raise RecipeError("recipe key kind is missing", hint=f"Known kinds: {', '.join(kinds.known())}.")
-    schema = kinds.find(fitted(values["kind"], (str,))).schema()
+    schema = kinds.schema(fitted(values["kind"], (str,)))
     return validated(schema, fitted(values, (schema,)))
 
 

@@ -37,13 +37,8 @@ class TableRow:
     reference: bool = False
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A value made ready to be shown."""
-
-    text: str
-    interval: str = ""
-    best: bool = False
+Cell = tuple[str, str, bool]
+"""A value made ready to be shown: as text, its interval (empty without one), whether it is the best of its column."""
 
 
 @dataclass(frozen=True)
@@ -205,13 +200,13 @@ def _check_inline(title: str, picture: str) -> None:
 
 def _cell(value: Any, digits: int, best: bool) -> Cell:
     if value is None:
-        return Cell("–")
+        return "–", "", False
     number = _number(value)
     if number is None:
-        return Cell(str(value))
+        return str(value), "", False
     ends = [_field(value, end) for end in ("low", "high")]
     interval = f"{_shown(ends[0], digits)} to {_shown(ends[1], digits)}" if None not in ends else ""
-    return Cell(_shown(number, digits), interval, best)
+    return _shown(number, digits), interval, best
 
 
 def _number(value: Any) -> float | None:

@@ -71,9 +71,10 @@ def _headed(column: Column) -> str:
 
 
 def _marked(cell: Cell, ascii_only: bool) -> str:
-    text = _text(cell.text, ascii_only)
-    text += f"\n[dim]{_text(cell.interval, ascii_only)}[/dim]" if cell.interval else ""
-    return f"[bold green]{text}[/bold green]" if cell.best else text
+    shown, interval, best = cell
+    text = _text(shown, ascii_only)
+    text += f"\n[dim]{_text(interval, ascii_only)}[/dim]" if interval else ""
+    return f"[bold green]{text}[/bold green]" if best else text
 
 
 def _text(text: str, ascii_only: bool) -> str:

@@ -36,26 +36,18 @@ class SolverFacts:
     needs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class KnownSolver:
-    """A solver and what is known of it."""
-
-    function: Callable[..., Plan]
-    facts: SolverFacts
-
-
-KNOWN: Registry[KnownSolver] = Registry(
-    "solver", "fewstep.solvers", decorator="fewstep.solvers.solver", source=lambda known: known.function
+KNOWN: Registry[tuple[Callable[..., Plan], SolverFacts]] = Registry(
+    "solver", "fewstep.solvers", decorator="fewstep.solvers.solver", source=lambda known: known[0]
 )
-"""Every solver by name, those of other packages too."""
+"""Every solver and what is known of it, by name, those of other packages too."""
 
-SOLVERS: View[Callable[..., Plan]] = View(KNOWN, lambda known: None if known.facts.needs else known.function)
+SOLVERS: View[Callable[..., Plan]] = View(KNOWN, lambda known: None if known[1].needs else known[0])
 """Every solver that needs nothing but (process, prediction, grid), by name; it is tested because it is here."""
 
-PARAMETRIC: View[Callable[..., Plan]] = View(KNOWN, lambda known: known.function if known.facts.needs else None)
+PARAMETRIC: View[Callable[..., Plan]] = View(KNOWN, lambda known: known[0] if known[1].needs else None)
 """Every solver made of numbers that were learned, measured or searched for, by name."""
 
-FACTS: View[SolverFacts] = View(KNOWN, lambda known: known.facts)
+FACTS: View[SolverFacts] = View(KNOWN, lambda known: known[1])
 """What is known of each of both, by name."""
 
 
@@ -79,7 +71,7 @@ def solver(
     facts = SolverFacts(order, source, calls, history, stochastic, discrete, needs)
 
     def join(function: Function) -> Function:
-        KNOWN.register(function.__name__)(KnownSolver(function, facts))
+        KNOWN.register(function.__name__)((function, facts))
         return function
 
     return join

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -75,13 +75,26 @@ def _waves(t: Tensor) -> Tensor:
 class Toy:
     """A mixture, how it is noised, and what the networks predict.
 
-    The network times of the process must lie in [0, `horizon`].
+    The network times of the process must lie in [0, `horizon`]. store: states (N, K, D) of trajectories of the teacher
+    and their times (K,), see `stored`.
     """
 
     mixture: Mixture = field(default_factory=ring)
     process: Process = field(default_factory=RectifiedFlow)
     prediction: Prediction = field(default_factory=lambda: Prediction("velocity"))
     width: int = 96
+    store: tuple[Tensor, Tensor] | None = None
+
+    def stored(self, points: int = 16, between: int = 4, count: int = 4096) -> Toy:
+        """The toy whose batches hold stored trajectories of its exact teacher beside the data.
+
+        Args:
+            points: kept states of a trajectory besides the first.
+            between: fine steps from each to the next.
+            count: how many trajectories.
+        """
+        x = torch.randn(count, self.mixture.dimension, generator=torch.Generator().manual_seed(99))
+        return replace(self, store=coarse_path(self.process, self.teacher(), x, points, between))
 
     @property
     def horizon(self) -> float:
@@ -105,12 +118,15 @@ class Toy:
             raise ValueError("the toy draws from mixtures of independent coordinates")
 
         def batch(generator: torch.Generator) -> Batch:
-            clean = None
+            clean = path = times = None
+            if self.store is not None:
+                states, times = self.store
+                path = states[torch.randint(len(states), (size,), generator=generator)]
             if data:
                 which = torch.multinomial(weights, size, replacement=True, generator=generator)
                 noise = torch.randn(size, self.mixture.dimension, generator=generator)
                 clean = means[which].float() + covariances[which].sqrt().float() * noise
-            return Batch(size=size, shape=(self.mixture.dimension,), clean=clean)
+            return Batch(size=size, shape=(self.mixture.dimension,), clean=clean, path=path, times=times)
 
         return batch
 
@@ -133,34 +149,6 @@ class Toy:
     def model(self, network: nn.Module, two_times: bool = False) -> Denoiser:
         """A network of this toy as a denoiser."""
         return Denoiser(network, self.process, self.prediction, two_times)
-
-
-@dataclass(frozen=True, eq=False)
-class StoredToy(Toy):
-    """The toy with stored trajectories of its exact teacher beside the data.
-
-    points, between: kept states of a trajectory besides the first, and fine steps from each to the next.
-    """
-
-    points: int = 16
-    between: int = 4
-    count: int = 4096
-
-    def batches(self, size: int, data: bool = True) -> Callable[[torch.Generator], Batch]:
-        """Batches of the toy, each with as many stored trajectories."""
-        inner, (path, times) = super().batches(size, data), self.trajectories
-
-        def batch(generator: torch.Generator) -> Batch:
-            rows = torch.randint(len(path), (size,), generator=generator)
-            return replace(inner(generator), path=path[rows], times=times)
-
-        return batch
-
-    @cached_property
-    def trajectories(self) -> tuple[Tensor, Tensor]:
-        """States (count, points + 1, D) of the teacher's flow by fine steps, and their times (points + 1,)."""
-        x = torch.randn(self.count, self.mixture.dimension, generator=torch.Generator().manual_seed(99))
-        return coarse_path(self.process, self.teacher(), x, self.points, self.between)
 
 
 @lru_cache(maxsize=16)

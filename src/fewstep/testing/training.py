@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from fewstep.denoiser import Denoiser
-from fewstep.distillation.core import Batch
 from fewstep.distillation.engine import Engine, assemble
 from fewstep.distillation.method import Method
+from fewstep.testing.digits import DigitBed
 from fewstep.testing.toy import Toy
 from fewstep.train.distillation import defaults, stage_of
 from fewstep.train.loop import TrainingProgress, accelerator_for, fit
@@ -35,23 +34,6 @@ class Trained:
     engine: Engine
 
 
-class Testbed(Protocol):
-    """What a small distillation needs: samples' shape, a teacher, where networks begin, a stream of batches."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
-
-    def teacher(self) -> Denoiser:
-        """What is distilled."""
-
-    def start(self) -> nn.Module:
-        """A new network as student and critic begin."""
-
-    def batches(self, size: int) -> Callable[[torch.Generator], Batch]:
-        """A stream of batches."""
-
-
 def train_toy(
     toy: Toy,
     method: Method,
@@ -69,7 +51,7 @@ def train_toy(
 
 
 def distil(
-    bed: Testbed,
+    bed: Toy | DigitBed,
     method: Method,
     *,
     steps: int,
@@ -93,7 +75,7 @@ def distil(
     return engine, fit(stage_of(engine, config, lambda folder: None), config, out, accelerator_for(config), quiet=True)
 
 
-def assembled_engine(bed: Testbed, method: Method, batch: int, student: nn.Module | None = None) -> Engine:
+def assembled_engine(bed: Toy | DigitBed, method: Method, batch: int, student: nn.Module | None = None) -> Engine:
     """The engine of a bed; its networks take the end of a jump too, by a layer that begins at zero."""
     start = bed.start()
     if student is None and method.two_times:

@@ -79,7 +79,7 @@ def eulerian_target(
         residual, passes = residual_of(networks, jump, live)
         if shrink:
             residual = column(levels(networks.student.process, jump.t)[0], live) * residual
-        return TargetValue(jump.frame.express(live, jump.x, "velocity") - residual, "velocity", passes)
+        return jump.frame.express(live, jump.x, "velocity") - residual, "velocity", passes
 
     return target
 
@@ -105,7 +105,7 @@ def lagrangian_target(
         change = slope.in_end(predict, model.process, jump.x, jump.t, jump.s)
         pace = JumpCoefficients.of(model.process, jump.s, jump.s).pace
         residual = column(pace, live) * (live - wanted) + column(frame.gain, live) * change
-        return TargetValue(frame.express(live, jump.x, "velocity") - residual, "velocity", passes + 2)
+        return frame.express(live, jump.x, "velocity") - residual, "velocity", passes + 2
 
     return target
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -15,15 +14,8 @@ from fewstep.distillation.flow_map.legs import Leg, student_jump
 from fewstep.distillation.part import part
 from fewstep.errors import FewstepError
 
-
-@dataclass(frozen=True)
-class TargetValue:
-    """The wanted value (B, ...), the space it lives in, and the forward passes that it took."""
-
-    value: Tensor
-    space: Space
-    passes: int
-
+TargetValue = tuple[Tensor, Space, int]
+"""The wanted value (B, ...), the space it lives in, and the forward passes that it took."""
 
 JumpTarget = Callable[[Networks, Jump, Tensor], TargetValue]
 """Called with (networks, jump, the student's clean prediction (B, ...) without gradient), under `no_grad`."""
@@ -47,13 +39,13 @@ def two_leg(first: Leg, second: Leg | None = None) -> JumpTarget:
     def target(networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
         if second is None:
             end, used = first(networks, jump, jump.x, jump.t, jump.s)
-            return TargetValue(end, "state", used)
+            return end, "state", used
         if jump.times.m is None:
             hint = "Give the times of the jumps a middle."
             raise FewstepError("a target of two legs needs jumps with a middle", hint=hint)
         middle, used = first(networks, jump, jump.x, jump.t, jump.times.m)
         end, more = second(networks, jump, middle, jump.times.m, jump.s)
-        return TargetValue(end, "state", used + more)
+        return end, "state", used + more
 
     return target
 
@@ -69,6 +61,6 @@ def instantaneous_velocity(direction: VelocitySource = data_velocity) -> JumpTar
 
     def target(networks: Networks, jump: Jump, live: Tensor) -> TargetValue:
         clean, passes = direction(networks, jump, jump.x, jump.t)
-        return TargetValue(clean, "clean", passes)
+        return clean, "clean", passes
 
     return target

@@ -67,9 +67,9 @@ def flow_map_term(
             jump = replace(blank, states=source(networks, batch, samples, blank, generator))
         live = jump.ask(networks.student, jump.x, jump.t, jump.s)
         with torch.no_grad():
-            aim = target(networks, jump, live.detach())
+            value, lives_in, passes = target(networks, jump, live.detach())
         given = jump.frame.express(live, jump.x, seen_in)
-        wanted = jump.frame.transfer(aim.value, live.detach(), jump.x, aim.space, seen_in)
+        wanted = jump.frame.transfer(value, live.detach(), jump.x, lives_in, seen_in)
         if carried:
             given, wanted = (carried_to_data(networks, jump, state) for state in (given, wanted))
         if normalise is not None:
@@ -78,7 +78,7 @@ def flow_map_term(
         weighted = distance
         for weight in weights:
             weighted = weight(networks, jump, weighted)
-        numbers = {"distance": distance.detach().mean(), "passes": torch.tensor(float(aim.passes))}
+        numbers = {"distance": distance.detach().mean(), "passes": torch.tensor(float(passes))}
         return factor * weighted.mean(), numbers
 
     return loss

@@ -30,7 +30,7 @@ def page(results: dict[str, Any], path: Path) -> Path:
     summary = (
         f"{network['pipeline']}: where its plan of {_calls(results)} calls makes its error, and what its network is."
     )
-    return save(Page(f"Inspection of {settings['model']}", summary, blocks, label="fewstep inspect"), path)
+    return save(Page(f"Inspection of {settings['model']}", summary, blocks, label="fewstep diagnose"), path)
 
 
 def plans_table(results: dict[str, Any]) -> Table:
