@@ -70,7 +70,7 @@ def test_given_values_reach_their_fields():
     assert (made["method"], made["steps"], made["data"]["source"]) == ("lcm", 2, "mnist")
     assert (made["train"]["steps"], made["train"]["batch"], made["train"]["seed"]) == (50, 4, 7)
     assert made["batch"] == 32  # of the pipeline's calls, another field
-    made = resolved("tune", "emoji-student", "--seeds", "4,5", "--budget", 20, "--quality", "sharpness")
+    made = resolved("tune", "emoji-student", "--blocks", "4,5", "--budget", 20, "--quality", "sharpness")
     assert (made["search"]["seeds"], made["search"]["budget"], made["scheme"]) == ([4, 5], 20, "w4a8")
     assert made["rewards"]["quality"] == "sharpness"
     made = resolved("search", "emoji-teacher", "--steps", 5, "--teacher-steps", 30, "--method", "gits")
