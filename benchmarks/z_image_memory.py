@@ -3,7 +3,8 @@
     python benchmarks/z_image_memory.py
 
 The true sizes: the transformer of the installed diffusers, a Qwen3-4B, the autoencoder of FLUX. Activations of a
-1024x1024 picture are estimated: the widest products of one block for 4096 + 512 tokens, four maps of the last decoder stage.
+1024x1024 picture are estimated: the widest products of one block for 4096 + 512 tokens, and four maps of the decoder's
+last stage.
 """
 
 from __future__ import annotations
