@@ -16,6 +16,7 @@ from fewstep.cli import (
     generate,
     plan,
     quantize,
+    restore,
     run,
     save,
     score,
@@ -62,6 +63,7 @@ search.add_to(app)
 distill.add_to(app)
 train.add_to(app)
 generate.add_to(app)
+restore.add_to(app)
 save.add_to(app)
 diagnose.add_to(app)
 app.add_typer(plan.app, name="plan", rich_help_panel=LOOK)
