@@ -15,10 +15,10 @@ small picture it was made of. The noise start has the better of two grids, by PS
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class Restorer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         sizes = [64 + 64 + 2, WIDTH, WIDTH, WIDTH]
-        layers = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.SiLU())]
+        layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.SiLU())]
         self.layers = nn.Sequential(*layers, nn.Linear(WIDTH, 64))
 
     def forward(self, x: Tensor, alpha: Tensor, sigma: Tensor, given: Tensor) -> Tensor:
