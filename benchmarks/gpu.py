@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import yaml
-from accelerator import Part, Setting, unmeasured
+from accelerator import LOST, Part, Setting, unmeasured
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, write_json
@@ -71,19 +71,15 @@ def measure(piece: str, setting: Setting, results: Path, again: bool) -> Iterato
         known["device"] = here["device"]
         write_json(place, {"rows": ordered, "open": left, "toy": setting.toy, "environment": {**known, **here}})
         yield f"{piece}/{name}: {rows[name]['seconds']:.0f} s{told(row)}"
+        if failed(row) and LOST in row["why"]:
+            raise FewstepError("the device answers this process no more", value=name, hint="Run it again: it goes on.")
 
 
 def attempted(part: Part) -> dict[str, Any]:
-    """A row; why, where there is none: the next part begins all the same.
-
-    Raises:
-        RuntimeError: the device failed, and answers this process no more.
-    """
+    """A row; why, where there is none, whatever was raised: the next part begins all the same."""
     try:
         return part()
-    except (FewstepError, ImportError, RuntimeError, ValueError, TypeError, AttributeError, OSError) as error:
-        if "CUDA error" in str(error):
-            raise
+    except Exception as error:
         return {"why": unmeasured(error)}
 
 

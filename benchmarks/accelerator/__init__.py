@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 Part = Callable[[], dict[str, Any]]
+LOST = "CUDA error"
+"""What is said of a device that has failed: all that this process asks of it afterwards fails too."""
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ BASE = "bfloat16"
 
 
 def parts(setting: Setting) -> dict[str, Part]:
-    """Every network in bfloat16, then in each scheme."""
+    """Every network in bfloat16, then in each scheme; in one of them at toy sizes."""
     return {
         f"{kind}/{scheme}": partial(measured, kind, scheme, setting)
         for kind in ("sdxl", "flux")
-        for scheme in (BASE, *SCHEMES)
+        for scheme in (BASE, *(("w4a8",) if setting.toy else SCHEMES))
     }
 
 

@@ -12,10 +12,12 @@ from clock import compared, in_turn
 from quant_latency import SHAPES, Shape, layer_of
 from torch import Tensor, nn
 
-from accelerator import Part, Setting, given_back, unmeasured
+from accelerator import LOST, Part, Setting, given_back, unmeasured
 from fewstep.quant import quantize
 
 OURS = ("w8a8", "w4a8", "w4a8row", "w4a16", "fp8afp8")
+COMPILED = ("bfloat16", "w8a8", "w4a8", "fp8afp8", "torchao w8a8", "torchao fp8afp8")
+"""What is also measured compiled: each takes its seconds to compile, for every shape."""
 BASES = ("bfloat16", "bfloat16 compiled")
 Make = Callable[[], tuple[nn.Module, Tensor]]
 """A way to compute the layer, and the input as it wants it."""
@@ -58,7 +60,8 @@ def ways(layer: nn.Module, x: Tensor, toy: bool) -> dict[str, Make]:
     found: dict[str, Make] = {}
     for name, make in plain.items():
         found[name] = lambda make=make: (make(), y)
-        found[f"{name} compiled"] = lambda make=make: (compiled(make(), toy), y)
+        if name in COMPILED:
+            found[f"{name} compiled"] = lambda make=make: (compiled(make(), toy), y)
     return found | (channels_last(half, y, toy) if y.dim() == 4 else {})
 
 
@@ -125,7 +128,7 @@ def competed(
             model, y = make()
             off = model(y).float() - truth
         except Exception as error:
-            if "CUDA error" in str(error):  # the device is lost to this process
+            if LOST in str(error):
                 raise
             why[name] = unmeasured(error)
             continue

@@ -1,6 +1,7 @@
 """The queue of what needs an accelerator: its functions at toy sizes, and that it goes on where it was stopped."""
 
 import importlib
+import io
 import json
 import sys
 from types import SimpleNamespace
@@ -128,8 +129,13 @@ def test_what_cannot_be_measured_says_why_and_is_tried_again_elsewhere(fake, tmp
     gpu.main(words)
     assert fake.ran == ["a", "b", "c", "b"]
     fake.acts["b"] = RuntimeError("CUDA error: an illegal memory access was encountered")
-    with pytest.raises(RuntimeError):  # such a process measures nothing more
+    with pytest.raises(FewstepError, match="answers this process no more"):  # it measures nothing more
         gpu.main([*words, "--again"])
+    found = read_json(tmp_path / "gpu-fake.json")
+    assert (list(found["rows"]), found["open"]) == (["a", "b"], ["c"])
+    gpu.main(words)  # and the next one does not stumble over the same part
+    assert fake.ran[-1] == "c"
+    assert fake.ran.count("b") == 3
 
 
 def test_without_data_cifar_is_skipped_and_says_what_to_give(setting):
@@ -198,12 +204,30 @@ def test_doctor_tells_what_has_not_been_measured(tmp_path):
     assert set(doctor.accelerator(ROOT)) == {piece["name"] for piece in yaml.safe_load(gpu.QUEUE.read_text())}
 
 
+def jpegs(place):
+    """Sixteen squares in the layout of CIFAR-10 as JPEG bytes."""
+    from PIL import Image
+
+    parts = []
+    for k in range(16):
+        held = io.BytesIO()
+        Image.new("RGB", (32, 32), (16 * k, 0, 0)).save(held, "JPEG")
+        parts.append(np.frombuffer(held.getvalue(), np.uint8))
+    offsets = np.cumsum([0, *map(len, parts)])
+    names, labels = np.array(["red", "dark"]), np.arange(16) % 2
+    np.savez(
+        place, train_jpeg=np.concatenate(parts), train_offsets=offsets, train_labels=labels, class_names=names
+    )  # fmt: skip
+    return place
+
+
 @pytest.mark.thorough
+@pytest.mark.timeout(1200)
 def test_the_whole_queue_at_toy_size(tmp_path, capsys):
-    gpu.main([*TOY, "--folder", str(tmp_path)])
+    gpu.main([*TOY, "--folder", str(tmp_path / "work"), "--cifar", str(jpegs(tmp_path / "cifar.npz"))])
     for name in gpu.queue():
-        found = read_json(tmp_path / "results" / f"gpu-{name}.json")
+        found = read_json(tmp_path / "work" / "results" / f"gpu-{name}.json")
         assert found["open"] == []
         assert found["toy"]
-        if name not in ("convolution", "cifar10"):  # no Triton on a CPU, no data
+        if name != "convolution":  # no Triton on a CPU
             assert not [part for part, row in found["rows"].items() if gpu.failed(row)], name
