@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fewstep.api.measuring import diagnose
     from fewstep.api.models import Student, attach, load, save
     from fewstep.api.plans import plan_of, search, tune
+    from fewstep.api.restoring import restore
     from fewstep.api.training import distill
     from fewstep.denoiser import Denoiser, Guided, fingerprint
     from fewstep.errors import FewstepError
@@ -54,6 +55,7 @@ _PLACES = {
     "plan_of": "api.plans",
     "quant_report": "api.low_bit",
     "quantize": "api.low_bit",
+    "restore": "api.restoring",
     "save": "api.models",
     "search": "api.plans",
     "tune": "api.plans",
@@ -103,6 +105,7 @@ __all__ = [
     "plan_of",
     "quant_report",
     "quantize",
+    "restore",
     "save",
     "search",
     "tune",

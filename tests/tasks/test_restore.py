@@ -109,6 +109,20 @@ def test_a_constant_picture_smaller_than_a_tile_is_restored():
     assert bool(found.isfinite().all())
 
 
+def test_the_verb_restores_with_a_denoiser_and_with_a_pipeline(tmp_path):
+    import fewstep as fs
+    from tests.pipelines import tiny_pipelines as tiny
+
+    small = torch.rand(2, 3, 4, 4)
+    found = fs.restore(smooth(), small, "box:2", rule="ddnm", plan=plan(), tile=8, seeds=[3, 4])
+    alone = restore(smooth(), plan(), small[1], Restoration("box:2", rule=ddnm(), tile=8), seeds=[4])
+    torch.testing.assert_close(found[1][1:], alone)
+    drawn = fs.restore(tiny.unconditional(tmp_path), small, "box:2", steps=2)
+    assert [tuple(x.shape) for x in drawn] == [(1, 3, 8, 8)] * 2
+    with pytest.raises(FewstepError, match="unknown guidance"):
+        fs.restore(smooth(), small, "box:2", rule="ddmn", plan=plan())
+
+
 def test_files_keep_grey_depth_alpha_and_what_they_say(tmp_path):
     rng = np.random.default_rng(0)
     deep = rng.integers(0, 65536, (5, 7), dtype=np.uint16)

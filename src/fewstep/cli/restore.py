@@ -35,9 +35,13 @@ def add_to(app: typer.Typer) -> None:
             "fewstep restore photos --model FOLDER --operator denoise --noise 0.1 --report",
         ),
     )(restore)
-    app.command(rich_help_panel=LOOK, epilog=examples("fewstep upscale small.png --model FOLDER --factor 4 --steps 8"))(
-        upscale
-    )
+    app.command(
+        rich_help_panel=LOOK,
+        epilog=examples(
+            "fewstep upscale small.png --model google/ddpm-celebahq-256 --factor 4 --steps 8",
+            "fewstep upscale photos --model FOLDER --factor 2 --report --out large",
+        ),
+    )(upscale)
 
 
 def restore(
