@@ -174,13 +174,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=512)
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--operators", nargs="+", default=list(operators()), choices=list(operators()))
     parser.add_argument("--output", type=Path, default=Path("results/inverse.json"))
     parser.add_argument("--folder", type=Path, default=None, help="keeps what is done; a temporary one unless given")
     given = parser.parse_args()
     settings = {"draws": given.draws, "steps": given.steps, "noise": NOISE, "measurements": list(HELD_OUT)}
     run = Run(given.folder or Path(tempfile.mkdtemp()) / "inverse", settings, quiet=True)
     rows, search, floors = [], {}, {}
-    for place, operator in operators().items():
+    for place, operator in ((name, operators()[name]) for name in given.operators):
         floors[place] = floor(operator, given.draws)
         for rule in RULES:
             for steps in given.steps:
