@@ -11,20 +11,25 @@ import fewstep as fs
 from fewstep import recipes
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json
-from fewstep.jobs.auto.context import timing_spread
+from fewstep.jobs.auto import job
+from fewstep.jobs.auto.context import GUIDED, AutoContext, guided, timing_spread
 from fewstep.jobs.auto.points import Point, front, knee, meeting
 from fewstep.jobs.auto.recipe import parse_time
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
 from fewstep.quant import QuantLayer
+from fewstep.runs import Run
 from tests.pipelines import tiny_pipelines
 
 PROMPTS = ["a b", "c d e", "f", "g h"]
 SMALL = {
-    "space.steps": [1, 2], "space.solvers": ["own", "ddim"], "space.schemes": ["none", "w8a8", "w4a8"],
+    "space.steps": [1, 2], "space.solvers": ["ddim"], "space.parts": ["none"], "space.searched_times": False,
+    "space.schemes": ["none", "w4a8row", "w4a8row int8", "mixed 5"], "space.layer_seconds": 0,
     "space.q_sched": 6, "search.reference_steps": 6, "search.rounds": 3, "evaluation.items": 4,
     "evaluation.pictures": 2, "evaluation.conditions": ["i j", "k", "l m", "n"],
 }  # fmt: skip
+
+BARE = {"space.schemes": ["none"], "space.steps": [1]}
 
 
 def point(size, time, distance):
@@ -67,21 +72,34 @@ def test_times_and_sizes_are_read_or_refused_by_name():
         recipes.resolve({"kind": "auto", "model": "m", "memory": "little"})
     with pytest.raises(RecipeError, match=r"space\.schemes"):
         recipes.resolve({"kind": "auto", "model": "m", "space": {"schemes": ["w99"]}})
+    with pytest.raises(RecipeError, match=r"no int8 product .* w4a8row int8"):
+        recipes.resolve({"kind": "auto", "model": "m", "space": {"schemes": ["w4a8 int8"]}})
+    with pytest.raises(RecipeError, match=r"mixed 4\.5"):
+        recipes.resolve({"kind": "auto", "model": "m", "space": {"schemes": ["mixed few"]}})
+    with pytest.raises(RecipeError, match=r"space\.parts"):
+        recipes.resolve({"kind": "auto", "model": "m", "space": {"parts": ["mixed 4.5"]}})
     assert timing_spread([1.0, 1.0, 1.0, 1.0]) == 0
     assert timing_spread([1.0, 2.0, 3.0, 4.0]) > 0.5
 
 
-def test_a_pipeline_is_chosen_for_saved_and_goes_on(tmp_path):
+def test_a_pipeline_is_chosen_for_saved_and_goes_on(tmp_path, monkeypatch):
     pipe = tiny_pipelines.stable_diffusion(tmp_path / "tokens")
     pipe.set_progress_bar_config(disable=True)
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
-    ask = lambda **more: fs.auto(pipe, prompts=PROMPTS, steps=2, items=4, out=tmp_path / "run", progress=False,  # noqa: E731
-                                 settings=SMALL, **more)  # fmt: skip
+    told = {"prompts": PROMPTS, "steps": 2, "items": 4, "guidance": 3.0, "out": tmp_path / "run", "settings": SMALL}
+
+    def ask():
+        return fs.auto(pipe, progress=False, **told)
+
     best = ask()
     assert all(torch.equal(v, before[k]) for k, v in pipe.unet.state_dict().items())
     assert not isinstance(pipe.scheduler, PlanScheduler)
     assert isinstance(best.scheduler, PlanScheduler)
     results = read_json(tmp_path / "run" / "results.json")
+    costs = results["costs"]
+    assert costs["call"].keys() == {"none", "w4a8row", "w4a8row int8"}, "layers are not measured in no time"
+    assert costs["size"]["w4a8row"] <= costs["size"]["w4a8row int8"] < 0  # layers that are too small keep nothing
+    assert {name.partition(GUIDED)[2] for name in results["plans"]} == {"", "falling", "rising"}
     points = [Point(**values) for values in results["front"]]
     for a, b in itertools.permutations(points, 2):
         assert not a.beats(b)
@@ -98,7 +116,21 @@ def test_a_pipeline_is_chosen_for_saved_and_goes_on(tmp_path):
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Why this point" in report
     with pytest.raises(FewstepError, match="nothing meets the budgets"):
-        fs.auto(pipe, prompts=PROMPTS, steps=2, items=4, memory="1kB", progress=False, settings=SMALL)
+        fs.auto(pipe, prompts=PROMPTS, steps=2, items=4, memory="1kB", progress=False, settings=SMALL | BARE)
+    monkeypatch.setattr(job, "timing_spread", lambda milliseconds: 0.87)
+    with pytest.raises(FewstepError, match=r"timings spread by 87%.*latency out"):
+        fs.auto(pipe, prompts=PROMPTS, steps=2, items=4, latency="1s", progress=False, settings=SMALL | BARE)
+
+
+def test_a_scheme_for_every_layer_is_one_of_the_choices(tmp_path):
+    recipe = recipes.resolve({"kind": "auto", "model": "m", "search": {"items": 4}})
+    with Run(tmp_path / "run", recipe.plain(), quiet=True) as run:
+        context = AutoContext.open(recipe, run, pipe=tiny_pipelines.quiet(tiny_pipelines.dit(tmp_path)))
+        assert context.seconds_per_layer() > 0
+        found = context.low("mixed 5", "none")["transformer"]
+    layers = [module for module in found.modules() if isinstance(module, QuantLayer)]
+    assert 4 < sum(8 * m.weight_bytes() for m in layers) / sum(m.weight_shape.numel() for m in layers) <= 5
+    assert len({str(module.scheme) for module in layers}) > 1
 
 
 def test_memory_alone_leaves_time_to_choose():
@@ -110,3 +142,17 @@ def test_memory_alone_leaves_time_to_choose():
     both = dataclasses.replace(points[0], distance=0.05)
     recipe = recipes.resolve({"kind": "auto", "model": "m", "memory": "1GB", "latency": "1s"})
     assert _chosen(recipe, [both, *points[1:]]) == both
+
+
+def test_guidance_that_changes_keeps_its_mean_and_its_length():
+    from fewstep.prediction import Prediction
+    from fewstep.process import VPDiscrete
+    from fewstep.solvers import SOLVERS, grids
+
+    process = VPDiscrete.from_betas()
+    plan = SOLVERS["ddim"](process, Prediction(), grids.uniform(process, 5))
+    falling, rising = (guided(plan, 3.0, law) for law in ("falling", "rising"))
+    scales = [row.guidance for row in falling.rows]
+    assert scales == pytest.approx([4.0, 3.5, 3.0, 2.5, 2.0])
+    assert [row.guidance for row in rising.rows] == pytest.approx(scales[::-1])
+    assert [row.output for row in falling.rows] == [row.output for row in plan.rows]

@@ -17,7 +17,7 @@ FIELDS = RecipeFields(
     arguments=("model",),
     options=(
         "scheme", "budget", "effective_bits", "method", "parts", "calibration.conditions", "calibration.items",
-        "steps", "guidance", "q_sched", "corrections", "per_step",
+        "steps", "guidance", "q_sched", "corrections", "per_step", "resident",
     ),
     complete={"model": known.models, "scheme": known.schemes, "method": known.rounding_methods},
 )  # fmt: skip

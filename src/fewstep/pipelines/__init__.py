@@ -9,12 +9,13 @@ from fewstep.lazy import attributes
 
 if TYPE_CHECKING:
     from fewstep.pipelines.calls import backbone_of, backbones_of
-    from fewstep.pipelines.generate import PipelineSampler, Trace, trace
+    from fewstep.pipelines.generate import PipelineSampler
     from fewstep.pipelines.identity import identity_of
     from fewstep.pipelines.load import attach, exchanged, fuse_adapters, load_pipeline, plan_of, save_pipeline
     from fewstep.pipelines.process import process_of
     from fewstep.pipelines.protocol import Pipeline
     from fewstep.pipelines.routed import Routed
+    from fewstep.pipelines.traces import Trace, trace
     from fewstep.pipelines.two_times import TwoTimes
 else:
     __getattr__ = attributes(
@@ -23,7 +24,7 @@ else:
             "Pipeline": "protocol",
             "PipelineSampler": "generate",
             "Routed": "routed",
-            "Trace": "generate",
+            "Trace": "traces",
             "TwoTimes": "two_times",
             "attach": "load",
             "backbone_of": "calls",
@@ -35,7 +36,7 @@ else:
             "plan_of": "load",
             "process_of": "process",
             "save_pipeline": "load",
-            "trace": "generate",
+            "trace": "traces",
         },
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from typing_extensions import Self
 
@@ -23,6 +24,7 @@ from fewstep.pipelines.prompts import Prompts
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
+from fewstep.plan.noise import passed_over
 
 Conditions = Sequence[Any] | Mapping[str, Any] | None
 """Prompts or class labels, one per sample; embeddings by the names of arguments, (B, ...); or nothing."""
@@ -38,12 +40,14 @@ class PipelineSampler:
     call: further arguments of the pipeline call (`height`, `width`, `max_sequence_length`, ...). Embeddings
         (`prompt_embeds`, `image_embeds`, ...) in the place of conditions have one row per sample, or one for all.
     batch: samples per call.
+    noise_like: a plan; others add what it adds at the nearest times (`plan.noise`), to be compared seed by seed.
     """
 
     pipe: Pipeline
     guidance: float = 1.0
     call: dict[str, Any] = field(default_factory=dict)
     batch: int = 32
+    noise_like: Plan | None = None
     prompts: Prompts = field(default_factory=Prompts, repr=False, compare=False)
     """Prompts already encoded; generators of one pipeline may share them."""
 
@@ -76,6 +80,7 @@ class PipelineSampler:
         with torch.set_grad_enabled(torch.is_grad_enabled() and (plan.learned or _learned(self.call))):
             for given, some in self.batches(conditions, seeds):
                 runner = PlanRunner.following(plan, some, latent=output == "latent")
+                runner.passed = () if self.noise_like is None else passed_over(plan, self.noise_like)
                 parts.append(self.run(runner, given, some))
         return torch.cat(parts)
 
@@ -195,6 +200,7 @@ class PlanRunner(PlanScheduler):
     watch: Watch | None
     generators: list[torch.Generator]
     final: Tensor
+    passed: Sequence[int] = ()  # draws of each stream that every row leaves out
 
     @classmethod
     def following(cls, plan: Plan, seeds: Sequence[int], latent: bool = False, watch: Watch | None = None) -> Self:
@@ -218,6 +224,7 @@ class PlanRunner(PlanScheduler):
     ) -> Any:
         """One row; the state after the last one is kept in `final`."""
         forced = self._watched(model_output, timestep, sample)
+        self._pass_over(timestep, sample)
         streams = self.generators  # several pipelines (FLUX, SD3, Wan, DiT) pass none
         if len(sample) == 2 * self.count:  # DiT guides by doubling the states
             streams = [torch.Generator(g.device).set_state(g.get_state()) for g in streams] + streams
@@ -232,6 +239,14 @@ class PlanRunner(PlanScheduler):
         forced = torch.cat([forced.to(sample.dtype)] * (len(sample) // len(forced)))
         return SchedulerOutput(prev_sample=forced) if isinstance(result, SchedulerOutput) else (forced, *result[1:])
 
+    def _pass_over(self, timestep: Any, sample: Tensor) -> None:
+        if not self.passed:
+            return
+        self._ensure_index(timestep)
+        shape, width = (self.count, *sample.shape[1:]), torch.promote_types(sample.dtype, torch.float32)
+        for _ in range(self.passed[self.step_index or 0]):
+            randn_tensor(shape, generator=self.generators, device=sample.device, dtype=width)
+
     def _watched(self, output: Tensor, timestep: Any, sample: Tensor) -> Tensor | None:
         if self.watch is None:
             return None
@@ -241,48 +256,3 @@ class PlanRunner(PlanScheduler):
         except Stop as stop:
             self.final = stop.args[0]
             raise
-
-
-@dataclass
-class Trace:
-    """Per row, the state the network saw and its raw output after guidance, each (K, B, ...); and the end (B, ...)."""
-
-    states: Tensor
-    outputs: Tensor
-    final: Tensor
-
-
-def trace(
-    generate: PipelineSampler,
-    plan: Plan,
-    conditions: Sequence[Any] | None,
-    seeds: Sequence[int],
-    along: Trace | None = None,
-) -> Trace:
-    """States and outputs along a plan; with `along`, the outputs at those states instead of the plan's own.
-
-    Giving the trace of a quantized pipeline to the full-precision one shows the quantization error at every row.
-    """
-    parts, done = [], 0
-    for given, some in generate.batches(conditions, seeds):
-        states: list[Tensor] = []
-        outputs: list[Tensor] = []
-        forced = None if along is None else along.states[:, done : done + len(some)]
-        runner = PlanRunner.following(plan, some, latent=True, watch=_noting(states, outputs, forced))
-        with torch.no_grad():
-            final = generate.run(runner, given, some)
-        parts.append((torch.stack(states), torch.stack(outputs), final))
-        done += len(some)
-    all_states, all_outputs, finals = zip(*parts, strict=True)
-    return Trace(torch.cat(all_states, 1), torch.cat(all_outputs, 1), torch.cat(finals))
-
-
-def _noting(states: list[Tensor], outputs: list[Tensor], forced: Tensor | None) -> Watch:
-    """Adds states and outputs to the lists; forces the states (K, B, ...) if given."""
-
-    def note(k: int, state: Tensor, output: Tensor) -> Tensor | None:
-        states.append(state.float())
-        outputs.append(output.float())
-        return None if forced is None or k + 1 >= len(forced) else forced[k + 1]
-
-    return note

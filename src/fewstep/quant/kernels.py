@@ -21,7 +21,9 @@ from fewstep.errors import FewstepError, nearest
 from fewstep.quant import native
 from fewstep.quant.scheme import Scheme
 
-BACKENDS = ("auto", "fewstep", "torchao", "triton")
+BACKENDS = ("auto", "fewstep", "torchao", "triton", "int8")
+"""`int8` is `auto`, and layers of fewer than 8 bits keep int8 codes in memory for oneDNN's kernel (`quant.native`): one
+more byte per weight, and no unpacking in every call."""
 
 
 def check_backend(name: str) -> str:

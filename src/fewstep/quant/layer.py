@@ -95,7 +95,8 @@ class QuantLayer(nn.Module):
         where = None if self.linear else geometry(source)
         if not self.scheme.integer_product or (where is None and not self.linear):
             return None
-        return NativeProduct(where, keep=self.scheme.weight_bits == 8, weights=self.weight_shape.numel())
+        keep = self.scheme.weight_bits == 8 or self.backend == "int8"
+        return NativeProduct(where, keep=keep, weights=self.weight_shape.numel())
 
     def _optional(self, name: str, present: bool, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta") if present else None)

@@ -7,7 +7,8 @@ without int8 dot products (VNNI, AMX) pairs of products may saturate at 16 bit; 
 serves there.
 
 oneDNN reads weights in a layout of its own. Making it costs about as much as 300 rows of the product, so it is kept
-beside the codes for 8-bit layers (one more byte per weight, see `keep`), and made per call for fewer bits.
+beside the codes for 8-bit layers (one more byte per weight, see `keep`), and made per call for fewer bits, unless
+the backend `int8` asks to keep it.
 """
 
 from __future__ import annotations

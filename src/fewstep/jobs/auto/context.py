@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import copy
 import statistics
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
-from fewstep.jobs.auto.recipe import OWN, AutoRecipe
-from fewstep.jobs.context import Items, JobContext, tensor_unit
+from fewstep.jobs.auto.recipe import MIXED, OWN, RESIDENT, AutoRecipe
+from fewstep.jobs.context import Items, JobContext, slug, tensor_unit
 from fewstep.jobs.low_bit import LowBitPart, low_bit_part
 from fewstep.jobs.quantize.job import VAE_RULES
 from fewstep.jobs.quantize.measure import timings
 from fewstep.jobs.sharing import SharedRows
 from fewstep.metrics import FeatureNet, load_features
-from fewstep.pipelines import plan_of
+from fewstep.pipelines import PipelineSampler, plan_of
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
 from fewstep.quant import quantize
-from fewstep.quant.calls import Call
+from fewstep.quant.bits import CANDIDATES, quantize_to_bits
+from fewstep.quant.calls import Call, replay
+from fewstep.quant.modules import eligible
 from fewstep.quant.report import resident_bytes
 from fewstep.quant.split import split_skips
 from fewstep.schedules import Trajectory
@@ -30,6 +33,8 @@ from fewstep.schedules.gits import gits
 from fewstep.solvers import SOLVERS, grids
 from fewstep.zoo import placed
 
+GUIDED = ", guidance "
+"""In the name of a plan: what follows is the law of its guidance."""
 KEPT = 4
 """Networks in low bits that stay in memory at once."""
 
@@ -77,6 +82,21 @@ class AutoContext(JobContext[AutoRecipe]):
             hint = "Let space.steps hold the number of steps of the stored plan."
             raise FewstepError("no plan of the space fits this pipeline", value=space.steps, hint=hint)
         return found
+
+    def plan_named(self, name: str) -> Plan:
+        """A plan by its name, with guidance that changes from step to step where the name says so."""
+        plain, _, law = name.partition(GUIDED)
+        return self.plans[plain] if not law else guided(self.plans[plain], self.guidance, law)
+
+    def guided_names(self, name: str) -> list[str]:
+        """Names of the same plan with guidance that changes; none where there is no guidance to change."""
+        serves = self.guidance > 1 and hasattr(type(self.pipe), "guidance_scale") and self.plans[name].steps > 1
+        return [f"{name}{GUIDED}{law}" for law in self.recipe.space.guidance] if serves else []
+
+    def sampler(self, **parts: nn.Module) -> PipelineSampler:
+        """As usual; plans that draw noise get the reference's, step by step, so that pictures of one seed compare."""
+        plain = super().sampler(**parts)
+        return plain.changed(noise_like=self.reference) if self.reference.stochastic else plain
 
     def _plans(self, solver: str, steps: int) -> dict[str, Plan]:
         """Those of one solver, on its usual and on searched times; nothing where it cannot be built."""
@@ -194,16 +214,30 @@ class AutoContext(JobContext[AutoRecipe]):
     def _low(self, name: str, scheme: str) -> LowBitPart:
         source = self.pipe.components[name]
         make = partial(self._quantized, name, source, scheme)
-        return low_bit_part(self, source, make, unit=f"low-{name}-{scheme}", artifact=f"low/{name}-{scheme}")
+        key = f"{name}-{slug(scheme)}"
+        return low_bit_part(self, source, make, unit=f"low-{key}", artifact=f"low/{key}")
 
     def _quantized(self, name: str, source: nn.Module, scheme: str) -> LowBitPart:
-        model = copy.deepcopy(source)
+        model, calls = copy.deepcopy(source), self.calls.get(name, [])
         if name in self.backbones:
             split_skips(model)
-            example = self.calls[name][0] if self.calls.get(name) else None
-            return LowBitPart(model, quantize(model, scheme, example=example).to_dict())
+            if scheme.startswith(MIXED):
+                return LowBitPart(model, quantize_to_bits(model, calls, float(scheme.removeprefix(MIXED))).to_dict())
+            backend = "int8" if scheme.endswith(RESIDENT) else "auto"
+            example = calls[0] if calls else None
+            report = quantize(model, scheme.removesuffix(RESIDENT), example=example, backend=backend)
+            return LowBitPart(model, report.to_dict())
         rules = VAE_RULES if self.part_kind(name) == "vae" else ()
         return LowBitPart(model, quantize(model, scheme, rules=rules).to_dict())
+
+    def seconds_per_layer(self) -> float:
+        """What it would take to measure every layer at every scheme of `mixed`."""
+        took = 0.0
+        for name, model in self.backbones.items():
+            begun = time.perf_counter()
+            replay(model, self.calls.get(name, []))
+            took += (time.perf_counter() - begun) * len(eligible(model)) * len(CANDIDATES)
+        return took
 
     # --- costs ------------------------------------------------------------------------------------------------------
 
@@ -216,6 +250,16 @@ class AutoContext(JobContext[AutoRecipe]):
         """Milliseconds of whole pictures, one at a time, prompts encoded anew."""
         one = self.searched.pick([0])
         return timings({"": lambda: one.draw(self.sampler(**models), plan)}, self.recipe.search.rounds)[""]
+
+
+def guided(plan: Plan, scale: float, law: str) -> Plan:
+    """The plan with guidance that falls from 1 + 1.5 (g - 1) to 1 + 0.5 (g - 1) in equal steps, or rises."""
+    last = plan.steps - 1
+    shares = [1.5 - k / last for k in range(plan.steps)]
+    if law == "rising":
+        shares.reverse()
+    rows = [replace(row, guidance=1 + w * (scale - 1)) for row, w in zip(plan.rows, shares, strict=True)]
+    return plan.replace(rows=tuple(rows))
 
 
 def timing_spread(milliseconds: list[float]) -> float:

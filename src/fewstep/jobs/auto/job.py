@@ -20,7 +20,7 @@ import torch
 from fewstep.errors import FewstepError
 from fewstep.jobs.auto.context import AutoContext, timing_spread
 from fewstep.jobs.auto.points import Point, front, knee, meeting
-from fewstep.jobs.auto.recipe import AutoRecipe
+from fewstep.jobs.auto.recipe import MIXED, RESIDENT, AutoRecipe
 from fewstep.jobs.auto.report import write_report
 from fewstep.jobs.context import Items, slug
 from fewstep.jobs.sharing import SharedRows
@@ -53,31 +53,22 @@ def finish(context: AutoContext) -> tuple[Any, Path]:
         FewstepError: nothing meets the budgets, or the machine is too noisy for a budget of time.
     """
     recipe, run = context.recipe, context.run
-    costs = run.unit("costs", lambda: _costs(context))
-    if recipe.latency and max(costs["spread"].values()) > NOISY:
-        hint = "Stop what else runs here, or leave the latency out."
-        raise FewstepError(
-            f"timings spread by {max(costs['spread'].values()):.0%}: a latency budget says nothing here",
-            value=recipe.latency, hint=hint,
-        )  # fmt: skip
-    ranked = _ranked(context)
-    best = _best_plans(context, ranked)
-    candidates = meeting(_candidates(context, costs, best), recipe.bytes_limit, recipe.time_limit)
-    shown = front(_compared(context, candidates))
+    costs, ranked, candidates, compared = looked_at(context)
+    shown = front(compared)
     chosen = _chosen(recipe, shown)
     tuned = _tuned(context, chosen)
     if not run.done("front"):
-        plans = {point: context.plans[point.plan] for point in shown}
+        plans = {point: context.plan_named(point.plan) for point in shown}
         _ahead(context, context.held_out, plans, len(context.held_out.seeds))
         _ = context.held_out_truth  # a unit of its own, which all processes share
     measured = run.unit("front", lambda: _held_out(context, shown, chosen, tuned))
     models = context.low(chosen.scheme, chosen.parts)
     pipe = exchanged(context.pipe, models)
-    plan = context.plans[chosen.plan] if tuned is None else tuned
+    plan = context.plan_named(chosen.plan) if tuned is None else tuned
     attach(pipe, plan.replace(identity=identity_of(pipe, context.guidance)))
     run.unit("pipeline", lambda: None, save=lambda _, draft: save_pipeline(pipe, draft), load=lambda folder: None)
     for k, point in enumerate(shown):
-        context.plans[point.plan].save(run.artifact(f"front/{k}.json"), overwrite=True)
+        context.plan_named(point.plan).save(run.artifact(f"front/{k}.json"), overwrite=True)
     results = context.write_results(
         costs=costs,
         plans=ranked,
@@ -87,6 +78,29 @@ def finish(context: AutoContext) -> tuple[Any, Path]:
         candidates=len(candidates),
     )
     return pipe, write_report(context, results, shown, chosen)
+
+
+def looked_at(context: AutoContext) -> tuple[dict[str, Any], dict[str, float], list[Point], list[Point]]:
+    """What single calls cost, the distance of every plan, all candidates, and those compared on all items.
+
+    Raises:
+        FewstepError: as `finish`.
+    """
+    recipe = context.recipe
+    costs = context.run.unit("costs", lambda: _costs(context))
+    if recipe.latency and max(costs["spread"].values()) > NOISY:
+        hint = "Stop what else runs here, or leave the latency out."
+        raise FewstepError(
+            f"timings spread by {max(costs['spread'].values()):.0%}: a latency budget says nothing here",
+            value=recipe.latency, hint=hint,
+        )  # fmt: skip
+    ranked = _ranked(context, list(context.plans))
+    best = _best_plans(context, ranked)
+    if more := [guided for name in best.values() for guided in context.guided_names(name)]:
+        ranked |= _ranked(context, more)
+        best = _best_plans(context, ranked)
+    candidates = meeting(_candidates(context, costs, best), recipe.bytes_limit, recipe.time_limit)
+    return costs, ranked, candidates, _compared(context, candidates)
 
 
 # --- costs ----------------------------------------------------------------------------------------------------------
@@ -99,7 +113,7 @@ def _costs(context: AutoContext) -> dict[str, Any]:
     short, long = by_steps[0], by_steps[-1]
     found: dict[str, Any] = {"size": {}, "call": {}, "rest": {}, "spread": {}}
     full = context.timed({}, short)
-    for scheme in space.schemes:
+    for scheme in _affordable(context):
         models = context.low(scheme, "none")
         few = full if scheme == "none" else context.timed(models, short)
         found["spread"][scheme] = timing_spread(few)
@@ -119,30 +133,39 @@ def _costs(context: AutoContext) -> dict[str, Any]:
     return {**found, "full": size}
 
 
+def _affordable(context: AutoContext) -> list[str]:
+    """The schemes, without those for every layer where these would take too long to choose."""
+    schemes, limit = context.recipe.space.schemes, context.recipe.space.layer_seconds
+    if any(scheme.startswith(MIXED) for scheme in schemes) and (took := context.seconds_per_layer()) > limit:
+        context.run.say(f"Bits per layer are left out: measuring the layers would take {took:.0f} s (layer_seconds).")
+        return [scheme for scheme in schemes if not scheme.startswith(MIXED)]
+    return schemes
+
+
 def _candidates(context: AutoContext, costs: Mapping[str, Any], best: Mapping[int, str]) -> list[Point]:
     """Every number of steps, with its best plan, at every scheme."""
-    space = context.recipe.space
     parts = list(costs["rest"])
     return [
         Point(
             plan=plan, steps=steps, scheme=scheme, parts=other,
             size=costs["full"] + costs["size"][scheme] + costs["size"][f"parts {other}"],
-            milliseconds=costs["rest"][other] + context.plans[plan].steps * costs["call"][scheme],
+            milliseconds=costs["rest"][other] + context.plan_named(plan).steps * costs["call"][scheme],
         )
-        for (steps, plan), scheme, other in itertools.product(best.items(), space.schemes, parts)
+        for (steps, plan), scheme, other in itertools.product(best.items(), costs["call"], parts)
     ]  # fmt: skip
 
 
 # --- comparisons ----------------------------------------------------------------------------------------------------
 
 
-def _ranked(context: AutoContext) -> dict[str, float]:
+def _ranked(context: AutoContext, names: Sequence[str]) -> dict[str, float]:
     """Of every plan its distance in full precision, on a quarter of the items."""
     rows, few, found = context.rows(context.searched, "none", "none"), _few(context), {}
-    rows.ahead((plan, range(few)) for name, plan in context.plans.items() if not context.run.done(f"plan-{slug(name)}"))
-    with context.run.progress("plans in full precision", total=len(context.plans)) as advance:
-        for name, plan in context.plans.items():
-            compute = partial(_mean, context, rows, plan, few)
+    missing = [name for name in names if not context.run.done(f"plan-{slug(name)}")]
+    rows.ahead((context.plan_named(name), range(few)) for name in missing)
+    with context.run.progress("plans in full precision", total=len(names)) as advance:
+        for name in names:
+            compute = partial(_mean, context, rows, context.plan_named(name), few)
             found[name] = context.run.unit(f"plan-{slug(name)}", compute)
             advance(1, note=f"{name}: {found[name]:.3f}")
     return found
@@ -152,7 +175,7 @@ def _best_plans(context: AutoContext, ranked: Mapping[str, float]) -> dict[int, 
     """The best plan of every number of steps."""
     found: dict[int, str] = {}
     for name in sorted(ranked, key=ranked.__getitem__):
-        found.setdefault(context.plans[name].steps, name)
+        found.setdefault(context.plan_named(name).steps, name)
     return dict(sorted(found.items()))
 
 
@@ -172,7 +195,7 @@ def _compared(context: AutoContext, candidates: Sequence[Point]) -> list[Point]:
 def _looked(context: AutoContext, points: Sequence[Point], count: int) -> list[Point]:
     """The points with their distances on so many items."""
     missing = [point for point in points if not context.run.done(_unit(point, count))]
-    _ahead(context, context.searched, {point: context.plans[point.plan] for point in missing}, count)
+    _ahead(context, context.searched, {point: context.plan_named(point.plan) for point in missing}, count)
     return [_measured(context, point, count) for point in points]
 
 
@@ -184,14 +207,15 @@ def _ahead(context: AutoContext, items: Items, plans: Mapping[Point, Plan], coun
 
 
 def _unit(point: Point, count: int) -> str:
-    return f"point-{slug(f'{point.plan} {point.scheme} {point.parts} {count}')}"
+    scheme = point.scheme.removesuffix(RESIDENT)  # where codes lie changes no picture
+    return f"point-{slug(f'{point.plan} {scheme} {point.parts} {count}')}"
 
 
 def _measured(context: AutoContext, point: Point, count: int) -> Point:
     rows = context.rows(context.searched, point.scheme, point.parts)
 
     def compute() -> dict[str, float]:
-        return {"distance": _mean(context, rows, context.plans[point.plan], count)}
+        return {"distance": _mean(context, rows, context.plan_named(point.plan), count)}
 
     distance = context.run.unit(_unit(point, count), compute)["distance"]
     context.run.say(
@@ -228,7 +252,7 @@ def _tuned(context: AutoContext, point: Point) -> Plan | None:
     recipe = context.recipe
     if point.scheme == "none" or not recipe.space.q_sched:
         return None
-    plan, models = context.plans[point.plan], context.low(point.scheme, point.parts)
+    plan, models = context.plan_named(point.plan), context.low(point.scheme, point.parts)
     sampler = context.sampler(**models)
 
     def compute() -> dict[str, Any]:
@@ -258,7 +282,7 @@ def _held_out(context: AutoContext, shown: Sequence[Point], chosen: Point, tuned
     """Distances on held-out items and measured times of every point of the front."""
     found = []
     for point in shown:
-        plan, models = context.plans[point.plan], context.low(point.scheme, point.parts)
+        plan, models = context.plan_named(point.plan), context.low(point.scheme, point.parts)
         row: dict[str, Any] = {"distance": _interval(context, point, plan)}
         row["milliseconds"] = statistics.median(context.timed(models, plan))
         if point == chosen and tuned is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from fewstep.errors import FewstepError
 from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe, Seed, TuningBudget, checked
@@ -29,10 +29,31 @@ def parse_time(text: str) -> float:
     return float(found[1]) * (1000 if found[2] == "s" else 1)
 
 
-def _scheme(name: str) -> str:
+RESIDENT = " int8"
+"""After a scheme: int8 codes stay in memory beside the packed ones."""
+MIXED = "mixed"
+"""Before a number: a scheme for every layer, so that weights take so many bits in the mean."""
+
+
+def _plain_scheme(name: str) -> str:
     from fewstep.quant import Scheme
 
     return name if name == "none" else str(Scheme.parse(name))
+
+
+def _scheme(name: str) -> str:
+    from fewstep.quant import Scheme
+
+    if name.startswith(MIXED):
+        try:
+            return f"{MIXED} {float(name.removeprefix(MIXED)):g}"
+        except ValueError as error:
+            hint = f"Write for instance {MIXED} 4.5."
+            raise FewstepError("bits per weight are a number", value=name, hint=hint) from error
+    if name.endswith(RESIDENT) and not Scheme.parse(name.removesuffix(RESIDENT)).integer_product:
+        hint = "Use a scheme with one scale per row and 8-bit inputs: w4a8row int8."
+        raise FewstepError("no int8 product takes this scheme", value=name, hint=hint)
+    return _plain_scheme(name.removesuffix(RESIDENT)) + RESIDENT * name.endswith(RESIDENT)
 
 
 class AutoSpace(RecipePart):
@@ -44,8 +65,19 @@ class AutoSpace(RecipePart):
     """`own` is what the pipeline's scheduler does."""
     searched_times: bool = True
     """Also the times that the many-step trajectory suggests (GITS), for every solver but the pipeline's own."""
-    schemes: list[str] = Field(default_factory=lambda: ["none", "w8a8", "w4a16", "w4a8", "w3a8"], min_length=1)
-    """Of the network; `none` leaves it as it is."""
+    guidance: list[Literal["falling", "rising"]] = Field(default_factory=lambda: ["falling", "rising"])  # type: ignore[arg-type]
+    """Of guided pipelines, beside the same in every step: its excess over 1 from one and a half times to half of it, or
+    back. The best plan of each number of steps tries them."""
+    schemes: list[str] = Field(
+        default_factory=lambda: [
+            "none", "w8a8", "w4a16", "w4a8", "w3a8", "w4a8row", "w4a8row int8", "mixed 4.5", "mixed 6"
+        ],
+        min_length=1,
+    )  # fmt: skip
+    """Of the network; `none` leaves it as it is. `mixed 4.5`: a scheme for every layer, 4.5 bits per weight in all.
+    `w4a8row int8` keeps int8 codes beside the packed ones: one more byte per weight, the speed of w8a8 on a CPU."""
+    layer_seconds: float = Field(600.0, ge=0)
+    """Schemes for every layer are left out where measuring the layers would take longer."""
     parts: list[str] = Field(default_factory=lambda: ["none", "w8a16"], min_length=1)
     """Of text encoders and autoencoder together."""
     q_sched: TuningBudget = 24.0
@@ -53,9 +85,9 @@ class AutoSpace(RecipePart):
 
     @field_validator("schemes", "parts")
     @classmethod
-    def _schemes(cls, names: list[str]) -> list[str]:
+    def _schemes(cls, names: list[str], info: ValidationInfo) -> list[str]:
         try:
-            return [_scheme(name) for name in names]
+            return [_scheme(name) if info.field_name == "schemes" else _plain_scheme(name) for name in names]
         except FewstepError as error:
             raise ValueError(str(error)) from error
 

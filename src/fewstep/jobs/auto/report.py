@@ -10,6 +10,8 @@ import torch
 
 from fewstep.jobs.auto.context import AutoContext
 from fewstep.jobs.auto.points import Point
+from fewstep.jobs.auto.recipe import MIXED, RESIDENT
+from fewstep.quant import native
 from fewstep.report import (
     Block,
     Code,
@@ -82,9 +84,10 @@ def reasons(context: AutoContext, results: Results, shown: Sequence[Point], chos
         found.append("Q-Sched: nothing measurable to gain on items of its own, so the plan stays as it is.")
     if context.reference.stochastic:
         found.append(
-            "The reference draws noise between its steps: another number of steps draws other pictures from the same "
-            "seed, which the distance counts as an error. Look at the pictures before taking a point with fewer steps."
+            "The reference draws noise between its steps. Plans with fewer steps get the noise that it adds at the "
+            "nearest times, so that a picture of theirs is the same draw as far as it can be."
         )
+    found += _int8(costs)
     if chosen is shown[0] and len(shown) > 1:
         found.append("No point of the front is nearer to the reference.")
     return found
@@ -125,12 +128,31 @@ def _pictures(context: AutoContext, shown: Sequence[Point]) -> list[Block]:
         columns = {"reference": some.draw(context.sampler(), context.reference).cpu()}
         for point in shown[:8]:
             models = context.low(point.scheme, point.parts)
-            columns[point.name] = some.draw(context.sampler(**models), context.plans[point.plan]).cpu()
+            columns[point.name] = some.draw(context.sampler(**models), context.plan_named(point.plan)).cpu()
     if any(images.ndim != 4 for images in columns.values()):
         return []
     names = [str(c) for c in some.conditions] if some.conditions is not None else [f"seed {s}" for s in some.seeds]
     images = [[column[i].clamp(0, 1) for column in columns.values()] for i in range(count)]
     return [ImageGrid("Equal seeds along the front", images, names, list(columns))]
+
+
+def _int8(costs: Mapping[str, Any]) -> list[str]:
+    """What int8 codes beside packed ones change, and why where they change nothing."""
+    pairs = [(s, s.removesuffix(RESIDENT)) for s in costs["call"] if s.endswith(RESIDENT)]
+    return [
+        f"Codes of {packed}: kept as int8 a call takes {costs['call'][kept] / costs['call'][packed]:.2f} times as long "
+        f"as packed, for {(costs['size'][kept] - costs['size'][packed]) / 1e6:.3g} MB more"
+        + ("." if native.available() else ": this processor has no exact int8 product, so the codes are not used.")
+        for kept, packed in pairs
+        if costs["call"].get(packed)
+    ]
+
+
+def _bits(scheme: str) -> str:
+    """Options of `fewstep quantize`."""
+    if scheme.startswith(MIXED):
+        return f"--effective-bits {scheme.removeprefix(MIXED).strip()}"
+    return f"--scheme {scheme.removesuffix(RESIDENT)}" + " --resident int8" * scheme.endswith(RESIDENT)
 
 
 def _other(context: AutoContext, shown: Sequence[Point]) -> str:
@@ -141,5 +163,5 @@ def _other(context: AutoContext, shown: Sequence[Point]) -> str:
         if point.scheme == "none":
             lines.append(f"fewstep generate --model {model} --plan {plan}    # {point.name}")
         else:
-            lines.append(f"fewstep quantize {model} --scheme {point.scheme} --out runs/point-{k}    # {point.name}")
+            lines.append(f"fewstep quantize {model} {_bits(point.scheme)} --out runs/point-{k}    # {point.name}")
     return "\n".join(lines)

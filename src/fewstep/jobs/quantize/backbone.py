@@ -100,12 +100,12 @@ def _share(context: QuantizeContext, name: str) -> float:
 def quantize_options(context: QuantizeContext, name: str, model: nn.Module) -> dict[str, Any]:
     """Options of `quantize`: the method, and calibration where it or a scheme needs it."""
     recipe, method = context.recipe, method_of(context.recipe.method)
-    plain = dataclasses.replace(method, reconstruct=0)
+    plain, backend = dataclasses.replace(method, reconstruct=0), "int8" if recipe.resident == "int8" else "auto"
     schemes = [Scheme.parse(s) for s in ([recipe.scheme] if recipe.scheme else recipe.allocation.candidates)]
     if recipe.per_step:
         schemes += [Scheme.parse(s) for s in recipe.rungs]
     if not (method.calibrated or method.smooth or any(s.calibrated or s.smooth for s in schemes)):
-        return {"method": plain}
+        return {"method": plain, "backend": backend}
     items, sampler = context.calibration, context.sampler(**{name: model})
 
     def draw(some: Any, numbers: Any) -> None:
@@ -115,7 +115,7 @@ def quantize_options(context: QuantizeContext, name: str, model: nn.Module) -> d
     given = [None] * len(items.seeds) if items.conditions is None else items.conditions
     ranges = recipe.calibration.ranges
     seen = calibrate(model, draw, given, items.seeds, batch=recipe.batch, second=method.calibrated, ranges=ranges)
-    return {"method": plain, "calibration": seen}
+    return {"method": plain, "backend": backend, "calibration": seen}
 
 
 def _reconstructed(context: QuantizeContext, name: str, full: nn.Module, model: nn.Module) -> list[dict[str, Any]]:

@@ -49,6 +49,12 @@ def _ranges(text: str) -> None:
     ranges_of(text)
 
 
+def _integer_product(scheme: str) -> bool:
+    from fewstep.quant import Scheme
+
+    return Scheme.parse(scheme).integer_product
+
+
 class QuantizeAllocation(RecipePart):
     """How bits are chosen under a budget."""
 
@@ -107,6 +113,9 @@ class QuantizeRecipe(PipelineRecipe):
     """The same, as stored bits per weight of the Linear and Conv2d layers, scales included."""
     method: Annotated[str, checked(_method)] = "rtn"
     """How weights are rounded: rtn (seconds), clip, gptq, adaround, brecq, smoothquant, svdquant:RANK."""
+    resident: Literal["packed", "int8"] = "packed"
+    """What layers of fewer than 8 bits keep in memory for products on a CPU: packed codes, which every call unpacks, or
+    int8 codes beside them (one more byte per weight, the speed of w8a8). For schemes with one scale per row."""
     parts: list[Literal["backbone", "text", "vae"]] = Field(default_factory=lambda: ["backbone"], min_length=1)  # type: ignore[arg-type]
     """What becomes low-bit."""
     text: str = "w8a16"
@@ -163,6 +172,8 @@ class QuantizeRecipe(PipelineRecipe):
                 "per_step needs a scheme: rows of other bits keep layers in several copies, which a budget of bytes "
                 "that is met has no room for"
             )
+        if self.resident == "int8" and self.scheme and not _integer_product(self.scheme):
+            raise ValueError(f"resident=int8 changes nothing for {self.scheme}: use w4a8row, one scale per row")
         if not given and "backbone" in self.parts:
             raise ValueError("say what is wanted: scheme (such as w4a8), budget (2.5GB) or effective_bits (4.5)")
         return self
