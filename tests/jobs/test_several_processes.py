@@ -109,7 +109,7 @@ OTHERS = {
     "schedule": [*SCHEDULE, "search.method=s3", "search.q_sched=4", "piece=2", "guidance=1"],
     "quantize": [*QUANTIZE, *AUTO, "budget=180kB", "allocation.joint=false", "calibration.items=2"],
     "auto": [
-        "steps=2", "space.steps=[1, 2]", "space.solvers=[own, ddim]", "space.schemes=[none, w8a8]", "space.q_sched=0",
+        "steps=2", "space.steps=[1, 2]", "space.solvers=[own]", "space.schemes=[none, w4a8row int8]", "space.q_sched=0",
         "space.parts=[none]", "search.reference_steps=4", "search.rounds=3", "search.items=8", "evaluation.items=4",
         "evaluation.pictures=0", "piece=2",
     ],

@@ -164,11 +164,12 @@ class AutoContext(JobContext[AutoRecipe]):
 
     def rows(self, items: Items, scheme: str, parts: str) -> SharedRows:
         """Features (n, d) of these items, drawn with networks in these bits."""
+        scheme = scheme.removesuffix(RESIDENT)  # where codes lie in memory changes no picture
 
         def compute(plan: Plan, numbers: Sequence[int]) -> Tensor:
             return self.features(items.pick(numbers).draw(self.sampler(**self.low(scheme, parts)), plan))
 
-        return SharedRows(self.run, f"features-{scheme}-{parts}", items.pairs, compute, self.recipe.piece)
+        return SharedRows(self.run, f"features-{slug(scheme)}-{slug(parts)}", items.pairs, compute, self.recipe.piece)
 
     def distances(self, truth: tuple[Tensor, float], rows: SharedRows, plan: Plan, count: int) -> Tensor:
         """How far pictures are from the reference's, (count,): 0 is the same, 1 another seed's picture.
