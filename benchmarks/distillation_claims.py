@@ -17,6 +17,7 @@ gives them (.npz of 32^3 occupancy, see fewstep.testing.voxels), else they are l
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import itertools
 import pkgutil
@@ -139,6 +140,7 @@ def in_order(names: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
 
 
+@functools.lru_cache(maxsize=2)  # all claims of a bed have the same
 def references(bed: DigitBed) -> dict[str, Any]:
     """Real samples, and the teacher in some Euler steps, with and without guidance."""
     labels, found = bed.asked(), {REAL: real(bed)}

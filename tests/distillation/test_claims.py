@@ -40,8 +40,9 @@ LOWER = {"frechet", "straightness", "error"}  # is better
 
 @pytest.fixture(autouse=True)
 def one_set(monkeypatch):
-    """Of samples per student is enough to see that things run."""
+    """Of samples per student, and a short regression of small ones, are enough to see that things run."""
     monkeypatch.setattr("claims.claim.SETS", 1)
+    monkeypatch.setattr("claims.msd.WARM", 20)
 
 
 @pytest.fixture(scope="module")

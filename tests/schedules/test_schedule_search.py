@@ -166,21 +166,21 @@ def test_a_killed_search_goes_on_to_the_same_result(tmp_path):
         return task().score(candidate)
 
     whole = pool(score, tmp_path / "whole.journal")
-    s3(space, whole, 60, stage=12)
+    s3(space, whole, 36, stage=12)
     asked.clear()
 
     def killed(candidate):
-        if len(asked) == 41:
+        if len(asked) == 29:
             raise KeyboardInterrupt
         return score(candidate)
 
     with pytest.raises(KeyboardInterrupt):
-        s3(space, pool(killed, tmp_path / "killed.journal"), 60, stage=12)
+        s3(space, pool(killed, tmp_path / "killed.journal"), 36, stage=12)
     again = pool(score, tmp_path / "killed.journal")
-    assert len(again) == 41
-    s3(space, again, 60, stage=12)
+    assert len(again) == 29
+    s3(space, again, 36, stage=12)
     assert [e.candidate.key for e in again.entries()] == [e.candidate.key for e in whole.entries()]
-    assert len(asked) == 60  # nothing was evaluated twice
+    assert len(asked) == 36  # nothing was evaluated twice
 
 
 def _work(storage, seed):
@@ -271,7 +271,7 @@ def test_sets_are_compared_by_the_frechet_distance():
 def test_amed_learns_at_even_and_odd_counts():
     """An even count takes the analytic first step; both end nearer than the midpoint solver that they start from."""
     for steps in (4, 5):
-        found = search_method("amed")(task(steps, budget=80))
+        found = search_method("amed")(task(steps, budget=40))
         assert found.plan.steps == steps
         assert found.value > found.history[0][1]
 
