@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fewstep.api.models import Student, attach, load, save
     from fewstep.api.plans import plan_of, search, tune
     from fewstep.api.restoring import restore
-    from fewstep.api.training import distill
+    from fewstep.api.training import align, distill
     from fewstep.denoiser import Denoiser, Guided, fingerprint
     from fewstep.errors import FewstepError
     from fewstep.pipelines.protocol import Pipeline
@@ -45,6 +45,7 @@ _PLACES = {
     "Row": "plan",
     "RunState": "plan",
     "Student": "api.models",
+    "align": "api.training",
     "attach": "api.models",
     "auto": "api.choice",
     "diagnose": "api.measuring",
@@ -62,7 +63,7 @@ _PLACES = {
 }
 """Of every public name the module that it is imported from when it is first asked for."""
 
-_PACKAGES = ("distillation", "metrics", "process", "quant", "rewards", "schedules", "solvers", "testing")
+_PACKAGES = ("alignment", "distillation", "metrics", "process", "quant", "rewards", "schedules", "solvers", "testing")
 """Packages with more, which `fewstep.solvers` and the like import when they are first asked for."""
 
 _COMPONENTS = {
@@ -95,6 +96,7 @@ __all__ = [
     "Row",
     "RunState",
     "Student",
+    "align",
     "attach",
     "auto",
     "diagnose",

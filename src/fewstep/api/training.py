@@ -1,4 +1,4 @@
-"""`fewstep.distill`: few-step students of pipelines and of any torch network."""
+"""`fewstep.distill`, few-step students of pipelines and torch networks; `fewstep.align`, their tuning by rewards."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,20 @@ from fewstep.distillation.method import Method, find_preset, fitting_options, op
 from fewstep.distillation.method import method as method_of
 from fewstep.distillation.taps import watch
 from fewstep.errors import FewstepError, nearest
+from fewstep.jobs.align.context import AlignContext
+from fewstep.jobs.align.job import pipeline_of
+from fewstep.jobs.align.training import aligned, kept
 from fewstep.jobs.distill.context import DistillContext
 from fewstep.jobs.distill.networks import middle_of
 from fewstep.jobs.distill.training import student_pipeline, train
 from fewstep.prediction import Prediction
 from fewstep.process import Process
+from fewstep.rewards import as_reward, load_reward
 from fewstep.runs import Run
 from fewstep.train.distillation import check_length, defaults, stage_of
 from fewstep.train.loop import accelerator_for, fit
 from fewstep.train.stage import StageConfig
+from fewstep.zoo import placed
 
 
 def distill(
@@ -122,6 +128,79 @@ def distill(
         with torch.random.fork_rng():
             trained = train(context)
         return student_pipeline(context, trained, context.student_plan)
+
+
+def align(
+    pipe: Any,
+    rewards: Any = (),
+    *,
+    method: str = "pso",
+    prompts: Any = "auto",
+    pairs: str | Path = "",
+    weights: Sequence[float] = (),
+    teacher: str = "",
+    judge: str = "auto",
+    train_steps: int = 100,
+    batch: int = 8,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+    **call: Any,
+) -> Any:
+    """Tune a few-step pipeline towards rewards or votes; the command is `fewstep align`.
+
+        tuned = fs.align(pipe, lambda images, prompts: -images.mean((1, 2, 3)), prompts=["cat face", "dog face"])
+
+    Args:
+        pipe: the student, which is not changed.
+        rewards: one or several: names such as `colourfulness` or `clip:FOLDER`, `Reward`s, or functions (images
+            (B, 3, H, W) in [0, 1], B prompts) -> (B,). None for the methods that learn from votes.
+        method: pso, grpo, refl, ...; see `fewstep.alignment.presets`.
+        prompts: what is trained on: a set by name, prompts, or labels.
+        pairs: a file of votes.
+        weights: of the rewards; 1 each unless given.
+        teacher: the many-step pipeline that joint, re_dmd and tilted_dmd distil from.
+        judge: a reward that judges alone, `auto` or `none`.
+        train_steps: updates of the student.
+        batch: prompts per update.
+        learning_rate: the method's own unless given.
+        seed: of weights and noise.
+        options: of the method, such as `{"beta": 20}`.
+        settings: further ones of the recipe by dotted name, such as `{"train.lora": 4}`.
+        out: a run directory to keep; a training that was killed goes on there.
+        progress: show progress.
+        call: further arguments of the pipeline's call, such as `height`.
+
+    Returns:
+        A pipeline: the best student, which follows the plan of the one that it began as.
+
+    Raises:
+        FewstepError: an unknown method or option, no prompts, votes that are missing, or a reward that says nothing.
+        NonFiniteError: a reward or a loss became NaN or infinite.
+    """
+    if isinstance(pipe, nn.Module | Denoiser | Student):
+        hint = "For a torch network use fewstep.alignment.presets with fewstep.distillation.engine.assemble."
+        raise FewstepError("fs.align tunes pipelines", value=type(pipe).__name__, hint=hint)
+    several = list(rewards) if isinstance(rewards, list | tuple) else [rewards]
+    opened = tuple(load_reward(placed(one)) if isinstance(one, str) else as_reward(one) for one in several)
+    names = [one if isinstance(one, str) else f"given:{as_reward(one).name}" for one in several]
+    rate = {"train.learning_rate": learning_rate} if learning_rate else {}
+    given = {
+        "method": method, "reward": names, "weights": list(weights), "pairs": str(pairs), "teacher": teacher,
+        "train_prompts": prompts if isinstance(prompts, str) else list(prompts), "options": dict(options or {}),
+        "evaluation.judge": judge, "train.steps": train_steps, "train.batch": batch, "train.seed": seed, "call": call,
+        **rate,
+    }  # fmt: skip
+    with job(
+        "align", partial(AlignContext.open, rewards=opened), pipe, given, settings, out=out, progress=progress
+    ) as c:
+        c.check()
+        with torch.random.fork_rng():
+            checks, _ = aligned(c)
+        return pipeline_of(c, checks[kept(checks)]["updates"])
 
 
 # --- a torch network ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fewstep.cli import (
+    align,
     auto,
     bench,
     diagnose,
@@ -61,6 +62,7 @@ tune.add_to(app)
 export.add_to(app)
 search.add_to(app)
 distill.add_to(app)
+align.add_to(app)
 train.add_to(app)
 generate.add_to(app)
 restore.add_to(app)

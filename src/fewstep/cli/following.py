@@ -21,7 +21,7 @@ def after(kind: str, out: Path) -> list[str]:
     generate = generating(pipeline)
     if kind == "quantize" and "--prompt" in generate:
         return [f"fewstep tune {shlex.quote(str(pipeline))}", generate]
-    if kind in ("schedule", "distill"):
+    if kind in ("align", "schedule", "distill"):
         return [generate, f"fewstep quantize {shlex.quote(str(pipeline))} --scheme w8a8"]
     return [generate]
 

@@ -31,6 +31,12 @@ def methods(incomplete: str) -> list[str]:
     return beginning(incomplete, [*_decorated("distillation/presets", "preset"), *plugin_names("fewstep.methods")])
 
 
+def alignments(incomplete: str) -> list[str]:
+    """Alignment methods (`fewstep.alignment.presets.METHODS`, whose import would take longer than a completion may)."""
+    names = "pso pso_offline dpo step_dpo grpo refl draft nft re_dmd tilted_dmd joint"
+    return beginning(incomplete, names.split())
+
+
 def solvers(incomplete: str) -> list[str]:
     """Solvers."""
     return beginning(incomplete, [*_decorated("solvers", "solver"), *plugin_names("fewstep.solvers")])

@@ -123,7 +123,7 @@ class JobContext(Generic[R]):
     identity: Identity
 
     @classmethod
-    def open(cls, recipe: R, run: Run, *, pipe: Pipeline | None = None, fuse: bool = False) -> Self:
+    def open(cls, recipe: R, run: Run, *, pipe: Pipeline | None = None, fuse: bool = False, **more: Any) -> Self:
         """Open the pipeline of a recipe.
 
         Args:
@@ -131,6 +131,7 @@ class JobContext(Generic[R]):
             run: the run directory.
             pipe: a pipeline that is open already, taken as it is in the place of the one that the recipe names.
             fuse: add adapters into the weights, for jobs that write new weights; a `pipe` that was given keeps its own.
+            more: further fields of the class.
 
         Raises:
             FewstepError: the pipeline cannot be opened.
@@ -142,7 +143,7 @@ class JobContext(Generic[R]):
         if fuse:
             fuse_adapters(pipe)
         guidance = max(1.0, recipe.guidance)
-        return cls(recipe, run, pipe, guidance, identity_of(pipe, guidance))
+        return cls(recipe, run, pipe, guidance, identity_of(pipe, guidance), **more)
 
     @cached_property
     def plan(self) -> Plan:

@@ -10,6 +10,7 @@ from fewstep.errors import RecipeError, nearest
 from fewstep.recipes.base import Recipe
 
 _KINDS: dict[str, tuple[str, str]] = {
+    "align": ("fewstep.jobs.align:AlignRecipe", "fewstep.jobs.align:run"),
     "auto": ("fewstep.jobs.auto:AutoRecipe", "fewstep.jobs.auto:run"),
     "distill": ("fewstep.jobs.distill:DistillRecipe", "fewstep.jobs.distill:run"),
     "q-sched": ("fewstep.jobs.q_sched:QSchedRecipe", "fewstep.jobs.q_sched:run"),

@@ -43,6 +43,7 @@ class Conditioned:
             negative=negative,
             path=None if path is None else path.to(self.device),
             times=times,
+            numbers=numbers,
         )
 
 

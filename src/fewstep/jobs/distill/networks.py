@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser
+from fewstep.distillation.core import Reward
 from fewstep.distillation.discriminator import as_tokens
 from fewstep.distillation.engine import Engine, assemble
 from fewstep.distillation.method import Method
@@ -37,18 +38,35 @@ def engine_of(
     encoded: EncodedConditions,
     batches: Batches,
     settings: DistillTraining,
+    *,
+    teacher: Denoiser | None = None,
+    reward: Reward | None = None,
 ) -> Engine:
-    """The engine: the pipeline's own network is the teacher, the others begin as copies of it in float32."""
+    """The engine: the pipeline's own network is the teacher, the others begin as copies of it in float32.
+
+    Args:
+        pipe: the pipeline.
+        method: what is trained on what.
+        process, prediction: of its network.
+        encoded: conditions as the network gets them.
+        batches: a stream of batches.
+        settings: of the training.
+        teacher: another teacher; the pipeline's network is then the reference alone.
+        reward: of samples, where the method needs it.
+    """
     base = backbone_of(pipe)
     shared = SharedBase(base, settings.lora) if settings.lora else None
     if shared is not None and method.two_times:
         raise FewstepError("a student with two times trains all its weights", value=settings.lora, hint="train.lora=0.")
     twin = _twin(shared)
-    teacher = Denoiser(encoded.network(base if shared is None else shared.frozen()), process, prediction)
+    own = Denoiser(encoded.network(base if shared is None else shared.frozen()), process, prediction)
     student = TwoTimes.of(base).float().requires_grad_(True) if method.two_times else None
     if settings.quantize:
         student = rounded(base, method, settings)
-    engine = assemble(method, teacher, base, encoded.network, batches, encoded.shape, student=student, twin=twin)
+    engine = assemble(
+        method, teacher or own, base, encoded.network, batches, encoded.shape, student=student, twin=twin,
+        reference=own, reward=reward,
+    )  # fmt: skip
     parts: list[Any] = [m for module in engine.modules.values() for m in module.modules()]
     for part in [m for m in parts if hasattr(m, "dropout_prob")]:
         part.dropout_prob = 0.0  # diffusers drops labels anew in every block and call: noise that nobody asked for
