@@ -58,7 +58,7 @@ def test_a_differentiable_reward_rises_and_what_was_given_stays(pipe, tmp_path):
     assert list(after) == list(before)
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert flags == [p.requires_grad for p in pipe.unet.parameters()]
-    assert plan_of(tuned).rows == plan_of(pipe).rows
+    assert plan_of(tuned, 3).rows == plan_of(pipe, 3).rows
 
     drawn = []
 
