@@ -12,7 +12,7 @@ from fewstep.jobs.q_sched.names import SYSTEMS
 from fewstep.pipelines import load_pipeline
 
 SMALL = ["search.budget=10", "search.count=2", "evaluation.count=4", "evaluation.seeds=[101, 102]"]
-SMALL += ["search.seeds=[1]", "evaluation.teacher_steps=4"]
+SMALL += ["search.seeds=[1]", "search.held_out=8", "evaluation.teacher_steps=4"]
 
 
 def demo(place):
@@ -38,6 +38,7 @@ def test_demo_leaves_a_report_and_numbers_with_their_origin(folder):
     systems = results["evaluation"]["systems"]
     assert set(SYSTEMS) <= systems.keys()
     assert "teacher" in systems
+    assert "emoji-student, quantized" in systems  # the unguided student at equal bytes
     for row in systems.values():
         metric = next(m for m in row if m.startswith("mmd:"))
         assert row[metric]["low"] <= row[metric]["mean"] <= row[metric]["high"]

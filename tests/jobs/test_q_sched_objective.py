@@ -2,9 +2,12 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from fewstep.data import load_emoji
+from fewstep.data.prompts import load_prompts
 from fewstep.errors import FewstepError
 from fewstep.jobs.q_sched.objective import TuningObjective, verdict
 from fewstep.metrics.distances import RbfKernel, mmd2
@@ -35,8 +38,9 @@ def decided(of, **settings):
 def matching(strength):
     reference = torch.randn(60, 3, generator=torch.Generator().manual_seed(99)).double()
 
-    def of(sampler, items):
-        seeds = [seed for _, seed in items]
+    def of(sampler, items, pictures=None):
+        # each prompt's own noise, as a network's would be
+        seeds = [seed + 1000 * k for k, (_, seed) in enumerate(items)]
         return DistributionMatch(
             lambda plan, numbers: shifted(plan, [seeds[i] for i in numbers], strength),
             lambda x: x, reference, len(items), distance="mmd",
@@ -54,25 +58,48 @@ def test_a_plan_that_is_better_on_unseen_items_is_kept_and_one_that_is_not_is_re
     assert not worse["tuned"] or worse["gain"]["low"] > 0
 
 
-def test_the_test_sees_prompts_and_seeds_that_the_search_did_not():
-    asked = []
+@pytest.mark.parametrize("pictures", ["emoji", "none"])
+def test_the_test_sees_prompts_and_seeds_that_the_search_did_not(pictures):
+    asked, compared = [], []
 
-    def of(sampler, items):
+    def of(sampler, items, pictures=None):
         asked.extend(items)
+        compared.append(pictures)
         return matching(1.0)(sampler, items)
 
-    found = decided(of, count=16)
+    found = decided(of, count=16, pictures=pictures)
     recipe = load("q-sched").resolved()
-    from fewstep.data.prompts import load_prompts
-
     used = set(load_prompts(recipe.search.prompts, recipe.search.count))
-    assert not used & {prompt for prompt, _ in asked}
+    held_out = set(load_prompts(recipe.evaluation.prompts))
+    assert not (used | held_out) & {prompt for prompt, _ in asked}
     assert not set(found["seeds"]) & set(recipe.search.seeds)
     assert found["unseen_prompts"]
+    assert found["prompts"] == (240 if pictures == "emoji" else 44)
+    if pictures == "emoji":
+        data = load_emoji("train")
+        place = data.captions.index(asked[100][0])
+        assert bool((compared[0] == data.images[place]).flatten(1).all(1).any())
+    else:
+        assert compared == [None]
+
+
+def test_pictures_that_the_search_or_the_evaluation_knows_are_not_asked(tmp_path):
+    data = load_emoji("train")
+    np.savez(tmp_path / "some.npz", images=data.images[:200].permute(0, 2, 3, 1).numpy(), captions=data.captions[:200])
+    asked = []
+
+    def of(sampler, items, pictures=None):
+        asked.extend(prompt for prompt, _ in items)
+        return matching(1.0)(sampler, items)
+
+    decided(of, pictures=tmp_path / "some.npz", objective="real", prompts=list(data.captions[:16]))
+    assert len(set(asked)) == len(asked)
+    searched = {data.captions[i] for i in range(0, 200, 3)[:60]}  # 200 // 60: what the search compares with
+    assert not set(asked) & (searched | set(data.captions[:16]))
 
 
 def test_a_list_without_prompts_to_spare_is_drawn_anew():
-    found = decided(matching(1.0), count=60)
+    found = decided(matching(1.0), count=60, pictures="none", held_out=32)
     assert not found["unseen_prompts"]
     assert found["prompts"] == 32
 

@@ -70,8 +70,8 @@ def demo(
     fresh: Fresh = False,
     dry_run: DryRun = False,
 ) -> None:
-    """The main job on the shipped emoji model: quantize, search the schedule, measure, report. Minutes on a laptop."""
-    execute("q-sched", overrides or [], out or Path("runs/demo"), fresh, dry_run)
+    """The main job on a shipped student: quantize, search the schedule, measure, report. Minutes on a laptop."""
+    execute("demo", overrides or [], out or Path("runs/demo"), fresh, dry_run)
 
 
 def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,11 @@ from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.jobs.sharing import SharedRows, shared_networks
 from fewstep.metrics import evaluate, load_features
 from fewstep.metrics.evaluate import Judge
-from fewstep.pipelines import PipelineSampler, load_pipeline, plan_of
+from fewstep.pipelines import PipelineSampler, identity_of, load_pipeline, plan_of
+from fewstep.pipelines.calls import backbones_of
+from fewstep.pipelines.load import exchanged
 from fewstep.plan import Plan
+from fewstep.quant import quantize
 from fewstep.rewards import load_reward
 from fewstep.runs import Run
 from fewstep.zoo import SHIPPED, placed
@@ -40,6 +44,8 @@ def measure(
     for name, plan in plans.items():
         generate = generators[FULL if name in (FULL, FULL_TUNED) else LOW]
         images[name] = _images(run, name, generate, plan, prompts, seeds)
+    for model in recipe.evaluation.beside:
+        images[f"{model}, quantized"] = _beside(recipe, run, model, generators[FULL].pipe, prompts)
     teacher = _teacher(recipe, run, generators[FULL].pipe, prompts)
     reference = _reference(recipe, run, generators[FULL], plans[FULL], prompts)
     evaluated = partial(_evaluate, recipe, run, images, teacher, reference, prompts)
@@ -77,6 +83,21 @@ def _images(run: Run, name: str, generate: PipelineSampler, plan: Plan, prompts:
 
 def _file(name: str, seed: int) -> str:
     return f"images/{plain(name)}-{seed}.safetensors"
+
+
+def _beside(recipe: QSchedRecipe, run: Run, model: str, like: Any, prompts: list[str]) -> Tensor:
+    """Images of another pipeline in the same scheme, after its own plan of as many steps."""
+    name, seeds = f"{model}, quantized", recipe.evaluation.seeds
+    if all(run.done(_file(name, seed).removesuffix(".safetensors")) for seed in seeds):
+        return torch.stack([load_images(run, name, seed) for seed in seeds])
+    pipe = load_pipeline(model, dtype=like.dtype).to(like.device)
+    plan = plan_of(pipe, recipe.steps, guidance_scale=recipe.guidance)
+    parts = {part: copy.deepcopy(network) for part, network in backbones_of(pipe).items()}
+    for network in parts.values():
+        quantize(network, recipe.scheme)
+    low = exchanged(pipe, parts)
+    plan = plan.replace(identity=identity_of(low, recipe.guidance))
+    return _images(run, name, PipelineSampler(low, recipe.guidance, {}, recipe.batch), plan, prompts, seeds)
 
 
 def _teacher(recipe: QSchedRecipe, run: Run, like: Any, prompts: list[str]) -> Tensor | None:

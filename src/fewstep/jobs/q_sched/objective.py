@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.data import load
+from fewstep.data import CaptionedImages, load
 from fewstep.data.prompts import load_prompts
 from fewstep.jobs.context import JobContext, tensor_unit
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
@@ -43,13 +43,13 @@ class TuningObjective:
 
     Attributes:
         name: of the recipe.
-        of: (sampler, items) -> the objective on these items.
+        of: (sampler, items) -> the objective on these items; one of sets takes pictures to compare with as a third.
         items: (prompt, seed) of the search; the first ones cover all prompts.
         spent: candidates that making it has cost.
     """
 
     name: str
-    of: Callable[[PipelineSampler, Sequence[tuple[str, int]]], JAQ | DistributionMatch]
+    of: Callable[..., JAQ | DistributionMatch]
     items: list[tuple[str, int]]
     spent: float = 0.0
 
@@ -76,14 +76,17 @@ def objective_of(
     features = load_features(placed(settings.features))
     reference = features(_reference(context))
 
-    def of(sampler: PipelineSampler, some: Sequence[tuple[str, int]]) -> DistributionMatch:
+    def of(
+        sampler: PipelineSampler, some: Sequence[tuple[str, int]], pictures: Tensor | None = None
+    ) -> DistributionMatch:
         def generate(plan: Plan, numbers: Sequence[int]) -> Tensor:
             return sampler(plan, [some[i][0] for i in numbers], [some[i][1] for i in numbers])
 
         rows = SharedRows(
             context.run, "features", some, lambda plan, numbers: features(generate(plan, numbers)), context.recipe.piece
         )
-        return DistributionMatch(rows, lambda found: found, reference, len(some), distance="mmd")
+        aim = reference if pictures is None else features(pictures)
+        return DistributionMatch(rows, lambda found: found, aim, len(some), distance="mmd")
 
     return TuningObjective(settings.objective, of, items)
 
@@ -124,7 +127,7 @@ def _reference(context: Context) -> Tensor:
     settings = context.recipe.search
     if settings.objective == "real":
         images = load(settings.pictures, "calibration" if settings.pictures == "emoji" else "train").images
-        return images[:: max(1, len(images) // REFERENCE)][:REFERENCE]
+        return images[_spread(len(images))]
     name = "reference-teacher" if settings.objective == "teacher" else "reference-full-precision"
     place = f"images/{name}.safetensors"
     return tensor_unit(context.run, name, partial(_drawn, context), place, shared=True)["images"]
@@ -159,7 +162,9 @@ def verdict(
 ) -> dict[str, Any]:
     """Whether the tuned plan is better on calibration items that the search did not see: paired, with its interval.
 
-    Prompts of the calibration list that the search left over; its own with new seeds where fewer than eight are left.
+    Where there are real pictures: their captions, and the pictures to compare with. Else prompts of the calibration
+    list that the search left over, under new seeds; its own prompts where fewer than eight are left. No prompt of the
+    evaluation is among them.
 
     Returns:
         `gain` (tuned minus untuned, 95 % bootstrap interval over prompts), `tuned` (whether its lower end is above 0).
@@ -167,18 +172,50 @@ def verdict(
     settings = context.recipe.search
     if not settings.held_out:
         return {"objective": objective.name, "tuned": True}
-    used = set(load_prompts(settings.prompts, settings.count))
-    left = [prompt for prompt in load_prompts(settings.prompts) if prompt not in used]
-    prompts = load_prompts(left if len(left) >= FEWEST else sorted(used), settings.held_out)
-    fresh = [max(settings.seeds) + 1 + i for i in range(2)]
+    real = None if objective.name == "jaq" else _unseen_pictures(context)
+    prompts, unseen = (real.captions, True) if real is not None else _unseen_prompts(context)
+    fresh = [max(settings.seeds) + 1 + i for i in range(2 if real is None else 1)]
     items = items_of(prompts, fresh)
     counts, numbers = resample_counts(len(prompts)).repeat(1, len(fresh)), range(len(items))  # seeds go with prompts
-    scored = objective.of(sampler, items)
+    scored = objective.of(sampler, items) if real is None else objective.of(sampler, items, real.images)
     if scored.ahead is not None:
         scored.ahead([(tuned, numbers), (untuned, numbers)])
     (after, draws), (before, other) = (scored.resampled(plan, numbers, counts) for plan in (tuned, untuned))
     gain = centred_interval(after - before, draws - other, len(prompts))
     return {
         "objective": objective.name, "tuned": gain.low > 0, "gain": gain.as_dict(), "untuned_value": before,
-        "tuned_value": after, "prompts": len(prompts), "seeds": fresh, "unseen_prompts": len(left) >= FEWEST,
+        "tuned_value": after, "prompts": len(prompts), "seeds": fresh, "unseen_prompts": unseen,
+        "against": "reference of the search" if real is None else "real pictures",
     }  # fmt: skip
+
+
+def _unseen_prompts(context: Context) -> tuple[list[str], bool]:
+    """Prompts of the test, and whether the search left them over."""
+    settings, judged = context.recipe.search, context.recipe.evaluation
+    kept = set(load_prompts(judged.prompts, judged.count))
+    used = set(load_prompts(settings.prompts, settings.count))
+    left = [prompt for prompt in dict.fromkeys(load_prompts(settings.prompts)) if prompt not in used | kept]
+    enough = len(left) >= FEWEST
+    return load_prompts(left if enough else sorted(used), settings.held_out), enough
+
+
+def _unseen_pictures(context: Context) -> CaptionedImages | None:
+    """Real pictures that neither the search nor the evaluation knows; None where there are too few."""
+    settings, judged = context.recipe.search, context.recipe.evaluation
+    if settings.pictures == "none":
+        return None
+    given = load(settings.pictures)
+    known = set(load_prompts(settings.prompts, settings.count)) | set(load_prompts(judged.prompts, judged.count))
+    if settings.objective == "real" and settings.pictures != "emoji":  # the emoji of the search are another split
+        known |= {given.captions[i] for i in _spread(len(given))}
+    left = [i for i, caption in enumerate(given.captions) if caption not in known]
+    if len(left) < FEWEST:
+        return None
+    count = min(settings.held_out, len(left))
+    picks = [left[i * len(left) // count] for i in range(count)]
+    return CaptionedImages(given.images[picks], [given.captions[i] for i in picks])
+
+
+def _spread(count: int) -> list[int]:
+    """Which of so many real pictures the search compares with."""
+    return list(range(0, count, max(1, count // REFERENCE)))[:REFERENCE]

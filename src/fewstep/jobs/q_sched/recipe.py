@@ -58,8 +58,9 @@ class QSchedSearch(RecipePart):
     high: float = Field(1.2, gt=1)
     widen: bool = True
     """Make the box 1.5 times as wide on both sides, once, where the best candidate lies on its edge."""
-    held_out: int = Field(32, ge=0)
-    """Prompts of the test that decides whether the tuned plan is saved or the untuned one; 0 saves the tuned one."""
+    held_out: int = Field(240, ge=0)
+    """Prompts, at most, of the test that decides whether the tuned plan is saved or the untuned one: captions of
+    `pictures` where there are any, else those of `prompts` that are left over. 0 saves the tuned one."""
     prompts: Prompts = "auto"
     """To search on: the name of a set or a text file; `auto` fits the model."""
     count: int = Field(16, ge=1)
@@ -91,6 +92,8 @@ class QSchedEvaluation(RecipePart):
     """Multi-step pipeline shown for comparison; `none` for no teacher."""
     teacher_steps: int = Field(50, ge=1)
     teacher_guidance: float = Field(2.0, ge=1)
+    beside: list[str] = Field(default_factory=list)
+    """Other pipelines to show in the same table, with the same steps and scheme: equal bytes where the network is."""
 
 
 class QSchedRecipe(PipelineRecipe):

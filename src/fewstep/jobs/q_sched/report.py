@@ -101,13 +101,23 @@ def _side_effect(evaluation: Results) -> str:
 
 def _decision(verdict: Results) -> str:
     """What the test on calibration items that the search did not see has decided."""
-    if verdict["tuned"]:
+    if "gain" not in verdict:
         return ""
-    gain, pairs = verdict["gain"], f"{verdict['prompts']} prompts x {len(verdict['seeds'])} seeds"
+    gain, pairs = verdict["gain"], f"{verdict['prompts']} prompts x {_seeds(verdict)}"
+    if verdict["tuned"]:
+        return (
+            f" A paired test on calibration items that the search did not see ({pairs}) agrees: the objective rose by "
+            f"{gain['mean']:.2g} ({gain['low']:.2g} to {gain['high']:.2g}), so the tuned plan is in the pipeline."
+        )
     return (
         f" Nothing to gain here: on calibration items that the search did not see ({pairs}) the objective changed by "
         f"{gain['mean']:.2g} ({gain['low']:.2g} to {gain['high']:.2g}), so the untuned plan was kept in the pipeline."
     )
+
+
+def _seeds(verdict: Results) -> str:
+    count = len(verdict["seeds"])
+    return f"{count} seed{'s' if count > 1 else ''}"
 
 
 def _difference(evaluation: Results, first: str, second: str, metric: str) -> Results:
@@ -137,7 +147,8 @@ def _shrunk(quantization: Results, where: str, label: str) -> tuple[str, str, st
 def _metrics(evaluation: Results) -> Block:
     described = evaluation["metrics"]
     columns = [Column(d["label"], better=d["better"], digits=_digits(name)) for name, d in described.items()]
-    rows = [TableRow(name, [evaluation["systems"][name].get(m) for m in described]) for name in SYSTEMS]
+    names = [*SYSTEMS, *(name for name in evaluation["systems"] if name not in (*SYSTEMS, TEACHER))]
+    rows = [TableRow(name, [evaluation["systems"][name].get(m) for m in described]) for name in names]
     if TEACHER in evaluation["systems"]:
         teacher = evaluation["systems"][TEACHER]
         rows.append(TableRow("teacher, many steps", [teacher.get(m) for m in described], "one seed", reference=True))
@@ -184,7 +195,7 @@ def _warnings(outcomes: Mapping[str, SearchOutcome], results: Results) -> list[B
 def _pictures(run: Run, recipe: QSchedRecipe, evaluation: Results) -> Block:
     seed, prompts = recipe.evaluation.seeds[0], evaluation["prompts_used"]
     picks = [i * len(prompts) // SHOWN for i in range(min(SHOWN, len(prompts)))]
-    names = list(SYSTEMS)
+    names = [*SYSTEMS, *(name for name in evaluation["systems"] if name not in (*SYSTEMS, TEACHER))]
     stacks = [load_images(run, name, seed) for name in names]
     if TEACHER in evaluation["systems"]:
         stacks.append(load_images(run, f"{TEACHER}-{recipe.evaluation.teacher_steps}", seed))
