@@ -101,8 +101,9 @@ def verdict(results: dict[str, Any]) -> str:
         f"{name}: {s['identity_value']:.4f} untuned, {s['value']:.4f} tuned, {s['spent']:.0f} candidates"
         for name, s in results["search"].items()
     )
+    gained, against = interval(found["gain"], 4), found.get("against", "the reference of the search")
     return (
         f"Objective `{found['objective']}` (minus MMD² of the calibration pictures' features). {searches}. On "
-        f"{found['prompts']} calibration prompts x {len(found['seeds'])} seeds that the search did not see it gained "
-        f"{interval(found['gain'], 4)}: {kept}."
+        f"{found['prompts']} prompts x {len(found['seeds'])} seeds that neither the search nor the evaluation saw, "
+        f"against {against}, it gained {gained}: {kept}."
     )
