@@ -1,5 +1,6 @@
 """What holds for all tests: one thread, no deadline of hypothesis, and marks that skip what this machine lacks."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -11,6 +12,10 @@ from hypothesis import settings
 # One thread a worker (and in every process that a test starts): sums of floats depend on how many threads share them,
 # and the threads of two workers would hinder each other. It must be set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# torch.compile imports setuptools, which refuses where another package has imported distutils before it.
+with contextlib.suppress(ImportError):
+    import setuptools  # noqa: F401
 
 # Shared machines stall now and then: a slow example is not a wrong one.
 settings.register_profile("fewstep", deadline=None)

@@ -21,6 +21,8 @@ METHODS = [name for name in presets() if not name.startswith("test-")]
 ONE_STEP_ONLY = {name for name in METHODS if "steps" not in options_of(name)}
 SHORT = {"progressive": {"start": 2, "every": 2}, "slim_flow": {"reflow_steps": 1, "distil_steps": 1}}
 """Stages that fit in two updates."""
+FEW = {"drifting": ["data.count=2"]}
+"""Its samples look at others of their condition, which must be there."""
 QUICK = ["teacher.steps=4", "teacher.solver=ddim", "train.steps=2", "train.batch=4", "data.count=6", "batch=500"]
 
 
@@ -57,7 +59,7 @@ def test_every_method_takes_steps_on_real_networks(name, kind, models, tmp_path)
     steps = 1 if name in ONE_STEP_ONLY else 2
     settings = [f"model={models[kind]}", f"method={name}", f"call={call}", f"guidance={guidance}", f"steps={steps}"]
     settings.append(f"options={json.dumps(SHORT.get(name, {}))}")
-    recipe = load("distill", [*QUICK, *settings])
+    recipe = load("distill", [*QUICK, *settings, *FEW.get(name, [])])
     with Run(tmp_path / "run", recipe.plain(), quiet=True) as run:
         context = opened(recipe, run)
         before = {k: v.clone() for k, v in backbone_of(context.pipe).state_dict().items()}

@@ -31,6 +31,7 @@ from fewstep.jobs.align.training import aligned, kept
 from fewstep.jobs.distill.context import DistillContext
 from fewstep.jobs.distill.networks import middle_of
 from fewstep.jobs.distill.training import student_pipeline, train
+from fewstep.pipelines.protocol import Pipeline
 from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.rewards import as_reward, load_reward
@@ -131,7 +132,7 @@ def distill(
 
 
 def align(
-    pipe: Any,
+    pipe: Pipeline,
     rewards: Any = (),
     *,
     method: str = "pso",
