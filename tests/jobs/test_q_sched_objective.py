@@ -9,11 +9,14 @@ import torch
 from fewstep.data import load_emoji
 from fewstep.data.prompts import load_prompts
 from fewstep.errors import FewstepError
+from fewstep.jobs.q_sched import judges
+from fewstep.jobs.q_sched.names import beside, plain
 from fewstep.jobs.q_sched.objective import TuningObjective, verdict
 from fewstep.metrics.distances import RbfKernel, mmd2
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 from fewstep.recipes.loader import load
+from fewstep.runs import Run
 from fewstep.schedules import DistributionMatch
 from fewstep.schedules.tuning import JAQ
 from fewstep.solvers import ddim, grids
@@ -160,3 +163,20 @@ def test_auto_is_a_set_of_pictures_and_named_rewards_mean_jaq():
 def test_an_objective_that_lacks_what_it_needs_is_refused(overrides, words):
     with pytest.raises(FewstepError, match=words):
         load("q-sched", overrides).check()
+
+
+def test_a_pipeline_beside_that_cannot_be_opened_is_named_before_the_work():
+    recipe = load("demo", ["evaluation.beside=[no/such/folder]"]).resolved()
+    with pytest.raises(FewstepError, match=r"evaluation\.beside cannot be opened") as raised:
+        judges.check(recipe)
+    assert "evaluation.beside=[]" in raised.value.hint
+
+
+def test_the_pictures_of_a_pipeline_by_its_path_stay_within_the_run(tmp_path):
+    with Run(tmp_path / "run", {}, quiet=True) as run:
+        place = run.artifact(f"images/{plain(beside('../models/mine'))}-101.safetensors")
+    assert place.parent == tmp_path / "run" / "artifacts" / "images"
+    with pytest.raises(FewstepError, match="share their files"):
+        load("demo", ["evaluation.beside=[a/b, a-b]"]).check()
+    assert plain("quantized + Q-Sched") == "quantized-Q-Sched"
+    assert plain("full precision, tuned") == "full-precision-tuned"

@@ -20,6 +20,7 @@ WITHOUT = {
     "evaluation.judge": "evaluation.judge=none",
     "evaluation.features": "evaluation.features=[random,pixels]",
     "evaluation.teacher": "evaluation.teacher=none",
+    "evaluation.beside": "evaluation.beside=[]",
 }
 """What each setting may be where nothing can be downloaded."""
 
@@ -36,7 +37,7 @@ def rewards(recipe: QSchedRecipe) -> tuple[Reward, Reward]:
 
 
 def check(recipe: QSchedRecipe) -> None:
-    """See that judge, feature networks and teacher can be opened when they are needed; they are not kept in memory.
+    """See that judge, feature networks, teacher and what stands beside can be opened; they are not kept in memory.
 
     Raises:
         FewstepError: see `rewards`.
@@ -48,6 +49,8 @@ def check(recipe: QSchedRecipe) -> None:
         opened("evaluation.features", spec, load_features)
     if settings.teacher != "none":
         opened("evaluation.teacher", settings.teacher, load_pipeline)
+    for spec in settings.beside:
+        opened("evaluation.beside", spec, load_pipeline)
 
 
 def opened(setting: str, spec: str, load: Callable[[str], T]) -> T:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,14 +15,13 @@ from fewstep.data import load_emoji
 from fewstep.data.prompts import load_prompts
 from fewstep.files import read_tensors
 from fewstep.jobs.context import seeds_for, tensor_unit
-from fewstep.jobs.q_sched.names import FULL, FULL_TUNED, LOW, LOW_TUNED, TEACHER, plain
+from fewstep.jobs.q_sched.names import FULL, FULL_TUNED, LOW, LOW_TUNED, TEACHER, beside, plain
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.jobs.sharing import SharedRows, shared_networks
 from fewstep.metrics import evaluate, load_features
 from fewstep.metrics.evaluate import Judge
-from fewstep.pipelines import PipelineSampler, identity_of, load_pipeline, plan_of
+from fewstep.pipelines import PipelineSampler, fuse_adapters, load_pipeline, plan_of
 from fewstep.pipelines.calls import backbones_of
-from fewstep.pipelines.load import exchanged
 from fewstep.plan import Plan
 from fewstep.quant import quantize
 from fewstep.rewards import load_reward
@@ -45,7 +43,7 @@ def measure(
         generate = generators[FULL if name in (FULL, FULL_TUNED) else LOW]
         images[name] = _images(run, name, generate, plan, prompts, seeds)
     for model in recipe.evaluation.beside:
-        images[f"{model}, quantized"] = _beside(recipe, run, model, generators[FULL].pipe, prompts)
+        images[beside(model)] = _beside(recipe, run, model, generators[FULL].pipe, prompts)
     teacher = _teacher(recipe, run, generators[FULL].pipe, prompts)
     reference = _reference(recipe, run, generators[FULL], plans[FULL], prompts)
     evaluated = partial(_evaluate, recipe, run, images, teacher, reference, prompts)
@@ -87,30 +85,39 @@ def _file(name: str, seed: int) -> str:
 
 def _beside(recipe: QSchedRecipe, run: Run, model: str, like: Any, prompts: list[str]) -> Tensor:
     """Images of another pipeline in the same scheme, after its own plan of as many steps."""
-    name, seeds = f"{model}, quantized", recipe.evaluation.seeds
-    if all(run.done(_file(name, seed).removesuffix(".safetensors")) for seed in seeds):
-        return torch.stack([load_images(run, name, seed) for seed in seeds])
-    pipe = load_pipeline(model, dtype=like.dtype).to(like.device)
-    plan = plan_of(pipe, recipe.steps, guidance_scale=recipe.guidance)
-    parts = {part: copy.deepcopy(network) for part, network in backbones_of(pipe).items()}
-    for network in parts.values():
-        quantize(network, recipe.scheme)
-    low = exchanged(pipe, parts)
-    plan = plan.replace(identity=identity_of(low, recipe.guidance))
-    return _images(run, name, PipelineSampler(low, recipe.guidance, {}, recipe.batch), plan, prompts, seeds)
+
+    def opened() -> tuple[PipelineSampler, Plan]:
+        pipe = load_pipeline(model, dtype=like.dtype).to(like.device)
+        fuse_adapters(pipe)
+        for network in backbones_of(pipe).values():
+            quantize(network, recipe.scheme)
+        plan = plan_of(pipe, recipe.steps, guidance_scale=recipe.guidance)
+        return PipelineSampler(pipe, recipe.guidance, {}, recipe.batch), plan
+
+    return _of_another(run, beside(model), opened, prompts, recipe.evaluation.seeds)
 
 
 def _teacher(recipe: QSchedRecipe, run: Run, like: Any, prompts: list[str]) -> Tensor | None:
     settings = recipe.evaluation
     if settings.teacher == "none":
         return None
-    seed = settings.seeds[0]  # fifty guided steps cost as much as all other systems together: one seed
-    name = f"{TEACHER}-{settings.teacher_steps}"
-    if run.done(_file(name, seed).removesuffix(".safetensors")):
-        return load_images(run, name, seed)[None]
-    pipe = load_pipeline(settings.teacher, dtype=like.dtype).to(like.device)
-    plan = plan_of(pipe, settings.teacher_steps, guidance_scale=settings.teacher_guidance)
-    return _images(run, name, PipelineSampler(pipe, settings.teacher_guidance, {}, recipe.batch), plan, prompts, [seed])
+
+    def opened() -> tuple[PipelineSampler, Plan]:
+        pipe = load_pipeline(settings.teacher, dtype=like.dtype).to(like.device)
+        plan = plan_of(pipe, settings.teacher_steps, guidance_scale=settings.teacher_guidance)
+        return PipelineSampler(pipe, settings.teacher_guidance, {}, recipe.batch), plan
+
+    # fifty guided steps cost as much as all other systems together: one seed
+    return _of_another(run, f"{TEACHER}-{settings.teacher_steps}", opened, prompts, settings.seeds[:1])
+
+
+def _of_another(
+    run: Run, name: str, opened: Callable[[], tuple[PipelineSampler, Plan]], prompts: list[str], seeds: list[int]
+) -> Tensor:
+    """Images of a pipeline that is opened only where some are missing, (S, P, 3, H, W)."""
+    if all(run.done(_file(name, seed).removesuffix(".safetensors")) for seed in seeds):
+        return torch.stack([load_images(run, name, seed) for seed in seeds])
+    return _images(run, name, *opened(), prompts, seeds)
 
 
 def _evaluate(

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fewstep.errors import FewstepError
 from fewstep.jobs.pipeline_recipe import PipelineRecipe, Seeds, one_of
+from fewstep.jobs.q_sched.names import beside, plain
 from fewstep.recipes.base import RecipePart
 from fewstep.zoo import SHIPPED
 
@@ -228,6 +229,9 @@ class QSchedRecipe(PipelineRecipe):
             REWARDS.check(spec)
         for spec in evaluation.features:
             FEATURES.check(spec)
+        if len({plain(beside(model)) for model in evaluation.beside}) < len(evaluation.beside):
+            hint = "Name each once, by paths that differ in letters or digits."
+            raise FewstepError("two pipelines beside would share their files", value=evaluation.beside, hint=hint)
         if len(set(evaluation.features)) < len(evaluation.features):
             raise FewstepError("a feature network is given twice", value=evaluation.features, hint="Name it once.")
 

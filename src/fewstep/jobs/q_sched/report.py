@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fewstep.jobs.q_sched.measure import load_images
-from fewstep.jobs.q_sched.names import FULL, LOW, LOW_TUNED, SYSTEMS, TEACHER
+from fewstep.jobs.q_sched.names import FULL, LOW, LOW_TUNED, SYSTEMS, TEACHER, systems_of
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.plan import Plan
 from fewstep.report import (
@@ -147,7 +147,7 @@ def _shrunk(quantization: Results, where: str, label: str) -> tuple[str, str, st
 def _metrics(evaluation: Results) -> Block:
     described = evaluation["metrics"]
     columns = [Column(d["label"], better=d["better"], digits=_digits(name)) for name, d in described.items()]
-    names = [*SYSTEMS, *(name for name in evaluation["systems"] if name not in (*SYSTEMS, TEACHER))]
+    names = systems_of(evaluation)
     rows = [TableRow(name, [evaluation["systems"][name].get(m) for m in described]) for name in names]
     if TEACHER in evaluation["systems"]:
         teacher = evaluation["systems"][TEACHER]
@@ -195,7 +195,7 @@ def _warnings(outcomes: Mapping[str, SearchOutcome], results: Results) -> list[B
 def _pictures(run: Run, recipe: QSchedRecipe, evaluation: Results) -> Block:
     seed, prompts = recipe.evaluation.seeds[0], evaluation["prompts_used"]
     picks = [i * len(prompts) // SHOWN for i in range(min(SHOWN, len(prompts)))]
-    names = [*SYSTEMS, *(name for name in evaluation["systems"] if name not in (*SYSTEMS, TEACHER))]
+    names = systems_of(evaluation)
     stacks = [load_images(run, name, seed) for name in names]
     if TEACHER in evaluation["systems"]:
         stacks.append(load_images(run, f"{TEACHER}-{recipe.evaluation.teacher_steps}", seed))
