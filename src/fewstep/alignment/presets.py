@@ -16,7 +16,7 @@ from fewstep.alignment.pairwise import chain_step_loss, pairwise_chain_loss, pre
 from fewstep.alignment.policy import policy_gradient
 from fewstep.distillation.chain import Chain, eta_steps
 from fewstep.distillation.core import Term
-from fewstep.distillation.method import Method, needing
+from fewstep.distillation.method import Method, check_options, needing
 from fewstep.distillation.method import method as distillation_method
 from fewstep.distillation.part import replaced
 from fewstep.distillation.roles import OptimizerSettings, TargetNetwork
@@ -271,10 +271,7 @@ def alignment(name: str, process: Process, chain: Chain, **options: Any) -> Meth
     """
     if name not in METHODS:
         raise FewstepError("unknown alignment method", value=name, hint=nearest(name, METHODS))
-    known = options_of(name)
-    for option in options:
-        if option not in known:
-            raise FewstepError(f"{name} has no option {option!r}", value=options[option], hint=nearest(option, known))
+    check_options(name, options, options_of(name))
     return METHODS[name](process, chain, **options)
 
 

@@ -173,11 +173,19 @@ def method(name: str, process: Process, **options: Any) -> Method:
         FewstepError: no such preset or option.
     """
     found = find_preset(name)
-    known = found.options
+    check_options(name, options, found.options)
+    return found.make(process, **options)
+
+
+def check_options(name: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuse options that a method does not have.
+
+    Raises:
+        FewstepError: one of them.
+    """
     for option in options:
         if option not in known:
             raise FewstepError(f"{name} has no option {option!r}", value=options[option], hint=nearest(option, known))
-    return found.make(process, **options)
 
 
 def stages_over(name: str, updates: int, **options: Any) -> dict[str, int]:

@@ -20,13 +20,12 @@ from fewstep.jobs.align.recipe import AlignRecipe
 from fewstep.jobs.align.votes import read_votes
 from fewstep.jobs.context import JobContext, seeds_for
 from fewstep.jobs.distill.batches import Batches, Conditioned
-from fewstep.jobs.distill.networks import device_of
+from fewstep.jobs.distill.networks import device_of, loop_settings
 from fewstep.pipelines import backbone_of, load_pipeline, process_of
 from fewstep.pipelines.encoded import EncodedConditions, encode_conditions
 from fewstep.plan import Plan
 from fewstep.process import Process
 from fewstep.rewards import Reward, load_reward
-from fewstep.train.distillation import defaults
 from fewstep.train.latents import encode_pictures
 from fewstep.train.stage import StageConfig
 from fewstep.zoo import SHIPPED, placed
@@ -105,10 +104,7 @@ class AlignContext(JobContext[AlignRecipe]):
     @property
     def config(self) -> StageConfig:
         """The settings of the loop: the method's own, changed by the recipe's."""
-        given = self.recipe.train
-        own = {k: v for k, v in given.model_dump().items() if k in StageConfig.model_fields and v is not None}
-        device = "cuda" if device_of(self.pipe).type == "cuda" else "cpu"
-        return StageConfig(**{**defaults(self.method.settings), **own, "device": device})
+        return loop_settings(self.recipe.train, self.method, self.pipe)
 
     @cached_property
     def opened(self) -> tuple[Reward, ...]:

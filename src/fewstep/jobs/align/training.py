@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +10,9 @@ from torch import Tensor, nn
 
 from fewstep.distillation.engine import Engine
 from fewstep.errors import FewstepError, NonFiniteError
-from fewstep.files import read_json, read_tensors, write_folder, write_json, write_tensors
 from fewstep.jobs.align.context import AlignContext
 from fewstep.jobs.context import Items, seeds_for, tensor_unit
-from fewstep.jobs.distill.networks import drawable, engine_of, released, student_of
+from fewstep.jobs.distill.networks import drawable, engine_of, kept_as, released, student_of
 from fewstep.metrics import load_features
 from fewstep.metrics.distances import diversity, frechet, precision_recall
 from fewstep.metrics.intervals import difference_interval
@@ -26,6 +24,7 @@ from fewstep.zoo import placed
 Check = dict[str, Any]
 """A measurement: `updates`; `reward`, `judge` (None without one), `recall`, `diversity`, `distance`; `scores` and
 `judged` of each item, `covered` of each reference; after training its `history` and `seconds`."""
+SAVE, LOAD = kept_as("check")
 
 
 def legs(context: AlignContext) -> list[int]:
@@ -49,7 +48,7 @@ def aligned(context: AlignContext) -> tuple[list[Check], list[str]]:
     try:
         for updates in legs(context):
             found = context.run.unit(
-                f"leg-{updates}", partial(_leg, context, engine, updates), save=_keep, load=_kept, together=True
+                f"leg-{updates}", partial(_leg, context, engine, updates), save=SAVE, load=LOAD, together=True
             )
             checks.append(found["check"])
             if message := hacked(start, found["check"]):
@@ -139,7 +138,7 @@ def student_network(context: AlignContext, updates: int) -> nn.Module | None:
     """The network after so many updates; None for the untouched one."""
     if updates == 0:
         return None
-    tensors = _kept(context.run.artifact(f"leg-{updates}"))["tensors"]
+    tensors = LOAD(context.run.artifact(f"leg-{updates}"))["tensors"]
     network = student_of(context.pipe, context.method, context.recipe.train, tensors)
     like = next(context.backbones[context.backbone].parameters())
     return network.to(like.device, like.dtype).eval().requires_grad_(False)
@@ -179,15 +178,3 @@ def _leg(context: AlignContext, made: list[Engine], updates: int) -> dict[str, A
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _keep(found: dict[str, Any], draft: Path) -> None:
-    def fill(folder: Path) -> None:
-        write_tensors(folder / "student.safetensors", found["tensors"])
-        write_json(folder / "check.json", found["check"])
-
-    write_folder(draft, fill)
-
-
-def _kept(folder: Path) -> dict[str, Any]:
-    return {"tensors": read_tensors(folder / "student.safetensors"), "check": read_json(folder / "check.json")}

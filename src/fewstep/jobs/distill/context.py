@@ -10,12 +10,12 @@ from fewstep.distillation.method import Method, find_preset, method
 from fewstep.errors import FewstepError
 from fewstep.jobs.context import JobContext
 from fewstep.jobs.distill.material import TrainingData
-from fewstep.jobs.distill.networks import channels_of, device_of, middle_of
+from fewstep.jobs.distill.networks import channels_of, loop_settings, middle_of
 from fewstep.jobs.distill.recipe import DistillRecipe
 from fewstep.metrics import load_features
 from fewstep.pipelines import PipelineSampler
 from fewstep.plan import Plan
-from fewstep.train.distillation import check_length, defaults
+from fewstep.train.distillation import check_length
 from fewstep.train.stage import StageConfig
 from fewstep.zoo import placed
 
@@ -76,7 +76,4 @@ class DistillContext(JobContext[DistillRecipe]):
     @property
     def config(self) -> StageConfig:
         """The settings of the loop: the method's own, changed by the recipe's."""
-        given = self.recipe.train
-        own = {k: v for k, v in given.model_dump().items() if k in StageConfig.model_fields and v is not None}
-        device = "cuda" if device_of(self.pipe).type == "cuda" else "cpu"
-        return StageConfig(**{**defaults(self.method.settings), **own, "device": device})
+        return loop_settings(self.recipe.train, self.method, self.pipe)

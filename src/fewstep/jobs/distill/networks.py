@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser
@@ -17,6 +19,7 @@ from fewstep.distillation.method import Method
 from fewstep.distillation.step_condition import StepConditioned
 from fewstep.distillation.taps import watch
 from fewstep.errors import FewstepError
+from fewstep.files import read_json, read_tensors, write_folder, write_json, write_tensors
 from fewstep.jobs.distill.batches import Batches
 from fewstep.jobs.distill.recipe import DistillTraining
 from fewstep.pipelines import backbone_of
@@ -28,6 +31,8 @@ from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.quant import quantize
 from fewstep.quant.fake import to_fake, to_packed
+from fewstep.train.distillation import defaults
+from fewstep.train.stage import StageConfig
 
 
 def engine_of(
@@ -91,6 +96,36 @@ def _recompute(engine: Engine, shared: SharedBase | None) -> None:
     parts: list[Any] = [m for module in engine.modules.values() if module not in conditioned for m in module.modules()]
     for part in [m for m in parts if hasattr(m, "enable_gradient_checkpointing")]:
         part.enable_gradient_checkpointing()
+
+
+def kept_as(record: str) -> tuple[Callable[[dict[str, Any], Path], None], Callable[[Path], dict[str, Any]]]:
+    """How a unit writes and reads a student in training: its `tensors`, and a record of this name as JSON beside them.
+
+    Returns:
+        What `Run.unit` takes as `save` and as `load`.
+    """
+
+    def save(found: dict[str, Any], draft: Path) -> None:
+        def fill(folder: Path) -> None:
+            write_tensors(folder / "student.safetensors", found["tensors"])
+            write_json(folder / f"{record}.json", found[record])
+
+        write_folder(draft, fill)
+
+    def load(folder: Path) -> dict[str, Any]:
+        return {
+            "tensors": read_tensors(folder / "student.safetensors"),
+            record: read_json(folder / f"{record}.json"),
+        }
+
+    return save, load
+
+
+def loop_settings(given: BaseModel, method: Method, pipe: Pipeline) -> StageConfig:
+    """The settings of the training loop: the method's own, changed by those of a recipe that are not None."""
+    own = {k: v for k, v in given.model_dump().items() if k in StageConfig.model_fields and v is not None}
+    device = "cuda" if device_of(pipe).type == "cuda" else "cpu"
+    return StageConfig(**{**defaults(method.settings), **own, "device": device})
 
 
 def released(engine: Engine) -> None:

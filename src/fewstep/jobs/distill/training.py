@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.files import read_json, read_tensors, write_folder, write_json, write_tensors
 from fewstep.jobs.context import Items
 from fewstep.jobs.distill.context import DistillContext
-from fewstep.jobs.distill.networks import device_of, drawable, engine_of, finished, released, student_of
+from fewstep.jobs.distill.networks import device_of, drawable, engine_of, finished, kept_as, released, student_of
 from fewstep.pipelines import attach, exchanged, identity_of
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.pipelines.routed import Routed, deciding
@@ -26,6 +24,7 @@ from fewstep.train.shards import whole_state
 
 Trained = list[dict[str, Any]]
 """Of every student its tensors and the record of its training."""
+SAVE, LOAD = kept_as("record")
 
 
 def train(context: DistillContext) -> Trained:
@@ -33,7 +32,7 @@ def train(context: DistillContext) -> Trained:
     names = ["student", *(f"student-{k}" for k in range(1, context.recipe.train.students))]
     return [
         context.run.unit(
-            name.replace("student", "train"), partial(_train, context, k), save=_keep, load=_kept, artifact=name,
+            name.replace("student", "train"), partial(_train, context, k), save=SAVE, load=LOAD, artifact=name,
             together=True,
         )
         for k, name in enumerate(names)
@@ -114,15 +113,3 @@ def _table(labels: Tensor, owners: Tensor) -> list[int]:
     table = torch.zeros(int(labels.max()) + 1, dtype=torch.long)
     table[labels] = owners
     return [int(k) for k in table]
-
-
-def _keep(trained: dict[str, Any], draft: Path) -> None:
-    def fill(folder: Path) -> None:
-        write_tensors(folder / "student.safetensors", trained["tensors"])
-        write_json(folder / "record.json", trained["record"])
-
-    write_folder(draft, fill)
-
-
-def _kept(folder: Path) -> dict[str, Any]:
-    return {"tensors": read_tensors(folder / "student.safetensors"), "record": read_json(folder / "record.json")}
