@@ -13,7 +13,7 @@ from fewstep.cli import app
 from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.files import read_json
 from fewstep.metrics import evaluate, load_features
-from fewstep.rewards import load_reward
+from fewstep.rewards import environments, load_reward
 from fewstep.rewards.environments import find_environment, make_environment
 from tests.rewards.test_clip_alignment import PROMPTS, bytes_images, folder  # noqa: F401, a fixture
 
@@ -158,17 +158,29 @@ def test_an_environment_belongs_to_one_scorer_and_its_file(scorer, tmp_path):
         make_environment("../x", scorer)
 
 
-def test_a_killed_making_is_made_anew(scorer, tmp_path):
+def test_a_killed_making_is_made_anew(scorer, tmp_path, monkeypatch):
     place = tmp_path / "environments" / "mine"
-    place.mkdir(parents=True)
-    (place / "pyvenv.cfg").write_text("")  # what venv writes before all else
+
+    def killed(command, made):
+        place.mkdir(parents=True)
+        (place / "pyvenv.cfg").write_text("")  # what venv writes before all else
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(environments, "_run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_environment("mine", scorer)
+    assert place.exists()
     make_environment("mine", scorer)
     assert load_reward("outside:mine").score(torch.rand(1, 3, 4, 4), ["a"]).tolist() == pytest.approx([404.001])
     theirs = tmp_path / "environments" / "theirs"
     theirs.mkdir()
     (theirs / "thesis.txt").write_text("years of work")
-    with pytest.raises(FewstepError, match="files of others"):
-        make_environment("theirs", scorer)
+    for sign in ("thesis.txt", "pyvenv.cfg"):  # an environment that somebody made for himself, too
+        (theirs / sign).touch()
+        with pytest.raises(FewstepError, match="files of others"):
+            make_environment("theirs", scorer)
+    assert (theirs / "thesis.txt").read_text() == "years of work"
     assert (theirs / "thesis.txt").exists()
 
 

@@ -85,17 +85,14 @@ def restore_files(
     Raises:
         FewstepError: the pipeline or the operator can restore no picture.
     """
-    denoiser, channels, size = pixel_network(pipe)
-    how = replace(how, tile=size if how.tile == 0 else how.tile)
     named(how.operator)
-    known = None if mask is None else read_photo(mask).pixels.mean(0).gt(0.5)
+    denoiser, how, options = _opened(pipe, how, mask)
     failed: dict[str, str] = {}
     for file in files:
         try:
             check_free(out / file.name, overwrite)
             photo = read_photo(file)
-            options = {"mask": known, "device": _device(pipe)}
-            done = restored_photo(denoiser, plan, photo, how, channels=channels, seed=seed, **options)
+            done = restored_photo(denoiser, plan, photo, how, seed=seed, **options)
             write_photo(done, out / file.name, "ours" if overwrite else "nothing")
         except FewstepError as error:
             failed[file.name] = str(error)
@@ -125,10 +122,7 @@ def report(
         mask: of inpainting.
         seed: of the first draw.
     """
-    denoiser, channels, size = pixel_network(pipe)
-    how = replace(how, tile=size if how.tile == 0 else how.tile)
-    known = None if mask is None else read_photo(mask).pixels.mean(0).gt(0.5)
-    options: dict[str, Any] = {"channels": channels, "mask": known, "device": _device(pipe)}
+    denoiser, how, options = _opened(pipe, how, mask)
     spread = f"spread of {DRAWS} draws, times 4"
     rows: list[list[Tensor]] = []
     names: list[str] = []
@@ -159,6 +153,14 @@ def report(
     return save(Page("Restored pictures", f"{len(names) // 2} pictures, {how.operator}.", blocks), path)
 
 
+def _opened(pipe: Pipeline, how: Restoration, mask: Path | None) -> tuple[Denoiser, Restoration, dict[str, Any]]:
+    """The denoiser, the restoration with the network's own side as its tile, and further arguments of `restore`."""
+    denoiser, channels, size = pixel_network(pipe)
+    known = None if mask is None else read_photo(mask).pixels.mean(0).gt(0.5)
+    device = next(backbone_of(pipe).parameters()).device
+    return denoiser, replace(how, tile=how.tile or size), {"channels": channels, "mask": known, "device": device}
+
+
 def _enlarged(x: Tensor, factor: int) -> Tensor:
     return x.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
@@ -172,7 +174,3 @@ def _close(x: Tensor) -> Tensor:
     side = min(ZOOM, *x.shape[-2:])
     top, left = ((n - side) // 2 for n in x.shape[-2:])
     return _enlarged(x[:, top : top + side, left : left + side], 4)
-
-
-def _device(pipe: Pipeline) -> torch.device:
-    return next(backbone_of(pipe).parameters()).device

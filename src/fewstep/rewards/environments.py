@@ -108,16 +108,18 @@ def make_environment(name: str, scorer: str, packages: Sequence[str] = ()) -> Sc
             return found
         made = ScorerEnvironment(str(place), scorer, wanted, _digest(scorer))
         _build(made)
-        write_json(place / RECORD, asdict(made))  # last: it is what makes the environment whole
+        write_json(place / RECORD, asdict(made))  # it is what makes the environment whole
+        _begun(place).unlink()
     return made
 
 
 def _build(made: ScorerEnvironment) -> None:
-    place = Path(made.place)
-    if (place / "pyvenv.cfg").is_file():  # what a killed call left
-        shutil.rmtree(place)
+    place, begun = Path(made.place), _begun(Path(made.place))
+    if begun.is_file():  # what a killed call left: an environment without this mark may be somebody's own
+        shutil.rmtree(place, ignore_errors=True)
     elif place.exists():
         raise FewstepError("files of others lie where the environment would be", value=place, hint="Choose a name.")
+    begun.touch()
     ours = importlib.util.find_spec("pip") is not None  # our pip serves another environment, which saves making one
     pip = ("--without-pip",) if ours or not made.packages else ()
     _run([sys.executable, "-m", "venv", *pip, made.place], made)
@@ -127,11 +129,17 @@ def _build(made: ScorerEnvironment) -> None:
         _run([*command, "install", *options, *made.packages], made)
 
 
+def _begun(place: Path) -> Path:
+    """The mark beside an environment that says that we began to make it."""
+    return place.with_name(f".{place.name}.begun")
+
+
 def _run(command: list[str], made: ScorerEnvironment) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not done.returncode:
         return
     shutil.rmtree(made.place, ignore_errors=True)
+    _begun(Path(made.place)).unlink(missing_ok=True)
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     reasons = [line for line in lines if _REASON.search(line)] or lines
     raise FewstepError(
