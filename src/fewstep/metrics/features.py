@@ -65,15 +65,7 @@ def random_features(argument: str = "") -> FeatureNet:
 
     The same weights on every machine: they come from the integer stream of PCG64, uniform with He's variance.
     """
-    generator = np.random.Generator(np.random.PCG64(_whole("random", argument, 0)))
-
-    def uniform(bound: float, *shape: int) -> Tensor:
-        return torch.from_numpy(bound * (2 * generator.random(shape) - 1)).float()
-
-    layers = []
-    for inside, outside in ((3, 16), (16, 32), (32, 64)):
-        bound = (6 / (9 * inside)) ** 0.5  # a uniform on [-b, b] has the variance b^2 / 3 = 2 / fan-in
-        layers.append((uniform(bound, outside, inside, 3, 3), uniform(0.5, outside)))
+    layers = random_layers(_whole("random", argument, 0))
 
     def network(images: Tensor) -> Tensor:
         hidden = 2 * images - 1
@@ -82,6 +74,20 @@ def random_features(argument: str = "") -> FeatureNet:
         return hidden.mean((2, 3))
 
     return FeatureNet(f"random:{argument}" if argument else "random", network)
+
+
+def random_layers(seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Weights and biases of three convolutions 3 -> 16 -> 32 -> 64, from the integer stream of PCG64."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+
+    def uniform(bound: float, *shape: int) -> Tensor:
+        return torch.from_numpy(bound * (2 * generator.random(shape) - 1)).float()
+
+    layers = []
+    for inside, outside in ((3, 16), (16, 32), (32, 64)):
+        bound = (6 / (9 * inside)) ** 0.5  # a uniform on [-b, b] has the variance b^2 / 3 = 2 / fan-in
+        layers.append((uniform(bound, outside, inside, 3, 3), uniform(0.5, outside)))
+    return layers
 
 
 @FEATURES.register("pixels")
