@@ -40,7 +40,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mdt": {"sample_guidance": 1.0}, "mlcm": {"first_stage": 0.4}, "mean_flow": {"teacher": True, "times": "uniform"},
     "alpha_flow": {"teacher": True, "times": "uniform"}, "shortcut": {"decay": 0.9},
 }  # fmt: skip
-LEFT_OUT = {"yonos": "its teacher sees an easier condition; this one has none"}
+LEFT_OUT = {
+    "yonos": "its teacher sees an easier condition; this one has none",
+    "osediff": "it starts from a degraded picture",
+}
 
 
 def arm_of(name: str, steps: int) -> Arm:

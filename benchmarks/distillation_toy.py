@@ -51,7 +51,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mean_flow": {"teacher": True}, "alpha_flow": {"teacher": True}, "accvideo": {"adversarial": 0.0},
     "shortcut": {"decay": 0.9},
 }  # fmt: skip
-LEFT_OUT = {"yonos": "its teacher sees an easier condition; the mixture has none"}
+LEFT_OUT = {
+    "yonos": "its teacher sees an easier condition; the mixture has none",
+    "osediff": "it starts from a degraded picture",
+}
 
 
 class Exact(nn.Module):

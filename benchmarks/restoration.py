@@ -46,10 +46,12 @@ SAMPLE = Prediction("sample")
 FOUR, FIFTEEN = ResidualShift(steps=4, least_noise=0.2), ResidualShift(steps=15)
 NOISY = Cosine()
 STEPS, CALLS = (1, 2, 4, 15), (1, 2, 4)
-SOLVED = ("residual_shift", "ddim", "dpm_solver_pp_2m", "unipc")
+SOLVED = ("residual_shift", "ddim", "dpm_solver_pp_2m")
 KINDS: dict[str, tuple[Process | None, float]] = {
     "regression": (None, 0.0), "from noise": (NOISY, 0.0), "shift 4": (FOUR, 0.0), "shift 15": (FIFTEEN, 0.0),
-    "regression + features": (None, 1.0), "from noise + features": (NOISY, 1.0), "shift 4 + features": (FOUR, 1.0),
+}  # fmt: skip
+FEATURED: dict[str, tuple[Process | None, float]] = {
+    "shift 4 + features": (FOUR, 1.0), "from noise + features": (NOISY, 1.0), "regression + features": (None, 1.0),
 }  # fmt: skip
 """What is trained: the process (none: regression), and the weight of the feature loss."""
 BATCH, LOSS_SEED = 16, 1
@@ -189,7 +191,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--curve", type=float, nargs="+", default=[0.5, 1.0, 4.0, 8.0], help="kappas beside 2")
+    parser.add_argument("--featured", type=int, nargs="+", default=[0], help="seeds of those with a feature loss")
+    parser.add_argument("--curve", type=float, nargs="+", default=[0.5, 8.0], help="kappas beside 2")
     parser.add_argument("--output", type=Path, default=Path("results/restoration.json"))
     parser.add_argument("--folder", type=Path, default=None, help="keeps what is done; a temporary one unless given")
     given = parser.parse_args()
@@ -202,15 +205,20 @@ def main() -> None:
         print(name, {k: {n: round(v, 4) for n, v in row.items()} for k, row in found.items()}, flush=True)
         return found
 
-    each = [{k: v for kind, how in KINDS.items() for k, v in unit(kind, *how, seed).items()} for seed in given.seeds]
+    def over(kinds: dict[str, tuple[Process | None, float]], seeds: list[int]) -> dict[str, dict[str, Any]]:
+        each = [{k: v for kind, how in kinds.items() for k, v in unit(kind, *how, seed).items()} for seed in seeds]
+        return over_seeds(each)
+
+    found = over(KINDS, given.seeds)
     curve = {}
     for kappa in sorted({*given.curve, FOUR.kappa}):
         kind = "shift 4" if kappa == FOUR.kappa else f"kappa {kappa:g}"
         curve[f"{kappa:g}"] = unit(kind, replace(FOUR, kappa=kappa), 0.0, given.seeds[0])[f"{kind}, 4"]
+    featured = over(FEATURED, given.featured)
     document = {
-        "settings": {**settings, "seeds": given.seeds, "crops": len(judged())},
+        "settings": {**settings, "seeds": given.seeds, "featured": given.featured, "crops": len(judged())},
         "parameters": sum(p.numel() for p in Restorer().parameters()),
-        "references": references(), "systems": over_seeds(each), "kappa": curve,
+        "references": references(), "systems": {**found, **featured}, "kappa": curve,
         "seconds": sum(run.seconds().values()), "environment": environment(),
     }  # fmt: skip
     write_json(given.output, document)

@@ -45,6 +45,7 @@ PRESETS = {
     "reflow": {},
     "scm": {},
     "shortcut": {},
+    "sinsr": {"teacher_steps": 3},
     "slim_flow": {"reflow_steps": 2, "distil_steps": 1},
     "tcd": {},
     "yonos": {},

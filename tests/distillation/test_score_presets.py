@@ -27,6 +27,7 @@ NAMES = [
     "flash_dmd",
     "ladd",
     "mmd_ddm",
+    "osediff",
     "rcm",
     "sid",
     "sid_few_step",

@@ -70,7 +70,7 @@ from fewstep.distillation.method import Method, needing, preset
 from fewstep.distillation.moments import Kernel, flat, gaussian_kernel, maximum_mean_discrepancy, polynomial_kernel
 from fewstep.distillation.part import part
 from fewstep.distillation.roles import Adversary, Critic, OptimizerSettings, TargetNetwork, UpdateRule
-from fewstep.distillation.rollout import backward_simulation, noised_data_rollout, one_step
+from fewstep.distillation.rollout import backward_simulation, condition_rollout, noised_data_rollout, one_step
 from fewstep.distillation.score.branch import scheduled, score_distillation
 from fewstep.distillation.score.critic import denoising_loss
 from fewstep.distillation.score.directions import (
@@ -79,7 +79,12 @@ from fewstep.distillation.score.directions import (
     score_identity,
     weighted_sum,
 )
-from fewstep.distillation.score.regularisers import mean_variance_penalty, paired_regression, reward_term
+from fewstep.distillation.score.regularisers import (
+    data_regression,
+    mean_variance_penalty,
+    paired_regression,
+    reward_term,
+)
 from fewstep.distillation.score.relay import later_call
 from fewstep.distillation.score.view import direct, onward
 from fewstep.distillation.score.weights import (
@@ -101,3 +106,4 @@ from fewstep.distillation.times import (
     time_at,
     uniform_times,
 )
+from fewstep.distillation.two_way import two_way_regression

@@ -102,6 +102,30 @@ def noised_data_rollout(chain: Chain, each: bool = True) -> Rollout:
     return roll
 
 
+@part
+def condition_rollout(time: float, name: str | None) -> Rollout:
+    """One call at a process time from a condition itself, without noise (OSEDiff, arXiv 2406.08177).
+
+    Args:
+        time: of the call.
+        name: of the condition that holds the first state (B, ...); None: zeros.
+
+    Raises:
+        FewstepError: when called: the batch has no such condition.
+    """
+    chain = Chain((time,))
+
+    def roll(networks: Networks, batch: Batch, generator: torch.Generator) -> Samples:
+        within(networks.student.process, chain.times)
+        if name is not None and name not in (batch.condition or {}):
+            hint = "Give the degraded pictures, at the size of the samples, as a condition of that name."
+            raise FewstepError(f"this method starts from the condition {name!r}", hint=hint)
+        state = 0 * unit_noise(networks, batch, generator) if name is None else (batch.condition or {})[name]
+        return chain.call(networks.student, batch, state, torch.zeros(batch.size, dtype=torch.long))
+
+    return roll
+
+
 def needed(samples: Samples | None) -> Samples:
     """The student's samples, in float32 at least: differences of predictions lose their digits in half precision.
 

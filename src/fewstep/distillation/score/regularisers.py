@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.distillation.core import Batch, Loss, Networks, Reward, Samples, Term
+from fewstep.distillation.distances import Metric, squared_error
 from fewstep.distillation.part import part
 from fewstep.distillation.rollout import needed
 from fewstep.errors import FewstepError
@@ -36,6 +37,28 @@ def paired_regression(scale: float = 0.25, distance: Callable[[Tensor, Tensor], 
         t = batch.times[:1].double().expand(batch.size)
         found = distance(networks.student(batch.path[:, 0], t, batch.condition), batch.path[:, -1])
         return scale * found, {"pairs": found.detach()}
+
+    return loss
+
+
+@part
+def data_regression(scale: float = 1.0, metric: Metric = squared_error()) -> Term:
+    """The student's samples against the data of their condition: for paired data, as restoration has.
+
+    Args:
+        scale: of the loss.
+        metric: the distance of both.
+
+    Raises:
+        FewstepError: when called: the batch holds no data.
+    """
+
+    def loss(networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
+        if batch.clean is None:
+            raise FewstepError("this term compares with data", hint="Give a data set.")
+        x = needed(samples).clean
+        found = metric(x, batch.clean.to(x)).mean()
+        return scale * found, {"distance": found.detach()}
 
     return loss
 
