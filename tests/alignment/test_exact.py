@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import fewstep.alignment.contrastive as module
-from fewstep.alignment.contrastive import forward_contrastive
+from fewstep.alignment.contrastive import forward_contrastive, optimality
 from fewstep.alignment.exploring import laws_of, walk
 from fewstep.alignment.pairwise import own_error, pairwise_chain_loss, preference_loss
-from fewstep.alignment.policy import group_advantages, policy_gradient
+from fewstep.alignment.policy import policy_gradient
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain, eta_steps
 from fewstep.distillation.core import Batch, Networks
@@ -199,8 +199,8 @@ def test_the_divergence_from_the_reference_pulls_back():
 
 
 def test_groups_are_copies_of_the_batch_and_flat_ones_have_no_advantage():
-    found = group_advantages(torch.tensor([1.0, 5.0, 3.0, 5.0]), 2).reshape(2, 2)
-    assert found.tolist() == [[-1, 0], [1, 0]]
+    found = optimality(torch.tensor([1.0, 5.0, 3.0, 5.0]), 2).reshape(2, 2)  # (1 + advantage) / 2
+    assert found.tolist() == [[0, 0.5], [1, 0.5]]
 
 
 # --- passes ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from fewstep.alignment.presets import METHODS, alignment, options_of
+from fewstep.alignment.presets import ALIGNMENTS, alignment
 from fewstep.distillation.chain import Chain, evenly
 from fewstep.distillation.engine import assemble
 from fewstep.distillation.part import replaced
@@ -70,12 +70,12 @@ def test_any_of_them_runs_by_turns_with_a_distillation(policy):
     assert not any(policy in name for name in seen[2])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALIGNMENTS)
 def test_methods_can_be_written_out_and_pickled(name):
     made = engine_of(name).method
     assert " at 0x" not in made.written()
     assert pickle.loads(pickle.dumps(made)) == made
-    assert set(options_of(name)) >= {"beta"} or name in ("grpo", "refl", "draft", "joint")
+    assert set(ALIGNMENTS[name].options) >= {"beta"} or name in ("grpo", "refl", "draft", "joint")
 
 
 def test_the_reference_stays_where_the_student_began():

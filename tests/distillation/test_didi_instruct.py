@@ -5,13 +5,8 @@ import torch
 from torch import nn
 
 from fewstep.discrete import TokenDenoiser, token_transition
-from fewstep.distillation.didi_instruct import (
-    DiDiInstruct,
-    TokenEngine,
-    group_advantages,
-    log_ratio,
-    two_step_rollout,
-)
+from fewstep.distillation.advantages import group_advantages
+from fewstep.distillation.didi_instruct import DiDiInstruct, TokenEngine, log_ratio, two_step_rollout
 from fewstep.errors import FewstepError
 from fewstep.testing.token_chain import TokenChain
 
@@ -129,10 +124,11 @@ def test_a_rollout_has_the_probability_of_its_two_steps():
 
 
 def test_advantages_are_normalised_within_their_groups():
-    rewards = torch.tensor([1.0, 3.0, 5.0, 5.0, -100.0, 100.0, 7.0])
-    found = group_advantages(rewards, 2)
-    assert found.tolist() == pytest.approx([-1, 1, 0, 0, -1, 1, 0])
-    assert group_advantages(torch.tensor([0.0] * 20 + [1.0]), 21).max() == 3
+    rewards = torch.tensor([[1.0, 5.0, -100.0], [3.0, 5.0, 100.0]])
+    for floor in (0.0, 1e-8):
+        assert torch.allclose(group_advantages(rewards, floor), torch.tensor([[-1.0, 0, -1], [1, 0, 1]]))
+    assert group_advantages(torch.tensor([7.0])).tolist() == [0]
+    assert group_advantages(torch.tensor([0.0] * 20 + [1.0]), most=3.0).max() == 3
 
 
 def test_rewards_are_means_over_masks_within_the_clip():

@@ -8,7 +8,8 @@ from textwrap import dedent
 
 import pytest
 
-from fewstep.distillation import method
+from fewstep.alignment.presets import ALIGNMENTS
+from fewstep.distillation.method import PRESETS
 from fewstep.metrics import FEATURES
 from fewstep.pipelines.places import PIPELINES
 from fewstep.quant.methods import METHODS as ROUNDING
@@ -17,7 +18,7 @@ from fewstep.schedules import METHODS
 from fewstep.schedules.tuning import SEARCHERS
 from fewstep.solvers.registry import KNOWN
 
-REGISTRIES = (REWARDS, FEATURES, KNOWN, method._PRESETS, METHODS, SEARCHERS, ROUNDING, PIPELINES)
+REGISTRIES = (REWARDS, FEATURES, KNOWN, PRESETS, ALIGNMENTS, METHODS, SEARCHERS, ROUNDING, PIPELINES)
 
 
 class Installer:

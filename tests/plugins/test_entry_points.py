@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 
+from fewstep.alignment.presets import ALIGNMENTS, alignment
 from fewstep.cli import known
 from fewstep.distillation.method import method, options_of, presets
 from fewstep.errors import FewstepError, PluginError
@@ -26,6 +27,7 @@ FLOW, VELOCITY = RectifiedFlow(), Prediction("velocity")
 
 TINY = """
     import torch
+    from fewstep.alignment.presets import ALIGNMENTS
     from fewstep.distillation.parts import Method, evenly, preset
     from fewstep.metrics import FeatureNet
     from fewstep.quant.methods import RoundingMethod
@@ -52,6 +54,10 @@ TINY = """
         "A method of another package."
         return Method({"nothing": lambda *given: (torch.zeros(()), {})}, evenly(process, steps))
 
+    @preset("tiny-alignment", ALIGNMENTS, votes=True)
+    def tiny_alignment(process, chain, *, beta: float = 2.0):
+        return Method({"nothing": lambda *given: (torch.zeros(()), {})}, chain)
+
     def tiny_search(task):
         return SearchResult("a plan", 1.0, 1)
 
@@ -66,6 +72,7 @@ GROUPS = {
     "features": {"mean-colour": "tiny:mean_colour"},
     "solvers": {"tiny_euler": "tiny:tiny_euler", "tiny_fitted": "tiny:tiny_fitted"},
     "methods": {"tiny-method": "tiny:tiny_method"},
+    "alignments": {"tiny-alignment": "tiny:tiny_alignment"},
     "searches": {"tiny-search": "tiny:tiny_search"},
     "searchers": {"tiny-searcher": "tiny:tiny_searcher"},
     "rounding": {"tiny-rounding": "tiny:tiny_rounding"},
@@ -113,6 +120,10 @@ def test_methods_searches_searchers_and_rounding():
     assert presets()["tiny-method"] == "A method of another package."
     assert options_of("tiny-method") == {"steps": 3}
     assert len(method("tiny-method", FLOW).steps) == 3
+    chain = method("tiny-method", FLOW).steps
+    assert alignment("tiny-alignment", FLOW, chain, beta=1.0).steps == chain
+    with pytest.raises(FewstepError, match=r"no option 'gamma'.*beta"):
+        alignment("tiny-alignment", FLOW, chain, gamma=1.0)
     assert search_method("tiny-search")(None).plan == "a plan"
     assert "tiny-search" in list(METHODS)
     problem = Problem.of(SOLVERS["ddim"](FLOW, VELOCITY, grids.uniform(FLOW, 2)), Family("ramp"), lambda plan: 1.0)
@@ -126,6 +137,11 @@ def test_recipes_take_the_names():
     recipe = load("schedule", ["search.method=tiny-search", "search.features=mean-colour", "teacher.solver=tiny_euler"])
     assert recipe.search.method == "tiny-search"
     assert load("distill", ["method=tiny-method", "options.steps=2"]).options == {"steps": 2}
+    aligned = load("align", ["method=tiny-alignment", "pairs=votes.jsonl", "options.beta=1"])
+    assert aligned.options == {"beta": 1}
+    with pytest.raises(FewstepError, match="learns from votes"):
+        load("align", ["method=tiny-alignment"]).check()
+    assert known.alignments("tiny") == ["tiny-alignment"]
 
 
 # --- broken packages ---------------------------------------------------------------------------------------------
@@ -141,6 +157,7 @@ LOOK_UPS = {
     "features": (lambda: load_features("thing"), FEATURES.kinds),
     "solvers": (lambda: SOLVERS["thing"], lambda: list(SOLVERS)),
     "methods": (lambda: method("thing", FLOW), presets),
+    "alignments": (lambda: ALIGNMENTS.find("thing"), lambda: list(ALIGNMENTS)),
     "searches": (lambda: search_method("thing"), lambda: list(METHODS)),
     "searchers": (lambda: searcher("thing"), lambda: list(SEARCHERS)),
 }

@@ -18,7 +18,7 @@ FOLDER = ROOT / "docs" / "extend"
 @pytest.fixture(autouse=True)
 def registries(monkeypatch):
     """What an example registers is forgotten after it."""
-    for table in (KNOWN, method._PRESETS, REWARDS, FEATURES):
+    for table in (KNOWN, method.PRESETS, REWARDS, FEATURES):
         monkeypatch.setattr(table, "own", {name: table[name] for name in table})
 
 

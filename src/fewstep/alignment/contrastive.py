@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.alignment.exploring import scored
+from fewstep.alignment.exploring import rewards_of
 from fewstep.alignment.pairwise import targets
-from fewstep.alignment.policy import group_advantages
+from fewstep.distillation.advantages import group_advantages
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
 from fewstep.distillation.part import part
@@ -47,7 +47,7 @@ def forward_contrastive(chain: Chain, times: TimeDistribution, group: int = 8, b
         many, old = batch.repeated(group), networks.target or networks.student
         with torch.no_grad():
             clean = chain.sample(old, unit_noise(networks, many, generator), many.condition, generator)
-        scores = scored(networks, clean, many)
+        scores = rewards_of(networks, clean, many)
         good = optimality(scores, group).reshape(-1, *[1] * (clean.ndim - 1))
         t = times(many.size, networks.student.process, generator, samples)
         noise = noise_like(tuple(clean.shape), generator, clean)
@@ -68,4 +68,4 @@ def forward_contrastive(chain: Chain, times: TimeDistribution, group: int = 8, b
 
 def optimality(scores: Tensor, group: int) -> Tensor:
     """r (G B,) in [0, 1] of scores (G B,), copies of a batch one after the other: 1/2 for the mean of a group."""
-    return 0.5 + 0.5 * group_advantages(scores, group).clamp(-1, 1)
+    return 0.5 + 0.5 * group_advantages(scores.reshape(group, -1), most=1.0).flatten()

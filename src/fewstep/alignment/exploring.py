@@ -57,7 +57,7 @@ def laws_of(chain: Chain, network: Denoiser, batch: Batch, states: list[Tensor])
     return [law_at(chain, network, batch, state, k) for k, state in enumerate(states[:-1])]
 
 
-def scored(networks: Networks, samples: Tensor, batch: Batch) -> Tensor:
+def rewards_of(networks: Networks, samples: Tensor, batch: Batch) -> Tensor:
     """The reward (B,) of samples (B, ...), without a gradient.
 
     Raises:

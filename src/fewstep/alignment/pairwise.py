@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fewstep.alignment.exploring import law_at, laws_of, need_noise, scored, walk
+from fewstep.alignment.exploring import law_at, laws_of, need_noise, rewards_of, walk
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
@@ -48,7 +48,7 @@ def pairwise_chain_loss(chain: Chain, beta: float = 50.0, clamp: float = 0.1, re
         states, laws, clean = walk(chain, networks.student, pair, noise, generator)
         with torch.no_grad():
             before = laws_of(chain, networks.need("reference"), pair, states)
-        scores = scored(networks, clean, pair)
+        scores = rewards_of(networks, clean, pair)
         preferred = (scores[: batch.size] - scores[batch.size :]).sign()
         margins, inside = [], []
         for law, old, x in zip(laws, before, states[1:], strict=True):
@@ -132,7 +132,7 @@ def chain_step_loss(chain: Chain, draws: int = 4, beta: float = 50.0, reduction:
             time = torch.full((len(states),), chain.times[k], dtype=torch.float64)
             scores = reward(states, many, time)
         else:
-            scores = scored(networks, chain.call(networks.student, many, states, index).clean, many)
+            scores = rewards_of(networks, chain.call(networks.student, many, states, index).clean, many)
         scores = scores.reshape(draws, batch.size)
         table, rows = states.reshape(draws, batch.size, *states.shape[1:]), torch.arange(batch.size)
         return table[scores.argmax(0), rows], table[scores.argmin(0), rows], scores

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.alignment.exploring import laws_of, need_noise, scored, walk
+from fewstep.alignment.exploring import laws_of, need_noise, rewards_of, walk
+from fewstep.distillation.advantages import group_advantages
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
 from fewstep.distillation.part import part
@@ -56,8 +57,8 @@ def policy_gradient(
             laws = laws_of(chain, networks.student, many, states)
             if last:
                 clean = chain.call(networks.student, many, states[-1], torch.full((many.size,), len(chain) - 1)).clean
-        scores = scored(networks, clean, many)
-        advantage = group_advantages(scores, group)
+        scores = rewards_of(networks, clean, many)
+        advantage = group_advantages(scores.reshape(group, -1)).flatten()  # copies of a batch, one after the other
         ratios = [(law.log_prob(x, reduction) - b).exp() for law, x, b in zip(laws, states[1:], before, strict=True)]
         ratio = torch.stack(ratios)
         value = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
@@ -72,13 +73,6 @@ def policy_gradient(
         return value, numbers
 
     return loss
-
-
-def group_advantages(scores: Tensor, group: int) -> Tensor:
-    """(r - mean) / std (G B,) of scores (G B,), copies of a batch one after the other; 0 in groups without spread."""
-    table = scores.reshape(group, -1)
-    spread = table.std(0, correction=0)
-    return ((table - table.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))).flatten()
 
 
 def differentiated(networks: Networks, clean: Tensor, batch: Batch) -> Tensor:

@@ -1,13 +1,16 @@
 """Published ways to tune a few-step student, by name: functions of its process, its own chain and options.
 
-They give a `Method` of `fewstep.distillation`: one engine trains both, and `joint` runs both at once.
+They give a `Method` of `fewstep.distillation`: one engine trains both, and `joint` runs both at once. They join their
+table as the presets of distillation do theirs:
+
+    @preset("mine", ALIGNMENTS)
+    def mine(process: Process, chain: Chain, *, beta: float = 50.0) -> Method: ...
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fewstep.alignment.contrastive import forward_contrastive
@@ -16,7 +19,7 @@ from fewstep.alignment.pairwise import chain_step_loss, pairwise_chain_loss, pre
 from fewstep.alignment.policy import policy_gradient
 from fewstep.distillation.chain import Chain, eta_steps
 from fewstep.distillation.core import Term
-from fewstep.distillation.method import Method, check_options, needing
+from fewstep.distillation.method import Method, Preset, check_options, find_preset, needing, preset
 from fewstep.distillation.method import method as distillation_method
 from fewstep.distillation.part import replaced
 from fewstep.distillation.roles import OptimizerSettings, TargetNetwork
@@ -24,13 +27,23 @@ from fewstep.distillation.rollout import backward_simulation
 from fewstep.distillation.score.regularisers import reward_term
 from fewstep.distillation.score.weights import reward_weight
 from fewstep.distillation.times import everywhere, fixed_times
-from fewstep.errors import FewstepError, nearest
+from fewstep.errors import FewstepError
 from fewstep.process import Process
+from fewstep.registry import Registry
 from fewstep.transition import Reduction
 
 SETTINGS = OptimizerSettings(learning_rate=1e-5, betas=(0.9, 0.999), weight_decay=1e-6, ema=0.9)
 
+ALIGNMENTS: Registry[Preset] = Registry(
+    "alignment method",
+    "fewstep.alignments",
+    decorator="fewstep.distillation.method.preset(name, ALIGNMENTS)",
+    source=lambda known: known.make,
+)
+"""Every method by name, those of other packages too: (process, chain, *, options) -> Method."""
 
+
+@preset("pso", ALIGNMENTS)
 def pso(
     process: Process,
     chain: Chain,
@@ -54,6 +67,7 @@ def pso(
     return Method({"pairs": loss}, chain, needs=needing(reward=True, reference=True), settings=SETTINGS)
 
 
+@preset("pso_offline", ALIGNMENTS, votes=True)
 def pso_offline(process: Process, chain: Chain, *, beta: float = 50.0, gamma: float = 1.0) -> Method:
     """PSO offline: given pairs, noised alike to the student's own times (arXiv 2410.03190).
 
@@ -68,6 +82,7 @@ def pso_offline(process: Process, chain: Chain, *, beta: float = 50.0, gamma: fl
     return Method({"pairs": loss}, chain, needs=needs, settings=SETTINGS)
 
 
+@preset("dpo", ALIGNMENTS, votes=True)
 def dpo(process: Process, chain: Chain, *, beta: float = 2500.0) -> Method:
     """Diffusion-DPO: given pairs at all noise levels (arXiv 2311.12908); for few-step students prefer pso_offline.
 
@@ -80,6 +95,7 @@ def dpo(process: Process, chain: Chain, *, beta: float = 2500.0) -> Method:
     return Method({"pairs": preference_loss(everywhere(process), beta)}, chain, needs=needs, settings=SETTINGS)
 
 
+@preset("step_dpo", ALIGNMENTS)
 def step_dpo(process: Process, chain: Chain, *, eta: float | None = None, draws: int = 4, beta: float = 50.0) -> Method:
     """Best against worst of several next states at every step: the loss of Flash-DMD's second stage (2511.20549).
 
@@ -94,6 +110,7 @@ def step_dpo(process: Process, chain: Chain, *, eta: float | None = None, draws:
     return Method({"steps": loss}, chain, needs=needing(reward=True, reference=True), settings=SETTINGS)
 
 
+@preset("grpo", ALIGNMENTS)
 def grpo(
     process: Process,
     chain: Chain,
@@ -125,6 +142,7 @@ def grpo(
     return Method({"policy": loss}, chain, target=target, needs=needs, settings=SETTINGS)
 
 
+@preset("refl", ALIGNMENTS, gradient=True)
 def refl(process: Process, chain: Chain, *, scale: float = 1.0) -> Method:
     """ReFL: the reward's own gradient through the last call (arXiv 2304.05977); needs a differentiable reward.
 
@@ -136,6 +154,7 @@ def refl(process: Process, chain: Chain, *, scale: float = 1.0) -> Method:
     return draft(process, chain, calls=1, scale=scale)
 
 
+@preset("draft", ALIGNMENTS, gradient=True)
 def draft(process: Process, chain: Chain, *, calls: int = 2, scale: float = 1.0) -> Method:
     """DRaFT-K: the reward's own gradient through the last K calls (arXiv 2309.17400).
 
@@ -149,6 +168,7 @@ def draft(process: Process, chain: Chain, *, calls: int = 2, scale: float = 1.0)
     return Method({"reward": reward_term(scale=scale)}, chain, rollout, needs=needing(reward=True), settings=SETTINGS)
 
 
+@preset("nft", ALIGNMENTS)
 def nft(
     process: Process, chain: Chain, *, group: int = 8, beta: float = 1.0, blur: bool = False, decay: float = 0.9
 ) -> Method:
@@ -173,6 +193,7 @@ def nft(
     return Method({"contrast": loss}, chain, target=target, needs=needing(reward=True), settings=SETTINGS)
 
 
+@preset("re_dmd", ALIGNMENTS, distils=True)
 def re_dmd(
     process: Process,
     chain: Chain,
@@ -197,6 +218,7 @@ def re_dmd(
     return dataclasses.replace(made, terms={**made.terms, "score": weighed}, needs=made.needs | {"reward"})
 
 
+@preset("tilted_dmd", ALIGNMENTS, distils=True, gradient=True)
 def tilted_dmd(
     process: Process,
     chain: Chain,
@@ -219,6 +241,7 @@ def tilted_dmd(
     return dataclasses.replace(made, terms=terms, needs=made.needs | {"reward"})
 
 
+@preset("joint", ALIGNMENTS, distils=True)
 def joint(
     process: Process,
     chain: Chain,
@@ -256,28 +279,15 @@ def joint(
     return dataclasses.replace(kept, terms=terms, rollout=rollout, needs=kept.needs | rewarded.needs)
 
 
-METHODS: dict[str, Callable[..., Method]] = {
-    f.__name__: f
-    for f in (pso, pso_offline, dpo, step_dpo, grpo, refl, draft, nft, re_dmd, tilted_dmd, joint)
-}  # fmt: skip
-"""Every method by name: (process, chain, *, options) -> Method."""
-
-
 def alignment(name: str, process: Process, chain: Chain, **options: Any) -> Method:
     """The method of that name for a student that is run by this chain.
 
     Raises:
         FewstepError: no such method or option.
     """
-    if name not in METHODS:
-        raise FewstepError("unknown alignment method", value=name, hint=nearest(name, METHODS))
-    check_options(name, options, options_of(name))
-    return METHODS[name](process, chain, **options)
-
-
-def options_of(name: str) -> dict[str, Any]:
-    """Names and defaults of a method's options."""
-    return {p.name: p.default for p in list(inspect.signature(METHODS[name]).parameters.values())[2:]}
+    found = ALIGNMENTS.find(name)
+    check_options(name, options, found.options)
+    return found.make(process, chain, **options)
 
 
 def exploring(chain: Chain, eta: float | None) -> Chain:
@@ -287,10 +297,8 @@ def exploring(chain: Chain, eta: float | None) -> Chain:
 
 def _distilled(process: Process, chain: Chain, name: str, options: Mapping[str, Any] | None) -> Method:
     """A distillation of a student with that chain, without guidance and adversary unless asked for."""
-    from fewstep.distillation.method import options_of as known_options
-
     plain = {"steps": len(chain), "guidance": 1.0, "adversarial": 0.0}
-    known = known_options(name)
+    known = find_preset(name).options
     made = distillation_method(name, process, **{k: v for k, v in plain.items() if k in known} | dict(options or {}))
     return dataclasses.replace(
         made, steps=chain, rollout=None if made.rollout is None else replaced(made.rollout, chain=chain)

@@ -32,9 +32,8 @@ def methods(incomplete: str) -> list[str]:
 
 
 def alignments(incomplete: str) -> list[str]:
-    """Alignment methods (`fewstep.alignment.presets.METHODS`, whose import would take longer than a completion may)."""
-    names = "pso pso_offline dpo step_dpo grpo refl draft nft re_dmd tilted_dmd joint"
-    return beginning(incomplete, names.split())
+    """Alignment methods."""
+    return beginning(incomplete, [*_decorated("alignment", "preset"), *plugin_names("fewstep.alignments")])
 
 
 def solvers(incomplete: str) -> list[str]:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.discrete import MaskedDiffusion, TokenDenoiser, token_transition
+from fewstep.distillation.advantages import group_advantages
 from fewstep.distillation.core import Loss
 from fewstep.distillation.engine import Turn
 from fewstep.errors import FewstepError
@@ -118,18 +119,6 @@ def two_step_rollout(student: TokenDenoiser, tau: Tensor, length: int, generator
     return TokenRollout(tau, state, tokens, to.log_prob(state) + on.log_prob(tokens), (first, second), masked)
 
 
-def group_advantages(rewards: Tensor, group: int, most: float = 3.0) -> Tensor:
-    """Rewards (B,) minus the mean of their group of neighbours, over its standard deviation, within +-most.
-
-    A group of equal rewards has none. The last group may be smaller.
-    """
-    found = []
-    for part in rewards.split(group):
-        deviation = part.std(correction=0) if len(part) > 1 else torch.zeros_like(part).sum()
-        found.append((part - part.mean()) / (deviation + 1e-8))
-    return torch.cat(found).clamp(-most, most)
-
-
 def log_ratio(logits: Tensor, masked: Tensor, clip: float) -> Tensor:
     """log q_data(z) - log q_student(z) per token (B,): the mean of logits (B, L) over masked positions (B, L)."""
     within = logits.clamp(-clip, clip) * masked
@@ -187,7 +176,7 @@ class TokenEngine:
             z = self.noised(made.tokens, made.tau, generator)
             logits = self.modules["adversary"](z)
             reward = log_ratio(logits, z == process.mask, method.clip)
-            advantage = group_advantages(reward, method.group, method.most)
+            advantage = torch.cat([group_advantages(r, 1e-8, method.most) for r in reward.split(method.group)])
             weight = method.weight(process, made.tau).to(reward)
         policy = -(weight * advantage * made.log_prob).mean()
         divergence, entropy = self._regularisers(made)

@@ -102,7 +102,7 @@ def needing(
 
 
 Make = Callable[..., Method]
-"""(process, *, options) -> Method."""
+"""(process, *, options) -> Method; of an alignment (process, chain, *, options)."""
 Lengths = Callable[[int, Mapping[str, Any]], dict[str, int]]
 """(updates of the training, all options) -> the options that count stages in updates, laid over that training."""
 
@@ -112,11 +112,14 @@ class Preset:
     """A published method by name, with what is known of it before it is built.
 
     Attributes:
-        make: (process, *, options) -> Method.
+        make: see `Make`; every option has a default.
         guidance: whether the student can learn a guidance of its teacher, by an option or from its samples.
         reads_layers: whether the options `modules` and `channels` name layers that an adversary looks at.
         staged: whether updates late in the training may cost more or less than the first.
         lengths: how its stages fit a training of so many updates; None: shares of the training fit any.
+        votes: of an alignment: whether it learns from pairs that people chose from, rather than from rewards.
+        distils: of an alignment: whether it needs the teacher.
+        gradient: of an alignment: whether its rewards must be differentiable.
     """
 
     make: Make
@@ -124,15 +127,18 @@ class Preset:
     reads_layers: bool = False
     staged: bool = False
     lengths: Lengths | None = None
+    votes: bool = False
+    distils: bool = False
+    gradient: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
         """Names and defaults of the options."""
-        parameters = list(inspect.signature(self.make).parameters.values())[1:]
-        return {p.name: p.default for p in parameters}
+        parameters = inspect.signature(self.make).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-_PRESETS: Registry[Preset] = Registry(
+PRESETS: Registry[Preset] = Registry(
     "distillation method",
     "fewstep.methods",
     package="fewstep.distillation.presets",
@@ -141,16 +147,17 @@ _PRESETS: Registry[Preset] = Registry(
 )
 
 
-def preset(name: str, **facts: Any) -> Callable[[Make], Make]:
+def preset(name: str, table: Registry[Preset] = PRESETS, **facts: Any) -> Callable[[Make], Make]:
     """Decorator of `(process, *, options) -> Method`; the first line of its docstring is shown in lists.
 
     Args:
         name: of the method.
+        table: what it joins; `fewstep.alignment.presets.ALIGNMENTS` holds those of (process, chain, *, options).
         facts: fields of `Preset`.
     """
 
     def join(make: Make) -> Make:
-        _PRESETS.register(name)(Preset(make, **facts))
+        table.register(name)(Preset(make, **facts))
         return make
 
     return join
@@ -158,7 +165,7 @@ def preset(name: str, **facts: Any) -> Callable[[Make], Make]:
 
 def presets() -> dict[str, str]:
     """Name and one line of every preset, those of other packages too."""
-    return {name: (inspect.getdoc(known.make) or "").partition("\n")[0] for name, known in sorted(_PRESETS.items())}
+    return {name: (inspect.getdoc(known.make) or "").partition("\n")[0] for name, known in sorted(PRESETS.items())}
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -223,4 +230,4 @@ def find_preset(name: str) -> Preset:
     Raises:
         FewstepError: there is none.
     """
-    return _PRESETS.find(name)
+    return PRESETS.find(name)

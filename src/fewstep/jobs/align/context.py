@@ -59,7 +59,7 @@ class AlignContext(JobContext[AlignRecipe]):
             raise FewstepError("alignment runs a student without guidance", value=self.recipe.guidance, hint=hint)
         method = self.method
         dull = [r.name for r in self.opened if not r.differentiable]
-        if dull and "reward" in method.needs and self.recipe.method in ("refl", "draft", "tilted_dmd"):
+        if dull and "reward" in method.needs and self.recipe.facts.gradient:
             hint = "Use pso or grpo, which need no gradient."
             raise FewstepError(f"{self.recipe.method} needs the gradient of its rewards", value=dull, hint=hint)
         self._check_decoder()

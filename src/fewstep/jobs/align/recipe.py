@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +10,9 @@ from fewstep.errors import FewstepError, nearest
 from fewstep.jobs.distill.recipe import DistillTraining
 from fewstep.jobs.pipeline_recipe import Conditions, PipelineRecipe
 from fewstep.recipes.base import RecipePart
+
+if TYPE_CHECKING:
+    from fewstep.distillation.method import Preset
 
 
 class AlignTraining(DistillTraining):
@@ -67,17 +70,22 @@ class AlignRecipe(PipelineRecipe):
     @field_validator("method")
     @classmethod
     def _method(cls, name: str) -> str:
-        from fewstep.alignment.presets import METHODS
+        from fewstep.alignment.presets import ALIGNMENTS
 
-        if name not in METHODS:
-            raise ValueError(f"unknown method. {nearest(name, METHODS)}")
+        if name not in ALIGNMENTS:
+            raise ValueError(f"unknown method. {nearest(name, ALIGNMENTS)}")
         return name
+
+    @property
+    def facts(self) -> Preset:
+        """What is known of the method."""
+        from fewstep.alignment.presets import ALIGNMENTS
+
+        return ALIGNMENTS[self.method]
 
     @model_validator(mode="after")
     def _options(self) -> AlignRecipe:
-        from fewstep.alignment.presets import options_of
-
-        known = options_of(self.method)
+        known = self.facts.options
         for name in self.options:
             if name not in known:
                 raise ValueError(f"{self.method} has no option {name}. {nearest(name, known)}")
@@ -91,15 +99,18 @@ class AlignRecipe(PipelineRecipe):
         Raises:
             FewstepError: no prompts, neither rewards nor votes, or a teacher that is missing.
         """
+        from fewstep.alignment.presets import ALIGNMENTS
+
         super().check()
         if self.train_prompts == []:
             raise FewstepError("there are no prompts to train on", hint="Give prompts, or leave them out for a set.")
-        offline = self.method in ("pso_offline", "dpo") or self.options.get("policy") in ("pso_offline", "dpo")
+        policy = ALIGNMENTS.get(str(self.options.get("policy")))
+        offline = self.facts.votes or (policy is not None and policy.votes)
         if offline and not self.pairs:
             raise FewstepError(f"{self.method} learns from votes", hint="Give pairs=FILE (--pairs votes.jsonl).")
         if not offline and not self.reward:
             raise FewstepError(f"{self.method} needs a reward", hint="For instance --reward colourfulness.")
-        if self.method in ("joint", "re_dmd", "tilted_dmd") and not self.teacher:
+        if self.facts.distils and not self.teacher:
             hint = "Name the many-step pipeline that the student was distilled from: teacher=emoji-teacher."
             raise FewstepError(f"{self.method} distils from a teacher", hint=hint)
         if self.train.students > 1 or self.train.quantize or self.train.q_sched:
