@@ -65,7 +65,7 @@ def parse(text: str) -> Any:
         raise RecipeError(f"the recipe is not YAML: {shown}", hint="Mend that line.") from error
 
 
-def read(text: str) -> Any:
+def read_value(text: str) -> Any:
     """The value behind `key=`: lists, sections and quoted text as YAML, everything else as it stands.
 
     A `#` begins no comment and a `:` no section: `models/v1 #2` is a path.

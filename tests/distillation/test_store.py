@@ -7,7 +7,7 @@ import torch
 from filelock import FileLock
 
 from fewstep.distillation import store
-from fewstep.distillation.store import StoreHeader, TrajectoryStore, write
+from fewstep.distillation.store import StoreHeader, TrajectoryStore, write_store
 from fewstep.errors import FewstepError
 from fewstep.process import RectifiedFlow
 
@@ -24,7 +24,7 @@ def _solve(seeds, conditions):
 
 
 def test_a_store_gives_back_what_was_solved(tmp_path):
-    assert write(tmp_path, HEADER, _solve) == 3
+    assert write_store(tmp_path, HEADER, _solve) == 3
     opened = TrajectoryStore.open(tmp_path, times=HEADER.times, process=RectifiedFlow())
     assert opened.header == HEADER
     ends, conditions = opened.ends()
@@ -37,7 +37,7 @@ def test_a_store_gives_back_what_was_solved(tmp_path):
 
 
 def test_a_large_store_is_read_from_its_files(tmp_path, monkeypatch):
-    write(tmp_path, HEADER, _solve)
+    write_store(tmp_path, HEADER, _solve)
     monkeypatch.setattr(store, "IN_MEMORY", 0)
     opened, seen = TrajectoryStore.open(tmp_path), set()
     for seed in range(60):
@@ -58,12 +58,12 @@ def test_an_unfinished_store_is_refused_and_goes_on(tmp_path):
         return _solve(seeds, conditions)
 
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path, HEADER, dies)
+        write_store(tmp_path, HEADER, dies)
     with pytest.raises(FewstepError, match="lacks 2 of 3"):
         TrajectoryStore.open(tmp_path)
-    assert write(tmp_path, HEADER, _solve) == 2
+    assert write_store(tmp_path, HEADER, _solve) == 2
     fresh = tmp_path / "fresh"
-    write(fresh, HEADER, _solve)
+    write_store(fresh, HEADER, _solve)
     for name in sorted(p.name for p in (fresh / "shards").glob("*.safetensors")):
         assert (fresh / "shards" / name).read_bytes() == (tmp_path / "shards" / name).read_bytes()
 
@@ -71,20 +71,20 @@ def test_an_unfinished_store_is_refused_and_goes_on(tmp_path):
 def test_a_shard_that_another_worker_makes_is_left_to_it(tmp_path):
     (tmp_path / "shards").mkdir(parents=True)
     with FileLock(tmp_path / "shards" / "00001.lock"):
-        assert write(tmp_path, HEADER, _solve) == 2
+        assert write_store(tmp_path, HEADER, _solve) == 2
     assert not (tmp_path / "shards" / "00001.safetensors").exists()
-    assert write(tmp_path, HEADER, _solve) == 1
+    assert write_store(tmp_path, HEADER, _solve) == 1
 
 
 @pytest.mark.parametrize(("changes", "told"), [({"times": (1.0, 0.4, 0.0)}, "times"), ({"guidance": 2.0}, "guidance")])
 def test_another_store_in_the_same_folder_is_refused(tmp_path, changes, told):
-    write(tmp_path, HEADER, _solve)
+    write_store(tmp_path, HEADER, _solve)
     with pytest.raises(FewstepError, match=f"other {told}"):
-        write(tmp_path, replace(HEADER, **changes), _solve)
+        write_store(tmp_path, replace(HEADER, **changes), _solve)
 
 
 def test_a_store_made_at_other_times_is_refused(tmp_path):
-    write(tmp_path, HEADER, _solve)
+    write_store(tmp_path, HEADER, _solve)
     with pytest.raises(FewstepError, match="other times"):
         TrajectoryStore.open(tmp_path, times=(1.0, 0.25, 0.0))
     with pytest.raises(FewstepError, match="belongs to the process"):
@@ -95,14 +95,14 @@ def test_a_store_made_at_other_times_is_refused(tmp_path):
 
 def test_wrong_shapes_and_nan_never_reach_the_disk(tmp_path):
     with pytest.raises(FewstepError, match="shape"):
-        write(tmp_path, HEADER, lambda seeds, conditions: _solve(seeds, conditions)[:, :2])
+        write_store(tmp_path, HEADER, lambda seeds, conditions: _solve(seeds, conditions)[:, :2])
     with pytest.raises(FewstepError, match="not finite"):
-        write(tmp_path, HEADER, lambda seeds, conditions: _solve(seeds, conditions) * float("nan"))
+        write_store(tmp_path, HEADER, lambda seeds, conditions: _solve(seeds, conditions) * float("nan"))
     assert not list((tmp_path / "shards").glob("*.safetensors"))
 
 
 def test_stores_written_before_an_option_of_processes_was_renamed_still_open(tmp_path):
-    write(tmp_path, replace(HEADER, process=HEADER.process.replace("time_conditioning=", "told=")), _solve)
+    write_store(tmp_path, replace(HEADER, process=HEADER.process.replace("time_conditioning=", "told=")), _solve)
     assert "told=" in (tmp_path / "header.json").read_text()
     assert TrajectoryStore.open(tmp_path, process=RectifiedFlow()).header == HEADER
-    assert write(tmp_path, HEADER, _solve) == 0
+    assert write_store(tmp_path, HEADER, _solve) == 0

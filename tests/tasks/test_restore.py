@@ -10,7 +10,7 @@ from fewstep.process import Cosine
 from fewstep.solvers import SOLVERS, grids
 from fewstep.tasks.restoration.guidance import ddnm
 from fewstep.tasks.restoration.photos import Photo, read_photo, write_photo
-from fewstep.tasks.restoration.restore import Restoration, restore
+from fewstep.tasks.restoration.restore import Restoration, restore_picture
 from fewstep.tasks.restoration.tiles import starts, tiled
 
 
@@ -65,7 +65,7 @@ def test_a_restored_picture_of_any_size_has_the_measurement_given(operator):
     shape = (3, 48, 32)
     truth = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 0.6 + 0.2
     given = how.of(shape).forward(truth[None])[0]
-    found = restore(smooth(), plan(), given, how, seeds=[0, 1])
+    found = restore_picture(smooth(), plan(), given, how, seeds=[0, 1])
     assert found.shape == (2, *shape)
     if operator != "blur:0.8":  # blur is periodic in each tile
         torch.testing.assert_close(how.of(shape).forward(found), given.expand(2, *given.shape), atol=0.03, rtol=0)
@@ -78,7 +78,7 @@ def test_known_pixels_stay_and_unknown_ones_are_drawn():
     mask[5:15, 5:15] = 0
     picture = torch.rand(3, 20, 24)
     how = Restoration("inpainting", rule=ddnm(), tile=16)
-    found = restore(smooth(), plan(), picture, how, mask=mask, seeds=[0, 1])
+    found = restore_picture(smooth(), plan(), picture, how, mask=mask, seeds=[0, 1])
     known = mask.bool().expand(3, -1, -1)
     torch.testing.assert_close(found[0][known], picture[known], atol=1e-4, rtol=0)
     assert float((found[0] - found[1])[~known].abs().mean()) > 0.01
@@ -100,11 +100,11 @@ def test_known_pixels_stay_and_unknown_ones_are_drawn():
 )
 def test_what_does_not_fit_is_refused(how, picture, mask, says):
     with pytest.raises(FewstepError, match=says):
-        restore(smooth(), plan(), picture, how, mask=mask)
+        restore_picture(smooth(), plan(), picture, how, mask=mask)
 
 
 def test_a_constant_picture_smaller_than_a_tile_is_restored():
-    found = restore(smooth(), plan(), torch.full((3, 3, 5), 0.5), Restoration("bicubic:2", tile=16))
+    found = restore_picture(smooth(), plan(), torch.full((3, 3, 5), 0.5), Restoration("bicubic:2", tile=16))
     assert found.shape == (1, 3, 6, 10)
     assert bool(found.isfinite().all())
 
@@ -115,7 +115,7 @@ def test_the_verb_restores_with_a_denoiser_and_with_a_pipeline(tmp_path):
 
     small = torch.rand(2, 3, 4, 4)
     found = fs.restore(smooth(), small, "box:2", rule="ddnm", plan=plan(), tile=8, seeds=[3, 4])
-    alone = restore(smooth(), plan(), small[1], Restoration("box:2", rule=ddnm(), tile=8), seeds=[4])
+    alone = restore_picture(smooth(), plan(), small[1], Restoration("box:2", rule=ddnm(), tile=8), seeds=[4])
     torch.testing.assert_close(found[1][1:], alone)
     drawn = fs.restore(tiny.unconditional(tmp_path), small, "box:2", steps=2)
     assert [tuple(x.shape) for x in drawn] == [(1, 3, 8, 8)] * 2

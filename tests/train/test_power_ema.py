@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import FewstepError
-from fewstep.train.power_ema import PowerEMA, exponent, reconstruct_average, weights
+from fewstep.train.power_ema import PowerEMA, exponent, profile_shares, reconstruct_average
 
 
 @pytest.mark.parametrize("width", [0.03, 0.1, 0.2])
@@ -20,7 +20,7 @@ def test_the_profile_of_an_exponent_has_that_width(width):
 
 def test_a_kept_profile_is_found_again():
     stored = [(t, exponent(w)) for t in (100, 200, 300) for w in (0.05, 0.1)]
-    share = weights(stored, (300, exponent(0.1)))
+    share = profile_shares(stored, (300, exponent(0.1)))
     assert share[5] == pytest.approx(1, abs=1e-4)
     assert sum(map(abs, share)) == pytest.approx(1, abs=1e-3)
 

@@ -9,7 +9,7 @@ from typing import Any
 from fewstep.api.open_pipelines import description, run_about
 from fewstep.files import write_json
 from fewstep.jobs.context import JobContext
-from fewstep.jobs.inspect.job import measured
+from fewstep.jobs.inspect.job import measurements
 from fewstep.jobs.inspect.page import page
 from fewstep.jobs.inspect.settings import InspectSettings
 from fewstep.jobs.pipeline_recipe import PipelineRecipe
@@ -64,7 +64,7 @@ def diagnose(
     recipe = PipelineRecipe(kind="inspect", guidance=guidance, call=call, **about)
     more = {} if plan is None else {"plan": plan.origin}
     with run_about(pipe, {**settings.plain(), "call": call, **more}, out, progress) as run:
-        results = measured(JobContext.open(recipe, run, pipe=pipe), settings, plan)
+        results = measurements(JobContext.open(recipe, run, pipe=pipe), settings, plan)
         if out is not None:
             write_json(run.path / "results.json", results)
             page(results, run.path / "report.html")

@@ -14,8 +14,7 @@ from fewstep.errors import FewstepError, nearest
 from fewstep.jobs.restoring import pixel_network
 from fewstep.plan import Plan
 from fewstep.tasks.restoration.guidance import GUIDANCES, Rule
-from fewstep.tasks.restoration.restore import Restoration
-from fewstep.tasks.restoration.restore import restore as restored
+from fewstep.tasks.restoration.restore import Restoration, restore_picture
 
 
 def restore(
@@ -70,4 +69,4 @@ def restore(
     used = plan if plan is not None else plan_of(target, steps, solver=solver)
     how = Restoration(operator, noise, rule, tile or size, overlap)
     options: dict[str, Any] = {"channels": channels, "seeds": seeds, "mask": mask, "device": device}
-    return [restored(denoiser, used, picture, how, **options) for picture in pictures]
+    return [restore_picture(denoiser, used, picture, how, **options) for picture in pictures]

@@ -27,7 +27,7 @@ FIELDS = RecipeFields(
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     add_recipe_command(
-        app, FIELDS, TRAIN, align,
+        app, "align", FIELDS, TRAIN, place,
         "fewstep align emoji-student --method pso --reward colourfulness",
         "fewstep align my-student --method pso_offline --pairs votes.jsonl",
         "fewstep align emoji-student --method joint --reward colourfulness --teacher emoji-teacher",
@@ -35,7 +35,7 @@ def add_to(app: typer.Typer) -> None:
     )  # fmt: skip
 
 
-def align(context: typer.Context, given: dict[str, Any]) -> Path:
+def place(context: typer.Context, given: dict[str, Any]) -> Path:
     """Tune the few-step student MODEL towards rewards, or towards votes on pairs of pictures.
 
     Leaves report.html (reward, judge, recall, diversity and distance along the training, pictures of equal seeds before

@@ -23,13 +23,13 @@ FIELDS = RecipeFields(
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     add_recipe_command(
-        app, FIELDS, SMALLER, auto,
+        app, "auto", FIELDS, SMALLER, place,
         "fewstep auto emoji-student --memory 6MB",
         "fewstep auto my-pipeline --memory 2GB --latency 200ms --guidance 5 --out runs/small",
     )  # fmt: skip
 
 
-def auto(context: typer.Context, given: dict[str, Any]) -> Path:
+def place(context: typer.Context, given: dict[str, Any]) -> Path:
     """Choose steps, solver, times, bits and Q-Sched for MODEL under budgets of bytes and milliseconds; no training.
 
     Compares settings with the model's own full-precision pictures, prints as it goes, and leaves report.html (the

@@ -19,12 +19,13 @@ def _bench() -> None:
 
 
 @app.command(
+    "distill",
     epilog=examples(
         "fewstep bench distill --output results/distillation.json",
         "fewstep bench distill --methods dmd2,lcm --steps 1,4 --seeds 0 --budget 20000 --out runs/quick",
-    )
+    ),
 )
-def distill(
+def compare_methods(
     model: Annotated[
         str, typer.Option(help="The teacher: shipped name, diffusers folder or hub id.", autocompletion=known.models)
     ] = "mnist-dit",

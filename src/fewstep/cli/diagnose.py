@@ -24,6 +24,7 @@ FIELDS = RecipeFields(
 def add_to(app: typer.Typer) -> None:
     """Register the command, and its former name."""
     app.command(
+        "diagnose",
         cls=FIELDS.command(),
         rich_help_panel=LOOK,
         epilog=examples(
@@ -32,12 +33,12 @@ def add_to(app: typer.Typer) -> None:
             "fewstep diagnose emoji-student --plan runs/demo/artifacts/plan.json --samples 16",
             "fewstep diagnose PATH_OR_ID --set height=512 --set width=512 --guidance 4.5",
         ),
-    )(diagnose)
+    )(run)
     former = "The former name of `fewstep diagnose`."
-    app.command("inspect", cls=FIELDS.command(), hidden=True, epilog=former)(diagnose)
+    app.command("inspect", cls=FIELDS.command(), hidden=True, epilog=former)(run)
 
 
-def diagnose(
+def run(
     context: typer.Context,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Prompts, used in turn.")] = None,
     arguments: CallArguments = None,
@@ -61,8 +62,8 @@ def diagnose(
     place = out or Path("runs") / str(context.info_name)
     settings = InspectSettings.of(**chosen(context), prompts=tuple(prompt or ()))
     call = call_arguments(arguments or [])
-    with Run(place, {"inspect": settings.plain(), "call": call}, fresh=fresh) as run:
-        made = inspect(settings, run, **call)
+    with Run(place, {"inspect": settings.plain(), "call": call}, fresh=fresh) as started:
+        made = inspect(settings, started, **call)
     console().print(to_rich(plans_table(read_json(place / "results.json"))))
     console().print(f"[bold green]Done.[/bold green] Open {escape(str(made))}")
     suggest(f"fewstep search {shlex.quote(settings.model)} --steps {settings.steps} --guidance {settings.guidance:g}")

@@ -27,6 +27,7 @@ FIELDS = RecipeFields(
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
+        "distill",
         cls=FIELDS.command(),
         rich_help_panel=TRAIN,
         epilog=examples(
@@ -35,10 +36,10 @@ def add_to(app: typer.Typer) -> None:
             "fewstep distill dmd2 --model mnist-dit --steps 4 --guidance 1.5",
             "fewstep distill lcm --model my-pipeline --steps 4 --data my-pictures --train-steps 2000 --out runs/mine",
         ),
-    )(distill)
+    )(run)
 
 
-def distill(
+def run(
     context: typer.Context,
     method: Annotated[
         str,

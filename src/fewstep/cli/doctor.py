@@ -32,10 +32,10 @@ FLAGS = {
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    app.command(rich_help_panel=RUN, epilog=examples("fewstep doctor", "fewstep doctor --json"))(doctor)
+    app.command("doctor", rich_help_panel=RUN, epilog=examples("fewstep doctor", "fewstep doctor --json"))(run)
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False) -> None:
+def run(as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False) -> None:
     """Show versions, device, kernels and disk, and what should be mended before a long run."""
     found = examine()
     if as_json:

@@ -20,10 +20,10 @@ def add_to(app: typer.Typer) -> None:
             "fewstep export-gguf PATH_OR_ID flux-q8.gguf",
             "fewstep export-gguf runs/four-bits/artifacts/pipeline flux-q4.gguf --type Q4_0",
         ),
-    )(export_gguf)
+    )(run)
 
 
-def export_gguf(
+def run(
     model: Annotated[
         str,
         typer.Argument(metavar="MODEL", help="Shipped name, diffusers folder or hub id.", autocompletion=known.models),
@@ -39,8 +39,8 @@ def export_gguf(
     """
     from fewstep.files import check_free
     from fewstep.pipelines import backbone_of, load_pipeline
-    from fewstep.pipelines.low_bit.gguf_file import export_gguf as export
+    from fewstep.pipelines.low_bit.gguf_file import export_gguf
 
     check_free(file, overwrite)
-    made = export(backbone_of(load_pipeline(model)), file, type, overwrite)
+    made = export_gguf(backbone_of(load_pipeline(model)), file, type, overwrite)
     console().print(made.summary(), markup=False)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
+        "generate",
         rich_help_panel=LOOK,
         epilog=examples(
             'fewstep generate --prompt "cat face" --seed 0 --seed 1 --out cats.png',
@@ -27,10 +28,10 @@ def add_to(app: typer.Typer) -> None:
             'fewstep generate --model mnist-dit --label 3 --label "digit 7" --steps 10 --zoom 4',
             'fewstep generate --model PATH_OR_ID --plan plan.json --prompt "a lighthouse" --guidance 1',
         ),
-    )(generate)
+    )(run)
 
 
-def generate(
+def run(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="What to draw; may be repeated.")] = None,
     model: Annotated[
         str, typer.Option(help="Shipped name, diffusers folder or hub id.", autocompletion=known.models)

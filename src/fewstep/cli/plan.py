@@ -26,7 +26,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON.")] = False,
 ) -> None:
     """Show the rows of a plan: times, noise levels, coefficients and Q-Sched's scalars."""
-    found = read(plan, steps)
+    found = plan_at(plan, steps)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return
@@ -61,7 +61,7 @@ def export(
     from fewstep.files import check_free, write_folder
 
     check_free(folder, overwrite)
-    found = read(plan, None)
+    found = plan_at(plan, None)
     if pipeline is not None:
         from fewstep.pipelines import attach, load_pipeline, save_pipeline
 
@@ -101,7 +101,7 @@ def comfyui(
     from fewstep.pipelines.comfyui import comfyui_nodes, other_times
 
     check_free(file, overwrite)
-    found = read(plan, steps)
+    found = plan_at(plan, steps)
     nodes = comfyui_nodes(found)
     write_json(file, nodes, over="ours" if overwrite else "nothing")
     out = console()
@@ -131,12 +131,12 @@ def import_(
     from fewstep.files import check_free
 
     check_free(out, overwrite)
-    found = read(scheduler, steps)
+    found = plan_at(scheduler, steps)
     found.save(out, overwrite)
     _say(f"Wrote {out}", f"fewstep plan show {out}")
 
 
-def read(path: Path, steps: int | None) -> Plan:
+def plan_at(path: Path, steps: int | None) -> Plan:
     """The plan of a plan file, a scheduler folder or a pipeline folder.
 
     A pipeline's scheduler is read as its pipeline calls it, which may pass times of its own.

@@ -26,7 +26,7 @@ FIELDS = RecipeFields(
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     add_recipe_command(
-        app, FIELDS, SMALLER, quantize,
+        app, "quantize", FIELDS, SMALLER, place,
         "fewstep quantize emoji-student --scheme w4a8",
         "fewstep quantize my-pipeline --effective-bits 4.5 --out runs/four-and-a-half",
         "fewstep quantize my-pipeline --scheme w4a8 --method svdquant --per-step --corrections ptqd,stepbaq",
@@ -34,7 +34,7 @@ def add_to(app: typer.Typer) -> None:
     )  # fmt: skip
 
 
-def quantize(context: typer.Context, given: dict[str, Any]) -> Path:
+def place(context: typer.Context, given: dict[str, Any]) -> Path:
     """Quantize MODEL after training: obey a scheme (w4a8 unless given), or choose bits layer by layer under a budget.
 
     Prints what every block got; every layer with its bits, kernel, sensitivity and the reason stands in report.html and

@@ -28,14 +28,16 @@ Solver = Annotated[str, typer.Option(help="Of the plan.", autocompletion=known.s
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command(
+        "restore",
         rich_help_panel=LOOK,
         epilog=examples(
             "fewstep restore photo.png --model google/ddpm-celebahq-256 --operator blur:1.5 --noise 0.02",
             "fewstep restore photos --model FOLDER --operator inpainting --mask known.png --rule ddnm --out whole",
             "fewstep restore photos --model FOLDER --operator denoise --noise 0.1 --report",
         ),
-    )(restore)
+    )(run)
     app.command(
+        "upscale",
         rich_help_panel=LOOK,
         epilog=examples(
             "fewstep upscale small.png --model google/ddpm-celebahq-256 --factor 4 --steps 8",
@@ -44,7 +46,7 @@ def add_to(app: typer.Typer) -> None:
     )(upscale)
 
 
-def restore(
+def run(
     source: Source,
     model: Model,
     operator: Annotated[
@@ -114,11 +116,11 @@ def _run(
     from fewstep.pipelines import identity_of
     from fewstep.runs.environment import best_device
     from fewstep.tasks.restoration.guidance import GUIDANCES
-    from fewstep.tasks.restoration.restore import Restoration, named
+    from fewstep.tasks.restoration.restore import Restoration, parse_operator
 
     if rule not in GUIDANCES:
         raise FewstepError("unknown guidance", value=rule, hint=nearest(rule, GUIDANCES))
-    named(how["operator"])
+    parse_operator(how["operator"])
     files = restoring.pictures_in(source)
     page = out / "report.html"
     if report:

@@ -24,10 +24,12 @@ Place = Callable[[typer.Context, dict[str, Any]], Path]
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command(
+        "demo",
         rich_help_panel=RUN,
         epilog=examples("fewstep demo", "fewstep demo --fresh --set scheme=w8a8 --out runs/eight-bit"),
     )(demo)
     app.command(
+        "run",
         rich_help_panel=RUN,
         epilog=examples(
             "fewstep run q-sched",
@@ -37,15 +39,18 @@ def add_to(app: typer.Typer) -> None:
     )(run)
 
 
-def add_recipe_command(app: typer.Typer, fields: RecipeFields, panel: str, place: Place, *shown: str) -> None:
+def add_recipe_command(
+    app: typer.Typer, name: str, fields: RecipeFields, panel: str, place: Place, *shown: str
+) -> None:
     """Register a command that runs a recipe: the fields of the recipe, and what all such commands take.
 
     Args:
         app: where it is registered.
+        name: of the command.
         fields: of its recipe.
         panel: of the help.
         place: (context, values by dotted key) -> the run directory unless `--out` names another; may change the values.
-            The command has its name, and its docstring is the help.
+            Its docstring is the help.
         shown: examples.
     """
 
@@ -61,7 +66,7 @@ def add_recipe_command(app: typer.Typer, fields: RecipeFields, panel: str, place
         execute(fields.source, overrides or [], out or folder, fresh, dry_run, given)
 
     command.__doc__ = place.__doc__
-    app.command(place.__name__, cls=fields.command(), rich_help_panel=panel, epilog=examples(*shown))(command)
+    app.command(name, cls=fields.command(), rich_help_panel=panel, epilog=examples(*shown))(command)
 
 
 def demo(

@@ -14,15 +14,16 @@ from fewstep.cli.shell import LOOK, Overwrite, console, examples, suggest
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
+        "save",
         rich_help_panel=LOOK,
         epilog=examples(
             "fewstep save my-pipeline my-few-steps --plan runs/search-my-pipeline-joint-6/artifacts/plan.json",
             "fewstep save runs/tune-emoji-student-w4a8 emoji-small",
         ),
-    )(save)
+    )(run)
 
 
-def save(
+def run(
     model: Annotated[
         str,
         typer.Argument(

@@ -14,6 +14,7 @@ from fewstep.errors import FewstepError
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
+        "score",
         rich_help_panel=RUN,
         epilog=examples(
             "fewstep score pictures --with sharpness --with clip:FOLDER_OR_ID",
@@ -22,10 +23,10 @@ def add_to(app: typer.Typer) -> None:
             "fewstep score pictures --with scorer.py:score --in-env mine --package piq==0.8.0",
             "fewstep score pictures --reference real --features random,pixels",
         ),
-    )(score)
+    )(run)
 
 
-def score(
+def run(
     images: Annotated[list[Path], typer.Argument(help="Pictures, and folders of them with metadata.jsonl or .txt.")],
     scorers: Annotated[
         list[str] | None,

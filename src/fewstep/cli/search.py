@@ -26,14 +26,14 @@ FIELDS = RecipeFields(
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     add_recipe_command(
-        app, FIELDS, FASTER, search,
+        app, "search", FIELDS, FASTER, place,
         "fewstep search emoji-teacher --steps 6 --guidance 2 --method gits",
         "fewstep search my-pipeline --steps 5 --budget 400 --out runs/five-steps",
         "fewstep search my-pipeline --steps 8 --method s3 --storage sqlite:///search.db --out runs/worker-2",
     )  # fmt: skip
 
 
-def search(context: typer.Context, given: dict[str, Any]) -> Path:
+def place(context: typer.Context, given: dict[str, Any]) -> Path:
     """Search a schedule for MODEL: same network, same number of evaluations, results nearer to its many-step sampler.
 
     Needs no training, data or labels: the model's own fine trajectory is the target. Measures the result on held-out

@@ -159,14 +159,14 @@ def names(text: str) -> list[str]:
 
 def call_arguments(settings: list[str]) -> dict[str, Any]:
     """KEY=VALUE pairs as arguments."""
-    from fewstep.written import fitted, read
+    from fewstep.written import fitted, read_value
 
     call = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not (key.isidentifier() and equals):
             raise FewstepError("--set takes KEY=VALUE", value=setting, hint="Write --set height=256.")
-        call[key] = fitted(read(text))
+        call[key] = fitted(read_value(text))
     return call
 
 

@@ -14,14 +14,15 @@ from fewstep.cli.shell import TRAIN, Overrides, console, examples, suggest
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
+        "train",
         rich_help_panel=TRAIN,
         epilog=examples(
             "fewstep train vae", "fewstep train student --set steps=2000 --set seed=1 --out runs/train-student-1"
         ),
-    )(train)
+    )(run)
 
 
-def train(
+def run(
     stage: Annotated[
         str,
         typer.Argument(
@@ -35,10 +36,10 @@ def train(
     """Train one stage of the small models, on CPU or GPU. Killed, the same command goes on from its last checkpoint."""
     from rich.markup import escape
 
-    from fewstep.jobs.zoo import run
+    from fewstep.jobs import zoo
     from fewstep.runs import processes
 
-    made = run(stage, overrides or [], out or Path("runs") / f"train-{stage}")
+    made = zoo.run(stage, overrides or [], out or Path("runs") / f"train-{stage}")
     if processes.leads():
         console().print(f"[bold green]Done.[/bold green] The model lies in {escape(str(made))}")
         suggest(*following.after_stage(stage, made))

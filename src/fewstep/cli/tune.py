@@ -28,14 +28,14 @@ FIELDS = RecipeFields(
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     add_recipe_command(
-        app, FIELDS, SMALLER, tune,
+        app, "tune", FIELDS, SMALLER, place,
         "fewstep tune emoji-student --scheme w4a8",
         "fewstep tune runs/quantize-my-pipeline-w4a8/artifacts/pipeline --prompts my-prompts.txt",
         "fewstep tune my-pipeline --scheme w8a8 --alignment none --quality sharpness --set evaluation.judge=none",
     )  # fmt: skip
 
 
-def tune(context: typer.Context, given: dict[str, Any]) -> Path:
+def place(context: typer.Context, given: dict[str, Any]) -> Path:
     """Adapt the sampler of MODEL to its rounding: two scalars per step, found by search, free at inference (Q-Sched).
 
     A model in full precision is quantized first, and every system is measured on held-out prompts beside the null

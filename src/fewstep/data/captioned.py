@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fewstep.data.captions import beside, listed
+from fewstep.data.captions import caption_beside, listed
 from fewstep.data.pictures import ENDINGS, OTHERS, from_array, read_picture
 from fewstep.errors import FewstepError
 
@@ -89,7 +89,7 @@ def captioned_files(path: Path) -> dict[Path, str]:
     table = listed(path)
     if table is not None and (lost := [file.name for file in files if file not in table]):
         raise FewstepError(f"{path}'s table of captions lacks a picture", value=lost[0], hint="Add a row for it.")
-    found = {file: beside(file) for file in files} if table is None else table
+    found = {file: caption_beside(file) for file in files} if table is None else table
     if not found:
         hint = f"Known endings: {', '.join(sorted(ENDINGS))}."
         raise FewstepError(f"no pictures in {path}", value=others[:1] or None, hint=hint)

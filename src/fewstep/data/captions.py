@@ -49,7 +49,7 @@ def listed(folder: Path) -> dict[Path, str] | None:
     return found
 
 
-def column(folder: Path, name: str) -> dict[Path, Any]:
+def table_column(folder: Path, name: str) -> dict[Path, Any]:
     """What another column of the folder's table says of its pictures, where it says something."""
     table = next((folder / file for file in TABLES if (folder / file).is_file()), None)
     if table is None:
@@ -58,7 +58,7 @@ def column(folder: Path, name: str) -> dict[Path, Any]:
     return {folder / row["file_name"]: row[name] for _, row in rows if row.get(name) not in (None, "")}
 
 
-def beside(file: Path) -> str:
+def caption_beside(file: Path) -> str:
     """The text in the `.txt` of the same name, else the file name with _ and - as spaces.
 
     Raises:

@@ -88,7 +88,9 @@ Solve = Callable[[Sequence[int], Sequence[int]], Tensor]
 """(seeds, numbers of conditions) -> states (n, K, ...) at the header's times."""
 
 
-def write(folder: str | Path, header: StoreHeader, solve: Solve, advance: Callable[[int], None] | None = None) -> int:
+def write_store(
+    folder: str | Path, header: StoreHeader, solve: Solve, advance: Callable[[int], None] | None = None
+) -> int:
     """Write the shards that are absent and that no other worker is writing.
 
     Args:

@@ -19,7 +19,7 @@ from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Plan
 from fewstep.report import Block, FactList, ImageGrid, Note, Page, save
 from fewstep.tasks.restoration.photos import FORMATS, Photo, read_photo, write_photo
-from fewstep.tasks.restoration.restore import Restoration, named, restore
+from fewstep.tasks.restoration.restore import Restoration, parse_operator, restore_picture
 
 DRAWS, ZOOM = 4, 48
 """Draws whose spread a report shows, and side of its close-up in pixels."""
@@ -57,8 +57,8 @@ def restored_photo(
     denoiser: Denoiser, plan: Plan, photo: Photo, how: Restoration, *, channels: int, seed: int, **options: Any
 ) -> Photo:
     """One draw, with the grey, depth, transparency and description of the photo given."""
-    pixels = restore(denoiser, plan, photo.pixels, how, channels=channels, seeds=[seed], **options)[0]
-    if len(photo.pixels) == 1 and named(how.operator)[0] != "grey":
+    pixels = restore_picture(denoiser, plan, photo.pixels, how, channels=channels, seeds=[seed], **options)[0]
+    if len(photo.pixels) == 1 and parse_operator(how.operator)[0] != "grey":
         pixels = pixels.mean(0, keepdim=True)
     alpha = photo.alpha
     if alpha is not None:
@@ -85,7 +85,7 @@ def restore_files(
     Raises:
         FewstepError: the pipeline or the operator can restore no picture.
     """
-    named(how.operator)
+    parse_operator(how.operator)
     denoiser, how, options = _opened(pipe, how, mask)
     failed: dict[str, str] = {}
     for file in files:
@@ -130,7 +130,7 @@ def report(
         try:
             photo = read_photo(file)
             draws = {
-                caption: restore(
+                caption: restore_picture(
                     denoiser, plan, photo.pixels, how, seeds=range(seed, seed + (DRAWS if k == 0 else 1)), **options
                 )
                 for k, (caption, plan) in enumerate(plans.items())

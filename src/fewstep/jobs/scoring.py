@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.captioned import captioned_files
-from fewstep.data.captions import beside, column
+from fewstep.data.captions import caption_beside, table_column
 from fewstep.data.pictures import ENDINGS, read_picture, read_whole
 from fewstep.errors import FewstepError
 from fewstep.images import as_float
@@ -49,10 +49,10 @@ def pictures_of(places: Sequence[Path], prompts: Sequence[str] = ()) -> list[Pic
     found: list[Picture] = []
     for place in places:
         if place.is_dir():
-            seeds = column(place, "seed")
+            seeds = table_column(place, "seed")
             found += [Picture(file, text, seeds.get(file)) for file, text in captioned_files(place).items()]
         elif place.suffix.lower() in ENDINGS and place.is_file():
-            found.append(Picture(place, beside(place)))
+            found.append(Picture(place, caption_beside(place)))
         else:
             raise FewstepError("no picture and no folder of pictures", value=str(place), hint="Check the path.")
     if not prompts:

@@ -20,7 +20,7 @@ RAMP = Family("ramp")
 """Four numbers: the scalars of the first and of the last step, linear between."""
 
 
-def tune(
+def tune_scales(
     run: Run,
     plan: Plan,
     objective: Objective,
@@ -75,7 +75,7 @@ def tune_to_full_precision(
     piece: int,
     name: str = "q-sched",
 ) -> SearchOutcome:
-    """The best scalars for a low-bit pipeline that is to end where full precision does; see `tune`.
+    """The best scalars for a low-bit pipeline that is to end where full precision does; see `tune_scales`.
 
     Args:
         run: keeps the scores.
@@ -91,11 +91,11 @@ def tune_to_full_precision(
         for kind, (sampler, _) in (("full", full), ("low", low))
     }
     truth = rows["full"](full[1], range(len(items.seeds)))
-    return tune(run, low[1], TeacherMatch(rows["low"], truth), budget, name=name)
+    return tune_scales(run, low[1], TeacherMatch(rows["low"], truth), budget, name=name)
 
 
 def scaled(plan: Plan, theta: Sequence[float], family: Family = RAMP) -> Plan:
-    """The plan with the scalars that `tune` found."""
+    """The plan with the scalars that `tune_scales` found."""
     return family.apply(plan, torch.tensor(theta, dtype=torch.float64))
 
 

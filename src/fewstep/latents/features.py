@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
 from fewstep.latents.encoders import Encoder, small_encoder
-from fewstep.latents.surface import channel_statistics, feature_column, posterior
+from fewstep.latents.surface import channel_statistics, feature_column, point_posterior
 from fewstep.registration import component
 
 SMALL = 1e-6
@@ -106,7 +106,7 @@ class FeatureAutoencoder(ModelMixin, ConfigMixin):
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[object]:
         """Standardised features as the mean of a posterior without width."""
-        found = posterior((self.features(x / 2 + 0.5) - feature_column(self.mean)) / feature_column(self.std))
+        found = point_posterior((self.features(x / 2 + 0.5) - feature_column(self.mean)) / feature_column(self.std))
         return AutoencoderKLOutput(latent_dist=found) if return_dict else (found,)
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: object = None) -> DecoderOutput | tuple[Tensor]:

@@ -11,7 +11,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from fewstep.latents.surface import channel_statistics, feature_column, posterior
+from fewstep.latents.surface import channel_statistics, feature_column, point_posterior
 from fewstep.registration import component
 
 
@@ -38,7 +38,7 @@ class PixelAutoencoder(ModelMixin, ConfigMixin):
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[object]:
         """Standardised pictures as the mean of a posterior without width."""
-        found = posterior((x - feature_column(self.mean)) / feature_column(self.std))
+        found = point_posterior((x - feature_column(self.mean)) / feature_column(self.std))
         return AutoencoderKLOutput(latent_dist=found) if return_dict else (found,)
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: object = None) -> DecoderOutput | tuple[Tensor]:

@@ -13,7 +13,7 @@ LEAST_STD = 1e-4
 """A channel that hardly varies is not blown up."""
 
 
-def posterior(mean: Tensor) -> DiagonalGaussianDistribution:
+def point_posterior(mean: Tensor) -> DiagonalGaussianDistribution:
     """A posterior (B, C, h, w) without width: mean, mode and every sample are the same."""
     return DiagonalGaussianDistribution(torch.cat([mean, torch.zeros_like(mean)], 1), deterministic=True)
 

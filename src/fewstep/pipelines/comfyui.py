@@ -60,12 +60,12 @@ Step = tuple[Tensor, float]
 """The mean of the next state, and how much noise is added to it."""
 
 
-def euler(walk: Walk, k: int) -> Step:
+def sample_euler(walk: Walk, k: int) -> Step:
     """First order (DDIM without noise)."""
     return walk.euler(k, walk.sigmas[k + 1]), 0.0
 
 
-def dpmpp_2m(walk: Walk, k: int) -> Step:
+def sample_dpmpp_2m(walk: Walk, k: int) -> Step:
     """DPM-Solver++ of second order, arXiv 2211.01095, whose first and last steps are of first order."""
     sigma, to, clean = walk.sigmas[k], walk.sigmas[k + 1], walk.clean[k]
     if to == 0:
@@ -76,7 +76,7 @@ def dpmpp_2m(walk: Walk, k: int) -> Step:
     return to / sigma * walk.states[k] + (1 - to / sigma) * clean, 0.0
 
 
-def heun(walk: Walk, k: int) -> Step:
+def sample_heun(walk: Walk, k: int) -> Step:
     """Two evaluations in a step, but for the last: rows come in pairs."""
     if k % 2 == 0:
         return walk.euler(k, walk.sigmas[k + 1]), 0.0
@@ -84,13 +84,13 @@ def heun(walk: Walk, k: int) -> Step:
     return walk.states[k - 1] + change * (walk.slope(k - 1) + walk.slope(k)) / 2, 0.0
 
 
-def lcm(walk: Walk, k: int) -> Step:
+def sample_lcm(walk: Walk, k: int) -> Step:
     """The clean prediction, noised anew (arXiv 2310.04378)."""
     to = walk.sigmas[k + 1]
     return (1 - to if walk.flow else 1.0) * walk.clean[k], to
 
 
-def euler_ancestral(walk: Walk, k: int) -> Step:
+def sample_euler_ancestral(walk: Walk, k: int) -> Step:
     """First order to a lower level, then noise back up; not for flows, where ComfyUI's is another one."""
     sigma, to = walk.sigmas[k], walk.sigmas[k + 1]
     up = min(to, math.sqrt(to**2 * (sigma**2 - to**2)) / sigma)
@@ -98,8 +98,12 @@ def euler_ancestral(walk: Walk, k: int) -> Step:
 
 
 SAMPLERS: dict[str, Callable[[Walk, int], Step]] = {
-    "euler": euler, "dpmpp_2m": dpmpp_2m, "heun": heun, "lcm": lcm, "euler_ancestral": euler_ancestral,
-}  # fmt: skip
+    "euler": sample_euler,
+    "dpmpp_2m": sample_dpmpp_2m,
+    "heun": sample_heun,
+    "lcm": sample_lcm,
+    "euler_ancestral": sample_euler_ancestral,
+}
 """ComfyUI's samplers by its names, in the order in which they are tried."""
 
 

@@ -11,7 +11,7 @@ from fewstep.errors import FewstepError, RecipeError, nearest
 from fewstep.files import read_text, user_path
 from fewstep.recipes import kinds
 from fewstep.recipes.base import Recipe, validated
-from fewstep.written import DEEPEST, LARGEST, Written, fitted, parse, read
+from fewstep.written import DEEPEST, LARGEST, Written, fitted, parse, read_value
 
 SHIPPED = Path(__file__).parent
 OF_VERBS = {"search": "schedule", "tune": "q-sched"}
@@ -79,7 +79,7 @@ def override(values: Mapping[str, Any], text: str) -> dict[str, Any]:
     key, equals, written = text.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise RecipeError("an override is written key=value", value=text, hint="For instance --set search.seed=1.")
-    return _with(values, key.strip(), read(written))
+    return _with(values, key.strip(), read_value(written))
 
 
 def _with(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ class EMA:
 
     def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self.shadow = {name: tensor.detach().clone() for name, tensor in named(modules)}
+        self.shadow = {name: tensor.detach().clone() for name, tensor in named_tensors(modules)}
 
     @torch.no_grad()
     def update(self, modules: Mapping[str, nn.Module]) -> None:
@@ -27,7 +27,7 @@ class EMA:
         self.updates += 1
         decay = warmed_up(self.decay, self.updates)
         floats: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-        for name, tensor in named(modules):
+        for name, tensor in named_tensors(modules):
             shadow = self.shadow[name]
             if shadow.is_floating_point():
                 floats[0].append(shadow)
@@ -40,7 +40,7 @@ class EMA:
     @torch.no_grad()
     def copy_to(self, modules: Mapping[str, nn.Module]) -> None:
         """Put the averaged weights into the modules."""
-        for name, tensor in named(modules):
+        for name, tensor in named_tensors(modules):
             tensor.copy_(self.shadow[name])
 
     def load(self, shadow: Mapping[str, torch.Tensor], updates: int) -> None:
@@ -50,7 +50,7 @@ class EMA:
         self.updates = updates
 
 
-def named(modules: Mapping[str, nn.Module]) -> Iterable[tuple[str, torch.Tensor]]:
+def named_tensors(modules: Mapping[str, nn.Module]) -> Iterable[tuple[str, torch.Tensor]]:
     """Every tensor of the modules by `MODULE.NAME`."""
     for module_name, module in modules.items():
         for name, tensor in module.state_dict().items():

@@ -15,7 +15,7 @@ from torch import nn
 from fewstep.errors import FewstepError
 from fewstep.files import read_tensors, write_tensors
 from fewstep.runs import processes
-from fewstep.train.ema import named
+from fewstep.train.ema import named_tensors
 from fewstep.train.shards import like, whole
 
 WIDTHS = (0.05, 0.10)
@@ -84,7 +84,7 @@ def reconstruct_average(folder: str | Path, width: float, at: int | None = None)
         raise FewstepError("no stored averages here", value=str(folder), hint="Train with ema_widths=[0.05, 0.1].")
     widths = sorted({float(name.partition("/")[0]) for name in read_tensors(next(iter(files.values())))})
     stored = [(step, width_) for step in files for width_ in widths]
-    share = weights([(t, exponent(w)) for t, w in stored], (last, exponent(width)))
+    share = profile_shares([(t, exponent(w)) for t, w in stored], (last, exponent(width)))
     mixed: dict[str, torch.Tensor] = {}
     for step, file in files.items():
         for name, tensor in read_tensors(file).items():
@@ -94,7 +94,7 @@ def reconstruct_average(folder: str | Path, width: float, at: int | None = None)
     return {name: tensor.float() for name, tensor in mixed.items()}
 
 
-def weights(stored: Sequence[tuple[float, float]], wanted: tuple[float, float]) -> list[float]:
+def profile_shares(stored: Sequence[tuple[float, float]], wanted: tuple[float, float]) -> list[float]:
     """Shares of stored profiles (last time, gamma) that come nearest to the wanted one in the L2 sense."""
     matrix = np.array([[_overlap(a, b) for b in stored] for a in stored])
     goal = np.array([_overlap(a, wanted) for a in stored])
@@ -110,4 +110,4 @@ def _overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
 
 
 def _floats(modules: Mapping[str, nn.Module]) -> list[tuple[str, torch.Tensor]]:
-    return [(name, tensor) for name, tensor in named(modules) if tensor.is_floating_point()]
+    return [(name, tensor) for name, tensor in named_tensors(modules) if tensor.is_floating_point()]

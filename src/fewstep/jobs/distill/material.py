@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data import load as load_pictures
-from fewstep.distillation.store import Solve, StoreHeader, TrajectoryStore, missing, write
+from fewstep.distillation.store import Solve, StoreHeader, TrajectoryStore, missing, write_store
 from fewstep.errors import FewstepError
 from fewstep.files import user_path
 from fewstep.jobs.context import JobContext, first_seed
@@ -121,10 +121,10 @@ class TrainingData:
         place = user_path(settings.folder) if settings.folder else self.context.run.scratch("trajectories")
         header = self._header(self.context.conditions(settings.conditions))
         with self.context.run.progress("trajectories of the teacher", total=header.count) as advance:
-            write(place, header, self._solve(header), advance)
+            write_store(place, header, self._solve(header), advance)
         while missing(place):  # shards of other processes; of one that died they are anyone's
             time.sleep(0.2)
-            write(place, header, self._solve(header))
+            write_store(place, header, self._solve(header))
         return TrajectoryStore.open(place, process=self.context.process)
 
     def _header(self, conditions: Sequence[Any] | None) -> StoreHeader:

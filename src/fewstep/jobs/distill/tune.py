@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.jobs.distill.context import DistillContext
 from fewstep.jobs.distill.training import Trained, draw, student_network
-from fewstep.jobs.tuning import scaled, tune
+from fewstep.jobs.tuning import scaled, tune_scales
 from fewstep.metrics import load_features
 from fewstep.plan import Plan
 from fewstep.schedules import DistributionMatch
@@ -42,7 +42,7 @@ def tuned(context: DistillContext, trained: Trained) -> Plan:
         with torch.no_grad():
             reference = features(later.draw(context.teacher, context.data.teacher))
         objective = DistributionMatch(generate, features, reference, ITEMS)
-        found = tune(context.run, plan, objective, recipe.train.q_sched, seed=recipe.train.seed)
+        found = tune_scales(context.run, plan, objective, recipe.train.q_sched, seed=recipe.train.seed)
         return scaled(plan, found.theta)
 
     return context.run.unit("q-sched", compute, save=Plan.save, load=Plan.load, artifact="plan.json")

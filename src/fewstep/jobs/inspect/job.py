@@ -57,12 +57,12 @@ def inspect(settings: InspectSettings, run: Run, **call: Any) -> Path:
     recipe = PipelineRecipe(
         kind="inspect", model=settings.model, guidance=settings.guidance, call=call, variant=settings.variant
     )
-    results = measured(JobContext.open(recipe, run), settings, plan)
+    results = measurements(JobContext.open(recipe, run), settings, plan)
     write_json(run.path / "results.json", results)
     return page(results, run.path / "report.html")
 
 
-def measured(context: JobContext[PipelineRecipe], settings: InspectSettings, plan: Plan | None) -> dict[str, Any]:
+def measurements(context: JobContext[PipelineRecipe], settings: InspectSettings, plan: Plan | None) -> dict[str, Any]:
     """What is measured of a pipeline and its plan, as JSON values.
 
     Args:

@@ -23,7 +23,7 @@ from fewstep.jobs.q_sched.names import FULL, FULL_TUNED, LOW, LOW_FITTED, LOW_TU
 from fewstep.jobs.q_sched.objective import TuningObjective, objective_of, verdict
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.jobs.q_sched.report import write_report
-from fewstep.jobs.tuning import scaled, score_log, tune
+from fewstep.jobs.tuning import scaled, score_log, tune_scales
 from fewstep.pipelines import PipelineSampler, attach, identity_of, save_pipeline, trace
 from fewstep.pipelines.calls import condition_kind
 from fewstep.pipelines.protocol import Pipeline
@@ -153,7 +153,7 @@ def _searched(
     settings, key = context.recipe.search, f"search-{plain(name)}"
 
     def compute() -> dict[str, Any]:
-        found = tune(
+        found = tune_scales(
             context.run, plan, objective.on(sampler), settings.budget, family=_family(context),
             method=settings.searcher, seed=settings.seed, spent=objective.spent, name=key, widen=settings.widen,
         )  # fmt: skip

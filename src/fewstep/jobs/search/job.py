@@ -11,7 +11,7 @@ from fewstep.jobs.search.compare import FOUND, OWN, SCALED, compare_plans, pictu
 from fewstep.jobs.search.context import SearchContext
 from fewstep.jobs.search.recipe import ScheduleRecipe
 from fewstep.jobs.search.report import tables, write_report
-from fewstep.jobs.tuning import scaled, spending, tune
+from fewstep.jobs.tuning import scaled, spending, tune_scales
 from fewstep.metrics import load_features
 from fewstep.pipelines import attach, save_pipeline
 from fewstep.pipelines.process import training_scheduler
@@ -82,7 +82,7 @@ def searched(context: SearchContext) -> tuple[dict[str, Any], Plan]:
 def _tuned(context: SearchContext, plan: Plan) -> dict[str, Any]:
     """Two scalars per step on top of the schedule."""
     settings = context.recipe.search
-    found = tune(
+    found = tune_scales(
         context.run, plan, context.objective, settings.q_sched, method=settings.searcher, seed=settings.seed
     )  # fmt: skip
     return {"theta": list(found.theta), "value": found.value, "spent": found.spent}

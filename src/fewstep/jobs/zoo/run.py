@@ -20,7 +20,7 @@ from fewstep.ownership import MARKER, check, read_marker, write_marker
 from fewstep.train.loop import TrainingProgress, accelerator_for, fit
 from fewstep.train.shards import wanted as sharded
 from fewstep.train.stage import StageConfig
-from fewstep.written import fitted, read
+from fewstep.written import fitted, read_value
 
 RECORD, RESULT, KIND = "training.json", "result", "training"
 STAGES = ("vae", "clip", "judge", "teacher", "student", "quality", "dit", "classifier", "oms", "encoder", "rae", "svg")
@@ -126,7 +126,7 @@ def settings(kind: type[StageConfig], overrides: Sequence[str]) -> StageConfig:
             raise RecipeError("an override needs the form key=value", value=item)
         if key not in kind.model_fields:
             raise RecipeError("unknown training setting", value=key, hint=nearest(key, kind.model_fields))
-        values[key] = fitted(read(text), (kind.model_fields[key].annotation,))
+        values[key] = fitted(read_value(text), (kind.model_fields[key].annotation,))
     try:
         return kind(**values)
     except ValidationError as error:

@@ -55,12 +55,12 @@ class Restoration:
         Raises:
             FewstepError: an unknown operator, or one whose number is missing or no number.
         """
-        name, value = named(self.operator)
+        name, value = parse_operator(self.operator)
         return _factor(value) if name in ("box", "bicubic") else 1
 
     def of(self, shape: tuple[int, ...], mask: Tensor | None = None) -> LinearOperator:
         """The operator on restored pictures (C, H, W); `mask` (H, W) is 1 where inpainting knows them."""
-        name, value = named(self.operator)
+        name, value = parse_operator(self.operator)
         if name == "inpainting":
             if mask is None:
                 raise FewstepError("inpainting needs a mask", hint="Give one, white where the picture is known.")
@@ -68,7 +68,7 @@ class Restoration:
         return OPERATORS[name](value, shape)
 
 
-def named(operator: str) -> tuple[str, float]:
+def parse_operator(operator: str) -> tuple[str, float]:
     """Name and number of an operator as written.
 
     Raises:
@@ -87,7 +87,7 @@ def named(operator: str) -> tuple[str, float]:
     return name, 0.0
 
 
-def restore(
+def restore_picture(
     denoiser: Denoiser,
     plan: Plan,
     picture: Tensor,
@@ -150,7 +150,7 @@ def restore(
 
 def _fitting(picture: Tensor, how: Restoration, channels: int) -> Tensor:
     """The picture with the channels of the operator's result."""
-    wanted = 1 if named(how.operator)[0] == "grey" else channels
+    wanted = 1 if parse_operator(how.operator)[0] == "grey" else channels
     if picture.ndim != 3 or not picture.numel() or len(picture) not in (1, wanted):
         hint = f"Its shape must be ({wanted}, H, W)." if picture.ndim == 3 else "Give (C, H, W)."
         raise FewstepError("the picture does not fit the network", value=tuple(picture.shape), hint=hint)
