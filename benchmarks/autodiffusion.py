@@ -32,7 +32,7 @@ from fewstep.runs import environment
 from fewstep.schedules import Candidate, EvaluationPool, ModelInfo, ScheduleSpace, autodiffusion, random_search
 from fewstep.solvers import Decision, grids, unipc
 from fewstep.testing.mixture import Mixture
-from fewstep.variants import Variants, prunable, relative_cost
+from fewstep.variants import prunable, relative_cost, variants
 
 SEARCHES: dict[str, Callable[..., None]] = {"evolution": autodiffusion, "random": random_search}
 FIRST = Decision(order=1)
@@ -51,7 +51,7 @@ def draw(bed: Testbed, plan: Plan, conditions: Sequence[Any], seeds: Sequence[in
         for first in range(0, len(seeds), bed.batch):
             bound = bed.bind(conditions[first : first + bed.batch])
             some = list(seeds[first : first + bed.batch])
-            parts.append(sample(plan, Variants(bound, bound.network.model), seeds=some, shape=bed.shape))
+            parts.append(sample(plan, variants(plan, bound, bound.network.model), seeds=some, shape=bed.shape))
     return torch.cat(parts)
 
 

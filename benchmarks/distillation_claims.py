@@ -35,7 +35,7 @@ from fewstep.files import read_json, read_tensors, write_json, write_tensors
 from fewstep.runs import Run, environment
 from fewstep.testing.digits import DigitBed, DigitJudge, DigitNetwork, train_digits
 from fewstep.testing.kernel_digits import load_digits
-from fewstep.testing.voxels import PREDICTION, VoxelBed, load_voxels, train_voxels
+from fewstep.testing.voxels import PREDICTION, load_voxels, shape_measures, train_voxels
 
 WIDTH, FORMAT = 128, 2
 FIRST = (
@@ -71,7 +71,7 @@ def bed_of(folder: Path, steps: int, voxels: Sequence[Path] = ()) -> DigitBed:
             module.load_state_dict({k.partition(".")[2]: v for k, v in tensors.items() if k.startswith(f"{name}.")})
             module.eval().requires_grad_(False)
         if voxels:
-            return VoxelBed(data, network, judge, prediction=PREDICTION)
+            return DigitBed(data, network, judge, prediction=PREDICTION, further=shape_measures)
         return DigitBed(data, network, judge)
 
     def compute() -> DigitBed:

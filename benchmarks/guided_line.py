@@ -34,7 +34,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 from fewstep.runs import Run, environment
 from fewstep.testing.digits import DigitNetwork, class_condition
-from fewstep.testing.fit import fitted
+from fewstep.testing.fit import fit_network
 from fewstep.testing.mixture import Mixture
 from fewstep.testing.training import distil
 
@@ -86,7 +86,7 @@ class Line:
                 wanted = teacher.raw(x, t, class_condition(labels))
             return (student.raw(x, t, class_condition(labels)) - wanted).square().mean()
 
-        fitted(network, loss, 800, rate=2e-3)
+        fit_network(network, loss, 800, rate=2e-3)
         return network
 
     def batches(self, size: int) -> Callable[[torch.Generator], Batch]:

@@ -16,7 +16,7 @@ from fewstep.data import load_mnist
 from fewstep.denoiser import Backbone, Guided
 from fewstep.executor import sample
 from fewstep.files import write_json
-from fewstep.metrics.classifier import ClassJudge, load_classifier
+from fewstep.metrics.classifier import load_classifier
 from fewstep.metrics.distances import frechet, psnr
 from fewstep.metrics.features import FeatureNet
 from fewstep.pipelines import load_pipeline
@@ -67,7 +67,7 @@ def main() -> None:
     images, captions = load_mnist()
     images, captions = images[: options.count].float() / 255, captions[: options.count]
     net = load_classifier(options.features or shipped("mnist-features"))
-    judge, features = ClassJudge(net), FeatureNet("mnist-features", net.features)
+    judge, features = net, FeatureNet("mnist-features", net.features)
     pipe = load_pipeline(options.model)
     real = features(images)
     again = reconstructed(pipe.vae, images)

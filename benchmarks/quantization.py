@@ -34,7 +34,7 @@ from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.jobs.quantize.job import searched
 from fewstep.jobs.tuning import scaled
 from fewstep.metrics import load_features
-from fewstep.metrics.classifier import ClassJudge, load_classifier
+from fewstep.metrics.classifier import load_classifier
 from fewstep.metrics.distances import frechet, psnr
 from fewstep.metrics.intervals import difference_interval, mean_interval
 from fewstep.pipelines import backbone_of, identity_of
@@ -97,7 +97,7 @@ class Subject:
         self.seeds = seeds_for("evaluation", 7, items)
         self.truth = self.draw(backbone_of(self.job.pipe))
         if name == "mnist-dit":
-            self.judge: Any = ClassJudge(load_classifier(shipped("mnist-features")))
+            self.judge: Any = load_classifier(shipped("mnist-features"))
             self.features = load_features(f"classifier:{shipped('mnist-features')}")
         else:
             self.judge = load_reward(placed("clip:emoji-judge"))

@@ -45,7 +45,7 @@ from fewstep.plan import Plan
 from fewstep.runs import Run, environment
 from fewstep.solvers import ddim, grids
 from fewstep.testing.digits import DigitBed, DigitJudge, DigitNetwork, class_condition, train_digits
-from fewstep.testing.fit import fitted
+from fewstep.testing.fit import fit_network
 from fewstep.testing.mixture import Mixture
 
 WANTED = 3
@@ -87,7 +87,7 @@ def noisy_judge(bed: DigitBed, steps: int, seed: int) -> DigitNetwork:
         noisy = (1 - t) * bed.data.train[rows] + t * torch.randn(256, 64, generator=generator)
         return F.cross_entropy(network(noisy, 1000 * t[:, 0])[:, :10], bed.data.train_labels[rows])
 
-    fitted(network, loss, steps, rate=1e-3)
+    fit_network(network, loss, steps, rate=1e-3)
     return network.eval().requires_grad_(False)
 
 
@@ -220,7 +220,7 @@ def _trained(data: Tensor, labels: Tensor, steps: int, seed: int) -> Labelled:
             .mean()
         )
 
-    fitted(network, loss, steps, rate=1e-3, average=0.998)
+    fit_network(network, loss, steps, rate=1e-3, average=0.998)
     return network.eval().requires_grad_(False)
 
 

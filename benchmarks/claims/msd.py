@@ -15,7 +15,7 @@ from claims.claim import Arm, Claim, Question
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.method import Method, method
 from fewstep.testing.digits import CLASSES, DigitBed, DigitNetwork
-from fewstep.testing.fit import fitted
+from fewstep.testing.fit import fit_network
 
 PARTS = ((0, 1, 2), (3, 4), (5, 6, 7), (8, 9))
 SMALL, WARM = 60, 1500
@@ -83,7 +83,7 @@ def warmed(teacher: DigitNetwork, width: int) -> DigitNetwork:
             wanted = teacher(x, 1000 * t, **batch.condition)
         return (network(x, 1000 * t, **batch.condition) - wanted).square().mean()
 
-    fitted(network, loss, WARM, rate=2e-3)
+    fit_network(network, loss, WARM, rate=2e-3)
     return network
 
 

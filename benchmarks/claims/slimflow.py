@@ -8,7 +8,7 @@ from claims.chain import Chain, Flow
 from claims.claim import Arm, Claim, Question
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.method import method
-from fewstep.testing.digits import DigitBed, Trajectories
+from fewstep.testing.digits import DigitBed
 
 SLIM, MANY, FEW = 88, 4096, 256
 
@@ -21,8 +21,8 @@ def many(bed: DigitBed) -> DigitBed:
 def few(bed: DigitBed) -> DigitBed:
     """Of the pairs that the flow was made from too few for one step to be learned from them."""
     assert bed.store is not None
-    store = bed.store
-    return dataclasses.replace(bed, store=Trajectories(store.path[:FEW], store.times, store.labels[:FEW]))
+    path, times, labels = bed.store
+    return dataclasses.replace(bed, store=(path[:FEW], times, labels[:FEW]))
 
 
 def same(bed: DigitBed) -> DigitBed:

@@ -37,7 +37,7 @@ class PluginError(FewstepError):
 
 
 class Stop(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a call that has done what it was started for, from inside it; may carry what it made."""
+    """Ends a call that has done what it was started for, or may do no more, from inside it; may carry what it made."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """Parts by name: those of fewstep, those that a script adds, and those that installed packages bring.
 
-`Registry` is a mapping name -> part. In a `SpecRegistry` the part is made from a short text such as `clip:folder`: a
-kind, and an argument that the kind understands.
+`Registry` is a mapping name -> part. Where entries make the part from a short text such as `clip:folder`, a kind and
+an argument that the kind understands, `Registry.load` does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from fewstep.errors import FewstepError, PluginError, nearest
 from fewstep.plugins import broken, load_plugin, plugin_names
@@ -34,6 +34,7 @@ class Registry(MutableMapping[str, Entry]):
         package: every module of it is imported at the first look-up, so that one file is enough to join.
         decorator: by which a plug-in enters itself, where the object behind its entry point is not the part.
         source: what was written to make a part, the part itself unless given; a second one is refused.
+        part: the type, or the protocol that can be checked at run time, of what entries make that are asked by `load`.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class Registry(MutableMapping[str, Entry]):
         package: str = "",
         decorator: str = "",
         source: Callable[[Entry], object] = lambda entry: entry,
+        part: Any = object,
     ) -> None:
         self.what, self.group, self.package, self.decorator, self.source = what, group, package, decorator, source
+        self.part = part
         self.own: dict[str, Entry] = dict(own or {})
         self.brought: set[str] = set()
         """Names that came from other packages."""
@@ -78,6 +81,42 @@ class Registry(MutableMapping[str, Entry]):
             return self[name]
         except KeyError:
             raise FewstepError(f"unknown {self.what}", value=name, hint=nearest(name, self)) from None
+
+    def kinds(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self)
+
+    def load(self: Registry[Maker[Part]], spec: str) -> Part:
+        """What is made for `kind` or `kind:argument`.
+
+        Raises:
+            FewstepError: the kind is unknown, or does not understand its argument.
+            PluginError: the package that brings the kind is broken.
+        """
+        kind, _, argument = self.check(spec).partition(":")
+        make, brought = self[kind], kind in self.brought
+        try:
+            made = make(argument)
+        except FewstepError:
+            raise
+        except Exception as error:
+            if not brought:
+                raise
+            raise broken(self.group, kind, f"fails with {type(error).__name__}: {error}") from error
+        if brought and not isinstance(made, self.part):
+            raise broken(self.group, kind, f"makes a {type(made).__name__}, which is no {self.what}")
+        return made
+
+    def check(self, spec: str) -> str:
+        """The spec itself, if its kind is known; no part is made.
+
+        Raises:
+            FewstepError: it is not.
+        """
+        kind = spec.partition(":")[0]
+        if kind not in self:
+            raise FewstepError(f"unknown {self.what} {kind!r}", value=spec, hint=nearest(kind, self))
+        return spec
 
     def __getitem__(self, name: str) -> Entry:
         self._gather()
@@ -149,54 +188,6 @@ class View(Mapping[str, Value]):
 
     def __repr__(self) -> str:
         return f"<{self.table.what}: {', '.join(sorted(self))}>"
-
-
-class SpecRegistry(Registry[Maker[Part]], Generic[Part]):
-    """Parts that are chosen by `kind` or `kind:argument`; the entries are functions (argument, maybe empty) -> part.
-
-    Args:
-        part: the type, or the protocol that can be checked at run time, of what they make.
-    """
-
-    def __init__(self, what: str, group: str, *, package: str, part: Any = object) -> None:
-        super().__init__(what, group, package=package)
-        self.part = part
-
-    def kinds(self) -> list[str]:
-        """Names of all kinds."""
-        return sorted(self)
-
-    def load(self, spec: str) -> Part:
-        """Part for `kind` or `kind:argument`.
-
-        Raises:
-            FewstepError: the kind is unknown, or does not understand its argument.
-            PluginError: the package that brings the kind is broken.
-        """
-        kind, _, argument = self.check(spec).partition(":")
-        make, brought = self[kind], kind in self.brought
-        try:
-            made = make(argument)
-        except FewstepError:
-            raise
-        except Exception as error:
-            if not brought:
-                raise
-            raise broken(self.group, kind, f"fails with {type(error).__name__}: {error}") from error
-        if brought and not isinstance(made, self.part):
-            raise broken(self.group, kind, f"makes a {type(made).__name__}, which is no {self.what}")
-        return made
-
-    def check(self, spec: str) -> str:
-        """The spec itself, if its kind is known; no part is made.
-
-        Raises:
-            FewstepError: it is not.
-        """
-        kind = spec.partition(":")[0]
-        if kind not in self:
-            raise FewstepError(f"unknown {self.what} {kind!r}", value=spec, hint=nearest(kind, self))
-        return spec
 
 
 def no_argument(what: str, argument: str) -> None:

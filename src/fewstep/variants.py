@@ -18,6 +18,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -63,38 +64,31 @@ def _all(contexts: Sequence[Changed]) -> Iterator[None]:
         yield
 
 
-class Variants(Mapping[str, Network]):
-    """The networks of a plan's rows for `sample`, made when asked for.
+def variants(
+    plan: Plan, network: Network, model: nn.Module, others: Mapping[str, Network] | None = None
+) -> dict[str, Network]:
+    """The networks of a plan's rows, by name, for `sample`.
 
     Args:
+        plan: what is run.
         network: the main network, (scaled state (B, ...), time) -> raw output (B, ...).
         model: the module inside it whose variants are meant.
         others: networks of their own, by the name that rows use.
+
+    Raises:
+        FewstepError: a variant is unknown, or does not fit the model.
     """
+    found: dict[str, Network] = {MAIN: network, **(others or {})}
+    for name in dict.fromkeys(row.network for row in plan.rows):
+        if name not in found:
+            applied(model, name)  # refuses what does not fit, before anything runs
+            found[name] = partial(_within, network, model, name)
+    return found
 
-    def __init__(self, network: Network, model: nn.Module, others: Mapping[str, Network] | None = None) -> None:
-        self._networks: dict[str, Network] = {MAIN: network, **(others or {})}
-        self._main, self._model = network, model
 
-    def __getitem__(self, name: str) -> Network:
-        if name not in self._networks:
-            applied(self._model, name)  # refuses what does not fit, before anything runs
-
-            def network(x: Tensor, time: Tensor) -> Tensor:
-                with applied(self._model, name):
-                    return self._main(x, time)
-
-            self._networks[name] = network
-        return self._networks[name]
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self[name] is not None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._networks)
-
-    def __len__(self) -> int:
-        return len(self._networks)
+def _within(network: Network, model: nn.Module, name: str, x: Tensor, time: Tensor) -> Tensor:
+    with applied(model, name):
+        return network(x, time)
 
 
 class Follower:

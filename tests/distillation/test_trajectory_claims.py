@@ -62,9 +62,9 @@ def test_the_second_training_begins_with_the_first_one_s_student_on_its_trajecto
     assert first.network is bed.network
     assert second.network.width == 8  # the student of the first
     generator = torch.Generator().manual_seed(99)
-    states, times = second.walk(1.0, second.store.labels, generator, 8)
-    assert torch.equal(second.store.path[:, -1], states[-1])  # its own trajectories, not the teacher's
-    assert not torch.allclose(second.store.path[:, -1], first.store.path[:, -1])
+    states, times = second.walk(1.0, second.store[2], generator, 8)
+    assert torch.equal(second.store[0][:, -1], states[-1])  # its own trajectories, not the teacher's
+    assert not torch.allclose(second.store[0][:, -1], first.store[0][:, -1])
     assert times[0] == bed.process.noisiest
 
 
@@ -72,7 +72,7 @@ def test_a_chain_without_a_store_of_its_own_keeps_the_first_one_s(bed):
     seen.clear()
     chain = SpyChain(reflow, first=Spy(reflow, bed=stored))
     chain.train(bed, 8, 8, 0, learning_rate=1e-3)
-    assert seen[1][1].store is seen[0][1].store or torch.equal(seen[1][1].store.path, seen[0][1].store.path)
+    assert seen[1][1].store is seen[0][1].store or torch.equal(seen[1][1].store[0], seen[0][1].store[0])
 
 
 def test_a_chain_costs_the_mean_of_its_parts(bed):

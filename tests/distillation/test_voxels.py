@@ -8,8 +8,8 @@ import torch
 
 from fewstep.errors import FewstepError
 from fewstep.testing import digits
-from fewstep.testing.digits import DigitJudge, DigitNetwork
-from fewstep.testing.voxels import VoxelBed, load_voxels, overlap, pooled_grids, train_voxels
+from fewstep.testing.digits import DigitBed, DigitJudge, DigitNetwork
+from fewstep.testing.voxels import load_voxels, overlap, pooled_grids, shape_measures, train_voxels
 
 
 @pytest.fixture
@@ -84,10 +84,11 @@ def test_overlap_is_intersection_over_union():
 def test_held_out_shapes_cover_themselves_and_one_shape_covers_one(files):
     data = load_voxels([files], 4)
     different = data.test.unique(dim=0)
-    bed = VoxelBed(
+    bed = DigitBed(
         dataclasses.replace(data, test=different, test_labels=torch.arange(len(different)) % 3),
         DigitNetwork(8, size=64, classes=3),
         DigitJudge(64, 3),
+        further=shape_measures,
     )
     labels = bed.data.test_labels
     itself, one = bed.measures(different, labels), bed.measures(different[:1].repeat(len(different), 1), labels)

@@ -15,7 +15,7 @@ from fewstep.pipelines import PipelineSampler, attach, backbone_of, load_pipelin
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 from fewstep.solvers import ddim, grids
-from fewstep.variants import Variants, applied, prunable, relative_cost
+from fewstep.variants import applied, prunable, relative_cost, variants
 from tests.pipelines import tiny_pipelines as tiny
 
 KINDS = list(tiny.MAKERS)
@@ -183,7 +183,7 @@ def plan_with(*networks):
 def test_the_executor_runs_the_variant_of_each_row():
     model = Toy()
     plan = plan_with("main", "skip:1", "skip:0,1", "other")
-    networks = Variants(model, model, others={"other": lambda x, t: 0 * x})
+    networks = variants(plan, model, model, others={"other": lambda x, t: 0 * x})
     x = torch.ones(1, 1)
     found = sample(plan, networks, seeds=[0], shape=(1,), state=x)
     factor = 1.0
@@ -192,7 +192,7 @@ def test_the_executor_runs_the_variant_of_each_row():
     assert torch.allclose(found, x * factor, atol=1e-6)
     assert relative_cost(plan, model) == 1 + 0.5 + 0 + 1
     with pytest.raises(FewstepError, match="blocks 0 to 1"):
-        sample(plan_with("skip:2"), networks, seeds=[0], shape=(1,))
+        variants(plan_with("skip:2"), model, model)
 
 
 def varied(plan, *networks):

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from fewstep.runs import environment
-from fewstep.runs.progress import EVERY, Lines, time_left
+from fewstep.runs.progress import EVERY, progress_lines, time_left
 
 
 class Clock:
@@ -18,7 +18,7 @@ class Clock:
 
 def test_a_line_every_half_minute_with_speed_and_time_left():
     clock, said = Clock(), []
-    lines = Lines("search", 240, said.append, clock=clock)
+    lines = progress_lines("search", 240, said.append, clock=clock)
     lines(0)
     for second in range(1, 66):
         clock.now = 100 + second
@@ -28,7 +28,7 @@ def test_a_line_every_half_minute_with_speed_and_time_left():
 
 def test_speed_counts_from_where_this_process_began():
     clock, said = Clock(), []
-    lines = Lines("training, step", 1000, said.append, unit="img", per=8, clock=clock)
+    lines = progress_lines("training, step", 1000, said.append, unit="img", per=8, clock=clock)
     lines(500)
     clock.now += 40
     lines(520)
@@ -37,7 +37,7 @@ def test_speed_counts_from_where_this_process_began():
 
 def test_short_work_says_nothing():
     clock, said = Clock(), []
-    lines = Lines("x", 2, said.append, clock=clock)
+    lines = progress_lines("x", 2, said.append, clock=clock)
     lines(0)
     clock.now += EVERY - 1
     lines(1)

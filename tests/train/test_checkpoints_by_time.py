@@ -10,7 +10,7 @@ from fewstep.jobs.zoo.run import _begin, _check_place, _move_up
 from fewstep.ownership import read_marker, write_marker
 from fewstep.train import loop
 from fewstep.train.checkpoint import Pace
-from fewstep.train.display import Display
+from fewstep.train.display import display
 from fewstep.train.loop import accelerator_for, fit
 from fewstep.train.stage import Stage, StageConfig
 
@@ -84,7 +84,7 @@ def test_what_outlives_the_checkpoint_is_kept_elsewhere(tmp_path):
 def test_a_training_says_loss_speed_and_time_left_off_a_terminal():
     clock, said = Clock(), []
     config = StageConfig(steps=100, device="cpu")
-    with Display(accelerator_for(config), 100, show=said.append, clock=clock) as show:
+    with display(accelerator_for(config), 100, say=said.append, clock=clock) as show:
         for step in range(1, 41):
             clock.now += 1
             show(step, clock.now, {"loss": 0.5}, 8)

@@ -88,11 +88,11 @@ def test_class_pipeline_opens_in_plain_diffusers_and_knows_its_classes(by_class)
 
 def test_classifier_judges_and_gives_features(by_class):
     from fewstep.metrics import load_features
-    from fewstep.metrics.classifier import ClassJudge, load_classifier
+    from fewstep.metrics.classifier import load_classifier
 
     images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert load_features(f"classifier:{by_class / 'classifier'}")(images).shape == (5, 32)
-    judge = ClassJudge(load_classifier(by_class / "classifier"))
+    judge = load_classifier(by_class / "classifier")
     votes = torch.stack([judge.score(images, [f"digit {n}"] * 5) for n in (4, 5, 6)])
     assert torch.equal(votes.sum(0), torch.ones(5))  # each image is seen as exactly one class
     with pytest.raises(FewstepError, match="digit 7"):

@@ -92,7 +92,7 @@ def test_quality_prefers_real_to_spoiled():
 
 
 def test_digits_are_of_the_class_that_was_asked_for():
-    from fewstep.metrics.classifier import ClassJudge, load_classifier
+    from fewstep.metrics.classifier import load_classifier
     from fewstep.pipelines import load_pipeline
 
     pipe = load_pipeline("mnist-dit")
@@ -101,16 +101,16 @@ def test_digits_are_of_the_class_that_was_asked_for():
     labels = pipe.get_label_ids(names)
     images = pipe(labels, guidance_scale=1.5, generator=generators, num_inference_steps=12, output_type="pt").images
     assert images.shape == (60, 3, 32, 32)
-    judge = ClassJudge(load_classifier(shipped("mnist-features")))
+    judge = load_classifier(shipped("mnist-features"))
     assert judge.score(images, names).mean() > 0.9
     assert judge.score(images, names[1:] + names[:1]).mean() < 0.1  # the next class along
 
 
 def test_classifier_knows_held_out_digits():
-    from fewstep.metrics.classifier import ClassJudge, load_classifier
+    from fewstep.metrics.classifier import load_classifier
 
     images, captions = load_mnist()
-    judge = ClassJudge(load_classifier(shipped("mnist-features")))
+    judge = load_classifier(shipped("mnist-features"))
     assert judge.score(images[::5].float() / 255, captions[::5]).mean() > 0.985
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +22,9 @@ class ClassNet(ModelMixin, ConfigMixin):
 
     names: the classes in the order of the logits.
     """
+
+    name = "class"
+    """As a judge, in tables."""
 
     @register_to_config
     def __init__(self, names: Sequence[str], widths: tuple[int, ...] = (24, 48, 64, 64), groups: int = 8) -> None:
@@ -47,32 +49,31 @@ class ClassNet(ModelMixin, ConfigMixin):
         """Logits (B, classes)."""
         return self.head(self.features(images))
 
-
-@dataclass(frozen=True)
-class ClassJudge:
-    """Whether the classifier sees the class that was asked for: 1 or 0 per image, so that the mean is an accuracy."""
-
-    network: ClassNet
-    name: str = "class"
-
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str | int]) -> Tensor:
-        """Ones and zeros (B,) for images (B, 3, H, W) in [0, 1] and names or numbers of classes.
+        """As a judge: whether it sees the class that was asked for, so that the mean is an accuracy.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            prompts: names or numbers of classes.
+
+        Returns:
+            Ones and zeros (B,).
 
         Raises:
             FewstepError: a prompt is not the name of a class.
         """
-        names = list(self.network.config.names)
-        asked = torch.tensor([self._number(prompt, names) for prompt in prompts])
-        return (self.network(images.float()).argmax(1).cpu() == asked).float()
+        names = list(self.config.names)
+        asked = torch.tensor([_number(prompt, names) for prompt in prompts])
+        return (self(images.float()).argmax(1).cpu() == asked).float()
 
-    @staticmethod
-    def _number(asked: str | int, names: list[str]) -> int:
-        if isinstance(asked, int) and 0 <= asked < len(names):
-            return asked
-        if asked not in names:
-            raise FewstepError("the classifier has no such class", value=asked, hint=nearest(str(asked), names))
-        return names.index(str(asked))
+
+def _number(asked: str | int, names: list[str]) -> int:
+    if isinstance(asked, int) and 0 <= asked < len(names):
+        return asked
+    if asked not in names:
+        raise FewstepError("the classifier has no such class", value=asked, hint=nearest(str(asked), names))
+    return names.index(str(asked))
 
 
 def load_classifier(folder: str | Path) -> ClassNet:

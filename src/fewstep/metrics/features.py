@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fewstep.clip import load_clip
 from fewstep.errors import FewstepError
 from fewstep.images import as_float
-from fewstep.registry import SpecRegistry, need_argument
+from fewstep.registry import Maker, Registry, need_argument
 
 CHUNK = 64  # images per forward pass
 
@@ -45,7 +45,7 @@ class FeatureNet:
         return features
 
 
-FEATURES: SpecRegistry[FeatureNet] = SpecRegistry(
+FEATURES: Registry[Maker[FeatureNet]] = Registry(
     "feature network", "fewstep.features", package="fewstep.metrics", part=FeatureNet
 )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.clip import Clip
 from fewstep.errors import FewstepError
 from fewstep.images import check_range
-from fewstep.registry import SpecRegistry
+from fewstep.registry import Maker, Registry
 from fewstep.weights import fingerprint
 
 
@@ -34,7 +34,7 @@ class Reward(Protocol):
         ...
 
 
-REWARDS: SpecRegistry[Reward] = SpecRegistry("reward", "fewstep.rewards", package="fewstep.rewards", part=Reward)
+REWARDS: Registry[Maker[Reward]] = Registry("reward", "fewstep.rewards", package="fewstep.rewards", part=Reward)
 
 
 @dataclass(frozen=True)

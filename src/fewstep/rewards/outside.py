@@ -9,8 +9,8 @@ import re
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -29,34 +29,15 @@ BESIDE = ("torch", "transformers", "numpy", "pillow")
 """Packages whose versions are stored beside those of the scorer."""
 
 
-@dataclass(frozen=True, eq=False)
-class Worker:
-    """A running scorer; it ends with the last reference to it.
-
-    versions: of Python and packages in its environment.
-    """
-
-    process: subprocess.Popen[str]
-    errors: IO[str]
-    versions: dict[str, Any]
-
-    def ask(self, paths: Sequence[str], prompts: Sequence[str]) -> list[float]:
-        """Scores of picture files.
-
-        Raises:
-            FewstepError: the scorer failed, or gave something else than a number each.
-        """
-        answer = _exchange(self.process, self.errors, {"images": list(paths), "prompts": list(prompts)})
-        scores = answer.get("scores")
-        if not isinstance(scores, list) or len(scores) != len(paths):
-            raise FewstepError("the scorer must give one number per picture", value=scores)
-        if not all(math.isfinite(score) for score in scores):
-            raise NonFiniteError("the scorer gave NaN or infinity", hint="Look at the pictures, and at its package.")
-        return scores
+Scorer = Callable[[Sequence[str], Sequence[str]], list[float]]
+"""(picture files, prompts) -> a number each; FewstepError where the scorer fails, or gives something else."""
 
 
-def start(environment: ScorerEnvironment) -> Worker:
+def start_scorer(environment: ScorerEnvironment) -> tuple[Scorer, dict[str, Any]]:
     """Start the scorer of an environment, which takes as long as its package takes to load.
+
+    Returns:
+        The scorer, which ends with the last reference to it, and the versions of Python and packages that it runs on.
 
     Raises:
         FewstepError: it does not start; the message holds what its package says.
@@ -73,22 +54,30 @@ def start(environment: ScorerEnvironment) -> Worker:
         raise FewstepError(
             f"the environment is broken: {error.strerror}", value=environment.place, hint=hint
         ) from error
-    answer = _exchange(process, errors)
-    worker = Worker(process, errors, answer["versions"])
-    weakref.finalize(worker, _end, process)
-    return worker
+    versions = _exchange(process, errors)["versions"]
+
+    def scorer(paths: Sequence[str], prompts: Sequence[str]) -> list[float]:
+        scores = _exchange(process, errors, {"images": list(paths), "prompts": list(prompts)}).get("scores")
+        if not isinstance(scores, list) or len(scores) != len(paths):
+            raise FewstepError("the scorer must give one number per picture", value=scores)
+        if not all(math.isfinite(score) for score in scores):
+            raise NonFiniteError("the scorer gave NaN or infinity", hint="Look at the pictures, and at its package.")
+        return scores
+
+    weakref.finalize(scorer, _end, process)
+    return scorer, versions
 
 
 @REWARDS.register("outside")
 def outside(argument: str) -> Reward:
     """`outside:NAME`, the scorer of an environment that `fewstep score ... --in-env NAME` made; no gradients."""
     environment = find_environment(need_argument("outside", argument, "NAME"))
-    worker = start(environment)
-    facts = {**asdict(environment), "versions": worker.versions, "resize": "the package's own, of 8-bit PNG files"}
-    return RewardFunction(f"outside-{argument}", partial(scored, worker), facts=facts)
+    scorer, versions = start_scorer(environment)
+    facts = {**asdict(environment), "versions": versions, "resize": "the package's own, of 8-bit PNG files"}
+    return RewardFunction(f"outside-{argument}", partial(score_files, scorer), facts=facts)
 
 
-def scored(worker: Worker, images: Tensor, prompts: Sequence[str]) -> Tensor:
+def score_files(scorer: Scorer, images: Tensor, prompts: Sequence[str]) -> Tensor:
     """Scores (B,) of images (B, 3, H, W) in [0, 1], which are rounded to 8 bits."""
     from PIL import Image
 
@@ -97,7 +86,7 @@ def scored(worker: Worker, images: Tensor, prompts: Sequence[str]) -> Tensor:
         paths = [str(Path(folder, f"{number}.png")) for number in range(len(pixels))]
         for path, picture in zip(paths, pixels, strict=True):
             Image.fromarray(picture).save(path)
-        return torch.tensor(worker.ask(paths, prompts), dtype=torch.float32, device=images.device)
+        return torch.tensor(scorer(paths, prompts), dtype=torch.float32, device=images.device)
 
 
 def _exchange(process: subprocess.Popen[str], errors: IO[str], asked: Any = None) -> dict[str, Any]:

@@ -14,7 +14,15 @@ EVERY = 30.0
 """Seconds between two lines."""
 
 
-class Lines:
+def progress_lines(
+    description: str,
+    total: int,
+    show: Callable[[str], None],
+    *,
+    unit: str = "",
+    per: int = 1,
+    clock: Callable[[], float] = time.monotonic,
+) -> Callable[..., None]:
     """Lines of progress with speed and time left; nothing for work that is done before the first is due.
 
     Args:
@@ -22,36 +30,30 @@ class Lines:
         total: how much there is to do.
         show: takes a line.
         unit: what the speed counts, per second; `per` of it are one of `total`.
+        per: see `unit`.
         clock: in seconds.
+
+    Returns:
+        (how much is done, note=""): to be called as it goes; the first call tells where this process began.
     """
+    begun = last = clock()
+    first: int | None = None
 
-    def __init__(
-        self,
-        description: str,
-        total: int,
-        show: Callable[[str], None],
-        *,
-        unit: str = "",
-        per: int = 1,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.description, self.total, self.show, self.unit, self.per = description, total, show, unit, per
-        self._clock, self._begun, self._last = clock, clock(), clock()
-        self._first: int | None = None
-
-    def __call__(self, done: int, note: str = "") -> None:
-        """`done` of the total is done; the first call tells where this process began."""
-        if self._first is None:
-            self._first = done
-        now = self._clock()
-        if now - self._last < EVERY or done <= self._first:
+    def tell(done: int, note: str = "") -> None:
+        nonlocal first, last
+        if first is None:
+            first = done
+        now = clock()
+        if now - last < EVERY or done <= first:
             return
-        self._last = now
-        speed = (done - self._first) / (now - self._begun)
-        left = time_left(max(0, self.total - done) / speed)
-        rate = f"{speed * self.per:.3g}{f' {self.unit}' if self.unit else ''}/s"
-        parts = [f"{self.description} {done}/{self.total}", note, rate, f"{left} left"]
-        self.show("  " + " · ".join(part for part in parts if part))
+        last = now
+        speed = (done - first) / (now - begun)
+        left = time_left(max(0, total - done) / speed)
+        rate = f"{speed * per:.3g}{f' {unit}' if unit else ''}/s"
+        parts = [f"{description} {done}/{total}", note, rate, f"{left} left"]
+        show("  " + " · ".join(part for part in parts if part))
+
+    return tell
 
 
 def time_left(seconds: float) -> str:
@@ -75,7 +77,7 @@ def progress(description: str, total: int, quiet: bool = False) -> Iterator[Call
         TextColumn("{task.fields[note]}"),
     )
     console, done = screen(), 0
-    lines = Lines(description, total, line)
+    lines = progress_lines(description, total, line)
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task(description, total=total, note="")
 

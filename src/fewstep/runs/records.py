@@ -68,7 +68,7 @@ def events_of(lines: Iterable[str]) -> list[dict[str, Any]]:
     return found
 
 
-def plain(name: str, value: Any) -> Any:
+def plain_json(name: str, value: Any) -> Any:
     """The value as it will be read back, so that the first run and a resumed one see the same thing."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))

@@ -17,14 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, Stop
 from fewstep.files import atomic, user_path
 from fewstep.runs import processes
 from fewstep.runs.environment import environment
 from fewstep.runs.folder import LOG, Folder, is_run, read_events, remove_scratch, writing
 from fewstep.runs.progress import announce, progress, screen
-from fewstep.runs.records import check_name, events_of, plain, read_record, write_record
-from fewstep.runs.sharing import POLL, UnitDoneError, awaited, first_ended, shared_pieces
+from fewstep.runs.records import check_name, events_of, plain_json, read_record, write_record
+from fewstep.runs.sharing import POLL, awaited, first_ended, shared_pieces
 from fewstep.runs.shown import run_page, run_summary
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ class Run:
         """Take part in a unit that the first process will keep."""
         outer, self._helping = self._helping, name
         try:
-            with suppress(UnitDoneError):
+            with suppress(Stop):
                 compute()
         finally:
             self._helping = outer
@@ -288,7 +288,7 @@ class Run:
         value = compute()
         record: dict[str, Any] = {"unit": name, "seconds": round(time.perf_counter() - begun, 3)}
         if save is None:
-            record["value"] = plain(name, value)
+            record["value"] = plain_json(name, value)
         self.claim()
         if save is not None:
             with atomic(place, over="all") as draft:

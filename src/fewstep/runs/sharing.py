@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from filelock import FileLock, Timeout
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, Stop
 from fewstep.files import read_tensors, write_tensors
 from fewstep.runs.folder import LOCK, read_events
 
@@ -20,10 +20,6 @@ PAUSE, POLL = 0.005, 0.1
 """Seconds between two looks for pieces that others make, and for whole units."""
 
 T = TypeVar("T")
-
-
-class UnitDoneError(Exception):
-    """The unit whose pieces were to be shared is finished: whoever helps can stop. Never leaves `fewstep.runs`."""
 
 
 def shared_pieces(
@@ -39,7 +35,7 @@ def shared_pieces(
         done: whether the pieces are needed no more.
 
     Raises:
-        UnitDoneError: they are not.
+        Stop: they are not, the unit is finished: whoever helps can go on. Never leaves `fewstep.runs`.
     """
     found: dict[str, Tensor] = {}
     while True:
@@ -56,7 +52,7 @@ def shared_pieces(
         if len(found) == len(work):
             return {name: found[name] for name in work}
         if done():
-            raise UnitDoneError
+            raise Stop
         time.sleep(PAUSE)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fewstep.plan import Identity, Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
-from fewstep.solvers.fitted import FittedForm
+from fewstep.solvers.fitted import fitted_form
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import choice
 from fewstep.solvers.registry import solver
@@ -51,7 +51,7 @@ def dpm_solver_v3(
     choice("order", order, (1, 2, 3))
     choice("corrector", corrector, CORRECTORS)
     s = Stages(process, prediction, grid)
-    form = FittedForm(s, statistics)
+    form = fitted_form(s, statistics)
     strategies = []
     for k in range(len(s)):
         p = min(order, k + 1, len(s) - k if lower_order_final else order)

@@ -11,13 +11,13 @@ from fewstep.errors import PlanError
 from fewstep.plan import Identity, Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
-from fewstep.solvers.fitted import FittedForm
+from fewstep.solvers.fitted import fitted_form
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.integrals import choice
 from fewstep.solvers.registry import solver
 from fewstep.solvers.stages import Stages
 from fewstep.solvers.statistics import ModelStatistics
-from fewstep.solvers.taylor import ExpansionForm, StandardForm, Strategy, integrate
+from fewstep.solvers.taylor import ExpansionForm, Strategy, integrate, standard_form
 
 ORDERS = (1, 2, 3, 4)
 STEP_FORMS = ("data", "noise", "fitted")
@@ -94,7 +94,7 @@ def per_step(
     if statistics is None and any(d.form == "fitted" for d in decisions):
         raise PlanError("fitted steps need statistics", hint="Pass those of `estimate_statistics`.")
     s = Stages(process, prediction, grid)
-    fitted = None if statistics is None else FittedForm(s, statistics)
+    fitted = None if statistics is None else fitted_form(s, statistics)
     strategies = [_strategy(s, k, decision, fitted) for k, decision in enumerate(decisions)]
     plan = s.plan(integrate(s, strategies), "per_step", decisions=[dataclasses.asdict(d) for d in decisions])
     if statistics is None:
@@ -108,12 +108,11 @@ def _strategy(s: Stages, k: int, decision: Decision, fitted: ExpansionForm | Non
     points = [full] * full
     if points and decision.points is not None:
         points[0] = min(decision.points, full)
-    form = fitted if decision.form == "fitted" and fitted is not None else StandardForm(s, decision.form, decision.tau)
+    form = fitted if decision.form == "fitted" and fitted is not None else standard_form(s, decision.form, decision.tau)
     return Strategy(
         form,
         history=range(k - 1, k - order, -1),
         points=points,
         relax=decision.relax,
         corrected=[order] * order if decision.corrector and k + 1 < len(s) else None,
-        noise=decision.tau > 0,
     )

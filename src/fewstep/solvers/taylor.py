@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,45 +31,46 @@ ExactStep = tuple[Tensor, list[Tensor], Coefficient]
 """The exact step of a form: factor of the base state, weight of each derivative, constant."""
 
 
-class ExpansionForm(Protocol):
-    """What is expanded along a step."""
-
-    def span(self, base: int, target: int, order: int) -> ExactStep:
-        """The step between two nodes with `order` moments."""
-
-    def value(self, j: int, base: int) -> Affine:
-        """The expanded quantity at node j, as it is seen from the base of the step."""
-
-
 @dataclass(frozen=True)
-class StandardForm:
-    """Data or noise form; the data form at noise level `tau` (see `sde_dpm_solver_pp`)."""
+class ExpansionForm:
+    """What is expanded along a step.
 
-    s: Stages
-    form: str
-    tau: float = 0.0
+    Attributes:
+        span: (base, target, order) -> the step between two nodes with `order` moments.
+        value: (j, base) -> the expanded quantity at node j, as it is seen from the base of the step.
+        noise: (base, target) -> standard deviation of the fresh noise of the step.
+    """
 
-    def span(self, base: int, target: int, order: int) -> ExactStep:
-        """x_t = (sigma_t / sigma_s) e^{-tau^2 h} x_s + alpha_t g sum_k h^{k+1} phi_{k+1}(-g h) D_k, or noise form."""
-        s = self.s
+    span: Callable[[int, int, int], ExactStep]
+    value: Callable[[int, int], Affine]
+    noise: Callable[[int, int], Coefficient] = lambda base, target: 0.0
+
+
+def standard_form(s: Stages, form: str, tau: float = 0.0) -> ExpansionForm:
+    """Data or noise form; the data form at noise level `tau` (see `sde_dpm_solver_pp`).
+
+    x_t = (sigma_t / sigma_s) e^{-tau^2 h} x_s + alpha_t g sum_k h^{k+1} phi_{k+1}(-g h) D_k, or noise form.
+    """
+
+    def span(base: int, target: int, order: int) -> ExactStep:
         h = s.lam(target) - s.lam(base)
-        if self.form == "noise":
+        if form == "noise":
             moments = [-s.sigma[target] * h ** (k + 1) * phi(k + 1, h) for k in range(order)]
             return s.alpha[target] / s.alpha[base], moments, 0.0
-        speed = 1 + self.tau**2
+        speed = 1 + tau**2
         moments = [s.alpha[target] * speed * h ** (k + 1) * phi(k + 1, -speed * h) for k in range(order)]
-        return s.sigma[target] / s.sigma[base] * torch.exp(-(self.tau**2) * h), moments, 0.0
+        return s.sigma[target] / s.sigma[base] * torch.exp(-(tau**2) * h), moments, 0.0
 
-    def value(self, j: int, base: int) -> Affine:
-        """The data or noise estimate."""
-        return estimate(self.s, self.form, j), 0.0
+    def value(j: int, base: int) -> Affine:
+        return estimate(s, form, j), 0.0
 
-    def noise(self, base: int, target: int) -> Coefficient:
-        """Standard deviation of the fresh noise of the step."""
-        if self.tau == 0:
+    def noise(base: int, target: int) -> Coefficient:
+        if tau == 0:
             return 0.0
-        h = self.s.lam(target) - self.s.lam(base)
-        return self.s.sigma[target] * (-torch.expm1(-2 * self.tau**2 * h)).sqrt()
+        h = s.lam(target) - s.lam(base)
+        return s.sigma[target] * (-torch.expm1(-2 * tau**2 * h)).sqrt()
+
+    return ExpansionForm(span, value, noise)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,6 @@ class Strategy:
     points: Sequence[int]
     relax: float = 0.0
     corrected: Sequence[int] | None = None
-    noise: bool = False
 
 
 def integrate(s: Stages, strategies: Sequence[Strategy]) -> list[Update]:
@@ -112,8 +112,7 @@ def integrate(s: Stages, strategies: Sequence[Strategy]) -> list[Update]:
             update = kept * here[0] + rest[0]
             constant = kept * here[1] + left + rest[1]
             change = _change(s, strategy, k, nodes, predicted)
-        noise = strategy.form.noise(k, k + 1) if strategy.noise and isinstance(strategy.form, StandardForm) else 0.0
-        updates.append((update, noise, constant))
+        updates.append((update, strategy.form.noise(k, k + 1), constant))
     return updates
 
 

@@ -18,7 +18,7 @@ from fewstep.distillation.core import Batch
 from fewstep.metrics.distances import frechet, precision_recall
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
-from fewstep.testing.fit import fitted
+from fewstep.testing.fit import fit_network
 from fewstep.testing.kernel_digits import Digits, load_digits
 from fewstep.transition import ddim_path
 
@@ -99,13 +99,8 @@ class DigitJudge(nn.Module):
         return self.head(self.body(x))
 
 
-@dataclass(frozen=True, eq=False)
-class Trajectories:
-    """Stored states (N, K, size) of the teacher, their process times (K,), noisiest first, and the classes (N,)."""
-
-    path: Tensor
-    times: Tensor
-    labels: Tensor
+Trajectories = tuple[Tensor, Tensor, Tensor]
+"""Stored states (N, K, size) of the teacher, their process times (K,), noisiest first, and the classes (N,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +108,8 @@ class DigitBed:
     """The digits, a trained teacher and a classifier that no training of generators saw.
 
     store: gives each batch stored trajectories instead of real digits. classes: those that batches are of. Other data
-    of several classes do as well; the network says how many numbers and classes there are.
+    of several classes do as well; the network says how many numbers and classes there are. further: (samples, held-out
+    data) -> measures that such data have besides.
     """
 
     data: Digits
@@ -123,6 +119,7 @@ class DigitBed:
     classes: tuple[int, ...] | None = None
     process: RectifiedFlow = field(default_factory=RectifiedFlow)
     prediction: Prediction = field(default_factory=lambda: Prediction("velocity"))
+    further: Callable[[Tensor, Tensor], dict[str, float]] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -149,7 +146,7 @@ class DigitBed:
 
     def batches(self, size: int) -> Callable[[torch.Generator], Batch]:
         """A stream of batches of real digits, or of stored trajectories and their ends."""
-        labels = self.data.train_labels if self.store is None else self.store.labels
+        labels = self.data.train_labels if self.store is None else self.store[2]
         classes = range(self.network.classes) if self.classes is None else self.classes
         mine = torch.isin(labels, torch.tensor(list(classes))).nonzero().flatten()
 
@@ -164,8 +161,8 @@ class DigitBed:
             )
             if self.store is None:
                 return replace(given, clean=self.data.train[rows])
-            path = self.store.path[rows]
-            return replace(given, clean=path[:, -1], path=path, times=self.store.times)
+            path = self.store[0][rows]
+            return replace(given, clean=path[:, -1], path=path, times=self.store[1])
 
         return batch
 
@@ -218,6 +215,7 @@ class DigitBed:
             "recall": float(torch.stack([r.float().mean() for _, r in parts]).mean()),
             "right": float(right),
             "spread": float(torch.stack(spreads).mean()),
+            **({} if self.further is None else self.further(samples, self.data.test)),
         }
 
     def asked(self) -> Tensor:
@@ -229,7 +227,7 @@ class DigitBed:
 def _trajectories(bed: DigitBed, guidance: float, count: int, points: int, seed: int) -> Trajectories:
     labels = torch.arange(count) % bed.network.classes
     states, times = bed.walk(guidance, labels, torch.Generator().manual_seed(seed), 4 * points)
-    return Trajectories(torch.stack(states[::4], 1), times[::4], labels)
+    return torch.stack(states[::4], 1), times[::4], labels
 
 
 def class_condition(labels: Tensor) -> Condition:
@@ -289,4 +287,4 @@ def _match(
         found = network(scale * ((1 - t) * clean + t * noise), 1000 * t[:, 0], class_labels=labels)
         return (found - (a * clean + b * noise)).square().mean()
 
-    fitted(network, loss, steps, rate=1e-3, average=0.998)
+    fit_network(network, loss, steps, rate=1e-3, average=0.998)

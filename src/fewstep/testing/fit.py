@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-def fitted(network: nn.Module, loss: Callable[[], Tensor], steps: int, rate: float, average: float = 0.0) -> None:
+def fit_network(network: nn.Module, loss: Callable[[], Tensor], steps: int, rate: float, average: float = 0.0) -> None:
     """Train in place: Adam with a cosine down to zero.
 
     average: decay of the moving average of the weights that is left in the network; 0: the last weights.

@@ -17,7 +17,7 @@ from fewstep.distillation.method import Method
 from fewstep.metrics.distances import energy_distance
 from fewstep.prediction import Prediction
 from fewstep.process import Process, RectifiedFlow
-from fewstep.testing.fit import fitted
+from fewstep.testing.fit import fit_network
 from fewstep.testing.mixture import Mixture
 from fewstep.transition import coarse_path
 
@@ -169,7 +169,7 @@ def _pretrained(toy: Toy, seed: int, steps: int = 1500, size: int = 512) -> Poin
             wanted = teacher.raw(x, t)
         return (student.raw(x, t) - wanted).square().mean()
 
-    fitted(network, loss, steps, rate=2e-3)
+    fit_network(network, loss, steps, rate=2e-3)
     return network
 
 

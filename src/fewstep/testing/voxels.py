@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,18 @@ PREDICTION = Prediction("edm", sigma_data=1.0)
 to the data have nothing else that holds them there."""
 
 
-class VoxelBed(DigitBed):
-    """Occupancy grids as vectors of -1 (empty) and 1 (occupied); `judge` is a classifier of them."""
+@torch.no_grad()
+def shape_measures(samples: Tensor, held_out: Tensor) -> dict[str, float]:
+    """Shapes (N, D) against held-out ones (M, D) by intersection over union; -1 is empty, 1 occupied.
 
-    @torch.no_grad()
-    def measures(self, samples: Tensor, labels: Tensor) -> dict[str, float]:
-        """Those of the digits, and against held-out shapes by intersection over union.
-
-        `coverage`: share of held-out shapes that are the nearest one to some sample, over groups of as many samples;
-        `nearest`: how much a held-out shape has in common with the sample that is nearest to it.
-        """
-        found = [overlap(part, self.data.test) for part in samples.split(len(self.data.test))]
-        full = [table for table in found if len(table) == len(self.data.test)]
-        covered = [len(table.argmax(1).unique()) / table.shape[1] for table in full]
-        nearest = [float(table.max(0).values.mean()) for table in full]
-        shapes = {"coverage": sum(covered) / len(full), "nearest": sum(nearest) / len(full)}
-        return super().measures(samples, labels) | shapes
+    `coverage`: share of held-out shapes that are the nearest one to some sample, over groups of as many samples;
+    `nearest`: how much a held-out shape has in common with the sample that is nearest to it.
+    """
+    found = [overlap(part, held_out) for part in samples.split(len(held_out))]
+    full = [table for table in found if len(table) == len(held_out)]
+    covered = [len(table.argmax(1).unique()) / table.shape[1] for table in full]
+    nearest = [float(table.max(0).values.mean()) for table in full]
+    return {"coverage": sum(covered) / len(full), "nearest": sum(nearest) / len(full)}
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:
@@ -99,7 +96,7 @@ def _classes(file: Path) -> list[np.ndarray[Any, Any]]:
     return [np.unpackbits(a, axis=1).reshape(-1, FULL, FULL, FULL) > 0 for a in packed.values()]
 
 
-def train_voxels(data: Digits, steps: int = 6000, width: int = 128, seed: int = 0) -> VoxelBed:
+def train_voxels(data: Digits, steps: int = 6000, width: int = 128, seed: int = 0) -> DigitBed:
     """Teacher and classifier of these shapes."""
     bed = train_digits(steps, width=width, seed=seed, data=data, prediction=PREDICTION)
-    return VoxelBed(**vars(bed))
+    return replace(bed, further=shape_measures)

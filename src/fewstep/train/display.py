@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fewstep.runs.progress import Lines, line, screen
+from fewstep.runs.progress import line, progress_lines, screen
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -14,61 +15,57 @@ OFTEN = 1.0
 """Seconds between two looks at the loss: each makes the device wait."""
 
 
-class Display:
+@contextmanager
+def display(
+    accelerator: Accelerator,
+    steps: int,
+    quiet: bool = False,
+    say: Callable[[str], None] = line,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Callable[[int, float, Mapping[str, Any], int], None]]:
     """Progress with loss, pictures per second and time left: a bar, or a line every half minute without a terminal.
 
     Args:
-        show: takes a line.
+        accelerator: the first process shows it.
+        steps: of the training.
+        quiet: show nothing.
+        say: takes a line.
         clock: in seconds.
+
+    Yields:
+        (step, seconds of the training, its numbers, pictures per step), to be called after each step.
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        steps: int,
-        quiet: bool = False,
-        show: Callable[[str], None] = line,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    console = screen()
+    hidden = quiet or not accelerator.is_main_process
+    plain = not hidden and not console.is_terminal
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]} · {task.fields[rate]} img/s · left"),
+        TimeRemainingColumn(),
+    )
+    lines: Callable[..., None] | None = None
+    average, start, last = 0.0, (0, 0.0), clock() - OFTEN
+    with Progress(*columns, console=console, disable=hidden or plain, transient=True) as bar:
+        task = bar.add_task("train", total=steps, loss="?", rate="?")
 
-        console = screen()
-        self.hidden = quiet or not accelerator.is_main_process
-        self.plain = not self.hidden and not console.is_terminal
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]} · {task.fields[rate]} img/s · left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=self.hidden or self.plain,
-            transient=True,
-        )
-        self.steps, self.loss, self.start, self.lines = steps, 0.0, (0, 0.0), None
-        self._say, self._clock, self._last = show, clock, clock() - OFTEN
+        def show(step: int, seconds: float, numbers: Mapping[str, Any], batch: int) -> None:
+            nonlocal lines, average, start, last
+            if lines is None:
+                start = (step - 1, seconds)
+                lines = progress_lines("training, step", steps, say, unit="img", per=batch, clock=clock)
+                lines(step - 1)
+            if hidden or clock() - last < OFTEN:
+                return
+            last = clock()
+            loss = float(numbers["loss"])
+            average = loss if average == 0.0 else 0.9 * average + 0.1 * loss
+            rate = (step - start[0]) * batch / max(1e-9, seconds - start[1])
+            bar.update(task, completed=step, loss=f"{average:.4f}", rate=f"{rate:.0f}")
+            if plain:
+                lines(step, f"loss {average:.4f}")
 
-    lines: Lines | None
-
-    def __enter__(self):  # type: ignore[no-untyped-def]
-        self.bar.__enter__()
-        self.task = self.bar.add_task("train", total=self.steps, loss="?", rate="?")
-        return self._show
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.__exit__(*error)  # type: ignore[arg-type]
-
-    def _show(self, step: int, seconds: float, numbers: Mapping[str, Any], batch: int) -> None:
-        if self.lines is None:
-            self.start = (step - 1, seconds)
-            self.lines = Lines("training, step", self.steps, self._say, unit="img", per=batch, clock=self._clock)
-            self.lines(step - 1)
-        if self.hidden or self._clock() - self._last < OFTEN:
-            return
-        self._last = self._clock()
-        loss = float(numbers["loss"])
-        self.loss = loss if self.loss == 0.0 else 0.9 * self.loss + 0.1 * loss
-        rate = (step - self.start[0]) * batch / max(1e-9, seconds - self.start[1])
-        self.bar.update(self.task, completed=step, loss=f"{self.loss:.4f}", rate=f"{rate:.0f}")
-        if self.plain:
-            self.lines(step, f"loss {self.loss:.4f}")
+        yield show

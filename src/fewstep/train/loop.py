@@ -18,7 +18,7 @@ from torch import nn
 from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.runs import processes
 from fewstep.train.checkpoint import Pace, load_checkpoint, save_checkpoint
-from fewstep.train.display import Display
+from fewstep.train.display import display
 from fewstep.train.ema import EMA
 from fewstep.train.optimizers import optimizer_of
 from fewstep.train.power_ema import PowerEMA
@@ -36,13 +36,39 @@ cubic kernel of an untrained network's samples honestly passes 1e12."""
 class TrainingProgress:
     """Where a run stands: steps done, seconds spent (over all resumptions) and the recorded losses.
 
-    Each record is the mean over the steps since the last one; `window` is what has been summed for the next.
+    Each record is the mean over the steps since the last one; `window` is what has been summed for the next, on its
+    device: reading a number would make every step wait for it.
     """
 
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
-    window: dict[str, float] = field(default_factory=dict)
+    window: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, numbers: Mapping[str, Any]) -> None:
+        """The numbers of one step."""
+        for name, value in {**numbers, "steps": 1.0}.items():
+            value = value.double() if isinstance(value, torch.Tensor) else float(value)
+            self.window[name] = value + self.window[name] if name in self.window else value
+
+    def settle(self) -> None:
+        """Read the sums (NonFiniteError where one has exploded, so that no spoiled checkpoint is written)."""
+        self.window = {name: float(value) for name, value in self.window.items()}
+        spoiled = [name for name, value in self.window.items() if not abs(value) < TOO_LARGE]
+        if spoiled:
+            first = [name for name in spoiled if not name.endswith("gradient")] or spoiled
+            raise NonFiniteError(
+                f"{' and '.join(first[:3])} became NaN or infinite within the steps before {self.step}",
+                hint="The last checkpoint is good. Lower learning_rate or clip_norm, then run the same command.",
+            )
+
+    def record(self) -> dict[str, float]:
+        """Add the means since the last record to the history, with the step; begins anew."""
+        self.settle()
+        count = self.window.pop("steps")
+        self.history.append({"step": self.step, **{name: value / count for name, value in self.window.items()}})
+        self.window = {}
+        return self.history[-1]
 
 
 def fit(
@@ -77,10 +103,10 @@ def fit(
     progress = TrainingProgress(**(kept or {}))
     _check_together(progress, out)
     autocast = _autocast(accelerator)
-    record, began, before = _Record(progress.window), time.monotonic(), progress.seconds
+    began, before = time.monotonic(), progress.seconds
     trackers = tracking(accelerator, config.trackers, config.model_dump(mode="json"), keep or out)
     pace = Pace(config.checkpoint_minutes)
-    with Display(accelerator, config.steps, quiet) as show, trackers as log:
+    with display(accelerator, config.steps, quiet) as show, trackers as log:
         while progress.step < config.steps:
             numbers = _step(stage, config, trained, progress.step, autocast, shards)
             for average in averages:
@@ -91,15 +117,14 @@ def fit(
                 if shards is not None:
                     shards.scatter()  # pictures may have been drawn
             progress.seconds = before + time.monotonic() - began
-            record.add(numbers)
+            progress.add(numbers)
             done = progress.step == config.steps
             if progress.step % 20 == 0 or done:
-                progress.history.append(record.mean(progress.step))
-                log(progress.history[-1])
+                log(progress.record())
             show(progress.step, progress.seconds, numbers, config.batch * accelerator.num_processes)
             by_step = done or progress.step % config.checkpoint_every == 0
             if out is not None and (by_step or pace.due()):
-                progress.window = record.sums(progress.step)
+                progress.settle()
                 with pace.writing():
                     save_checkpoint(out / "checkpoint", stored, optimizers, ema, vars(progress), power)
                 if power is not None and by_step:
@@ -211,39 +236,6 @@ def _autocast(accelerator: Accelerator) -> Callable[[], AbstractContextManager[A
     if accelerator.mixed_precision != "bf16":
         return nullcontext
     return partial(torch.autocast, accelerator.device.type, dtype=torch.bfloat16)
-
-
-class _Record:
-    """Sums of the numbers of each step, on their device: reading one would make every step wait for it."""
-
-    def __init__(self, sums: Mapping[str, float]) -> None:
-        self._sums: dict[str, Any] = {k: torch.tensor(v, dtype=torch.float64) for k, v in sums.items()}
-
-    def add(self, numbers: Mapping[str, Any]) -> None:
-        """One step."""
-        for name, value in {**numbers, "steps": 1.0}.items():
-            value = value.double() if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
-            have = self._sums.get(name)
-            self._sums[name] = value if have is None else have.to(value.device) + value
-
-    def sums(self, step: int) -> dict[str, float]:
-        """The numbers to go on with later (NonFiniteError, so that no spoiled checkpoint is written)."""
-        sums = {name: float(value) for name, value in self._sums.items()}
-        spoiled = [name for name, value in sums.items() if not abs(value) < TOO_LARGE]
-        if spoiled:
-            first = [name for name in spoiled if not name.endswith("gradient")] or spoiled
-            raise NonFiniteError(
-                f"{' and '.join(first[:3])} became NaN or infinite within the steps before {step}",
-                hint="The last checkpoint is good. Lower learning_rate or clip_norm, then run the same command.",
-            )
-        return sums
-
-    def mean(self, step: int) -> dict[str, float]:
-        """Means since the last call, with the step; begins anew."""
-        sums = self.sums(step)
-        count = sums.pop("steps")
-        self._sums = {}
-        return {"step": step, **{name: value / count for name, value in sums.items()}}
 
 
 def learning_rate(step: int, config: StageConfig) -> float:

@@ -16,7 +16,7 @@ from fewstep.quant.grids import QuantGrid, StoredWeight, fit, joined
 from fewstep.quant.methods import low_rank, smoothing
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.statistics import LayerStatistics, input_range
-from fewstep.registry import SpecRegistry, no_argument
+from fewstep.registry import Maker, Registry, no_argument
 
 Rounder = Callable[[Tensor, Scheme, Tensor | None], tuple[Tensor, QuantGrid]]
 """(weight (rows, columns) float32, scheme, second moments (columns, columns) of the inputs or None) -> codes, grid."""
@@ -57,7 +57,7 @@ class RoundingMethod:
         return dataclasses.replace(scheme, smooth=smooth, rank=scheme.rank or self.rank)
 
 
-METHODS: SpecRegistry[RoundingMethod] = SpecRegistry(
+METHODS: Registry[Maker[RoundingMethod]] = Registry(
     "quantization method", "fewstep.rounding", package="fewstep.quant.methods", part=RoundingMethod
 )
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, Stop
 from fewstep.files import read_text, write_text
 from fewstep.plan import Plan
 from fewstep.schedules.tuning.family import Family
@@ -50,10 +50,6 @@ class Objective(Protocol):
     def __call__(self, plan: Plan, items: Sequence[int]) -> Tensor:
         """Scores of these items."""
         ...
-
-
-class BudgetSpentError(Exception):
-    """What a searcher asked for costs more than is left; nothing was computed. Ends the search, never the program."""
 
 
 class Problem:
@@ -147,7 +143,7 @@ class Problem:
         """Mean score of a candidate over the first `fraction` of the items (at least one).
 
         Raises:
-            BudgetSpentError: the items that are not known yet would cost more than is left.
+            Stop: the items that are not known yet would cost more than is left; ends the search, never the program.
         """
         key = tuple(round(float(v), 9) for v in self.clip(theta))
         count = self.share_of(fraction)
@@ -244,7 +240,7 @@ class Problem:
 
     def _refuse_beyond(self, items: int) -> None:
         if items / self.objective.size > self.left + 1e-9:
-            raise BudgetSpentError
+            raise Stop
 
     def _ask(self, key: tuple[float, ...], items: range) -> list[float]:
         plan = self.family.apply(self.plan, torch.tensor(key, dtype=torch.float64))

@@ -13,9 +13,9 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, Stop
 from fewstep.registry import Registry
-from fewstep.schedules.tuning.problem import BudgetSpentError, Problem
+from fewstep.schedules.tuning.problem import Problem
 
 Searcher = Callable[[Problem, float, int], None]
 
@@ -132,7 +132,7 @@ def searcher(name: str, widen: bool = False) -> Searcher:
         kept = KEPT * (budget - problem.spent) if widen else 0.0
         problem.budget = max(problem.spent + LEAST_BUDGET, budget - kept)
         problem.score(problem.family.identity(problem.plan.steps))
-        with suppress(BudgetSpentError):
+        with suppress(Stop):
             look(problem, problem.budget, seed)
         if widen:
             problem.budget = budget
@@ -148,7 +148,7 @@ def _climb_on(problem: Problem, seed: int) -> None:
     if problem.family.on_boundary(best):
         problem.widen()
         step *= 2
-    with suppress(BudgetSpentError):
+    with suppress(Stop):
         _ascend(problem, best, step, seed)
 
 
