@@ -94,8 +94,7 @@ def fit(
     """
     stored = _placed(stage, accelerator.device)
     shards = Shards(stored, accelerator.device, stage.renewed) if sharded(config.shard) else None
-    trained = {name: _Trained.of(group, config) for name, group in stage.all_groups().items()}
-    optimizers = {name: one.optimizer for name, one in trained.items()}
+    optimizers = {name: _optimizer(group, config) for name, group in stage.all_groups().items()}
     ema = EMA(stage.averaged(), config.ema)
     power = PowerEMA(stage.averaged(), config.ema_widths) if config.ema_widths else None
     averages: list[EMA | PowerEMA] = [ema] if power is None else [ema, power]
@@ -108,7 +107,7 @@ def fit(
     pace = Pace(config.checkpoint_minutes)
     with display(accelerator, config.steps, quiet) as show, trackers as log:
         while progress.step < config.steps:
-            numbers = _step(stage, config, trained, progress.step, autocast, shards)
+            numbers = _step(stage, config, optimizers, progress.step, autocast, shards)
             for average in averages:
                 average.update(stage.averaged())
             progress.step += 1
@@ -143,35 +142,30 @@ def _placed(stage: Stage, device: torch.device) -> dict[str, nn.Module]:
     return stored
 
 
-@dataclass
-class _Trained:
-    """An optimizer group at work: its optimizer, its parameters and its share of the learning rate."""
+def _optimizer(group: OptimizerGroup, config: StageConfig) -> torch.optim.Optimizer:
+    parameters = [p for module in group.modules.values() for p in module.parameters() if p.requires_grad]
+    rate = config.learning_rate * group.learning_rate
+    return optimizer_of(config.optimizer, parameters, rate, group.betas, config.weight_decay)
 
-    optimizer: Any
-    parameters: list[nn.Parameter]
-    modules: Mapping[str, nn.Module]
-    rate: float
 
-    @classmethod
-    def of(cls, group: OptimizerGroup, config: StageConfig) -> _Trained:
-        parameters = [p for module in group.modules.values() for p in module.parameters() if p.requires_grad]
-        rate = config.learning_rate * group.learning_rate
-        optimizer = optimizer_of(config.optimizer, parameters, rate, group.betas, config.weight_decay)
-        return cls(optimizer, parameters, group.modules, group.learning_rate)
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """What it steps: a sharded module's own `parameters()` are others while it is whole."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
-    def at(self, learning_rate: float) -> None:
-        """Set the learning rate of the coming update."""
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], torch.Tensor):  # torchao's optimizers keep it on the device
-                group["lr"].fill_(self.rate * learning_rate)
-            else:
-                group["lr"] = self.rate * learning_rate
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the coming update."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):  # torchao's optimizers keep it on the device
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def _step(
     stage: Stage,
     config: StageConfig,
-    trained: Mapping[str, _Trained],
+    optimizers: Mapping[str, torch.optim.Optimizer],
     step: int,
     autocast: Callable[[], AbstractContextManager[Any]],
     shards: Shards | None,
@@ -180,9 +174,10 @@ def _step(
     _seed(seed)
     generator = torch.Generator().manual_seed(seed)
     rate = learning_rate(step, config)
-    for one in trained.values():
-        one.at(rate)
-        for module in one.modules.values():
+    groups = stage.all_groups()
+    for name, group in groups.items():
+        _set_rate(optimizers[name], group.learning_rate * rate)
+        for module in group.modules.values():
             module.train()
     logged: dict[str, torch.Tensor | float] = {}
     for names, compute in stage.all_turns(step, generator):
@@ -192,15 +187,16 @@ def _step(
             loss, numbers = compute()
         loss.backward()
         logged = {**logged, **numbers} if "loss" in logged else {**logged, "loss": loss.detach(), **numbers}
-        stepped = {name: trained[name] for name in names}
-        _average(shards, [p for one in stepped.values() for p in one.parameters])
-        for name, one in stepped.items():
-            norm = torch.nn.utils.clip_grad_norm_(one.parameters, config.clip_norm)
-            logged["gradient" if len(trained) == 1 else f"{name}/gradient"] = whole(norm)
-            one.optimizer.step()
-            one.optimizer.zero_grad(set_to_none=True)
+        _average(shards, [p for name in names for p in _parameters(optimizers[name])])
+        for name in names:
+            optimizer = optimizers[name]
+            norm = torch.nn.utils.clip_grad_norm_(_parameters(optimizer), config.clip_norm)
+            logged["gradient" if len(optimizers) == 1 else f"{name}/gradient"] = whole(norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             if processes.count() > 1:  # what a module keeps beside its weights, such as densities by time
-                processes.share([b for m in one.modules.values() for b in m.buffers() if b.is_floating_point()])
+                modules = groups[name].modules.values()
+                processes.share([b for m in modules for b in m.buffers() if b.is_floating_point()])
     return logged
 
 

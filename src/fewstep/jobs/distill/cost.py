@@ -59,9 +59,8 @@ def passes_of(engine: Engine, teacher: nn.Module, steps: int) -> float:
 
 def passes_per_step(context: DistillContext, steps: int = 2) -> float:
     """The same of a job."""
-    data = context.data
     engine = engine_of(
-        context.pipe, context.method, context.process, context.prediction, data.encoded, data.batches(),
+        context.pipe, context.method, context.process, context.prediction, context.encoded, context.batches(),
         context.recipe.train,
     )  # fmt: skip
     return passes_of(engine, context.backbones[context.backbone], steps)

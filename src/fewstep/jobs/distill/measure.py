@@ -40,7 +40,7 @@ def compare_students(context: DistillContext, trained: Trained, plan: Plan) -> t
                 if name == STUDENT:
                     parts = [draw(context, network, plan, some) for some in items]
                 else:
-                    teacher = few if name == TEACHER_FEW else context.data.teacher
+                    teacher = few if name == TEACHER_FEW else context.teacher_plan
                     parts = [
                         SharedRows(
                             context.run, "teacher", some.pairs, some.drawing(context.teacher), context.recipe.batch

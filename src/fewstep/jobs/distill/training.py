@@ -41,10 +41,10 @@ def train(context: DistillContext) -> Trained:
 
 def _train(context: DistillContext, student: int) -> dict[str, Any]:
     config, settings = context.config, context.recipe.train
-    batches = context.data.batches(student)
+    batches = context.batches(student)
     torch.manual_seed(config.seed)  # heads of an adversary and adapters begin at random
     engine = engine_of(
-        context.pipe, context.method, context.process, context.prediction, context.data.encoded, batches, settings
+        context.pipe, context.method, context.process, context.prediction, context.encoded, batches, settings
     )
     stage = stage_of(engine, config, lambda folder: None)
     memory = memory_of(stage, config, {n: m for n, m in context.pipe.components.items() if isinstance(m, nn.Module)})
@@ -89,10 +89,10 @@ def student_network(context: DistillContext, trained: Trained) -> nn.Module:
     place = device_of(context.pipe)
     students = [student_of(context.pipe, context.method, context.recipe.train, one["tensors"]) for one in trained]
     students = [finished(student, context.method, context.process) for student in students]
-    if context.data.parts is None:
+    if context.parts is None:
         return students[0].to(place)
-    owners, centres = context.data.parts
-    tensors = context.data.encoded.tensors
+    owners, centres = context.parts
+    tensors = context.encoded.tensors
     name = deciding(tensors)
     table = [] if centres is not None else _table(tensors[name].cpu(), owners)
     return Routed.of(students, name, table, centres).to(place)

@@ -40,7 +40,7 @@ def tuned(context: DistillContext, trained: Trained) -> Plan:
 
         features = load_features(placed(recipe.evaluation.features[0]))
         with torch.no_grad():
-            reference = features(later.draw(context.teacher, context.data.teacher))
+            reference = features(later.draw(context.teacher, context.teacher_plan))
         objective = DistributionMatch(generate, features, reference, ITEMS)
         found = tune_scales(context.run, plan, objective, recipe.train.q_sched, seed=recipe.train.seed)
         return scaled(plan, found.theta)
