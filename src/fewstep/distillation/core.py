@@ -37,7 +37,7 @@ class Networks:
     target: Denoiser | None = None
     adversary: nn.Module | None = None
     reference: Denoiser | None = None
-    reward: Reward | None = None
+    reward: SampleReward | None = None
 
     def following(self, call: Tensor) -> Networks:
         """The networks whose critic knows which call of the student (B,) its states come from."""
@@ -115,7 +115,7 @@ class Batch:
         return self.rows(torch.arange(self.size).repeat(count))
 
 
-Reward = Callable[[Tensor, Batch], Tensor]
+SampleReward = Callable[[Tensor, Batch], Tensor]
 """(clean samples (B, ...), the batch that they were drawn for) -> (B,), higher is better."""
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser
-from fewstep.distillation.core import Batch, Loss, Networks, Reward, Samples, Term
+from fewstep.distillation.core import Batch, Loss, Networks, SampleReward, Samples, Term
 from fewstep.distillation.method import Method
 from fewstep.distillation.roles import UpdateRule
 from fewstep.distillation.step_condition import StepConditioned
@@ -203,7 +203,7 @@ def assemble(
     student: nn.Module | None = None,
     twin: Callable[[nn.Module, str], nn.Module] | None = None,
     reference: Denoiser | None = None,
-    reward: Reward | None = None,
+    reward: SampleReward | None = None,
 ) -> Engine:
     """The engine of a method: student, critic and slow student begin as copies of `start`.
 
@@ -267,7 +267,7 @@ def _check_processes(networks: Networks) -> None:
             )
 
 
-def _check_needs(method: Method, batches: Callable[[torch.Generator], Batch], reward: Reward | None) -> None:
+def _check_needs(method: Method, batches: Callable[[torch.Generator], Batch], reward: SampleReward | None) -> None:
     """One batch is looked at before anything is trained."""
     batch = batches(torch.Generator().manual_seed(0))
     absent = {"data": batch.clean is None, "store": batch.path is None, "pairs": batch.rejected is None}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-History = Sequence[Mapping[str, float]]
+Records = Sequence[Mapping[str, float]]
 LEAST = 8
 """Records below which nothing is said."""
 
@@ -28,7 +28,7 @@ class Trend:
         return self.last / self.first if self.first else float("inf") if self.last else 1.0
 
 
-def trend(history: History, name: str) -> Trend | None:
+def trend(history: Records, name: str) -> Trend | None:
     """The trend of the numbers of that name, averaged over all terms that have one; None where none has."""
     values = []
     for line in history:
@@ -41,14 +41,14 @@ def trend(history: History, name: str) -> Trend | None:
     return Trend(fmean(values[:quarter]), fmean(values[-quarter:]))
 
 
-def advice(history: History) -> list[str]:
+def advice(history: Records) -> list[str]:
     """Sentences on what looks wrong, worst first; empty where nothing does."""
     if len(history) < LEAST:
         return []
     return [line for rule in (_collapse, _critic, _adversary, _explosion) for line in rule(history)]
 
 
-def _collapse(history: History) -> list[str]:
+def _collapse(history: Records) -> list[str]:
     spread = trend(history, "spread")
     if spread is None or spread.ratio > 0.5:
         return []
@@ -58,7 +58,7 @@ def _collapse(history: History) -> list[str]:
     ]
 
 
-def _critic(history: History) -> list[str]:
+def _critic(history: Records) -> list[str]:
     """Gap up and cosine down: the critic lags. Gap up, cosine flat and spread up: too much guidance."""
     gap, cosine, spread = (trend(history, name) for name in ("gap", "cosine", "spread"))
     if gap is None or cosine is None or gap.ratio < 1.5:
@@ -77,7 +77,7 @@ def _critic(history: History) -> list[str]:
     return []
 
 
-def _adversary(history: History) -> list[str]:
+def _adversary(history: Records) -> list[str]:
     real, fake = trend(history, "real"), trend(history, "fake")
     if real is None or fake is None or real.last - fake.last < 5:
         return []
@@ -87,7 +87,7 @@ def _adversary(history: History) -> list[str]:
     ]
 
 
-def _explosion(history: History) -> list[str]:
+def _explosion(history: Records) -> list[str]:
     found = []
     for name in sorted({key for line in history for key in line if key.endswith("gradient")}):
         norm = trend(history, name)

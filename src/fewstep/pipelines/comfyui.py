@@ -34,7 +34,7 @@ NOISE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class Walk:
+class PlanRun:
     """A plan run on arbitrary outputs, in ComfyUI's units.
 
     sigmas: K + 1 levels, of every row and of the end. states: K + 1. clean: K clean predictions. noise: of every row.
@@ -60,12 +60,12 @@ Step = tuple[Tensor, float]
 """The mean of the next state, and how much noise is added to it."""
 
 
-def sample_euler(walk: Walk, k: int) -> Step:
+def sample_euler(walk: PlanRun, k: int) -> Step:
     """First order (DDIM without noise)."""
     return walk.euler(k, walk.sigmas[k + 1]), 0.0
 
 
-def sample_dpmpp_2m(walk: Walk, k: int) -> Step:
+def sample_dpmpp_2m(walk: PlanRun, k: int) -> Step:
     """DPM-Solver++ of second order, arXiv 2211.01095, whose first and last steps are of first order."""
     sigma, to, clean = walk.sigmas[k], walk.sigmas[k + 1], walk.clean[k]
     if to == 0:
@@ -76,7 +76,7 @@ def sample_dpmpp_2m(walk: Walk, k: int) -> Step:
     return to / sigma * walk.states[k] + (1 - to / sigma) * clean, 0.0
 
 
-def sample_heun(walk: Walk, k: int) -> Step:
+def sample_heun(walk: PlanRun, k: int) -> Step:
     """Two evaluations in a step, but for the last: rows come in pairs."""
     if k % 2 == 0:
         return walk.euler(k, walk.sigmas[k + 1]), 0.0
@@ -84,20 +84,20 @@ def sample_heun(walk: Walk, k: int) -> Step:
     return walk.states[k - 1] + change * (walk.slope(k - 1) + walk.slope(k)) / 2, 0.0
 
 
-def sample_lcm(walk: Walk, k: int) -> Step:
+def sample_lcm(walk: PlanRun, k: int) -> Step:
     """The clean prediction, noised anew (arXiv 2310.04378)."""
     to = walk.sigmas[k + 1]
     return (1 - to if walk.flow else 1.0) * walk.clean[k], to
 
 
-def sample_euler_ancestral(walk: Walk, k: int) -> Step:
+def sample_euler_ancestral(walk: PlanRun, k: int) -> Step:
     """First order to a lower level, then noise back up; not for flows, where ComfyUI's is another one."""
     sigma, to = walk.sigmas[k], walk.sigmas[k + 1]
     up = min(to, math.sqrt(to**2 * (sigma**2 - to**2)) / sigma)
     return walk.euler(k, math.sqrt(to**2 - up**2)), math.nan if walk.flow else up
 
 
-SAMPLERS: dict[str, Callable[[Walk, int], Step]] = {
+SAMPLERS: dict[str, Callable[[PlanRun, int], Step]] = {
     "euler": sample_euler,
     "dpmpp_2m": sample_dpmpp_2m,
     "heun": sample_heun,
@@ -125,7 +125,7 @@ def sampler_of(plan: Plan) -> str | None:
     return None
 
 
-def _agree(step: Step, walk: Walk, k: int, size: float) -> bool:
+def _agree(step: Step, walk: PlanRun, k: int, size: float) -> bool:
     mean, noise = step
     same = float((mean - walk.states[k + 1]).abs().max()) <= size
     return same and abs(noise - walk.noise[k]) <= CLOSE * max(1.0, walk.sigmas[k])
@@ -142,7 +142,7 @@ def sigmas_of(plan: Plan) -> list[float]:
     return [sigma for k, sigma in enumerate(sigmas) if k == 0 or sigma != sigmas[k - 1]]
 
 
-def walked(plan: Plan) -> Walk:
+def walked(plan: Plan) -> PlanRun:
     """The plan on arbitrary outputs; errors of `sigmas_of`."""
     _refuse(plan)
     levels = [(number(row.alpha), number(row.sigma)) for row in plan.rows]
@@ -162,7 +162,7 @@ def walked(plan: Plan) -> Walk:
         states.append(_sum(row.state, states) + _sum(row.output, outputs))
     _refuse_levels(plan, sigmas, flow, units[0])
     noise = [number(row.noise) / unit for row, unit in zip(plan.rows, units[1:], strict=True)]
-    return Walk(sigmas, [x / unit for x, unit in zip(states, units, strict=True)], clean, noise, flow)
+    return PlanRun(sigmas, [x / unit for x, unit in zip(states, units, strict=True)], clean, noise, flow)
 
 
 def _sum(coefficients: Any, values: Sequence[Tensor]) -> Tensor:

@@ -106,8 +106,8 @@ def search_joint(task: SearchTask) -> SearchResult:
     return SearchResult(_named(best.plan, "joint"), best.value, spent, tuple(history))
 
 
-Method = Callable[[SearchTask], SearchResult]
-METHODS: Registry[Method] = Registry(
+SearchMethod = Callable[[SearchTask], SearchResult]
+METHODS: Registry[SearchMethod] = Registry(
     "search method",
     "fewstep.searches",
     {
@@ -122,7 +122,7 @@ METHODS: Registry[Method] = Registry(
 )
 
 
-def search_method(name: str) -> Method:
+def search_method(name: str) -> SearchMethod:
     """A method by name (FewstepError with the nearest name otherwise)."""
     return METHODS.find(name)
 

@@ -13,11 +13,11 @@ from torch import nn
 
 from fewstep.data import CaptionedImages, load
 
-Batch = dict[str, Any]
+StageBatch = dict[str, Any]
 # Types rather than field arguments, so that a stage that only changes a default keeps the range.
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -32,7 +32,7 @@ class StageConfig(BaseModel):
     steps: Count = 1000
     batch: Count = Field(64, description="pictures per step and process")
     learning_rate: Positive = 1e-3
-    weight_decay: Weight = 0.01
+    weight_decay: NotNegative = 0.01
     warmup: int = Field(100, ge=0, description="steps of linear warm-up before the cosine decay")
     clip_norm: Positive = 1.0
     ema: Fraction = 0.999
@@ -47,7 +47,7 @@ class StageConfig(BaseModel):
     checkpoint_every: Count = Field(200, description="steps between two checkpoints")
     checkpoint_minutes: Positive = Field(5, description="and so many minutes at most, or twenty times what one takes")
     decay: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
-    rate_stages: tuple[tuple[Positive, Weight], ...] = Field(
+    rate_stages: tuple[tuple[Positive, NotNegative], ...] = Field(
         (), description="(share of the steps that it lasts to, multiple of the learning rate), in order"
     )
     optimizer: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit: moments in 8 bits (torchao)")
@@ -97,8 +97,8 @@ class Stage:
     """
 
     modules: Mapping[str, nn.Module]
-    batch: Callable[[torch.Generator], Batch]
-    loss: Callable[[Batch, torch.Generator], tuple[torch.Tensor, dict[str, float]]]
+    batch: Callable[[torch.Generator], StageBatch]
+    loss: Callable[[StageBatch, torch.Generator], tuple[torch.Tensor, dict[str, float]]]
     save: Callable[[Path], None]
     frozen: Mapping[str, nn.Module] = field(default_factory=dict)
     state: Mapping[str, nn.Module] = field(default_factory=dict)

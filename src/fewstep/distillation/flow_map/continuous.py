@@ -19,14 +19,14 @@ from fewstep.distillation.flow_map.slopes import TimeDerivative
 from fewstep.distillation.flow_map.targets import JumpTarget, TargetValue
 from fewstep.distillation.part import part
 
-Residual = Callable[[Networks, Jump, Tensor], tuple[Tensor, int]]
+ResidualFunction = Callable[[Networks, Jump, Tensor], tuple[Tensor, int]]
 """(networks, jump, the student's clean prediction (B, ...)) -> R (B, ...) and forward passes."""
 
 
 @part
 def eulerian_residual(
     direction: VelocitySource = teacher_velocity, slope: TimeDerivative = TimeDerivative(), warmup: Varying = 1.0
-) -> Residual:
+) -> ResidualFunction:
     """R = -dX/dt = keep pace (D - D_w) - gain dD/dt with D_w the direction; (u - w) + (t - s) du/dt when straight.
 
     Args:

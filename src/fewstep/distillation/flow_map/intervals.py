@@ -22,7 +22,7 @@ JumpDistribution = Callable[[Batch, Process, torch.Generator], JumpTimes]
 TimeGrid = Callable[[Process, Batch], Tensor]
 """Rising process times, float64, from 0 (the data) to the noisiest."""
 
-Rule = Callable[[Tensor, Tensor, Batch, Process, torch.Generator], Tensor]
+TimeRule = Callable[[Tensor, Tensor, Batch, Process, torch.Generator], Tensor]
 """A time (B,) for each pair (start t, least time): ends s, the least time being 0, and middles m, it being s.
 
 Where an end is above its start, the two change places.
@@ -31,7 +31,7 @@ Where an end is above its start, the two change places.
 
 @part
 def jump_times(
-    start: laws.TimeDistribution, end: Rule | None = None, middle: Rule | None = None, equal: float = 0.0
+    start: laws.TimeDistribution, end: TimeRule | None = None, middle: TimeRule | None = None, equal: float = 0.0
 ) -> JumpDistribution:
     """Starts from a law, ends and middles from rules.
 
@@ -51,7 +51,7 @@ def jump_times(
 
 @part
 def grid_jump_times(
-    grid: TimeGrid, end: Rule | None = None, middle: Rule | None = None, equal: float = 0.0
+    grid: TimeGrid, end: TimeRule | None = None, middle: TimeRule | None = None, equal: float = 0.0
 ) -> JumpDistribution:
     """Starts from a grid whose points above 0 are equally likely, ends and middles from rules.
 
@@ -72,8 +72,8 @@ def grid_jump_times(
 
 def _ended(
     t: Tensor,
-    end: Rule | None,
-    middle: Rule | None,
+    end: TimeRule | None,
+    middle: TimeRule | None,
     equal: float,
     batch: Batch,
     process: Process,
@@ -124,7 +124,7 @@ def karras_grid(parts: Varying = 18, lowest: float = 0.002, highest: float = 80.
 
 
 @part
-def previous_grid_point(grid: TimeGrid, skip: int = 1) -> Rule:
+def previous_grid_point(grid: TimeGrid, skip: int = 1) -> TimeRule:
     """The point of a grid `skip` points below t, never below s.
 
     As an end: the lower edge of the segment that t lies in (PCM, MLCM) or the next point (progressive distillation). As
@@ -138,7 +138,7 @@ def previous_grid_point(grid: TimeGrid, skip: int = 1) -> Rule:
 
 
 @part
-def uniform_below(least: float = 0.0) -> Rule:
+def uniform_below(least: float = 0.0) -> TimeRule:
     """Uniform between `least` (a fraction of the range) and t: CTM, TCD."""
 
     def rule(t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
@@ -149,7 +149,7 @@ def uniform_below(least: float = 0.0) -> Rule:
 
 
 @part
-def second_draw(law: laws.TimeDistribution) -> Rule:
+def second_draw(law: laws.TimeDistribution) -> TimeRule:
     """A second draw of a law; the later of the two times is the start (MeanFlow)."""
 
     def rule(t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
@@ -159,7 +159,7 @@ def second_draw(law: laws.TimeDistribution) -> Rule:
 
 
 @part
-def fraction_of_jump(share: Varying = 0.5) -> Rule:
+def fraction_of_jump(share: Varying = 0.5) -> TimeRule:
     """m = share s + (1 - share) t: alpha-Flow (arXiv 2510.20771); 1/2 is the midpoint."""
 
     def rule(t: Tensor, s: Tensor, batch: Batch, process: Process, generator: torch.Generator) -> Tensor:
@@ -169,7 +169,7 @@ def fraction_of_jump(share: Varying = 0.5) -> Rule:
 
 
 @part
-def shrinking_step(q: float = 2.0, stages: int = 8, k: float = 8.0) -> Rule:
+def shrinking_step(q: float = 2.0, stages: int = 8, k: float = 8.0) -> TimeRule:
     """r = n (1 - q^-(stage + 1) (1 + k sigmoid(-n))) on the noise ratio n = sigma / alpha: ECT (arXiv 2406.14548).
 
     Args:

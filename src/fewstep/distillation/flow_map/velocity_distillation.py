@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
-from fewstep.distillation.flow_map.continuous import Residual, eulerian_residual
+from fewstep.distillation.flow_map.continuous import ResidualFunction, eulerian_residual
 from fewstep.distillation.flow_map.guidance import TeacherGuidance
 from fewstep.distillation.flow_map.intervals import JumpDistribution
 from fewstep.distillation.flow_map.jump import students_view
@@ -21,7 +21,7 @@ from fewstep.transition import noise_like
 @part
 def velocity_distillation(
     times: JumpDistribution,
-    residual: Residual = eulerian_residual(),
+    residual: ResidualFunction = eulerian_residual(),
     guidance: TeacherGuidance = TeacherGuidance(),
     normalise: float | None = None,
     factor: float = 1.0,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fewstep.distillation.core import Batch, Loss, Networks, Reward, Samples, Term
+from fewstep.distillation.core import Batch, Loss, Networks, SampleReward, Samples, Term
 from fewstep.distillation.distances import Metric, squared_error
 from fewstep.distillation.part import part
 from fewstep.distillation.rollout import needed
@@ -82,7 +82,7 @@ def mean_variance_penalty(mean: float = 0.0, variance: float = 1.0, scale: float
 
 
 @part
-def reward_term(reward: Reward | None = None, scale: float = 1.0, per_number: bool = False) -> Term:
+def reward_term(reward: SampleReward | None = None, scale: float = 1.0, per_number: bool = False) -> Term:
     """Minus a differentiable reward of the student's samples: ReFL (arXiv 2304.05977), DRaFT (arXiv 2309.17400).
 
     Args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.distillation.core import Batch, Networks, Reward
+from fewstep.distillation.core import Batch, Networks, SampleReward
 from fewstep.distillation.part import part
 from fewstep.distillation.score.view import NOTHING, Needs, ScorePredictions, guidance_needs
 from fewstep.errors import FewstepError, nearest
@@ -134,7 +134,7 @@ def _levels(networks: Networks, view: ScorePredictions, r: Tensor, momentum: flo
 
 
 @part
-def reward_weight(reward: Reward | None = None, beta: float = 2.0, most: float = math.inf) -> Weight:
+def reward_weight(reward: SampleReward | None = None, beta: float = 2.0, most: float = math.inf) -> Weight:
     """exp(beta r(x)), r a reward of clean samples (B, ...) -> (B,): Re-DMD (arXiv 2512.04678).
 
     A student that matches the teacher is not moved by any weight: this shifts what a limited student gives up.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.jobs.context import Items, seeds_for, slug, tensor_unit
 from fewstep.jobs.distill.context import DistillContext
-from fewstep.jobs.distill.training import Trained, draw, student_network
+from fewstep.jobs.distill.training import TrainedStudents, draw, student_network
 from fewstep.jobs.sharing import SharedRows
 from fewstep.metrics import evaluate, load_features
 from fewstep.plan import Plan
@@ -24,7 +24,7 @@ Pictures = tuple[list[str], dict[str, Tensor]]
 """What N rows show, and pictures (N, 3, H, W) in [0, 1] of every system, of equal seeds."""
 
 
-def compare_students(context: DistillContext, trained: Trained, plan: Plan) -> tuple[dict[str, Any], Pictures]:
+def compare_students(context: DistillContext, trained: TrainedStudents, plan: Plan) -> tuple[dict[str, Any], Pictures]:
     """Metrics of student and teacher against fresh samples of the teacher, and pictures of equal seeds."""
     settings = context.recipe.evaluation
     held_out = [context.items("evaluation", settings.conditions, settings.items, seed) for seed in settings.seeds]

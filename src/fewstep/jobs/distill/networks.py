@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser
-from fewstep.distillation.core import Reward
+from fewstep.distillation.core import SampleReward
 from fewstep.distillation.discriminator import as_tokens
 from fewstep.distillation.engine import Engine, assemble
 from fewstep.distillation.method import Method
@@ -45,7 +45,7 @@ def engine_of(
     settings: DistillTraining,
     *,
     teacher: Denoiser | None = None,
-    reward: Reward | None = None,
+    reward: SampleReward | None = None,
 ) -> Engine:
     """The engine: the pipeline's own network is the teacher, the others begin as copies of it in float32.
 

@@ -22,12 +22,12 @@ from fewstep.train.loop import accelerator_for, fit
 from fewstep.train.memory import described, memory_of
 from fewstep.train.shards import whole_state
 
-Trained = list[dict[str, Any]]
+TrainedStudents = list[dict[str, Any]]
 """Of every student its tensors and the record of its training."""
 SAVE, LOAD = kept_as("record")
 
 
-def train(context: DistillContext) -> Trained:
+def train(context: DistillContext) -> TrainedStudents:
     """Of every student its tensors and the record of its training."""
     names = ["student", *(f"student-{k}" for k in range(1, context.recipe.train.students))]
     return [
@@ -84,7 +84,7 @@ def draw(context: DistillContext, network: nn.Module, plan: Plan, items: Items) 
         return items.draw(sampler, plan)
 
 
-def student_network(context: DistillContext, trained: Trained) -> nn.Module:
+def student_network(context: DistillContext, trained: TrainedStudents) -> nn.Module:
     """The trained student; several become one network that routes each condition to its owner."""
     place = device_of(context.pipe)
     students = [student_of(context.pipe, context.method, context.recipe.train, one["tensors"]) for one in trained]
@@ -98,7 +98,7 @@ def student_network(context: DistillContext, trained: Trained) -> nn.Module:
     return Routed.of(students, name, table, centres).to(place)
 
 
-def student_pipeline(context: DistillContext, trained: Trained, plan: Plan) -> Pipeline:
+def student_pipeline(context: DistillContext, trained: TrainedStudents, plan: Plan) -> Pipeline:
     """The pipeline of the student, which follows its plan."""
     network = student_network(context, trained)
     if not context.recipe.train.quantize:  # low-bit layers keep the types of their scales

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.jobs.distill.context import DistillContext
-from fewstep.jobs.distill.training import Trained, draw, student_network
+from fewstep.jobs.distill.training import TrainedStudents, draw, student_network
 from fewstep.jobs.tuning import scaled, tune_scales
 from fewstep.metrics import load_features
 from fewstep.plan import Plan
@@ -20,7 +20,7 @@ ITEMS = 64
 """Pairs of condition and seed that every candidate is drawn with."""
 
 
-def tuned(context: DistillContext, trained: Trained) -> Plan:
+def tuned(context: DistillContext, trained: TrainedStudents) -> Plan:
     """The student's plan after the search; the plan as it was where no budget is given.
 
     The student's samples as a set are compared with the teacher's (features of decoded pictures): a student need not

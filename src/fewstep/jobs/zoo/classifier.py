@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fewstep.train.classes import classes_of
 from fewstep.train.pictures import signed
-from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
+from fewstep.train.stage import Count, Fraction, NotNegative, Positive, Stage, StageBatch, StageConfig
 
 
 class ClassifierConfig(StageConfig):
@@ -21,7 +21,7 @@ class ClassifierConfig(StageConfig):
     steps: Count = 1500
     batch: Count = 64
     learning_rate: Positive = 3e-3
-    weight_decay: Weight = 0.02
+    weight_decay: NotNegative = 0.02
     ema: Fraction = 0.99
     seed: int = 41
     widths: tuple[int, ...] = (24, 48, 64, 64)
@@ -39,13 +39,13 @@ def build(config: ClassifierConfig) -> Stage:
     net = ClassNet(names=names, widths=config.widths)
     parameter = next(net.parameters())
 
-    def batch(generator: torch.Generator) -> Batch:
+    def batch(generator: torch.Generator) -> StageBatch:
         chosen = torch.randint(len(images), (config.batch,), generator=generator)
         moves = torch.randint(-config.shift, config.shift + 1, (config.batch, 2), generator=generator).tolist()
         pictures = torch.stack([image.roll(move, (1, 2)) for image, move in zip(images[chosen], moves, strict=True)])
         return {"pictures": (signed(pictures) + 1) / 2, "classes": classes[chosen]}
 
-    def loss(given: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(given: StageBatch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         logits = net(given["pictures"].to(parameter.device)).float()
         labels = given["classes"].to(parameter.device)
         right = (logits.detach().argmax(1) == labels).float().mean()

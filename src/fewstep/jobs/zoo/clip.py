@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from fewstep.train.pictures import mirror_of, signed
-from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
+from fewstep.train.stage import Count, Fraction, NotNegative, Positive, Stage, StageBatch, StageConfig
 from fewstep.zoo.text import text_config, tokens_of, train_tokenizer
 
 
@@ -19,7 +19,7 @@ class ClipConfig(StageConfig):
     steps: Count = 1000
     batch: Count = 64
     learning_rate: Positive = 1e-3
-    weight_decay: Weight = 0.05
+    weight_decay: NotNegative = 0.05
     ema: Fraction = 0.99
     seed: int = 11
     split: Literal["train", "all"] = "train"
@@ -40,12 +40,12 @@ def build(config: ClipConfig) -> Stage:
     model = clip_model(config, tokenizer)
     parameter = next(model.parameters())
 
-    def batch(generator: torch.Generator) -> Batch:
+    def batch(generator: torch.Generator) -> StageBatch:
         chosen = torch.randint(len(images), (config.batch,), generator=generator)
         pictures = mirror(signed(images[chosen]), chosen, generator)
         return {"pictures": augmented(pictures, generator), "tokens": tokens[chosen]}
 
-    def loss(given: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(given: StageBatch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         ids = given["tokens"].to(parameter.device)
         out = model(input_ids=ids, pixel_values=given["pictures"].to(parameter.device))
         logits = out.logits_per_image.float()

@@ -12,7 +12,7 @@ from pydantic import Field
 from fewstep.latents import time_shift
 from fewstep.train.classes import classes_of
 from fewstep.train.latents import encode_pictures, open_vae, stratified_times
-from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
+from fewstep.train.stage import Count, Fraction, NotNegative, Positive, Stage, StageBatch, StageConfig
 from fewstep.zoo.dit import NO_CLASS, class_denoiser, class_pipeline, flow_scheduler, forget_unused
 from fewstep.zoo.unet import ddim_scheduler
 
@@ -26,7 +26,7 @@ class DiTConfig(StageConfig):
     steps: Count = 5000
     batch: Count = 128
     learning_rate: Positive = 1.5e-3
-    weight_decay: Weight = 0.01
+    weight_decay: NotNegative = 0.01
     warmup: int = 200
     ema: Fraction = 0.999
     width: Count = 128
@@ -53,14 +53,14 @@ def build(config: DiTConfig) -> Stage:
     shift = config.shift or time_shift(latents.both[0, 0].numel())
     scheduler = flow_scheduler(shift) if config.objective == "flow" else ddim_scheduler("epsilon")
 
-    def batch(generator: torch.Generator) -> Batch:
+    def batch(generator: torch.Generator) -> StageBatch:
         clean, labels = latents.draw(config.batch, nothing, config.class_dropout, generator)
         return {"clean": clean, "labels": labels[:, 0]}
 
     def network(x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return model(x.to(device), time.to(device), labels.to(device)).sample.float()
 
-    def loss(given: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(given: StageBatch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         if config.objective == "flow":
             return flow_loss(network, given, shift, generator), {}
         return noise_loss(network, given, scheduler.alphas_cumprod, generator), {}
@@ -75,7 +75,9 @@ def build(config: DiTConfig) -> Stage:
 Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def noise_loss(network: Network, given: Batch, cumulative: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def noise_loss(
+    network: Network, given: StageBatch, cumulative: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
     """Mean squared error of the noise at stratified times (arXiv 2006.11239, eq. 14)."""
     clean, time = given["clean"], stratified_times(len(given["clean"]), cumulative, generator)
     noise = torch.randn(clean.shape, generator=generator)
@@ -85,7 +87,7 @@ def noise_loss(network: Network, given: Batch, cumulative: torch.Tensor, generat
     return (predicted - noise.to(predicted)).square().mean()
 
 
-def flow_loss(network: Network, given: Batch, shift: float, generator: torch.Generator) -> torch.Tensor:
+def flow_loss(network: Network, given: StageBatch, shift: float, generator: torch.Generator) -> torch.Tensor:
     """Mean squared error of the velocity eps - x0 at stratified times that are shifted towards noise."""
     clean = given["clean"]
     count = len(clean)

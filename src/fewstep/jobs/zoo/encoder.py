@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.latents import small_encoder
-from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
+from fewstep.train.stage import Count, Fraction, NotNegative, Positive, Stage, StageBatch, StageConfig
 
 
 class EncoderConfig(StageConfig):
@@ -20,7 +20,7 @@ class EncoderConfig(StageConfig):
     steps: Count = 1000
     batch: Count = 128
     learning_rate: Positive = 2e-3
-    weight_decay: Weight = 1e-4
+    weight_decay: NotNegative = 1e-4
     ema: Fraction = 0.99
     patch: int = Field(8, ge=1, description="side of a token in pixels")
     width: Count = 64
@@ -28,7 +28,7 @@ class EncoderConfig(StageConfig):
     heads: Count = 4
     projector: Count = Field(64, description="width of the space that the loss is computed in")
     temperature: Positive = 0.1
-    turn: Weight = Field(15.0, description="largest rotation of a view in degrees")
+    turn: NotNegative = Field(15.0, description="largest rotation of a view in degrees")
     zoom: Fraction = Field(0.3, description="largest change of scale of a view")
     move: Fraction = Field(0.15, description="largest shift of a view, in sides of the picture")
     contrast: Fraction = Field(0.4, description="largest change of contrast of a view")
@@ -47,11 +47,11 @@ def build(config: EncoderConfig) -> Stage:
     )
     parameter = next(encoder.parameters())
 
-    def batch(generator: torch.Generator) -> Batch:
+    def batch(generator: torch.Generator) -> StageBatch:
         chosen = images[torch.randint(len(images), (config.batch,), generator=generator)].float() / 255
         return {"views": [view(chosen, config, generator) for _ in range(2)]}
 
-    def loss(given: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(given: StageBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         both = torch.cat(given["views"]).to(parameter.device)
         a, b = projector(encoder(both).mean((2, 3))).float().chunk(2)
         return contrastive(a, b, config.temperature), {}

@@ -10,7 +10,7 @@ from pydantic import Field
 from fewstep.denoiser import fingerprint
 from fewstep.train.classes import class_numbers
 from fewstep.train.latents import encode_pictures, open_any_pipeline
-from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
+from fewstep.train.stage import Count, Fraction, NotNegative, Positive, Stage, StageBatch, StageConfig
 from fewstep.zoo import SHIPPED, shipped
 from fewstep.zoo.dit import NO_CLASS
 from fewstep.zoo.oms import class_network, save_network, text_network
@@ -24,7 +24,7 @@ class OneMoreStepConfig(StageConfig):
     steps: Count = 800
     batch: Count = 64
     learning_rate: Positive = 1e-3
-    weight_decay: Weight = 0.0
+    weight_decay: NotNegative = 0.0
     ema: Fraction = 0.99
     channels: tuple[int, ...] = Field((16, 32), description="of the UNet of a text pipeline")
     width: Count = Field(64, description="of the transformer of a class-conditional pipeline")
@@ -52,11 +52,11 @@ def build(config: OneMoreStepConfig) -> Stage:
     else:
         network = class_network(channels, side, config.width, config.layers)
 
-    def batch(generator: torch.Generator) -> Batch:
+    def batch(generator: torch.Generator) -> StageBatch:
         clean, condition = latents.draw(config.batch, nothing, config.dropout, generator)
         return {"clean": clean, "condition": condition}
 
-    def loss(given: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(given: StageBatch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         noise = torch.randn(given["clean"].shape, generator=generator).to(device)
         condition, time = given["condition"].to(device), torch.zeros(len(noise), dtype=torch.long, device=device)
         if text is not None:

@@ -13,7 +13,7 @@ from fewstep.jobs.zoo.corrupt import corrupted
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.train.latents import open_pipeline
 from fewstep.train.pictures import mirror_of
-from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
+from fewstep.train.stage import Count, Fraction, NotNegative, Positive, Stage, StageBatch, StageConfig
 
 
 class QualityConfig(StageConfig):
@@ -26,7 +26,7 @@ class QualityConfig(StageConfig):
     ema: Fraction = 0.995
     seed: int = 31
     generated: int = Field(1200, ge=0, description="badly generated pictures: teacher at 2 and 3 steps")
-    guidance: Weight = 3.0
+    guidance: NotNegative = 3.0
     smoothing: float = Field(0.05, ge=0, lt=0.5, description="label smoothing, keeps the logits informative")
 
 
@@ -46,7 +46,7 @@ def build(config: QualityConfig) -> Stage:
     torch.manual_seed(config.seed)
     net = QualityNet()
 
-    def batch(generator: torch.Generator) -> Batch:
+    def batch(generator: torch.Generator) -> StageBatch:
         half = config.batch // 2
         real = torch.randint(len(images), (half + half // 2,), generator=generator)
         take = torch.rand(len(real), generator=generator) < 0.5
@@ -58,7 +58,7 @@ def build(config: QualityConfig) -> Stage:
         labels = torch.cat([torch.ones(half), torch.zeros(len(pictures) - half)])
         return {"pictures": pictures, "labels": labels}
 
-    def loss(given: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(given: StageBatch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         logits = net(given["pictures"].to(device)).float()
         labels = given["labels"].to(device)
         soft = labels * (1 - 2 * config.smoothing) + config.smoothing

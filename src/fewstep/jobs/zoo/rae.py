@@ -12,7 +12,7 @@ from fewstep.jobs.zoo.vae import reconstruction_loss
 from fewstep.latents import FeatureAutoencoder, load_encoder
 from fewstep.latents.surface import feature_column
 from fewstep.train.pictures import mirror_of, signed
-from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
+from fewstep.train.stage import Count, Fraction, NotNegative, Positive, Stage, StageBatch, StageConfig
 
 
 class RaeConfig(StageConfig):
@@ -22,12 +22,12 @@ class RaeConfig(StageConfig):
     steps: Count = 4000
     batch: Count = 24
     learning_rate: Positive = 2e-3
-    weight_decay: Weight = 0.0
+    weight_decay: NotNegative = 0.0
     ema: Fraction = 0.998
     channels: tuple[int, ...] = Field((16, 32, 32, 32), description="of the decoder; one token per 2^(n - 1) pixels")
     layers: Count = Field(1, description="per block of the decoder")
-    edge_weight: Weight = Field(0.5, description="weight of the picture-gradient term")
-    noise: Weight = Field(
+    edge_weight: NotNegative = Field(0.5, description="weight of the picture-gradient term")
+    noise: NotNegative = Field(
         0.2, description="the decoder sees features with noise of a deviation |N(0, this)|, in theirs; 0.8 in the paper"
     )
 
@@ -62,11 +62,11 @@ def autoencoder_stage(config: RaeConfig, model: FeatureAutoencoder, mask: float)
     model.measure(images)  # the noise is relative to the features' deviation
     modules = {"decoder": model.decoder, **({} if model.residual is None else {"residual": model.residual})}
 
-    def batch(generator: torch.Generator) -> Batch:
+    def batch(generator: torch.Generator) -> StageBatch:
         chosen = torch.randint(len(images), (config.batch,), generator=generator)
         return {"pictures": mirror(signed(images[chosen]), chosen, generator)}
 
-    def loss(given: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(given: StageBatch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         pictures = given["pictures"].to(model.mean.device)
         dropped = (torch.rand(len(pictures), generator=generator) < mask).to(pictures.device)
         features = model.features(pictures / 2 + 0.5, dropped if mask else None)

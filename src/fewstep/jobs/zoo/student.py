@@ -12,7 +12,7 @@ from torch import nn
 
 from fewstep.pipelines.shared import SharedBase, SharedRole
 from fewstep.train.latents import encode_pictures, open_pipeline
-from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
+from fewstep.train.stage import Count, Fraction, NotNegative, Positive, Stage, StageBatch, StageConfig
 from fewstep.zoo.text import opens_in_float32, tokens_of
 from fewstep.zoo.unet import lcm_scheduler, pipeline
 
@@ -24,7 +24,7 @@ class StudentConfig(StageConfig):
     steps: Count = 400
     batch: Count = 64
     learning_rate: Positive = 3e-4
-    weight_decay: Weight = 0.0
+    weight_decay: NotNegative = 0.0
     warmup: int = 20
     ema: Fraction = 0.99
     guidance: float = Field(1.5, ge=1, description="scale g of uncond + g * (cond - uncond), fixed and baked in")
@@ -53,14 +53,14 @@ def build(config: StudentConfig) -> Stage:
     with torch.no_grad():
         nothing = text(empty.to(device)).last_hidden_state
 
-    def batch(generator: torch.Generator) -> Batch:
+    def batch(generator: torch.Generator) -> StageBatch:
         clean, ids = latents.draw(config.batch, empty[0], 0.0, generator)
         # the scheduler's own grid, 19, 39, ..., 999 for 50 original times
         stride = 1000 // scheduler.config.original_inference_steps
         index = torch.randint(1, 1 + 1000 // stride, (config.batch,), generator=generator)
         return {"clean": clean, "tokens": ids, "time": index * stride - 1}
 
-    def loss(given: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(given: StageBatch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         noise = torch.randn(given["clean"].shape, generator=generator).to(device)
         clean, time = given["clean"].to(device), given["time"].to(device)
         earlier = (time - config.skip).clamp(min=0)

@@ -7,13 +7,13 @@ from pydantic import Field
 
 from fewstep.jobs.zoo import rae
 from fewstep.latents import FeatureAutoencoder, load_encoder
-from fewstep.train.stage import Count, Fraction, Stage, Weight
+from fewstep.train.stage import Count, Fraction, NotNegative, Stage
 
 
 class SvgConfig(rae.RaeConfig):
     """Settings of residual encoder and decoder."""
 
-    noise: Weight = Field(0.0, description="the decoder sees features with noise of a deviation |N(0, this)|")
+    noise: NotNegative = Field(0.0, description="the decoder sees features with noise of a deviation |N(0, this)|")
     residual_channels: Count = 8
     residual_width: Count = 64
     residual_layers: Count = 2

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from fewstep.train.latents import encode_pictures, open_vae, stratified_times
-from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig
+from fewstep.train.stage import Count, Fraction, Positive, Stage, StageBatch, StageConfig
 from fewstep.zoo.text import opens_in_float32, tokens_of, train_tokenizer
 from fewstep.zoo.unet import ddim_scheduler, denoiser, pipeline, text_encoder
 
@@ -45,11 +45,11 @@ def build(config: TeacherConfig) -> Stage:
     scheduler = ddim_scheduler()
     cumulative = scheduler.alphas_cumprod
 
-    def batch(generator: torch.Generator) -> Batch:
+    def batch(generator: torch.Generator) -> StageBatch:
         clean, tokens = latents.draw(config.batch, empty, config.caption_dropout, generator)
         return {"clean": clean, "tokens": tokens, "time": stratified_times(config.batch, cumulative, generator)}
 
-    def loss(given: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(given: StageBatch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         clean, time = given["clean"], given["time"]
         noise = torch.randn(clean.shape, generator=generator)
         alpha = cumulative[time].sqrt()[:, None, None, None]

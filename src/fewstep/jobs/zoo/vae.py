@@ -10,7 +10,7 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from fewstep.train.pictures import mirror_of, signed
-from fewstep.train.stage import Batch, Count, Fraction, Positive, Stage, StageConfig, Weight
+from fewstep.train.stage import Count, Fraction, NotNegative, Positive, Stage, StageBatch, StageConfig
 
 
 class VaeConfig(StageConfig):
@@ -19,12 +19,12 @@ class VaeConfig(StageConfig):
     steps: Count = 4000
     batch: Count = 24
     learning_rate: Positive = 2e-3
-    weight_decay: Weight = 0.0
+    weight_decay: NotNegative = 0.0
     ema: Fraction = 0.998
     channels: tuple[int, ...] = (16, 32, 64, 64)
     latent_channels: Count = 4
-    edge_weight: Weight = Field(0.5, description="weight of the picture-gradient term")
-    kl_weight: Weight = Field(3e-4, description="weight of the mean KL per latent number")
+    edge_weight: NotNegative = Field(0.5, description="weight of the picture-gradient term")
+    kl_weight: NotNegative = Field(3e-4, description="weight of the mean KL per latent number")
 
 
 def build(config: VaeConfig) -> Stage:
@@ -35,11 +35,11 @@ def build(config: VaeConfig) -> Stage:
     vae = autoencoder(config.size, config.channels, config.latent_channels)
     device = next(vae.parameters())
 
-    def batch(generator: torch.Generator) -> Batch:
+    def batch(generator: torch.Generator) -> StageBatch:
         chosen = torch.randint(len(images), (config.batch,), generator=generator)
         return {"pictures": mirror(signed(images[chosen]), chosen, generator)}
 
-    def loss(given: Batch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(given: StageBatch, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         pictures = given["pictures"].to(device.device)
         posterior = vae.encode(pictures).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(pictures)

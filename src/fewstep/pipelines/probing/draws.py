@@ -62,7 +62,7 @@ class Draws(TorchDispatchMode):
 
 
 @dataclass(frozen=True, eq=False)
-class Update:
+class StepCoefficients:
     """What one step adds up: coefficients of the states (K,), of the outputs (K,) and of all draws (D,), float64."""
 
     state: Tensor
@@ -70,7 +70,7 @@ class Update:
     draws: Tensor
 
 
-def with_fresh_noise(updates: list[Update]) -> list[Update]:
+def with_fresh_noise(updates: list[StepCoefficients]) -> list[StepCoefficients]:
     """The same updates, such that the draws of each are orthogonal to, and so independent of, all earlier ones.
 
     With x_{j+1} = (states and outputs) + w_j, the part of a later update along w_j is replaced by the states and
@@ -79,7 +79,7 @@ def with_fresh_noise(updates: list[Update]) -> list[Update]:
     Raises:
         UnreadableError: a row would have to amplify a state beyond `CONDITION` for that.
     """
-    fresh: list[Update] = []
+    fresh: list[StepCoefficients] = []
     used = torch.zeros_like(updates[0].draws, dtype=torch.bool)
     for k, update in enumerate(updates):
         state, output, draws = update.state.clone(), update.output.clone(), update.draws.clone()
@@ -94,6 +94,6 @@ def with_fresh_noise(updates: list[Update]) -> list[Update]:
                 state -= parts[j] * fresh[j].state
                 output -= parts[j] * fresh[j].output
                 draws -= parts[j] * fresh[j].draws
-        fresh.append(Update(state, output, draws))
+        fresh.append(StepCoefficients(state, output, draws))
         used |= draws != 0
     return fresh

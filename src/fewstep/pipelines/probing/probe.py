@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError, PlanError, nearest
-from fewstep.pipelines.probing.draws import Draws, Update, with_fresh_noise
+from fewstep.pipelines.probing.draws import Draws, StepCoefficients, with_fresh_noise
 from fewstep.pipelines.probing.meaning import check_meaning, input_scale, level, prediction_of
 from fewstep.pipelines.probing.unreadable import UnreadableError, explained, for_another_count
 from fewstep.plan import Identity, Plan, Row
@@ -114,7 +114,7 @@ def reached(rows: tuple[Row, ...], k: int, prediction: Prediction) -> tuple[floa
     return max(data, 0.0), 0.0 if total < 1e-6 else total
 
 
-_Reading = tuple[dict[str, float], Update]
+_Reading = tuple[dict[str, float], StepCoefficients]
 """One row as it was read: where its state stands (`alpha`, `sigma`, `input_scale`), and what its step adds up."""
 
 
@@ -171,7 +171,9 @@ class _Prober:
         if abs(float(vector[-1])) > 1e-6:
             raise UnreadableError(f"row {k} adds the constant {float(vector[-1]):.3g}")
         self.drawn, self.previous = after
-        update = Update(vector[: self.count], vector[self.count : 2 * self.count], vector[2 * self.count : -1])
+        update = StepCoefficients(
+            vector[: self.count], vector[self.count : 2 * self.count], vector[2 * self.count : -1]
+        )
         return {"alpha": alpha, "sigma": sigma, "input_scale": scale}, update
 
     def _unit(self, index: int, size: float) -> Tensor:
@@ -214,7 +216,7 @@ class _Prober:
         return True
 
 
-def _row(time: Tensor, place: Mapping[str, Any], update: Update) -> Row:
+def _row(time: Tensor, place: Mapping[str, Any], update: StepCoefficients) -> Row:
     noise = float(update.draws.norm())
     return Row(
         time=float(time),
