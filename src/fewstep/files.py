@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import FewstepError
-from fewstep.ownership import SOFTWARE, Over, check, sign
+from fewstep.ownership import SOFTWARE, Over, check_over, sign
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ def atomic(path: str | Path, over: Over = "ours") -> Iterator[Path]:
     made: list[Path] = []
     temporary: Path | None = None
     try:
-        check(target, over)
+        check_over(target, over)
         made = make_folders(target.parent)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         draft = temporary / target.name
@@ -48,7 +48,7 @@ def atomic(path: str | Path, over: Over = "ours") -> Iterator[Path]:
         if draft.is_dir():
             sign(draft)
         _flush(draft)
-        check(target, over)
+        check_over(target, over)
         _move(draft, target, temporary / "old")
     except Exception as error:
         remove_empty(made, besides=temporary)
@@ -65,8 +65,8 @@ def atomic(path: str | Path, over: Over = "ours") -> Iterator[Path]:
 
 
 def check_free(path: str | Path, overwrite: bool = False) -> None:
-    """Refuse a place before the work whose result is to lie there (see `fewstep.ownership.check`)."""
-    check(Path(os.path.realpath(user_path(path))), "ours" if overwrite else "nothing")
+    """Refuse a place before the work whose result is to lie there (see `fewstep.ownership.check_over`)."""
+    check_over(Path(os.path.realpath(user_path(path))), "ours" if overwrite else "nothing")
 
 
 def user_path(path: str | Path) -> Path:

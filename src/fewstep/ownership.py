@@ -28,7 +28,7 @@ EDGE = 1 << 14
 _DUST = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave
 
 
-def check(path: Path, over: Over) -> None:
+def check_over(path: Path, over: Over) -> None:
     """Refuse to replace what stands at `path`; absent and empty files and folders hold nothing to lose.
 
     Raises:

@@ -15,7 +15,7 @@ from fewstep.errors import FewstepError, NonFiniteError, RecipeError
 from fewstep.files import read_json
 from fewstep.jobs.align.context import AlignContext
 from fewstep.jobs.align.recipe import AlignRecipe
-from fewstep.jobs.align.training import hacked, kept
+from fewstep.jobs.align.training import best_check, hacked
 from fewstep.jobs.align.votes import read_votes
 from fewstep.pipelines import attach, identity_of, plan_of, process_of
 from fewstep.rewards import RewardFunction
@@ -158,8 +158,8 @@ def test_the_alarm_sounds_where_the_reward_rises_and_what_was_not_trained_on_fal
     assert "the judge falls from" in hacked(start, judged)
     assert "recall falls from 1.00 to 0.25" in hacked(start, narrow)
     assert hacked(start, worse) == "", "where the reward falls too, nothing is hacked"
-    assert kept([start, fine, judged, narrow]) == 1
-    assert kept([start, judged]) == 0
+    assert best_check([start, fine, judged, narrow]) == 1
+    assert best_check([start, judged]) == 0
 
 
 def test_a_hacked_training_stops_and_the_best_before_is_kept(pipe, tmp_path, monkeypatch):

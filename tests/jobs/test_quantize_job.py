@@ -14,7 +14,7 @@ from fewstep.cli import app
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.files import read_json, read_tensors
 from fewstep.jobs.quantize import run
-from fewstep.jobs.quantize.measure import growth, verdict
+from fewstep.jobs.quantize.measure import growth, speed_sentence
 from fewstep.jobs.quantize.recipe import parse_size
 from fewstep.jobs.quantize.report import block_of, block_table
 from fewstep.pipelines import PipelineSampler, backbone_of, load_pipeline, plan_of, save_pipeline
@@ -362,10 +362,10 @@ def test_memory_growth_is_that_of_the_tensors():
 
 def test_slower_is_said_with_the_reason():
     rows = [{"quantized": True, "kernel": "slow one", "weights": 9}, {"quantized": True, "kernel": "b", "weights": 1}]
-    text = verdict({"before": 10.0, "after": 20.0}, rows)
+    text = speed_sentence({"before": 10.0, "after": 20.0}, rows)
     assert "SLOWER" in text
     assert "90% of the weights run as 'slow one'" in text
-    assert "2.00x as fast" in verdict({"before": 20.0, "after": 10.0}, rows)
+    assert "2.00x as fast" in speed_sentence({"before": 20.0, "after": 10.0}, rows)
 
 
 def test_the_command_line(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from fewstep.executor import sample
 from fewstep.plan import Plan
 from fewstep.prediction import Prediction
 from fewstep.process import VE, Process, RectifiedFlow, VPDiscrete
-from fewstep.quant.corrections import OutputError, compare, measure, ptqd, stepbaq
+from fewstep.quant.corrections import OutputError, compare, output_errors, ptqd, stepbaq
 from fewstep.solvers.dpm_solver import dpm_solver_pp_2m
 from fewstep.solvers.first_order import ddim, euler
 from fewstep.solvers.grids import Grid, given
@@ -50,7 +50,7 @@ def errors(plan: Plan, variance: float, mean: float = 0.0) -> list[OutputError]:
 
 def test_measured_parts_are_those_that_were_put_in() -> None:
     plan = ddim(VP, Prediction(), grid())
-    found = measure(plan, full, Noisy(0.1), seeds=range(512), shape=SHAPE)
+    found = output_errors(plan, full, Noisy(0.1), seeds=range(512), shape=SHAPE)
     assert len(found) == 4
     for error in found:
         assert error.slope == pytest.approx(0.15, abs=0.01)
@@ -61,7 +61,7 @@ def test_measured_parts_are_those_that_were_put_in() -> None:
 def test_channels_of_packed_tokens_are_last() -> None:
     plan = ddim(VP, Prediction(), grid())
     bias = BIAS.view(1, 3)
-    found = measure(plan, full, lambda x, t: full(x, t) + bias, seeds=range(4), shape=(16, 3), channels=-1)
+    found = output_errors(plan, full, lambda x, t: full(x, t) + bias, seeds=range(4), shape=(16, 3), channels=-1)
     assert torch.allclose(found[0].mean.float(), bias, atol=1e-5)
 
 
@@ -75,7 +75,7 @@ def test_recorded_outputs_give_the_same_errors_as_running() -> None:
 
     sample(plan, both, seeds=range(8), shape=SHAPE)
     truth, output = (torch.stack(parts) for parts in zip(*rows, strict=True))
-    wanted = measure(plan, full, worse, seeds=range(8), shape=SHAPE)
+    wanted = output_errors(plan, full, worse, seeds=range(8), shape=SHAPE)
     for found, expected in zip(compare(truth, output), wanted, strict=True):
         assert found.slope == pytest.approx(expected.slope)
         assert torch.allclose(found.bias, expected.bias)
@@ -87,7 +87,7 @@ def test_recorded_outputs_give_the_same_errors_as_running() -> None:
 @pytest.mark.parametrize("solver", [ddim, dpm_solver_pp_2m])
 def test_ptqd_undoes_a_linear_error_exactly(solver) -> None:  # type: ignore[no-untyped-def]
     plan = solver(VP, Prediction(), grid())
-    corrected = ptqd(plan, measure(plan, full, worse, seeds=range(8), shape=SHAPE))
+    corrected = ptqd(plan, output_errors(plan, full, worse, seeds=range(8), shape=SHAPE))
     wanted = sample(plan, full, seeds=[5, 6], shape=SHAPE)
     assert not torch.allclose(sample(plan, worse, seeds=[5, 6], shape=SHAPE), wanted, atol=0.05)
     assert torch.allclose(sample(corrected, worse, seeds=[5, 6], shape=SHAPE), wanted, atol=1e-4)
@@ -95,7 +95,7 @@ def test_ptqd_undoes_a_linear_error_exactly(solver) -> None:  # type: ignore[no-
 
 def test_ptqd_takes_the_residual_from_the_sampler_noise() -> None:
     plan = ddim(VP, Prediction(), grid(), eta=1.0)
-    corrected = ptqd(plan, measure(plan, full, Noisy(0.05), seeds=range(512), shape=SHAPE))
+    corrected = ptqd(plan, output_errors(plan, full, Noisy(0.05), seeds=range(512), shape=SHAPE))
     for k, (before, after) in enumerate(zip(plan.rows[:-1], corrected.rows[:-1], strict=True)):
         assert 0 < float(after.noise) < float(before.noise)
         own = (float(after.output[k]) * 0.05) ** 2
@@ -171,7 +171,7 @@ def test_stepbaq_repairs_independent_noise_when_steps_are_short() -> None:
         return float((sample(one, network, seeds=range(4000), shape=(1,)).abs() - 1).square().mean().sqrt())
 
     plan = ddim(VP, Prediction(), grid(20))
-    corrected = stepbaq(plan, measure(plan, exact, low, seeds=range(512), shape=(1,), batch=512), VP)
+    corrected = stepbaq(plan, output_errors(plan, exact, low, seeds=range(512), shape=(1,), batch=512), VP)
     clean = spread(plan, exact)
     assert spread(corrected, low) - clean < 0.75 * (spread(plan, low) - clean)
 
@@ -179,7 +179,7 @@ def test_stepbaq_repairs_independent_noise_when_steps_are_short() -> None:
 def test_mistakes_are_named() -> None:
     plan = ddim(VP, Prediction(), grid())
     with pytest.raises(FewstepError):
-        measure(plan, full, worse, seeds=[], shape=SHAPE)
+        output_errors(plan, full, worse, seeds=[], shape=SHAPE)
     with pytest.raises(PlanError):
         ptqd(plan, errors(plan, 0.1)[:2])
     with pytest.raises(PlanError):

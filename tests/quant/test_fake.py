@@ -9,7 +9,7 @@ from torch import nn
 from fewstep.quant import QuantLayer, Scheme, quantize
 from fewstep.quant.calibration import calibrate
 from fewstep.quant.fake import FakeLayer, fake_static, fake_weight, to_fake, to_packed
-from fewstep.quant.grids import QuantGrid, decode, encode, fit
+from fewstep.quant.grids import QuantGrid, decode, encode, fit_grid
 
 SCHEMES = [
     "w8a8", "w4a8", "w3a16", "w2a16", "w4a16-asym", "w4a8row-asym", "w8a8tensor", "nf4", "nf4a8", "fp8", "fp8afp8",
@@ -92,7 +92,7 @@ def test_static_inputs_have_a_gradient_to_their_scale() -> None:
 def test_rounding_agrees_with_the_packed_codes(scheme: str) -> None:
     torch.manual_seed(0)
     kind, weight = Scheme.parse(scheme), torch.randn(6, 70)
-    codes, grid = fit(weight, kind)
+    codes, grid = fit_grid(weight, kind)
     assert torch.equal(encode(weight, grid, kind), codes)
     assert torch.allclose(fake_weight(weight, grid, kind), decode(codes, grid, kind), atol=1e-6)
 

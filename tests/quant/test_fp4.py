@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fewstep.quant import QuantLinear, Scheme, fp4, quantize
-from fewstep.quant.grids import decode, fit
+from fewstep.quant.grids import decode, fit_grid
 from fewstep.quant.layer import QuantLayer
 from tests.quant import load_float
 
@@ -39,11 +39,11 @@ def test_every_number_goes_to_the_nearest_of_the_sixteen_and_ties_to_even() -> N
 
 def test_scales_are_those_of_the_definitions() -> None:
     weight = weights()
-    _, grid = fit(weight, Scheme.parse("mxfp4"))
+    _, grid = fit_grid(weight, Scheme.parse("mxfp4"))
     reach = weight.view(48, 4, 32).abs().amax(-1)
     alive = reach > 0
     assert torch.equal(grid.scale[alive], 2.0 ** (reach[alive].log2().floor() - 2))
-    _, grid = fit(weight, Scheme.parse("nvfp4"))
+    _, grid = fit_grid(weight, Scheme.parse("nvfp4"))
     assert grid.whole is not None
     assert float(grid.whole) == pytest.approx(float(weight.abs().max()) / (448 * 6))
     blocks = grid.scale / grid.whole
@@ -55,7 +55,7 @@ def test_mxfp4_is_that_of_torchao() -> None:
     mx = pytest.importorskip("torchao.prototype.mx_formats.mx_tensor")
     weight, scheme = weights(), Scheme.parse("mxfp4")
     scale, data = mx.to_mx(weight, torch.float4_e2m1fn_x2, 32)
-    codes, grid = fit(weight, scheme)
+    codes, grid = fit_grid(weight, scheme)
     assert torch.equal(bytes_of(codes), data.view(torch.uint8))
     assert torch.equal(fp4.to_bytes(grid.scale, None), scale.view(torch.uint8))
     theirs = mx.to_dtype(data, scale, torch.float4_e2m1fn_x2, 32, torch.float32)
@@ -67,7 +67,7 @@ def test_nvfp4_is_that_of_torchao() -> None:
     weight, scheme = weights(), Scheme.parse("nvfp4")
     whole = nv.per_tensor_amax_to_scale(weight.abs().max())
     theirs = nv.NVFP4Tensor.to_nvfp4(weight, per_tensor_scale=whole)
-    codes, grid = fit(weight, scheme)
+    codes, grid = fit_grid(weight, scheme)
     assert torch.equal(bytes_of(codes), theirs.qdata.view(torch.uint8))
     assert torch.equal(fp4.to_bytes(grid.scale, grid.whole), theirs.scale.view(torch.uint8).view(48, 8))
     assert torch.equal(decode(codes, grid, scheme), theirs.dequantize(torch.float32))
@@ -77,7 +77,7 @@ def test_nvfp4_is_that_of_torchao() -> None:
 def test_storage_is_really_packed_and_gives_the_grid_back(name: str, bits: float) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(128, 64))
-    codes, grid = fit(model[0].weight, Scheme.parse(name))
+    codes, grid = fit_grid(model[0].weight, Scheme.parse(name))
     report = quantize(model, name)
     layer = model[0]
     assert isinstance(layer, QuantLayer)

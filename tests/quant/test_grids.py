@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fewstep.quant import QuantConv2d, QuantLinear, Scheme, quantize
 from fewstep.quant.calibration import calibrate
-from fewstep.quant.grids import NF4, QuantGrid, decode, encode, fit
+from fewstep.quant.grids import NF4, QuantGrid, decode, encode, fit_grid
 from fewstep.quant.layer import QuantLayer
 
 FORMATS = [
@@ -38,7 +38,7 @@ FORMATS = [
 def test_every_weight_goes_to_the_nearest_value_of_its_grid(name: str, rows: int, columns: int, seed: int) -> None:
     scheme = Scheme.parse(name)
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-    codes, grid = fit(weight, scheme)
+    codes, grid = fit_grid(weight, scheme)
     assert codes.dtype == torch.int8
     assert codes.shape == weight.shape
     values = decode(codes, grid, scheme)
@@ -73,7 +73,7 @@ def test_asymmetric_codes_suit_one_sided_weights() -> None:
     errors = []
     for name in ("w4row", "w4row-asym"):
         scheme = Scheme.parse(name)
-        codes, grid = fit(weight, scheme)
+        codes, grid = fit_grid(weight, scheme)
         errors.append(float((decode(codes, grid, scheme) - weight).square().mean()))
     assert errors[1] < 0.6 * errors[0]
 
@@ -83,14 +83,14 @@ def test_zero_is_exact_in_every_format() -> None:
     weight[:, ::3] = 0
     for name in FORMATS:
         scheme = Scheme.parse(name)
-        codes, grid = fit(weight, scheme)
+        codes, grid = fit_grid(weight, scheme)
         assert bool((decode(codes, grid, scheme)[:, ::3] == 0).all()), name
 
 
 def test_all_zero_weights_stay_zero() -> None:
     for name in FORMATS:
         scheme = Scheme.parse(name)
-        codes, grid = fit(torch.zeros(3, 40), scheme)
+        codes, grid = fit_grid(torch.zeros(3, 40), scheme)
         assert float(decode(codes, grid, scheme).abs().max()) == 0, name
 
 
@@ -99,7 +99,7 @@ def test_importance_moves_the_clipping_point_to_what_matters() -> None:
     weight[0, 0] = 12.0
     scheme, errors = Scheme.parse("w4row"), []
     for importance in (torch.ones(64), torch.cat([torch.full((1,), 1e-6), torch.ones(63)])):
-        codes, grid = fit(weight, scheme, [1 - 0.025 * i for i in range(31)], importance)
+        codes, grid = fit_grid(weight, scheme, [1 - 0.025 * i for i in range(31)], importance)
         errors.append(float((decode(codes, grid, scheme) - weight)[:, 1:].square().mean()))
     assert errors[1] < 0.5 * errors[0]
 

@@ -9,7 +9,7 @@ from torch import nn
 from fewstep.errors import FewstepError
 from fewstep.quant import QuantLayer, Scheme, quantize
 from fewstep.quant.calibration import calibrate
-from fewstep.quant.grids import decode, fit
+from fewstep.quant.grids import decode, fit_grid
 from fewstep.quant.methods import METHODS, method_of
 from fewstep.quant.methods.adaround import learn, rectified_sigmoid, start
 from fewstep.quant.methods.clip import at_percentile, least_squares_scale
@@ -37,7 +37,7 @@ def error(weight: torch.Tensor, scheme: Scheme, found, second: torch.Tensor) -> 
 def test_gptq_beats_rounding_to_nearest_on_the_outputs(name: str) -> None:
     scheme = Scheme.parse(name)
     weight, second = problem()
-    nearest = error(weight, scheme, fit(weight, scheme), second)
+    nearest = error(weight, scheme, fit_grid(weight, scheme), second)
     assert error(weight, scheme, compensate(weight, scheme, second), second) < 0.7 * nearest
 
 
@@ -47,7 +47,7 @@ def test_gptq_of_two_weights_is_the_closed_form(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(200, 2, generator=generator)
     second = torch.tensor([[2.0, 1.3], [1.3, 1.1]])
-    nearest, grid = fit(weight, scheme)
+    nearest, grid = fit_grid(weight, scheme)
     scale = float(grid.scale)
     # with the first weight rounded, the least squares answer for the second: w2 - H12 / H22 (q1 - w1)
     first = nearest[:, 0].float()
@@ -68,7 +68,7 @@ def test_gptq_does_not_depend_on_the_block() -> None:
 def test_gptq_with_uncorrelated_inputs_is_rounding_to_nearest() -> None:
     weight, _ = problem()
     scheme = Scheme.parse("w4")
-    assert torch.equal(compensate(weight, scheme, torch.eye(80))[0], fit(weight, scheme)[0])
+    assert torch.equal(compensate(weight, scheme, torch.eye(80))[0], fit_grid(weight, scheme)[0])
 
 
 def test_inputs_that_are_never_on_do_no_harm() -> None:
@@ -84,7 +84,7 @@ def test_inputs_that_are_never_on_do_no_harm() -> None:
 def test_adaround_is_never_worse_than_nearest_and_moves_by_one_code_at_most(name: str) -> None:
     scheme = Scheme.parse(name)
     weight, second = problem(rows=6, columns=40)
-    nearest = fit(weight, scheme)
+    nearest = fit_grid(weight, scheme)
     learned = learn(weight, scheme, second, steps=120)
     assert error(weight, scheme, learned, second) < error(weight, scheme, nearest, second)
     assert int((learned[0].int() - nearest[0].int()).abs().max()) <= 1
@@ -96,7 +96,7 @@ def test_adaround_comes_near_the_best_of_all_roundings() -> None:
     gaps = []
     for seed in range(5):
         weight, second = problem(rows=1, columns=8, seed=seed)
-        nearest = fit(weight, scheme)
+        nearest = fit_grid(weight, scheme)
         scale = nearest[1].scale.float()
         every = ((weight / scale).floor() + choices).clamp(-8, 7) * scale - weight
         best = float((every @ second * every).sum(1).min())
@@ -121,7 +121,7 @@ def test_clipping_is_never_worse_than_nearest_under_its_own_error(name: str) -> 
     diagonal = torch.diag(second.diagonal())
     found = [
         error(weight, scheme, one, diagonal)
-        for one in (least_squares_scale(weight, scheme, second), fit(weight, scheme, (1.0,)))
+        for one in (least_squares_scale(weight, scheme, second), fit_grid(weight, scheme, (1.0,)))
     ]
     assert found[0] <= found[1]
 
@@ -159,7 +159,7 @@ def test_branch_takes_the_outliers() -> None:
     weight = weight + 30 * torch.outer(torch.randn(64), torch.randn(64))
     scheme = Scheme.parse("w4-r4")
     up, down, codes, grid = split(weight, scheme, method_of("rtn").round)
-    plain = float((weight - decode(*fit(weight, scheme), scheme)).norm())
+    plain = float((weight - decode(*fit_grid(weight, scheme), scheme)).norm())
     assert float((weight - up @ down - decode(codes, grid, scheme)).norm()) < 0.2 * plain
 
 

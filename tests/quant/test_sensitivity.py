@@ -50,7 +50,7 @@ def test_each_layer_is_measured_alone_and_the_model_stays(recorded):
     groups = s.grouped(eligible(net))
     assert groups == {"conv": "quality", "attn2.to_k": "content", "attn2.to_v": "content", "out": "quality"}
     probe = (lambda: replay(net, calls), sqnr)
-    table = s.measure(net, {"quality": probe, "content": probe}, groups, ["w8a16", "w4a16", "w2a16"])
+    table = s.layer_metrics(net, {"quality": probe, "content": probe}, groups, ["w8a16", "w4a16", "w2a16"])
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     for row in table.values():
         assert row["w8a16"] > row["w4a16"] > row["w2a16"]
@@ -69,7 +69,7 @@ def test_a_measurement_goes_on_where_it_was(recorded):
     probe = (lambda: replay(net, calls), sqnr)
     groups = {"conv": "quality", "out": "quality"}
     known = {"conv": {"w4a8": 12.5}}
-    table = s.measure(
+    table = s.layer_metrics(
         net, {"quality": probe}, groups, ["w4a8", "w2a8"], known=known, watch=lambda n, q, v: seen.append((n, q))
     )
     assert seen == [("conv", "w2a8"), ("out", "w4a8"), ("out", "w2a8")]
@@ -86,10 +86,10 @@ def test_the_model_is_restored_when_a_probe_fails(recorded):
         return torch.zeros(1)
 
     with pytest.raises(RuntimeError, match="broken"):
-        s.measure(net, {"quality": (fail, sqnr)}, {"conv": "quality"}, ["w8a8"])
+        s.layer_metrics(net, {"quality": (fail, sqnr)}, {"conv": "quality"}, ["w8a8"])
     assert net.conv is kept
     with pytest.raises(FewstepError, match="NaN"):
-        s.measure(
+        s.layer_metrics(
             net,
             {"quality": (lambda: torch.tensor(float("nan")), sqnr)},
             {"conv": "quality"},

@@ -19,7 +19,7 @@ from fewstep.jobs.q_sched import judges
 from fewstep.jobs.q_sched.job import tuned_plan
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.jobs.search.context import SearchContext
-from fewstep.jobs.search.job import searched
+from fewstep.jobs.search.job import search_schedule
 from fewstep.pipelines import plan_of as read_plan
 from fewstep.pipelines import process_of
 from fewstep.pipelines.protocol import Pipeline
@@ -117,7 +117,7 @@ def search(
         "search.conditions": conditions if isinstance(conditions, str) else list(conditions),
     }  # fmt: skip
     with job("schedule", SearchContext.open, target, given, settings, out=out, progress=progress) as context:
-        return searched(context)[1]
+        return search_schedule(context)[1]
 
 
 def _search_denoiser(

@@ -27,7 +27,7 @@ from fewstep.distillation.taps import watch
 from fewstep.errors import FewstepError, nearest
 from fewstep.jobs.align.context import AlignContext
 from fewstep.jobs.align.job import pipeline_of
-from fewstep.jobs.align.training import aligned, kept
+from fewstep.jobs.align.training import aligned, best_check
 from fewstep.jobs.distill.context import DistillContext
 from fewstep.jobs.distill.networks import middle_of
 from fewstep.jobs.distill.training import student_pipeline, train
@@ -201,7 +201,7 @@ def align(
         c.check()
         with torch.random.fork_rng():
             checks, _ = aligned(c)
-        return pipeline_of(c, checks[kept(checks)]["updates"])
+        return pipeline_of(c, checks[best_check(checks)]["updates"])
 
 
 # --- a torch network ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from fewstep.quant.fidelity import sqnr
 from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.modules import eligible
 from fewstep.quant.report import QuantReport
-from fewstep.quant.sensitivity import costs, damage_of, measure
+from fewstep.quant.sensitivity import costs, damage_of, layer_metrics
 
 CANDIDATES = ("w3a8", "w4a8", "w8a8")
 """What a layer may get."""
@@ -34,7 +34,7 @@ def quantize_to_bits(model: nn.Module, calls: Sequence[Call], bits: float) -> Qu
         FewstepError: fewer bits than the smallest candidate has.
     """
     names = eligible(model)
-    table = measure(
+    table = layer_metrics(
         model, {"quality": (lambda: replay(model, calls), sqnr)}, dict.fromkeys(names, "quality"), CANDIDATES
     )
     options = {

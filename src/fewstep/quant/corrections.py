@@ -40,7 +40,7 @@ class OutputError:
     residual: float
 
 
-def measure(
+def output_errors(
     plan: Plan, full: Network, low: Network, *, seeds: Sequence[int], shape: Sequence[int], batch: int = 8,
     channels: int = 0,
 ) -> tuple[OutputError, ...]:  # fmt: skip
@@ -75,7 +75,7 @@ def measure(
 def compare(full: Tensor, low: Tensor, *, channels: int = 0) -> tuple[OutputError, ...]:
     """Errors of outputs (rows, samples, ...) that both networks gave on equal states, row by row.
 
-    channels: dimension of one sample that holds channels, as in `measure`.
+    channels: dimension of one sample that holds channels, as in `output_errors`.
 
     Raises:
         FewstepError: the shapes differ, or there are no samples.
@@ -92,7 +92,7 @@ def ptqd(plan: Plan, errors: Sequence[OutputError], *, rising_only: bool = True)
     A row's noise cannot get negative: what the residual adds beyond it stays (deterministic rows keep all of it).
 
     Args:
-        errors: one per row, from `measure`.
+        errors: one per row, from `output_errors`.
         rising_only: take negative slopes as 0, as the authors' code does; False corrects them too.
 
     Raises:

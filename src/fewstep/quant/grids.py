@@ -94,7 +94,7 @@ def snapped(levels: Tensor, scheme: Scheme) -> Tensor:
     return _decode(_encode(levels, one, None, scheme), None, scheme, torch.float32)
 
 
-def fit(
+def fit_grid(
     weight: Tensor, scheme: Scheme, clips: Sequence[float] | None = None, importance: Tensor | None = None
 ) -> tuple[Tensor, QuantGrid]:
     """Codes and grid of a weight matrix (rows, columns): of some candidate scales, the one of least squared error.

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.quant.grids import fit
+from fewstep.quant.grids import fit_grid
 from fewstep.quant.scheme import Scheme
 
 
 def quantize_weight(weight: Tensor, bits: int, group_size: int | None = None) -> tuple[Tensor, Tensor]:
-    """Codes int8 (rows, columns) and scales (rows, groups) of a weight matrix (rows, columns); see `grids.fit`."""
-    codes, grid = fit(weight, Scheme(bits, 16, group_size))
+    """Codes int8 (rows, columns) and scales (rows, groups) of a weight matrix (rows, columns); see `grids.fit_grid`."""
+    codes, grid = fit_grid(weight, Scheme(bits, 16, group_size))
     return codes, grid.scale
 
 

@@ -23,12 +23,8 @@ FIRST, LAST, CONDITIONING = "first", "last", "conditioning"
 _STATES = ("sample", "hidden_states", "x")
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """Where a tensor comes from: the nearest layers behind it, and whether the state is among its causes."""
-
-    layers: frozenset[str] = frozenset()
-    state: bool = False
+Origin = frozenset[str | None]
+"""Where a tensor comes from: the names of the nearest layers behind it, and None if the state is among its causes."""
 
 
 @dataclass
@@ -39,21 +35,21 @@ class _Trace(TorchDispatchMode):
     readers: dict[str, set[str]] = field(default_factory=dict)
     on_state: dict[str, bool] = field(default_factory=dict)
     sources: dict[str, set[str]] = field(default_factory=dict)
-    written: dict[int, tuple[Any, _Origin]] = field(default_factory=dict)
+    written: dict[int, tuple[Any, Origin]] = field(default_factory=dict)
     """Storages that were written into, kept alive so that their numbers stay theirs: views of them share the origin."""
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def of(self, *values: Any) -> _Origin:
+    def of(self, *values: Any) -> Origin:
         """The origin of what depends on all of these."""
         tensors = [value for value in tree_leaves(values) if isinstance(value, Tensor)]
         found = [self.origins[tensor] for tensor in tensors if tensor in self.origins]
         if self.written:
             found += [self.written[key][1] for t in tensors if (key := t.untyped_storage()._cdata) in self.written]
-        return _Origin(frozenset().union(*(o.layers for o in found)), any(o.state for o in found))
+        return frozenset().union(*found)
 
-    def set(self, values: Any, origin: _Origin) -> None:
+    def set(self, values: Any, origin: Origin) -> None:
         """Say where these tensors come from."""
         for value in tree_leaves(values):
             if isinstance(value, Tensor):
@@ -71,14 +67,15 @@ class _Trace(TorchDispatchMode):
     def enter(self, name: str, given: Any) -> None:
         """A layer reads its input."""
         origin = self.of(given)
-        self.on_state[name] = self.on_state.get(name, False) or origin.state
-        self.sources.setdefault(name, set()).update(origin.layers)
-        for source in origin.layers:
+        self.on_state[name] = self.on_state.get(name, False) or None in origin
+        layers = {source for source in origin if source is not None}
+        self.sources.setdefault(name, set()).update(layers)
+        for source in layers:
             self.readers.setdefault(source, set()).add(name)
 
     def leave(self, name: str, result: Any) -> None:
         """A layer gives its output."""
-        self.set(result, _Origin(frozenset({name}), self.on_state[name]))
+        self.set(result, frozenset({name, None} if self.on_state[name] else {name}))
 
 
 def roles_of(model: nn.Module, call: Call) -> dict[str, tuple[str, ...]]:
@@ -110,7 +107,7 @@ def roles_of(model: nn.Module, call: Call) -> dict[str, tuple[str, ...]]:
                 after = layer.register_forward_hook(lambda _, __, result, name=name: trace.leave(name, result))
                 stack.callback(before.remove)
                 stack.callback(after.remove)
-        trace.set(tensors, _Origin(state=True))
+        trace.set(tensors, frozenset({None}))
         stack.enter_context(trace)
         result = model(*args, **kwargs)
         end = trace.of(result, {} if isinstance(result, Tensor) else getattr(result, "__dict__", {}))
@@ -119,6 +116,6 @@ def roles_of(model: nn.Module, call: Call) -> dict[str, tuple[str, ...]]:
     on, aside = (frozenset(n for n, state in trace.on_state.items() if state is want) for want in (True, False))
     return {
         FIRST: tuple(name for name in trace.on_state if name in on and not trace.sources[name] & on),
-        LAST: tuple(name for name in trace.on_state if name in end.layers & on),
+        LAST: tuple(name for name in trace.on_state if name in end & on),
         CONDITIONING: tuple(n for n in trace.on_state if n in aside and trace.readers.get(n, set()) & aside),
     }

@@ -62,7 +62,7 @@ def grouped(names: Sequence[str], content: Sequence[str] = CONTENT) -> dict[str,
     }  # fmt: skip
 
 
-def measure(
+def layer_metrics(
     model: nn.Module,
     probes: Mapping[str, ModelMetric],
     groups: Mapping[str, str],

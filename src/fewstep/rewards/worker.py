@@ -30,7 +30,7 @@ def main() -> None:
         answers.flush()
 
     try:
-        score = opened(sys.argv[1])
+        score = open_scorer(sys.argv[1])
         say({"versions": versions(sys.argv[2:])})
     except BaseException as error:  # a package may even call sys.exit
         say({"error": f"{type(error).__name__}: {error}"})
@@ -43,7 +43,7 @@ def main() -> None:
             say({"error": f"{type(error).__name__}: {error}"})
 
 
-def opened(scorer: str) -> Scorer:
+def open_scorer(scorer: str) -> Scorer:
     """The scorer, loaded."""
     file, colon, name = scorer.rpartition(":")
     if colon:

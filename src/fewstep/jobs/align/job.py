@@ -9,7 +9,7 @@ from fewstep.distillation.health import advice
 from fewstep.jobs.align.context import AlignContext
 from fewstep.jobs.align.recipe import AlignRecipe
 from fewstep.jobs.align.report import write_report
-from fewstep.jobs.align.training import aligned, drawn, kept, student_network
+from fewstep.jobs.align.training import aligned, best_check, drawn, network_after
 from fewstep.jobs.context import Items, seeds_for
 from fewstep.jobs.distill.measure import different
 from fewstep.pipelines import attach, exchanged, identity_of, save_pipeline
@@ -29,7 +29,7 @@ def run(recipe: AlignRecipe, run: Run) -> Path:
     checks, messages = aligned(context)
     if not run.leads:
         return run.path / "report.html"  # the rest is the first process's work
-    best = kept(checks)
+    best = best_check(checks)
 
     def finished() -> Any:
         return pipeline_of(context, checks[best]["updates"])
@@ -48,7 +48,7 @@ def run(recipe: AlignRecipe, run: Run) -> Path:
 
 def pipeline_of(context: AlignContext, updates: int) -> Pipeline:
     """The pipeline of the student after so many updates, which follows its plan."""
-    network = student_network(context, updates)
+    network = network_after(context, updates)
     pipe = exchanged(context.pipe, {} if network is None else {context.backbone: network})
     attach(pipe, context.plan.replace(identity=identity_of(pipe, 1.0)))
     return pipe
@@ -62,5 +62,5 @@ def _pictures(context: AlignContext, updates: int) -> tuple[list[str], list[list
     picks = different(names, settings.pictures)
     seeds = seeds_for("evaluation", settings.seeds[0], settings.items)
     items = Items(given, seeds).pick(picks)
-    before, after = (drawn(context, network, items) for network in (None, student_network(context, updates)))
+    before, after = (drawn(context, network, items) for network in (None, network_after(context, updates)))
     return [names[i] for i in picks], [[a, b] for a, b in zip(before, after, strict=True)]

@@ -62,7 +62,7 @@ def aligned(context: AlignContext) -> tuple[list[Check], list[str]]:
     return checks, messages
 
 
-def kept(checks: list[Check]) -> int:
+def best_check(checks: list[Check]) -> int:
     """Which measurement is the best: the highest reward among those without an alarm (of votes: the last)."""
     sound = [k for k, check in enumerate(checks) if k == 0 or not hacked(checks[0], check)]
     if not checks[0]["scores"]:
@@ -134,7 +134,7 @@ def drawn(context: AlignContext, network: nn.Module | None, items: Items) -> Ten
         ).cpu()
 
 
-def student_network(context: AlignContext, updates: int) -> nn.Module | None:
+def network_after(context: AlignContext, updates: int) -> nn.Module | None:
     """The network after so many updates; None for the untouched one."""
     if updates == 0:
         return None

@@ -139,7 +139,7 @@ class BitAllocator:
                 advance(1, note=layer)
 
             share = partial(self._shared, name + self.tag) if processes.count() > 1 else None
-            return sensitivity.measure(
+            return sensitivity.layer_metrics(
                 self.model, probes, groups, self.schemes, make=make, known=known, watch=watch, share=share
             )
 

@@ -57,7 +57,7 @@ def measure(context: QuantizeContext, parts: Mapping[str, LowBitPart], plans: Ma
     rows = [row for part in parts.values() for row in part.report["rows"]]
     return {
         "pictures": pictures, "items": settings.items, "peak_growth": peaks, "milliseconds": milliseconds,
-        "verdict": verdict(milliseconds, rows),
+        "verdict": speed_sentence(milliseconds, rows),
     }  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def growth(draw: Callable[[], Any], device: torch.device) -> int | None:
     return peak
 
 
-def verdict(milliseconds: Mapping[str, float], rows: list[Mapping[str, Any]]) -> str:
+def speed_sentence(milliseconds: Mapping[str, float], rows: list[Mapping[str, Any]]) -> str:
     """One sentence on speed; if it got slower, why and what else there is."""
     if len(milliseconds) < 2:
         return "Latency was not measured."

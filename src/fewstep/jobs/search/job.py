@@ -33,7 +33,7 @@ def run(recipe: ScheduleRecipe, run: Run) -> Path:
     if recipe.search.objective == "distribution":
         load_features(placed(recipe.search.features))  # may need a download: seen to be there before all work
     context = SearchContext.open(recipe, run)
-    found, plan = searched(context)
+    found, plan = search_schedule(context)
     plans = {FOUND: plan}
     if recipe.search.q_sched:
         found = found | {"q_sched": run.unit("q-sched", lambda: _tuned(context, plans[FOUND]), shared=True)}
@@ -54,7 +54,7 @@ def run(recipe: ScheduleRecipe, run: Run) -> Path:
     return write_report(run, recipe, results, plans, drawn)
 
 
-def searched(context: SearchContext) -> tuple[dict[str, Any], Plan]:
+def search_schedule(context: SearchContext) -> tuple[dict[str, Any], Plan]:
     """What the search found and cost, and the plan, which lies in `artifacts/plan.json`."""
     recipe, settings, run = context.recipe, context.recipe.search, context.run
 

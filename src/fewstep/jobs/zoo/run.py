@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from fewstep.errors import FewstepError, RecipeError, nearest
 from fewstep.files import make_folders, read_json, user_path, write_folder, write_json
-from fewstep.ownership import MARKER, check, read_marker, write_marker
+from fewstep.ownership import MARKER, check_over, read_marker, write_marker
 from fewstep.train.loop import TrainingProgress, accelerator_for, fit
 from fewstep.train.shards import wanted as sharded
 from fewstep.train.stage import StageConfig
@@ -94,7 +94,7 @@ def _move_up(out: Path, older: bool) -> None:
     made = out / RESULT
     for item in made.iterdir():
         if item.name != MARKER:
-            check(out / item.name, "all" if older else "ours")
+            check_over(out / item.name, "all" if older else "ours")
     files = {**read_marker(made)["files"], RECORD: None}  # a record may have another length when this was cut short
     write_marker(out, {"kind": KIND, "files": files})
     for item in made.iterdir():

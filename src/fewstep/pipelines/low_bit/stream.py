@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import read_json
 from fewstep.quant.apply import replace_layers
-from fewstep.quant.grids import fit
+from fewstep.quant.grids import fit_grid
 from fewstep.quant.kernels import check_backend
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import make_layer
@@ -185,7 +185,7 @@ def _layer(
     layer.allocate()
     for start, part in zip(range(0, rows, step), _slices(files, key, rows, step), strict=True):
         _check_finite(part, key)
-        layer.load_rows(start, *fit(part.flatten(1), scheme))
+        layer.load_rows(start, *fit_grid(part.flatten(1), scheme))
         del part
     if layer.weight_shape.numel() > SLICE:
         _give_back()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.quant.grids import QuantGrid, decode, fit
+from fewstep.quant.grids import QuantGrid, decode, fit_grid
 from fewstep.quant.methods.base import RoundingMethod, argument, rounding_method
 from fewstep.quant.methods.low_rank import output_error
 from fewstep.quant.scheme import Scheme, code_range
@@ -53,7 +53,7 @@ def learn(
     better of the two is kept.
     """
     low, high = limits(scheme)
-    nearest, grid = fit(weight, scheme)
+    nearest, grid = fit_grid(weight, scheme)
     if second is None:
         return nearest, grid
     target, moments = weight.detach().float(), second.detach().float()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.quant.grids import QuantGrid, StoredWeight, fit, joined
+from fewstep.quant.grids import QuantGrid, StoredWeight, fit_grid, joined
 from fewstep.quant.methods import low_rank, smoothing
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.statistics import LayerStatistics, input_range
@@ -24,7 +24,7 @@ Rounder = Callable[[Tensor, Scheme, Tensor | None], tuple[Tensor, QuantGrid]]
 
 def nearest_code(weight: Tensor, scheme: Scheme, second: Tensor | None = None) -> tuple[Tensor, QuantGrid]:
     """Round to nearest on the default grid."""
-    return fit(weight, scheme)
+    return fit_grid(weight, scheme)
 
 
 @dataclass(frozen=True)

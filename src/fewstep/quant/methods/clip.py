@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from fewstep.quant.grids import QuantGrid, fit
+from fewstep.quant.grids import QuantGrid, fit_grid
 from fewstep.quant.methods.base import RoundingMethod, argument, rounding_method
 from fewstep.quant.scheme import Scheme
 
@@ -16,7 +16,7 @@ FRACTIONS = tuple(1 - 0.025 * i for i in range(31))
 
 def least_squares_scale(weight: Tensor, scheme: Scheme, second: Tensor | None = None) -> tuple[Tensor, QuantGrid]:
     """Of 31 clipping points per group, the one of least squared error; columns weighted by their mean squared input."""
-    return fit(weight, scheme, FRACTIONS, None if second is None else second.diagonal().clamp(min=1e-12))
+    return fit_grid(weight, scheme, FRACTIONS, None if second is None else second.diagonal().clamp(min=1e-12))
 
 
 def at_percentile(
@@ -27,7 +27,7 @@ def at_percentile(
     rank = max(1, round(percentile / 100 * flat.shape[1]))
     limit = flat.kthvalue(rank, dim=1, keepdim=True).values
     limit = torch.where(limit > 0, limit, flat.amax(1, keepdim=True))
-    codes, grid = fit(torch.maximum(torch.minimum(weight, limit), -limit), scheme, (1.0,))
+    codes, grid = fit_grid(torch.maximum(torch.minimum(weight, limit), -limit), scheme, (1.0,))
     return codes, grid
 
 

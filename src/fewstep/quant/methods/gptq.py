@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from fewstep.quant.grids import QuantGrid, decode, encode, fit
+from fewstep.quant.grids import QuantGrid, decode, encode, fit_grid
 from fewstep.quant.methods.base import RoundingMethod, argument, rounding_method
 from fewstep.quant.methods.low_rank import output_error
 from fewstep.quant.scheme import BLOCKS, Scheme
@@ -23,7 +23,7 @@ def compensate(
     is added to H. Columns go in order (groups stay together). For a linear layer under a fixed grid no column order can
     make the result worse than the error bound of nearest rounding, but nearest can win by luck: the better is kept.
     """
-    codes, grid = fit(weight, scheme)
+    codes, grid = fit_grid(weight, scheme)
     if second is None:
         return codes, grid
     hessian = second.float().clone()
