@@ -4,9 +4,10 @@
     python benchmarks/premise.py --prompts 24 --schemes w4a8 --output quick.json
 
 Every system draws the same held-out prompts and seeds. Distances to the real emoji of the held-out combinations on two
-feature networks, the judge, diversity between the seeds (all as in `fewstep run q-sched`), and two measures of
-saturation: the second moment of the pictures in [-1, 1], and their colour (largest minus smallest channel of a pixel).
-The null compares real pictures with real ones. A killed run goes on where it stopped; students may be added later.
+feature networks and on small pictures, the judge, diversity between the seeds (all as in `fewstep run q-sched`), and
+two measures of saturation: the second moment of the pictures in [-1, 1], and their colour (largest minus smallest
+channel of a pixel). The null compares real pictures with real ones. A student that follows a plan of its own is
+measured at its steps alone. A killed run goes on where it stopped; students may be added later.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def pictures_of(run: Run, student: Student, scheme: str, steps: int, prompts: li
 
 def measured(images: dict[str, Tensor], prompts: list[str], reference: Tensor) -> dict[str, Any]:
     """All numbers of the systems of one student at one number of steps, differences to full precision included."""
-    features = [load_features(placed("clip:emoji-judge")), load_features("random")]
+    features = [load_features(placed(spec)) for spec in ("clip:emoji-judge", "random", "pixels")]
     found = evaluate(images, reference, prompts, features, load_reward(placed("clip:emoji-judge")), paired_to=FULL)
     for name, pictures in images.items():
         by_seed = [saturation(seed) for seed in pictures]
@@ -90,6 +91,8 @@ def main() -> None:
     for student in map(Student, ["emoji-student", *given.student]):
         for steps in given.steps:
             schemes = [FULL, *given.schemes]
+            if not student.draws_in(steps):
+                continue
             images = {scheme: pictures_of(run, student, scheme, steps, prompts, given.seeds) for scheme in schemes}
             unit = f"{slug(student.name)}/measured-{steps}-{slug('-'.join(given.schemes))}"
             found = run.unit(unit, lambda images=images: measured(images, prompts, reference))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.errors import IdentityError
 from fewstep.pipelines import PipelineSampler, backbone_of, identity_of, load_pipeline, plan_of
 from fewstep.plan import Plan
 from fewstep.quant import quantize
@@ -53,6 +54,14 @@ class Student:
         pipe = copy.copy(self.pipe)
         pipe.register_modules(unet=self.network(scheme))
         return PipelineSampler(pipe, batch=self.batch)
+
+    def draws_in(self, steps: int) -> bool:
+        """Whether it can be asked for so many steps; one that follows a plan of its own has that number alone."""
+        try:
+            plan_of(self.pipe, steps, guidance_scale=1.0)
+        except IdentityError:
+            return False
+        return True
 
     def plan(self, steps: int, sampler: PipelineSampler) -> Plan:
         """What the pipeline follows at so many steps, as the plan of the sampler's network."""

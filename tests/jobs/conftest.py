@@ -4,9 +4,9 @@ import pytest
 @pytest.fixture(scope="package", autouse=True)
 def few_pictures_in_reports():
     """A Q-Sched run draws a landscape of 49 corners and times ten images: fewer say the same of the job."""
-    from fewstep.jobs.q_sched import job, measure
+    from fewstep.jobs.q_sched import coefficients, measure
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "CORNERS", 3)
+        patch.setattr(coefficients, "CORNERS", 3)
         patch.setattr(measure, "ROUNDS", 1)
         yield

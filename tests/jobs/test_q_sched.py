@@ -21,6 +21,7 @@ from tests import processes
 from tests.pipelines import tiny_pipelines as tiny
 
 PROMPTS = ["a cat", "b dog", "c fox", "d owl"]  # an evaluation needs no fewer
+SEARCHED = ["an elk", "a bee"]
 
 
 def reward_folder(folder: Path) -> Path:
@@ -46,9 +47,9 @@ def settings(kind: str, folder: Path) -> list[str]:
     clip = reward_folder(folder / "clip")
     return [
         f"model={folder / 'model'}", f"rewards.alignment=clip:{clip}", "rewards.quality=sharpness",
-        "evaluation.judge=none", "evaluation.features=[random]", f"evaluation.prompts={PROMPTS}",
+        "evaluation.judge=none", "evaluation.features=[random]", f"evaluation.prompts={PROMPTS + SEARCHED}",
         "evaluation.seeds=[7, 8]",
-        f"search.prompts={PROMPTS[:2]}", "search.seeds=[1]", "search.budget=12", "steps=2", "search.held_out=0",
+        f"search.prompts={SEARCHED}", "search.seeds=[1]", "search.budget=12", "steps=2", "search.held_out=0",
         f"call={json.dumps(tiny.CALLS[kind])}",
     ]  # fmt: skip
 
@@ -71,6 +72,8 @@ def test_the_same_command_serves_any_pipeline(kind, tmp_path):
     results = read_json(tmp_path / "run" / "results.json")
     assert {"environment", "search", "coefficients", "evaluation", "speed", "quantization"} <= results.keys()
     assert results["quantization"]["disk_after"] < results["quantization"]["disk_before"]
+    assert results["evaluation"]["left_out"] == len(SEARCHED)
+    assert results["evaluation"]["prompts_used"] == PROMPTS
 
     pipe = load_pipeline(tmp_path / "run" / "artifacts" / "pipeline")
     tuned = Plan.load(tmp_path / "run" / "artifacts" / "plan-quantized-Q-Sched.json")
@@ -80,6 +83,30 @@ def test_the_same_command_serves_any_pipeline(kind, tmp_path):
         tuned, PROMPTS, [7 * 1_000_003 + p for p in range(len(PROMPTS))]
     )
     assert (drawn * 255 - stored.float()).abs().max() < 1.01
+
+
+@pytest.mark.thorough
+def test_other_ways_stand_in_the_same_table_at_no_more_bytes(tmp_path, monkeypatch):
+    def small(folder: Path):
+        pipe = tiny.stable_diffusion(folder)
+        pipe.register_modules(unet=tiny.one_block_unet(32))  # in a narrower one names take more bytes than weights
+        return pipe
+
+    monkeypatch.setitem(tiny.MAKERS, "sd", small)
+    execute(tmp_path / "run", [*settings("sd", tmp_path), "against=[ptqd,svdquant,mixdq]", "scheme=w8a8"])
+    results = read_json(tmp_path / "run" / "results.json")
+    others = {"SVDQuant", "SVDQuant + Q-Sched", "MixDQ", "MixDQ + Q-Sched", "quantized + PTQD"}
+    assert others <= results["evaluation"]["systems"].keys()
+    assert results["bytes"].keys() == {"quantized", "SVDQuant", "MixDQ"}
+    assert max(results["bytes"].values()) == results["bytes"]["quantized"]
+    pairs = results["evaluation"]["comparisons"]
+    assert {
+        "MixDQ + Q-Sched - MixDQ",
+        "quantized + Q-Sched - SVDQuant",
+        "quantized + Q-Sched - quantized + PTQD",
+    } <= pairs.keys()
+    psnr = {name: row["psnr"]["mean"] for name, row in results["evaluation"]["systems"].items() if "psnr" in row}
+    assert psnr["MixDQ"] != psnr["quantized"] != psnr["SVDQuant"]
 
 
 def artifacts(folder: Path) -> dict[str, bytes]:
@@ -154,6 +181,9 @@ OTHER = ["model=some/pipeline", "rewards.alignment=none", "rewards.quality=sharp
         (["rewards.quality=sharpnes"], ["'sharpness'"]),
         (["evaluation.features=[random, random]"], ["twice"]),
         (["evaluation.features=[]"], ["evaluation.features"]),
+        (["search.prompts=emoji:evaluation", "search.count=249"], ["search does not use", "found: 1)"]),
+        (["against=[mixqd]"], ["against", "mixdq"]),
+        (["evaluation.pictures=absent"], ["absent"]),
         (["evaluation.seeds=[1, 1]"], ["seeds", "twice"]),
         (["evaluation.seeds=[99999999999]"], ["seeds"]),
         (["evaluation.prompts=absent.txt"], ["absent.txt"]),
@@ -190,3 +220,6 @@ def test_auto_means_shipped_parts_for_the_shipped_model_and_public_ones_otherwis
     assert other.rewards.alignment.startswith("clip:openai/")
     assert other.evaluation.judge != other.rewards.alignment
     assert other.evaluation.teacher == "none"
+    assert (shipped.evaluation.pictures, other.evaluation.pictures) == ("emoji", "none")
+    own = load("q-sched", ["model=some/pipeline", "evaluation.pictures=emoji"]).resolved()
+    assert own.real_pictures().captions == shipped.real_pictures().captions != []

@@ -107,6 +107,47 @@ def test_a_list_without_prompts_to_spare_is_drawn_anew():
     assert found["prompts"] == 32
 
 
+def test_the_gain_that_the_test_would_find_is_that_of_paired_prompts():
+    class Gain:
+        """1 + the prompt's own gain where the plan is the better one."""
+
+        name, differentiable = "gain", False
+
+        def score(self, images, prompts):
+            own = torch.tensor(
+                [torch.randn((), generator=torch.Generator().manual_seed(len(p) + ord(p[0]))) for p in prompts]
+            )
+            return 1 + own * images[:, 0, 0, 0]
+
+    def generate(plan, prompts, seeds):
+        return torch.full((len(seeds), 3, 2, 2), float(plan.rows[0].sample_scale) - 1)
+
+    def of(sampler, items):
+        objective = JAQ(generate, Gain(), Gain(), ["a"], [1], k=0.0)
+        objective.items = list(items)
+        return objective
+
+    recipe = load("q-sched", ["search.objective=jaq"]).resolved()
+    found = verdict(SimpleNamespace(recipe=recipe), TuningObjective("jaq", of, []), None, PLAN, BETTER)
+    assert found["against"] == "reference of the search"
+    kept, used = set(recipe.held_out()), set(recipe.searched())
+    left = [prompt for prompt in load_prompts(recipe.search.prompts) if prompt not in used | kept]
+    own = 0.1 * (Gain().score(torch.ones(len(left), 3, 1, 1), left) - 1)
+    assert found["gain"]["mean"] == pytest.approx(float(own.mean()), rel=1e-4)
+    assert found["detectable"] == pytest.approx(2.8 * float(own.std()) / len(left) ** 0.5, rel=0.1)
+    assert len(found["seeds"]) == 4
+
+
+def test_prompts_of_the_search_are_no_prompts_of_the_evaluation():
+    prompts = [f"prompt {k}" for k in range(12)]
+    told = [f"search.prompts={prompts}", "search.count=4", f"evaluation.prompts={prompts}"]
+    recipe = load("q-sched", told).resolved()
+    assert recipe.searched() == [f"prompt {k}" for k in (0, 3, 6, 9)]
+    assert recipe.held_out() == [f"prompt {k}" for k in (1, 2, 4, 5, 7, 8, 10, 11)]
+    with pytest.raises(FewstepError, match=r"search does not use \(found: 3\)"):
+        load("q-sched", [*told[::2], "search.count=9"]).check()
+
+
 def test_no_test_saves_the_tuned_plan():
     assert decided(None, held_out=0)["tuned"]
 
@@ -147,6 +188,7 @@ def test_auto_is_a_set_of_pictures_and_named_rewards_mean_jaq():
     assert shipped.search.features not in (shipped.evaluation.judge, *shipped.evaluation.features)
     assert load("q-sched", ["rewards.quality=contrast"]).resolved().search.objective == "jaq"
     assert load("q-sched", ["search.count=3"]).resolved().search.objective == "jaq"  # too few for a set
+    assert load("q-sched", [*OTHER, "search.pictures=folder"]).resolved().search.objective == "real"
     assert load("q-sched", ["search.objective=jaq"]).resolved().search.objective == "jaq"
 
 

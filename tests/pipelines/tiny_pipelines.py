@@ -53,10 +53,10 @@ def unet(**options: Any) -> Any:
     return UNet2DConditionModel(**{**usual, **options}).eval()
 
 
-def one_block_unet() -> Any:
+def one_block_unet(width: int = 16) -> Any:
     """The least that has every kind of layer, for tests that compile: tracing takes a second a block."""
     return unet(
-        block_out_channels=(16,), down_block_types=("CrossAttnDownBlock2D",), mid_block_type=None,
+        block_out_channels=(width,), down_block_types=("CrossAttnDownBlock2D",), mid_block_type=None,
         up_block_types=("CrossAttnUpBlock2D",),
     )  # fmt: skip
 

@@ -96,3 +96,18 @@ def test_a_term_that_is_left_out_changes_no_candidate(left):
     raw = objective.terms(PLAN, range(6))[:, kept]
     expected = (2.0 if kept else 1.0) * (raw - objective.centre[kept]) / objective.spread[kept]
     assert torch.allclose(objective(PLAN, range(6)), expected)
+
+
+@pytest.mark.parametrize(("value", "words"), [(0.5, "the same score"), (float("nan"), "not finite")])
+def test_a_reward_that_says_nothing_is_named(value, words):
+    class Flat:
+        name, differentiable = "flat", True
+
+        def score(self, images, prompts):
+            return torch.full((len(images),), value)
+
+    objective = JAQ(generate, Mean(), Flat(), ["a", "bb", "ccc"], [1, 2])
+    with pytest.raises(FewstepError, match=f"the reward flat.*{words}"):
+        objective.standardise(PLAN, Family("ramp"))
+    without = JAQ(generate, Mean(), Flat(), ["a", "bb", "ccc"], [1, 2], k=0.0)
+    without.standardise(PLAN, Family("ramp"))  # a reward without weight is not asked

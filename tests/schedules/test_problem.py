@@ -124,6 +124,18 @@ def test_scores_that_are_no_numbers_never_win():
     assert outcome.theta[0] <= 1
 
 
+@pytest.mark.parametrize(
+    ("value", "words"), [(2.0, "every candidate has the same score"), (float("nan"), "no finite score")]
+)
+def test_an_objective_that_tells_nothing_apart_is_refused(value, words):
+    class Flat(Bowl):
+        def __call__(self, plan, items):
+            return torch.full((len(items),), value)
+
+    with pytest.raises(FewstepError, match=words):
+        searcher("coarse-to-fine", widen=True)(Problem(PLAN, Family("ramp-to-one"), Flat()), 60, 0)
+
+
 def test_set_level_scores_are_paid_for_again_in_a_replay(tmp_path):
     class Level:
         size, per_item = 10, False

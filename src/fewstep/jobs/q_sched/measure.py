@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.data import load_emoji
 from fewstep.data.prompts import load_prompts
 from fewstep.files import read_tensors
 from fewstep.jobs.context import seeds_for, tensor_unit
-from fewstep.jobs.q_sched.names import FULL, FULL_TUNED, LOW, LOW_TUNED, TEACHER, beside, plain
+from fewstep.jobs.q_sched.names import (
+    FULL,
+    FULL_TUNED,
+    LOW,
+    LOW_FITTED,
+    LOW_TUNED,
+    SYSTEMS,
+    TEACHER,
+    beside,
+    plain,
+    then_tuned,
+)
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.jobs.sharing import SharedRows, shared_networks
 from fewstep.metrics import evaluate, load_features
@@ -24,32 +35,35 @@ from fewstep.pipelines import PipelineSampler, fuse_adapters, load_pipeline, pla
 from fewstep.pipelines.calls import backbones_of
 from fewstep.plan import Plan
 from fewstep.quant import quantize
+from fewstep.quant.calls import recording
 from fewstep.rewards import load_reward
 from fewstep.runs import Run
-from fewstep.zoo import SHIPPED, placed
+from fewstep.zoo import placed
 
 ROUNDS = 9
 """Timed images per pipeline; the two take turns, and the median counts."""
 
 
-def measure(
-    recipe: QSchedRecipe, run: Run, generators: Mapping[str, PipelineSampler], plans: Mapping[str, Plan]
-) -> dict[str, Any]:
+System = tuple[PipelineSampler, Plan]
+"""A pipeline, and the plan that it follows."""
+
+
+def measure(recipe: QSchedRecipe, run: Run, systems: Mapping[str, System]) -> dict[str, Any]:
     """Images of every system, their metrics, and the speed of both pipelines, as JSON values."""
-    prompts = load_prompts(recipe.evaluation.prompts, recipe.evaluation.count)
-    seeds = recipe.evaluation.seeds
-    images = {}
-    for name, plan in plans.items():
-        generate = generators[FULL if name in (FULL, FULL_TUNED) else LOW]
-        images[name] = _images(run, name, generate, plan, prompts, seeds)
+    prompts, seeds = recipe.held_out(), recipe.evaluation.seeds
+    left_out = len(set(load_prompts(recipe.evaluation.prompts)) & set(recipe.searched()))
+    if left_out:
+        run.say(f"[yellow]{left_out} prompts of the evaluation are among those of the search: left out.[/yellow]")
+    images = {name: _images(run, name, *system, prompts, seeds) for name, system in systems.items()}
+    full = systems[FULL][0]
     for model in recipe.evaluation.beside:
-        images[beside(model)] = _beside(recipe, run, model, generators[FULL].pipe, prompts)
-    teacher = _teacher(recipe, run, generators[FULL].pipe, prompts)
-    reference = _reference(recipe, run, generators[FULL], plans[FULL], prompts)
+        images[beside(model)] = _beside(recipe, run, model, full.pipe, prompts)
+    teacher = _teacher(recipe, run, full.pipe, prompts)
+    reference = _reference(recipe, run, *systems[FULL], prompts)
     evaluated = partial(_evaluate, recipe, run, images, teacher, reference, prompts)
     return {
-        "evaluation": run.unit("evaluate", evaluated, shared=True),
-        "speed": run.unit("speed", lambda: _speed(generators, plans, prompts[0])),
+        "evaluation": run.unit("evaluate", evaluated, shared=True) | {"left_out": left_out},
+        "speed": run.unit("speed", lambda: _speed(systems, prompts[0])),
     }
 
 
@@ -86,13 +100,16 @@ def _file(name: str, seed: int) -> str:
 def _beside(recipe: QSchedRecipe, run: Run, model: str, like: Any, prompts: list[str]) -> Tensor:
     """Images of another pipeline in the same scheme, after its own plan of as many steps."""
 
-    def opened() -> tuple[PipelineSampler, Plan]:
+    def opened() -> System:
         pipe = load_pipeline(model, dtype=like.dtype).to(like.device)
         fuse_adapters(pipe)
-        for network in backbones_of(pipe).values():
-            quantize(network, recipe.scheme)
-        plan = plan_of(pipe, recipe.steps, guidance_scale=recipe.guidance)
-        return PipelineSampler(pipe, recipe.guidance, {}, recipe.batch), plan
+        networks, sampler = backbones_of(pipe), PipelineSampler(pipe, recipe.guidance, {}, recipe.batch)
+        with torch.no_grad(), ExitStack() as stack:
+            calls = {part: stack.enter_context(recording(network, 1)) for part, network in networks.items()}
+            sampler(plan_of(pipe, recipe.steps, guidance_scale=recipe.guidance), prompts[:1], [0], "latent")
+        for part, network in networks.items():
+            quantize(network, recipe.scheme, example=next(iter(calls[part]), None))
+        return sampler, plan_of(pipe, recipe.steps, guidance_scale=recipe.guidance)
 
     return _of_another(run, beside(model), opened, prompts, recipe.evaluation.seeds)
 
@@ -134,33 +151,41 @@ def _evaluate(
     pictures, described = reference
     stacks = [*images.values(), *([] if teacher is None else [teacher])]
     features, judge = shared_networks(run, features, judge, stacks, prompts)
-    found = evaluate(
-        images, pictures, prompts, features, judge, paired_to=FULL, compare=[(LOW_TUNED, LOW), (LOW_TUNED, FULL)]
-    )
+    found = evaluate(images, pictures, prompts, features, judge, paired_to=FULL, compare=_compared(images))
     if teacher is not None:
         alone = evaluate({TEACHER: teacher}, pictures, prompts, features, judge)
         found["systems"][TEACHER] = alone["systems"][TEACHER]
     return found | {"reference_set": described, "prompts_used": prompts}
 
 
+def _compared(systems: Iterable[str]) -> list[tuple[str, str]]:
+    """Tuned low bits with everything else, and every other way to quantize with itself after Q-Sched."""
+    pairs = [(LOW_TUNED, LOW), (LOW_TUNED, FULL), (LOW_TUNED, FULL_TUNED), (LOW_TUNED, LOW_FITTED)]
+    names = list(systems)
+    pairs += [(LOW_TUNED, name) for name in names if name not in SYSTEMS and not name.endswith(then_tuned(""))]
+    return pairs + [(then_tuned(name), name) for name in names if name != LOW and then_tuned(name) in names]
+
+
 def _reference(
     recipe: QSchedRecipe, run: Run, full: PipelineSampler, plan: Plan, prompts: list[str]
 ) -> tuple[Tensor, str]:
     """Real held-out pictures where we have them; else full-precision images of other seeds, and distances are drift."""
-    if recipe.model in SHIPPED:
-        return load_emoji("evaluation").images, "the real emoji of the held-out combinations, never trained on"
+    name = recipe.evaluation.pictures
+    if name != "none":
+        described = "the real emoji of the held-out combinations, never trained on" if name == "emoji" else name
+        return recipe.real_pictures().images, described
     seeds = [seed + 1000 for seed in recipe.evaluation.seeds]
     described = "full-precision images of other seeds, so that distances are drift from full precision, not quality"
     return _images(run, "reference", full, plan, prompts, seeds).flatten(0, 1), described
 
 
-def _speed(generators: Mapping[str, PipelineSampler], plans: Mapping[str, Plan], prompt: str) -> dict[str, Any]:
+def _speed(systems: Mapping[str, System], prompt: str) -> dict[str, Any]:
     """Milliseconds per image at batch 1, both pipelines taking turns; the first of each only warms up."""
     times: dict[str, list[float]] = {FULL: [], LOW: []}
     with torch.no_grad():
         for turn in range(ROUNDS + 1):
-            for name, plan in ((FULL, plans[FULL]), (LOW, plans[LOW_TUNED])):
+            for name, (generate, plan) in ((FULL, systems[FULL]), (LOW, systems[LOW_TUNED])):
                 start = time.perf_counter()
-                generators[name](plan, [prompt], [turn])
+                generate(plan, [prompt], [turn])
                 times[name] += [time.perf_counter() - start] if turn else []
     return {name: {"milliseconds": 1000 * statistics.median(t), "runs": len(t)} for name, t in times.items()}

@@ -10,6 +10,14 @@ FULL, FULL_TUNED = "full precision", "full precision, tuned"
 LOW, LOW_FITTED, LOW_TUNED = "quantized", "quantized + least squares", "quantized + Q-Sched"
 TEACHER = "teacher"
 SYSTEMS = (FULL, FULL_TUNED, LOW, LOW_FITTED, LOW_TUNED)
+LOW_CORRECTED = "quantized + PTQD"
+WEIGHTS = {"svdquant": "SVDQuant", "mixdq": "MixDQ"}
+"""Other ways to spend the bytes of the quantized weights, which Q-Sched can follow too."""
+
+
+def then_tuned(name: str) -> str:
+    """The name of a system's twin after Q-Sched."""
+    return f"{name} + Q-Sched"
 
 
 def beside(model: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,7 +12,12 @@ from fewstep.jobs.q_sched.names import beside, plain
 from fewstep.recipes.base import RecipePart
 from fewstep.zoo import SHIPPED
 
+if TYPE_CHECKING:
+    from fewstep.data import CaptionedImages
+
 Prompts = str | list[str]
+FEWEST = 4
+"""Prompts that an evaluation needs."""
 LEAST_ITEMS = 8
 """A set of fewer pictures cannot be compared: searches look at a quarter of the items first, and two make a pair."""
 
@@ -44,7 +49,7 @@ class QSchedSearch(RecipePart):
     objective: Literal["auto", "jaq", "real", "teacher", "full-precision"] = "auto"
     """What is maximised: `jaq` as published, or minus the MMD of the calibration pictures' features from those of real
     pictures, of `evaluation.teacher`, or of the pipeline itself in full precision. `auto`: the teacher's where there is
-    one, else those of full precision."""
+    one, real ones where `pictures` names them, else those of full precision."""
     features: str = "auto"
     """Feature network of the sets; `auto` is the alignment reward's image tower, never the judge's."""
     pictures: str = "auto"
@@ -85,6 +90,9 @@ class QSchedEvaluation(RecipePart):
     prompts: Prompts = "auto"
     count: int = Field(250, ge=2)
     seeds: Seeds = Field(default_factory=lambda: [101, 102, 103])
+    pictures: str = "auto"
+    """Real pictures that distances are measured to: emoji (its held-out ones), a folder or an npz; `none` measures how
+    far pictures drift from full precision instead. `auto`: emoji for the shipped models, else none."""
     features: list[str] = Field(default_factory=lambda: ["auto"], min_length=1)
     """Feature networks of the distances; `auto` is the judge's image tower and a random network."""
     judge: str = "auto"
@@ -106,6 +114,9 @@ class QSchedRecipe(PipelineRecipe):
     """Of the low-bit weights and inputs, such as w4a8; `none` tunes the pipeline in the bits that it has."""
     rewards: QSchedRewards = Field(default_factory=QSchedRewards)
     search: QSchedSearch = Field(default_factory=QSchedSearch)
+    against: list[Literal["ptqd", "svdquant", "mixdq"]] = Field(default_factory=list)
+    """Published ways to show in the same table at no more bytes: PTQD's correction of the plan; SVDQuant's float branch
+    and MixDQ's bits per layer, each as it is and with Q-Sched on top."""
     evaluation: QSchedEvaluation = Field(default_factory=QSchedEvaluation)
 
     @field_validator("scheme")
@@ -151,6 +162,7 @@ class QSchedRecipe(PipelineRecipe):
                     "evaluation": self.evaluation.model_copy(
                         update={
                             "prompts": _auto(self.evaluation.prompts, f"{split}:evaluation"),
+                            "pictures": _auto(self.evaluation.pictures, "emoji" if shipped else "none"),
                             "judge": judge,
                             "features": features if self.evaluation.features == ["auto"] else self.evaluation.features,
                             "teacher": teacher,
@@ -166,7 +178,11 @@ class QSchedRecipe(PipelineRecipe):
 
         search, rewards = self.search, self.rewards
         prompts = _auto(search.prompts, calibration)
-        meant = "teacher" if teacher != "none" else "jaq" if self.scheme == "none" else "full-precision"
+        meant = "jaq" if self.scheme == "none" else "full-precision"
+        if search.pictures not in ("auto", "none"):
+            meant = "real"
+        if teacher != "none":
+            meant = "teacher"
         if (rewards.alignment, rewards.quality) != ("auto", "auto"):
             meant = "jaq"  # rewards that are named are meant to be used
         elif search.objective == "auto" and len(load_prompts(prompts, search.count)) * len(search.seeds) < LEAST_ITEMS:
@@ -207,6 +223,27 @@ class QSchedRecipe(PipelineRecipe):
             hint = f"Give at least {before + LEAST_BUDGET:.3g}{reason}."
             raise FewstepError("search.budget allows no candidate", value=search.budget, hint=hint)
 
+    def searched(self) -> list[str]:
+        """Prompts of the search."""
+        from fewstep.data.prompts import load_prompts
+
+        return load_prompts(self.search.prompts, self.search.count)
+
+    def real_pictures(self) -> CaptionedImages:
+        """Those that distances are measured to; never trained or searched on."""
+        from fewstep.data import load
+
+        name = self.evaluation.pictures
+        return load(name, "evaluation" if name == "emoji" else "train")
+
+    def held_out(self) -> list[str]:
+        """Prompts of the evaluation: those that the search does not use."""
+        from fewstep.data.prompts import load_prompts
+
+        searched = set(self.searched())
+        left = [prompt for prompt in load_prompts(self.evaluation.prompts) if prompt not in searched]
+        return load_prompts(left, self.evaluation.count) if left else []
+
     def check(self) -> None:
         """Refuse prompts that cannot be read, networks of no known kind, and an evaluation that is too small.
 
@@ -220,11 +257,17 @@ class QSchedRecipe(PipelineRecipe):
         super().check()
         meant = self.resolved()
         rewards, evaluation = meant.rewards, meant.evaluation
-        items = len(load_prompts(meant.search.prompts, meant.search.count)) * len(meant.search.seeds)
-        meant._check_objective(items)
-        prompts = load_prompts(evaluation.prompts, evaluation.count)
+        meant._check_objective(len(meant.searched()) * len(meant.search.seeds))
+        prompts, wanted = meant.held_out(), load_prompts(evaluation.prompts, evaluation.count)
+        if self.scheme == "none":  # nothing is measured
+            prompts = wanted
+        elif len(prompts) < min(FEWEST, len(wanted)):
+            what = "the evaluation has too few prompts that the search does not use"
+            hint = "Name others in evaluation.prompts or search.prompts, or lower search.count."
+            raise FewstepError(what, value=len(prompts), hint=hint)
         # without real pictures the reference is drawn, as many as a system has (see `measure`)
-        check_sizes(len(prompts), 8 if self.model in SHIPPED else len(prompts) * len(evaluation.seeds))
+        drawn = len(prompts) * len(evaluation.seeds)
+        check_sizes(len(prompts), drawn if evaluation.pictures == "none" else len(meant.real_pictures()))
         for spec in (rewards.alignment, rewards.quality, evaluation.judge):
             REWARDS.check(spec)
         for spec in evaluation.features:

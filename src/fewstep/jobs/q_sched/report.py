@@ -11,6 +11,7 @@ import torch
 from fewstep.jobs.q_sched.measure import load_images
 from fewstep.jobs.q_sched.names import FULL, LOW, LOW_TUNED, SYSTEMS, TEACHER, systems_of
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
+from fewstep.jobs.q_sched.sentence import sentence
 from fewstep.plan import Plan
 from fewstep.report import (
     Block,
@@ -65,64 +66,8 @@ def write_report(
         FactList("Environment", {k: str(v) for k, v in results["environment"].items()}),
         Code("Command", results["environment"]["command"]),
     ]
-    page = Page(f"{recipe.model}, {recipe.steps} steps, {recipe.scheme}", _sentence(results), blocks, label="Q-Sched")
+    page = Page(f"{recipe.model}, {recipe.steps} steps, {recipe.scheme}", sentence(results), blocks, label="Q-Sched")
     return save(page, run.path / "report.html")
-
-
-def _main_metric(evaluation: Results) -> str:
-    return next(name for name in evaluation["metrics"] if name.startswith("mmd:"))
-
-
-def _sentence(results: Results) -> str:
-    """What happened, in words that follow the numbers and nothing else."""
-    evaluation, quantization = results["evaluation"], results["quantization"]
-    metric = _main_metric(evaluation)
-    value = {name: evaluation["systems"][name][metric]["mean"] for name in SYSTEMS}
-    change = _difference(evaluation, LOW_TUNED, LOW, metric)
-    smaller = quantization["disk_before"] / quantization["disk_after"]
-    verb = "improved" if change["high"] < 0 else "worsened" if change["low"] > 0 else "did not measurably change"
-    won = "below" if value[LOW_TUNED] < value[FULL] else "above"
-    return (
-        f"The network became {smaller:.1f} times smaller. On {evaluation['prompts']} held-out prompts and "
-        f"{evaluation['seeds']} seeds, Q-Sched {verb} the quantized pipeline's distance to the reference "
-        f"({value[LOW]:.4f} to {value[LOW_TUNED]:.4f}; full precision: {value[FULL]:.4f}, so the result is {won} it), "
-        f"at no cost per step.{_side_effect(evaluation)}{_decision(results['verdict'])}"
-    )
-
-
-def _side_effect(evaluation: Results) -> str:
-    """Rewards like sameness: say so when the search paid with variety."""
-    metric = next((m for m, d in evaluation["metrics"].items() if d["kind"] == "diversity"), None)
-    if metric is None or _difference(evaluation, LOW_TUNED, LOW, metric)["high"] >= 0:
-        return ""
-    before, after = (evaluation["systems"][name][metric]["mean"] for name in (LOW, LOW_TUNED))
-    return f" It cost diversity between seeds ({before:.3f} to {after:.3f})."
-
-
-def _decision(verdict: Results) -> str:
-    """What the test on calibration items that the search did not see has decided."""
-    if "gain" not in verdict:
-        return ""
-    gain, pairs = verdict["gain"], f"{verdict['prompts']} prompts x {_seeds(verdict)}"
-    if verdict["tuned"]:
-        return (
-            f" A paired test on calibration items that the search did not see ({pairs}) agrees: the objective rose by "
-            f"{gain['mean']:.2g} ({gain['low']:.2g} to {gain['high']:.2g}), so the tuned plan is in the pipeline."
-        )
-    return (
-        f" Nothing to gain here: on calibration items that the search did not see ({pairs}) the objective changed by "
-        f"{gain['mean']:.2g} ({gain['low']:.2g} to {gain['high']:.2g}), so the untuned plan was kept in the pipeline."
-    )
-
-
-def _seeds(verdict: Results) -> str:
-    count = len(verdict["seeds"])
-    return f"{count} seed{'s' if count > 1 else ''}"
-
-
-def _difference(evaluation: Results, first: str, second: str, metric: str) -> Results:
-    found: Results = evaluation["comparisons"][f"{first} - {second}"][metric]
-    return found
 
 
 def _highlights(results: Results, quantization: Results) -> Block:
@@ -157,11 +102,17 @@ def _metrics(evaluation: Results) -> Block:
         TableRow("real against real", [null.get(m) for m in described], "the floor of each distance", reference=True)
     )
     text = (
-        f"{evaluation['prompts']} held-out prompts, {evaluation['seeds']} seeds, the same for every system. "
+        f"{evaluation['prompts']} held-out prompts, {evaluation['seeds']} seeds, the same for every system"
+        f"{_left_out(evaluation)}. "
         f"Reference: {evaluation['reference_set']} ({evaluation['reference']} images). Small print: 95 % bootstrap "
         "intervals over prompts (range over splits for the last row). The judge was never searched on."
     )
     return Table("What each step cost and won", columns, rows, text=text, corner="system")
+
+
+def _left_out(evaluation: Results) -> str:
+    count = evaluation["left_out"]
+    return f" ({count} prompts that the search uses were left out)" if count else ""
 
 
 def _differences(evaluation: Results) -> Block:

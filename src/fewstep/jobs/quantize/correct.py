@@ -10,6 +10,7 @@ import torch
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, write_json
+from fewstep.jobs.context import Items
 from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.pipelines import PipelineSampler, trace
 from fewstep.plan import Plan
@@ -34,9 +35,7 @@ def corrected(context: QuantizeContext, low: PipelineSampler, base: Plan) -> Fou
 
     def compute() -> Found:
         items, full = context.calibration, context.sampler()
-        along = trace(low, base, items.conditions, items.seeds)
-        seen = trace(full, context.plan, items.conditions, items.seeds, along=along)
-        errors = compare(seen.outputs, along.outputs, channels=-1 if along.outputs.ndim == 4 else 0)
+        errors = output_errors((low, base), (full, context.plan), items)
         with torch.no_grad():
             truth = items.draw(full, context.plan, "latent")
 
@@ -57,6 +56,20 @@ def corrected(context: QuantizeContext, low: PipelineSampler, base: Plan) -> Fou
         return {"tried": tried, "kept": best, "rows": rows}, plans[best]
 
     return context.run.unit("corrections", compute, save=_save, load=_load, artifact="corrections")
+
+
+def output_errors(
+    low: tuple[PipelineSampler, Plan], full: tuple[PipelineSampler, Plan], items: Items
+) -> tuple[OutputError, ...]:
+    """What quantization does to the output in every row, on the states that the low-bit pipeline meets.
+
+    Args:
+        low, full: both pipelines and their plans.
+        items: what both draw.
+    """
+    along = trace(*low, items.conditions, items.seeds)
+    seen = trace(*full, items.conditions, items.seeds, along=along)
+    return compare(seen.outputs, along.outputs, channels=-1 if along.outputs.ndim == 4 else 0)
 
 
 def _save(found: Found, draft: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.plan import Plan
 from fewstep.rewards import Reward
 from fewstep.schedules.tuning.family import Family
@@ -103,6 +104,9 @@ class JAQ:
         """Set centre and spread from scattered candidates of the ramp-to-one box; returns the cost in candidates.
 
         The spread is that of the candidates' mean scores, the quantity the search compares.
+
+        Raises:
+            FewstepError: a reward that is not finite, or the same for every candidate.
         """
         ramp = Family("ramp-to-one", family.low, family.high)
         corners = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(candidates).double()
@@ -112,7 +116,21 @@ class JAQ:
             self.ahead((ramp.apply(plan, c), items) for c in corners)
         with torch.no_grad():
             means = torch.stack([self.terms(ramp.apply(plan, c), items).mean(0) for c in corners]).double()
-        self.centre = (float(means[:, 0].mean()), float(means[:, 1].mean()))
-        deviation = means.std(0).clamp(min=1e-9)
-        self.spread = (float(deviation[0]), float(deviation[1]))
+        centre, deviation = means.mean(0), means.std(0)
+        for reward, weight, middle, spread in zip(
+            (self.alignment, self.quality), (1.0, self.k), centre.tolist(), deviation.tolist(), strict=True
+        ):
+            if weight and reward.name != "none":
+                _check_spread(reward.name, middle, spread)
+        self.centre = (float(centre[0]), float(centre[1]))
+        self.spread = (float(deviation[0].clamp(min=1e-9)), float(deviation[1].clamp(min=1e-9)))
         return candidates * len(items) / self.size
+
+
+def _check_spread(name: str, centre: float, spread: float) -> None:
+    if not math.isfinite(centre):
+        hint = "Look at what it says of one picture."
+        raise NonFiniteError(f"the reward {name} is not finite for pictures of this pipeline", value=centre, hint=hint)
+    if spread <= 1e-7 * abs(centre):  # float32 rounds as much
+        hint = "Leave it out (`none`), or use one that sees what the coefficients change."
+        raise FewstepError(f"the reward {name} gives every candidate the same score", value=centre, hint=hint)

@@ -189,6 +189,12 @@ class Problem:
         """The best of all fully scored candidates so far, the earliest of equals."""
         return max((e for e in self.history if e.items == self.objective.size), key=lambda e: e.value)
 
+    @property
+    def whole_scores(self) -> list[float]:
+        """Scores on all items, one of every different plan."""
+        whole = [e for e in self.history if e.items == self.objective.size]
+        return list({self._folded(e.theta): e.value for e in whole}.values())
+
     def pay(self, items: float, times: float = 1.0) -> None:
         """Count network calls made outside `score` (a gradient costs about three forward passes)."""
         self.spent += times * items / self.objective.size

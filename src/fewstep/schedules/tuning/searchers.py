@@ -7,13 +7,14 @@ Every searcher maximises.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from contextlib import suppress
 
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError, Stop
+from fewstep.errors import FewstepError, NonFiniteError, Stop
 from fewstep.registry import Registry
 from fewstep.schedules.tuning.problem import Problem
 
@@ -121,7 +122,8 @@ def searcher(name: str, widen: bool = False) -> Searcher:
     the last quarter of the budget (which goes into the ascent in the same box otherwise).
 
     Raises:
-        FewstepError: an unknown name; the searcher raises it for a budget that allows no candidate.
+        FewstepError: an unknown name; the searcher raises it for a budget that allows no candidate, and for scores that
+            are not finite where nothing is changed, or the same everywhere.
     """
     look = SEARCHERS.find(name)
 
@@ -131,14 +133,25 @@ def searcher(name: str, widen: bool = False) -> Searcher:
             raise FewstepError(what, value=budget, hint=f"Give at least {problem.spent + LEAST_BUDGET:g}.")
         kept = KEPT * (budget - problem.spent) if widen else 0.0
         problem.budget = max(problem.spent + LEAST_BUDGET, budget - kept)
-        problem.score(problem.family.identity(problem.plan.steps))
+        if not math.isfinite(problem.score(problem.family.identity(problem.plan.steps))):
+            hint = "Look at the rewards or features: one gives NaN or infinity for pictures of this very pipeline."
+            raise NonFiniteError("the plan as it is has no finite score", hint=hint)
         with suppress(Stop):
             look(problem, problem.budget, seed)
         if widen:
             problem.budget = budget
             _climb_on(problem, seed)
+        _refuse_constant(problem)
 
     return search
+
+
+def _refuse_constant(problem: Problem) -> None:
+    """A search that saw the same score everywhere has found nothing, and its result would look like an optimum."""
+    scores = problem.whole_scores
+    if len(scores) > 2 and min(scores) == max(scores):
+        hint = "Use another reward, or other features: these do not see what the coefficients change."
+        raise FewstepError("every candidate has the same score", value=scores[0], hint=hint)
 
 
 def _climb_on(problem: Problem, seed: int) -> None:
