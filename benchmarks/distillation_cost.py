@@ -33,7 +33,7 @@ from fewstep.distillation.core import Batch
 from fewstep.distillation.engine import Engine, assemble
 from fewstep.distillation.method import method
 from fewstep.files import write_json
-from fewstep.jobs.distill.batches import Conditioned, from_data
+from fewstep.jobs.distill.batches import from_data
 from fewstep.jobs.distill.networks import engine_of
 from fewstep.jobs.distill.recipe import DistillTraining
 from fewstep.metrics.intervals import seed_interval
@@ -203,7 +203,7 @@ def student(case: str, module: nn.Module, given: dict[str, int], checkpointing: 
     shape, size = (4, given["side"], given["side"]), given["batch"]
     encoded = EncodedConditions(10, {"class_labels": torch.arange(10)}, {"class_labels": torch.tensor([10])}, {}, shape)
     data: Tensor = torch.randn(2 * size, *shape)
-    batches = from_data(Conditioned(encoded, size, torch.device("cpu")), data, torch.arange(2 * size) % 10)
+    batches = from_data(encoded, size, torch.device("cpu"), data, torch.arange(2 * size) % 10)
     settings = DistillTraining(lora=RANK, gradient_checkpointing=checkpointing)
     pipe = SimpleNamespace(transformer=module, components={})
     made = engine_of(pipe, method(name, PROCESS, **options, **more), PROCESS, VELOCITY, encoded, batches, settings)

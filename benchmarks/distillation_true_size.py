@@ -27,7 +27,7 @@ from fewstep.distillation.core import Batch
 from fewstep.distillation.method import method, options_of, presets
 from fewstep.errors import FewstepError
 from fewstep.files import write_json
-from fewstep.jobs.distill.batches import Conditioned
+from fewstep.jobs.distill.batches import batch_of
 from fewstep.jobs.distill.networks import channels_of, engine_of, middle_of, released
 from fewstep.jobs.distill.recipe import DistillTraining
 from fewstep.pipelines.encoded import EncodedConditions
@@ -203,12 +203,12 @@ def batches(
     given: EncodedConditions, subject: Subject, size: int, device: torch.device
 ) -> Callable[[torch.Generator], Batch]:
     """Noise in place of data and of stored trajectories: what they are changes no cost."""
-    source = Conditioned(given, size, device)
     times = torch.linspace(1, 0, STATES + 1, dtype=torch.float64) * subject.process.noisiest
 
     def batch(generator: torch.Generator) -> Batch:
         path = torch.randn(size, STATES + 1, *given.shape, generator=generator)
-        return source.of(torch.randint(given.count, (size,), generator=generator), path[:, -1], path, times)
+        numbers = torch.randint(given.count, (size,), generator=generator)
+        return batch_of(given, numbers, device, path[:, -1], path, times)
 
     return batch
 

@@ -24,10 +24,6 @@ class IdentityError(FewstepError):
     """A plan, or its coefficients, belong to another model, step count, quantization or guidance."""
 
 
-class RecipeError(FewstepError):
-    """A recipe has an unknown key or a value out of range."""
-
-
 class NonFiniteError(FewstepError):
     """The network produced NaN or infinity."""
 

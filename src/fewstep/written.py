@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from fewstep.errors import RecipeError
+from fewstep.errors import FewstepError
 
 LARGEST = 200_000
 """Characters of a text that is read."""
@@ -44,10 +44,10 @@ def parse(text: str) -> Any:
     """YAML to dict, list, str and `Written`, strictly: no tags, no aliases, no key twice, one document.
 
     Raises:
-        RecipeError: not YAML, one of the above, or larger than `LARGEST` or deeper than `DEEPEST`.
+        FewstepError: not YAML, one of the above, or larger than `LARGEST` or deeper than `DEEPEST`.
     """
     if len(text) > LARGEST:
-        raise RecipeError(f"the recipe is longer than {LARGEST} characters", hint="Is it another file?")
+        raise FewstepError(f"the recipe is longer than {LARGEST} characters", hint="Is it another file?")
     try:
         events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         next(events)  # the stream begins
@@ -56,13 +56,13 @@ def parse(text: str) -> Any:
         found = _built(events, next(events), 0)
         next(events)  # the document ends
         if not isinstance(next(events), yaml.StreamEndEvent):
-            raise RecipeError("the recipe holds several YAML documents", hint="Keep one of them.")
+            raise FewstepError("the recipe holds several YAML documents", hint="Keep one of them.")
         return found
-    except RecipeError:
+    except FewstepError:
         raise
     except Exception as error:  # PyYAML raises several kinds for malformed text
         shown = " ".join(str(error).split())[:300] or type(error).__name__
-        raise RecipeError(f"the recipe is not YAML: {shown}", hint="Mend that line.") from error
+        raise FewstepError(f"the recipe is not YAML: {shown}", hint="Mend that line.") from error
 
 
 def read_value(text: str) -> Any:
@@ -71,7 +71,7 @@ def read_value(text: str) -> Any:
     A `#` begins no comment and a `:` no section: `models/v1 #2` is a path.
 
     Raises:
-        RecipeError: see `parse`.
+        FewstepError: see `parse`.
     """
     text = text.strip()
     return parse(text) if text.startswith(("[", "{", "'", '"')) else _scalar(text)
@@ -98,11 +98,13 @@ def fitted(value: Any, annotations: Sequence[Any] = (Any,)) -> Any:
 def _built(events: Iterator[Any], event: Any, depth: int) -> Any:
     """The value that begins with this event."""
     if isinstance(event, yaml.AliasEvent):
-        raise RecipeError("recipes take no YAML aliases", hint="Write the value out.")
+        raise FewstepError("recipes take no YAML aliases", hint="Write the value out.")
     if event.tag is not None:
-        raise RecipeError(f"the recipe is not YAML of the plain kind: it has the tag {event.tag}", hint="Leave it out.")
+        raise FewstepError(
+            f"the recipe is not YAML of the plain kind: it has the tag {event.tag}", hint="Leave it out."
+        )
     if depth > DEEPEST:
-        raise RecipeError(f"the recipe is nested deeper than {DEEPEST} levels", hint="Flatten it.")
+        raise FewstepError(f"the recipe is nested deeper than {DEEPEST} levels", hint="Flatten it.")
     if isinstance(event, yaml.ScalarEvent):
         return _scalar(event.value) if event.implicit[0] else event.value
     if isinstance(event, yaml.SequenceStartEvent):
@@ -115,9 +117,9 @@ def _built(events: Iterator[Any], event: Any, depth: int) -> Any:
         key = _built(events, event, depth + 1)
         if not isinstance(key, str):
             shown = key.text if isinstance(key, Written) else key
-            raise RecipeError("a key of the recipe is not text", value=shown, hint="Put it in quotes.")
+            raise FewstepError("a key of the recipe is not text", value=shown, hint="Put it in quotes.")
         if key in section:
-            raise RecipeError(f"recipe key {key} is given twice", hint="Keep one of them.")
+            raise FewstepError(f"recipe key {key} is given twice", hint="Keep one of them.")
         section[key] = _built(events, next(events), depth + 1)
     return section
 
@@ -130,7 +132,7 @@ def _scalar(text: str) -> Any:
         if _WHOLE.fullmatch(text):
             return Written(int(text), text)
     except ValueError as error:  # Python reads no integers of more than 4300 digits
-        raise RecipeError("a number of the recipe is too long", value=text, hint="Put it in quotes.") from error
+        raise FewstepError("a number of the recipe is too long", value=text, hint="Put it in quotes.") from error
     return Written(float(text), text) if _DECIMAL.fullmatch(text) else text
 
 

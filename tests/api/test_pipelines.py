@@ -11,7 +11,7 @@ from torch import nn
 
 import fewstep as fs
 from fewstep import recipes
-from fewstep.errors import FewstepError, IdentityError, RecipeError
+from fewstep.errors import FewstepError, IdentityError
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.quant import QuantLayer
 from tests.pipelines import tiny_pipelines
@@ -185,7 +185,7 @@ def test_names_and_defaults_are_those_of_the_commands():
 
 
 def test_an_unknown_setting_is_named():
-    with pytest.raises(RecipeError, match=r"search\.budgets"):
+    with pytest.raises(FewstepError, match=r"search\.budgets"):
         fs.search(tiny(), 3, settings={"search.budgets": 3})
 
 

@@ -11,7 +11,7 @@ import fewstep as fs
 from fewstep.alignment.presets import ALIGNMENTS
 from fewstep.cli import known
 from fewstep.distillation.chain import ancestral_steps, evenly
-from fewstep.errors import FewstepError, NonFiniteError, RecipeError
+from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.files import read_json
 from fewstep.jobs.align.context import AlignContext
 from fewstep.jobs.align.recipe import AlignRecipe
@@ -219,7 +219,7 @@ def test_mistakes_are_named(pipe):
         align(pipe, (), method="dpo")
     with pytest.raises(FewstepError, match="without guidance"):
         align(pipe, BRIGHT, settings={"guidance": 4.0})
-    with pytest.raises(RecipeError, match="unknown method"):
+    with pytest.raises(FewstepError, match="unknown method"):
         align(pipe, BRIGHT, method="psoo")
     with pytest.raises(FewstepError, match="tunes pipelines"):
         fs.align(nn.Linear(1, 1), BRIGHT)

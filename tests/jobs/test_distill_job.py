@@ -11,7 +11,7 @@ from fewstep.cli import app
 from fewstep.distillation.chain import evenly
 from fewstep.distillation.method import Method, preset
 from fewstep.distillation.roles import Critic, TargetNetwork
-from fewstep.errors import FewstepError, RecipeError
+from fewstep.errors import FewstepError
 from fewstep.files import read_json, read_tensors
 from fewstep.jobs.distill import run
 from fewstep.jobs.distill.context import DistillContext
@@ -216,7 +216,7 @@ def test_mistakes_are_told_before_anything_is_trained(tmp_path):
         ("train.stepz=2", "'steps'"),
         ("steps=0", "steps"),
     ]:
-        with pytest.raises(RecipeError, match=told):
+        with pytest.raises(FewstepError, match=told):
             load("distill", [*SMALL, "method=test-regression", wrong])
     with pytest.raises(FewstepError, match="guidance"):
         execute(tmp_path / "run", settings("ddim", tmp_path, "guidance=2.0"))

@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.errors import FewstepError, RecipeError
+from fewstep.errors import FewstepError
 from fewstep.files import read_json, read_tensors
 from fewstep.jobs.q_sched import run
 from fewstep.pipelines import PipelineSampler, load_pipeline, save_pipeline
@@ -136,13 +136,13 @@ def test_a_killed_run_ends_with_the_same_artifacts(tmp_path):
 
 
 def test_recipe_mistakes_name_key_value_and_mend(tmp_path):
-    with pytest.raises(RecipeError, match=r"search.budgett.*budget"):
+    with pytest.raises(FewstepError, match=r"search.budgett.*budget"):
         load("q-sched", ["search.budgett=3"])
-    with pytest.raises(RecipeError, match=r"w5x8"):
+    with pytest.raises(FewstepError, match=r"w5x8"):
         load("q-sched", ["scheme=w5x8"])
-    with pytest.raises(RecipeError, match=r"coarse-to-fine"):
+    with pytest.raises(FewstepError, match=r"coarse-to-fine"):
         load("q-sched", ["search.searcher=coarse"])
-    with pytest.raises(RecipeError, match=r"search.low"):
+    with pytest.raises(FewstepError, match=r"search.low"):
         load("q-sched", ["search.low=1.3"])
 
 

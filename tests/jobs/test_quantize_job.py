@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.errors import FewstepError, RecipeError
+from fewstep.errors import FewstepError
 from fewstep.files import read_json, read_tensors
 from fewstep.jobs.quantize import run
 from fewstep.jobs.quantize.measure import growth, speed_sentence
@@ -338,7 +338,7 @@ def test_half_written_and_newer_folders_are_refused(tmp_path):
     ],
 )
 def test_a_wrong_recipe_is_explained(settings, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(FewstepError, match=message):
         load("quantize", settings)
 
 

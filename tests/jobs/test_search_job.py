@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from fewstep.cli import app
-from fewstep.errors import RecipeError
+from fewstep.errors import FewstepError
 from fewstep.files import read_json
 from fewstep.jobs.search import baselines, run
 from fewstep.jobs.search.baselines import diffusers_plans
@@ -97,7 +97,7 @@ def test_a_distribution_is_searched_by_evolution(tmp_path):
     ],
 )
 def test_bad_settings_are_named(change, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(FewstepError, match=message):
         load("schedule", [*SMALL, change])
 
 

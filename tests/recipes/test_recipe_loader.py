@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from fewstep.errors import RecipeError
+from fewstep.errors import FewstepError
 from fewstep.recipes import Recipe, RecipePart, kinds, load, register, resolve, shipped_recipes
 from fewstep.recipes.loader import locate, parse
 
@@ -68,18 +68,18 @@ def test_defaults_overrides_and_round_trip(tmp_path):
     ],
 )
 def test_mistakes_name_the_key_the_value_and_the_mend(overrides, words):
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(FewstepError) as caught:
         resolve(BASE, overrides)
     for word in words:
         assert word in str(caught.value)
 
 
 def test_a_missing_kind_and_an_empty_file_are_explained(tmp_path):
-    with pytest.raises(RecipeError, match="kind is missing"):
+    with pytest.raises(FewstepError, match="kind is missing"):
         resolve({"steps": 4})
     file = tmp_path / "empty.yaml"
     file.write_text("")
-    with pytest.raises(RecipeError, match="mapping"):
+    with pytest.raises(FewstepError, match="mapping"):
         load(file)
 
 
@@ -98,7 +98,7 @@ def test_a_missing_kind_and_an_empty_file_are_explained(tmp_path):
     ],
 )
 def test_yaml_traps(text, words):
-    with pytest.raises(RecipeError, match=words):
+    with pytest.raises(FewstepError, match=words):
         resolve(parse(text))
 
 
@@ -127,31 +127,31 @@ def test_numbers_are_decimal():
 def test_a_large_recipe_is_refused_before_it_is_read(tmp_path):
     file = tmp_path / "long.yaml"
     file.write_text("kind: probe\nprompts:\n" + "- a prompt\n" * 100_000)
-    with pytest.raises(RecipeError, match="longer"):
+    with pytest.raises(FewstepError, match="longer"):
         load(file)
 
 
 def test_shipped_recipes_are_found_by_name_and_by_the_path_in_the_docs():
     for name, file in shipped_recipes().items():
         assert locate(name) == locate(f"recipes/{name}.yaml") == file
-    with pytest.raises(RecipeError, match="no such recipe"):
+    with pytest.raises(FewstepError, match="no such recipe"):
         locate("no-such-recipe")
-    with pytest.raises(RecipeError, match="no such recipe"):
+    with pytest.raises(FewstepError, match="no such recipe"):
         locate("elsewhere/q-sched.yaml")
 
 
 def test_unreadable_file(tmp_path):
     file = tmp_path / "binary.yaml"
     file.write_bytes(b"\xff\xfe\x00kind")
-    with pytest.raises(RecipeError, match=r"binary\.yaml"):
+    with pytest.raises(FewstepError, match=r"binary\.yaml"):
         load(file)
 
 
 def outcome(make):
-    """A valid recipe or a RecipeError; anything else escapes and fails the test."""
+    """A valid recipe or a FewstepError; anything else escapes and fails the test."""
     try:
         recipe = make()
-    except RecipeError:
+    except FewstepError:
         return
     assert isinstance(recipe, Recipe)
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import Self
 
-from fewstep.errors import RecipeError, nearest
+from fewstep.errors import FewstepError, nearest
 
 
 class RecipePart(BaseModel):
@@ -51,7 +51,7 @@ def validated(model: type[R], values: Mapping[str, Any]) -> R:
     """The recipe of these values.
 
     Raises:
-        RecipeError: names the dotted key, the value found, and the nearest key or what is expected instead.
+        FewstepError: names the dotted key, the value found, and the nearest key or what is expected instead.
     """
     try:
         return model.model_validate(dict(values))
@@ -59,7 +59,7 @@ def validated(model: type[R], values: Mapping[str, Any]) -> R:
         raise _explained(model, error) from error
 
 
-def _explained(model: type[BaseModel], error: ValidationError) -> RecipeError:
+def _explained(model: type[BaseModel], error: ValidationError) -> FewstepError:
     found = error.errors(include_url=False, include_context=False)
     first, others = found[0], len(found) - 1
     where = first["loc"]
@@ -67,15 +67,15 @@ def _explained(model: type[BaseModel], error: ValidationError) -> RecipeError:
     more = f" ({others} more {'error' if others == 1 else 'errors'} after this one.)" if others else ""
     if first["type"] == "extra_forbidden":
         known = _keys(model, where[:-1])
-        return RecipeError(
+        return FewstepError(
             f"unknown recipe key {key}", value=first["input"], hint=nearest(str(where[-1]), known) + more
         )
     if first["type"] == "missing":
-        return RecipeError(f"recipe key {key} is missing", hint=f"Add it, or --set {key}=VALUE.{more}")
+        return FewstepError(f"recipe key {key} is missing", hint=f"Add it, or --set {key}=VALUE.{more}")
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     quotes = " Put it in quotes if it is text." if first["type"] == "string_type" else ""
-    return RecipeError(
+    return FewstepError(
         f"recipe key {key}: {message.rstrip('.')}",
         value=first["input"],
         hint=f"Change it in the file or with --set {key}=VALUE.{quotes}{more}",

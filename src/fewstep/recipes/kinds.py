@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from fewstep.errors import RecipeError, nearest
+from fewstep.errors import FewstepError, nearest
 from fewstep.recipes.base import Recipe
 
 _KINDS: dict[str, tuple[str, str]] = {
@@ -37,7 +37,7 @@ def schema(kind: object) -> type[Recipe]:
     """The class of the recipes of a kind.
 
     Raises:
-        RecipeError: no such kind.
+        FewstepError: no such kind.
     """
     found: type[Recipe] = imported(_places(kind)[0])
     return found
@@ -47,7 +47,7 @@ def runner(kind: object) -> Callable[..., Any]:
     """The function that executes the recipes of a kind.
 
     Raises:
-        RecipeError: no such kind.
+        FewstepError: no such kind.
     """
     found: Callable[..., Any] = imported(_places(kind)[1])
     return found
@@ -55,7 +55,7 @@ def runner(kind: object) -> Callable[..., Any]:
 
 def _places(kind: object) -> tuple[str, str]:
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise RecipeError("unknown recipe kind", value=kind, hint=nearest(str(kind), _KINDS))
+        raise FewstepError("unknown recipe kind", value=kind, hint=nearest(str(kind), _KINDS))
     return _KINDS[kind]
 
 

@@ -19,7 +19,7 @@ from fewstep.errors import FewstepError
 from fewstep.jobs.align.recipe import AlignRecipe
 from fewstep.jobs.align.votes import read_votes
 from fewstep.jobs.context import JobContext, seeds_for
-from fewstep.jobs.distill.batches import Batches, Conditioned
+from fewstep.jobs.distill.batches import Batches, batch_of, from_conditions
 from fewstep.jobs.distill.networks import device_of, loop_settings
 from fewstep.pipelines import backbone_of, load_pipeline, process_of
 from fewstep.pipelines.encoded import EncodedConditions, encode_conditions
@@ -160,14 +160,14 @@ class AlignContext(JobContext[AlignRecipe]):
 
     def batches(self) -> Batches:
         """Prompts at random, with their votes where there are some."""
-        given = Conditioned(self.encoded, self.recipe.train.batch, device_of(self.pipe))
+        size, device = self.recipe.train.batch, device_of(self.pipe)
         if self.votes is None:
-            return given
+            return from_conditions(self.encoded, size, device)
         _, chosen, rejected = self.votes
 
         def draw(generator: torch.Generator) -> Batch:
-            rows = torch.randint(len(chosen), (given.size,), generator=generator)
-            return replace(given.of(rows, chosen[rows]), rejected=rejected[rows].to(given.device))
+            rows = torch.randint(len(chosen), (size,), generator=generator)
+            return replace(batch_of(self.encoded, rows, device, chosen[rows]), rejected=rejected[rows].to(device))
 
         return draw
 

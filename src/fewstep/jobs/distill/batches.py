@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,54 +14,57 @@ from fewstep.pipelines.encoded import EncodedConditions
 Batches = Callable[[torch.Generator], Batch]
 
 
-@dataclass(frozen=True, eq=False)
-class Conditioned:
+def batch_of(
+    encoded: EncodedConditions,
+    numbers: Tensor,
+    device: torch.device,
+    clean: Tensor | None = None,
+    path: Tensor | None = None,
+    times: Tensor | None = None,
+) -> Batch:
+    """A batch with the conditions of these numbers (B,); `clean`, `path` and `times` as of a `Batch`."""
+    condition, negative = encoded.pick(numbers)
+    return Batch(
+        size=len(numbers),
+        shape=encoded.shape,
+        clean=None if clean is None else clean.to(device),
+        condition=condition,
+        negative=negative,
+        path=None if path is None else path.to(device),
+        times=times,
+        numbers=numbers,
+    )
+
+
+def from_conditions(
+    encoded: EncodedConditions, size: int, device: torch.device, owned: Tensor | None = None
+) -> Batches:
     """Conditions at random, nothing else; `owned` are the numbers that may be drawn, all unless given."""
-
-    encoded: EncodedConditions
-    size: int
-    device: torch.device
-    owned: Tensor | None = None
-
-    def __call__(self, generator: torch.Generator) -> Batch:
-        """A batch."""
-        count = max(1, self.encoded.count) if self.owned is None else len(self.owned)
-        numbers = torch.randint(count, (self.size,), generator=generator)
-        return self.of(numbers if self.owned is None else self.owned[numbers])
-
-    def of(
-        self, numbers: Tensor, clean: Tensor | None = None, path: Tensor | None = None, times: Tensor | None = None
-    ) -> Batch:
-        """A batch with these conditions."""
-        condition, negative = self.encoded.pick(numbers)
-        return Batch(
-            size=self.size,
-            shape=self.encoded.shape,
-            clean=None if clean is None else clean.to(self.device),
-            condition=condition,
-            negative=negative,
-            path=None if path is None else path.to(self.device),
-            times=times,
-            numbers=numbers,
-        )
-
-
-def from_store(given: Conditioned, store: TrajectoryStore) -> Batches:
-    """Trajectories of the teacher; their ends are the data."""
+    count = max(1, encoded.count) if owned is None else len(owned)
 
     def batch(generator: torch.Generator) -> Batch:
-        path, numbers = store.draw(given.size, generator)
-        times = torch.tensor(store.header.times, dtype=torch.float64)
-        return given.of(numbers.clamp(min=0), path[:, -1], path, times)
+        numbers = torch.randint(count, (size,), generator=generator)
+        return batch_of(encoded, numbers if owned is None else owned[numbers], device)
 
     return batch
 
 
-def from_data(given: Conditioned, latents: Tensor, numbers: Tensor) -> Batches:
+def from_store(encoded: EncodedConditions, size: int, device: torch.device, store: TrajectoryStore) -> Batches:
+    """Trajectories of the teacher; their ends are the data."""
+
+    def batch(generator: torch.Generator) -> Batch:
+        path, numbers = store.draw(size, generator)
+        times = torch.tensor(store.header.times, dtype=torch.float64)
+        return batch_of(encoded, numbers.clamp(min=0), device, path[:, -1], path, times)
+
+    return batch
+
+
+def from_data(encoded: EncodedConditions, size: int, device: torch.device, latents: Tensor, numbers: Tensor) -> Batches:
     """Latents (N, ...) with the numbers of their conditions (N,)."""
 
     def batch(generator: torch.Generator) -> Batch:
-        rows = torch.randint(len(latents), (given.size,), generator=generator)
-        return given.of(numbers[rows], latents[rows])
+        rows = torch.randint(len(latents), (size,), generator=generator)
+        return batch_of(encoded, numbers[rows], device, latents[rows])
 
     return batch

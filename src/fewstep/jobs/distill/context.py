@@ -17,7 +17,7 @@ from fewstep.distillation.store import Solve, StoreHeader, TrajectoryStore, miss
 from fewstep.errors import FewstepError
 from fewstep.files import user_path
 from fewstep.jobs.context import JobContext, first_seed
-from fewstep.jobs.distill.batches import Batches, Conditioned, from_data, from_store
+from fewstep.jobs.distill.batches import Batches, from_conditions, from_data, from_store
 from fewstep.jobs.distill.networks import channels_of, device_of, loop_settings, middle_of
 from fewstep.jobs.distill.recipe import DistillRecipe
 from fewstep.metrics import load_features
@@ -118,18 +118,18 @@ class DistillContext(JobContext[DistillRecipe]):
     def batches(self, student: int = 0) -> Batches:
         """The stream of batches that the method needs, of the conditions that this student owns."""
         owned = None if self.owners is None else (self.owners == student).nonzero().flatten()
-        given = Conditioned(self.encoded, self.recipe.train.batch, device_of(self.pipe), owned)
+        given = self.encoded, self.recipe.train.batch, device_of(self.pipe)
         if not self.needs & {"data", "store"}:
-            return given
+            return from_conditions(*given, owned)
         if owned is None and self.pictures is None:
-            return from_store(given, self.store)
+            return from_store(*given, self.store)
         if "store" in self.needs:
             raise FewstepError("several students need a method without trajectories", value=self.recipe.method)
         latents, numbers = self.latents
         mine = torch.ones(len(numbers), dtype=torch.bool) if owned is None else torch.isin(numbers, owned)
         if not mine.any():
             raise FewstepError(f"student {student} owns no data", hint="Give more data, or train fewer students.")
-        return from_data(given, latents[mine], numbers[mine])
+        return from_data(*given, latents[mine], numbers[mine])
 
     @cached_property
     def owners(self) -> Tensor | None:

@@ -39,7 +39,7 @@ class InspectSettings(RecipePart):
         """The settings.
 
         Raises:
-            RecipeError: an unknown name, or a value out of range.
+            FewstepError: an unknown name, or a value out of range.
         """
         return validated(cls, {"model": model, **values})
 

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import torch
 from pydantic import ValidationError
 
-from fewstep.errors import FewstepError, RecipeError, nearest
+from fewstep.errors import FewstepError, nearest
 from fewstep.files import make_folders, read_json, user_path, write_folder, write_json
 from fewstep.ownership import MARKER, check_over, read_marker, write_marker
 from fewstep.train.loop import TrainingProgress, accelerator_for, fit
@@ -117,22 +117,22 @@ def settings(kind: type[StageConfig], overrides: Sequence[str]) -> StageConfig:
     """Settings with `key=value` overrides; values as `fewstep.written` reads them.
 
     Raises:
-        RecipeError: an unknown key (with the nearest known one), a value out of range, or no "=".
+        FewstepError: an unknown key (with the nearest known one), a value out of range, or no "=".
     """
     values: dict[str, Any] = {}
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals:
-            raise RecipeError("an override needs the form key=value", value=item)
+            raise FewstepError("an override needs the form key=value", value=item)
         if key not in kind.model_fields:
-            raise RecipeError("unknown training setting", value=key, hint=nearest(key, kind.model_fields))
+            raise FewstepError("unknown training setting", value=key, hint=nearest(key, kind.model_fields))
         values[key] = fitted(read_value(text), (kind.model_fields[key].annotation,))
     try:
         return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"training setting {name}: {first['msg']}", value=first["input"]) from error
+        raise FewstepError(f"training setting {name}: {first['msg']}", value=first["input"]) from error
 
 
 def _record(
