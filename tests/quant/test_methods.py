@@ -16,6 +16,7 @@ from fewstep.quant.methods.clip import at_percentile, least_squares_scale
 from fewstep.quant.methods.gptq import compensate
 from fewstep.quant.methods.low_rank import output_error, randomised_svd, split
 from fewstep.quant.methods.smoothing import divisors
+from fewstep.quant.modules import copy_to_quantize
 
 INTEGER = ["w8row", "w4", "w3", "w2", "w4row", "w4-asym", "w2row-asym", "w4tensor"]
 
@@ -191,7 +192,7 @@ def test_every_method_with_every_kind_of_scheme(method: str, scheme: str) -> Non
         wanted = network(x)
     calibration = calibrate(network, lambda c, s: network(x), [0], [0])
     original = {name: value.clone() for name, value in network.state_dict().items()}
-    low = copy.deepcopy(network)
+    low = copy_to_quantize(network)  # over the same weights, which no method may touch
     quantize(low, scheme, rules=(), method=method, calibration=calibration)
     with torch.no_grad():
         error = float((low(x) - wanted).square().mean() / wanted.square().mean())

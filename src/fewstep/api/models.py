@@ -64,7 +64,8 @@ def load(model: str | Path, *, network: nn.Module | None = None, **options: Any)
     Args:
         model: a shipped name (`emoji-student`), a diffusers folder, a run directory, or a hub id.
         network: a module of the student's architecture, into which the weights of its folder go.
-        options: passed to `DiffusionPipeline.from_pretrained`.
+        options: passed to `DiffusionPipeline.from_pretrained`. `scheme="w4a8"` rounds the network that denoises layer
+            by layer while its file is read, so that its full precision is never in memory.
 
     Returns:
         A diffusers pipeline, whose stored plan is checked against its network; a `Student` with `network`.

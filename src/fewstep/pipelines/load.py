@@ -18,6 +18,7 @@ from fewstep.pipelines.caller import SCHEDULE, shift_of, step_counts
 from fewstep.pipelines.calls import backbone_of, recorded
 from fewstep.pipelines.following import refuse_unfit
 from fewstep.pipelines.identity import identity_of
+from fewstep.pipelines.low_bit.stream import read_low_bit
 from fewstep.pipelines.places import class_of, options_for, place_of
 from fewstep.pipelines.probing import plan_of_scheduler
 from fewstep.pipelines.protocol import Pipeline
@@ -26,7 +27,7 @@ from fewstep.plan import Plan
 from fewstep.quant.consistency import check_saved_right
 
 
-def load_pipeline(model: str | Path, **options: Any) -> Pipeline:
+def load_pipeline(model: str | Path, *, scheme: str = "", **options: Any) -> Pipeline:
     """Open a diffusers pipeline: a folder, a shipped name (`emoji-student`), or a hub id; safetensors only.
 
     Low-bit backbones written by fewstep load as they are, and a stored plan is checked against its network. A folder
@@ -35,10 +36,13 @@ def load_pipeline(model: str | Path, **options: Any) -> Pipeline:
 
     Args:
         model: folder, run directory, shipped name or hub id.
+        scheme: such as `w4a8`: the network that denoises is rounded to it layer by layer while its file is read, so
+            that its full precision is never in memory. Of folders without adapters and plan.
         options: passed to `DiffusionPipeline.from_pretrained`; `dtype` is float32 without a GPU unless given.
 
     Raises:
-        FewstepError: nothing can be opened there, a single file, or pickled weights.
+        FewstepError: nothing can be opened there, a single file, pickled weights, or what no folder is quantized with
+            while it is read.
         IdentityError: the stored plan belongs to another network.
     """
     from fewstep.zoo import BASES, SHIPPED, shipped
@@ -47,6 +51,8 @@ def load_pipeline(model: str | Path, **options: Any) -> Pipeline:
         options.setdefault("dtype", torch.float32)
     place = place_of(model)
     options, opener = options_for(place, options), class_of(place)
+    if scheme:
+        options |= read_low_bit(place, scheme, options)
     try:
         with _quiet():
             pipe = opener.from_pretrained(place if place.exists() else str(model), **options)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
 
 _HOOKS = (
     "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
@@ -42,6 +45,19 @@ def eligible(model: nn.Module) -> list[str]:
     """Names of the Linear and Conv2d layers that can be quantized: of exactly these types, weights not shared."""
     shared = shared_parameters(model)
     return [name for name, module in model.named_modules() if not kept_reason(module, shared)]
+
+
+def copy_to_quantize(model: M) -> M:
+    """A copy of a float model to be quantized: modules of its own over the weights of the original's layers.
+
+    Low-bit layers take the place of these layers and only read them, so that a second float network is never in
+    memory. Whoever changes the weights in place changes the original's too.
+    """
+    layers: list[Any] = [model.get_submodule(name) for name in eligible(model)]
+    weights: dict[int, Any] = {
+        id(layer.weight): nn.Parameter(layer.weight.detach(), layer.weight.requires_grad) for layer in layers
+    }
+    return copy.deepcopy(model, weights)
 
 
 def layer_names(model: nn.Module) -> list[str]:

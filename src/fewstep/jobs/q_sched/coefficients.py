@@ -59,8 +59,13 @@ def tuned(context: Context, objective: TuningObjective, plan: Plan, outcome: Sea
 
 
 def landscape(context: Context, objective: Objective, plan: Plan) -> dict[str, Any]:
-    """The objective over the corners (m0, s0) of the ramp to one, a quarter of the items; free where it is known."""
+    """The objective over the corners (m0, s0) of the ramp to one, a quarter of the items; free where it is known.
+
+    Nothing where the recipe asks for none.
+    """
     settings, family = context.recipe.search, _family(context)
+    if not settings.landscape:
+        return {}
     line = torch.linspace(settings.low, settings.high, CORNERS, dtype=torch.float64)
 
     def compute() -> dict[str, Any]:

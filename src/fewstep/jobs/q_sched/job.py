@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
@@ -36,6 +35,7 @@ from fewstep.pipelines.calls import condition_kind
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Plan
 from fewstep.quant import quantize
+from fewstep.quant.modules import copy_to_quantize
 from fewstep.rewards import Reward
 from fewstep.runs import Run
 from fewstep.schedules.tuning import SearchOutcome
@@ -68,7 +68,7 @@ def run(recipe: QSchedRecipe, run: Run) -> Path:
     landscape = coefficients.landscape(context, objective.on(low[0]), low[1])
     tuned = systems[LOW_TUNED][1]
     tested = run.unit("verdict", partial(verdict, context, objective, low[0], low[1], tuned), shared=True)
-    numbers = measure(recipe, run, systems)
+    numbers = measure(recipe, run, systems) if recipe.evaluation.count else {}
     best = tuned if tested["tuned"] else low[1]
     run.unit("pipeline", lambda: _with_plan(low[0].pipe, best), save=save_pipeline, load=lambda folder: None)
 
@@ -86,7 +86,7 @@ def run(recipe: QSchedRecipe, run: Run) -> Path:
 
 
 def _opened(recipe: QSchedRecipe, run: Run) -> Context:
-    if recipe.scheme != "none" and not run.done("evaluate"):
+    if recipe.scheme != "none" and recipe.evaluation.count and not run.done("evaluate"):
         judges.check(recipe)
     context = JobContext.open(recipe, run, fuse=True)
     if condition_kind(context.pipe) != "prompt":
@@ -132,7 +132,7 @@ def _low_bit(context: Context) -> dict[str, LowBitPart]:
     def quantized(name: str, source: nn.Module) -> LowBitPart:
         prompts = context.recipe.searched()
         calls = context.calls_of(Items(prompts, seeds_for("calibration", 0, len(prompts))), limit=1)[name]
-        model = copy.deepcopy(source)
+        model = copy_to_quantize(source)
         report = quantize(model, context.recipe.scheme, example=next(iter(calls), None))
         if not context.run.quiet:
             import rich
@@ -161,6 +161,8 @@ def _bytes(parts: Mapping[str, LowBitPart]) -> int:
     return sum(int(part.report["file_bytes"]) for part in parts.values())
 
 
+TUNED = {LOW: LOW_TUNED, FULL: FULL_TUNED}
+"""What a pipeline is called with the plan that was found for it."""
 Compared = tuple[dict[str, System], dict[str, SearchOutcome], dict[str, int]]
 """Systems, what was searched for them, and the bytes of the files of the quantized ones."""
 
@@ -168,14 +170,16 @@ Compared = tuple[dict[str, System], dict[str, SearchOutcome], dict[str, int]]
 def _compared(
     context: Context, objective: TuningObjective, full: System, low: System, parts: Mapping[str, LowBitPart]
 ) -> Compared:
-    """Everything that is measured, by name."""
-    systems = {FULL: full, LOW: low}
-    outcomes = {name: coefficients.searched(context, objective, name, *system) for name, system in systems.items()}
-    for name, tuned in ((LOW, LOW_TUNED), (FULL, FULL_TUNED)):
-        sampler, plan = systems[name]
-        systems[tuned] = sampler, coefficients.tuned(context, objective, plan, outcomes[name])
-    systems[LOW_FITTED] = low[0], coefficients.fitted(context, objective, low, full)
+    """Everything that is measured, by name; where nothing is, the low-bit pipeline before and after its search."""
+    systems, measured = {FULL: full, LOW: low}, context.recipe.evaluation.count > 0
+    searched = {name: systems[name] for name in ((FULL, LOW) if measured else (LOW,))}
+    outcomes = {name: coefficients.searched(context, objective, name, *system) for name, system in searched.items()}
+    for name, (sampler, plan) in reversed(searched.items()):
+        systems[TUNED[name]] = sampler, coefficients.tuned(context, objective, plan, outcomes[name])
     sizes = {LOW: _bytes(parts)}
+    if not measured:
+        return systems, outcomes, sizes
+    systems[LOW_FITTED] = low[0], coefficients.fitted(context, objective, low, full)
     for way in context.recipe.against:
         more, found, size = _against(context, objective, way, parts, systems)
         systems, outcomes, sizes = systems | more, outcomes | found, sizes | size

@@ -96,7 +96,7 @@ def objective_of(
 def _jaq(
     context: Context, low: PipelineSampler, plan: Plan, rewards: tuple[Reward, Reward], items: list[tuple[str, int]]
 ) -> TuningObjective:
-    """JAQ, its two terms standardised over scattered candidates of the quantized pipeline."""
+    """JAQ, its two terms standardised over scattered candidates of the quantized pipeline; one alone needs no scale."""
     settings = context.recipe.search
     plain = JAQ(low, *rewards, context.recipe.searched(), settings.seeds, context.recipe.rewards.k)
 
@@ -111,7 +111,8 @@ def _jaq(
         spent = jaq.standardise(plan, Family(low=settings.low, high=settings.high))
         return {"centre": jaq.centre, "spread": jaq.spread, "spent": spent}
 
-    found = context.run.unit("standardise", compute, shared=True)
+    alone: dict[str, Any] = {"centre": [0.0, 0.0], "spread": [1.0, 1.0], "spent": 0.0}
+    found = context.run.unit("standardise", compute, shared=True) if context.recipe.rewards.both else alone
 
     def of(sampler: PipelineSampler, some: Sequence[tuple[str, int]]) -> JAQ:
         mine = on(sampler, some)

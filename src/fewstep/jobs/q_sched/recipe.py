@@ -34,7 +34,12 @@ class QSchedRewards(RecipePart):
     """Of pictures alone: clip:FOLDER_OR_ID, quality:FOLDER, sharpness, colourfulness, contrast, `none`; `auto` fits the
     model."""
     k: float = Field(2.0, ge=0)
-    """Weight of quality, after both terms were standardised."""
+    """Weight of quality, after both terms were standardised, where there are two."""
+
+    @property
+    def both(self) -> bool:
+        """Whether two terms are to be put on one scale."""
+        return "none" not in (self.alignment, self.quality) and self.k > 0
 
     @model_validator(mode="after")
     def _something(self) -> QSchedRewards:
@@ -67,6 +72,8 @@ class QSchedSearch(RecipePart):
     held_out: int = Field(240, ge=0)
     """Prompts, at most, of the test that decides whether the tuned plan is saved or the untuned one: captions of
     `pictures` where there are any, else those of `prompts` that are left over. 0 saves the tuned one."""
+    landscape: bool = True
+    """Draw the objective over the two scalars of the first step: up to 49 values, on a quarter of the items each."""
     prompts: Prompts = "auto"
     """To search on: the name of a set or a text file; `auto` fits the model."""
     count: int = Field(16, ge=1)
@@ -88,7 +95,8 @@ class QSchedEvaluation(RecipePart):
     """Held-out prompts and seeds, and who judges."""
 
     prompts: Prompts = "auto"
-    count: int = Field(250, ge=2)
+    count: int = Field(250, ge=0)
+    """How many of the prompts; 0 measures nothing, and the report shows the search alone."""
     seeds: Seeds = Field(default_factory=lambda: [101, 102, 103])
     pictures: str = "auto"
     """Real pictures that distances are measured to: emoji (its held-out ones), a folder or an npz; `none` measures how
@@ -203,7 +211,7 @@ class QSchedRecipe(PipelineRecipe):
 
         search, before = self.search, 0.0
         if search.objective == "jaq":
-            before = standardising_cost(items)
+            before = standardising_cost(items) if self.rewards.both else 0.0
         else:
             FEATURES.check(search.features)
             what = f"search.objective={search.objective} needs"
@@ -242,7 +250,7 @@ class QSchedRecipe(PipelineRecipe):
 
         searched = set(self.searched())
         left = [prompt for prompt in load_prompts(self.evaluation.prompts) if prompt not in searched]
-        return load_prompts(left, self.evaluation.count) if left else []
+        return load_prompts(left, self.evaluation.count) if left and self.evaluation.count else []
 
     def check(self) -> None:
         """Refuse prompts that cannot be read, networks of no known kind, and an evaluation that is too small.
@@ -250,24 +258,15 @@ class QSchedRecipe(PipelineRecipe):
         Raises:
             FewstepError: one of them.
         """
-        from fewstep.data.prompts import load_prompts
-        from fewstep.metrics import FEATURES, check_sizes
+        from fewstep.metrics import FEATURES
         from fewstep.rewards import REWARDS
 
         super().check()
         meant = self.resolved()
         rewards, evaluation = meant.rewards, meant.evaluation
         meant._check_objective(len(meant.searched()) * len(meant.search.seeds))
-        prompts, wanted = meant.held_out(), load_prompts(evaluation.prompts, evaluation.count)
-        if self.scheme == "none":  # nothing is measured
-            prompts = wanted
-        elif len(prompts) < min(FEWEST, len(wanted)):
-            what = "the evaluation has too few prompts that the search does not use"
-            hint = "Name others in evaluation.prompts or search.prompts, or lower search.count."
-            raise FewstepError(what, value=len(prompts), hint=hint)
-        # without real pictures the reference is drawn, as many as a system has (see `measure`)
-        drawn = len(prompts) * len(evaluation.seeds)
-        check_sizes(len(prompts), drawn if evaluation.pictures == "none" else len(meant.real_pictures()))
+        if evaluation.count:
+            meant._check_evaluation()
         for spec in (rewards.alignment, rewards.quality, evaluation.judge):
             REWARDS.check(spec)
         for spec in evaluation.features:
@@ -277,6 +276,23 @@ class QSchedRecipe(PipelineRecipe):
             raise FewstepError("two pipelines beside would share their files", value=evaluation.beside, hint=hint)
         if len(set(evaluation.features)) < len(evaluation.features):
             raise FewstepError("a feature network is given twice", value=evaluation.features, hint="Name it once.")
+
+    def _check_evaluation(self) -> None:
+        """Refuse one that is too small, or whose prompts the search uses."""
+        from fewstep.data.prompts import load_prompts
+        from fewstep.metrics import check_sizes
+
+        evaluation = self.evaluation
+        prompts, wanted = self.held_out(), load_prompts(evaluation.prompts, evaluation.count)
+        if self.scheme == "none":  # nothing is measured
+            prompts = wanted
+        elif len(prompts) < min(FEWEST, len(wanted)):
+            what = "the evaluation has too few prompts that the search does not use"
+            hint = "Name others in evaluation.prompts or search.prompts, or lower search.count."
+            raise FewstepError(what, value=len(prompts), hint=hint)
+        # without real pictures the reference is drawn, as many as a system has (see `measure`)
+        drawn = len(prompts) * len(evaluation.seeds)
+        check_sizes(len(prompts), drawn if evaluation.pictures == "none" else len(self.real_pictures()))
 
 
 def _auto(value: Any, meant: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fewstep.jobs.q_sched.measure import load_images
-from fewstep.jobs.q_sched.names import FULL, LOW, LOW_TUNED, SYSTEMS, TEACHER, systems_of
+from fewstep.jobs.q_sched.names import FULL, FULL_TUNED, LOW, LOW_TUNED, TEACHER, systems_of
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.jobs.q_sched.sentence import sentence
 from fewstep.plan import Plan
@@ -51,13 +51,13 @@ def write_report(
     landscape: Results,
 ) -> Path:
     """Write `report.html` into the run directory and return its path."""
+    measured = results.get("evaluation")
     blocks: list[Block] = [
         _highlights(results, quantization),
-        _metrics(results["evaluation"]),
-        _differences(results["evaluation"]),
+        *([_metrics(measured), _differences(measured)] if measured else []),
         *_warnings(outcomes, results),
-        _pictures(run, recipe, results["evaluation"]),
-        _landscape(landscape, outcomes[LOW], plans[LOW_TUNED], recipe),
+        *([_pictures(run, recipe, measured)] if measured else []),
+        *([_landscape(landscape, outcomes[LOW], plans[LOW_TUNED], recipe)] if landscape else []),
         _coefficients(plans),
         plan_table(plans[LOW_TUNED], "The tuned plan", "The scalars s and m are already inside the coefficients."),
         _search_table(outcomes, recipe),
@@ -71,17 +71,22 @@ def write_report(
 
 
 def _highlights(results: Results, quantization: Results) -> Block:
-    speed = results["speed"]
-    low, full = speed[LOW]["milliseconds"], speed[FULL]["milliseconds"]
     return Highlights(
         title="At a glance",
         items=[
             _shrunk(quantization, "disk", "backbone on disk"),
             _shrunk(quantization, "resident", "in memory"),
             (f"{quantization['bits_per_weight']:.2f}", "bits per quantized weight", "scales included"),
-            (f"{low:.0f} ms", "per image", f"full precision {full:.0f} ms on this machine"),
+            *_times(results),
         ],
     )
+
+
+def _times(results: Results) -> list[tuple[str, str, str]]:
+    if "speed" not in results:
+        return []
+    low, full = (results["speed"][name]["milliseconds"] for name in (LOW, FULL))
+    return [(f"{low:.0f} ms", "per image", f"full precision {full:.0f} ms on this machine")]
 
 
 def _shrunk(quantization: Results, where: str, label: str) -> tuple[str, str, str]:
@@ -132,7 +137,7 @@ def _warnings(outcomes: Mapping[str, SearchOutcome], results: Results) -> list[B
             "it. Widen search.low and search.high, or read the gain as a lower bound."
         )
         notes.append(Note(text, title="Boundary", tone="warning"))
-    low, full = (results["speed"][name]["milliseconds"] for name in (LOW, FULL))
+    low, full = (results.get("speed", {}).get(name, {}).get("milliseconds", 0.0) for name in (LOW, FULL))
     if low > 1.05 * full:
         text = (
             f"The quantized network takes {low / full:.2f} times as long per image here: this device has no kernel "
@@ -180,7 +185,7 @@ def _landscape(landscape: Results, outcome: SearchOutcome, tuned: Plan, recipe: 
 
 def _coefficients(plans: Mapping[str, Plan]) -> Block:
     series = {}
-    for name in (LOW_TUNED, SYSTEMS[1]):
+    for name in (n for n in (LOW_TUNED, FULL_TUNED) if n in plans):
         series[f"s, {name}"] = [_number(row.sample_scale) for row in plans[name].rows]
         series[f"m, {name}"] = [_number(row.output_scale) for row in plans[name].rows]
     text = (

@@ -15,19 +15,27 @@ def _main_metric(evaluation: Results) -> str:
 
 
 def sentence(results: Results) -> str:
-    """What happened, in words that follow the numbers and nothing else."""
-    evaluation, quantization = results["evaluation"], results["quantization"]
+    """What happened."""
+    quantization = results["quantization"]
+    smaller = quantization["disk_before"] / quantization["disk_after"]
+    return f"The network became {smaller:.1f} times smaller. {_measured(results)}{_decision(results['verdict'])}"
+
+
+def _measured(results: Results) -> str:
+    """What held-out prompts say, where there were any."""
+    if "evaluation" not in results:
+        return "Nothing was measured on held-out prompts (evaluation.count=0)."
+    evaluation = results["evaluation"]
     metric = _main_metric(evaluation)
     value = {name: evaluation["systems"][name][metric]["mean"] for name in SYSTEMS}
     change = _difference(evaluation, LOW_TUNED, LOW, metric)
-    smaller = quantization["disk_before"] / quantization["disk_after"]
     verb = "improved" if change["high"] < 0 else "worsened" if change["low"] > 0 else "did not measurably change"
     won = "below" if value[LOW_TUNED] < value[FULL] else "above"
     return (
-        f"The network became {smaller:.1f} times smaller. On {evaluation['prompts']} held-out prompts and "
+        f"On {evaluation['prompts']} held-out prompts and "
         f"{evaluation['seeds']} seeds, Q-Sched {verb} the quantized pipeline's distance to the reference "
         f"({value[LOW]:.4f} to {value[LOW_TUNED]:.4f}; full precision: {value[FULL]:.4f}, so the result is {won} it), "
-        f"at no cost per step.{_side_effect(evaluation)}{_beside(results, metric)}{_decision(results['verdict'])}"
+        f"at no cost per step.{_side_effect(evaluation)}{_beside(results, metric)}"
     )
 
 

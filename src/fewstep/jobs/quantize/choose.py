@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from fewstep.quant.allocation import Allocation, LayerOption, allocate, check_bu
 from fewstep.quant.calls import Call, multiply_adds, replay
 from fewstep.quant.fidelity import sqnr, ssim
 from fewstep.quant.mixed import FLOAT, quantize_mixed
-from fewstep.quant.modules import eligible
+from fewstep.quant.modules import copy_to_quantize, eligible
 from fewstep.quant.report import disk_bytes, own_bytes
 from fewstep.quant.sensitivity import LayerCost, ModelMetric, Table
 from fewstep.quant.split import HIDDEN
@@ -202,7 +201,7 @@ class BitAllocator:
         with self.run.progress("choice among allocations", total=len(found)) as advance:
 
             def error(name: str, schemes: Mapping[str, str]) -> float:
-                low = copy.deepcopy(self.model)
+                low = copy_to_quantize(self.model)
                 quantize_mixed(low, schemes, **plain)
                 value = float((self.draw(low) - reference).square().mean())
                 advance(1, note=f"{name}: {value:.2e}")

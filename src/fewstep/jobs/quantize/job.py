@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from fewstep.quant import Rule, Scheme, quantize
 from fewstep.quant.calls import replay
 from fewstep.quant.fidelity import sqnr
 from fewstep.quant.first_token import keep_first_tokens
+from fewstep.quant.modules import copy_to_quantize
 from fewstep.runs import Run
 from fewstep.schedules.tuning import SearchOutcome
 
@@ -106,7 +106,7 @@ def low_parts(context: QuantizeContext) -> dict[str, LowBitPart]:
 
 
 def _low_encoder(context: QuantizeContext, name: str, source: nn.Module) -> LowBitPart:
-    model, calls = copy.deepcopy(source), context.calls[name]
+    model, calls = copy_to_quantize(source), context.calls[name]
     apart = keep_first_tokens(model, calls) if context.recipe.first_token else []
     truth = replay(model, calls)
     report = quantize(model, context.recipe.text, rules=())
@@ -114,7 +114,7 @@ def _low_encoder(context: QuantizeContext, name: str, source: nn.Module) -> LowB
 
 
 def _low_vae(context: QuantizeContext, source: nn.Module) -> LowBitPart:
-    model = copy.deepcopy(source)
+    model = copy_to_quantize(source)
     return LowBitPart(model, quantize(model, context.recipe.vae, rules=VAE_RULES).to_dict())
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fewstep.errors import FewstepError, nearest
 from fewstep.files import read_json
 from fewstep.quant.apply import replace_layers
+from fewstep.quant.described import KEPT
 from fewstep.quant.grids import fit_grid
 from fewstep.quant.kernels import check_backend
 from fewstep.quant.layer import QuantLayer
@@ -64,6 +65,37 @@ def load_quantized(
         keep = partial(_fill, model, files=files, dtype=dtype, weight=True)
         report = replace_layers(model, given, backend, make, before=before, keep=keep)
     return model.eval(), report
+
+
+def read_low_bit(place: Path, scheme: str, options: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """The networks in a pipeline's folder that denoise, quantized while they are read, by their components' names.
+
+    Args:
+        place: the folder.
+        scheme: such as `w4a8`.
+        options: of `from_pretrained`: `dtype` and `variant` count.
+
+    Raises:
+        FewstepError: no folder, or one with adapters or a plan, which belong to the weights in full precision; and as
+            `load_quantized`.
+    """
+    if not (place / "model_index.json").is_file():
+        hint = "Download it first: hf download ID --local-dir FOLDER."
+        raise FewstepError("only a folder is quantized while it is read", value=str(place), hint=hint)
+    scheduler = place / "scheduler" / "scheduler_config.json"
+    own = scheduler.is_file() and read_json(scheduler).get("_class_name") == "PlanScheduler"
+    if own or (place / "adapters").is_dir():
+        hint = "Open it whole, then call fs.quantize, which knows what becomes of them."
+        raise FewstepError("a plan or adapters belong to the weights in full precision", value=str(place), hint=hint)
+    names = [f"{kind}{second}" for kind in ("transformer", "unet") for second in ("", "_2")]
+    dtype, found = options.get("dtype"), dict[str, nn.Module]()
+    for name in names:
+        if (place / name / "config.json").is_file():
+            told = dtype if isinstance(dtype, torch.dtype) else torch.float32
+            model, report = load_quantized(place / name, scheme, dtype=told, variant=options.get("variant"))
+            setattr(model, KEPT, report)
+            found[name] = model
+    return found
 
 
 _Files = Mapping[str, Any]
