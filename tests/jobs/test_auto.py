@@ -18,6 +18,7 @@ from fewstep.jobs.auto.recipe import parse_time
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
 from fewstep.quant import QuantLayer
+from fewstep.quant.steps import PerStepLayer
 from fewstep.runs import Run
 from tests.pipelines import tiny_pipelines
 
@@ -156,3 +157,34 @@ def test_guidance_that_changes_keeps_its_mean_and_its_length():
     assert scales == pytest.approx([4.0, 3.5, 3.0, 2.5, 2.0])
     assert [row.guidance for row in rising.rows] == pytest.approx(scales[::-1])
     assert [row.output for row in falling.rows] == [row.output for row in plan.rows]
+
+
+@pytest.mark.parametrize("high", [-0.5, 0.5])
+def test_bits_per_step_are_kept_where_they_are_nearer(tmp_path, monkeypatch, high):
+    from fewstep.jobs.auto import refine
+    from fewstep.jobs.quantize import per_step
+
+    numbers = iter([*range(6), 1.0, 0.5, 0.2])  # two rows on three rungs, one scheme, the choice, more bits
+    monkeypatch.setattr(per_step, "choose", lambda *given: ["more", "fewer"])
+    monkeypatch.setattr(per_step, "_error", lambda found, truth: next(numbers))
+    monkeypatch.setattr(refine, "_gain", lambda *given: {"mean": -1.0, "low": -2.0, "high": high})
+    space = {"steps": [2], "solvers": ["ddim"], "searched_times": False, "q_sched": 0}
+    told = {"kind": "auto", "model": "m", "space": space, "search": {"items": 4, "conditions": PROMPTS}}
+    recipe = recipes.resolve(told)
+    with Run(tmp_path / "run", recipe.plain(), quiet=True) as run:
+        context = AutoContext.open(recipe, run, pipe=tiny_pipelines.stable_diffusion(tmp_path / "tokens"))
+        models, plan, added = refine.refined(context, Point("ddim 2", 2, "w4a8", "none", 0, 0))
+        plain = context.low("w4a8", "none")
+        sizes = [context.size(one) for one in (plain, models)]
+        pictures = context.searched.draw(context.sampler(**models), plan)
+    stepped = [module for module in models["unet"].modules() if isinstance(module, PerStepLayer)]
+    if high > 0:
+        assert models["unet"] is plain["unet"]
+        assert not added["bits"]["kept"]
+        assert "no nearer" in added["bits"]["reason"]
+        return
+    assert added["bits"]["kept"]
+    assert [row.network for row in plan.rows] == ["bits:1", "bits:0"]
+    assert {tuple(str(option.scheme) for option in module.options) for module in stepped} == {("w4a4", "w4a16")}
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+    assert pictures.isfinite().all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from fewstep.plan import Plan
 from fewstep.quant import quantize
 from fewstep.quant.bits import CANDIDATES, quantize_to_bits
 from fewstep.quant.calls import Call, replay
-from fewstep.quant.modules import eligible
+from fewstep.quant.modules import copy_to_quantize, eligible
 from fewstep.quant.report import resident_bytes
 from fewstep.quant.split import split_skips
 from fewstep.schedules import Trajectory
@@ -162,14 +161,16 @@ class AutoContext(JobContext[AutoRecipe]):
             raise FewstepError("all seeds give one picture, so that no distance has a unit", value=away, hint=hint)
         return found["features"], away
 
-    def rows(self, items: Items, scheme: str, parts: str) -> SharedRows:
-        """Features (n, d) of these items, drawn with networks in these bits."""
+    def rows(self, items: Items, scheme: str, parts: str, models: Mapping[str, nn.Module] | None = None) -> SharedRows:
+        """Features (n, d) of these items, drawn with networks in these bits, or with these networks."""
         scheme = scheme.removesuffix(RESIDENT)  # where codes lie in memory changes no picture
+        name = f"features-{slug(scheme)}-{slug(parts)}" + "-refined" * (models is not None)
 
         def compute(plan: Plan, numbers: Sequence[int]) -> Tensor:
-            return self.features(items.pick(numbers).draw(self.sampler(**self.low(scheme, parts)), plan))
+            made = self.low(scheme, parts) if models is None else models
+            return self.features(items.pick(numbers).draw(self.sampler(**made), plan))
 
-        return SharedRows(self.run, f"features-{slug(scheme)}-{slug(parts)}", items.pairs, compute, self.recipe.piece)
+        return SharedRows(self.run, name, items.pairs, compute, self.recipe.piece)
 
     def distances(self, truth: tuple[Tensor, float], rows: SharedRows, plan: Plan, count: int) -> Tensor:
         """How far pictures are from the reference's, (count,): 0 is the same, 1 another seed's picture.
@@ -219,7 +220,7 @@ class AutoContext(JobContext[AutoRecipe]):
         return low_bit_part(self, source, make, unit=f"low-{key}", artifact=f"low/{key}")
 
     def _quantized(self, name: str, source: nn.Module, scheme: str) -> LowBitPart:
-        model, calls = copy.deepcopy(source), self.calls.get(name, [])
+        model, calls = copy_to_quantize(source), self.calls.get(name, [])
         if name in self.backbones:
             split_skips(model)
             if scheme.startswith(MIXED):

@@ -15,17 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from fewstep.errors import FewstepError
 from fewstep.jobs.auto.context import AutoContext, timing_spread
 from fewstep.jobs.auto.points import Point, front, knee, meeting
 from fewstep.jobs.auto.recipe import MIXED, RESIDENT, AutoRecipe
+from fewstep.jobs.auto.refine import refined
 from fewstep.jobs.auto.report import write_report
 from fewstep.jobs.context import Items, slug
 from fewstep.jobs.sharing import SharedRows
-from fewstep.jobs.tuning import scaled, tune_to_full_precision
-from fewstep.metrics.intervals import difference_interval, mean_interval
+from fewstep.metrics.intervals import mean_interval
 from fewstep.pipelines import attach, exchanged, identity_of, save_pipeline
 from fewstep.plan import Plan
 from fewstep.runs import Run
@@ -56,15 +56,14 @@ def finish(context: AutoContext) -> tuple[Any, Path]:
     costs, ranked, candidates, compared = looked_at(context)
     shown = front(compared)
     chosen = _chosen(recipe, shown)
-    tuned = _tuned(context, chosen)
+    models, plan, added = refined(context, chosen)
     if not run.done("front"):
         plans = {point: context.plan_named(point.plan) for point in shown}
         _ahead(context, context.held_out, plans, len(context.held_out.seeds))
         _ = context.held_out_truth  # a unit of its own, which all processes share
-    measured = run.unit("front", lambda: _held_out(context, shown, chosen, tuned))
-    models = context.low(chosen.scheme, chosen.parts)
+    last = (models, plan) if any(found["kept"] for found in added.values()) else None
+    measured = run.unit("front", lambda: _held_out(context, shown, chosen, last))
     pipe = exchanged(context.pipe, models)
-    plan = context.plan_named(chosen.plan) if tuned is None else tuned
     attach(pipe, plan.replace(identity=identity_of(pipe, context.guidance)))
     run.unit("pipeline", lambda: None, save=lambda _, draft: save_pipeline(pipe, draft), load=lambda folder: None)
     for k, point in enumerate(shown):
@@ -75,6 +74,7 @@ def finish(context: AutoContext) -> tuple[Any, Path]:
         front=[dataclasses.asdict(point) for point in shown],
         chosen=shown.index(chosen),
         measured=measured,
+        added=added,
         candidates=len(candidates),
     )
     return pipe, write_report(context, results, shown, chosen)
@@ -244,54 +244,29 @@ def _chosen(recipe: AutoRecipe, shown: Sequence[Point]) -> Point:
     return shown[flat.index(knee(flat))]
 
 
-# --- Q-Sched --------------------------------------------------------------------------------------------------------
-
-
-def _tuned(context: AutoContext, point: Point) -> Plan | None:
-    """The plan with Q-Sched's scalars, where a paired test on other items finds it nearer; None else."""
-    recipe = context.recipe
-    if point.scheme == "none" or not recipe.space.q_sched:
-        return None
-    plan, models = context.plan_named(point.plan), context.low(point.scheme, point.parts)
-    sampler = context.sampler(**models)
-
-    def compute() -> dict[str, Any]:
-        full = context.sampler(), plan
-        found = tune_to_full_precision(
-            context.run, context.searched, full, (sampler, plan), recipe.space.q_sched, recipe.piece
-        )
-        other = context.items("tuning", recipe.search.conditions, recipe.search.items, recipe.search.seed)
-        scaled_plan = scaled(plan, found.theta)
-        with torch.no_grad():
-            reference = context.features(other.draw(*full))
-            pair = [context.features(other.draw(sampler, made)) for made in (scaled_plan, plan)]
-        ours, theirs = ((drawn - reference).norm(dim=1) for drawn in pair)
-        return {"theta": list(found.theta), "gain": difference_interval(ours, theirs).as_dict()}
-
-    found = context.run.unit("q-sched", compute, shared=True)
-    if found["gain"]["high"] >= 0:
-        context.run.say("Q-Sched has nothing measurable to win at this point: the plan stays as it is.")
-        return None
-    return scaled(plan, found["theta"])
-
-
 # --- the front ------------------------------------------------------------------------------------------------------
 
 
-def _held_out(context: AutoContext, shown: Sequence[Point], chosen: Point, tuned: Plan | None) -> list[dict[str, Any]]:
-    """Distances on held-out items and measured times of every point of the front."""
+def _held_out(
+    context: AutoContext, shown: Sequence[Point], chosen: Point, last: tuple[dict[str, nn.Module], Plan] | None
+) -> list[dict[str, Any]]:
+    """Distances on held-out items and measured times of every point of the front; of the chosen one also `tuned`, with
+    what was added."""
     found = []
     for point in shown:
         plan, models = context.plan_named(point.plan), context.low(point.scheme, point.parts)
         row: dict[str, Any] = {"distance": _interval(context, point, plan)}
         row["milliseconds"] = statistics.median(context.timed(models, plan))
-        if point == chosen and tuned is not None:
-            row["tuned"] = _interval(context, point, tuned)
+        if point == chosen and last is not None:
+            row["tuned"] = _interval(context, point, last[1], last[0])
+            row["milliseconds"] = statistics.median(context.timed(*last))
         found.append(row)
     return found
 
 
-def _interval(context: AutoContext, point: Point, plan: Plan) -> dict[str, Any]:
+def _interval(
+    context: AutoContext, point: Point, plan: Plan, models: Mapping[str, nn.Module] | None = None
+) -> dict[str, Any]:
     items = context.held_out
-    rows = context.rows(items, point.scheme, point.parts)
+    rows = context.rows(items, point.scheme, point.parts, models)
     return mean_interval(context.distances(context.held_out_truth, rows, plan, len(items.seeds))).as_dict()

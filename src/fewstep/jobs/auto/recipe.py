@@ -80,6 +80,9 @@ class AutoSpace(RecipePart):
     """Schemes for every layer are left out where measuring the layers would take longer."""
     parts: list[str] = Field(default_factory=lambda: ["none", "w8a16"], min_length=1)
     """Of text encoders and autoencoder together."""
+    per_step: bool = True
+    """Try bits per step at the chosen low-bit point: inputs with more bits in some rows of the plan, fewer in others,
+    at the same bytes and compute."""
     q_sched: TuningBudget = 24.0
     """Budget of the Q-Sched search of the chosen low-bit point; 0 for none."""
 

@@ -75,13 +75,7 @@ def reasons(context: AutoContext, results: Results, shown: Sequence[Point], chos
         f"Bits: a call takes {costs['call'][chosen.scheme]:.3g} ms at {chosen.scheme}"
         + (f" ({costs['call']['none']:.3g} ms in full precision)." if "none" in costs["call"] else "."),
     ]
-    row = results["measured"][results["chosen"]]
-    if "tuned" in row:
-        found.append(
-            f"Q-Sched: distance {row['tuned']['mean']:.3f} with its scalars, {row['distance']['mean']:.3f} without."
-        )
-    elif chosen.scheme != "none":
-        found.append("Q-Sched: nothing measurable to gain on items of its own, so the plan stays as it is.")
+    found += _added(results)
     if context.reference.stochastic:
         found.append(
             "The reference draws noise between its steps. Plans with fewer steps get the noise that it adds at the "
@@ -90,6 +84,31 @@ def reasons(context: AutoContext, results: Results, shown: Sequence[Point], chos
     found += _int8(costs)
     if chosen is shown[0] and len(shown) > 1:
         found.append("No point of the front is nearer to the reference.")
+    return found
+
+
+def _added(results: Results) -> list[str]:
+    """Bits per step and Q-Sched, as far as they were tried at the chosen point."""
+    row, added, found = results["measured"][results["chosen"]], results["added"], []
+    for key, name in (("bits", "Bits per step"), ("q_sched", "Q-Sched")):
+        if key not in added:
+            continue
+        told = added[key]
+        gain = told.get("gain")
+        change = (
+            ""
+            if gain is None
+            else f"distance changed by {gain['mean']:.3f} ({gain['low']:.3f} to {gain['high']:.3f}) on items of its own"
+        )
+        if told["kept"]:
+            rows = f", rows run {', '.join(told['choice'])}" if "choice" in told else ""
+            found.append(f"{name}: {change}{rows}.")
+        elif gain is None:
+            found.append(f"{name}: {told['reason']}.")
+        else:
+            found.append(f"{name}: not kept, {change}.")
+    if "tuned" in row:
+        found.append(f"Together: distance {row['tuned']['mean']:.3f}, {row['distance']['mean']:.3f} without.")
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import Any
 
@@ -13,7 +12,7 @@ from fewstep.errors import FewstepError
 from fewstep.jobs.low_bit import LowBitPart
 from fewstep.jobs.quantize.choose import BitAllocator
 from fewstep.jobs.quantize.context import QuantizeContext
-from fewstep.jobs.quantize.per_step import per_step
+from fewstep.jobs.quantize.per_step import around, per_step
 from fewstep.quant import QuantReport, Scheme, quantize
 from fewstep.quant.calibration import calibrate
 from fewstep.quant.calls import replay
@@ -21,6 +20,7 @@ from fewstep.quant.fidelity import sqnr
 from fewstep.quant.first_token import keep_first_tokens
 from fewstep.quant.methods import method_of
 from fewstep.quant.mixed import quantize_mixed
+from fewstep.quant.modules import copy_to_quantize
 from fewstep.quant.outliers import layer_sqnr
 from fewstep.quant.reconstruct import blocks_of, reconstruct
 from fewstep.quant.report import disk_bytes
@@ -34,16 +34,18 @@ def low_backbone(context: QuantizeContext, name: str) -> LowBitPart:
     if not calls:
         hint = "Use more steps, or the pipeline without that network."
         raise FewstepError("a network is never called at these steps", value=name, hint=hint)
-    model = copy.deepcopy(context.backbones[name])
+    model = copy_to_quantize(context.backbones[name])
     split = split_skips(model) if recipe.split_skips else []
     apart = keep_first_tokens(model, calls) if recipe.first_token else []
     extra: dict[str, Any] = {"first_token": apart, "split_skips": split}
-    full = copy.deepcopy(model) if method_of(recipe.method).reconstruct or recipe.per_step else None
+    full = copy_to_quantize(model) if method_of(recipe.method).reconstruct or recipe.per_step else None
     options = quantize_options(context, name, model)
     if recipe.scheme:
         report = quantize(model, recipe.scheme, example=calls[0], **options)
         if recipe.per_step and full is not None:
-            model, report, found = per_step(context, full, model, report, options)
+            draw, rungs = context.drawing(name, "latent"), recipe.rungs or around(recipe.scheme)
+            rows = len(context.plan.rows)
+            model, report, found = per_step(context.run, draw, rows, calls[0], full, model, report, rungs, options)
             extra["per_step"] = found
     else:
         report = _chosen(context, name, model, options, extra)

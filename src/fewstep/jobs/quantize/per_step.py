@@ -2,52 +2,68 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.quant import QuantReport, Scheme
 from fewstep.quant.allocation import Allocation, LayerOption, allocate
-from fewstep.quant.calls import multiply_adds
+from fewstep.quant.calls import Call, multiply_adds
 from fewstep.quant.mixed import FLOAT, quantize_mixed, quantize_stepped
-from fewstep.quant.modules import eligible
+from fewstep.quant.modules import copy_to_quantize, eligible
+from fewstep.runs import Run
 
 Tables = dict[str, dict[str, str]]
 
 
+Draw = Callable[..., Tensor]
+"""(network, tables of the rows) -> the latents of the items that are measured; without tables rows run alike."""
+
+
 def per_step(
-    context: QuantizeContext, full: nn.Module, model: nn.Module, report: QuantReport, options: Mapping[str, Any]
+    run: Run,
+    draw: Draw,
+    steps: int,
+    call: Call,
+    full: nn.Module,
+    model: nn.Module,
+    report: QuantReport,
+    rungs: Sequence[str],
+    options: Mapping[str, Any],
 ) -> tuple[nn.Module, QuantReport, dict[str, Any]]:
-    """The backbone with a table of bits per row if that brings the calibration items nearer to full precision.
+    """The backbone with a table of bits per row if that brings the items nearer to full precision.
 
     Every row is measured at every rung of the ladder with all other rows in full precision; the damages are taken to
     add up, and the integer programme chooses a rung per row under the compute of the one scheme. Its choice is then
     run against that scheme.
 
     Args:
+        run: keeps the measurements.
+        draw: what is measured.
+        steps: rows of the plan.
+        call: one of the network.
         full: the backbone in full precision, with the layers of `model`.
-        model, report: the backbone in one scheme, as the answer stays if rows gain nothing.
+        model: the backbone in one scheme, as the answer stays if rows gain nothing.
+        report: of `model`.
+        rungs: schemes that rows may get.
         options: of `quantize`.
 
     Returns:
         Model, report, and what was measured, with `rows`: the table of each row, or nothing if all rows run alike.
     """
-    tables = ladder(full, report, context.recipe.rungs or around(context.recipe.scheme))
-    names, rows = list(tables), len(context.plan.rows)
-    if len(names) < 2 or rows < 2:
+    tables = ladder(full, report, rungs)
+    names = list(tables)
+    if len(names) < 2 or steps < 2:
         return model, report, {"rows": [], "reason": "one row, or no candidate beside the scheme: nothing to choose"}
-    counts = multiply_adds(full, context.calls[context.backbone][0], list(tables["scheme"]))
+    counts = multiply_adds(full, call, list(tables["scheme"]))
     cost = {rung: operations(table, counts) for rung, table in tables.items()}
-    draw = context.drawing(context.backbone, "latent")
     truth = draw(full)
-    damage = context.run.unit("sensitivity-rows", lambda: _damages(context, full, tables, truth, options))
+    damage = run.unit("sensitivity-rows", lambda: _damages(run, draw, steps, full, tables, truth, options))
     chosen = choose(damage, cost)
-    low = copy.deepcopy(full)
+    low = copy_to_quantize(full)
     used = [rung for rung in names if rung in chosen]
     found = {"rungs": cost, "damage": damage, "choice": chosen, "rows": [used.index(rung) for rung in chosen]}
     if len(used) == 1:
@@ -76,10 +92,10 @@ def around(name: str) -> list[str]:
 
 
 def _uniform(
-    full: nn.Module, table: Mapping[str, str], draw: Any, truth: Tensor, options: Mapping[str, Any]
+    full: nn.Module, table: Mapping[str, str], draw: Draw, truth: Tensor, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the highest rung in every row would give: the other use of more bytes."""
-    high = copy.deepcopy(full)
+    high = copy_to_quantize(full)
     report = quantize_mixed(high, table, **options)
     return {"error": _error(draw(high), truth), "bytes": report.disk_after}
 
@@ -134,18 +150,16 @@ def operations(table: Mapping[str, str], counts: Mapping[str, int]) -> int:
 
 
 def _damages(
-    context: QuantizeContext, full: nn.Module, tables: Tables, truth: Tensor, options: Mapping[str, Any]
+    run: Run, draw: Draw, steps: int, full: nn.Module, tables: Tables, truth: Tensor, options: Mapping[str, Any]
 ) -> dict[str, list[float]]:
-    draw = context.drawing(context.backbone, "latent")
     found: dict[str, list[float]] = {}
-    with context.run.progress("rows", total=len(tables) * len(context.plan.rows)) as advance:
+    with run.progress("rows", total=len(tables) * steps) as advance:
         for rung, table in tables.items():
-            low = copy.deepcopy(full)
+            low = copy_to_quantize(full)
             quantize_stepped(low, [dict.fromkeys(table, FLOAT), table], **options)
             found[rung] = []
-            for k in range(len(context.plan.rows)):
-                rows = [int(j == k) for j in range(len(context.plan.rows))]
-                found[rung].append(_error(draw(low, rows), truth))
+            for k in range(steps):
+                found[rung].append(_error(draw(low, [int(j == k) for j in range(steps)]), truth))
                 advance(1, note=f"{rung}, row {k}")
     return found
 
