@@ -2,6 +2,7 @@
 
 from fewstep.diagnostics.conservativity import Conservativity, conservativity
 from fewstep.diagnostics.dimension import FlowDimension, flow_dimension, plateau, trace_dimension
+from fewstep.diagnostics.evidence import EvidenceBound, evidence_bound
 from fewstep.diagnostics.field import noise_field, noisy
 from fewstep.diagnostics.flow import flow
 from fewstep.diagnostics.neighbours import likelihood_dimension, local_spectrum, spectrum_dimension
@@ -10,11 +11,13 @@ from fewstep.diagnostics.weak_error import WeakError, naive_error, weak_error
 
 __all__ = [
     "Conservativity",
+    "EvidenceBound",
     "FlowDimension",
     "Truncation",
     "WeakError",
     "conservativity",
     "equalised_grid",
+    "evidence_bound",
     "flow",
     "flow_dimension",
     "likelihood_dimension",

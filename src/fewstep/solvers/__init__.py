@@ -22,6 +22,7 @@ from fewstep.solvers.first_order import ddim, euler, euler_ancestral
 from fewstep.solvers.first_step import analytic_first_step
 from fewstep.solvers.grids import Grid
 from fewstep.solvers.intermediate import amed
+from fewstep.solvers.langevin import predictor_corrector
 from fewstep.solvers.one_more_step import with_one_more_step
 from fewstep.solvers.per_step import Decision, per_step
 from fewstep.solvers.registry import FACTS, PARAMETRIC, SOLVERS, SolverFacts, solver
@@ -65,6 +66,7 @@ __all__ = [
     "lcm",
     "lms",
     "per_step",
+    "predictor_corrector",
     "residual_shift",
     "rho_rk",
     "sde_dpm_solver_pp",
