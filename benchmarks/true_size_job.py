@@ -115,7 +115,7 @@ def pipeline(kind: str, folder: Path, tiny: bool) -> Any:
     words = tokenizer(folder / f"words-{kind}")
     scheduler = diffusers.DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        timestep_spacing="trailing",
+        timestep_spacing="trailing", steps_offset=1,
     )  # fmt: skip
     parts: dict[str, Any] = {"vae": autoencoder(tiny), "scheduler": scheduler, "tokenizer": words}
     parts["text_encoder"] = text_encoder(768, 12, 12, "quick_gelu", tiny)

@@ -90,7 +90,9 @@ def _few_values(name: str, tensor: Tensor, count: int = 16) -> Tensor:
     flat = tensor.detach().reshape(-1)
     if flat.is_floating_point() and flat.element_size() == 1:  # float8: torch does not index it
         flat = flat.view(torch.uint8)
-    picks = torch.linspace(0, max(flat.numel() - 1, 0), min(count, flat.numel())).long()
+    # float32, as in stored fingerprints; it has no room for the places in tensors beyond 2^24 values
+    precise = torch.float64 if flat.numel() > 1 << 24 else torch.float32
+    picks = torch.linspace(0, max(flat.numel() - 1, 0), min(count, flat.numel()), dtype=precise).long()
     values = flat[picks.to(flat.device)].cpu()
     return values.double() if values.is_floating_point() else values
 
