@@ -12,6 +12,7 @@ from fewstep.tasks.restoration.operators import (
     inpainting,
 )
 from fewstep.tasks.restoration.residual_shift import anchored, restored
+from fewstep.tasks.restoration.scales import decoder_loss, nested, scale_conditions
 from fewstep.tasks.restoration.scans import compressed_sensing, fourier_mask, radon, written_out
 
 __all__ = [
@@ -25,15 +26,18 @@ __all__ = [
     "compressed_sensing",
     "ddnm",
     "ddrm",
+    "decoder_loss",
     "denoise",
     "dps",
     "fourier_mask",
     "grey",
     "inpainting",
+    "nested",
     "pigdm",
     "posterior",
     "radon",
     "restored",
+    "scale_conditions",
     "with_jumps",
     "written_out",
 ]
