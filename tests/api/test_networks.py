@@ -12,7 +12,9 @@ from fewstep.errors import FewstepError, IdentityError
 from fewstep.metrics.distances import energy_distance
 from fewstep.process import RectifiedFlow
 from fewstep.quant import QuantLinear
-from fewstep.testing.toy import standard
+from fewstep.testing.toy import PointNetwork, Toy
+
+TOY = Toy(pretraining=300)
 
 
 class Labelled(nn.Module):
@@ -28,12 +30,11 @@ class Labelled(nn.Module):
 
 
 def test_a_toy_is_distilled_in_ten_lines_and_draws_its_data(tmp_path):
-    toy = standard()
-    network = toy.start()
+    network = TOY.start()
     weights = [p.clone() for p in network.parameters()]
-    data = toy.mixture.sample(2048, 0).float()
+    data = TOY.mixture.sample(2048, 0).float()
     student = fs.distill(
-        network, "sid", data=data, process=RectifiedFlow(), prediction="velocity", train_steps=200, batch=128,
+        network, "sid", data=data, process=RectifiedFlow(), prediction="velocity", train_steps=100, batch=128,
         learning_rate=1e-3, settings={"ema": 0.9}, progress=False,
     )  # fmt: skip
     assert all(torch.equal(a, b) for a, b in zip(weights, network.parameters(), strict=True))
@@ -44,10 +45,10 @@ def test_a_toy_is_distilled_in_ten_lines_and_draws_its_data(tmp_path):
     untrained = fs.generate(teacher, seeds=range(1000), plan=plan, shape=(2,), batch=500)
     far, near = (float(energy_distance(x, data[:1000])) for x in (untrained, drawn))
     assert near < far / 4
-    assert student.history[-1]["step"] == 200
+    assert student.history[-1]["step"] == 100
 
     fs.save(student, tmp_path / "student")
-    opened = fs.load(tmp_path / "student", network=toy.start(1))
+    opened = fs.load(tmp_path / "student", network=PointNetwork())
     assert torch.equal(fs.generate(opened, seeds=[3, 4]), fs.generate(student, seeds=[3, 4]))
     with pytest.raises(FewstepError, match="network="):
         fs.load(tmp_path / "student")
@@ -89,9 +90,8 @@ def test_a_method_that_needs_trajectories_draws_them_from_the_teacher():
 
 @pytest.mark.parametrize("calls", [1, 2])
 def test_a_student_with_two_times_is_told_where_its_jump_ends(calls):
-    toy = standard()
     student = fs.distill(
-        toy.start(), "mean_flow", steps=calls, data=toy.mixture.sample(256, 0).float(), process=RectifiedFlow(),
+        TOY.start(), "mean_flow", steps=calls, data=TOY.mixture.sample(256, 0).float(), process=RectifiedFlow(),
         prediction="velocity", train_steps=3, batch=32, progress=False,
     )  # fmt: skip
     assert len(student.jumps) == calls
@@ -107,36 +107,34 @@ def test_a_student_with_two_times_is_told_where_its_jump_ends(calls):
 def test_data_may_be_any_iterable_of_batches_and_a_short_one_is_refused():
     x = torch.randn(64, 2)
     kinds = [x, list(x.split(16)), torch.utils.data.DataLoader(x, batch_size=16), [(part, None) for part in x.split(8)]]
-    toy = standard()
     for data in kinds:
         made = fs.distill(
-            toy.start(), "lcm", data=data, process=RectifiedFlow(), prediction="velocity", train_steps=6, batch=16,
+            TOY.start(), "lcm", data=data, process=RectifiedFlow(), prediction="velocity", train_steps=6, batch=16,
             progress=False,
         )  # fmt: skip
         assert math.isfinite(made.history[-1]["loss"])
     ask = {"process": RectifiedFlow(), "prediction": "velocity", "train_steps": 6, "batch": 16, "progress": False}
     with pytest.raises(FewstepError, match="used up"):
-        fs.distill(toy.start(), "lcm", data=iter(x.split(16)), **ask)
+        fs.distill(TOY.start(), "lcm", data=iter(x.split(16)), **ask)
     with pytest.raises(FewstepError, match="unknown kind"):
-        fs.distill(toy.start(), "lcm", data=3, **ask)
+        fs.distill(TOY.start(), "lcm", data=3, **ask)
     with pytest.raises(FewstepError, match="shape"):
-        fs.distill(toy.start(), "sid", **ask)
+        fs.distill(TOY.start(), "sid", **ask)
     with pytest.raises(FewstepError, match="needs its process"):
-        fs.distill(toy.start(), "sid", shape=(2,))
+        fs.distill(TOY.start(), "sid", shape=(2,))
     with pytest.raises(FewstepError, match="leaning_rate"):
-        fs.distill(toy.start(), "sid", shape=(2,), settings={"leaning_rate": 1}, **ask)
+        fs.distill(TOY.start(), "sid", shape=(2,), settings={"leaning_rate": 1}, **ask)
 
 
 def test_a_killed_training_goes_on_in_its_folder(tmp_path):
-    toy = standard()
-    x = toy.mixture.sample(256, 0).float()
+    x = TOY.mixture.sample(256, 0).float()
 
     class StopError(Exception):
         pass
 
     def ask(out, data):
         return fs.distill(
-            toy.start(), "lcm", steps=2, data=data, process=RectifiedFlow(), prediction="velocity", train_steps=30,
+            TOY.start(), "lcm", steps=2, data=data, process=RectifiedFlow(), prediction="velocity", train_steps=30,
             batch=16, progress=False, out=out, settings={"checkpoint_every": 10},
         )  # fmt: skip
 
@@ -157,8 +155,7 @@ def test_a_killed_training_goes_on_in_its_folder(tmp_path):
 
 
 def test_a_network_is_searched_and_quantized_without_being_touched():
-    toy = standard()
-    network = toy.start()
+    network = TOY.start()
     denoiser = fs.Denoiser(network, RectifiedFlow(), fs.Prediction("velocity"))
     plan = fs.search(denoiser, 3, method="ld3", budget=40, items=8, shape=(2,), teacher_steps=24)
     teacher = fs.generate(denoiser, seeds=range(500), plan=fs.plan_of(denoiser, 24), shape=(2,), batch=500)

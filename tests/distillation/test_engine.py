@@ -23,7 +23,7 @@ from fewstep.testing.toy import Toy
 from fewstep.testing.training import train_toy
 from fewstep.train.ema import EMA
 
-TOY = Toy(width=16)
+TOY = Toy(width=16, pretraining=0)
 BATCH = 8
 calls: list[str] = []
 

@@ -141,7 +141,7 @@ def test_a_network_without_a_time_embedding_is_refused():
 
 @pytest.mark.parametrize("name", FEW)
 def test_presets_tell_the_critic_when_asked(name):
-    toy = Toy(width=8)
+    toy = Toy(width=8, pretraining=0)
     for told in (False, True):
         made = method(name, toy.process, steps=3, step_condition=told, **SMALL[name])
         assert made.critic.calls == 3 * told
@@ -153,7 +153,7 @@ def test_presets_tell_the_critic_when_asked(name):
 
 
 def test_a_told_critic_is_pulled_towards_the_student_too():
-    toy = Toy(width=8)
+    toy = Toy(width=8, pretraining=0)
     made = method("flash_dmd", toy.process, steps=2, step_condition=True, pull=0.5, **SMALL["flash_dmd"])
     engine = assembled_engine(toy, made, 8)
     engine.modules["student"].first.bias.data.add_(2.0)

@@ -62,7 +62,7 @@ def test_stored_averages_continue_with_their_training(tmp_path):
     def regress(networks, batch, made, generator):
         return networks.student(batch.clean, torch.ones(batch.size)).square().mean(), {}
 
-    toy, method = Toy(width=8), Method({"x": regress}, Chain((1.0,)))
+    toy, method = Toy(width=8, pretraining=0), Method({"x": regress}, Chain((1.0,)))
     options = {"batch": 8, "checkpoint_every": 10, "ema_widths": (0.1,)}
     train_toy(toy, method, steps=20, out=tmp_path / "whole", **options, decay="constant")
     train_toy(toy, method, steps=10, out=tmp_path / "parts", **options, decay="constant")

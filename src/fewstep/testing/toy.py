@@ -75,14 +75,18 @@ def _waves(t: Tensor) -> Tensor:
 class Toy:
     """A mixture, how it is noised, and what the networks predict.
 
-    The network times of the process must lie in [0, `horizon`]. store: states (N, K, D) of trajectories of the teacher
-    and their times (K,), see `stored`.
+    The network times of the process must lie in [0, `horizon`].
+
+    width: of the hidden layers of its networks.
+    pretraining: updates in which the network of `start` learns the teacher's output.
+    store: states (N, K, D) of trajectories of the teacher and their times (K,), see `stored`.
     """
 
     mixture: Mixture = field(default_factory=ring)
     process: Process = field(default_factory=RectifiedFlow)
     prediction: Prediction = field(default_factory=lambda: Prediction("velocity"))
     width: int = 96
+    pretraining: int = 1500
     store: tuple[Tensor, Tensor] | None = None
 
     def stored(self, points: int = 16, between: int = 4, count: int = 4096) -> Toy:
@@ -152,7 +156,7 @@ class Toy:
 
 
 @lru_cache(maxsize=16)
-def _pretrained(toy: Toy, seed: int, steps: int = 1500, size: int = 512) -> PointNetwork:
+def _pretrained(toy: Toy, seed: int, size: int = 512) -> PointNetwork:
     """Regression of the teacher's raw output at uniform times, Adam with a cosine."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -169,7 +173,7 @@ def _pretrained(toy: Toy, seed: int, steps: int = 1500, size: int = 512) -> Poin
             wanted = teacher.raw(x, t)
         return (student.raw(x, t) - wanted).square().mean()
 
-    fit_network(network, loss, steps, rate=2e-3)
+    fit_network(network, loss, toy.pretraining, rate=2e-3)
     return network
 
 
