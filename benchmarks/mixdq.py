@@ -31,7 +31,7 @@ from fewstep.pipelines.conditions import conditions_of
 from fewstep.quant import quantize, sensitivity
 from fewstep.quant.allocation import LayerOption, allocate
 from fewstep.quant.calls import replay
-from fewstep.quant.fidelity import sqnr, ssim
+from fewstep.quant.fidelity import mean_ssim, sqnr
 from fewstep.quant.first_token import keep_first_tokens
 from fewstep.quant.mixed import quantize_mixed
 from fewstep.recipes import load
@@ -85,7 +85,7 @@ class Bench:
         return {
             "psnr": mean_interval(psnr.double()).as_dict(),
             "each": psnr.tolist(),
-            "ssim": ssim(self.truth, images),
+            "ssim": mean_ssim(self.truth, images),
             "judge": mean_interval(judged).as_dict(),
         }
 

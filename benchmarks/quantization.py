@@ -41,7 +41,7 @@ from fewstep.pipelines import backbone_of, identity_of
 from fewstep.pipelines.conditions import conditions_of
 from fewstep.quant import quantize
 from fewstep.quant.calibration import Calibration
-from fewstep.quant.fidelity import ssim
+from fewstep.quant.fidelity import mean_ssim
 from fewstep.quant.reconstruct import reconstruct
 from fewstep.quant.report import tensor_bytes
 from fewstep.recipes import load
@@ -161,7 +161,7 @@ class Subject:
         judged = self.judge.score(images, self.conditions).double()
         return {
             "psnr": mean_interval(each).as_dict(),
-            "ssim": ssim(self.truth, images),
+            "ssim": mean_ssim(self.truth, images),
             "judge_against_full": difference_interval(judged, self.judged).as_dict(),
             "frechet_to_full": frechet(self.features(images), self.truth_features),
         }

@@ -16,7 +16,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow, VPDiscrete
 from fewstep.quant import quantize
 from fewstep.report import blocks
-from fewstep.report.page import Page, save
+from fewstep.report.page import Page, save_page
 from fewstep.runs import Run
 from fewstep.schedules import SearchResult
 from fewstep.schedules.tuning import Family, Problem, searcher
@@ -189,7 +189,7 @@ def test_a_run_shows_what_its_report_found(tmp_path):
         images = torch.rand(9, 3, 8, 8)
         grid = blocks.ImageGrid("Pictures", [[image] for image in images], [f"r{k}" for k in range(9)], ["one"])
         numbers = blocks.Highlights("Numbers", [("7 %", "smaller", "")])
-        save(Page("A <title>", "It was found.", [numbers, table, later, grid]), run.path / "report.html")
+        save_page(Page("A <title>", "It was found.", [numbers, table, later, grid]), run.path / "report.html")
         page = read(run._repr_html_())
     assert repr(run) == f"Run({str(tmp_path / 'run')!r}: 1 finished unit, with a report)"
     texts = "\n".join(page.texts)

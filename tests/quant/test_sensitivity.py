@@ -8,7 +8,7 @@ from torch import nn
 from fewstep.errors import FewstepError
 from fewstep.quant import sensitivity as s
 from fewstep.quant.calls import multiply_adds, recording, replay
-from fewstep.quant.fidelity import sqnr, ssim
+from fewstep.quant.fidelity import mean_ssim, sqnr
 from fewstep.quant.modules import eligible
 
 
@@ -118,11 +118,11 @@ def test_ssim_is_its_formula():
                 cov = np.cov(p, q)
                 top = (2 * p.mean() * q.mean() + 1e-4) * (2 * cov[0, 1] + 9e-4)
                 values.append(top / ((p.mean() ** 2 + q.mean() ** 2 + 1e-4) * (cov[0, 0] + cov[1, 1] + 9e-4)))
-    assert ssim(torch.tensor(a), torch.tensor(b)) == pytest.approx(np.mean(values), rel=1e-9)
-    assert ssim(torch.tensor(a), torch.tensor(a)) == pytest.approx(1)
-    assert ssim(torch.tensor(a), torch.tensor(b) * float("nan")) == 0
+    assert mean_ssim(torch.tensor(a), torch.tensor(b)) == pytest.approx(np.mean(values), rel=1e-9)
+    assert mean_ssim(torch.tensor(a), torch.tensor(a)) == pytest.approx(1)
+    assert mean_ssim(torch.tensor(a), torch.tensor(b) * float("nan")) == 0
     with pytest.raises(FewstepError, match="shapes"):
-        ssim(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
+        mean_ssim(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
 
 
 def test_costs_are_those_of_the_real_layers(recorded):

@@ -25,7 +25,7 @@ from fewstep.report import (
     figures,
     images,
     render,
-    save,
+    save_page,
     to_rich,
 )
 
@@ -204,7 +204,7 @@ def test_browser_shows_it_without_sideways_scrolling(tmp_path, width, chromium):
         "document.title = d.documentElement.scrollWidth + ' ' + d.querySelectorAll('section').length + ' '"
         " + [...d.images].filter(i => i.complete && i.naturalWidth == 16).length }</script>"
     )
-    save(page(), tmp_path / "report.html")
+    save_page(page(), tmp_path / "report.html")
 
     def browse(*flags, file):
         command = [chromium, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, (tmp_path / file).as_uri()]
@@ -246,8 +246,8 @@ def test_a_name_that_is_free(tmp_path):
 
 
 def test_a_page_replaces_pages_of_ours_only(tmp_path):
-    save(Page("one", "s", label="x", footer="f"), tmp_path / "a.html")
-    save(Page("two", "s"), tmp_path / "a.html")
+    save_page(Page("one", "s", label="x", footer="f"), tmp_path / "a.html")
+    save_page(Page("two", "s"), tmp_path / "a.html")
     (tmp_path / "a.html").write_text("<!doctype html><html>my page about fewstep</html>")
     with pytest.raises(FewstepError, match="did not write it"):
-        save(Page("three", "s"), tmp_path / "a.html")
+        save_page(Page("three", "s"), tmp_path / "a.html")

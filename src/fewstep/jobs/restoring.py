@@ -17,7 +17,7 @@ from fewstep.pipelines import process_of
 from fewstep.pipelines.calls import backbone_of, condition_kind
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Plan
-from fewstep.report import Block, FactList, ImageGrid, Note, Page, save
+from fewstep.report import Block, FactList, ImageGrid, Note, Page, save_page
 from fewstep.tasks.restoration.photos import FORMATS, Photo, read_photo, write_photo
 from fewstep.tasks.restoration.restore import Restoration, parse_operator, restore_picture
 
@@ -150,7 +150,7 @@ def report(
         Note("Where the draws differ, the picture given does not decide: what is seen there was invented."),
         FactList("Settings", {**facts, **{f"evaluations, {c}": p.steps for c, p in plans.items()}}),
     ]
-    return save(Page("Restored pictures", f"{len(names) // 2} pictures, {how.operator}.", blocks), path)
+    return save_page(Page("Restored pictures", f"{len(names) // 2} pictures, {how.operator}.", blocks), path)
 
 
 def _opened(pipe: Pipeline, how: Restoration, mask: Path | None) -> tuple[Denoiser, Restoration, dict[str, Any]]:

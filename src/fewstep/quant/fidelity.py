@@ -23,7 +23,7 @@ def decibels(signal: float, noise: float) -> float:
     return float((10 * ratio.log10()).clamp(-200, 200))
 
 
-def ssim(reference: Tensor, found: Tensor, window: int = 7) -> float:
+def mean_ssim(reference: Tensor, found: Tensor, window: int = 7) -> float:
     """Mean structural similarity of images (B, C, H, W) in [0, 1] (Wang et al. 2004), uniform windows, float32.
 
     MixDQ uses one window of nearly the whole image; a window larger than the image is cut to it. 0 where NaN.

@@ -12,7 +12,7 @@ from fewstep.report.blocks import (
     Table,
     TableRow,
 )
-from fewstep.report.page import Page, render, save
+from fewstep.report.page import Page, render, save_page
 from fewstep.report.plans import plan_table
 from fewstep.report.terminal import to_rich
 
@@ -30,6 +30,6 @@ __all__ = [
     "TableRow",
     "plan_table",
     "render",
-    "save",
+    "save_page",
     "to_rich",
 ]

@@ -34,7 +34,7 @@ def render(page: Page) -> str:
     return _template().render(page=page, blocks=list(zip(anchors, page.blocks, strict=True)), contents=contents)
 
 
-def save(page: Page, path: str | Path) -> Path:
+def save_page(page: Page, path: str | Path) -> Path:
     """Write the page atomically; returns the path. Only an earlier page of fewstep is replaced (FewstepError)."""
     write_text(path, render(page))
     return Path(path)

@@ -20,7 +20,7 @@ from fewstep.report import (
     Table,
     TableRow,
     plan_table,
-    save,
+    save_page,
 )
 from fewstep.report.curves import lines
 from fewstep.runs import Run
@@ -56,7 +56,7 @@ def write_report(
         Code("Command", results["environment"]["command"]),
     ]
     title = f"{recipe.model}: {recipe.method}"
-    return save(Page(title, _sentence(recipe, checks, best), blocks, label="Alignment"), run.path / "report.html")
+    return save_page(Page(title, _sentence(recipe, checks, best), blocks, label="Alignment"), run.path / "report.html")
 
 
 def _sentence(recipe: AlignRecipe, checks: Sequence[Mapping[str, Any]], best: int) -> str:

@@ -15,7 +15,7 @@ from fewstep.jobs.auto.points import Point
 from fewstep.jobs.auto.recipe import MIXED, RESIDENT
 from fewstep.jobs.low_bit import LowBitPart, low_bit_part
 from fewstep.jobs.quantize.context import named_rows
-from fewstep.jobs.quantize.per_step import around, per_step
+from fewstep.jobs.quantize.per_step import around, bits_per_step
 from fewstep.jobs.tuning import scaled, tune_to_full_precision
 from fewstep.metrics.intervals import difference_interval
 from fewstep.plan import Plan
@@ -113,7 +113,7 @@ def _stepped(context: AutoContext, point: Point, plan: Plan) -> LowBitPart:
     one = copy_to_quantize(full)
     report = quantize(one, point.scheme, example=call)
     rungs = around(point.scheme)
-    model, report, found = per_step(context.run, draw, len(plan.rows), call, full, one, report, rungs, {})
+    model, report, found = bits_per_step(context.run, draw, len(plan.rows), call, full, one, report, rungs, {})
     return LowBitPart(model, {**report.to_dict(), "per_step": found})
 
 

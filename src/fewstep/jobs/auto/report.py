@@ -25,7 +25,7 @@ from fewstep.report import (
     Table,
     TableRow,
     figures,
-    save,
+    save_page,
 )
 
 Results = Mapping[str, Any]
@@ -58,7 +58,7 @@ def write_report(context: AutoContext, results: Results, shown: Sequence[Point],
         f"features of a picture against those of the reference's picture of the same condition and seed, "
         f"{recipe.evaluation.items} held-out items, 95 % bootstrap intervals."
     )
-    return save(Page(f"{recipe.model} under budgets", summary, blocks, label="Choice"), run.path / "report.html")
+    return save_page(Page(f"{recipe.model} under budgets", summary, blocks, label="Choice"), run.path / "report.html")
 
 
 def reasons(context: AutoContext, results: Results, shown: Sequence[Point], chosen: Point) -> list[str]:

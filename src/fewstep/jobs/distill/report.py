@@ -22,7 +22,7 @@ from fewstep.report import (
     Table,
     TableRow,
     plan_table,
-    save,
+    save_page,
 )
 from fewstep.report.curves import lines
 from fewstep.runs import Run
@@ -56,7 +56,9 @@ def write_report(
         Code("Command", results["environment"]["command"]),
     ]
     title = f"{recipe.model}: {recipe.method}, {plan.steps} steps"
-    return save(Page(title, _sentence(recipe, results, plan), blocks, label="Distillation"), run.path / "report.html")
+    return save_page(
+        Page(title, _sentence(recipe, results, plan), blocks, label="Distillation"), run.path / "report.html"
+    )
 
 
 def _first(evaluation: Results) -> str:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fewstep.report import Block, Column, FactList, Figure, Highlights, Note, Page, Table, TableRow, save
+from fewstep.report import Block, Column, FactList, Figure, Highlights, Note, Page, Table, TableRow, save_page
 from fewstep.report.curves import lines
 
 
@@ -30,7 +30,7 @@ def page(results: dict[str, Any], path: Path) -> Path:
     summary = (
         f"{network['pipeline']}: where its plan of {_calls(results)} calls makes its error, and what its network is."
     )
-    return save(Page(f"Inspection of {settings['model']}", summary, blocks, label="fewstep diagnose"), path)
+    return save_page(Page(f"Inspection of {settings['model']}", summary, blocks, label="fewstep diagnose"), path)
 
 
 def plans_table(results: dict[str, Any]) -> Table:

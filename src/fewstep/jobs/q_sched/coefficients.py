@@ -15,7 +15,7 @@ from fewstep.jobs.q_sched.measure import System
 from fewstep.jobs.q_sched.names import FULL, LOW, plain
 from fewstep.jobs.q_sched.objective import TuningObjective
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
-from fewstep.jobs.quantize.correct import output_errors
+from fewstep.jobs.quantize.correct import pipeline_errors
 from fewstep.jobs.tuning import scaled, score_log, tune_scales
 from fewstep.pipelines import PipelineSampler, trace
 from fewstep.plan import Plan
@@ -27,7 +27,7 @@ CORNERS = 7
 """Values of each of the two coefficients at which the landscape is drawn."""
 
 
-def searched(
+def search_scales(
     context: Context, objective: TuningObjective, name: str, sampler: PipelineSampler, plan: Plan
 ) -> SearchOutcome:
     """The coefficients found for one of the two pipelines."""
@@ -43,7 +43,7 @@ def searched(
     return _outcome(context.run.unit(key, compute, shared=True))
 
 
-def tuned(context: Context, objective: TuningObjective, plan: Plan, outcome: SearchOutcome) -> Plan:
+def with_scales(context: Context, objective: TuningObjective, plan: Plan, outcome: SearchOutcome) -> Plan:
     """The plan with the coefficients of a search, which it names."""
     value = "jaq" if objective.name == "jaq" else "value"
     found = {
@@ -58,7 +58,7 @@ def tuned(context: Context, objective: TuningObjective, plan: Plan, outcome: Sea
     return tuned.replace(origin={**plan.origin, "search": found})
 
 
-def landscape(context: Context, objective: Objective, plan: Plan) -> dict[str, Any]:
+def scan_landscape(context: Context, objective: Objective, plan: Plan) -> dict[str, Any]:
     """The objective over the corners (m0, s0) of the ramp to one, a quarter of the items; free where it is known.
 
     Nothing where the recipe asks for none.
@@ -80,7 +80,7 @@ def landscape(context: Context, objective: Objective, plan: Plan) -> dict[str, A
     return context.run.unit("landscape", compute, shared=True)
 
 
-def fitted(context: Context, objective: TuningObjective, low: System, full: System) -> Plan:
+def least_squares_plan(context: Context, objective: TuningObjective, low: System, full: System) -> Plan:
     """The closed-form reference: least squares of every quantized step against the full-precision one."""
 
     def compute() -> dict[str, list[float]]:
@@ -94,12 +94,12 @@ def fitted(context: Context, objective: TuningObjective, low: System, full: Syst
     return low[1].scaled(scales["sample_scale"], scales["output_scale"])
 
 
-def corrected(context: Context, objective: TuningObjective, systems: Mapping[str, System]) -> Plan:
+def ptqd_plan(context: Context, objective: TuningObjective, systems: Mapping[str, System]) -> Plan:
     """PTQD's correction of what quantization does to the output on average (arXiv 2305.10657)."""
 
     def compute() -> Plan:
         items = Items(*map(list, zip(*objective.items, strict=True)))
-        return ptqd(systems[LOW][1], output_errors(systems[LOW], systems[FULL], items))
+        return ptqd(systems[LOW][1], pipeline_errors(systems[LOW], systems[FULL], items))
 
     def save(plan: Plan, draft: Path) -> None:  # a folder: the offsets lie in a file of their own
         draft.mkdir(parents=True)

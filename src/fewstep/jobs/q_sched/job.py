@@ -65,7 +65,7 @@ def run(recipe: QSchedRecipe, run: Run) -> Path:
     systems, outcomes, sizes = _compared(context, objective, full, low, parts)
     for name in systems.keys() - {FULL, LOW}:
         systems[name][1].save(run.artifact(f"plan-{plain(name)}.json"), overwrite=True)
-    landscape = coefficients.landscape(context, objective.on(low[0]), low[1])
+    landscape = coefficients.scan_landscape(context, objective.on(low[0]), low[1])
     tuned = systems[LOW_TUNED][1]
     tested = run.unit("verdict", partial(verdict, context, objective, low[0], low[1], tuned), shared=True)
     numbers = measure(recipe, run, systems) if recipe.evaluation.count else {}
@@ -116,7 +116,9 @@ def tuned_plan(context: Context, sampler: PipelineSampler, plan: Plan, rewards: 
         rewards: alignment and quality, of the objective `jaq`.
     """
     objective = objective_of(context, sampler, plan, rewards)
-    return coefficients.tuned(context, objective, plan, coefficients.searched(context, objective, LOW, sampler, plan))
+    return coefficients.with_scales(
+        context, objective, plan, coefficients.search_scales(context, objective, LOW, sampler, plan)
+    )
 
 
 def _own_plan(context: Context) -> Plan:
@@ -173,13 +175,15 @@ def _compared(
     """Everything that is measured, by name; where nothing is, the low-bit pipeline before and after its search."""
     systems, measured = {FULL: full, LOW: low}, context.recipe.evaluation.count > 0
     searched = {name: systems[name] for name in ((FULL, LOW) if measured else (LOW,))}
-    outcomes = {name: coefficients.searched(context, objective, name, *system) for name, system in searched.items()}
+    outcomes = {
+        name: coefficients.search_scales(context, objective, name, *system) for name, system in searched.items()
+    }
     for name, (sampler, plan) in reversed(searched.items()):
-        systems[TUNED[name]] = sampler, coefficients.tuned(context, objective, plan, outcomes[name])
+        systems[TUNED[name]] = sampler, coefficients.with_scales(context, objective, plan, outcomes[name])
     sizes = {LOW: _bytes(parts)}
     if not measured:
         return systems, outcomes, sizes
-    systems[LOW_FITTED] = low[0], coefficients.fitted(context, objective, low, full)
+    systems[LOW_FITTED] = low[0], coefficients.least_squares_plan(context, objective, low, full)
     for way in context.recipe.against:
         more, found, size = _against(context, objective, way, parts, systems)
         systems, outcomes, sizes = systems | more, outcomes | found, sizes | size
@@ -192,7 +196,7 @@ def _against(
 ) -> Compared:  # fmt: skip
     """What another way makes of the same bytes: its systems, what was searched on top, and its bytes."""
     if way == "ptqd":
-        return {LOW_CORRECTED: (systems[LOW][0], coefficients.corrected(context, objective, systems))}, {}, {}
+        return {LOW_CORRECTED: (systems[LOW][0], coefficients.ptqd_plan(context, objective, systems))}, {}, {}
     parts = {}
     for name, source in context.backbones.items():
         unit = f"quantize-{way}" + ("" if name == context.backbone else f"-{name}")
@@ -200,8 +204,8 @@ def _against(
         parts[name] = low_bit_part(context, source, make, unit=unit, artifact=unit)
     title = WEIGHTS[way]
     system = _system(context, parts, systems[FULL][1], title)
-    found = coefficients.searched(context, objective, title, *system)
-    tuned = system[0], coefficients.tuned(context, objective, system[1], found)
+    found = coefficients.search_scales(context, objective, title, *system)
+    tuned = system[0], coefficients.with_scales(context, objective, system[1], found)
     return {title: system, then_tuned(title): tuned}, {title: found}, {title: _bytes(parts)}
 
 

@@ -27,7 +27,7 @@ from fewstep.report import (
     TableRow,
     figures,
     plan_table,
-    save,
+    save_page,
 )
 from fewstep.report.images import image_grid, save_image
 from fewstep.runs import Run
@@ -67,7 +67,7 @@ def write_report(
         Code("Command", results["environment"]["command"]),
     ]
     page = Page(f"{recipe.model}, {recipe.steps} steps, {recipe.scheme}", sentence(results), blocks, label="Q-Sched")
-    return save(page, run.path / "report.html")
+    return save_page(page, run.path / "report.html")
 
 
 def _highlights(results: Results, quantization: Results) -> Block:

@@ -12,7 +12,7 @@ from fewstep.errors import FewstepError
 from fewstep.jobs.low_bit import LowBitPart
 from fewstep.jobs.quantize.choose import BitAllocator
 from fewstep.jobs.quantize.context import QuantizeContext
-from fewstep.jobs.quantize.per_step import around, per_step
+from fewstep.jobs.quantize.per_step import around, bits_per_step
 from fewstep.quant import QuantReport, Scheme, quantize
 from fewstep.quant.calibration import calibrate
 from fewstep.quant.calls import replay
@@ -45,7 +45,7 @@ def low_backbone(context: QuantizeContext, name: str) -> LowBitPart:
         if recipe.per_step and full is not None:
             draw, rungs = context.drawing(name, "latent"), recipe.rungs or around(recipe.scheme)
             rows = len(context.plan.rows)
-            model, report, found = per_step(context.run, draw, rows, calls[0], full, model, report, rungs, options)
+            model, report, found = bits_per_step(context.run, draw, rows, calls[0], full, model, report, rungs, options)
             extra["per_step"] = found
     else:
         report = _chosen(context, name, model, options, extra)

@@ -17,7 +17,7 @@ from fewstep.jobs.sharing import digest
 from fewstep.quant import sensitivity
 from fewstep.quant.allocation import Allocation, LayerOption, allocate, check_budget, sweep
 from fewstep.quant.calls import Call, multiply_adds, replay
-from fewstep.quant.fidelity import sqnr, ssim
+from fewstep.quant.fidelity import mean_ssim, sqnr
 from fewstep.quant.mixed import FLOAT, quantize_mixed
 from fewstep.quant.modules import copy_to_quantize, eligible
 from fewstep.quant.report import disk_bytes, own_bytes
@@ -122,7 +122,7 @@ class BitAllocator:
                 known.setdefault(layer, {})[scheme] = value
         window = self.recipe.allocation.window
         probes: dict[str, ModelMetric] = {
-            "content": (lambda: self.draw(self.model), lambda a, b: ssim(a, b, window)),
+            "content": (lambda: self.draw(self.model), lambda a, b: mean_ssim(a, b, window)),
             "quality": (lambda: replay(self.model, self.calls), sqnr),
         }
         make = sensitivity.maker(self.options.get("method", "rtn"), self.options.get("calibration"))

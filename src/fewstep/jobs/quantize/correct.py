@@ -20,7 +20,7 @@ Found = tuple[dict[str, Any], Plan | None]
 Fold = Callable[[Plan, Sequence[OutputError]], Plan]
 
 
-def corrected(context: QuantizeContext, low: PipelineSampler, base: Plan) -> Found:
+def correct_plan(context: QuantizeContext, low: PipelineSampler, base: Plan) -> Found:
     """What every correction brought on the calibration items, and the plan of the best one if it beats none.
 
     Both networks answer on every state that the low-bit pipeline meets; the corrections are alternatives, since each
@@ -35,7 +35,7 @@ def corrected(context: QuantizeContext, low: PipelineSampler, base: Plan) -> Fou
 
     def compute() -> Found:
         items, full = context.calibration, context.sampler()
-        errors = output_errors((low, base), (full, context.plan), items)
+        errors = pipeline_errors((low, base), (full, context.plan), items)
         with torch.no_grad():
             truth = items.draw(full, context.plan, "latent")
 
@@ -58,7 +58,7 @@ def corrected(context: QuantizeContext, low: PipelineSampler, base: Plan) -> Fou
     return context.run.unit("corrections", compute, save=_save, load=_load, artifact="corrections")
 
 
-def output_errors(
+def pipeline_errors(
     low: tuple[PipelineSampler, Plan], full: tuple[PipelineSampler, Plan], items: Items
 ) -> tuple[OutputError, ...]:
     """What quantization does to the output in every row, on the states that the low-bit pipeline meets.

@@ -13,7 +13,7 @@ from fewstep.jobs.context import slug
 from fewstep.jobs.low_bit import LowBitPart, low_bit_part
 from fewstep.jobs.quantize.backbone import low_backbone
 from fewstep.jobs.quantize.context import QuantizeContext, named_rows
-from fewstep.jobs.quantize.correct import corrected
+from fewstep.jobs.quantize.correct import correct_plan
 from fewstep.jobs.quantize.measure import measure
 from fewstep.jobs.quantize.recipe import QuantizeRecipe
 from fewstep.jobs.quantize.report import block_table, part_table, write_layers, write_report
@@ -54,7 +54,7 @@ def run(recipe: QuantizeRecipe, run: Run) -> Path:
     plans = {"rows": plan} if rows else {}
     corrections: dict[str, Any] = {}
     if recipe.corrections:
-        corrections, better = corrected(context, low, plan)
+        corrections, better = correct_plan(context, low, plan)
         if better is not None:
             plans[corrections["kept"]] = plan = better
     tuned: dict[str, Any] = {}

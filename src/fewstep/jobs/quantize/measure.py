@@ -16,7 +16,7 @@ from fewstep.jobs.low_bit import LowBitPart
 from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.pipelines import PipelineSampler
 from fewstep.plan import Plan
-from fewstep.quant.fidelity import ssim
+from fewstep.quant.fidelity import mean_ssim
 
 SHOWN = 6
 """Held-out pictures on the page."""
@@ -83,7 +83,7 @@ def _draw(items: Items, sampler: PipelineSampler, plan: Plan) -> Tensor:
 def _fidelity(truth: Tensor, found: Tensor) -> dict[str, float]:
     error = float((truth - found).square().mean())
     psnr = -10 * torch.tensor(max(error, 1e-20)).log10()
-    return {"psnr": float(psnr), "ssim": ssim(truth, found)}
+    return {"psnr": float(psnr), "ssim": mean_ssim(truth, found)}
 
 
 def latency(draws: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ Draw = Callable[..., Tensor]
 """(network, tables of the rows) -> the latents of the items that are measured; without tables rows run alike."""
 
 
-def per_step(
+def bits_per_step(
     run: Run,
     draw: Draw,
     steps: int,

@@ -23,7 +23,7 @@ from fewstep.report import (
     Page,
     Table,
     TableRow,
-    save,
+    save_page,
 )
 from fewstep.runs import Run
 
@@ -122,7 +122,7 @@ def write_report(run: Run, recipe: QuantizeRecipe, results: Results) -> Path:
     ]
     aim = recipe.scheme or recipe.budget or f"{recipe.effective_bits:g} bits per weight"
     title = f"{recipe.model}: {aim}"
-    return save(Page(title, _sentence(results), blocks, label="Quantization"), run.path / "report.html")
+    return save_page(Page(title, _sentence(results), blocks, label="Quantization"), run.path / "report.html")
 
 
 def _pictures(run: Run) -> Block | None:

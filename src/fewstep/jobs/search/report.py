@@ -23,7 +23,7 @@ from fewstep.report import (
     TableRow,
     figures,
     plan_table,
-    save,
+    save_page,
 )
 from fewstep.runs import Run
 
@@ -49,7 +49,7 @@ def write_report(
         Code("Command", results["environment"]["command"]),
     ]
     title = f"{recipe.model}: {recipe.steps} evaluations, {recipe.search.method}"
-    return save(Page(title, _sentence(results), blocks, label="Schedule search"), run.path / "report.html")
+    return save_page(Page(title, _sentence(results), blocks, label="Schedule search"), run.path / "report.html")
 
 
 def _sentence(results: Results) -> str:
