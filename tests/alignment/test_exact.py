@@ -8,7 +8,7 @@ import torch
 
 import fewstep.alignment.contrastive as module
 from fewstep.alignment.contrastive import forward_contrastive, optimality
-from fewstep.alignment.exploring import laws_of, walk
+from fewstep.alignment.exploring import laws_of, preference, rewards_of, walk
 from fewstep.alignment.pairwise import own_error, pairwise_chain_loss, preference_loss
 from fewstep.alignment.policy import policy_gradient
 from fewstep.denoiser import Denoiser
@@ -19,6 +19,7 @@ from fewstep.distillation.score.directions import distribution_matching
 from fewstep.distillation.score.regularisers import reward_term
 from fewstep.distillation.score.weights import reward_weight, scale_weight
 from fewstep.distillation.times import fixed_times, uniform_times
+from fewstep.errors import FewstepError
 from fewstep.prediction import Prediction
 from fewstep.process import RectifiedFlow
 from fewstep.testing.mixture import Mixture
@@ -91,6 +92,15 @@ def test_outside_of_the_clamp_pso_has_no_gradient_and_ties_give_log_two():
             assert float(numbers["ties"]) == 1
         else:
             assert float(numbers["inside"]) == 0
+
+
+def test_of_several_rewards_the_dominating_sample_is_preferred():
+    first = torch.tensor([[1.0, 2.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [2.0, 1.0]])
+    second = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 1.0], [0.0, 1.0], [2.0, 0.0]])
+    assert preference(first, second).tolist() == [1, 0, 0, -1, 1]
+    assert preference(first[:, 1], second[:, 1]).tolist() == [1, -1, 0, -1, 1]
+    with pytest.raises(FewstepError, match=r"not one number per sample(.|\n)*dominance"):
+        rewards_of(cast(None, None, lambda x, _: x), torch.zeros(3, 2), Batch(3, (2,)))
 
 
 def test_the_sum_is_the_mean_with_beta_times_the_numbers():

@@ -87,6 +87,19 @@ def test_rewards_without_a_gradient_see_pictures_and_their_prompts(pipe, method,
     assert seen == set(PROMPTS)
 
 
+def test_several_rewards_win_pairs_by_dominance_and_are_reported_one_by_one(pipe, tmp_path):
+    dark = RewardFunction("dark", lambda images, prompts: -images.mean((1, 2, 3)))
+    settings = {"train.every": 2, "combine": "pareto", "evaluation.real": "emoji"}
+    align(pipe, [BRIGHT, dark], weights=[1.0, 0.5], train_steps=2, out=tmp_path / "run", settings=settings)
+    record = read_json(tmp_path / "run" / "artifacts" / "leg-2" / "check.json")
+    assert record["rewards"]["bright"] == pytest.approx(-record["rewards"]["dark"])
+    assert record["history"][-1]["pairs/ties"] == 1, "what is brighter is never darker"
+    assert record["real"] > 0
+    for more in ({"method": "grpo"}, {"rewards": [BRIGHT]}):
+        with pytest.raises(FewstepError, match="won by dominance"):
+            align(pipe, more.pop("rewards", [BRIGHT, dark]), settings={"combine": "pareto"}, **more)
+
+
 def test_the_command_trains_on_votes_and_reports(pipe, tmp_path):
     for k, colour in enumerate(["white", "black", "gray"]):
         Image.new("RGB", (64, 64), colour).save(tmp_path / f"{k}.png")
@@ -223,6 +236,8 @@ def test_mistakes_are_named(pipe):
         align(pipe, BRIGHT, method="psoo")
     with pytest.raises(FewstepError, match="tunes pipelines"):
         fs.align(nn.Linear(1, 1), BRIGHT)
+    with pytest.raises(FewstepError, match="evaluation.real: no such pictures"):
+        align(pipe, BRIGHT, settings={"evaluation.real": "nowhere"})
     with pytest.raises(FewstepError, match="must not judge"):
         align(pipe, "contrast", judge="contrast")
 

@@ -57,18 +57,34 @@ def laws_of(chain: Chain, network: Denoiser, batch: Batch, states: list[Tensor])
     return [law_at(chain, network, batch, state, k) for k, state in enumerate(states[:-1])]
 
 
-def rewards_of(networks: Networks, samples: Tensor, batch: Batch) -> Tensor:
+def rewards_of(networks: Networks, samples: Tensor, batch: Batch, *, several: bool = False) -> Tensor:
     """The reward (B,) of samples (B, ...), without a gradient.
 
+    several: the reward may be several ones, (B, R).
+
     Raises:
+        FewstepError: not one number per sample.
         NonFiniteError: a score is NaN or infinite.
     """
     with torch.no_grad():
         scores: Tensor = networks.need("reward")(samples.detach(), batch)
+    if len(scores) != len(samples) or scores.ndim > 1 + several:
+        hint = "Return (B,), a weighted sum of several; (B, R) is for pso, which compares pairs by dominance."
+        raise FewstepError("the reward is not one number per sample", value=tuple(scores.shape), hint=hint)
     if not bool(scores.isfinite().all()):
         hint = "Look at what the reward gets: pictures in [0, 1] and their prompts."
         raise NonFiniteError("the reward is NaN or infinite", value=scores[~scores.isfinite()][0].item(), hint=hint)
     return scores.to(samples.device)
+
+
+def preference(first: Tensor, second: Tensor) -> Tensor:
+    """Who is better (B,): 1 the first, -1 the second, 0 neither; of rewards (B,), or several (B, R).
+
+    Of several a sample is better that is so in one and worse in none (Pareto dominance).
+    """
+    away = (first - second).sign().reshape(len(first), -1)
+    least, most = away.amin(1), away.amax(1)
+    return torch.where(least >= 0, most, torch.where(most <= 0, least, torch.zeros_like(least)))
 
 
 def law_at(chain: Chain, network: Denoiser, batch: Batch, state: Tensor, k: int) -> Transition:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fewstep.alignment.exploring import law_at, laws_of, need_noise, rewards_of, walk
+from fewstep.alignment.exploring import law_at, laws_of, need_noise, preference, rewards_of, walk
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
@@ -28,8 +28,9 @@ def pairwise_chain_loss(chain: Chain, beta: float = 50.0, clamp: float = 0.1, re
         L = -log sigmoid(beta (h_0 log r_0 + h_1 log r_1)),   r_i = clamp(p(x_i) / p_ref(x_i), 1 - e, 1 + e)
 
     of every step but the last, h = (1, -1) where run 0 scores higher, (-1, 1) where run 1 does, 0 on ties, which count
-    in the mean. Outside of the clamp there is no gradient, and no force back. Costs two runs of the student, whose
-    calls carry the gradient, and the reference at all calls but the last.
+    in the mean; a reward of several numbers (B, R) ranks by dominance. Outside of the clamp there is no gradient, and
+    no force back. Costs two runs of the student, whose calls carry the gradient, and the reference at all calls but the
+    last.
 
     Args:
         chain: how the student is run in the training; must have noise.
@@ -48,8 +49,8 @@ def pairwise_chain_loss(chain: Chain, beta: float = 50.0, clamp: float = 0.1, re
         states, laws, clean = walk(chain, networks.student, pair, noise, generator)
         with torch.no_grad():
             before = laws_of(chain, networks.need("reference"), pair, states)
-        scores = rewards_of(networks, clean, pair)
-        preferred = (scores[: batch.size] - scores[batch.size :]).sign()
+        scores = rewards_of(networks, clean, pair, several=True)
+        preferred = preference(*scores.chunk(2))
         margins, inside = [], []
         for law, old, x in zip(laws, before, states[1:], strict=True):
             ratio = (law.log_prob(x, reduction) - old.log_prob(x, reduction)).exp()

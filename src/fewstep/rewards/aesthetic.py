@@ -60,7 +60,8 @@ def aesthetic(argument: str) -> Reward:
         model.eval().requires_grad_(False), None, read_preprocessing(source, model.config.image_size)
     )  # of pictures alone: no tokenizer
     name = f"aesthetic-{Path(argument).name}" if argument else "aesthetic"
-    return RewardFunction(name, partial(rating, clip, head), differentiable=True, facts=facts_of_clip(clip, source))
+    facts, function = facts_of_clip(clip, source), partial(rating, clip, head)
+    return RewardFunction(name, function, differentiable=True, facts=facts, networks=(clip.model,))
 
 
 def head_of(tensors: dict[str, Tensor], source: str) -> Head:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.clip import Clip
 from fewstep.errors import FewstepError
@@ -42,12 +42,14 @@ class RewardFunction:
     """A reward that is a function (images (B, 3, H, W) in [0, 1], their B prompts) -> (B,).
 
     facts: what its numbers depend on, as plain values: weights, resizing, packages; stored beside them.
+    networks: what it runs, for estimates of memory.
     """
 
     name: str
     function: Callable[[Tensor, Sequence[str]], Tensor]
     differentiable: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
+    networks: tuple[nn.Module, ...] = field(default=(), repr=False)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """What the function says.

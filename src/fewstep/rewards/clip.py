@@ -31,7 +31,9 @@ def clip_alignment(argument: str) -> Reward:
     source = argument or OPENAI
     clip = load_clip(source)
     facts = facts_of_clip(clip, source)
-    return RewardFunction(f"clip-{Path(source).name}", partial(cosine, clip), differentiable=True, facts=facts)
+    return RewardFunction(
+        f"clip-{Path(source).name}", partial(cosine, clip), differentiable=True, facts=facts, networks=(clip.model,)
+    )
 
 
 def preference(clip: Clip, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -46,4 +48,4 @@ def pickscore(argument: str) -> Reward:
     clip = load_clip(source, None if argument else PICKSCORE_PROCESSOR)
     name = f"pickscore-{Path(argument).name}" if argument else "pickscore"
     facts = {**facts_of_clip(clip, source), "scale": float(clip.model.logit_scale.exp())}
-    return RewardFunction(name, partial(preference, clip), differentiable=True, facts=facts)
+    return RewardFunction(name, partial(preference, clip), differentiable=True, facts=facts, networks=(clip.model,))

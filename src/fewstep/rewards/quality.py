@@ -70,4 +70,5 @@ def quality(argument: str) -> Reward:
             value=folder,
             hint="Give a folder with config.json and diffusion_pytorch_model.safetensors of a QualityNet.",
         ) from error
-    return RewardFunction("quality", partial(realness, network.eval().requires_grad_(False)), differentiable=True)
+    network = network.eval().requires_grad_(False)
+    return RewardFunction("quality", partial(realness, network), differentiable=True, networks=(network,))

@@ -78,6 +78,7 @@ def fit(
     accelerator: Accelerator,
     quiet: bool = False,
     keep: Path | None = None,
+    until: int | None = None,
 ) -> TrainingProgress:
     """Train until `config.steps`, resuming from `out/checkpoint`; leaves the averaged weights in the modules.
 
@@ -88,6 +89,7 @@ def fit(
         out: where the checkpoint goes; None keeps none.
         quiet: show no progress.
         keep: where stored averages and the files of trackers go, which outlive the checkpoint; `out` unless given.
+        until: stop after this step with a checkpoint, to go on by another call; schedules are those of all steps.
 
     Raises:
         NonFiniteError: a loss is NaN or infinite; the message says whose and when, the last checkpoint is good.
@@ -104,9 +106,9 @@ def fit(
     autocast = _autocast(accelerator)
     began, before = time.monotonic(), progress.seconds
     trackers = tracking(accelerator, config.trackers, config.model_dump(mode="json"), keep or out)
-    pace = Pace(config.checkpoint_minutes)
+    pace, last = Pace(config.checkpoint_minutes), min(until or config.steps, config.steps)
     with display(accelerator, config.steps, quiet) as show, trackers as log:
-        while progress.step < config.steps:
+        while progress.step < last:
             numbers = _step(stage, config, optimizers, progress.step, autocast, shards)
             for average in averages:
                 average.update(stage.averaged())
@@ -117,7 +119,7 @@ def fit(
                     shards.scatter()  # pictures may have been drawn
             progress.seconds = before + time.monotonic() - began
             progress.add(numbers)
-            done = progress.step == config.steps
+            done = progress.step == last
             if progress.step % 20 == 0 or done:
                 log(progress.record())
             show(progress.step, progress.seconds, numbers, config.batch * accelerator.num_processes)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.alignment.presets import alignment
+from fewstep.data import load
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain, ancestral_steps
 from fewstep.distillation.core import Batch
@@ -27,8 +28,12 @@ from fewstep.plan import Plan
 from fewstep.process import Process
 from fewstep.rewards import Reward, load_reward
 from fewstep.train.latents import encode_pictures
+from fewstep.train.shards import wanted as sharded
 from fewstep.train.stage import StageConfig
 from fewstep.zoo import SHIPPED, placed
+
+HELD_OUT = {"emoji": "evaluation", "mnist": "reference"}
+"""Splits of shipped pictures that no shipped model was trained on."""
 
 LIKE = 0.02
 """How far coefficients of a plan may be from those of a chain: LCM's boundary condition moves them by 0.01."""
@@ -62,6 +67,9 @@ class AlignContext(JobContext[AlignRecipe]):
         if dull and "reward" in method.needs and self.recipe.facts.gradient:
             hint = "Use pso or grpo, which need no gradient."
             raise FewstepError(f"{self.recipe.method} needs the gradient of its rewards", value=dull, hint=hint)
+        if sharded(self.recipe.train.shard):
+            hint = "Set train.shard=false: each process keeps the student whole, and shares gradients."
+            raise FewstepError("an alignment does not share out weights", value="train.shard", hint=hint)
         self._check_decoder()
 
     def _check_decoder(self) -> None:
@@ -111,6 +119,21 @@ class AlignContext(JobContext[AlignRecipe]):
         """The rewards that are raised."""
         return self.rewards or tuple(load_reward(placed(spec)) for spec in self.recipe.reward)
 
+    @property
+    def weights(self) -> list[float]:
+        """Of the rewards."""
+        return self.recipe.weights or [1.0] * len(self.opened)
+
+    @cached_property
+    def real(self) -> Tensor | None:
+        """Real pictures (N, 3, H, W) uint8 of the side that the pipeline draws; None without."""
+        wanted = self.recipe.evaluation.real
+        if wanted == "auto":
+            wanted = self.recipe.model.partition("-")[0] if self.recipe.model in SHIPPED else "none"
+        if wanted == "none":
+            return None
+        return load(wanted, HELD_OUT.get(wanted, "all"), self._side()).images
+
     @cached_property
     def judge(self) -> Reward | None:
         """Who judges, and was not trained on.
@@ -132,9 +155,7 @@ class AlignContext(JobContext[AlignRecipe]):
         if not self.recipe.pairs:
             return None
         vae: Any = getattr(self.pipe, "vae", None)
-        with torch.no_grad():
-            size = self.sampler()(self.plan, self._some(1), [0]).shape[-1]
-        prompts, *pictures = read_votes(self.recipe.pairs, size)
+        prompts, *pictures = read_votes(self.recipe.pairs, self._side())
         if vae is None:
             chosen, rejected = (part.float() / 127.5 - 1 for part in pictures)
         else:
@@ -145,8 +166,11 @@ class AlignContext(JobContext[AlignRecipe]):
             )
         return prompts, chosen, rejected
 
-    def _some(self, count: int) -> list[Any] | None:
-        return self.conditions(self.recipe.train_prompts, count)
+    def _side(self) -> int:
+        """Of the pictures that the pipeline draws, in pixels."""
+        with torch.no_grad():
+            given = self.conditions(self.recipe.train_prompts, 1)
+            return self.sampler()(self.plan, given, [0]).shape[-1]
 
     @cached_property
     def names(self) -> list[Any] | None:
@@ -182,11 +206,10 @@ class AlignContext(JobContext[AlignRecipe]):
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def score(self, latents: Tensor, batch: Batch) -> Tensor:
-        """The weighted sum of the rewards (B,) of latents: what the losses call."""
+        """The weighted sum of the rewards (B,) of latents, or each of them (B, R): what the losses call."""
         images, prompts = self.decoded(latents), self._prompts_of(batch)
-        weights = self.recipe.weights or [1.0] * len(self.opened)
-        each = [w * r.score(images, prompts).to(latents.device) for w, r in zip(weights, self.opened, strict=True)]
-        return torch.stack(each).sum(0)
+        each = [w * r.score(images, prompts).to(latents.device) for w, r in zip(self.weights, self.opened, strict=True)]
+        return torch.stack(each, 1) if self.recipe.combine == "pareto" else torch.stack(each).sum(0)
 
     def _prompts_of(self, batch: Batch) -> Sequence[str]:
         if self.names is None or batch.numbers is None:

@@ -7,10 +7,11 @@ from typing import Any
 
 from fewstep.distillation.health import advice
 from fewstep.jobs.align.context import AlignContext
+from fewstep.jobs.align.measure import drawn
 from fewstep.jobs.align.recipe import AlignRecipe
 from fewstep.jobs.align.report import write_report
-from fewstep.jobs.align.training import aligned, best_check, drawn, network_after
-from fewstep.jobs.context import Items, seeds_for
+from fewstep.jobs.align.training import aligned, best_check, network_after
+from fewstep.jobs.context import Items, seeds_for, tensor_unit
 from fewstep.jobs.distill.measure import different
 from fewstep.pipelines import attach, exchanged, identity_of, save_pipeline
 from fewstep.pipelines.protocol import Pipeline
@@ -27,8 +28,6 @@ def run(recipe: AlignRecipe, run: Run) -> Path:
     context = AlignContext.open(recipe, run)
     context.check()
     checks, messages = aligned(context)
-    if not run.leads:
-        return run.path / "report.html"  # the rest is the first process's work
     best = best_check(checks)
 
     def finished() -> Any:
@@ -62,5 +61,11 @@ def _pictures(context: AlignContext, updates: int) -> tuple[list[str], list[list
     picks = different(names, settings.pictures)
     seeds = seeds_for("evaluation", settings.seeds[0], settings.items)
     items = Items(given, seeds).pick(picks)
-    before, after = (drawn(context, network, items) for network in (None, network_after(context, updates)))
-    return [names[i] for i in picks], [[a, b] for a, b in zip(before, after, strict=True)]
+
+    def compute() -> dict[str, Any]:
+        return {
+            name: drawn(context, network_after(context, n), items) for name, n in (("before", 0), ("after", updates))
+        }
+
+    found = tensor_unit(context.run, "pictures", compute)
+    return [names[i] for i in picks], [[a, b] for a, b in zip(found["before"], found["after"], strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -39,6 +40,9 @@ class AlignEvaluation(RecipePart):
     judge: str = "auto"
     """A reward that judges alone; `auto`: a shipped judge for a shipped model, the feature networks alone elsewhere."""
     features: list[str] = Field(default_factory=lambda: ["random", "pixels"], min_length=1)
+    real: str = "auto"
+    """Real pictures that distances are measured to as well: `emoji`, `mnist`, a folder or an npz, or `none`; `auto`:
+    the held-out ones of a shipped model."""
     pictures: int = Field(8, ge=0)
 
 
@@ -56,6 +60,8 @@ class AlignRecipe(PipelineRecipe):
     """Rewards by name, such as clip:FOLDER_OR_ID, quality:FOLDER or colourfulness; their weighted sum is raised."""
     weights: list[float] = Field(default_factory=list)
     """Of the rewards; 1 each unless given."""
+    combine: Literal["sum", "pareto"] = "sum"
+    """Of several rewards: their weighted sum, or, for pso, whoever is better in one and worse in none wins a pair."""
     train_prompts: Conditions = "auto"
     """What is trained on: a prompt set by name, prompts, or labels."""
     pairs: str = ""
@@ -113,5 +119,11 @@ class AlignRecipe(PipelineRecipe):
         if self.facts.distils and not self.teacher:
             hint = "Name the many-step pipeline that the student was distilled from: teacher=emoji-teacher."
             raise FewstepError(f"{self.method} distils from a teacher", hint=hint)
+        if self.combine == "pareto" and (self.options.get("policy", self.method) != "pso" or len(self.reward) < 2):
+            hint = "Use combine=sum with weights, or method=pso (or joint) with two rewards or more."
+            raise FewstepError("only pairs are won by dominance, of two rewards or more", value=self.method, hint=hint)
+        if self.evaluation.real not in ("auto", "none", "emoji", "mnist") and not Path(self.evaluation.real).exists():
+            hint = "Give emoji, mnist, a folder or an npz, or none."
+            raise FewstepError("evaluation.real: no such pictures", value=self.evaluation.real, hint=hint)
         if self.train.students > 1 or self.train.quantize or self.train.q_sched:
             raise FewstepError("an alignment trains one student in full precision", hint="Leave train.students out.")

@@ -31,6 +31,7 @@ MEASURES = {
     "recall": Column("recall", better="higher", digits=3),
     "diversity": Column("diversity", better="higher", digits=4, note="between seeds of a prompt"),
     "distance": Column("distance", better="lower", digits=4, note="Fréchet, to the untouched student"),
+    "real": Column("distance to data", better="lower", digits=4, note="Fréchet, to real pictures"),
 }
 
 
@@ -74,8 +75,11 @@ def _sentence(recipe: AlignRecipe, checks: Sequence[Mapping[str, Any]], best: in
 
 def _table(recipe: AlignRecipe, checks: Sequence[Mapping[str, Any]], best: int) -> Table:
     known = [name for name in MEASURES if any(check[name] is not None for check in checks)]
+    several = list(checks[0]["rewards"]) if len(checks[0]["rewards"]) > 1 else []
+    columns = [MEASURES[name] for name in known] + [Column(name, better="higher", digits=4) for name in several]
     rows = [
-        TableRow("untouched" if k == 0 else f"{check['updates']} updates", [check[name] for name in known],
+        TableRow("untouched" if k == 0 else f"{check['updates']} updates",
+                 [check[name] for name in known] + [check["rewards"][name] for name in several],
                  note="kept" if k == best else "", reference=k == 0)
         for k, check in enumerate(checks)
     ]  # fmt: skip
@@ -83,7 +87,7 @@ def _table(recipe: AlignRecipe, checks: Sequence[Mapping[str, Any]], best: int) 
         f"{recipe.evaluation.items} held-out items x {len(recipe.evaluation.seeds)} seeds; "
         f"{recipe.evaluation.reference} samples of the untouched student as reference."
     )
-    return Table("Along the training", [MEASURES[name] for name in known], rows, text=text, corner="after")
+    return Table("Along the training", columns, rows, text=text, corner="after")
 
 
 def _curves(checks: Sequence[Mapping[str, Any]]) -> list[Block]:
@@ -92,5 +96,7 @@ def _curves(checks: Sequence[Mapping[str, Any]]) -> list[Block]:
         points = [(check["updates"], check[name]) for check in checks if check[name] is not None]
         if len(points) > 1:
             curve = {name: ([p[0] for p in points], [p[1] for p in points])}
-            figures.append(Figure(name.capitalize(), lines(curve, xlabel="updates", ylabel=name)))
+            figures.append(
+                Figure(MEASURES[name].label.capitalize(), lines(curve, xlabel="updates", ylabel=MEASURES[name].label))
+            )
     return figures
