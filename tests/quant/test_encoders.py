@@ -38,7 +38,7 @@ def test_a_clip_encoder_keeps_its_first_token(tmp_path):
         truth = model(IDS)[0]
     names = keep_first_tokens(model, calls)
     assert "encoder.layers.0.self_attn.k_proj" in names  # causal: nothing comes before the first token
-    quantize(model, "w2a8", rules=())
+    quantize(model, "w2a8", rules=(), skip=["embeddings"])
     low = model(IDS)[0]
     torch.testing.assert_close(low[:, 0], truth[:, 0], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(low[:, 1:], truth[:, 1:], rtol=1e-2, atol=1e-2)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from fewstep.quant import QuantConv2d, QuantLinear, Scheme, quantize
+from fewstep.quant import QuantConv, QuantLinear, Scheme, quantize
 from fewstep.quant.calibration import calibrate
 from fewstep.quant.grids import NF4, QuantGrid, decode, encode, fit_grid
 from fewstep.quant.layer import QuantLayer
@@ -164,7 +164,7 @@ def test_layers_are_float_products_of_rounded_factors(scheme: str) -> None:
             seen = (x / scale).to(torch.float8_e4m3fn).double() * scale
         weight = layer.dequantize(torch.float64)
         bias = None if layer.bias is None else layer.bias.double()
-        if isinstance(layer, QuantConv2d):
+        if isinstance(layer, QuantConv):
             expected = F.conv2d(seen, weight, bias, stride=2, padding=1)
         else:
             expected = F.linear(seen, weight, bias)

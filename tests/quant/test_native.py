@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from fewstep.quant import QuantConv2d, QuantLayer, QuantLinear, Scheme, native, quantize
+from fewstep.quant import QuantConv, QuantLayer, QuantLinear, Scheme, native, quantize
 from fewstep.quant.calibration import calibrate
 from fewstep.quant.integer import quantize_activation
 from fewstep.quant.report import resident_bytes
@@ -18,7 +18,7 @@ SCHEMES = st.sampled_from(["w8a8", "w8a8tensor", "w4a8row", "w3a8row", "w2a8row"
 
 
 def layer_of(source: nn.Linear | nn.Conv2d, scheme: str) -> QuantLayer:
-    layer = (QuantLinear if isinstance(source, nn.Linear) else QuantConv2d)(source, Scheme.parse(scheme))  # type: ignore[arg-type]
+    layer = (QuantLinear if isinstance(source, nn.Linear) else QuantConv)(source, Scheme.parse(scheme))  # type: ignore[arg-type]
     load_float(layer, source.weight)
     native.keep(layer)  # also for few rows, also below 8 bit
     if layer.native is not None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from fewstep.quant import QuantConv2d, QuantLayer, QuantLinear, Scheme
+from fewstep.quant import QuantConv, QuantLayer, QuantLinear, Scheme
 from fewstep.quant.integer import quantize_activation
 from tests.quant import load_float
 
@@ -22,10 +22,10 @@ def linear(inputs: int, outputs: int, scheme: str, bias: bool = True, seed: int 
     return source, layer
 
 
-def conv(scheme: str, *args: int, seed: int = 0, **options: object) -> tuple[nn.Conv2d, QuantConv2d]:
+def conv(scheme: str, *args: int, seed: int = 0, **options: object) -> tuple[nn.Conv2d, QuantConv]:
     torch.manual_seed(seed)
     source = nn.Conv2d(*args, **options)  # type: ignore[arg-type]
-    layer = QuantConv2d(source, Scheme.parse(scheme))
+    layer = QuantConv(source, Scheme.parse(scheme))
     load_float(layer, source.weight)
     return source, layer
 

@@ -49,7 +49,7 @@ def quantize(
         print(fs.quant_report(low))        # every layer, its bits, its kernel, the reason
 
     Args:
-        target: a diffusers pipeline, or a torch network with Linear and Conv2d layers.
+        target: a diffusers pipeline, or a torch network with Linear, convolution or Embedding layers.
         scheme: one for the backbone, such as `w4a8`; first, last and conditioning layers get more. `w4a8` where
             neither a budget nor bits are asked for.
         budget: bytes of the backbone's file, such as `2.5GB`: bits are chosen layer by layer.

@@ -6,7 +6,7 @@ from fewstep.lazy import attributes
 from fewstep.quant.apply import dequantize, quantize
 from fewstep.quant.calibration import Calibration, calibrate
 from fewstep.quant.layer import QuantLayer
-from fewstep.quant.linear_conv import QuantConv2d, QuantLinear
+from fewstep.quant.linear_conv import QuantConv, QuantEmbedding, QuantLinear
 from fewstep.quant.report import QuantReport
 from fewstep.quant.rules import FEW_STEP_RULES, PUBLISHED_RULES, Rule
 from fewstep.quant.scheme import Scheme
@@ -18,7 +18,8 @@ __all__ = [
     "FEW_STEP_RULES",
     "PUBLISHED_RULES",
     "Calibration",
-    "QuantConv2d",
+    "QuantConv",
+    "QuantEmbedding",
     "QuantLayer",
     "QuantLinear",
     "QuantReport",

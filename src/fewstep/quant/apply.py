@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
 from fewstep.quant.calibration import Calibration
 from fewstep.quant.calls import Call
 from fewstep.quant.config import mark, unmark
-from fewstep.quant.kernels import check_backend, describe, kernel_reason
+from fewstep.quant.kernels import check_backend, kernel_reason
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import make_layer, run_conditioning_by_row
 from fewstep.quant.methods import RoundingMethod, fitting, method_of, store
-from fewstep.quant.modules import replace_modules
+from fewstep.quant.modules import LAYERS, FloatLayer, kind_of, replace_modules, rows_of
 from fewstep.quant.outliers import with_wide_inputs
 from fewstep.quant.report import LayerReport, QuantReport, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.rules import Decisions, Rule, decisions_by_rules, default_rules
@@ -25,7 +25,7 @@ from fewstep.quant.scheme import Scheme
 from fewstep.quant.split import split_like
 from fewstep.quant.wrappers import bare, check_bare
 
-MakeLayer = Callable[[str, nn.Linear | nn.Conv2d, Scheme], tuple[QuantLayer, str]]
+MakeLayer = Callable[[str, FloatLayer, Scheme], tuple[QuantLayer, str]]
 """(name, float layer, scheme) -> its low-bit twin, filled, and why it got less than the scheme, if it did."""
 
 
@@ -40,7 +40,7 @@ def quantize(
     calibration: Calibration | None = None,
     example: Call | None = None,
 ) -> QuantReport:
-    """Quantize every Linear and Conv2d of a model in place and report on all its parameters.
+    """Quantize every Linear, convolution and Embedding of a model in place and report on all its parameters.
 
     A model of diffusers or transformers can then be saved and loaded as any other (`fewstep.pipelines.low_bit`). In a
     compiled model (`torch.compile(model)`) the network inside is quantized, and compiles anew at the next call.
@@ -116,11 +116,11 @@ def replace_layers(
 
     def low(name: str, module: nn.Module) -> nn.Module | None:
         scheme, reason = given.modules.get(name, (None, ""))
-        if scheme is None or not isinstance(module, nn.Linear | nn.Conv2d):
+        if scheme is None or not isinstance(module, LAYERS):
             keep(name, module)
             rows.extend([kept_row(name, module, reason)] if name in given.modules else [])
             return None
-        layer, why = make(name, module, scheme)
+        layer, why = make(name, cast("FloatLayer", module), scheme)
         rows.append(low_row(name, module, layer, "; ".join(filter(None, (reason, why)))))
         return layer
 
@@ -150,12 +150,12 @@ def install(model: nn.Module, layers: Mapping[str, Scheme], backend: str) -> Non
     """Put empty quantized layers in the named places, for a checkpoint to fill.
 
     Raises:
-        FewstepError: the model has no such Linear or Conv2d.
+        FewstepError: the model has no such layer.
     """
     split_like(model, layers)
     modules = dict(model.named_modules())
     for name in layers:
-        if not isinstance(modules.get(name), nn.Linear | nn.Conv2d):
+        if not isinstance(modules.get(name), LAYERS):
             raise FewstepError(
                 "the quantized checkpoint names a layer that this model does not have",
                 value=name,
@@ -171,16 +171,16 @@ def install(model: nn.Module, layers: Mapping[str, Scheme], backend: str) -> Non
 
 def check_quantizable(model: nn.Module) -> None:
     """Raise a FewstepError for a model that has no layers to quantize, low-bit ones, or wrapped ones."""
-    if isinstance(model, nn.Linear | nn.Conv2d):
+    if isinstance(model, LAYERS):
         raise FewstepError("a single layer cannot be replaced in place", hint="Wrap it: torch.nn.Sequential(layer).")
-    if not any(isinstance(m, nn.Linear | nn.Conv2d | QuantLayer) for m in model.modules()):
-        hint = "Only these two kinds of layers have low-bit forms here."
-        raise FewstepError("the model has no Linear or Conv2d", value=type(model).__name__, hint=hint)
+    if not any(isinstance(m, (*LAYERS, QuantLayer)) for m in model.modules()):
+        hint = "Only these kinds of layers have low-bit forms here."
+        raise FewstepError("the model has no Linear, convolution or Embedding", value=type(model).__name__, hint=hint)
     if getattr(model, "hf_quantizer", None) is not None or any(isinstance(m, QuantLayer) for m in model.modules()):
         raise FewstepError("the model is quantized already", hint="Load the full-precision weights and quantize those.")
     check_bare(model)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and not torch.isfinite(module.weight).all():
+        if isinstance(module, LAYERS) and not torch.isfinite(cast("Tensor", module.weight)).all():
             hint = "Check the checkpoint, or whether a cast to half precision overflowed."
             raise FewstepError("a weight holds NaN or infinity", value=name, hint=hint)
 
@@ -203,26 +203,28 @@ def _check_calibration(
 
 
 def _rounded(
-    name: str, source: nn.Linear | nn.Conv2d, scheme: Scheme, *, backend: str, method: RoundingMethod,
+    name: str, source: FloatLayer, scheme: Scheme, *, backend: str, method: RoundingMethod,
     calibration: Calibration | None,
 ) -> tuple[QuantLayer, str]:  # fmt: skip
     """The twin of a layer in memory."""
     statistics = None if calibration is None else calibration.get(name)
-    groups = 1 if isinstance(source, nn.Linear) else source.groups
-    scheme, method, why = fitting(source.weight.shape, scheme, method, statistics, groups)
+    weight, groups = rows_of(source), getattr(source, "groups", 1)
+    if isinstance(source, nn.Embedding):  # nothing is multiplied: no inputs to calibrate by
+        method = RoundingMethod()
+    scheme, method, why = fitting(weight.shape, scheme, method, statistics, groups)
     layer = make_layer(source, scheme, backend)
-    layer.load(store(source.weight, scheme, method, statistics, groups))
+    layer.load(store(weight, scheme, method, statistics, groups))
     return layer, why
 
 
-def low_row(name: str, source: nn.Linear | nn.Conv2d, layer: QuantLayer, reason: str) -> LayerReport:
+def low_row(name: str, source: nn.Module, layer: QuantLayer, reason: str) -> LayerReport:
     """The report's row of a layer in low bits; the kernel has its say where nothing else needs one."""
-    weight, regular = source.weight, layer.native is not None
-    where: Any = {"linear": layer.linear, "on_cuda": weight.is_cuda, "regular": regular}
+    weight: Any = source.weight
+    where: Any = {"linear": layer.linear, "on_cuda": weight.is_cuda, "regular": layer.native is not None}
     unread = weight.numel() * layer.float_dtype.itemsize if weight.is_meta else 0
     return LayerReport(
-        name, "Linear" if layer.linear else "Conv2d", tuple(weight.shape), weight.numel(), str(layer.scheme),
-        describe(layer.scheme, layer.backend, **where), own_bytes(source) + unread, own_bytes(layer),
+        name, layer.kind, tuple(weight.shape), weight.numel(), str(layer.scheme), layer.kernel,
+        own_bytes(source) + unread, own_bytes(layer),
         reason or kernel_reason(layer.backend, layer.scheme, weights=weight.numel(), **where), quantized=True,
     )  # fmt: skip
 
@@ -231,7 +233,6 @@ def kept_row(name: str, module: nn.Module, reason: str) -> LayerReport:
     """The report's row of a module that keeps its float type."""
     parameters = list(module.parameters(recurse=False))
     size, first = own_bytes(module), parameters[0]
-    kind = next((base.__name__ for base in (nn.Linear, nn.Conv2d) if isinstance(module, base)), type(module).__name__)
     bits = f"{first.element_size() * 8} float" if first.is_floating_point() else str(first.dtype)
     weights = sum(parameter.numel() for parameter in parameters)
-    return LayerReport(name, kind, tuple(first.shape), weights, bits, "float", size, size, reason)
+    return LayerReport(name, kind_of(module), tuple(first.shape), weights, bits, "float", size, size, reason)

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fewstep.errors import FewstepError, NonFiniteError
 from fewstep.files import check_free, read_json, read_tensors, write_json, write_tensors
+from fewstep.quant.modules import PRODUCTS
+from fewstep.quant.patches import dimensions, moments_shape, patches
 from fewstep.quant.statistics import LayerStatistics, ranges_of
 from fewstep.quant.wrappers import check_unwrapped
 
@@ -76,7 +77,7 @@ def calibrate(
     limit: float = 2e9,
     folder: str | Path | None = None,
 ) -> Calibration:
-    """Run the model on conditions with their seeds and collect statistics of every Linear and Conv2d input.
+    """Run the model on conditions with their seeds and collect statistics of all inputs of its products.
 
     Args:
         run: draws one batch with the plan to be used, such as `lambda c, s: generator(plan, c, s, "latent")`.
@@ -115,7 +116,9 @@ def calibrate(
         for name, statistics in found.items():
             _write_layer(Path(folder), name, statistics)
     if not names:
-        raise FewstepError("no Linear or Conv2d was called during calibration", hint="Let `run` call this very model.")
+        raise FewstepError(
+            "no Linear or convolution was called during calibration", hint="Let `run` call this very model."
+        )
     seen = tuple(map(int, seeds)), calls, tuple(sorted(times, reverse=True))
     result = Calibration(done, len(conditions), *seen, ranges)
     return result if folder is None else _written(result, names, Path(folder))
@@ -136,17 +139,6 @@ def _written(calibration: Calibration, names: Sequence[str], folder: Path) -> Ca
     return Calibration.load(folder)
 
 
-def patches(layer: nn.Module, x: Tensor) -> Tensor:
-    """Inputs of one call as rows (samples, rows, in * kh * kw) of the layer's matrix product, float32."""
-    x = x.detach().float()
-    if not isinstance(layer, nn.Conv2d):
-        return x.reshape(1 if x.ndim < 3 else x.shape[0], -1, x.shape[-1])
-    x = x if x.ndim == 4 else x[None]
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = F.pad(x, list(layer._reversed_padding_repeated_twice), mode=mode)
-    return F.unfold(x, layer.kernel_size, layer.dilation, 0, layer.stride).mT
-
-
 class _Collector:
     """Running sums of one layer; one random stream per layer, so that the choice of rows does not depend on others."""
 
@@ -156,7 +148,7 @@ class _Collector:
         self.momentum, self.percentile = momentum, percentile
         self.name, self.layer, self.rows, self.keep = name, layer, rows, sample
         self.generator = torch.Generator().manual_seed(0)
-        self.groups, width = _second_shape(layer)
+        self.groups, width = moments_shape(layer)
         self.second = torch.zeros(self.groups, width, width) if second else None
         self.ends: tuple[Tensor, Tensor] | None = None
         self.seen, self.taken = 0, 0
@@ -166,7 +158,8 @@ class _Collector:
         x = (inputs[0] if inputs else named["input"]).detach()
         if not x.numel():
             return
-        dims = [d for d in range(x.ndim) if d != (x.ndim - 3 if isinstance(self.layer, nn.Conv2d) else x.ndim - 1)]
+        size = dimensions(self.layer)
+        dims = [d for d in range(x.ndim) if d != x.ndim - 1 - size]
         ends = (x.amin(dims), x.amax(dims)) if dims else (x, x)
         ends = ends[0].float().cpu(), ends[1].float().cpu()
         if not all(bool(end.isfinite().all()) for end in ends):
@@ -175,7 +168,7 @@ class _Collector:
         self.ends = self._merged(ends)
         self.seen += 1
         # one sample at a time: patches of a whole batch would not fit
-        for one in x if x.ndim == 4 and isinstance(self.layer, nn.Conv2d) else [x]:
+        for one in x if size and x.ndim == size + 2 else [x]:
             for rows in patches(self.layer, one):
                 self._take(rows)
 
@@ -234,9 +227,9 @@ def _passes(model: nn.Module, second: bool, limit: float, on_disk: bool) -> list
     passes: list[dict[str, nn.Module]] = [{}]
     size = 0.0
     for name, layer in model.named_modules():
-        if type(layer) not in (nn.Linear, nn.Conv2d):
+        if type(layer) not in PRODUCTS:
             continue
-        groups, width = _second_shape(layer)
+        groups, width = moments_shape(layer)
         own = 4 * groups * width * width if second else 0
         if size + own > limit and passes[-1]:
             if not on_disk:
@@ -250,12 +243,6 @@ def _passes(model: nn.Module, second: bool, limit: float, on_disk: bool) -> list
         passes[-1][name] = layer
         size += own
     return passes
-
-
-def _second_shape(layer: nn.Module) -> tuple[int, int]:
-    if isinstance(layer, nn.Conv2d):
-        return layer.groups, layer.weight[0].numel()
-    return 1, layer.in_features if isinstance(layer, nn.Linear) else 0
 
 
 @torch.no_grad()

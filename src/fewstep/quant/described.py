@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from fewstep.errors import FewstepError
 from fewstep.quant.apply import kept_row
-from fewstep.quant.kernels import describe
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.report import LayerReport, QuantReport, disk_bytes, own_bytes, resident_bytes
 
@@ -73,14 +73,13 @@ def _rows(model: nn.Module) -> list[LayerReport]:
 def _low_row(name: str, layer: QuantLayer) -> LayerReport:
     digest = 0 if layer.schemes_digest is None else layer.schemes_digest.nbytes  # the model's, not the layer's
     weights, after = layer.weight_shape.numel(), own_bytes(layer) - digest
-    where: Any = {"linear": layer.linear, "on_cuda": layer.packed.is_cuda, "regular": layer.native is not None}
     return LayerReport(
         name=name,
-        kind="Linear" if layer.linear else "Conv2d",
-        shape=tuple(layer.weight_shape),
+        kind=layer.kind,
+        shape=tuple(layer.as_held(torch.empty(layer.weight_shape, device="meta")).shape),
         weights=weights,
         bits=str(layer.scheme),
-        kernel=describe(layer.scheme, layer.backend, **where),
+        kernel=layer.kernel,
         bytes_before=after - layer.weight_bytes() + weights * layer.float_dtype.itemsize,
         bytes_after=after,
         quantized=True,

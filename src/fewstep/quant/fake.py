@@ -8,7 +8,6 @@ to_packed(model)   # back, output unchanged again
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +59,7 @@ class FakeLayer(nn.Module):
     """Twin of one `QuantLayer`; its parameters are what the packed layer keeps, before rounding.
 
     Attributes:
-        weight: of the layer's shape, what is rounded (smoothing and float branch already taken out).
+        weight: (out, in / groups, ...), what is rounded (smoothing and float branch already taken out).
         scale: (out, groups) as in the packed layer, float32.
         bias, input_scale, up, down: where the layer has them.
     """
@@ -88,7 +87,7 @@ class FakeLayer(nn.Module):
             value = getattr(stored, name)
             self.register_parameter(name, None if value is None else nn.Parameter(value.float().clone()))
         self.register_parameter("bias", layer.bias)
-        shape = make_layer(cast("nn.Linear | nn.Conv2d", layer.to_float()), layer.scheme, layer.backend)
+        shape = make_layer(layer.to_float(), layer.scheme, layer.backend)
         shape.bias = None
         self._digest = layer.schemes_digest
         self._shape = [shape]  # in a list, so that it is no submodule: it lends its geometry and holds no tensors
@@ -110,7 +109,8 @@ class FakeLayer(nn.Module):
         if self.smooth is not None:
             x = x / shape._per_input(self.smooth).to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = shape._product(self._inputs(x), weight.to(x.dtype), bias)
+        wide = x.dtype if x.is_floating_point() else weight.dtype  # embeddings take indices
+        y = shape._product(self._inputs(x), weight.to(wide), bias)
         if self.up is not None and self.down is not None:
             up, down = (_through(p, lambda v: v.half().float()).to(x.dtype) for p in (self.up, self.down))
             y = y + shape._mix(shape._product(x, down.view(-1, *self.weight.shape[1:]), None), up)
@@ -119,7 +119,7 @@ class FakeLayer(nn.Module):
     @torch.no_grad()
     def packed(self) -> QuantLayer:
         """The low-bit layer this one stands for."""
-        layer = make_layer(cast("nn.Linear | nn.Conv2d", self._shape[0].to_float()), self.scheme, self.backend)
+        layer = make_layer(self._shape[0].to_float(), self.scheme, self.backend)
         layer.register_parameter("bias", self.bias)
         grid = QuantGrid(self.scale.detach(), self.zero, self.whole).rounded(self.scheme)
         codes = encode(self.weight.flatten(1), grid, self.scheme)
@@ -181,7 +181,7 @@ def _through(values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
 
 def _residual(layer: QuantLayer, weight: Tensor) -> Tensor:
     """The part of a float weight that the layer rounds."""
-    weight = weight.float()
+    weight = layer.as_held(weight.float())
     if layer.smooth is not None:
         weight = weight * layer._per_input(layer.smooth)
     if layer.up is not None and layer.down is not None:

@@ -76,7 +76,7 @@ def kernel_reason(
     if not scheme.integer_product:
         return "scales vary inside the sum, which no int8 kernel takes: memory is saved, not time"
     if not regular:
-        return "padding that is not even zeros, which the int8 kernel does not take"
+        return "the int8 kernel takes no convolution but Conv2d, and no padding but even zeros"
     if weights and native.SMALL // weights > 256 and native.available():
         rows = -(-native.SMALL // weights)
         return f"tiny layer: int8 pays from {rows:,} rows of input on; below, the same integers are multiplied in float"

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from fewstep.quant import fp4
 from fewstep.quant.grids import QuantGrid, StoredWeight, decode
 from fewstep.quant.integer import apply_scale_, dequantize_weight, quantize_groups, quantize_input
-from fewstep.quant.kernels import torchao_weight, use_torchao, use_triton
+from fewstep.quant.kernels import describe, torchao_weight, use_torchao, use_triton
+from fewstep.quant.modules import FloatLayer, kind_of, rows_of
 from fewstep.quant.native import NativeProduct, geometry
 from fewstep.quant.packing import pack, packed_columns, unpack, unpack_into
 from fewstep.quant.scheme import BLOCKS, Scheme
@@ -25,7 +26,7 @@ class QuantLayer(nn.Module):
     """What quantized layers share: storage, dequantization and the forward pass around one float product.
 
     Buffers:
-        packed: int8 (out, bytes per row), the codes of the weight flattened to (out, rest).
+        packed: int8 (out, bytes per row), codes of the weight flattened to (out, rest).
         scale: (out, groups), float32 per row, float16 per group, bytes for mxfp4 and nvfp4; keeps its type when the
             model is cast. tensor_scale: float32 0-dim, of nvfp4.
         zero: int8 (out, bytes per row of groups), zero points packed as the codes are; asymmetric schemes only.
@@ -36,10 +37,9 @@ class QuantLayer(nn.Module):
     Parameter:
         bias: the original one, or None.
 
-    With 8-bit activations and one scale per row, both factors of the product are integers held in floats. The float32
-    sum then equals that of an int8 kernel exactly while every partial sum stays below 2^24 (1,040 terms of 127 * 127 in
-    the worst case; far more in practice), and differs in the last float32 digit beyond. With groups the scale varies
-    inside the sum, so the weight is dequantized first: equal up to float32 rounding.
+    With 8-bit activations and one scale per row, both factors are integers held in floats. The float32 sum equals that
+    of an int8 kernel while partial sums stay below 2^24 (1,040 terms of 127 * 127 in the worst case), and differs in
+    its last digit beyond. With groups the scale varies inside the sum: the weight is dequantized first.
 
     The gradient with respect to the input is the straight-through one: that of a float layer with dequantized weights.
     """
@@ -58,10 +58,10 @@ class QuantLayer(nn.Module):
     _dims: tuple[int, ...]  # dimensions of the input over which one activation scale is shared
     linear: bool
 
-    def __init__(self, source: nn.Linear | nn.Conv2d, scheme: Scheme, backend: str) -> None:
+    def __init__(self, source: FloatLayer, scheme: Scheme, backend: str) -> None:
         super().__init__()
-        self.scheme, self.backend = scheme, backend
-        self.weight_shape, self.float_dtype = source.weight.shape, source.weight.dtype
+        self.scheme, self.backend, self.kind = scheme, backend, kind_of(source)
+        self.weight_shape, self.float_dtype = rows_of(source).shape, source.weight.dtype
         rows, self.columns = self.weight_shape[0], self.weight_shape[1:].numel()
         groups = 1 if scheme.group_size is None else -(-self.columns // scheme.group_size)
         block = scheme.weight_format in BLOCKS
@@ -72,7 +72,7 @@ class QuantLayer(nn.Module):
         self.register_buffer("scale", torch.empty(shape, dtype=precision, device="meta"))
         zeros = (shape[0], packed_columns(groups, scheme.weight_bits))
         self._optional("zero", scheme.weight_format == "asym", zeros, torch.int8)
-        self._optional("smooth", scheme.smooth, (self._inputs(source),), torch.float32)
+        self._optional("smooth", scheme.smooth, (self.weight_shape[1] * getattr(source, "groups", 1),), torch.float32)
         self._optional("tensor_scale", scheme.weight_format == "nvfp4", (), torch.float32)
         self._optional("input_scale", scheme.calibrated, (), torch.float32)
         self._optional("input_zero", scheme.activation_format == "affine", (), torch.int32)
@@ -89,10 +89,10 @@ class QuantLayer(nn.Module):
         self.by_row = False  # see fewstep.quant.linear_conv.run_conditioning_by_row
         self._view: Any = None  # torchao's tensor over our buffers
         self.native = self._native(source)
-        self.register_parameter("bias", cast("nn.Parameter | None", source.bias))
+        self.register_parameter("bias", cast("nn.Parameter | None", getattr(source, "bias", None)))
 
     def _native(self, source: Any) -> NativeProduct | None:
-        where = None if self.linear else geometry(source)
+        where = geometry(source) if isinstance(source, nn.Conv2d) else None
         if not self.scheme.integer_product or (where is None and not self.linear):
             return None
         keep = self.scheme.weight_bits == 8 or self.backend == "int8"
@@ -142,20 +142,21 @@ class QuantLayer(nn.Module):
         parts = (self.packed, self.scale, self.tensor_scale, self.zero, self.smooth, self.up, self.down)
         return sum(part.nbytes for part in parts if part is not None)
 
-    def codes(self) -> Tensor:
-        """Integer weight codes, int8 (out, rest)."""
-        return unpack(self.packed, self.scheme.weight_bits, self.columns)
+    def codes(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Integer weight codes, int8 (out, rest), of some rows or all."""
+        return unpack(self.packed[rows], self.scheme.weight_bits, self.columns)
 
-    def grid(self) -> QuantGrid:
-        """Scales and zero points of the codes."""
+    def grid(self, rows: Tensor | slice = slice(None)) -> QuantGrid:
+        """Scales and zero points of the codes, of some rows or all."""
+        which = slice(None) if self.scheme.per_tensor else rows
+        scale = self.scale[which]
         if self.scheme.weight_format in BLOCKS:
-            return QuantGrid(fp4.from_bytes(self.scale, self.tensor_scale), None, self.tensor_scale)
-        if self.zero is None:
-            return QuantGrid(self.scale)
-        return QuantGrid(self.scale, unpack(self.zero, self.scheme.weight_bits, self.scale.shape[1]))
+            return QuantGrid(fp4.from_bytes(scale, self.tensor_scale), None, self.tensor_scale)
+        zero = None if self.zero is None else unpack(self.zero[which], self.scheme.weight_bits, scale.shape[1])
+        return QuantGrid(scale, zero)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight that the layer stands for, of shape `weight_shape`: float branch and smoothing included."""
+        """The weight that the layer stands for, (out, in / groups, ...): float branch and smoothing included."""
         weight = self.low_bit_weight(dtype)
         if self.up is not None and self.down is not None:
             weight = weight + (self.up.to(dtype) @ self.down.to(dtype)).view(self.weight_shape)
@@ -175,15 +176,25 @@ class QuantLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Dequantized weight, for code that asks a layer for its weight or the type and device of it."""
-        return self.dequantize(self.float_dtype)
+        """Dequantized weight as the float layer holds it, for code that asks for it, its type or its device."""
+        return self.as_held(self.dequantize(self.float_dtype))
 
-    def to_float(self) -> nn.Module:
+    def as_held(self, weight: Tensor) -> Tensor:
+        """A weight (out, in / groups, ...) in the order of the float layer's own, and back."""
+        return weight
+
+    @property
+    def kernel(self) -> str:
+        """What multiplies, for the report."""
+        known: Any = {"linear": self.linear, "on_cuda": self.packed.is_cuda, "regular": self.native is not None}
+        return describe(self.scheme, self.backend, **known)
+
+    def to_float(self) -> FloatLayer:
         """The float layer with the dequantized weight."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer; shapes and memory formats as in the float layer it replaced."""
+        """Apply the layer; shapes and memory formats as in the float layer."""
         if self.smooth is not None:
             x = x / self._per_input(self.smooth).to(x.dtype)
         y = self._low_bit(x)
@@ -271,9 +282,6 @@ class QuantLayer(nn.Module):
 
     def _mix(self, narrow: Tensor, up: Tensor) -> Tensor:
         """The wide end of the float branch."""
-        raise NotImplementedError
-
-    def _inputs(self, source: Any) -> int:
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLayer:

@@ -1,14 +1,16 @@
-"""Linear and Conv2d whose weights stay in low bits; the same module runs, differentiates and saves."""
+"""Linear, convolutions and Embedding whose weights stay in low bits; one module runs, differentiates and saves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.quant.grids import decode
 from fewstep.quant.layer import QuantLayer
+from fewstep.quant.modules import Convolution, FloatLayer, swapped
 from fewstep.quant.scheme import Scheme
 
 
@@ -41,57 +43,104 @@ class QuantLinear(QuantLayer):
     def _mix(self, narrow: Tensor, up: Tensor) -> Tensor:
         return F.linear(narrow, up)
 
-    def _inputs(self, source: nn.Linear) -> int:
-        return source.in_features
 
+class QuantConv(QuantLayer):
+    """Quantized convolution in 1 to 3 dimensions, also a transposed one: activation scale per sample.
 
-class QuantConv2d(QuantLayer):
-    """Quantized nn.Conv2d: activation scale per image.
-
-    One scale per image and not per position, because each output of a convolution sums over several positions: scales
+    One scale per sample and not per position, because each output of a convolution sums over several positions: scales
     that differ inside the sum could not be taken out of an integer product.
     """
 
-    _dims = (-3, -2, -1)
     linear = False
 
-    def __init__(self, source: nn.Conv2d, scheme: Scheme, backend: str = "auto") -> None:
+    def __init__(self, source: Convolution, scheme: Scheme, backend: str = "auto") -> None:
         super().__init__(source, scheme, backend)
-        self.in_channels, self.out_channels = source.in_channels, source.out_channels
+        self.in_channels, self.out_channels, self.transposed = (
+            source.in_channels,
+            source.out_channels,
+            source.transposed,
+        )
         self.kernel_size, self.stride, self.dilation = source.kernel_size, source.stride, source.dilation
         self.padding, self.padding_mode, self.groups = source.padding, source.padding_mode, source.groups
+        self.output_padding = source.output_padding
         self._border = list(source._reversed_padding_repeated_twice)
+        self._ones = (1,) * len(self.kernel_size)
+        self._dims = tuple(range(-1 - len(self.kernel_size), 0))
 
-    def to_float(self) -> nn.Conv2d:
+    def to_float(self) -> Convolution:
         """The float layer with the dequantized weight."""
-        shape: Any = (self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation)
-        layer = nn.Conv2d(*shape, self.groups, self.bias is not None, self.padding_mode, device="meta")  # type: ignore[call-arg,misc]
+        names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        options: Any = {name: getattr(self, name) for name in names}
+        if self.transposed:
+            options["output_padding"] = self.output_padding
+        bias = self.bias is not None
+        layer = getattr(nn, self.kind)(self.in_channels, self.out_channels, bias=bias, device="meta", **options)
         layer.weight = nn.Parameter(self.weight)
         layer.register_parameter("bias", self.bias)
-        return layer.train(self.training)
+        return cast("Convolution", layer.train(self.training))
+
+    def as_held(self, weight: Tensor) -> Tensor:
+        """A weight (out, in / groups, ...) in the order of the float layer's own, and back."""
+        return swapped(weight, self.groups) if self.transposed else weight
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding
+        if self.transposed:
+            apply: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(self._ones) - 1]
+            more = (self.stride, padding, self.output_padding, self.groups, self.dilation)
+            return cast("Tensor", apply(x, swapped(weight, self.groups), bias, *more))
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._border, mode=self.padding_mode), 0
-        return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return _convolve(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def _per_channel(self, values: Tensor) -> Tensor:
-        return values.view(-1, 1, 1)
+        return values.view(-1, *self._ones)
 
     def _per_input(self, values: Tensor) -> Tensor:
-        return values.view(-1, 1, 1)
+        return values.view(-1, *self._ones)
 
     def _mix(self, narrow: Tensor, up: Tensor) -> Tensor:
-        return F.conv2d(narrow, up[:, :, None, None])
-
-    def _inputs(self, source: nn.Conv2d) -> int:
-        return source.in_channels
+        return _convolve(narrow, up.view(*up.shape, *self._ones), None)
 
 
-def make_layer(source: nn.Linear | nn.Conv2d, scheme: Scheme, backend: str = "auto") -> QuantLayer:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
+    apply: Any = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
+    return cast("Tensor", apply(x, weight, bias, *more))
+
+
+class QuantEmbedding(QuantLayer):
+    """Quantized nn.Embedding: the rows that are looked up are dequantized, the others stay codes."""
+
+    linear = False
+
+    def __init__(self, source: nn.Embedding, scheme: Scheme, backend: str = "auto") -> None:
+        super().__init__(source, scheme, backend)
+        self.num_embeddings, self.embedding_dim = source.num_embeddings, source.embedding_dim
+        self.padding_idx = source.padding_idx
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The entries (..., embedding_dim) of indices (...)."""
+        which = x.flatten()
+        rows = decode(self.codes(which), self.grid(which), self.scheme, self.float_dtype)
+        return rows.view(*x.shape, self.embedding_dim)
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.embedding(x, weight, self.padding_idx)
+
+    def to_float(self) -> nn.Embedding:
+        """The float layer with the dequantized weight."""
+        return nn.Embedding.from_pretrained(self.weight, freeze=False, padding_idx=self.padding_idx)
+
+    @property
+    def kernel(self) -> str:
+        """What the report says of the lookup."""
+        return "lookup, rows dequantized"
+
+
+def make_layer(source: FloatLayer, scheme: Scheme, backend: str = "auto") -> QuantLayer:
     """The quantized layer that takes the place of a float one; its tensors are empty (on `meta`) until it is loaded."""
-    kind: Any = QuantLinear if isinstance(source, nn.Linear) else QuantConv2d
+    lookup = isinstance(source, nn.Embedding)
+    kind: Any = QuantLinear if isinstance(source, nn.Linear) else QuantEmbedding if lookup else QuantConv
     layer: QuantLayer = kind(source, scheme, backend)
     return layer.train(source.training)
 

@@ -15,7 +15,7 @@ from fewstep.quant.apply import check_quantizable, quantize_as
 from fewstep.quant.calibration import Calibration
 from fewstep.quant.modules import eligible
 from fewstep.quant.report import QuantReport, disk_bytes, resident_bytes
-from fewstep.quant.rules import Decision, decisions
+from fewstep.quant.rules import LOOKUP, Decision, decisions
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.steps import copy_layers, tie
 from fewstep.quant.wrappers import bare
@@ -30,7 +30,7 @@ def quantize_mixed(
     """Quantize a model in place with a scheme per layer; the report's scheme is the one that most weights get.
 
     Args:
-        schemes: scheme, or `float`, of every Linear and Conv2d that can be quantized.
+        schemes: scheme, or `float`, of every Linear and convolution that can be quantized; embeddings may be named too.
         reasons: why, for the report.
         options: of `fewstep.quant.quantize` (`backend`, `method`, `calibration`).
 
@@ -40,8 +40,9 @@ def quantize_mixed(
     model = bare(model)
     check_quantizable(model)
     names = eligible(model)
+    lookups = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
     for name in schemes:
-        if name not in names:
+        if name not in names + lookups:
             raise FewstepError("no layer of this name can be quantized", value=name, hint=nearest(name, names))
     missing = [name for name in names if name not in schemes]
     if missing:
@@ -55,6 +56,8 @@ def quantize_mixed(
     most = weights.most_common(1)[0][0] if weights else Scheme(8, 8)
 
     def choose(name: str) -> Decision:
+        if name not in chosen:
+            return LOOKUP
         reason = (reasons or {}).get(name, "chosen by the allocation of bits")
         return chosen[name], "" if chosen[name] == most else reason
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -18,6 +18,37 @@ _HOOKS = (
 """Where torch keeps the hooks that users register on a module's calls."""
 
 
+Convolution: TypeAlias = (
+    nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+)
+Product: TypeAlias = nn.Linear | Convolution
+"""Layers that multiply their input by a weight."""
+FloatLayer: TypeAlias = Product | nn.Embedding
+"""Layers that have a low-bit form."""
+PRODUCTS: tuple[type[nn.Module], ...] = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+LAYERS: tuple[type[nn.Module], ...] = (*PRODUCTS, nn.Embedding)
+KINDS = tuple(kind.__name__ for kind in LAYERS)
+
+
+def kind_of(module: nn.Module) -> str:
+    """The name of the base layer that has a low-bit form; of the module's own class where there is none."""
+    return next((kind.__name__ for kind in LAYERS if isinstance(module, kind)), type(module).__name__)
+
+
+def swapped(weight: Tensor, groups: int) -> Tensor:
+    """The weight of a transposed convolution (in, out / groups, ...) as that of a convolution, (out, in / groups, ...);
+    and back."""
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def rows_of(layer: Any) -> Tensor:
+    """The weight of a layer with a low-bit form, (outputs, inputs / groups, ...): a scale belongs to each row."""
+    transposed = getattr(layer, "transposed", False)
+    return swapped(layer.weight, layer.groups) if transposed else layer.weight
+
+
 def shared_parameters(model: nn.Module) -> set[int]:
     """Ids of the parameters that several modules hold."""
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
@@ -25,26 +56,27 @@ def shared_parameters(model: nn.Module) -> set[int]:
 
 
 def kept_reason(module: nn.Module, shared: set[int]) -> str:
-    """Why a module has no low-bit form; empty for a Linear or Conv2d that has one."""
+    """Why a module has no low-bit form; empty for a layer that has one."""
     kind = type(module).__name__
-    if not isinstance(module, nn.Linear | nn.Conv2d):
+    if not isinstance(module, LAYERS):
         if "norm" in kind.lower():
             return "normalization: few parameters, multiplied elementwise"
-        embedding = isinstance(module, nn.Embedding)
-        return "embedding: a lookup, no product to speed up" if embedding else "not a Linear or Conv2d"
-    if type(module) not in (nn.Linear, nn.Conv2d):
+        return "not a Linear, convolution or Embedding"
+    if type(module) not in LAYERS:
         return f"{kind} may do more than its base class"
     if not {"weight"} <= set(module._parameters) <= {"weight", "bias"}:
         return "its weight is computed from others at every call (weight norm, pruning, ...)"
     if "forward" in vars(module):
         return "its forward was replaced"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "its rows are rescaled at every call"
     return "its weight is shared with another module" if id(module.weight) in shared else ""
 
 
 def eligible(model: nn.Module) -> list[str]:
-    """Names of the Linear and Conv2d layers that can be quantized: of exactly these types, weights not shared."""
-    shared = shared_parameters(model)
-    return [name for name, module in model.named_modules() if not kept_reason(module, shared)]
+    """Names of the Linear layers and convolutions that can be quantized: of exactly these types, weights not shared."""
+    shared, found = shared_parameters(model), model.named_modules()
+    return [name for name, module in found if isinstance(module, PRODUCTS) and not kept_reason(module, shared)]
 
 
 def copy_to_quantize(model: M) -> M:
@@ -61,8 +93,8 @@ def copy_to_quantize(model: M) -> M:
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """Names of all Linear and Conv2d layers."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    """Names of all layers that have a low-bit form."""
+    return [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
 
 
 def replace_modules(model: nn.Module, make: Callable[[str, nn.Module], nn.Module | None]) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fewstep.quant.calls import Call, replay
 from fewstep.quant.fidelity import decibels, sqnr
 from fewstep.quant.integer import quantize_groups, quantize_input
 from fewstep.quant.layer import QuantLayer
+from fewstep.quant.linear_conv import make_layer
+from fewstep.quant.modules import Product, rows_of
 from fewstep.quant.rules import Decisions
 from fewstep.quant.scheme import Scheme
 
@@ -117,14 +118,13 @@ def input_errors(
     return {name: (decibels(signal, noise), ratio) for name, (signal, noise, ratio) in sums.items()}
 
 
-def _product(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+def _product(layer: Product, x: Tensor) -> Tensor:
     """The layer's product without its bias, in float32."""
-    weight = layer.weight.float()
-    return F.linear(x, weight) if isinstance(layer, nn.Linear) else layer._conv_forward(x, weight, None)
+    return make_layer(layer, Scheme(8))._product(x, rows_of(layer).float(), None)
 
 
-def _rounded(layer: nn.Linear | nn.Conv2d, x: Tensor, scheme: Scheme) -> Tensor:
-    dims = (-1,) if isinstance(layer, nn.Linear) else (-3, -2, -1)
+def _rounded(layer: Product, x: Tensor, scheme: Scheme) -> Tensor:
+    dims = make_layer(layer, scheme)._dims
     if scheme.activation_group is not None:
         return quantize_groups(x, dims, scheme.activation_group, scheme.top)
     codes, scale = quantize_input(x, dims, scheme)

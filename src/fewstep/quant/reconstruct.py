@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from fewstep.quant.fake import FakeLayer, to_fake
 from fewstep.quant.grids import StoredWeight
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.methods.adaround import limits, rectified_sigmoid, start
+from fewstep.quant.modules import PRODUCTS
 
 Run = Callable[[nn.Module], Any]
 """(network) -> anything; draws the calibration samples with this network in the place of the backbone."""
@@ -136,7 +137,8 @@ def _learn(
     steps: int, rate: float, pull: float,
 ) -> BlockError:  # fmt: skip
     before = _error(block, pairs)
-    weights = {n: m.weight.detach() for n, m in original.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    found = {n: m for n, m in original.named_modules() if isinstance(m, PRODUCTS)}
+    weights = {n: cast("Tensor", m.weight).detach() for n, m in found.items()}
     twin = to_fake(copy.deepcopy(block), {n: w for n, w in weights.items() if n in layers}, kind=_kind).eval()
     twin.requires_grad_(False)
     soft = {n: m for n, m in twin.named_modules() if isinstance(m, _Soft)}

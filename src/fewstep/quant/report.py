@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from fewstep.quant.modules import KINDS
 from fewstep.shown import html_table, text_table
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ class QuantReport:
 
     @property
     def skipped(self) -> tuple[LayerReport, ...]:
-        """Linear and Conv2d layers that were kept, and why."""
-        return tuple(row for row in self.rows if row.kind in ("Linear", "Conv2d") and not row.quantized)
+        """Layers that have a low-bit form and were kept, and why."""
+        return tuple(row for row in self.rows if row.kind in KINDS and not row.quantized)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON-ready values."""
@@ -79,7 +80,7 @@ class QuantReport:
             f"{self.scheme}: {self.coverage:.1%} of {self.parameters:,} parameters in {self.bits_per_weight:.2f} bits "
             f"each (scales included); {_size(self.resident_before)} -> {_size(self.resident_after)} in memory, "
             f"{_size(self.disk_before)} -> {_size(self.disk_after)} on disk; "
-            f"{len(self.skipped)} Linear or Conv2d kept in float.{self._advice()}"
+            f"{len(self.skipped)} layers kept in float.{self._advice()}"
         )
 
     def _advice(self) -> str:

@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fewstep.errors import FewstepError
 from fewstep.quant.calls import Call
+from fewstep.quant.modules import PRODUCTS
 
 FIRST, LAST, CONDITIONING = "first", "last", "conditioning"
 _STATES = ("sample", "hidden_states", "x")
@@ -79,7 +80,7 @@ class _Trace(TorchDispatchMode):
 
 
 def roles_of(model: nn.Module, call: Call) -> dict[str, tuple[str, ...]]:
-    """Names of the Linear and Conv2d layers by their role in one call; a role that no layer has is empty.
+    """Names of the Linear layers and convolutions by their role in one call; a role that no layer has is empty.
 
     first: they read the state before any other layer has.
     last: nothing but plain operations lies between them and the output.
@@ -100,7 +101,7 @@ def roles_of(model: nn.Module, call: Call) -> dict[str, tuple[str, ...]]:
     trace = _Trace()
     with ExitStack() as stack, torch.no_grad():
         for name, layer in model.named_modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
+            if isinstance(layer, PRODUCTS):
                 before = layer.register_forward_pre_hook(
                     lambda _, a, k, name=name: trace.enter(name, (a, k)), with_kwargs=True
                 )
@@ -112,7 +113,9 @@ def roles_of(model: nn.Module, call: Call) -> dict[str, tuple[str, ...]]:
         result = model(*args, **kwargs)
         end = trace.of(result, {} if isinstance(result, Tensor) else getattr(result, "__dict__", {}))
     if not trace.on_state:
-        raise FewstepError("no Linear or Conv2d was called in the example", hint="Give a call of this very network.")
+        raise FewstepError(
+            "no Linear or convolution was called in the example", hint="Give a call of this very network."
+        )
     on, aside = (frozenset(n for n, state in trace.on_state.items() if state is want) for want in (True, False))
     return {
         FIRST: tuple(name for name in trace.on_state if name in on and not trace.sources[name] & on),

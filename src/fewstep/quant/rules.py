@@ -87,6 +87,10 @@ def default_rules(model: nn.Module) -> tuple[Rule, ...]:
     return PUBLISHED_RULES.get(type(model).__name__, FEW_STEP_RULES)
 
 
+LOOKUP = Scheme(8, 16), "embedding: fewer bits of a lookup save no time, and their error reaches every layer"
+"""What embeddings get where nothing else was said of them."""
+
+
 Decision = tuple[Scheme | None, str]
 """What a module gets (None keeps it in float), and why; the reason is empty where the model's scheme simply applies."""
 
@@ -114,14 +118,23 @@ def decisions(
     for name, module in model.named_modules():
         if any(True for _ in module.parameters(recurse=False)):
             reason = kept_reason(module, shared)
-            found[name] = (None, reason) if reason else choose(name)
+            found[name] = (None, reason) if reason else _suited(module, choose(name))
     return Decisions(scheme, found, unmatched)
+
+
+def _suited(module: nn.Module, decision: Decision) -> Decision:
+    """An embedding has no inputs to round, smooth or multiply by: of a scheme it takes the format of the weights."""
+    scheme, reason = decision
+    if scheme is None or not isinstance(module, nn.Embedding):
+        return decision
+    plain = {"activation_bits": 16, "activation_format": "dynamic", "activation_group": None}
+    return dataclasses.replace(scheme, **plain, smooth=False, rank=0), reason  # type: ignore[arg-type]
 
 
 def decisions_by_rules(
     model: nn.Module, scheme: Scheme, skip: Sequence[str], rules: Sequence[Rule], example: Call | None = None
 ) -> Decisions:
-    """What the first rule that covers a layer says, or else the scheme.
+    """What the first rule that covers a layer says, or else the scheme; embeddings get 8 bits at least.
 
     Raises:
         FewstepError: a pattern of `skip` that names no layer.
@@ -130,6 +143,8 @@ def decisions_by_rules(
     rules, unmatched = found_rules(model, rules, example)
     if skip:
         rules = [Rule(tuple(skip), None, "kept on request"), *rules]
+    lookups = [escape(name) for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    rules = [*rules, Rule(tuple(lookups), *LOOKUP)]
     return decisions(model, scheme, lambda name: decide(name, scheme, rules), unmatched)
 
 
@@ -149,7 +164,7 @@ def check_patterns(model: nn.Module, patterns: Sequence[str]) -> None:
     names = layer_names(model)
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in names):
-            raise FewstepError("skip pattern matches no Linear or Conv2d", value=pattern, hint=nearest(pattern, names))
+            raise FewstepError("skip pattern matches no layer", value=pattern, hint=nearest(pattern, names))
 
 
 def found_rules(

@@ -25,6 +25,7 @@ from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import make_layer
 from fewstep.quant.methods import RoundingMethod, fitting, method_of
 from fewstep.quant.methods.base import nearest_code
+from fewstep.quant.modules import LAYERS, rows_of
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.statistics import LayerStatistics
 
@@ -154,12 +155,12 @@ def rounding_to_nearest(method: str | RoundingMethod) -> RoundingMethod:
 
 
 def low_bit(layer: nn.Module, scheme: str, **options: Any) -> QuantLayer:
-    """The quantized twin of one Linear or Conv2d; the layer itself stays as it is. Options as of `quantize`.
+    """The quantized twin of one layer; the layer itself stays as it is. Options as of `quantize`.
 
     Raises:
         FewstepError: it cannot be quantized with this scheme.
     """
-    if not isinstance(layer, nn.Linear | nn.Conv2d):
+    if not isinstance(layer, LAYERS):
         raise FewstepError("a layer cannot be quantized", value=type(layer).__name__, hint="Leave it in float.")
     holder = nn.Sequential(layer)
     report = quantize(holder, scheme, rules=(), **options)
@@ -186,7 +187,7 @@ def fitted_scheme(
     """The scheme that a layer gets when this one is asked for: with the method's parts, as far as it carries them."""
     how, groups = method_of(method), getattr(layer, "groups", 1)
     wanted = how.extend(Scheme.parse(scheme), statistics is not None)
-    return str(fitting(layer.weight.shape, wanted, how, statistics, groups)[0])
+    return str(fitting(rows_of(layer).shape, wanted, how, statistics, groups)[0])
 
 
 def costs(

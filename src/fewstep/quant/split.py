@@ -65,9 +65,9 @@ def find_skips(model: nn.Module) -> dict[str, int]:
     found: dict[str, int] = {}
     blocks = [*getattr(model, "down_blocks", ()), getattr(model, "mid_block", None)]
     below: Any = next((block for block in reversed(blocks) if block is not None), None)
-    if not getattr(below, "resnets", None):
+    channels = getattr(below.resnets[-1], "out_channels", None) if getattr(below, "resnets", None) else None
+    if channels is None:  # also 1-D networks, whose blocks join their halves in another way
         return found
-    channels = below.resnets[-1].out_channels
     for i, block in enumerate(getattr(model, "up_blocks", ())):
         for j, resnet in enumerate(getattr(block, "resnets", ())):
             if isinstance(resnet.conv_shortcut, nn.Conv2d) and 0 < channels < resnet.in_channels:

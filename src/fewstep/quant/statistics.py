@@ -13,7 +13,7 @@ from fewstep.quant.scheme import Scheme
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """Inputs of one Linear or Conv2d, as rows of its matrix product (for a convolution: unfolded patches).
+    """Inputs of one Linear or convolution, as rows of its matrix product (for a convolution: unfolded patches).
 
     largest: (in,) largest magnitude per input feature or channel.  rows: how many entered `second`.
     lowest, highest: (in,) smallest and largest value.

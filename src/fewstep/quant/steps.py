@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
 from fewstep.quant.layer import QuantLayer
+from fewstep.quant.modules import LAYERS
 from fewstep.quant.scheme import Scheme
 from fewstep.variants import Changed, kind
 
@@ -162,7 +163,7 @@ def _copies(layer: nn.Module, count: int) -> list[nn.Module]:
 
 def _layer(model: nn.Module, name: str) -> nn.Module:
     layer = dict(model.named_modules()).get(name)
-    if not isinstance(layer, nn.Linear | nn.Conv2d):
+    if not isinstance(layer, LAYERS):
         hint = "Load it with the model class and configuration it was saved from."
         raise FewstepError("tables of bits name a layer that this model does not have", value=name, hint=hint)
     return layer

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
+from fewstep.quant.modules import LAYERS
 
 COMPILED = "_orig_mod"
 """Under this name `torch.compile` keeps the network that it wraps."""
@@ -38,8 +39,8 @@ def check_bare(model: nn.Module) -> None:
     check_unwrapped(model)
     for name, module in model.named_modules():
         _check_hooks(name, module)
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            _check_weight(name, module.weight)
+        if isinstance(module, LAYERS):
+            _check_weight(name, cast("Tensor", module.weight))
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             hint = "Load the model without low-memory offloading, or quantize before pipe.enable_..._offload()."
@@ -79,7 +80,7 @@ def _check_wrapper(name: str, module: nn.Module) -> None:
 
 def _check_hooks(name: str, module: nn.Module) -> None:
     """Hooks of accelerate and diffusers that move or cast the weights of the layers they know."""
-    layer = isinstance(module, nn.Linear | nn.Conv2d)
+    layer = isinstance(module, LAYERS)
     if getattr(getattr(module, "_hf_hook", None), "offload", False) or (layer and hasattr(module, "_hf_hook")):
         hint = "Call pipe.remove_all_hooks() or load without device_map, quantize, and place or offload it then."
         raise FewstepError("the weights are placed or offloaded layer by layer", value=name, hint=hint)
@@ -124,8 +125,8 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...] | None]]:
         if getattr(module, "wraps_layer", False):
             inside += (f"{name}.",)
             yield name, None
-        elif isinstance(module, nn.Linear | nn.Conv2d):
-            yield name, tuple(module.weight.shape)
+        elif isinstance(module, LAYERS):
+            yield name, tuple(cast("Tensor", module.weight).shape)
 
 
 def _rebuilt(model: Any) -> nn.Module | None:

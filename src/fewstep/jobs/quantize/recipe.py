@@ -110,7 +110,7 @@ class QuantizeRecipe(PipelineRecipe):
     budget: str = ""
     """Bytes of the backbone's file, such as 2.5GB: bits are chosen."""
     effective_bits: float = Field(0, ge=0, le=32)
-    """The same, as stored bits per weight of the Linear and Conv2d layers, scales included."""
+    """The same, as stored bits per weight of the products, scales included."""
     method: Annotated[str, checked(_method)] = "rtn"
     """How weights are rounded: rtn (seconds), clip, gptq, adaround, brecq, smoothquant, svdquant:RANK."""
     resident: Literal["packed", "int8"] = "packed"

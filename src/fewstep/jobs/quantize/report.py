@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.files import read_tensors, write_text
 from fewstep.jobs.quantize.recipe import QuantizeRecipe
+from fewstep.quant.modules import KINDS
 from fewstep.report import (
     Block,
     Code,
@@ -58,7 +59,7 @@ def block_table(results: Results) -> RichTable:
     for row in rows_of(results):
         groups.setdefault(f"{row['part']}.{block_of(row['name'])}", []).append(row)
     for name, rows in groups.items():
-        layers = [row for row in rows if row["kind"] in ("Linear", "Conv2d")]
+        layers = [row for row in rows if row["kind"] in KINDS]
         bits = Counter(row["bits"] for row in layers if row["quantized"])
         kept = [row["name"].rpartition(".")[2] for row in layers if not row["quantized"]]
         table.add_row(

@@ -1,9 +1,9 @@
 """Linear weights in a GGUF file (Q8_0, Q4_0), written with the `gguf` package, under the names of diffusers.
 
-GGUF keeps weights only: calibrated inputs, smoothing and float branches have no place in it, and convolutions stay in
-float. Weights in groups of 32 with 4 or 8 bit (`w4a16`, `w8g32`, also after gptq or adaround) go over code for code;
-others are rounded once more. Programs that want the original names of a model (ComfyUI) do not read these files, and
-diffusers turns blocks into float16 before it multiplies, whatever its compute type.
+GGUF keeps weights only: calibrated inputs, smoothing and float branches have no place in it; convolutions and
+embeddings stay in float. Weights in groups of 32 with 4 or 8 bit (`w4a16`, `w8g32`, also after gptq or adaround) go
+over code for code; others are rounded once more. Programs that want the original names of a model (ComfyUI) do not
+read these files, and diffusers turns blocks into float16 before it multiplies, whatever its compute type.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fewstep.errors import FewstepError, nearest
 from fewstep.files import atomic
 from fewstep.ownership import SOFTWARE
 from fewstep.quant.layer import QuantLayer
-from fewstep.quant.linear_conv import QuantConv2d, QuantLinear
+from fewstep.quant.linear_conv import QuantLinear
 from fewstep.quant.modules import kept_reason, shared_parameters
 from fewstep.quant.rules import FEW_STEP_RULES, decide
 from fewstep.quant.scheme import Scheme
@@ -125,7 +125,7 @@ def _check_plain(model: nn.Module) -> None:
 
 def _kind(name: str, module: nn.Module, kind: str, shared: set[int], wide: set[str]) -> str:
     """GGUF type of a layer's weight; empty for float."""
-    if isinstance(module, QuantConv2d) or wide & set(name.split(".")):
+    if not isinstance(module, nn.Linear | QuantLinear) or wide & set(name.split(".")):
         return ""
     if isinstance(module, QuantLinear):
         scheme = module.scheme
@@ -142,7 +142,7 @@ def _kind(name: str, module: nn.Module, kind: str, shared: set[int], wide: set[s
 def _weight(module: Any, kind: str, gguf: Any) -> tuple[np.ndarray, str]:
     """Bytes of the blocks, or floats, and how they were made."""
     if not kind:
-        weight = module.dequantize() if isinstance(module, QuantLayer) else module.weight
+        weight = module.as_held(module.dequantize()) if isinstance(module, QuantLayer) else module.weight
         return _plain(weight), "float"
     if isinstance(module, QuantLayer) and str(_storage(module.scheme)) == str(Scheme.parse(KINDS[kind])):
         grid = module.grid()

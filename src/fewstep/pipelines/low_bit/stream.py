@@ -24,6 +24,7 @@ from fewstep.quant.grids import fit_grid
 from fewstep.quant.kernels import check_backend
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import make_layer
+from fewstep.quant.modules import LAYERS, FloatLayer
 from fewstep.quant.report import QuantReport, disk_bytes, resident_bytes
 from fewstep.quant.rules import Rule, decisions_by_rules, default_rules
 from fewstep.quant.scheme import Scheme
@@ -182,7 +183,7 @@ def _fill(
     model: nn.Module, name: str, module: nn.Module, files: _Files, dtype: torch.dtype, weight: bool = False
 ) -> None:
     """Read the tensors of one module; the weight of a layer that may be quantized only if asked for."""
-    layer = isinstance(module, nn.Linear | nn.Conv2d)
+    layer = isinstance(module, LAYERS)
     prefix = f"{name}." if name else ""
     wide: Sequence[str] = getattr(model, "_keep_in_fp32_modules", None) or ()
     if any(part in prefix.split(".") for part in wide):
@@ -202,7 +203,7 @@ def _fill(
 
 
 def _layer(
-    model: nn.Module, name: str, module: nn.Linear | nn.Conv2d, scheme: Scheme, *, files: _Files, backend: str,
+    model: nn.Module, name: str, module: FloatLayer, scheme: Scheme, *, files: _Files, backend: str,
     dtype: torch.dtype,
 ) -> tuple[QuantLayer, str]:  # fmt: skip
     """The twin of a layer on disk."""
@@ -210,14 +211,16 @@ def _layer(
     key = f"{name}.weight"
     _check_shape(files, key, module.weight.shape)
     rows, columns = module.weight.shape[0], module.weight.shape[1:].numel()
-    step = rows if scheme.per_tensor or scheme.weight_format == "nvfp4" else max(1, SLICE // columns)
     layer = make_layer(module, scheme, backend)
+    # a transposed convolution's outputs are not the rows of its file
+    whole = scheme.per_tensor or scheme.weight_format == "nvfp4" or getattr(module, "transposed", False)
+    step = rows if whole else max(1, SLICE // columns)
     layer.float_dtype = dtype
     # what stays is allocated before what goes: otherwise the freed slices leave holes that the allocator never fills
     layer.allocate()
     for start, part in zip(range(0, rows, step), _slices(files, key, rows, step), strict=True):
         _check_finite(part, key)
-        layer.load_rows(start, *fit_grid(part.flatten(1), scheme))
+        layer.load_rows(start, *fit_grid(layer.as_held(part).flatten(1), scheme))
         del part
     if layer.weight_shape.numel() > SLICE:
         _give_back()
