@@ -49,7 +49,7 @@ def pictures(place, kind):
         return pipe, PipelineSampler(pipe, 1.0, call)(plan_of(pipe, 2, **call), tiny.conditions(kind, 2), [0, 1])
 
 
-@pytest.mark.parametrize(("kind", "budget"), [("sd", 150_000), ("dit", 180_000), ("flux", 65_000)])
+@pytest.mark.parametrize(("kind", "budget"), [("sd", 150_000), ("dit", 95_000), ("flux", 65_000)])
 def test_a_budget_holds_and_the_folder_loads(kind, budget, tmp_path):
     less = ["allocation.joint=false", "calibration.items=2"] if kind == "sd" else []  # the largest, for time
     report = execute(tmp_path / "run", settings(kind, tmp_path, f"budget={budget}B", *less, *AUTO))

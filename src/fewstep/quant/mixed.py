@@ -13,7 +13,7 @@ from torch import nn
 from fewstep.errors import FewstepError, nearest
 from fewstep.quant.apply import check_quantizable, quantize_as
 from fewstep.quant.calibration import Calibration
-from fewstep.quant.modules import eligible
+from fewstep.quant.modules import eligible, lookups
 from fewstep.quant.report import QuantReport, disk_bytes, resident_bytes
 from fewstep.quant.rules import LOOKUP, Decision, decisions
 from fewstep.quant.scheme import Scheme
@@ -40,9 +40,8 @@ def quantize_mixed(
     model = bare(model)
     check_quantizable(model)
     names = eligible(model)
-    lookups = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
     for name in schemes:
-        if name not in names + lookups:
+        if name not in names + lookups(model):
             raise FewstepError("no layer of this name can be quantized", value=name, hint=nearest(name, names))
     missing = [name for name in names if name not in schemes]
     if missing:

@@ -79,13 +79,19 @@ def eligible(model: nn.Module) -> list[str]:
     return [name for name, module in found if isinstance(module, PRODUCTS) and not kept_reason(module, shared)]
 
 
+def lookups(model: nn.Module) -> list[str]:
+    """Names of the embeddings that can be quantized."""
+    shared, found = shared_parameters(model), model.named_modules()
+    return [name for name, module in found if isinstance(module, nn.Embedding) and not kept_reason(module, shared)]
+
+
 def copy_to_quantize(model: M) -> M:
     """A copy of a float model to be quantized: modules of its own over the weights of the original's layers.
 
     Low-bit layers take the place of these layers and only read them, so that a second float network is never in
     memory. Whoever changes the weights in place changes the original's too.
     """
-    layers: list[Any] = [model.get_submodule(name) for name in eligible(model)]
+    layers: list[Any] = [model.get_submodule(name) for name in [*eligible(model), *lookups(model)]]
     weights: dict[int, Any] = {
         id(layer.weight): nn.Parameter(layer.weight.detach(), layer.weight.requires_grad) for layer in layers
     }

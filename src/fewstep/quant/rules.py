@@ -12,7 +12,7 @@ from torch import nn
 
 from fewstep.errors import FewstepError, nearest
 from fewstep.quant.calls import Call
-from fewstep.quant.modules import kept_reason, layer_names, shared_parameters
+from fewstep.quant.modules import kept_reason, layer_names, lookups, shared_parameters
 from fewstep.quant.roles import roles_of
 from fewstep.quant.scheme import Scheme
 
@@ -143,8 +143,7 @@ def decisions_by_rules(
     rules, unmatched = found_rules(model, rules, example)
     if skip:
         rules = [Rule(tuple(skip), None, "kept on request"), *rules]
-    lookups = [escape(name) for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
-    rules = [*rules, Rule(tuple(lookups), *LOOKUP)]
+    rules = [*rules, Rule(tuple(map(escape, lookups(model))), *LOOKUP)]
     return decisions(model, scheme, lambda name: decide(name, scheme, rules), unmatched)
 
 

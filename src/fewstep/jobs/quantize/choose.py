@@ -19,8 +19,9 @@ from fewstep.quant.allocation import Allocation, LayerOption, allocate, check_bu
 from fewstep.quant.calls import Call, multiply_adds, replay
 from fewstep.quant.fidelity import mean_ssim, sqnr
 from fewstep.quant.mixed import FLOAT, quantize_mixed
-from fewstep.quant.modules import copy_to_quantize, eligible
+from fewstep.quant.modules import copy_to_quantize, eligible, lookups
 from fewstep.quant.report import disk_bytes, own_bytes
+from fewstep.quant.rules import LOOKUP
 from fewstep.quant.sensitivity import LayerCost, ModelMetric, Table
 from fewstep.quant.split import HIDDEN
 from fewstep.runs import Run, processes
@@ -99,14 +100,17 @@ class BitAllocator:
             FewstepError: the budget is below the smallest possible; the message names that.
         """
         recipe = self.recipe
-        rest = disk_bytes(self.model) - sum(own_bytes(self._layer(name)) for name in self.names)
+        others = lookups(self.model)  # they are no part of the choice, and get fewer bits as well
+        fixed = sensitivity.costs(self.model, others, [str(LOOKUP[0])])
+        rest = disk_bytes(self.model) - sum(own_bytes(self._layer(name)) for name in [*self.names, *others])
+        rest += sum(cost.bytes for row in fixed.values() for cost in row.values())
         smallest = sum(min(cost.bytes for cost in row.values()) for row in self.costs.values())
         if recipe.effective_bits:
             whole = sum(self.weights.values())
             biases = sum(p.nbytes for n in self.names if (p := self._layer(n).bias) is not None)
             check_budget("bits per weight", recipe.effective_bits, -(-80 * (smallest - biases) // whole) / 10)
             return int(recipe.effective_bits * whole / 8) + biases
-        rest += _header(self.model, self.costs)
+        rest += _header(self.model, {**self.costs, **fixed})
         given = int(self.share * parse_size(recipe.budget))
         check_budget("bytes", given, smallest + rest)
         return given - rest
