@@ -29,6 +29,7 @@ from fewstep.files import write_json
 from fewstep.pipelines.low_bit.stream import load_quantized
 from fewstep.quant import Scheme
 from fewstep.quant.linear_conv import make_layer
+from fewstep.quant.modules import LAYERS
 from fewstep.quant.rules import FEW_STEP_RULES, decisions_by_rules
 from fewstep.runs.environment import environment
 
@@ -124,7 +125,7 @@ class Peak(threading.Thread):
 
 def streamed(name: str, scheme: str, folder: Path) -> dict[str, Any]:
     """Read a folder as a quantized model, and what that took."""
-    largest = max(m.weight.numel() for m in empty(name).modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    largest = max(m.weight.numel() for m in empty(name).modules() if isinstance(m, LAYERS))
     gc.collect()
     before, peak = anonymous_bytes(), Peak()
     peak.start()
@@ -156,7 +157,7 @@ def counted(name: str, scheme: str) -> dict[str, Any]:
     for path, module in model.named_modules():
         target, _ = given.get(path, (None, ""))
         kept = list(module.parameters(recurse=False))
-        if target is not None and isinstance(module, nn.Linear | nn.Conv2d):
+        if target is not None and isinstance(module, LAYERS):
             total += sum(buffer.nbytes for buffer in make_layer(module, target, "auto").buffers())
             kept = kept[1:]
         total += sum(2 * parameter.numel() for parameter in kept)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 
 from fewstep.errors import FewstepError
 from fewstep.quant.linear_conv import make_layer
+from fewstep.quant.modules import LAYERS, FloatLayer
 from fewstep.quant.rules import Rule, decisions_by_rules, default_rules
 from fewstep.quant.scheme import Scheme
 
@@ -53,8 +55,8 @@ def part_bytes(
         chosen = decisions_by_rules(model, Scheme.parse(scheme), (), default_rules(model) if rules is None else rules)
         for name, module in model.named_modules():
             own, _ = chosen.modules.get(name, (None, ""))
-            if own is not None and isinstance(module, nn.Linear | nn.Conv2d):
-                low = make_layer(module, own)
+            if own is not None and isinstance(module, LAYERS):
+                low = make_layer(cast("FloatLayer", module), own)
                 held[id(module.weight)] = sum(t.numel() * t.dtype.itemsize for t in low.buffers())
     return sum(held.values()) + sum(t.numel() * t.dtype.itemsize for t in model.buffers())
 
