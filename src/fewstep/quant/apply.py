@@ -19,7 +19,7 @@ from fewstep.quant.linear_conv import make_layer, run_conditioning_by_row
 from fewstep.quant.methods import RoundingMethod, fitting, method_of, store
 from fewstep.quant.modules import LAYERS, FloatLayer, kind_of, replace_modules, rows_of
 from fewstep.quant.outliers import with_wide_inputs
-from fewstep.quant.report import LayerReport, QuantReport, disk_bytes, own_bytes, resident_bytes
+from fewstep.quant.report import LayerReport, QuantReport, bits_per_weight, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.rules import Decisions, Rule, decisions_by_rules, default_rules
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.split import split_like
@@ -128,11 +128,9 @@ def replace_layers(
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantLayer)}
     run_conditioning_by_row(layers.values())
     mark(model, given.scheme, {name: layer.scheme for name, layer in layers.items()}, backend)
-    bits = 8 * sum(layer.weight_bytes() for layer in layers.values())
-    count = sum(layer.weight_shape.numel() for layer in layers.values())
     return QuantReport(
         str(given.scheme), backend, tuple(rows), parameters, before[0], disk_bytes(model), before[1],
-        resident_bytes(model), bits / max(count, 1), given.unmatched,
+        resident_bytes(model), bits_per_weight(layers.values()), given.unmatched,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from fewstep.errors import FewstepError
 from fewstep.quant.apply import kept_row
 from fewstep.quant.layer import QuantLayer
-from fewstep.quant.report import LayerReport, QuantReport, disk_bytes, own_bytes, resident_bytes
+from fewstep.quant.report import LayerReport, QuantReport, bits_per_weight, disk_bytes, own_bytes, resident_bytes
 
 KEPT = "quant_report"
 """Attribute of a network that was quantized in this process: its report, with the reasons that no folder holds."""
@@ -49,7 +49,7 @@ def report_of(model: nn.Module) -> QuantReport:
         disk_after=disk,
         resident_before=resident + saved,
         resident_after=resident,
-        bits_per_weight=8 * sum(layer.weight_bytes() for layer in layers) / max(1, count),
+        bits_per_weight=bits_per_weight(layers),
     )
 
 
@@ -91,4 +91,4 @@ def _scheme(model: nn.Module, layers: list[QuantLayer]) -> str:
     config: Any = getattr(model, "config", None)
     stored = getattr(config, "quantization_config", None)
     named = stored.get("scheme") if isinstance(stored, Mapping) else getattr(stored, "scheme", None)
-    return str(named or max(layers, key=lambda layer: layer.weight_shape.numel()).scheme)
+    return str(named or max(layers, key=lambda layer: (layer.kind != "Embedding", layer.weight_shape.numel())).scheme)

@@ -43,7 +43,7 @@ class QuantReport:
         disk_before, disk_after: Bytes of the tensors that a checkpoint holds (in the types the model had and has).
         resident_before, resident_after: Bytes of all storages in memory; inner tensors of tensor subclasses counted,
             shared ones once.
-        bits_per_weight: Stored bits, scales included, per weight of the quantized layers.
+        bits_per_weight: Stored bits, scales included, per weight of the quantized layers, embeddings left out.
         coverage: Fraction of the model's parameters that are weights stored as integers.
         unmatched: Roles (first, last, conditioning) whose rule found no layer: none got more bits than the scheme for
             it.
@@ -142,6 +142,12 @@ class QuantReport:
             )
             lines.append([name + count, first.kind, shape, first.bits, first.kernel, before, after, first.reason])
         return lines
+
+
+def bits_per_weight(layers: Iterable[Any]) -> float:
+    """Stored bits, scales included, per weight of low-bit layers; embeddings left out, whose bits are not chosen."""
+    products = [layer for layer in layers if layer.kind != "Embedding"]
+    return 8 * sum(p.weight_bytes() for p in products) / max(1, sum(p.weight_shape.numel() for p in products))
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

@@ -109,7 +109,7 @@ def ladder(full: nn.Module, report: QuantReport, candidates: Sequence[str]) -> T
     base = {name: given[name] for name in eligible(full)}
     weights: Counter[Scheme] = Counter()
     for row in report.rows:
-        if row.quantized:
+        if row.quantized and row.name in base:
             weights[_bare(row.bits)] += row.weights
     most = weights.most_common(1)[0][0]
     same_format_last = sorted(map(Scheme.parse, candidates), key=lambda c: c.weight_format == most.weight_format)
