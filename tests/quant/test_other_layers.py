@@ -104,6 +104,31 @@ def test_patches_are_the_rows_of_the_product(kind, options):
     assert torch.allclose(product, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"])
+def test_a_transposed_convolution_takes_the_size_of_its_output(kind):
+    torch.manual_seed(0)
+    make, size = KINDS[kind]
+    source, x = make(8, 6, 3, stride=2, padding=1), torch.randn(2, 8, *size)
+    model = nn.Sequential(copy.deepcopy(source))
+    quantize(model, "w8a16", rules=())
+    twin = copy.deepcopy(source)
+    twin.weight = nn.Parameter(model[0].weight)
+    fake = to_fake(copy.deepcopy(model))[0]
+    for more in (0, 1):
+        wanted = [2 * (side - 1) + 1 + more for side in size]
+        for given in (wanted, torch.Size([2, 6, *wanted])):
+            expected = twin(x, output_size=given)
+            assert list(expected.shape[2:]) == wanted
+            assert torch.allclose(model[0](x, output_size=given), expected, atol=1e-5)
+            assert torch.allclose(fake(x, output_size=given), expected, atol=1e-5)
+    assert torch.allclose(model(x), twin(x), atol=1e-5)  # nothing of it stays
+    with pytest.raises(ValueError, match="output size"):
+        model[0](x, output_size=[side * 3 for side in size])
+    plain = make_layer(KINDS[kind.replace("Transpose", "")][0](8, 6, 3), Scheme(8, 16))
+    with pytest.raises(TypeError, match="output_size"):
+        plain(x, output_size=wanted)
+
+
 @pytest.mark.parametrize("kind", ["Conv1d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d"])
 def test_calibrated_methods_lower_the_error_of_the_outputs(kind):
     source, x = convolution(kind)

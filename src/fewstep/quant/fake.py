@@ -7,7 +7,8 @@ to_packed(model)   # back, output unchanged again
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,19 +99,21 @@ class FakeLayer(nn.Module):
         kept = QuantGrid(self.scale.detach(), self.zero, self.whole).rounded(self.scheme).scale.float()
         return QuantGrid(_through(self.scale, lambda s: kept), self.zero, self.whole)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Apply the layer in float arithmetic on rounded values."""
         weight = fake_weight(self.weight.flatten(1), self.grid(), self.scheme)
-        return self.product(x, weight.view_as(self.weight))
+        return self.product(x, weight.view_as(self.weight), output_size)
 
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The layer with this weight in the place of the rounded one; smoothing and float branch included."""
-        shape = self._shape[0]
+        shape: Any = self._shape[0]
+        if output_size is not None:
+            shape = shape.sized(x, output_size)
         if self.smooth is not None:
             x = x / shape._per_input(self.smooth).to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         wide = x.dtype if x.is_floating_point() else weight.dtype  # embeddings take indices
-        y = shape._product(self._inputs(x), weight.to(wide), bias)
+        y: Tensor = shape._product(self._inputs(x), weight.to(wide), bias)
         if self.up is not None and self.down is not None:
             up, down = (_through(p, lambda v: v.half().float()).to(x.dtype) for p in (self.up, self.down))
             y = y + shape._mix(shape._product(x, down.view(-1, *self.weight.shape[1:]), None), up)

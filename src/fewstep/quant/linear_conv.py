@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from fewstep.quant.grids import decode
 from fewstep.quant.layer import QuantLayer
@@ -55,17 +57,33 @@ class QuantConv(QuantLayer):
 
     def __init__(self, source: Convolution, scheme: Scheme, backend: str = "auto") -> None:
         super().__init__(source, scheme, backend)
-        self.in_channels, self.out_channels, self.transposed = (
-            source.in_channels,
-            source.out_channels,
-            source.transposed,
-        )
+        self.in_channels, self.out_channels = source.in_channels, source.out_channels
+        self.transposed = source.transposed
         self.kernel_size, self.stride, self.dilation = source.kernel_size, source.stride, source.dilation
         self.padding, self.padding_mode, self.groups = source.padding, source.padding_mode, source.groups
         self.output_padding = source.output_padding
         self._border = list(source._reversed_padding_repeated_twice)
         self._ones = (1,) * len(self.kernel_size)
         self._dims = tuple(range(-1 - len(self.kernel_size), 0))
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """As the float layer; a transposed one takes the size of its output, which its stride leaves open."""
+        return QuantLayer.forward(self if output_size is None else self.sized(x, output_size), x)
+
+    def sized(self, x: Tensor, output_size: Sequence[int]) -> QuantConv:
+        """This layer, with the same tensors, where its output for `x` has a given size (all dimensions or the last).
+
+        Raises:
+            TypeError: a convolution that is not transposed.
+            ValueError: a size that the stride does not allow.
+        """
+        if not self.transposed:
+            raise TypeError(f"{self.kind} takes no output_size")
+        count, window, step = len(self.kernel_size), list(self.kernel_size), list(self.stride)
+        given: Any = (x, list(output_size), step, list(self.padding), window, count, list(self.dilation))
+        twin: QuantConv = copy.copy(self)
+        twin.output_padding = tuple(_ConvTransposeNd._output_padding(cast("Any", self), *given))
+        return twin
 
     def to_float(self) -> Convolution:
         """The float layer with the dequantized weight."""

@@ -127,9 +127,9 @@ class _Soft(FakeLayer):
     def rounded(self) -> Tensor:
         return (self.floor + (rectified_sigmoid(self.v.detach()) >= 0.5)).clamp(self.low, self.high).to(torch.int8)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         soft = (self.floor + rectified_sigmoid(self.v)).clamp(self.low, self.high)
-        return self.product(x, ((soft - self.shift) * self.step).view_as(self.weight))
+        return self.product(x, ((soft - self.shift) * self.step).view_as(self.weight), output_size)
 
 
 def _learn(

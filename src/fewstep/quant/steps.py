@@ -65,9 +65,10 @@ class PerStepLayer(nn.Module):
         self.tie()
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the active option."""
-        return self.options[self.tables[self.active]](x)
+        output: Tensor = self.options[self.tables[self.active]](*args, **kwargs)
+        return output
 
     @property
     def weight(self) -> Tensor:
