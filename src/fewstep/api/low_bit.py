@@ -16,7 +16,7 @@ from fewstep.jobs.quantize.job import low_parts, low_pipeline
 from fewstep.pipelines import backbones_of, identity_of
 from fewstep.quant import Calibration, QuantReport, Scheme
 from fewstep.quant import quantize as quantize_module
-from fewstep.quant.calls import Call
+from fewstep.quant.calls import Example
 from fewstep.quant.described import KEPT, from_dict, report_of
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ def quantize(
     guidance: float = 1.0,
     calibration: Calibration | None = None,
     skip: Sequence[str] = (),
-    example: Call | None = None,
+    example: Example | None = None,
     inplace: bool = False,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
@@ -62,8 +62,8 @@ def quantize(
         guidance: `guidance_scale` of these calls.
         calibration: for a torch network, what its layers see (`fewstep.quant.calibrate`), where the method needs it.
         skip: for a torch network, names or globs of modules that stay in float.
-        example: for a torch network, (args, kwargs) of one call: shows its first, last and conditioning layers, and
-            those that 8-bit inputs would break.
+        example: for a torch network, (args, kwargs) of one call, or a list of calls, such as one of each step: shows
+            its first, last and conditioning layers, and those that 8-bit inputs would break.
         inplace: put the low-bit networks into `target` itself, and keep no other copy.
         settings: further settings of the recipe by dotted name, such as `{"allocation.bops": 0.1}`.
         out: a run directory to keep; a call that was killed goes on there.

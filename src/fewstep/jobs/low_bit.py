@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,14 @@ from torch import nn
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, write_json
 from fewstep.jobs.context import JobContext
+from fewstep.quant.calls import Call, replay
+from fewstep.quant.fidelity import sqnr
+from fewstep.quant.outliers import layer_sqnr
+from fewstep.runs import Run
 
 _REPORT = "quantization.json"
+BROKEN = 6.0
+"""Signal over noise of a network's output, in dB, below which half of it is lost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +73,33 @@ def low_bit_part(
         return LowBitPart(model, {**read_json(folder / _REPORT), "file_bytes": file_bytes(folder)})
 
     return context.run.unit(unit, make, save=save, load=load, artifact=artifact, shared=shared)
+
+
+@torch.no_grad()
+def output_left(run: Run, name: str, source: nn.Module, low: nn.Module, calls: Sequence[Call]) -> float:
+    """How much of the float network's output is left of the call that keeps least, in dB; says loudly where it is too
+    little, and which layers lose most.
+
+    Args:
+        run: where it is said.
+        name: of the network.
+        source: in float.
+        low: in low bits.
+        calls: to compare them on.
+    """
+    left = {k: sqnr(replay(source, [call]), replay(low, [call])) for k, call in enumerate(calls)}
+    if not left:
+        return math.inf
+    worst_call = min(left, key=lambda k: left[k])
+    if left[worst_call] < BROKEN:
+        found = list(layer_sqnr(source, low, [calls[worst_call]]).items())[:5]
+        worst = ", ".join(f"{layer} ({db:.0f} dB)" for layer, db in found)
+        run.say(
+            f"[bold red]The quantized {name} is broken: its output keeps {left[worst_call]:.1f} dB of the original's."
+            f"[/bold red] The layers that lose most: {worst}. Give more bits (w8a16, w4a16), or another method "
+            "(svdquant:16)."
+        )
+    return left[worst_call]
 
 
 def file_bytes(folder: Path) -> int:

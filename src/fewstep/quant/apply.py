@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
 from fewstep.quant.calibration import Calibration
-from fewstep.quant.calls import Call
+from fewstep.quant.calls import Example
 from fewstep.quant.config import mark, unmark
 from fewstep.quant.kernels import check_backend, kernel_reason
 from fewstep.quant.layer import QuantLayer
@@ -38,7 +38,7 @@ def quantize(
     backend: str = "auto",
     method: str | RoundingMethod = "rtn",
     calibration: Calibration | None = None,
-    example: Call | None = None,
+    example: Example | None = None,
 ) -> QuantReport:
     """Quantize every Linear, convolution and Embedding of a model in place and report on all its parameters.
 
@@ -59,7 +59,8 @@ def quantize(
         example: (args, kwargs) of one call, for networks with names of their own: where the patterns of a rule for
             first, last or conditioning layers find none, these are the layers that the call shows. The report says
             what found nothing. Where dynamic 8-bit inputs cost the output of this call more than a tenth, the fewest
-            layers that it takes keep 16-bit inputs (`fewstep.quant.outliers`).
+            layers that it takes keep 16-bit inputs (`fewstep.quant.outliers`). A list of calls, such as one of each
+            step, is looked at whole.
 
     Raises:
         FewstepError: bad scheme, backend, method or pattern; a model that is quantized already, not loaded, not
@@ -71,9 +72,10 @@ def quantize(
     check_backend(backend)
     check_quantizable(model)
     rules = default_rules(model) if rules is None else rules
-    given = decisions_by_rules(model, chosen, skip, rules, example)
-    if example is not None:
-        given = with_wide_inputs(model, given, [example])
+    calls = example if isinstance(example, list) else [example] if example is not None else []
+    given = decisions_by_rules(model, chosen, skip, rules, next(iter(calls), None))
+    if calls:
+        given = with_wide_inputs(model, given, calls)
     return quantize_as(model, given, backend=backend, method=how, calibration=calibration)
 
 

@@ -13,6 +13,15 @@ from fewstep.errors import FewstepError
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 """(args, kwargs) of one call."""
+Example = Call | list[Call]
+"""A call to look at, or a list of them, such as one of each step."""
+
+
+def spread(calls: Sequence[Call], most: int = 4) -> list[Call]:
+    """At most so many of the calls, evenly spread, the first and the last among them."""
+    if len(calls) <= most:
+        return list(calls)
+    return [calls[round(k * (len(calls) - 1) / (most - 1))] for k in range(most)]
 
 
 @contextmanager

@@ -30,14 +30,14 @@ LEAST = 20.0
 def with_wide_inputs(model: nn.Module, given: Decisions, calls: Sequence[Call], least: float = LEAST) -> Decisions:
     """The decisions, with 16-bit inputs for the fewest layers that 8-bit inputs of the network need.
 
-    Nothing changes where rounding the inputs of all layers leaves enough of the network's output. Else layers get
-    16-bit inputs, those first that lose most of their own product, until enough is left; how many is found by
-    bisection, a run of the calls each.
+    Nothing changes where rounding the inputs of all layers leaves enough of the network's output of every call. Else
+    layers get 16-bit inputs, those first that lose most of their own product, until enough is left; how many is found
+    by bisection, a run of the calls each.
 
     Args:
         model: in float; it is only run.
         given: what every layer was to get.
-        calls: of the model, such as those of a real picture.
+        calls: of the model, such as those of the steps of a real picture.
         least: dB that rounded inputs, all weights in float, must leave of the output.
     """
     schemes = {
@@ -58,17 +58,18 @@ def with_wide_inputs(model: nn.Module, given: Decisions, calls: Sequence[Call], 
 def wide_layers(
     model: nn.Module, schemes: Mapping[str, Scheme], calls: Sequence[Call], least: float = LEAST
 ) -> dict[str, tuple[float, float]]:
-    """The fewest layers, worst first, whose inputs must stay as they are for `least` dB of the output; see
+    """The fewest layers, worst first, whose inputs must stay as they are for `least` dB of the output of each call; see
     `input_errors` for their values."""
-    truth = replay(model, calls)
-
+    if not schemes:
+        return {}
+    truth = [replay(model, [call]) for call in calls]
     modules = dict(model.named_modules())
 
     def left(rounded: Iterable[str]) -> float:
         with ExitStack() as stack:
             for name in rounded:
                 stack.callback(modules[name].register_forward_pre_hook(_rounding(schemes[name])).remove)
-            return sqnr(truth, replay(model, calls))
+            return min(sqnr(whole, replay(model, [call])) for whole, call in zip(truth, calls, strict=True))
 
     if left(schemes) >= least:
         return {}
@@ -144,17 +145,17 @@ def layer_sqnr(full: nn.Module, low: nn.Module, calls: Sequence[Call]) -> dict[s
     sums: dict[str, list[float]] = {}
 
     def compare(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             seen = sums.setdefault(name, [0.0, 0.0])
             seen[0] += float(output.double().square().sum())
-            seen[1] += float((twins[name](args[0]) - output).double().square().sum())
+            seen[1] += float((twins[name](*args, **kwargs) - output).double().square().sum())
 
         return hook
 
     with ExitStack() as stack:
         for name, module in full.named_modules():
             if name in twins:
-                stack.callback(module.register_forward_hook(compare(name)).remove)
+                stack.callback(module.register_forward_hook(compare(name), with_kwargs=True).remove)
         for args, kwargs in calls:
             full(*args, **kwargs)
     left = {name: decibels(signal, noise) for name, (signal, noise) in sums.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
 from fewstep.jobs.context import Items, JobContext, seeds_for
-from fewstep.jobs.low_bit import LowBitPart, low_bit_part
+from fewstep.jobs.low_bit import LowBitPart, low_bit_part, output_left
 from fewstep.jobs.q_sched import coefficients, judges
 from fewstep.jobs.q_sched.against import quantized_by
 from fewstep.jobs.q_sched.measure import System, measure
@@ -35,12 +35,15 @@ from fewstep.pipelines.calls import condition_kind
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Plan
 from fewstep.quant import quantize
+from fewstep.quant.calls import spread
 from fewstep.quant.modules import copy_to_quantize
 from fewstep.rewards import Reward
 from fewstep.runs import Run
 from fewstep.schedules.tuning import SearchOutcome
 
 Context = JobContext[QSchedRecipe]
+LOOKED_AT = 2
+"""Prompts of the search whose calls show outliers: these sit in the same channels whatever is drawn."""
 
 
 def run(recipe: QSchedRecipe, run: Run) -> Path:
@@ -130,17 +133,18 @@ def _own_plan(context: Context) -> Plan:
 
 def _low_bit(context: Context) -> dict[str, LowBitPart]:
     """The networks that denoise, quantized; layers whose inputs 8 bits cannot carry keep 16."""
+    prompts = context.recipe.searched()[:LOOKED_AT]
+    recorded = cache(lambda: context.calls_of(Items(prompts, seeds_for("calibration", 0, len(prompts)))))
 
     def quantized(name: str, source: nn.Module) -> LowBitPart:
-        prompts = context.recipe.searched()
-        calls = context.calls_of(Items(prompts, seeds_for("calibration", 0, len(prompts))), limit=1)[name]
-        model = copy_to_quantize(source)
-        report = quantize(model, context.recipe.scheme, example=next(iter(calls), None))
+        model, calls = copy_to_quantize(source), spread(recorded()[name])
+        report = quantize(model, context.recipe.scheme, example=calls)
         if not context.run.quiet:
             import rich
 
             rich.print(report.table())
-        return LowBitPart(model, report.to_dict())
+        left = output_left(context.run, name, source, model, calls)
+        return LowBitPart(model, {**report.to_dict(), "output_sqnr": left})
 
     parts = {}
     for name, source in context.backbones.items():

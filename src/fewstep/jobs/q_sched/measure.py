@@ -35,7 +35,7 @@ from fewstep.pipelines import PipelineSampler, fuse_adapters, load_pipeline, pla
 from fewstep.pipelines.calls import backbones_of
 from fewstep.plan import Plan
 from fewstep.quant import quantize
-from fewstep.quant.calls import recording
+from fewstep.quant.calls import recording, spread
 from fewstep.rewards import load_reward
 from fewstep.runs import Run
 from fewstep.zoo import placed
@@ -105,10 +105,10 @@ def _beside(recipe: QSchedRecipe, run: Run, model: str, like: Any, prompts: list
         fuse_adapters(pipe)
         networks, sampler = backbones_of(pipe), PipelineSampler(pipe, recipe.guidance, {}, recipe.batch)
         with torch.no_grad(), ExitStack() as stack:
-            calls = {part: stack.enter_context(recording(network, 1)) for part, network in networks.items()}
+            calls = {part: stack.enter_context(recording(network)) for part, network in networks.items()}
             sampler(plan_of(pipe, recipe.steps, guidance_scale=recipe.guidance), prompts[:1], [0], "latent")
         for part, network in networks.items():
-            quantize(network, recipe.scheme, example=next(iter(calls[part]), None))
+            quantize(network, recipe.scheme, example=spread(calls[part]))
         return sampler, plan_of(pipe, recipe.steps, guidance_scale=recipe.guidance)
 
     return _of_another(run, beside(model), opened, prompts, recipe.evaluation.seeds)

@@ -9,19 +9,17 @@ import torch
 from torch import nn
 
 from fewstep.errors import FewstepError
-from fewstep.jobs.low_bit import LowBitPart
+from fewstep.jobs.low_bit import LowBitPart, output_left
 from fewstep.jobs.quantize.choose import BitAllocator
 from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.jobs.quantize.per_step import around, bits_per_step
 from fewstep.quant import QuantReport, Scheme, quantize
 from fewstep.quant.calibration import calibrate
-from fewstep.quant.calls import replay
-from fewstep.quant.fidelity import sqnr
+from fewstep.quant.calls import spread
 from fewstep.quant.first_token import keep_first_tokens
 from fewstep.quant.methods import method_of
 from fewstep.quant.mixed import quantize_mixed
 from fewstep.quant.modules import copy_to_quantize
-from fewstep.quant.outliers import layer_sqnr
 from fewstep.quant.reconstruct import blocks_of, reconstruct
 from fewstep.quant.report import disk_bytes
 from fewstep.quant.sensitivity import Table
@@ -41,7 +39,7 @@ def low_backbone(context: QuantizeContext, name: str) -> LowBitPart:
     full = copy_to_quantize(model) if method_of(recipe.method).reconstruct or recipe.per_step else None
     options = quantize_options(context, name, model)
     if recipe.scheme:
-        report = quantize(model, recipe.scheme, example=calls[0], **options)
+        report = quantize(model, recipe.scheme, example=spread(calls), **options)
         if recipe.per_step and full is not None:
             draw, rungs = context.drawing(name, "latent"), recipe.rungs or around(recipe.scheme)
             rows = len(context.plan.rows)
@@ -51,27 +49,8 @@ def low_backbone(context: QuantizeContext, name: str) -> LowBitPart:
         report = _chosen(context, name, model, options, extra)
     if full is not None and method_of(recipe.method).reconstruct:
         extra["reconstruction"] = _reconstructed(context, name, full, model)
-    extra["output_sqnr"] = _checked(context, name, model)
+    extra["output_sqnr"] = output_left(context.run, name, context.backbones[name], model, spread(calls))
     return LowBitPart(model, {**report.to_dict(), **extra})
-
-
-BROKEN = 6.0
-"""Signal over noise of the network's output, in dB, below which half of it is lost."""
-
-
-@torch.no_grad()
-def _checked(context: QuantizeContext, name: str, model: nn.Module) -> float:
-    """How much of the float network's first output is left, in dB; says loudly where it is too little, and which layers
-    lose most."""
-    source, calls = context.backbones[name], context.calls[name][:1]
-    left = sqnr(replay(source, calls), replay(model, calls))
-    if left < BROKEN:
-        worst = ", ".join(f"{layer} ({db:.0f} dB)" for layer, db in list(layer_sqnr(source, model, calls).items())[:5])
-        context.run.say(
-            f"[bold red]The quantized {name} is broken: its output keeps {left:.1f} dB of the original's.[/bold red] "
-            f"The layers that lose most: {worst}. Give more bits (w8a16, w4a16), or another method (svdquant:16)."
-        )
-    return left
 
 
 def _chosen(
