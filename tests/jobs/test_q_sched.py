@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from fewstep.cli import app
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, read_tensors
+from fewstep.jobs.context import JobContext
 from fewstep.jobs.q_sched import run
+from fewstep.jobs.q_sched.job import _low_bit
 from fewstep.pipelines import PipelineSampler, load_pipeline, save_pipeline
 from fewstep.plan import Plan
 from fewstep.recipes.loader import load
@@ -107,6 +109,23 @@ def test_other_ways_stand_in_the_same_table_at_no_more_bytes(tmp_path, monkeypat
     } <= pairs.keys()
     psnr = {name: row["psnr"]["mean"] for name, row in results["evaluation"]["systems"].items() if "psnr" in row}
     assert psnr["MixDQ"] != psnr["quantized"] != psnr["SVDQuant"]
+
+
+def test_a_layer_with_outliers_keeps_wide_inputs(tmp_path):
+    overrides = settings("sd", tmp_path)
+    pipe = load_pipeline(tmp_path / "model")
+    with torch.no_grad():  # one feature a thousand times larger, its weights so much smaller
+        pipe.unet.conv_norm_out.weight[0] *= 1000
+        pipe.unet.conv_out.weight[:, 0] /= 1000
+    save_pipeline(pipe, tmp_path / "loud")
+    recipe = load("q-sched", [*overrides, f"model={tmp_path / 'loud'}", "scheme=w8a8"])
+    with Run(tmp_path / "run", recipe.plain(), quiet=True) as directory:
+        (part,) = _low_bit(JobContext.open(recipe.resolved(), directory, fuse=True)).values()
+    reasons = {row["name"]: (row["bits"], row["reason"]) for row in part.report["rows"]}
+    assert reasons["conv_out"][0] == "w8a16"
+    assert "outliers" in reasons["conv_out"][1]
+    assert sum("outliers" in reason for _, reason in reasons.values()) < 4
+    assert part.report["output_sqnr"] > 6  # the small weights round to nothing, whatever the inputs
 
 
 def artifacts(folder: Path) -> dict[str, bytes]:

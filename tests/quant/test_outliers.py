@@ -8,6 +8,7 @@ from torch import nn
 
 import fewstep as fs
 from fewstep.quant import QuantLayer, Scheme, quantize
+from fewstep.quant.calls import spread
 from fewstep.quant.fidelity import sqnr
 from fewstep.quant.outliers import input_errors, layer_sqnr, wide_layers
 from fewstep.quant.rules import decisions_by_rules
@@ -79,6 +80,24 @@ def test_an_example_call_saves_a_network_that_w8a8_would_break(call):
         assert sqnr(truth, broken(x)) < 20 < 25 < sqnr(truth, saved(x))
     low = fs.quantize(model, "w8a8", example=call)
     assert low.layers[2].scheme.activation_bits == 16
+
+
+def test_every_call_of_a_list_is_looked_at(call):
+    loud = call[0][0].clone()
+    loud[:, 3] *= 1000  # as a later step of a sampler may be
+    for calls, expected in ([call], []), ([call, ((loud,), {})], ["layers.0"]):
+        model = Blocks()
+        with torch.no_grad():
+            model.layers[0].weight[:, 3] /= 1000
+        report = quantize(model, "w8a8", rules=(), example=calls)
+        assert [row.name for row in report.rows if "outliers" in row.reason] == expected
+
+
+def test_calls_are_taken_from_first_to_last():
+    calls = [((k,), {}) for k in range(10)]
+    assert [k for ((k,), _) in spread(calls)] == [0, 3, 6, 9]
+    assert spread(calls[:3]) == calls[:3]
+    assert spread([]) == []
 
 
 def test_layers_are_compared_on_the_inputs_of_the_float_network_worst_first(call):

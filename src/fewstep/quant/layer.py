@@ -39,9 +39,8 @@ class QuantLayer(nn.Module):
 
     With 8-bit activations and one scale per row, both factors are integers held in floats. The float32 sum equals that
     of an int8 kernel while partial sums stay below 2^24 (1,040 terms of 127 * 127 in the worst case), and differs in
-    its last digit beyond. With groups the scale varies inside the sum: the weight is dequantized first.
-
-    The gradient with respect to the input is the straight-through one: that of a float layer with dequantized weights.
+    its last digit beyond. With groups the scale varies inside the sum: the weight is dequantized first. The gradient
+    of the input is the straight-through one: that of a float layer with dequantized weights.
     """
 
     packed: Tensor
