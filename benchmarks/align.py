@@ -138,15 +138,18 @@ def passes(engine: Engine, count: int = 2) -> float:
 
 
 def tuned(
-    name: str, bed: DigitBed, start: nn.Module, chain: Chain, rate: float, seed: int, budget: int
+    name: str, bed: DigitBed, start: nn.Module, chain: Chain, rate: float, seed: int, budget: int, turns: int = 2
 ) -> dict[str, Any]:
-    """Curves of one arm."""
+    """Curves of one arm.
+
+    turns: steps after which its updates recur, over which their cost is a mean.
+    """
     made = ARMS[name](bed.process, chain)
     pairs = pairs_of(bed, bed.model(start), chain)
     batches = batches_of(*pairs, best=name.startswith("fine"))
     student = copy.deepcopy(start).requires_grad_(True)
     engine = assemble(made, bed.teacher(), bed.start(), lambda m: m, batches, bed.shape, student=student, reward=reward)
-    cost = passes(engine)
+    cost = passes(engine, turns)
     steps = max(QUARTERS, int(budget / cost) // QUARTERS * QUARTERS)
     given = {**defaults(made.settings), "learning_rate": rate, "ema": 0.9}
     config = StageConfig(steps=steps, batch=BATCH, seed=seed, device="cpu", **given)

@@ -9,7 +9,8 @@ import torch
 import fewstep.alignment.contrastive as module
 from fewstep.alignment.contrastive import forward_contrastive, optimality
 from fewstep.alignment.exploring import laws_of, preference, rewards_of, walk
-from fewstep.alignment.pairwise import own_error, pairwise_chain_loss, preference_loss
+from fewstep.alignment.judged import judge_term
+from fewstep.alignment.pairwise import dreambooth_loss, own_error, pairwise_chain_loss, preference_loss
 from fewstep.alignment.policy import policy_gradient
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain, eta_steps
@@ -144,6 +145,52 @@ def test_both_members_of_a_pair_get_one_noise_and_equal_ones_cancel():
     assert float(blend.grad) == pytest.approx(0, abs=1e-6)
     plain = own_error(student, batch, x + 1, torch.zeros_like(x), torch.full((32,), 0.5).double()).mean()
     assert abs(float(torch.autograd.grad(plain, blend)[0])) > 0.1
+
+
+def test_dreambooth_as_published_is_fine_tuning_and_as_meant_the_rejected_push_away():
+    """While the hinge is active its 5 x 0.1 of the rejected is what 0.5 adds again."""
+    liked, rejected = torch.tensor([[1.0], [0.4]]), torch.tensor([[-1.0], [0.6]])
+    batch, times = Batch(2, (1,), clean=liked, rejected=rejected), fixed_times((1.0,))
+
+    def slope(loss, **changes):
+        mean = leaf(0.5)
+        networks = cast(constant(mean), constant(torch.tensor(0.5)))
+        loss(networks, replace(batch, **changes), None, generator())[0].backward()
+        return float(mean.grad)
+
+    wanted = float((5 * 2 * (0.5 - liked)).mean())
+    assert slope(dreambooth_loss(times)) == pytest.approx(wanted, rel=1e-5)
+    assert slope(dreambooth_loss(times), rejected=-rejected) == pytest.approx(wanted, rel=1e-5)
+    assert slope(dreambooth_loss(times, keep=0.0)) != pytest.approx(wanted, rel=0.02)
+    meant = [slope(preference_loss(times), rejected=x) for x in (rejected, -rejected)]
+    assert meant[0] != pytest.approx(meant[1], rel=0.02)
+
+
+# --- a judge of two answers -------------------------------------------------------------------------------------------
+
+
+def test_the_loss_of_a_judge_sees_its_two_answers_alone_and_has_the_gradient_of_a_logistic_loss():
+    x = torch.tensor([[0.3], [-0.8]], requires_grad=True)
+    slopes, other = torch.tensor([2.0, -1.0]), torch.tensor([0.7, 0.2])
+
+    def judge(shift):
+        return lambda x, batch: torch.stack([x * other + shift, x * slopes + shift], 2)
+
+    def gradient(shift, wanted):
+        loss, numbers = judge_term(judge(shift), wanted)(cast(None, None), Batch(2, (1,)), made_of(x), generator())
+        return torch.autograd.grad(loss, x)[0], numbers
+
+    odds = x.detach() * (slopes - other) * torch.tensor([1.0, -1.0])
+    wanted = (-torch.sigmoid(-odds) * (slopes - other) * torch.tensor([1.0, -1.0])).sum(1, keepdim=True) / 2
+    found, numbers = gradient(0.0, (True, False))
+    assert torch.allclose(found, wanted)
+    assert torch.allclose(gradient(1e3, (True, False))[0], wanted, atol=1e-3)
+    assert float(numbers["right"]) == pytest.approx(float((odds > 0).float().mean()))
+    with pytest.raises(FewstepError, match=r"1 answers are wanted(.|\n)*\(2, 2, 2\)"):
+        gradient(0.0, (True,))
+    silent = judge_term(lambda x, batch: torch.zeros(2, 1, 2))
+    with pytest.raises(FewstepError, match="judge gives no gradient"):
+        silent(cast(None, None), Batch(2, (1,)), made_of(x), generator())
 
 
 # --- policy gradient ------------------------------------------------------------------------------------------------

@@ -78,6 +78,13 @@ def test_methods_can_be_written_out_and_pickled(name):
     assert set(ALIGNMENTS[name].options) >= {"beta"} or name in ("grpo", "refl", "draft", "joint")
 
 
+def test_pictures_against_own_draws_are_pairs_or_as_published_plain_fine_tuning():
+    assert engine_of("pso_dreambooth").method.terms == engine_of("pso_offline").method.terms
+    published = engine_of("pso_dreambooth", published=True)
+    assert published.networks.reference is None
+    assert published.method.terms["pairs"].beta == 5.0
+
+
 def test_the_reference_stays_where_the_student_began():
     engine = engine_of("pso")
     start = [p.clone() for p in engine.modules["student"].parameters()]

@@ -131,6 +131,21 @@ def test_the_command_trains_on_votes_and_reports(pipe, tmp_path):
     assert fs.load(tmp_path / "run" / "artifacts" / "pipeline").unet is not None
 
 
+def test_a_folder_of_a_few_pictures_is_preferred_to_own_draws_under_their_captions(pipe, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, colour in {"a_dog": "white", "a_cat": "gray"}.items():
+        Image.new("RGB", (64, 64), colour).save(folder / f"{name}.png")
+    tuned = align(pipe, (), method="pso_dreambooth", pairs=folder, train_steps=2, settings={"train.every": 2})
+    assert plan_of(tuned, 3).rows == plan_of(pipe, 3).rows
+    context = context_of(pipe, tmp_path, method="pso_dreambooth", pairs=str(folder))
+    prompts, chosen, rejected = context.votes
+    assert prompts == ["a cat", "a dog"] * 4
+    assert chosen.shape == rejected.shape
+    assert torch.equal(chosen[:2], chosen[2:4])
+    assert not torch.equal(rejected[:2], rejected[2:4]), "every draw has its own noise"
+
+
 def test_votes_that_cannot_be_read_are_named(tmp_path):
     file = tmp_path / "votes.jsonl"
     with pytest.raises(FewstepError, match="no such file of votes"):

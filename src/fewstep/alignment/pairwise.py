@@ -88,11 +88,7 @@ def preference_loss(times: TimeDistribution, beta: float = 50.0, gamma: float = 
     """
 
     def loss(networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
-        if batch.clean is None or batch.rejected is None:
-            raise FewstepError("this loss needs pairs of a liked and a rejected sample", hint="Give votes (--pairs).")
-        pair, x = batch.repeated(2), torch.cat([batch.clean, batch.rejected])
-        t = times(batch.size, networks.student.process, generator, samples).repeat(2)
-        noise = noise_like(tuple(batch.clean.shape), generator, x).repeat(2, *[1] * (x.ndim - 1))
+        pair, x, noise, t = _noised_pairs(times, networks, batch, samples, generator)
         error = own_error(networks.student, pair, x, noise, t)
         with torch.no_grad():
             before = own_error(networks.need("reference"), pair, x, noise, t)
@@ -101,6 +97,47 @@ def preference_loss(times: TimeDistribution, beta: float = 50.0, gamma: float = 
         return -logsigmoid(beta * margin).mean(), {"margin": margin.detach().mean(), "error": error.detach().mean()}
 
     return loss
+
+
+@part
+def dreambooth_loss(times: TimeDistribution, beta: float = 5.0, gamma: float = 0.1, keep: float = 0.5) -> Term:
+    """PSO-DreamBooth as its code has it: a hinge without a reference (repository of arXiv 2410.03190).
+
+        L = max(0, 1 + beta (l(x_w) - gamma l(x_l))) + keep l(x_l)
+
+    With its settings beta gamma = keep: while the hinge is active what was rejected has no gradient at all, and the
+    loss is plain fine-tuning of weight beta, which blurs. `preference_loss` is what was meant.
+
+    Args:
+        times: noise levels.
+        beta: of the margin.
+        gamma: of the rejected one in the margin.
+        keep: weight of the denoising of the student's own samples.
+
+    Raises:
+        FewstepError: when called: the batch holds no pairs.
+    """
+
+    def loss(networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator) -> Loss:
+        pair, x, noise, t = _noised_pairs(times, networks, batch, samples, generator)
+        liked, rejected = own_error(networks.student, pair, x, noise, t).chunk(2)
+        hinge = (1 + beta * (liked - gamma * rejected)).clamp(min=0)
+        numbers = {"active": (hinge > 0).float().mean(), "error": liked.detach().mean()}
+        return (hinge + keep * rejected).mean(), numbers
+
+    return loss
+
+
+def _noised_pairs(
+    times: TimeDistribution, networks: Networks, batch: Batch, samples: Samples | None, generator: torch.Generator
+) -> tuple[Batch, Tensor, Tensor, Tensor]:
+    """The batch twice over, its liked and rejected samples, one noise and one time for both of each pair."""
+    if batch.clean is None or batch.rejected is None:
+        raise FewstepError("this loss needs pairs of a liked and a rejected sample", hint="Give votes (--pairs).")
+    x = torch.cat([batch.clean, batch.rejected])
+    t = times(batch.size, networks.student.process, generator, samples).repeat(2)
+    noise = noise_like(tuple(batch.clean.shape), generator, x).repeat(2, *[1] * (x.ndim - 1))
+    return batch.repeated(2), x, noise, t
 
 
 @part

@@ -15,7 +15,7 @@ from typing import Any
 
 from fewstep.alignment.contrastive import forward_contrastive
 from fewstep.alignment.in_turns import own_turns, roll_out_in_turns
-from fewstep.alignment.pairwise import chain_step_loss, pairwise_chain_loss, preference_loss
+from fewstep.alignment.pairwise import chain_step_loss, pairwise_chain_loss
 from fewstep.alignment.policy import policy_gradient
 from fewstep.distillation.chain import Chain, eta_steps
 from fewstep.distillation.core import Term
@@ -26,7 +26,7 @@ from fewstep.distillation.roles import OptimizerSettings, TargetNetwork
 from fewstep.distillation.rollout import backward_simulation
 from fewstep.distillation.score.regularisers import reward_term
 from fewstep.distillation.score.weights import reward_weight
-from fewstep.distillation.times import everywhere, fixed_times
+from fewstep.distillation.times import everywhere
 from fewstep.errors import FewstepError
 from fewstep.process import Process
 from fewstep.registry import Registry
@@ -37,6 +37,7 @@ SETTINGS = OptimizerSettings(learning_rate=1e-5, betas=(0.9, 0.999), weight_deca
 ALIGNMENTS: Registry[Preset] = Registry(
     "alignment method",
     "fewstep.alignments",
+    package="fewstep.alignment",
     decorator="fewstep.distillation.method.preset(name, ALIGNMENTS)",
     source=lambda known: known.make,
 )
@@ -65,34 +66,6 @@ def pso(
     """
     loss = pairwise_chain_loss(exploring(chain, eta), beta, clamp, reduction)
     return Method({"pairs": loss}, chain, needs=needing(reward=True, reference=True), settings=SETTINGS)
-
-
-@preset("pso_offline", ALIGNMENTS, votes=True)
-def pso_offline(process: Process, chain: Chain, *, beta: float = 50.0, gamma: float = 1.0) -> Method:
-    """PSO offline: given pairs, noised alike to the student's own times (arXiv 2410.03190).
-
-    Args:
-        process: of the student.
-        chain: how the student is run.
-        beta: strength.
-        gamma: weight of the rejected one.
-    """
-    loss = preference_loss(fixed_times(chain.times), beta, gamma)
-    needs = needing(data=True, pairs=True, reference=True)
-    return Method({"pairs": loss}, chain, needs=needs, settings=SETTINGS)
-
-
-@preset("dpo", ALIGNMENTS, votes=True)
-def dpo(process: Process, chain: Chain, *, beta: float = 2500.0) -> Method:
-    """Diffusion-DPO: given pairs at all noise levels (arXiv 2311.12908); for few-step students prefer pso_offline.
-
-    Args:
-        process: of the student.
-        chain: how the student is run.
-        beta: strength; half of the paper's.
-    """
-    needs = needing(data=True, pairs=True, reference=True)
-    return Method({"pairs": preference_loss(everywhere(process), beta)}, chain, needs=needs, settings=SETTINGS)
 
 
 @preset("step_dpo", ALIGNMENTS)

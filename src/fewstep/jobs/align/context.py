@@ -17,9 +17,10 @@ from fewstep.distillation.chain import Chain, ancestral_steps
 from fewstep.distillation.core import Batch
 from fewstep.distillation.method import Method
 from fewstep.errors import FewstepError
+from fewstep.files import user_path
 from fewstep.jobs.align.recipe import AlignRecipe
-from fewstep.jobs.align.votes import read_votes
-from fewstep.jobs.context import JobContext, seeds_for
+from fewstep.jobs.align.votes import Votes, read_votes
+from fewstep.jobs.context import Items, JobContext, seeds_for
 from fewstep.jobs.distill.batches import Batches, batch_of, from_conditions
 from fewstep.jobs.distill.networks import device_of, loop_settings
 from fewstep.pipelines import backbone_of, load_pipeline, process_of
@@ -34,6 +35,9 @@ from fewstep.zoo import SHIPPED, placed
 
 HELD_OUT = {"emoji": "evaluation", "mnist": "reference"}
 """Splits of shipped pictures that no shipped model was trained on."""
+
+RIVALS = 4
+"""What the student draws itself against each of a few pictures that it is to learn."""
 
 LIKE = 0.02
 """How far coefficients of a plan may be from those of a chain: LCM's boundary condition moves them by 0.01."""
@@ -155,7 +159,8 @@ class AlignContext(JobContext[AlignRecipe]):
         if not self.recipe.pairs:
             return None
         vae: Any = getattr(self.pipe, "vae", None)
-        prompts, *pictures = read_votes(self.recipe.pairs, self._side())
+        folder = user_path(self.recipe.pairs).is_dir()
+        prompts, *pictures = self._against_own_draws() if folder else read_votes(self.recipe.pairs, self._side())
         if vae is None:
             chosen, rejected = (part.float() / 127.5 - 1 for part in pictures)
         else:
@@ -165,6 +170,15 @@ class AlignContext(JobContext[AlignRecipe]):
                 for part in pictures
             )
         return prompts, chosen, rejected
+
+    def _against_own_draws(self) -> Votes:
+        """Captioned pictures of a folder, each liked more than what the student draws under its caption."""
+        images, captions = load(self.recipe.pairs, "train", self._side())
+        prompts = captions * RIVALS
+        seeds = seeds_for("tuning", self.recipe.train.seed, len(prompts))
+        with torch.no_grad():
+            own = Items(prompts, seeds).draw(self.sampler(), self.plan).cpu()
+        return prompts, images.repeat(RIVALS, 1, 1, 1), (own * 255).round().to(torch.uint8)
 
     def _side(self) -> int:
         """Of the pictures that the pipeline draws, in pixels."""

@@ -53,7 +53,7 @@ class AlignRecipe(PipelineRecipe):
     model: str = "emoji-student"
     """The student: shipped name, diffusers folder, or hub id."""
     method: str = "pso"
-    """pso, pso_offline, dpo, step_dpo, grpo, refl, draft, nft, re_dmd, tilted_dmd or joint."""
+    """pso, pso_offline, pso_dreambooth, dpo, step_dpo, grpo, refl, draft, nft, re_dmd, tilted_dmd or joint."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further options of the method, such as {"beta": 20}."""
     reward: list[str] = Field(default_factory=list)
@@ -65,7 +65,8 @@ class AlignRecipe(PipelineRecipe):
     train_prompts: Conditions = "auto"
     """What is trained on: a prompt set by name, prompts, or labels."""
     pairs: str = ""
-    """Votes: a file of JSON lines {"prompt": ..., "chosen": FILE, "rejected": FILE}, for pso_offline and dpo."""
+    """Votes: a file of JSON lines {"prompt": ..., "chosen": FILE, "rejected": FILE}, for pso_offline and dpo;
+    or a folder of a few captioned pictures, each preferred to what the student draws (pso_dreambooth)."""
     teacher: str = ""
     """The many-step pipeline of the same family, which joint, re_dmd and tilted_dmd distil from."""
     alarm: bool = True
