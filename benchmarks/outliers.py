@@ -18,6 +18,7 @@ import gzip
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
-from fewstep.files import write_json
+from fewstep.files import read_json, write_json
 from fewstep.jobs.context import JobContext
 from fewstep.metrics.intervals import difference_interval, mean_interval
 from fewstep.quant import quantize
@@ -220,25 +221,30 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=20, help="of 256 tokens")
     parser.add_argument("--folder", type=Path, default=Path("runs/outliers"))
     parser.add_argument("--output", type=Path, default=Path("results/outliers.json"))
+    parser.add_argument("--only", help="one part, added to what the output has")
     given = parser.parse_args()
     makers: dict[str, Callable[[], Subject]] = {
         "efficientnet-lite0": lambda: classifier(given.count),
         "smollm2-135m": lambda: language_model(given.text, given.windows),
     }
-    networks, skipped = dict[str, Any](), dict[str, str]()
-    for name, make in makers.items():
-        try:
-            subject = make()
-        except FewstepError as error:
-            skipped[name] = str(error)
-            print(f"{name} is left out: {error}", flush=True)
-            continue
-        networks[name] = measured(subject)
-    write_json(given.output, {
-        "counts": {"pictures": given.count, "windows": given.windows}, "networks": networks, "skipped": skipped,
-        "shipped": {name: shipped(name, steps, given.folder) for name, steps in SHIPPED.items()},
-        "environment": environment(),
-    })  # fmt: skip
+    parts = {name: partial(_measured, make) for name, make in makers.items()}
+    parts |= {name: partial(shipped, name, steps, given.folder) for name, steps in SHIPPED.items()}
+    for name, part in parts.items():
+        if given.only in (None, name):
+            value = part()
+            found = read_json(given.output) if given.output.exists() else {}
+            found |= {name: value, "commands": {**found.get("commands", {}), name: environment()["command"]}}
+            write_json(given.output, {**found, "environment": environment()}, over="all")
+
+
+def _measured(make: Callable[[], Subject]) -> dict[str, Any]:
+    """The rows of a network, or why it is left out."""
+    try:
+        subject = make()
+    except FewstepError as error:
+        print(f"left out: {error}", flush=True)
+        return {"left_out": str(error)}
+    return measured(subject)
 
 
 if __name__ == "__main__":

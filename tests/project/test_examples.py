@@ -64,6 +64,15 @@ def test_an_own_network_is_distilled(tmp_path):
     assert (tmp_path / "made" / "student" / "plan.json").is_file()
 
 
+def test_an_own_network_is_quantized(tmp_path):
+    text = shown("quantize_own_network", tmp_path)
+    found = numbers(text)
+    assert found["8 bits, looked at"] < found["8 bits, blind"] / 3
+    assert found["3 bits, tuned"] < found["3 bits"]
+    assert text.count("outliers") == 1
+    assert picture(tmp_path / "made" / "digits.png")
+
+
 def test_a_solver_and_a_method_are_added(tmp_path):
     found = numbers(shown("add_solver_and_method", tmp_path))
     assert found["adams_bashforth, 12 calls"] < found["ddim, 12 calls"] / 1.5
