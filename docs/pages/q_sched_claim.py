@@ -93,7 +93,8 @@ def verdict() -> str:
 
 def _reached(found: Row) -> str:
     recall = "recall kept" if found["recall kept"] else "recall lost"
-    return f"Fréchet (judge) {percent(found['nearer']['clip-judge'])}, {recall}"
+    against = percent(found["tuned - untuned low bits"]["clip-judge"])
+    return f"Fréchet (judge) {percent(found['nearer']['clip-judge'])}, {recall}; against untuned low bits {against}"
 
 
 def _others() -> list[str]:
@@ -192,8 +193,8 @@ def visible() -> str:
     told = []
     for row in first():
         seen = row["reached"]["visible"]
-        told.append(
-            f"the fault of {row['student']} is seen by {listed(net for net in seen if seen[net])}, not by "
-            f"{listed(net for net in seen if not seen[net])}"
-        )
+        some, others = ([net for net in seen if seen[net] is sees] for sees in (True, False))
+        told.append(f"the fault of {row['student']} is seen by {listed(some)} and not by {listed(others)}")
+        if not some:
+            told[-1] = f"the fault of {row['student']} is too small for each of {listed(others)}"
     return "; ".join(told)
