@@ -42,3 +42,8 @@ def verdicts(found: dict[str, Any], ours: str, theirs: str, keys: Sequence[str] 
 def curve(points: dict[str, float]) -> str:
     """Updates and errors along a training."""
     return ", ".join(f"{step}: {value:.2f}" for step, value in points.items())
+
+
+def excess(stage: dict[str, Any]) -> list[list[str]]:
+    """Excess errors of both arms along the training."""
+    return [[name, *(f"{entry['mean']:.2g}" for entry in points)] for name, points in stage["excess"].items()]
