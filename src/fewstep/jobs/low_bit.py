@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +75,7 @@ def low_bit_part(
 
 
 @torch.no_grad()
-def output_left(run: Run, name: str, source: nn.Module, low: nn.Module, calls: Sequence[Call]) -> float:
+def output_left(run: Run, name: str, source: nn.Module, low: nn.Module, calls: Sequence[Call]) -> float | None:
     """How much of the float network's output is left of the call that keeps least, in dB; says loudly where it is too
     little, and which layers lose most.
 
@@ -85,11 +84,11 @@ def output_left(run: Run, name: str, source: nn.Module, low: nn.Module, calls: S
         name: of the network.
         source: in float.
         low: in low bits.
-        calls: to compare them on.
+        calls: to compare them on; without any nothing is known.
     """
     left = {k: sqnr(replay(source, [call]), replay(low, [call])) for k, call in enumerate(calls)}
     if not left:
-        return math.inf
+        return None
     worst_call = min(left, key=lambda k: left[k])
     if left[worst_call] < BROKEN:
         found = list(layer_sqnr(source, low, [calls[worst_call]]).items())[:5]
