@@ -34,7 +34,7 @@ def teacher_jump(process: Process, *, teacher_steps: int = 8) -> Method:
     return Method({"jump": jump(teacher_steps)}, Chain((process.noisiest,)))
 
 
-toy = Toy()
+toy = Toy(pretraining=300)
 made = method("teacher_jump", toy.process, teacher_steps=8)
 short, long = (train_toy(toy, made, steps=n, batch=64).distance for n in (1, 60))
 print(f"distance after one update {short:.0f}, after 60 {long:.0f}")

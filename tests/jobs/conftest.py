@@ -1,16 +1,11 @@
 import pytest
 
+from tests.jobs.fewer import fewer_pictures
+
 
 @pytest.fixture(scope="package", autouse=True)
 def few_pictures_in_reports():
-    """A Q-Sched run draws a landscape of 49 corners and times ten images, `inspect` looks at eight noise levels: fewer
-    say the same of the job.
-    """
-    from fewstep.jobs.inspect import job as inspect
-    from fewstep.jobs.q_sched import coefficients, measure
-
+    """In this process; those that a test starts call `fewer_pictures` themselves."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coefficients, "CORNERS", 3)
-        patch.setattr(measure, "ROUNDS", 1)
-        patch.setattr(inspect, "LEVELS", 3)
+        fewer_pictures(patch)
         yield

@@ -253,7 +253,7 @@ def test_the_command_lists_every_method():
 
 @pytest.mark.slow
 def test_a_killed_distillation_ends_in_the_very_bytes_of_an_undisturbed_one(tmp_path):
-    overrides = settings("dit", tmp_path, "train.steps=60", "train.checkpoint_every=5")
+    overrides = settings("dit", tmp_path, "train.steps=30", "train.checkpoint_every=3")
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     process = processes.start(execute, broken, overrides, out=tmp_path / "told.txt")
@@ -262,7 +262,7 @@ def test_a_killed_distillation_ends_in_the_very_bytes_of_an_undisturbed_one(tmp_
         time.sleep(0.002)
     process.kill()
     process.join()
-    assert 0 < read_json(mark)["step"] < 60, "the run ended before it could be killed"
+    assert 0 < read_json(mark)["step"] < 30, "the run ended before it could be killed"
     execute(broken, overrides)
     execute(whole, overrides)
     files = [place / "artifacts" / "student" for place in (whole, broken)]

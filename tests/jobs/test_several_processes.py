@@ -9,6 +9,7 @@ from fewstep.cli import app
 from fewstep.files import read_json
 from fewstep.pipelines import save_pipeline
 from tests import processes
+from tests.jobs.fewer import fewer_pictures
 from tests.jobs.test_q_sched import settings
 from tests.jobs.test_quantize_job import AUTO
 from tests.jobs.test_quantize_job import SMALL as QUANTIZE
@@ -24,6 +25,7 @@ def command(recipe, overrides, out):
 
 
 def call(words, *_):
+    fewer_pictures(pytest.MonkeyPatch())
     raise SystemExit(app(words, standalone_mode=False) or 0)
 
 

@@ -16,7 +16,12 @@ Build = Callable[[], nn.Module]
 Evaluate = Callable[..., torch.Tensor]
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a16-asym", "w8a8tensor", "nf4", "nvfp4"])
+SCHEMES = ("w8a8", "w4a8", "w4a16-asym", "w8a8tensor", "nf4", "nvfp4")
+CASES = [*(("sd", scheme) for scheme in SCHEMES), *((kind, "w4a8") for kind in ("flux", "pixart", "sdxl"))]
+"""Layers are rounded one by one: every scheme on one network, and every network by one scheme."""
+
+
+@pytest.mark.parametrize(("build", "scheme"), CASES, indirect=["build"])
 def test_it_is_the_model_that_quantize_makes(
     build: Build, evaluate: Evaluate, tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,9 +41,9 @@ def test_no_layer_is_in_memory_as_a_whole(build_unet: Build, tmp_path: Path, mon
     model = build_unet()
     model.save_pretrained(tmp_path)  # type: ignore[operator]
     layers = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    sizes, real = [], stream.fit
+    sizes, real = [], stream.fit_grid
     monkeypatch.setattr(stream, "SLICE", 600)
-    monkeypatch.setattr(stream, "fit", lambda weight, *rest: sizes.append(weight.numel()) or real(weight, *rest))
+    monkeypatch.setattr(stream, "fit_grid", lambda weight, *rest: sizes.append(weight.numel()) or real(weight, *rest))
     load_quantized(tmp_path, "w4a8")
     assert max(sizes) <= max(600, *(weight[0].numel() for weight in layers))
     assert sum(sizes) == sum(weight.numel() for weight in layers)

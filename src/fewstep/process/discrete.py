@@ -78,11 +78,17 @@ class VPDiscrete(Process):
     def _log_alphas(self) -> Tensor:
         return 0.5 * torch.tensor(self.alphas_cumprod, dtype=torch.float64).log()
 
+    @property
+    def _ends_without_signal(self) -> bool:
+        return self.alphas_cumprod[-1] == 0
+
     def _log_alpha(self, t: Tensor) -> Tensor:
         table = self._log_alphas
         low = t.detach().floor().clamp(0, len(table) - 2).long()
         part = t - low
         left, right = table[low], table[low + 1]
+        if not self._ends_without_signal:
+            return left + part * (right - left)
         straight = left + part * (right.nan_to_num(neginf=0.0) - left)
         # the last interval of a zero-terminal-signal table ends at log 0: linear in alpha instead; elsewhere the
         # logarithm is kept from 1 - part = 0, whose infinite slope would spoil the gradient of the other branch
@@ -100,5 +106,7 @@ class VPDiscrete(Process):
         table = self._log_alphas
         low = (torch.searchsorted(-table, -log_alpha.detach().contiguous()) - 1).clamp(0, len(table) - 2)
         left, right = table[low], table[low + 1]
+        if not self._ends_without_signal:
+            return low + (log_alpha - left) / (right - left)
         straight = (log_alpha - left) / (right.nan_to_num(neginf=0.0) - left)
         return low + torch.where(right.isinf(), -torch.expm1(log_alpha - left), straight)
