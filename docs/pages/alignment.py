@@ -32,3 +32,31 @@ def table(results: dict[str, Any]) -> str:
         cells = [_cell([end[metric] for end in ends], decimals) for metric, (_, decimals) in NAMES.items()]
         lines.append(f"| {name} | {rate} | {updates} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+ADVICE = {
+    "PSO online": "any score of pictures, and sharpness and recall must stay",
+    "GRPO": "any score of pictures, and more of it for some distance",
+    "PSO offline": "pairs of pictures (votes)",
+    "DPO": "pairs, and as little change as can be",
+    "ReFL": "a differentiable reward that has an end; without one it leaves the data",
+    "joint 1:1, PSO": "the teacher too; at equal passes no gain over PSO alone here",
+    "fine-tuning on the best half": "never, for a few-step student",
+}
+"""What each arm is for."""
+
+
+def advice(results: dict[str, Any]) -> str:
+    """What you have, the arm for it, and what it changed: means over seeds, against the untouched student."""
+    before = list(results["untouched"].values())
+
+    def change(ends: list[dict[str, float]], metric: str) -> float:
+        return fmean(e[metric] for e in ends) - fmean(b[metric] for b in before)
+
+    lines = ["| you have | method | reward | Fréchet distance | recall | sharpness |", "|---|---|---|---|---|---|"]
+    for name, use in ADVICE.items():
+        ends = list(results["arms"][name]["seeds"].values())
+        changes = [change(ends, metric) for metric in ("reward", "frechet", "recall", "sharp")]
+        cells = [f"{value:+.2f}" if abs(value) < 100 else f"{value:+.0e}" for value in changes]
+        lines.append(f"| {use} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
