@@ -24,6 +24,11 @@ settings.load_profile("fewstep")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+def pytest_collection_modifyitems(items):
+    """Long tests come first: at the end of a run no worker waits for another one's last minute."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("browser") and CHROMIUM is None:
         pytest.skip("there is no Chromium here")
