@@ -146,6 +146,7 @@ def language_model(text: Path | None, count: int, length: int = 256) -> Subject:
     given: dict[str, Any] = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
     folder = next(iter(place.submodule_search_locations))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **given)
+    model.hf_quantizer = None  # the file was; the weights are float
     words = gzip.decompress(text.read_bytes()).decode() if text.suffix == ".gz" else text.read_text("utf-8")
     ids = AutoTokenizer.from_pretrained(folder, **given)(words, return_tensors="pt").input_ids[0]
     starts = np.linspace(0, len(ids) - length, count + 1).astype(int)
