@@ -40,7 +40,7 @@ ADVICE = {
     "PSO offline": "pairs of pictures (votes)",
     "DPO": "pairs, and as little change as can be",
     "ReFL": "a differentiable reward that has an end; without one it leaves the data",
-    "joint 1:1, PSO": "the teacher too; at equal passes no gain over PSO alone here",
+    "joint 1:1, PSO": "the teacher too, and a long training (see above); in a short one no gain over PSO alone",
     "fine-tuning on the best half": "never, for a few-step student",
 }
 """What each arm is for."""
@@ -59,4 +59,23 @@ def advice(results: dict[str, Any]) -> str:
         changes = [change(ends, metric) for metric in ("reward", "frechet", "recall", "sharp")]
         cells = [f"{value:+.2f}" if abs(value) < 100 else f"{value:+.0e}" for value in changes]
         lines.append(f"| {use} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def ratios(results: dict[str, Any]) -> str:
+    """Reinforcement alone and beside distillation at the quarters of the budget, of results/align-ratios.json."""
+    before = list(results["untouched"].values())
+    lines = [
+        "| rewards : distillation | updates | reward | Fréchet distance | recall | right class |",
+        "|" + "---|" * 6,
+    ]
+
+    def row(name: str, updates: str, points: list[dict[str, float]]) -> str:
+        cells = [f"{fmean(p[m] for p in points):.4g}" for m in ("reward", "frechet", "recall", "right")]
+        return f"| {name} | {updates} | " + " | ".join(cells) + " |"
+
+    lines.append(row("untouched", "0", before))
+    for name, seeds in results["arms"].items():
+        curves = [one["curve"] for one in seeds.values()]
+        lines += [row(name, str(points[0]["updates"]), list(points)) for points in zip(*curves, strict=True)]
     return "\n".join(lines)
