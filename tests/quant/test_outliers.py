@@ -111,3 +111,18 @@ def test_layers_are_compared_on_the_inputs_of_the_float_network_worst_first(call
     assert left["0"] == pytest.approx(-20 * torch.tensor(0.5).log10().item(), abs=1.5)  # half of the output is error
     assert min(left["1"], left["2"]) > 30
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_language_model_is_looked_at_by_its_ids():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.table, self.mix, self.head = nn.Embedding(50, 32), nn.Linear(32, 32), nn.Linear(32, 50)
+
+        def forward(self, input_ids):
+            return self.head(torch.tanh(self.mix(self.table(input_ids))))
+
+    call = (), {"input_ids": torch.arange(20).view(2, 10)}
+    bits = {row.name: row.bits for row in quantize(Words(), "w4a8", example=call).rows}
+    assert bits == {"table": "w8a16", "mix": "w8a8", "head": "w8a8"}  # the first and the last product get 8 bits

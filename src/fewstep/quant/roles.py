@@ -21,7 +21,7 @@ from fewstep.quant.calls import Call
 from fewstep.quant.modules import PRODUCTS
 
 FIRST, LAST, CONDITIONING = "first", "last", "conditioning"
-_STATES = ("sample", "hidden_states", "x")
+_STATES = ("sample", "hidden_states", "x", "input_ids")
 
 
 Origin = frozenset[str | None]
