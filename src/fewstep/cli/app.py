@@ -22,6 +22,7 @@ from fewstep.cli import (
     save,
     score,
     search,
+    serve,
     train,
     tune,
 )
@@ -71,5 +72,6 @@ diagnose.add_to(app)
 app.add_typer(plan.app, name="plan", rich_help_panel=LOOK)
 run.add_to(app)
 score.add_to(app)
+serve.add_to(app)
 app.add_typer(bench.app, name="bench", rich_help_panel=RUN)
 doctor.add_to(app)

@@ -192,11 +192,25 @@ class Plan:
             rows.append(dataclasses.replace(row, **moved))
         return self.replace(rows=tuple(rows), prior_scale=_root(self.rows[first]), prior_offset=0.0)
 
+    def stopping_at(self, last: int) -> Plan:
+        """The plan up to row `last`, which ends in what the network takes the clean sample for there: a preview.
+
+        Raises:
+            PlanError: no such row.
+        """
+        if not 0 <= last < self.steps:
+            raise PlanError(f"the plan has rows 0 to {self.steps - 1}", value=last, hint="Stop at one of them.")
+        clean = self._towards(last, self.final_alpha, 0.0)
+        return self.replace(rows=(*self.rows[:last], clean), final_sigma=0.0)
+
     def _first_order(self, k: int) -> Row:
+        if k + 1 == self.steps:
+            return self._towards(k, self.final_alpha, self.final_sigma)
+        return self._towards(k, self.rows[k + 1].alpha, self.rows[k + 1].sigma)
+
+    def _towards(self, k: int, alpha: Coefficient, sigma: Coefficient) -> Row:
+        """Row k as the first-order (DDIM) step to these noise levels."""
         row = self.rows[k]
-        last = k + 1 == self.steps
-        alpha = self.final_alpha if last else self.rows[k + 1].alpha
-        sigma = self.final_sigma if last else self.rows[k + 1].sigma
         step = alpha * data_of(row, k, self.prediction) + sigma * noise_of(row, k, self.prediction)
         return dataclasses.replace(
             row,
