@@ -282,6 +282,25 @@ def test_multistep_rows_without_history_become_first_order():
     assert plan.starting_at(0) == plan.replace(prior_scale=plan.starting_at(0).prior_scale)
 
 
+def test_stopping_ends_in_the_clean_sample_that_the_network_says():
+    plan = two_m(5).scaled([1.1] * 5, [0.9] * 5)
+    run, outputs, states = 2, [], []
+
+    def network(x, t):
+        states.append(x)
+        outputs.append(torch.sin(x) * t / 1000)
+        return outputs[-1]
+
+    found = sample(plan.stopping_at(run), network, seeds=[0, 1], shape=(2,))
+    row = plan.rows[run]
+    # by hand, from the epsilon prediction and Q-Sched's scalars
+    expected = (1.1 * states[run] - row.sigma * 0.9 * outputs[run]) / row.alpha
+    assert len(states) == run + 1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(PlanError, match="rows 0 to 4"):
+        plan.stopping_at(5)
+
+
 def test_no_such_row_to_start_at():
     with pytest.raises(PlanError, match="rows 0 to 3"):
         two_m().starting_at(4)
