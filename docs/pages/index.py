@@ -10,7 +10,8 @@ from pages.formats import DOCS, RESULTS, command, listed, results, words
 
 PAGES = {
     "convergence": "dpm-solver", "distillation-": "distillation", "gpu-": "quantization", "latents": "svg",
-    "one-more-step": "oms", "q-sched": "q-sched", "quant": "quantization", "true-size-job": "quantization", "restoration": "resshift",
+    "one-more-step": "oms", "q-sched": "q-sched", "quant": "quantization", "true-size-job": "quantization",
+    "restoration": "resshift",
     "search-": "q-sched", "terrain": "outliers", "usf": "usf-s3", "yonos-": "yonos-sr",
 }  # fmt: skip
 """Pages that results with this beginning are on, where the names differ."""
