@@ -39,7 +39,7 @@ class SamplingProgress:
 
 
 def generator_of(seed: int) -> torch.Generator:
-    """The CPU generator of a seed.
+    """The CPU generator of a seed, of which torch reads the last 32 bits alone: 7 and 2**32 + 7 are one stream.
 
     Raises:
         FewstepError: not a whole number, or one that does not fit into 64 bits.

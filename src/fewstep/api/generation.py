@@ -44,7 +44,7 @@ def generate(
         target: a pipeline; a `Student`; or a `Denoiser`, which needs `plan` and `shape`.
         conditions: prompts, or class labels by number or name; for a torch network its keyword arguments, tensors with
             a row per condition. None for an unconditional one.
-        seeds: whole numbers.
+        seeds: whole numbers below 2**32 (torch reads the last 32 bits of larger ones).
         plan: the sampler; checked against what it belongs to. What the target follows now unless given.
         steps: of a pipeline that has no plan of its own.
         guidance: `guidance_scale`; that of the plan unless given, and 1, without, where it says none.

@@ -139,7 +139,7 @@ def restore_picture(
         measured = Measurement(operator, values.to(device), 2 * how.noise)
         start = RunState({0: noise[:, :, part[0], part[1]].to(device)})
         network = posterior(denoiser, measured, how.rule).network
-        own = [seed + (top << 20) + left for seed in fresh]
+        own = [seed + top * 65_537 + left for seed in fresh]  # apart in their last 32 bits, which torch reads
         done = sample(plan, network, seeds=own, shape=operator.input_shape, start=start, device=device)
         return done.flatten(0, 1) / 2 + 0.5
 
