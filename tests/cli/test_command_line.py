@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -374,7 +375,9 @@ def test_a_request_to_end_is_answered_as_ctrl_c_is(tmp_path, number, code):
     (tmp_path / "wait.yaml").write_text("kind: wait\n")
     out = tmp_path / "out"
     command = [sys.executable, "-c", WAITS, str(tmp_path / "wait.yaml"), str(out), str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # a shell that starts the tests in the background lets them ignore the interrupt, and what they start as well
+    begin = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=begin)
     while not (tmp_path / "reached").exists():
         assert process.poll() is None
         time.sleep(0.02)

@@ -106,7 +106,8 @@ def test_every_solver_states_its_facts():
     assert set(FACTS) == {*SOLVERS, *PARAMETRIC}
     assert {name for name in SOLVERS if FACTS[name].stochastic} == set(STOCHASTIC)
     for name, solve in SOLVERS.items():
-        assert solve(DISCRETE, EPSILON, seeded(DISCRETE)).steps == FACTS[name].calls * len(seeded(DISCRETE))
+        steps, times, calls = solve(DISCRETE, EPSILON, seeded(DISCRETE)).steps, len(seeded(DISCRETE)), FACTS[name].calls
+        assert calls * (times - 1) < steps <= calls * times, name
 
 
 def functions_that_build_plans():

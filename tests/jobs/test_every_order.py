@@ -22,8 +22,8 @@ SETTINGS = {
                  "evaluation.seeds=[7]", "evaluation.pictures=0", "evaluation.baselines=false"],
     "quantize": ["steps=2", "scheme=w4a8", "calibration.items=2", "evaluation.items=2", "evaluation.rounds=0"],
     "q-sched": ["steps=2", "rewards.alignment=colourfulness", "rewards.quality=sharpness", "evaluation.judge=none",
-                "evaluation.features=[random]", "evaluation.prompts=[a, b, c, d, e, f, g, h]", "evaluation.seeds=[7]",
-                "search.prompts=[a, b]", "search.seeds=[1]", "search.budget=6"],
+                "evaluation.features=[random]", "evaluation.prompts=[a, b, c, d, e, f, g, h, i, j]",
+                "evaluation.seeds=[7]", "search.prompts=[a, b]", "search.seeds=[1]", "search.budget=6"],
     "distill": ["method=dmd", "teacher.steps=2", "train.steps=1", "train.batch=2", "data.count=2",
                 "evaluation.items=20", "evaluation.reference=40", "evaluation.seeds=[7]", "evaluation.pictures=1"],
 }  # fmt: skip

@@ -29,7 +29,7 @@ def test_z_image_fits_into_16_gb_in_low_bits_and_not_in_full_precision():
     assert full.peak > 20e9  # 24.5 GB were reported, with what the card keeps for itself
     assert 12.3e9 < offloaded.peak < 16e9
     low = next(o for o in options if o.offload == "none" and o.peak <= 16e9)
-    assert low.schemes["transformer"] != "none"
+    assert set(low.schemes.values()) != {"none"}
     assert first_that_fits(options, 16 * 10**9) == offloaded
     with pytest.raises(FewstepError, match="no way to run"):
         first_that_fits(options, 10**9)

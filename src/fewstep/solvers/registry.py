@@ -20,7 +20,7 @@ class SolverFacts:
         order: order of convergence. A solver of `history` p reaches it when the first p - 1 states are of that
             accuracy; with its own low-order start, order 2 at most.
         source: where it was published.
-        calls: network evaluations per time of the grid.
+        calls: network evaluations per time of the grid; the last may need fewer.
         history: how many estimates an update reads.
         stochastic: whether its plans draw noise.
         discrete: whether it counts the steps of a discrete process, and runs on no other.
