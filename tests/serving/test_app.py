@@ -15,11 +15,16 @@ import uvicorn
 from PIL import Image
 
 import fewstep as fs
+from fewstep import recipes
 from fewstep.errors import NonFiniteError
 from fewstep.jobs.align.votes import read_votes
+from fewstep.prediction import Prediction
+from fewstep.process import Cosine
+from fewstep.runs import Run
 from fewstep.serving.app import playground
-from fewstep.serving.columns import Column, columns_of
+from fewstep.serving.models import ServedModel, served_models
 from fewstep.serving.votes import Votes
+from fewstep.solvers import ddim, grids
 
 
 @contextlib.contextmanager
@@ -56,7 +61,7 @@ def when_ready(base):
 
 @pytest.fixture(scope="module")
 def columns():
-    return columns_of("emoji-student", "w4a8", steps=2)
+    return served_models("emoji-student", "w4a8", steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +70,13 @@ def base(columns, tmp_path_factory):
         yield when_ready(base)
 
 
-class Drawing(Column):
-    """A column whose drawings are given."""
+class Drawing(ServedModel):
+    """A model whose drawings are given."""
 
     def __init__(self, draw):
         object.__setattr__(self, "name", "one")
         object.__setattr__(self, "drawn", draw)
+        object.__setattr__(self, "plan", ddim(Cosine(), Prediction("epsilon"), grids.uniform(Cosine(), 1)))
 
     def about(self):
         return {"id": "one", "steps": 1, "plan": "", "bytes": 0}
@@ -128,6 +134,30 @@ def test_votes_are_pairs_that_align_reads(base, columns):
     status, answer = ask(base + "/votes", {"comparison": found["comparison"], "chosen": "w4a8"})
     assert status == 400
     assert "no such comparison" in answer["error"]["message"]
+
+
+def test_a_file_without_a_last_line_break_keeps_its_last_vote(tmp_path):
+    mine = tmp_path / "votes.jsonl"
+    mine.write_text('{"prompt": "mine", "chosen": "a.png", "rejected": "b.png"}')
+    votes = Votes(mine)
+    shown = votes.shown("theirs", 0, {"one": torch.zeros(3, 4, 4), "two": torch.ones(3, 4, 4)})
+    assert votes.vote(shown, "two") == 1
+    assert [json.loads(line)["prompt"] for line in mine.read_text().splitlines()] == ["mine", "theirs"]
+
+
+def test_a_run_is_served_as_it_was_measured(tmp_path):
+    call = {"height": 32, "width": 32}
+    recipe = recipes.load("q-sched", ["model=emoji-student", "steps=2", f"call={json.dumps(call)}", "guidance=1.5"])
+    with Run(tmp_path / "run", recipe.plain(), quiet=True) as run:
+        run.claim()
+        low = fs.quantize(fs.load("emoji-student"), "w4a8", progress=False)
+        plan = fs.plan_of(low, 2, guidance_scale=1.5, **call)
+        fs.save(low, run.artifact("pipeline"), plan=plan.scaled([1.0, 1.1], [0.9, 1.0]))
+    found = served_models(str(tmp_path / "run"))
+    assert [model.name for model in found] == ["full precision", "w4a8", "w4a8, tuned"]
+    for model in found:
+        assert model.sampler.guidance == 1.5
+        assert model.draw("cat face", [0])[0].shape == (1, 3, 32, 32)
 
 
 @pytest.mark.parametrize(

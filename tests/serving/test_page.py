@@ -9,7 +9,7 @@ import time
 import pytest
 
 from fewstep.jobs.align.votes import read_votes
-from fewstep.serving.columns import columns_of
+from fewstep.serving.models import served_models
 
 from .test_app import serving, when_ready
 
@@ -73,7 +73,7 @@ class Browser:
 
 @pytest.mark.browser
 def test_a_visitor_draws_looks_and_votes(tmp_path, chromium):
-    columns = columns_of("emoji-student", "w8a8", steps=2)
+    columns = served_models("emoji-student", "w8a8", steps=2)
     with serving(lambda: columns, tmp_path / "votes.jsonl") as base:
         browser = Browser(chromium, tmp_path / "profile")
         try:

@@ -48,9 +48,9 @@ def run(
         from fewstep.serving.app import playground
     except ModuleNotFoundError as error:
         raise FewstepError("serve needs an extra", value=error.name, hint="pip install 'fewstep[ui]'") from error
-    from fewstep.serving.columns import columns_of
+    from fewstep.serving.models import served_models
     from fewstep.serving.votes import Votes
 
-    app = playground(lambda: columns_of(target, scheme, steps, guidance), Votes(votes), queue, timeout)
+    app = playground(lambda: served_models(target, scheme, steps, guidance), Votes(votes), queue, timeout)
     console().print(f"http://{host}:{port}  (Ctrl-C ends it)", highlight=False)
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=10)

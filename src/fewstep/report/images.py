@@ -41,11 +41,16 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
 
 
-def data_uri(image: Tensor) -> str:
-    """The image as a PNG data URI."""
+def png_base64(image: Tensor) -> str:
+    """The image as a PNG file in base64."""
     buffer = io.BytesIO()
     to_pil(image).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def data_uri(image: Tensor) -> str:
+    """The image as a PNG data URI."""
+    return "data:image/png;base64," + png_base64(image)
 
 
 def image_grid(images: Tensor, columns: int | None = None, gap: int = 2, zoom: int = 1) -> Tensor:

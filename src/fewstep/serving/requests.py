@@ -62,7 +62,7 @@ class Vote(BaseModel):
     chosen: str
 
 
-def read(kind: type[BaseModel], body: bytes) -> Any:
+def parse_request(kind: type[BaseModel], body: bytes) -> Any:
     """The request that a body holds.
 
     Raises:

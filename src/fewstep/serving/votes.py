@@ -79,8 +79,11 @@ class Votes:
             json.dumps({**common, "rejected": named[other], "columns": [best[0], other]}, ensure_ascii=False) + "\n"
             for other in others
         ]
-        # one write: a killed server leaves whole lines
-        with self.file.open("ab", buffering=0) as file:
-            file.write("".join(lines).encode())
+        # one write: a killed server leaves whole lines; what somebody edited may end without a line break
+        with self.file.open("a+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            broken = size > 0 and file.read(1) != b"\n"
+            file.write(("\n" * broken + "".join(lines)).encode())
             os.fsync(file.fileno())
         return len(lines)
