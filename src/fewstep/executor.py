@@ -69,6 +69,10 @@ class Noise:
             return torch.empty(0, *shape)
         return torch.stack([torch.randn(tuple(shape), generator=g) for g in self.generators])
 
+    def seeds(self) -> list[int]:
+        """A seed per sample for a run of its own, drawn from its stream: noise that was drawn here does not recur."""
+        return [int(torch.randint(2**62, (), generator=g)) for g in self.generators]
+
 
 def sample(
     plan: Plan,

@@ -8,7 +8,7 @@ import torch
 
 import fewstep.alignment.contrastive as module
 from fewstep.alignment.contrastive import forward_contrastive, optimality
-from fewstep.alignment.exploring import laws_of, preference, rewards_of, walk
+from fewstep.alignment.exploring import compare_rewards, laws_of, rewards_of, walk
 from fewstep.alignment.judged import judge_term
 from fewstep.alignment.pairwise import dreambooth_loss, own_error, pairwise_chain_loss, preference_loss
 from fewstep.alignment.policy import policy_gradient
@@ -98,8 +98,8 @@ def test_outside_of_the_clamp_pso_has_no_gradient_and_ties_give_log_two():
 def test_of_several_rewards_the_dominating_sample_is_preferred():
     first = torch.tensor([[1.0, 2.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [2.0, 1.0]])
     second = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 1.0], [0.0, 1.0], [2.0, 0.0]])
-    assert preference(first, second).tolist() == [1, 0, 0, -1, 1]
-    assert preference(first[:, 1], second[:, 1]).tolist() == [1, -1, 0, -1, 1]
+    assert compare_rewards(first, second).tolist() == [1, 0, 0, -1, 1]
+    assert compare_rewards(first[:, 1], second[:, 1]).tolist() == [1, -1, 0, -1, 1]
     with pytest.raises(FewstepError, match=r"not one number per sample(.|\n)*dominance"):
         rewards_of(cast(None, None, lambda x, _: x), torch.zeros(3, 2), Batch(3, (2,)))
 

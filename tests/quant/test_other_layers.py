@@ -15,7 +15,7 @@ from fewstep.quant.fidelity import sqnr
 from fewstep.quant.linear_conv import make_layer
 from fewstep.quant.methods import method_of, store
 from fewstep.quant.mixed import quantize_mixed
-from fewstep.quant.modules import rows_of
+from fewstep.quant.modules import weight_rows
 from fewstep.quant.patches import patches
 from tests.pipelines import tiny_pipelines as tiny
 
@@ -98,7 +98,7 @@ def test_any_scheme_serves_and_its_trainable_twin_is_the_same_function(kind, sch
 def test_patches_are_the_rows_of_the_product(kind, options):
     source, x = convolution(kind, **options)
     rows = patches(source, x).unflatten(-1, (source.groups, -1))  # (samples, positions, groups, K)
-    weight = rows_of(source).detach().flatten(1).unflatten(0, (source.groups, -1))
+    weight = weight_rows(source).detach().flatten(1).unflatten(0, (source.groups, -1))
     product = torch.einsum("npgk,gok->ngop", rows, weight).flatten(1, 2)
     expected = (source(x) - source.bias.view(-1, *[1] * (x.ndim - 2))).flatten(2)
     assert torch.allclose(product, expected, atol=1e-5)

@@ -8,7 +8,7 @@ from torch import nn
 
 import fewstep as fs
 from fewstep.quant import QuantLayer, Scheme, quantize
-from fewstep.quant.calls import spread
+from fewstep.quant.calls import spread_calls
 from fewstep.quant.fidelity import sqnr
 from fewstep.quant.outliers import input_errors, layer_sqnr, wide_layers
 from fewstep.quant.rules import decisions_by_rules
@@ -95,9 +95,9 @@ def test_every_call_of_a_list_is_looked_at(call):
 
 def test_calls_are_taken_from_first_to_last():
     calls = [((k,), {}) for k in range(10)]
-    assert [k for ((k,), _) in spread(calls)] == [0, 3, 6, 9]
-    assert spread(calls[:3]) == calls[:3]
-    assert spread([]) == []
+    assert [k for ((k,), _) in spread_calls(calls)] == [0, 3, 6, 9]
+    assert spread_calls(calls[:3]) == calls[:3]
+    assert spread_calls([]) == []
 
 
 def test_layers_are_compared_on_the_inputs_of_the_float_network_worst_first(call):

@@ -77,7 +77,7 @@ def rewards_of(networks: Networks, samples: Tensor, batch: Batch, *, several: bo
     return scores.to(samples.device)
 
 
-def preference(first: Tensor, second: Tensor) -> Tensor:
+def compare_rewards(first: Tensor, second: Tensor) -> Tensor:
     """Who is better (B,): 1 the first, -1 the second, 0 neither; of rewards (B,), or several (B, R).
 
     Of several a sample is better that is so in one and worse in none (Pareto dominance).

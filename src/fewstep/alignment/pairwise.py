@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fewstep.alignment.exploring import law_at, laws_of, need_noise, preference, rewards_of, walk
+from fewstep.alignment.exploring import compare_rewards, law_at, laws_of, need_noise, rewards_of, walk
 from fewstep.denoiser import Denoiser
 from fewstep.distillation.chain import Chain
 from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
@@ -50,7 +50,7 @@ def pairwise_chain_loss(chain: Chain, beta: float = 50.0, clamp: float = 0.1, re
         with torch.no_grad():
             before = laws_of(chain, networks.need("reference"), pair, states)
         scores = rewards_of(networks, clean, pair, several=True)
-        preferred = preference(*scores.chunk(2))
+        preferred = compare_rewards(*scores.chunk(2))
         margins, inside = [], []
         for law, old, x in zip(laws, before, states[1:], strict=True):
             ratio = (law.log_prob(x, reduction) - old.log_prob(x, reduction)).exp()

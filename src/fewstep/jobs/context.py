@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +31,7 @@ from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Identity, Plan
 from fewstep.prediction import Prediction
 from fewstep.process import Process
-from fewstep.quant.calls import Call, recording
+from fewstep.quant.calls import Call, recording_parts
 from fewstep.runs import Run, environment
 from fewstep.schedules import Trajectory
 from fewstep.solvers import SOLVERS, grids
@@ -215,12 +214,7 @@ class JobContext(Generic[R]):
 
     def calls_of(self, items: Items, limit: int | None = None) -> dict[str, list[Call]]:
         """Calls of every component while these items are drawn in full precision, at most `limit` of each."""
-        with ExitStack() as stack, torch.no_grad():
-            found = {
-                name: stack.enter_context(recording(part, limit))
-                for name, part in self.pipe.components.items()
-                if isinstance(part, nn.Module)
-            }
+        with recording_parts(self.pipe.components, limit) as found, torch.no_grad():
             items.draw(self.sampler(), self.plan, "latent")
         return found
 

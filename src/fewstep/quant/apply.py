@@ -17,7 +17,7 @@ from fewstep.quant.kernels import check_backend, kernel_reason
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import make_layer, run_conditioning_by_row
 from fewstep.quant.methods import RoundingMethod, fitting, method_of, store
-from fewstep.quant.modules import LAYERS, FloatLayer, kind_of, replace_modules, rows_of
+from fewstep.quant.modules import LAYERS, FloatLayer, kind_of, replace_modules, weight_rows
 from fewstep.quant.outliers import with_wide_inputs
 from fewstep.quant.report import LayerReport, QuantReport, bits_per_weight, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.rules import Decisions, Rule, decisions_by_rules, default_rules
@@ -208,7 +208,7 @@ def _rounded(
 ) -> tuple[QuantLayer, str]:  # fmt: skip
     """The twin of a layer in memory."""
     statistics = None if calibration is None else calibration.get(name)
-    weight, groups = rows_of(source), getattr(source, "groups", 1)
+    weight, groups = weight_rows(source), getattr(source, "groups", 1)
     if isinstance(source, nn.Embedding):  # nothing is multiplied: no inputs to calibrate by
         method = RoundingMethod()
     scheme, method, why = fitting(weight.shape, scheme, method, statistics, groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ Example = Call | list[Call]
 """A call to look at, or a list of them, such as one of each step."""
 
 
-def spread(calls: Sequence[Call], most: int = 4) -> list[Call]:
+def spread_calls(calls: Sequence[Call], most: int = 4) -> list[Call]:
     """At most so many of the calls, evenly spread, the first and the last among them."""
     if len(calls) <= most:
         return list(calls)
@@ -38,6 +38,14 @@ def recording(model: nn.Module, limit: int | None = None) -> Iterator[list[Call]
         yield calls
     finally:
         hook.remove()
+
+
+@contextmanager
+def recording_parts(parts: Mapping[str, Any], limit: int | None = None) -> Iterator[dict[str, list[Call]]]:
+    """Notes the calls of every network among named parts of a pipeline, see `recording`."""
+    networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(recording(network, limit)) for name, network in networks.items()}
 
 
 def replay(model: nn.Module, calls: Sequence[Call]) -> Tensor:

@@ -13,7 +13,7 @@ from fewstep.quant import fp4
 from fewstep.quant.grids import QuantGrid, StoredWeight, decode
 from fewstep.quant.integer import apply_scale_, dequantize_weight, quantize_groups, quantize_input
 from fewstep.quant.kernels import describe, torchao_weight, use_torchao, use_triton
-from fewstep.quant.modules import FloatLayer, kind_of, rows_of
+from fewstep.quant.modules import FloatLayer, kind_of, weight_rows
 from fewstep.quant.native import NativeProduct, geometry
 from fewstep.quant.packing import pack, packed_columns, unpack, unpack_into
 from fewstep.quant.scheme import BLOCKS, Scheme
@@ -60,7 +60,7 @@ class QuantLayer(nn.Module):
     def __init__(self, source: FloatLayer, scheme: Scheme, backend: str) -> None:
         super().__init__()
         self.scheme, self.backend, self.kind = scheme, backend, kind_of(source)
-        self.weight_shape, self.float_dtype = rows_of(source).shape, source.weight.dtype
+        self.weight_shape, self.float_dtype = weight_rows(source).shape, source.weight.dtype
         rows, self.columns = self.weight_shape[0], self.weight_shape[1:].numel()
         groups = 1 if scheme.group_size is None else -(-self.columns // scheme.group_size)
         block = scheme.weight_format in BLOCKS

@@ -43,7 +43,7 @@ def swapped(weight: Tensor, groups: int) -> Tensor:
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def rows_of(layer: Any) -> Tensor:
+def weight_rows(layer: Any) -> Tensor:
     """The weight of a layer with a low-bit form, (outputs, inputs / groups, ...): a scale belongs to each row."""
     transposed = getattr(layer, "transposed", False)
     return swapped(layer.weight, layer.groups) if transposed else layer.weight

@@ -19,7 +19,7 @@ from fewstep.quant.fidelity import decibels, sqnr
 from fewstep.quant.integer import quantize_groups, quantize_input
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import make_layer
-from fewstep.quant.modules import Product, rows_of
+from fewstep.quant.modules import Product, weight_rows
 from fewstep.quant.rules import Decisions
 from fewstep.quant.scheme import Scheme
 
@@ -121,7 +121,7 @@ def input_errors(
 
 def _product(layer: Product, x: Tensor) -> Tensor:
     """The layer's product without its bias, in float32."""
-    return make_layer(layer, Scheme(8))._product(x, rows_of(layer).float(), None)
+    return make_layer(layer, Scheme(8))._product(x, weight_rows(layer).float(), None)
 
 
 def _rounded(layer: Product, x: Tensor, scheme: Scheme) -> Tensor:

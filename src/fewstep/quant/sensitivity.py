@@ -25,7 +25,7 @@ from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import make_layer
 from fewstep.quant.methods import RoundingMethod, fitting, method_of
 from fewstep.quant.methods.base import nearest_code
-from fewstep.quant.modules import LAYERS, rows_of
+from fewstep.quant.modules import LAYERS, weight_rows
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.statistics import LayerStatistics
 
@@ -187,7 +187,7 @@ def fitted_scheme(
     """The scheme that a layer gets when this one is asked for: with the method's parts, as far as it carries them."""
     how, groups = method_of(method), getattr(layer, "groups", 1)
     wanted = how.extend(Scheme.parse(scheme), statistics is not None)
-    return str(fitting(rows_of(layer).shape, wanted, how, statistics, groups)[0])
+    return str(fitting(weight_rows(layer).shape, wanted, how, statistics, groups)[0])
 
 
 def costs(

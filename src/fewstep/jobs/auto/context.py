@@ -23,7 +23,7 @@ from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
 from fewstep.quant import quantize
 from fewstep.quant.bits import CANDIDATES, quantize_to_bits
-from fewstep.quant.calls import Call, replay, spread
+from fewstep.quant.calls import Call, replay, spread_calls
 from fewstep.quant.modules import copy_to_quantize, eligible
 from fewstep.quant.report import resident_bytes
 from fewstep.quant.split import split_skips
@@ -226,7 +226,7 @@ class AutoContext(JobContext[AutoRecipe]):
             if scheme.startswith(MIXED):
                 return LowBitPart(model, quantize_to_bits(model, calls, float(scheme.removeprefix(MIXED))).to_dict())
             backend = "int8" if scheme.endswith(RESIDENT) else "auto"
-            report = quantize(model, scheme.removesuffix(RESIDENT), example=spread(calls), backend=backend)
+            report = quantize(model, scheme.removesuffix(RESIDENT), example=spread_calls(calls), backend=backend)
             return LowBitPart(model, report.to_dict())
         rules = VAE_RULES if self.part_kind(name) == "vae" else ()
         return LowBitPart(model, quantize(model, scheme, rules=rules).to_dict())

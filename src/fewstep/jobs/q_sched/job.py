@@ -35,7 +35,7 @@ from fewstep.pipelines.calls import condition_kind
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Plan
 from fewstep.quant import quantize
-from fewstep.quant.calls import spread
+from fewstep.quant.calls import spread_calls
 from fewstep.quant.modules import copy_to_quantize
 from fewstep.rewards import Reward
 from fewstep.runs import Run
@@ -137,7 +137,7 @@ def _low_bit(context: Context) -> dict[str, LowBitPart]:
     recorded = cache(lambda: context.calls_of(Items(prompts, seeds_for("calibration", 0, len(prompts)))))
 
     def quantized(name: str, source: nn.Module) -> LowBitPart:
-        model, calls = copy_to_quantize(source), spread(recorded()[name])
+        model, calls = copy_to_quantize(source), spread_calls(recorded()[name])
         report = quantize(model, context.recipe.scheme, example=calls)
         if not context.run.quiet:
             import rich

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -35,7 +34,7 @@ from fewstep.pipelines import PipelineSampler, fuse_adapters, load_pipeline, pla
 from fewstep.pipelines.calls import backbones_of
 from fewstep.plan import Plan
 from fewstep.quant import quantize
-from fewstep.quant.calls import recording, spread
+from fewstep.quant.calls import recording_parts, spread_calls
 from fewstep.rewards import load_reward
 from fewstep.runs import Run
 from fewstep.zoo import placed
@@ -104,12 +103,12 @@ def _beside(recipe: QSchedRecipe, run: Run, model: str, like: Any, prompts: list
         pipe = load_pipeline(model, dtype=like.dtype).to(like.device)
         fuse_adapters(pipe)
         networks, sampler = backbones_of(pipe), PipelineSampler(pipe, recipe.guidance, {}, recipe.batch)
-        with torch.no_grad(), ExitStack() as stack:
-            calls = {part: stack.enter_context(recording(network)) for part, network in networks.items()}
-            sampler(plan_of(pipe, recipe.steps, guidance_scale=recipe.guidance), prompts[:1], [0], "latent")
+        plan = plan_of(pipe, recipe.steps, guidance_scale=recipe.guidance)
+        with torch.no_grad(), recording_parts(networks) as calls:
+            sampler(plan, prompts[:1], [0], "latent")
         for part, network in networks.items():
-            quantize(network, recipe.scheme, example=spread(calls[part]))
-        return sampler, plan_of(pipe, recipe.steps, guidance_scale=recipe.guidance)
+            quantize(network, recipe.scheme, example=spread_calls(calls[part]))
+        return sampler, plan
 
     return _of_another(run, beside(model), opened, prompts, recipe.evaluation.seeds)
 

@@ -15,7 +15,7 @@ from fewstep.jobs.quantize.context import QuantizeContext
 from fewstep.jobs.quantize.per_step import around, bits_per_step
 from fewstep.quant import QuantReport, Scheme, quantize
 from fewstep.quant.calibration import calibrate
-from fewstep.quant.calls import spread
+from fewstep.quant.calls import spread_calls
 from fewstep.quant.first_token import keep_first_tokens
 from fewstep.quant.methods import method_of
 from fewstep.quant.mixed import quantize_mixed
@@ -39,7 +39,7 @@ def low_backbone(context: QuantizeContext, name: str) -> LowBitPart:
     full = copy_to_quantize(model) if method_of(recipe.method).reconstruct or recipe.per_step else None
     options = quantize_options(context, name, model)
     if recipe.scheme:
-        report = quantize(model, recipe.scheme, example=spread(calls), **options)
+        report = quantize(model, recipe.scheme, example=spread_calls(calls), **options)
         if recipe.per_step and full is not None:
             draw, rungs = context.drawing(name, "latent"), recipe.rungs or around(recipe.scheme)
             rows = len(context.plan.rows)
@@ -49,7 +49,7 @@ def low_backbone(context: QuantizeContext, name: str) -> LowBitPart:
         report = _chosen(context, name, model, options, extra)
     if full is not None and method_of(recipe.method).reconstruct:
         extra["reconstruction"] = _reconstructed(context, name, full, model)
-    extra["output_sqnr"] = output_left(context.run, name, context.backbones[name], model, spread(calls))
+    extra["output_sqnr"] = output_left(context.run, name, context.backbones[name], model, spread_calls(calls))
     return LowBitPart(model, {**report.to_dict(), **extra})
 
 

@@ -22,7 +22,7 @@ from fewstep.pipelines import PipelineSampler, attach, exchanged, identity_of, s
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
 from fewstep.quant import Rule, Scheme, quantize
-from fewstep.quant.calls import replay, spread
+from fewstep.quant.calls import replay, spread_calls
 from fewstep.quant.fidelity import sqnr
 from fewstep.quant.first_token import keep_first_tokens
 from fewstep.quant.modules import copy_to_quantize
@@ -109,7 +109,7 @@ def _low_encoder(context: QuantizeContext, name: str, source: nn.Module) -> LowB
     model, calls = copy_to_quantize(source), context.calls[name]
     apart = keep_first_tokens(model, calls) if context.recipe.first_token else []
     truth = replay(model, calls)
-    report = quantize(model, context.recipe.text, rules=(), example=spread(calls))
+    report = quantize(model, context.recipe.text, rules=(), example=spread_calls(calls))
     return LowBitPart(model, {**report.to_dict(), "first_token": apart, "sqnr": sqnr(truth, replay(model, calls))})
 
 

@@ -40,12 +40,11 @@ def anomaly_map(
     with torch.no_grad():
         for _ in range(draws):
             noise = drawn.draw(pictures.shape[1:]).to(pictures)
-            fresh = [int(torch.randint(2**62, (), generator=g)) for g in drawn.generators]  # for rows that add noise
             state = number(begin.alpha) * pictures + number(begin.sigma) * noise
             found = sample(
                 plan,
                 network,
-                seeds=fresh,
+                seeds=drawn.seeds(),  # for rows that add noise
                 shape=pictures.shape[1:],
                 start=RunState({row: state}),
                 device=pictures.device,

@@ -127,7 +127,7 @@ def restore_picture(
     size = tuple(max(n, how.tile) for n in (height, width))
     drawn = Noise(seeds)
     noise = drawn.draw((channels, *size)) * number(plan.prior_scale)
-    fresh = [int(torch.randint(2**62, (), generator=g)) for g in drawn.generators]  # for rows that add noise
+    fresh = drawn.seeds()  # for rows that add noise
     known = None if mask is None else _grown(mask.float(), size)
 
     def one(tile: Tensor, top: int, left: int) -> Tensor:
