@@ -3,6 +3,7 @@
 from fewstep.plan.combination import Coefficient, Combination, output, state
 from fewstep.plan.history import RunState
 from fewstep.plan.identity import Identity
+from fewstep.plan.nested import Index, NestedPlan, PlanEntry, nested_plan
 from fewstep.plan.plan import Plan
 from fewstep.plan.row import Row, data_of, noise_of
 
@@ -10,10 +11,14 @@ __all__ = [
     "Coefficient",
     "Combination",
     "Identity",
+    "Index",
+    "NestedPlan",
     "Plan",
+    "PlanEntry",
     "Row",
     "RunState",
     "data_of",
+    "nested_plan",
     "noise_of",
     "output",
     "state",
