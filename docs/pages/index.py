@@ -9,6 +9,7 @@ from pages.claim_blocks import counted
 from pages.formats import DOCS, RESULTS, command, listed, results, words
 
 PAGES = {
+    "ageing": "cradle2cane", "editing": "np-edit",
     "convergence": "dpm-solver", "distillation-": "distillation", "gpu-": "quantization", "latents": "svg",
     "one-more-step": "oms", "q-sched": "q-sched", "quant": "quantization", "true-size-job": "quantization",
     "restoration": "resshift",

@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fewstep.api.choice import auto
+    from fewstep.api.editing import age, edit
     from fewstep.api.generation import generate
     from fewstep.api.low_bit import quant_report, quantize
     from fewstep.api.measuring import diagnose
@@ -45,11 +46,13 @@ _PLACES = {
     "Row": "plan",
     "RunState": "plan",
     "Student": "api.models",
+    "age": "api.editing",
     "align": "api.training",
     "attach": "api.models",
     "auto": "api.choice",
     "diagnose": "api.measuring",
     "distill": "api.training",
+    "edit": "api.editing",
     "fingerprint": "denoiser",
     "generate": "api.generation",
     "load": "api.models",
@@ -96,11 +99,13 @@ __all__ = [
     "Row",
     "RunState",
     "Student",
+    "age",
     "align",
     "attach",
     "auto",
     "diagnose",
     "distill",
+    "edit",
     "fingerprint",
     "generate",
     "load",

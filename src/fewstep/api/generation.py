@@ -69,14 +69,7 @@ def generate(
         raise FewstepError("generate needs a seed", hint="Give seeds=[0].")
     if isinstance(target, Denoiser | Student):
         return _samples(target, conditions, seeds, plan, guidance, negative, shape, batch)
-    stored: Plan | None = plan
-    if plan is None and isinstance(target.scheduler, PlanScheduler):
-        stored = target.scheduler.plan
-    scale = guidance if guidance is not None else (stored.identity.guidance if stored is not None else None) or 1.0
-    chosen = (
-        plan if plan is not None else plan_of(target, stored.steps if stored else steps, guidance_scale=scale, **call)
-    )
-    chosen.check(_identity(target, scale, plan is not None))
+    chosen, scale = followed(target, plan, steps, guidance, call)
     if isinstance(conditions, str):
         conditions = [conditions]
     known = None if conditions is None else conditions_of(target, list(conditions))
@@ -85,6 +78,25 @@ def generate(
     with torch.no_grad():
         drawn = sampler(chosen, given, seeds * len(known or [None]), "latent" if output_type == "latent" else "image")
     return _pictures(drawn) if output_type == "pil" else drawn
+
+
+def followed(
+    pipe: Pipeline, plan: Plan | None, steps: int, guidance: float | None, call: Mapping[str, Any]
+) -> tuple[Plan, float]:
+    """The plan of a call and its guidance: what is given, else what the pipeline follows now, in so many steps.
+
+    Raises:
+        IdentityError: the plan belongs to another network, quantization or guidance.
+    """
+    stored: Plan | None = plan
+    if plan is None and isinstance(pipe.scheduler, PlanScheduler):
+        stored = pipe.scheduler.plan
+    scale = guidance if guidance is not None else (stored.identity.guidance if stored is not None else None) or 1.0
+    chosen = (
+        plan if plan is not None else plan_of(pipe, stored.steps if stored else steps, guidance_scale=scale, **call)
+    )
+    chosen.check(_identity(pipe, scale, plan is not None))
+    return chosen, scale
 
 
 def _identity(pipe: Pipeline, guidance: float, whole: bool) -> Identity:

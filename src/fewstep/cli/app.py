@@ -13,6 +13,7 @@ from fewstep.cli import (
     diagnose,
     distill,
     doctor,
+    edit,
     export,
     generate,
     plan,
@@ -66,6 +67,7 @@ distill.add_to(app)
 align.add_to(app)
 train.add_to(app)
 generate.add_to(app)
+edit.add_to(app)
 restore.add_to(app)
 save.add_to(app)
 diagnose.add_to(app)

@@ -113,6 +113,7 @@ def _run(
     import fewstep as fs
     from fewstep.files import check_free
     from fewstep.jobs import restoring
+    from fewstep.jobs.photo_files import pictures_in
     from fewstep.pipelines import identity_of
     from fewstep.runs.environment import best_device
     from fewstep.tasks.restoration.guidance import GUIDANCES
@@ -121,7 +122,7 @@ def _run(
     if rule not in GUIDANCES:
         raise FewstepError("unknown guidance", value=rule, hint=nearest(rule, GUIDANCES))
     parse_operator(how["operator"])
-    files = restoring.pictures_in(source)
+    files = pictures_in(source)
     page = out / "report.html"
     if report:
         check_free(page, overwrite=True)

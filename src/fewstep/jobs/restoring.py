@@ -1,4 +1,4 @@
-"""Files of pictures, restored one after another: what failed is listed, and the rest goes on."""
+"""Files of pictures, restored, and a page that shows what was invented."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from fewstep.denoiser import Backbone, Denoiser
 from fewstep.errors import FewstepError
-from fewstep.files import check_free
+from fewstep.jobs.photo_files import change_files
 from fewstep.pipelines import process_of
 from fewstep.pipelines.calls import backbone_of, condition_kind
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Plan
 from fewstep.report import Block, FactList, ImageGrid, Note, Page, save_page
-from fewstep.tasks.restoration.photos import FORMATS, Photo, read_photo, write_photo
+from fewstep.tasks.restoration.photos import Photo, read_photo
 from fewstep.tasks.restoration.restore import Restoration, parse_operator, restore_picture
 
 DRAWS, ZOOM = 4, 48
@@ -39,18 +39,6 @@ def pixel_network(pipe: Pipeline) -> tuple[Denoiser, int, int]:
     config: Any = network.config
     size = config.sample_size if isinstance(config.sample_size, int) else min(config.sample_size)
     return Denoiser(Backbone(network), process, prediction), int(config.in_channels), int(size)
-
-
-def pictures_in(place: Path) -> list[Path]:
-    """The picture files of a folder in the order of their names, or the one file.
-
-    Raises:
-        FewstepError: nothing there.
-    """
-    files = sorted(f for f in place.iterdir() if f.suffix.lower() in FORMATS) if place.is_dir() else [place]
-    if not files or not all(f.is_file() for f in files):
-        raise FewstepError("no picture there", value=str(place), hint=f"Give files with {', '.join(sorted(FORMATS))}.")
-    return files
 
 
 def restored_photo(
@@ -87,16 +75,11 @@ def restore_files(
     """
     parse_operator(how.operator)
     denoiser, how, options = _opened(pipe, how, mask)
-    failed: dict[str, str] = {}
-    for file in files:
-        try:
-            check_free(out / file.name, overwrite)
-            photo = read_photo(file)
-            done = restored_photo(denoiser, plan, photo, how, seed=seed, **options)
-            write_photo(done, out / file.name, "ours" if overwrite else "nothing")
-        except FewstepError as error:
-            failed[file.name] = str(error)
-    return failed
+
+    def change(photo: Photo) -> Photo:
+        return restored_photo(denoiser, plan, photo, how, seed=seed, **options)
+
+    return change_files(files, out, change, overwrite=overwrite)
 
 
 def report(

@@ -192,12 +192,17 @@ Called before each row of a call, with what the network saw and gave; `Stop(stat
 """
 
 
+Correct = Callable[[int, Tensor, Tensor], Tensor]
+"""(k, state (B, ...), raw output after guidance (B, ...)) -> the output that row k goes on with."""
+
+
 class PlanRunner(PlanScheduler):
     """Runs one call: draws fresh noise from the call's streams whatever the pipeline passes, keeps the last state."""
 
     count: int
     latent: bool
     watch: Watch | None
+    correct: Correct | None = None
     generators: list[torch.Generator]
     final: Tensor
     passed: Sequence[int] = ()  # draws of each stream that every row leaves out
@@ -225,6 +230,9 @@ class PlanRunner(PlanScheduler):
         """One row; the state after the last one is kept in `final`."""
         forced = self._watched(model_output, timestep, sample)
         self._pass_over(timestep, sample)
+        if self.correct is not None:
+            self._ensure_index(timestep)
+            model_output = self.correct(self.step_index or 0, self._entered(sample), model_output)
         streams = self.generators  # several pipelines (FLUX, SD3, Wan, DiT) pass none
         if len(sample) == 2 * self.count:  # DiT guides by doubling the states
             streams = [torch.Generator(g.device).set_state(g.get_state()) for g in streams] + streams
