@@ -9,7 +9,7 @@ import torch
 import fewstep.alignment.contrastive as module
 from fewstep.alignment.contrastive import forward_contrastive, optimality
 from fewstep.alignment.exploring import compare_rewards, laws_of, rewards_of, walk
-from fewstep.alignment.judged import judge_term
+from fewstep.alignment.judged import judge_reward, judge_term
 from fewstep.alignment.pairwise import dreambooth_loss, own_error, pairwise_chain_loss, preference_loss
 from fewstep.alignment.policy import policy_gradient
 from fewstep.denoiser import Denoiser
@@ -186,6 +186,8 @@ def test_the_loss_of_a_judge_sees_its_two_answers_alone_and_has_the_gradient_of_
     assert torch.allclose(found, wanted)
     assert torch.allclose(gradient(1e3, (True, False))[0], wanted, atol=1e-3)
     assert float(numbers["right"]) == pytest.approx(float((odds > 0).float().mean()))
+    rewarded = judge_reward(judge(1e3), (True, False))(x, Batch(2, (1,)))
+    assert torch.allclose(torch.autograd.grad(-rewarded.mean(), x)[0], wanted, atol=1e-3)
     with pytest.raises(FewstepError, match=r"1 answers are wanted(.|\n)*\(2, 2, 2\)"):
         gradient(0.0, (True,))
     silent = judge_term(lambda x, batch: torch.zeros(2, 1, 2))
@@ -344,7 +346,7 @@ def two_modes(weight):
     return Denoiser(lambda x, time: network(x, time), FLOW, Prediction("velocity"))
 
 
-def slope_by_weight(weight, beta):
+def slope_by_weight(weight, beta, reward=lambda x, _: (6 * x[:, 0]).sigmoid()):
     """dL/dw of a student that carries noise to the mixture of weight w at 2: -integral of dF/dw times the gradient."""
     x = torch.linspace(-5, 5, 801, dtype=torch.float64)
     points = x.repeat(20)[:, None].requires_grad_(True)
@@ -353,9 +355,7 @@ def slope_by_weight(weight, beta):
     networks = cast_of(two_modes(0.5), two_modes(weight))
     batch = Batch(len(points), (1,))
     value = loss(networks, batch, made_of(points), generator())[0]
-    value = (
-        value + reward_term(lambda x, _: (6 * x[:, 0]).sigmoid(), beta, True)(networks, batch, made_of(points), None)[0]
-    )
+    value = value + reward_term(reward, beta, True)(networks, batch, made_of(points), None)[0]
     (gradient,) = torch.autograd.grad(value, points)
     slope = (gradient[:, 0] * len(points)).reshape(20, -1).mean(0)
     normal_cdf = torch.distributions.Normal(0.0, 1.0).cdf
@@ -371,6 +371,17 @@ def test_the_optimum_of_tilted_matching_has_the_mode_weights_of_the_tilted_densi
     assert slope_by_weight(wanted, beta) == pytest.approx(0, abs=0.02)
     assert slope_by_weight(wanted - 0.08, beta) < -0.1
     assert slope_by_weight(wanted + 0.08, beta) > 0.1
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0, -0.7])
+def test_under_a_logistic_judge_the_modes_weigh_what_the_tilted_density_says(beta):
+    """p exp(beta r), r = log sigmoid(k x) of logits (0, k x): r(x) - r(-x) = k x, so odds e^(2 k beta)."""
+    k = 0.5
+    judge = judge_reward(lambda x, _: torch.stack([0 * x, k * x], 2), (True,))
+    wanted = 1 / (1 + math.exp(-2 * k * beta))
+    assert slope_by_weight(wanted, beta, judge) == pytest.approx(0, abs=0.02)
+    assert slope_by_weight(wanted - 0.08, beta, judge) < -0.1
+    assert slope_by_weight(wanted + 0.08, beta, judge) > 0.1
 
 
 # --- NFT --------------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_methods_can_be_written_out_and_pickled(name):
     made = engine_of(name).method
     assert " at 0x" not in made.written()
     assert pickle.loads(pickle.dumps(made)) == made
-    assert set(ALIGNMENTS[name].options) >= {"beta"} or name in ("grpo", "refl", "draft", "joint")
+    assert set(ALIGNMENTS[name].options) >= {"beta"} or name in ("grpo", "refl", "draft", "joint", "np_edit")
 
 
 def test_pictures_against_own_draws_are_pairs_or_as_published_plain_fine_tuning():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fewstep.distillation.core import Batch, Loss, Networks, Samples, Term
+from fewstep.distillation.core import Batch, Loss, Networks, SampleReward, Samples, Term
 from fewstep.distillation.part import part
 from fewstep.distillation.rollout import needed
 from fewstep.errors import FewstepError
@@ -28,6 +28,16 @@ def answer_log_odds(logits: Tensor, wanted: Sequence[bool]) -> Tensor:
         raise FewstepError(f"{len(wanted)} answers are wanted", value=tuple(logits.shape), hint=hint)
     signs = torch.tensor([1.0 if yes else -1.0 for yes in wanted], dtype=logits.dtype, device=logits.device)
     return signs * (logits[..., 1] - logits[..., 0])
+
+
+def judge_reward(judge: Judge, wanted: Sequence[bool]) -> SampleReward:
+    """sum_j log sigmoid(l_a - l_b) of each sample (B,): a judge's answers as a reward for any alignment method.
+
+    Args:
+        judge: logits of "no" and "yes" to each question.
+        wanted: whether yes is the wanted answer to each.
+    """
+    return lambda x, batch: logsigmoid(answer_log_odds(judge(x, batch), wanted)).sum(1)
 
 
 @part

@@ -70,7 +70,13 @@ from fewstep.distillation.method import Method, needing, preset
 from fewstep.distillation.moments import Kernel, flat, gaussian_kernel, maximum_mean_discrepancy, polynomial_kernel
 from fewstep.distillation.part import part
 from fewstep.distillation.roles import Adversary, Critic, OptimizerSettings, TargetNetwork, UpdateRule
-from fewstep.distillation.rollout import backward_simulation, condition_rollout, noised_data_rollout, one_step
+from fewstep.distillation.rollout import (
+    backward_simulation,
+    condition_rollout,
+    noised_data_rollout,
+    one_step,
+    two_calls,
+)
 from fewstep.distillation.score.branch import scheduled, score_distillation
 from fewstep.distillation.score.critic import denoising_loss
 from fewstep.distillation.score.directions import (

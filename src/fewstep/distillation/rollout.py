@@ -17,7 +17,7 @@ from fewstep.distillation.core import Batch, Networks, Rollout, Samples
 from fewstep.distillation.part import part
 from fewstep.distillation.times import within
 from fewstep.errors import FewstepError
-from fewstep.transition import noise_like
+from fewstep.transition import first_state, noise_like
 
 
 @part
@@ -122,6 +122,36 @@ def condition_rollout(time: float, name: str | None) -> Rollout:
             raise FewstepError(f"this method starts from the condition {name!r}", hint=hint)
         state = 0 * unit_noise(networks, batch, generator) if name is None else (batch.condition or {})[name]
         return chain.call(networks.student, batch, state, torch.zeros(batch.size, dtype=torch.long))
+
+    return roll
+
+
+@part
+def two_calls(chain: Chain, fixed: bool | None = None) -> Rollout:
+    """The chain's first call, then one at a random later time of it, with gradients through both (arXiv 2510.14978).
+
+        x = G(e, t_0);  x_t = alpha_t x + sigma_t e;  clean = G(x_t, t)
+
+    What a judge of clean samples needs, who can say nothing of early calls: the second call is nearly as good as the
+    whole chain, at two graphs. A chain of one call is that call.
+
+    Args:
+        chain: the calls of the student.
+        fixed: whether the second noise is the first; as the chain samples unless given (`Chain.fresh` 0: it is).
+    """
+    same = chain.fresh == 0 if fixed is None else fixed
+
+    def roll(networks: Networks, batch: Batch, generator: torch.Generator) -> Samples:
+        student = networks.student
+        within(student.process, chain.times)
+        noise, first = unit_noise(networks, batch, generator), torch.zeros(batch.size, dtype=torch.long)
+        made = chain.call(student, batch, first_state(student.process, chain.times[0], noise), first)
+        if len(chain) == 1:
+            return made
+        index = torch.randint(1, len(chain), (batch.size,), generator=generator)
+        again = noise if same else noise_like(tuple(noise.shape), generator, noise)
+        time = torch.tensor(chain.times, dtype=torch.float64)[index]
+        return chain.call(student, batch, student.process.add_noise(made.clean, again, time), index)
 
     return roll
 
