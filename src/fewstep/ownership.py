@@ -2,7 +2,8 @@
 
 A folder written by fewstep holds `fewstep.json`, which lists every file that was written into it with its bytes; with
 any other file inside, or one whose length has changed, it is the user's too, and stays. A single file is recognised by
-a mark inside: a key of its JSON or of its header, the software named in a picture, the generator of a page.
+a mark inside: a key of its JSON or of its header, the software named in a picture, the generator of a page, a remark
+of a structure.
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ def _marked(file: Path) -> bool:
         return any(str(key).startswith(SOFTWARE) for key in {**found, **(origin if isinstance(origin, dict) else {})})
     if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GGUF")):
         return SOFTWARE.encode() in edges
+    if head.startswith(b"REMARK"):  # a structure in PDB format
+        return b"WRITTEN BY FEWSTEP" in head
     if b"<html" in head.lower():
         return f'content="{SOFTWARE}"'.encode() in head or b"Made by fewstep" in edges
     return head[8:9] == b"{" and any(str(key).startswith(SOFTWARE) for key in _header(file))

@@ -405,7 +405,7 @@ def test_pure_noise_and_clean_ends_give_finite_plans(name):
     if FACTS[name].discrete:
         pytest.skip("a solver of discrete processes")
     grid = grids.uniform(process, 6)
-    if name in ("euler", "euler_ancestral", "lms", "heun", "rho_rk"):
+    if name in ("euler", "euler_ancestral", "churned_euler", "lms", "heun", "rho_rk"):
         with pytest.raises(PlanError):  # sigma / alpha is infinite there
             SOLVERS[name](process, Prediction("velocity"), grid)
         return
