@@ -5,8 +5,9 @@
     python benchmarks/outliers.py --text wikitext2_test.txt.gz
 
 EfficientNet-Lite0 (depthwise convolutions; Apache-2.0) must keep its first answer on crops of photographs, SmolLM2-135M
-(Apache-2.0) its perplexity on held-out text within 5 %. `blind` is quantized without a call to look at, `default` with
-one: layers whose inputs 8 bits cannot carry keep 16-bit inputs. The other rows are remedies for all layers alike. What
+(Apache-2.0) its perplexity on held-out text within 5 %. `blind` is quantized without a call to look at, by its weights
+alone, `default` with one: layers whose inputs 8 bits cannot carry get the cheapest remedy that does. The other rows are
+remedies for all layers alike. `guess` compares what the weights alone say of every layer with what its inputs say. What
 is absent is left out and named.
 """
 
@@ -25,22 +26,26 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
 from fewstep.files import read_json, write_json
 from fewstep.jobs.context import JobContext
 from fewstep.metrics.intervals import difference_interval, mean_interval
-from fewstep.quant import quantize
+from fewstep.quant import QuantReport, Scheme, quantize
 from fewstep.quant.calibration import calibrate
 from fewstep.quant.calls import Call, replay
 from fewstep.quant.fidelity import sqnr
+from fewstep.quant.outliers import dynamic_inputs, input_errors
+from fewstep.quant.remedies import expected_left
+from fewstep.quant.rules import decisions_by_rules
 from fewstep.recipes import load
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
 
 ROWS = [("w8a8", "blind"), ("w8a8", "default"), ("w8a16", "blind"), ("w8a8-smooth", "smoothing"),
-        ("w8a8-ag32", "groups"), ("w8afp8", "fp8")]  # fmt: skip
+        ("w8a8-hadamard", "rotation"), ("w8a8-ag32", "groups"), ("w8afp8", "fp8")]  # fmt: skip
 SHIPPED = {"emoji-student": 4, "emoji-student-guided": 4, "emoji-teacher": 20, "mnist-dit": 8}
 """Pipelines by the steps that they are drawn in."""
 
@@ -185,16 +190,34 @@ def measured(subject: Subject) -> dict[str, Any]:
             low, scheme, example=subject.example if how == "default" else None,
             calibration=seen if how == "smoothing" else None,
         )  # fmt: skip
-        wide = {row.name: row.reason for row in report.rows if "outliers" in row.reason}
         layers = sum(row.quantized for row in report.rows)
-        about = {"scheme": scheme, "how": how, "bytes": report.disk_after, "layers": layers, "wide": wide}
+        about = {"scheme": scheme, "how": how, "bytes": report.disk_after, "layers": layers, **remedies(report)}
         found["rows"].append({**about, **subject.compared(truth, subject.answers(low))})
-        print(scheme, how, len(wide), {k: v for k, v in found["rows"][-1].items() if k not in about}, flush=True)
+        print(scheme, how, found["rows"][-1], flush=True)
+    found["guess"] = guess(subject.model, [subject.example])
     return found
 
 
+def remedies(report: QuantReport) -> dict[str, Any]:
+    """The layers that got a remedy: their schemes and why."""
+    named = {row.name: row for row in report.rows if row.reason.startswith("outliers")}
+    return {"wide": {name: f"{row.bits}: {row.reason}" for name, row in named.items()}}
+
+
+def guess(model: nn.Module, calls: list[Call]) -> dict[str, Any]:
+    """Of all layers: what 8-bit inputs leave of their product as measured, and as their weights alone say."""
+    schemes = dynamic_inputs(decisions_by_rules(model, Scheme(8, 8), (), ()))
+    left = {name: db for name, (db, _) in input_errors(model, schemes, calls).items()}
+    said = {name: expected_left(model.get_submodule(name)) for name in left}
+    order = sorted(left, key=lambda name: left[name])
+    return {
+        "spearman": float(spearmanr([left[n] for n in order], [said[n] for n in order]).statistic),
+        "layers": {name: [left[name], said[name]] for name in order},
+    }
+
+
 @torch.no_grad()
-def shipped(name: str, steps: int, folder: Path) -> list[dict[str, Any]]:
+def shipped(name: str, steps: int, folder: Path) -> dict[str, Any]:
     """What the default changes in a pipeline that ships; the least that is left of the output of a call."""
     recipe = load("quantize", [f"model={name}", "scheme=w8a8", f"steps={steps}"])
     context = JobContext.open(recipe, Run(folder / name, quiet=True), fuse=True)
@@ -206,13 +229,11 @@ def shipped(name: str, steps: int, folder: Path) -> list[dict[str, Any]]:
         for how in ("blind", "default"):
             low = copy.deepcopy(model)
             report = quantize(low, scheme, example=list(calls) if how == "default" else None)
-            wide = {row.name: row.reason for row in report.rows if "outliers" in row.reason}
             left = [sqnr(replay(model, [call]), replay(low, [call])) for call in calls]
-            rows.append(
-                {"scheme": scheme, "how": how, "bytes": report.disk_after, "wide": wide, "least_sqnr": min(left)}
-            )
-            print(name, scheme, how, len(wide), min(left), flush=True)
-    return rows
+            about = {"scheme": scheme, "how": how, "bytes": report.disk_after, **remedies(report)}
+            rows.append({**about, "least_sqnr": min(left)})
+            print(name, rows[-1], flush=True)
+    return {"rows": rows, "guess": guess(model, list(calls))}
 
 
 def main() -> None:

@@ -1,19 +1,23 @@
 """Where is there something to repair? Few-step students x bits x steps, before any search.
 
     python benchmarks/premise.py --student lcm-g8=runs/lcm-g8 --folder runs/premise
+    python benchmarks/premise.py --student digits-dmd2=runs/digits-dmd2/artifacts/pipeline
     python benchmarks/premise.py --prompts 24 --schemes w4a8 --output quick.json
 
 Every system draws the same held-out prompts and seeds. Distances to the real emoji of the held-out combinations on two
 feature networks and on small pictures, the judge, diversity between the seeds (all as in `fewstep run q-sched`), and
 two measures of saturation: the second moment of the pictures in [-1, 1], and their colour (largest minus smallest
-channel of a pixel). The null compares real pictures with real ones. A student that follows a plan of its own is
-measured at its steps alone. A killed run goes on where it stopped; students may be added later.
+channel of a pixel). Students of digits draw every class in turn; they are compared with held-out real digits, and
+judged by whether a classifier sees the class that was asked for. The null compares real pictures with real ones. A
+student that follows a plan of its own is measured at its steps alone; `--also NAME=STEPS` adds a number of steps for
+one student. A killed run goes on where it stopped; students and steps may be added later.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +25,23 @@ import torch
 from students import FULL, Student, drawn
 from torch import Tensor
 
-from fewstep.data import load_emoji
-from fewstep.data.prompts import load_prompts
+from fewstep.data import load_emoji, load_mnist
 from fewstep.files import write_json
 from fewstep.images import as_float
 from fewstep.jobs.context import seeds_for, slug, tensor_unit
 from fewstep.metrics import evaluate, load_features
+from fewstep.metrics.classifier import load_classifier
 from fewstep.metrics.intervals import mean_interval
+from fewstep.pipelines.conditions import conditions_of
 from fewstep.rewards import load_reward
 from fewstep.runs import Run
 from fewstep.runs.environment import environment
-from fewstep.zoo import placed
+from fewstep.zoo import placed, shipped
 
 SCHEMES = (FULL, "w8a8", "w4a8", "w4a4", "w3a8")
 STEPS = (1, 4)
+DIGITS = 500
+"""Real digits that students of digits are compared with; no student has seen them."""
 
 
 def saturation(pictures: Tensor) -> dict[str, Tensor]:
@@ -46,7 +53,7 @@ def saturation(pictures: Tensor) -> dict[str, Tensor]:
     }
 
 
-def pictures_of(run: Run, student: Student, scheme: str, steps: int, prompts: list[str], seeds: list[int]) -> Tensor:
+def pictures_of(run: Run, student: Student, scheme: str, steps: int, prompts: list[Any], seeds: list[int]) -> Tensor:
     """Pictures (S, P, 3, H, W) of a system, drawn once."""
 
     def draw() -> dict[str, Tensor]:
@@ -61,10 +68,16 @@ def pictures_of(run: Run, student: Student, scheme: str, steps: int, prompts: li
     return tensor_unit(run, f"{slug(student.name)}/{slug(scheme)}-{steps}", draw)["images"]
 
 
-def measured(images: dict[str, Tensor], prompts: list[str], reference: Tensor) -> dict[str, Any]:
+def measured(images: dict[str, Tensor], student: Student, prompts: list[Any]) -> dict[str, Any]:
     """All numbers of the systems of one student at one number of steps, differences to full precision included."""
-    features = [load_features(placed(spec)) for spec in ("clip:emoji-judge", "random", "pixels")]
-    found = evaluate(images, reference, prompts, features, load_reward(placed("clip:emoji-judge")), paired_to=FULL)
+    if student.of_classes:
+        own, judge = f"classifier:{shipped('mnist-features')}", load_classifier(shipped("mnist-features"))
+        reference = load_mnist().images[:DIGITS]
+    else:
+        own, judge = placed("clip:emoji-judge"), load_reward(placed("clip:emoji-judge"))
+        reference = load_emoji("evaluation").images
+    features = [load_features(spec) for spec in (own, "random", "pixels")]
+    found = evaluate(images, reference, prompts, features, judge, paired_to=FULL)
     for name, pictures in images.items():
         by_seed = [saturation(seed) for seed in pictures]
         for key in by_seed[0]:
@@ -79,23 +92,25 @@ def main() -> None:
     parser.add_argument("--student", action="append", default=[], metavar="NAME=FOLDER", help="beside the shipped one")
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES[1:]))
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=STEPS", help="further steps of a student")
     parser.add_argument("--prompts", type=int, default=250)
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102])
     parser.add_argument("--output", type=Path, default=Path("results/premise.json"))
     parser.add_argument("--folder", type=Path, default=None, help="keeps what is drawn; a temporary one unless given")
     given = parser.parse_args()
-    prompts, reference = load_prompts("emoji:evaluation", given.prompts), load_emoji("evaluation").images
     settings = {"prompts": given.prompts, "seeds": given.seeds}
     run = Run(given.folder or Path(tempfile.mkdtemp()) / "premise", settings, quiet=True)
     rows = []
     for student in map(Student, ["emoji-student", *given.student]):
-        for steps in given.steps:
+        prompts = conditions_of(student.pipe, "emoji:evaluation", given.prompts) or []
+        also = [int(steps) for name, _, steps in (text.partition("=") for text in given.also) if name == student.name]
+        for steps in [*given.steps, *also]:
             schemes = [FULL, *given.schemes]
             if not student.draws_in(steps):
                 continue
             images = {scheme: pictures_of(run, student, scheme, steps, prompts, given.seeds) for scheme in schemes}
             unit = f"{slug(student.name)}/measured-{steps}-{slug('-'.join(given.schemes))}"
-            found = run.unit(unit, lambda images=images: measured(images, prompts, reference))
+            found = run.unit(unit, partial(measured, images, student, prompts))
             rows.append({"student": student.name, "steps": steps, **found})
             for scheme, row in found["systems"].items():
                 told = ", ".join(f"{metric} {value['mean']:.4f}" for metric, value in row.items())

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import IdentityError
-from fewstep.pipelines import PipelineSampler, backbone_of, identity_of, load_pipeline, plan_of
+from fewstep.pipelines import PipelineSampler, backbone_of, backbones_of, identity_of, load_pipeline, plan_of
+from fewstep.pipelines.calls import condition_kind
 from fewstep.plan import Plan
 from fewstep.quant import quantize
 
@@ -40,6 +41,11 @@ class Student:
         """The opened pipeline."""
         return load_pipeline(self.spec.partition("=")[2] or self.spec)
 
+    @property
+    def of_classes(self) -> bool:
+        """Whether it draws classes instead of prompts."""
+        return condition_kind(self.pipe) == "class_labels"
+
     def network(self, scheme: str) -> nn.Module:
         """The network in this scheme."""
         own = backbone_of(self.pipe)
@@ -52,7 +58,8 @@ class Student:
     def sampler(self, scheme: str) -> PipelineSampler:
         """Draws with the network in this scheme."""
         pipe = copy.copy(self.pipe)
-        pipe.register_modules(unet=self.network(scheme))
+        (name,) = backbones_of(pipe)
+        pipe.register_modules(**{name: self.network(scheme)})
         return PipelineSampler(pipe, batch=self.batch)
 
     def draws_in(self, steps: int) -> bool:

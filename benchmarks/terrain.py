@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from onnx_module import OnnxModule
-from outliers import published_classifier
+from outliers import guess, published_classifier, remedies
 from torch import Tensor, nn
 
 import fewstep as fs
@@ -124,9 +124,8 @@ def rows_of(scheme: str, how: str, made: dict[str, Any], features: Any) -> list[
     full, plan, fit, judged = made["model"], made["plan"], made["fit"], made["judged"]
     low = copy.deepcopy(full)
     report = quantize(low, scheme, example=made["call"] if how == "default" else None)
-    wide = [row.name for row in report.rows if "outliers" in row.reason]
-    about = {"scheme": scheme, "how": how, "bytes": report.disk_after, "wide_layers": len(wide),
-             "layers": sum(row.quantized for row in report.rows)}  # fmt: skip
+    layers = sum(row.quantized for row in report.rows)
+    about = {"scheme": scheme, "how": how, "bytes": report.disk_after, "layers": layers, **remedies(report)}
     answers = outputs(low, judged, plan)
     plans = {"": (plan, False)}
     if how == "default":
@@ -142,7 +141,7 @@ def rows_of(scheme: str, how: str, made: dict[str, Any], features: Any) -> list[
             row["gain"] = {key: difference_interval(value, before[key]).as_dict() for key, value in measures.items()}
             row["scales"] = [float(tried.rows[0].sample_scale), float(tried.rows[0].output_scale)]
         rows.append(row)
-        print(scheme, how, name, row["error"]["mean"], row["sqnr"], len(wide), flush=True)
+        print(scheme, how, name, row["error"]["mean"], row["sqnr"], len(about["wide"]), flush=True)
     return rows
 
 
@@ -168,7 +167,7 @@ def main() -> None:
         "samples": given.samples, "calibration": given.calibration, "budget": BUDGET,
         "features": "EfficientNet-Lite0" if features else "",
         "null": {name: mean_interval(value).as_dict() for name, value in other.items()},
-        "rows": rows, "environment": environment(),
+        "rows": rows, "guess": guess(model, [call]), "environment": environment(),
     })  # fmt: skip
 
 

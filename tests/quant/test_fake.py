@@ -13,7 +13,7 @@ from fewstep.quant.grids import QuantGrid, decode, encode, fit_grid
 
 SCHEMES = [
     "w8a8", "w4a8", "w3a16", "w2a16", "w4a16-asym", "w4a8row-asym", "w8a8tensor", "nf4", "nf4a8", "fp8", "fp8afp8",
-    "w8a8-static", "w4a8-smooth-r4", "w4a8-static-smooth",
+    "w8a8-static", "w4a8-smooth-r4", "w4a8-static-smooth", "w8a8-smooth-hadamard", "w4a8-hadamard-r4",
     "w8a8-affine", "w4a4", "w4a4-ag8", "mxfp4", "nvfp4a8",
 ]  # fmt: skip
 

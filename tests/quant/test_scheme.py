@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from fewstep.errors import FewstepError
 from fewstep.quant import Scheme
-from fewstep.quant.scheme import BLOCKS
+from fewstep.quant.scheme import BLOCKS, CALIBRATED
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,8 @@ def test_a_bad_name_is_refused_with_a_hint(name: object) -> None:
         ("mxfp4", Scheme(4, 16, 32, "mxfp4")),
         ("mxfp4a8", Scheme(4, 8, 32, "mxfp4")),
         ("nvfp4a4", Scheme(4, 4, 16, "nvfp4")),
+        ("w8a8-hadamard", Scheme(8, 8, hadamard=True)),
+        ("w4a8-r8-hadamard-smooth", Scheme(4, 8, 32, smooth=True, rank=8, hadamard=True)),
     ],
 )
 def test_names_of_formats_and_options(name: str, expected: Scheme) -> None:
@@ -71,16 +73,18 @@ def test_names_of_formats_and_options(name: str, expected: Scheme) -> None:
     smooth=st.booleans(),
     rank=st.sampled_from([0, 1, 32]),
     tensor=st.booleans(),
+    hadamard=st.booleans(),
 )
 def test_every_combination_has_a_name_that_reads_back(
     weight: tuple[int, str], activation: tuple[int, str], inputs: int | None, group: int | None, smooth: bool,
-    rank: int, tensor: bool,
+    rank: int, tensor: bool, hadamard: bool,
 ) -> None:  # fmt: skip
     bits, kind = weight
     wide, how = activation
     group, tensor = (BLOCKS[kind], False) if kind in BLOCKS else (None if tensor else group, tensor)
     inputs = inputs if how == "dynamic" and wide < 16 else None
-    scheme = Scheme(bits, wide, group, kind, how, tensor, smooth, rank, inputs)
+    hadamard = hadamard and how not in CALIBRATED
+    scheme = Scheme(bits, wide, group, kind, how, tensor, smooth, rank, inputs, hadamard)
     assert Scheme.parse(str(scheme)) == scheme
 
 
@@ -89,7 +93,7 @@ def test_every_combination_has_a_name_that_reads_back(
     [
         "w8-static", "nf4-asym", "fp8-asym", "w4a8-r0", "w4a8-what", "w4a8-asym-asym", "nf8", "w4a8-", "w4aint8",
         "w4a4-static", "w8-affine", "w8a8-static-affine", "mxfp4g16", "nvfp4row", "mxfp4-asym", "w4-ag32",
-        "w8a8-static-ag32", "w4a8-ag1", "mxfp8",
+        "w8a8-static-ag32", "w4a8-ag1", "mxfp8", "w8a8-static-hadamard",
     ],
 )  # fmt: skip
 def test_a_combination_that_means_nothing_is_refused(name: str) -> None:

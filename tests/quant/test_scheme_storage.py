@@ -15,7 +15,8 @@ from fewstep.quant.calibration import calibrate
     [
         ("w4a16-asym", "rtn"), ("w3a8g48-asym", "gptq"), ("w8a8tensor", "rtn"), ("nf4", "clip"), ("fp8afp8", "rtn"),
         ("w8a8-static", "smoothquant"), ("w4a8", "svdquant:4"), ("w4a8-static", "svdquant:4"), ("w2a16", "adaround:3"),
-        ("w8a8-affine", "rtn"), ("mxfp4a8", "rtn"), ("nvfp4", "gptq"), ("w4a4g16-ag16", "svdquant:4"),
+        ("w8a8-affine", "rtn"), ("mxfp4a8", "rtn"), ("nvfp4", "gptq"), ("w4a8-hadamard", "gptq"),
+        ("w4a4g16-ag16", "svdquant:4"),
     ],
 )  # fmt: skip
 def test_saved_and_loaded_model_is_the_same_function(

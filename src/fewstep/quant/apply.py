@@ -18,7 +18,7 @@ from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import make_layer, run_conditioning_by_row
 from fewstep.quant.methods import RoundingMethod, fitting, method_of, store
 from fewstep.quant.modules import LAYERS, FloatLayer, kind_of, replace_modules, weight_rows
-from fewstep.quant.outliers import with_wide_inputs
+from fewstep.quant.outliers import remedied, suspected
 from fewstep.quant.report import LayerReport, QuantReport, bits_per_weight, disk_bytes, own_bytes, resident_bytes
 from fewstep.quant.rules import Decisions, Rule, decisions_by_rules, default_rules
 from fewstep.quant.scheme import Scheme
@@ -59,8 +59,10 @@ def quantize(
         example: (args, kwargs) of one call, for networks with names of their own: where the patterns of a rule for
             first, last or conditioning layers find none, these are the layers that the call shows. The report says
             what found nothing. Where dynamic 8-bit inputs cost the output of this call more than a tenth, the fewest
-            layers that it takes keep 16-bit inputs (`fewstep.quant.outliers`). A list of calls, such as one of each
-            step, is looked at whole.
+            layers that it takes get the cheapest remedy that carries them: smoothing, a rotation or 16-bit inputs
+            (`fewstep.quant.outliers`). A list of calls, such as one of each step, is looked at whole. Without a call,
+            and unless `rules` are given, the weights alone say where a remedy is likely to be needed
+            (`fewstep.quant.remedies.guessed`).
 
     Raises:
         FewstepError: bad scheme, backend, method or pattern; a model that is quantized already, not loaded, not
@@ -71,11 +73,14 @@ def quantize(
     chosen = how.extend(chosen, calibration is not None)
     check_backend(backend)
     check_quantizable(model)
-    rules = default_rules(model) if rules is None else rules
     calls = example if isinstance(example, list) else [example] if example is not None else []
-    given = decisions_by_rules(model, chosen, skip, rules, next(iter(calls), None))
+    covering = default_rules(model) if rules is None else rules
+    given = decisions_by_rules(model, chosen, skip, covering, next(iter(calls), None))
+    _check_calibration(model, chosen, how, calibration)
     if calls:
-        given = with_wide_inputs(model, given, calls)
+        given, calibration = remedied(model, given, calls, calibration)
+    elif rules is None:
+        given = suspected(model, given)
     return quantize_as(model, given, backend=backend, method=how, calibration=calibration)
 
 

@@ -20,6 +20,7 @@ from fewstep.quant.integer import quantize_activation, quantize_fp8, quantize_gr
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import make_layer, run_conditioning_by_row
 from fewstep.quant.modules import replace_modules
+from fewstep.quant.preparation import prepare_inputs, prepare_weight
 from fewstep.quant.scheme import Scheme, code_range
 
 _TOP = {"fp8": 448.0, "nf4": 1.0, "mxfp4": fp4.TOP, "nvfp4": fp4.TOP}
@@ -109,8 +110,7 @@ class FakeLayer(nn.Module):
         shape: Any = self._shape[0]
         if output_size is not None:
             shape = shape.sized(x, output_size)
-        if self.smooth is not None:
-            x = x / shape._per_input(self.smooth).to(x.dtype)
+        x = prepare_inputs(shape, x, self.smooth)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         wide = x.dtype if x.is_floating_point() else weight.dtype  # embeddings take indices
         y: Tensor = shape._product(self._inputs(x), weight.to(wide), bias)
@@ -184,9 +184,7 @@ def _through(values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
 
 def _residual(layer: QuantLayer, weight: Tensor) -> Tensor:
     """The part of a float weight that the layer rounds."""
-    weight = layer.as_held(weight.float())
-    if layer.smooth is not None:
-        weight = weight * layer._per_input(layer.smooth)
+    weight = prepare_weight(layer, layer.as_held(weight.float()))
     if layer.up is not None and layer.down is not None:
         weight = weight - (layer.up.float() @ layer.down.float()).view(layer.weight_shape)
     return weight

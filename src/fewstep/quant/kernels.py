@@ -9,6 +9,7 @@ silently wrong; so both are tried first, and torchao runs on a CPU only if it wa
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 from functools import lru_cache
@@ -49,8 +50,8 @@ def use_triton(backend: str, where: native.ConvGeometry | None, x: Tensor) -> bo
 
 
 def torchao_fits(scheme: Scheme, linear: bool) -> bool:
-    """Whether torchao has a kernel for this layer at all."""
-    return linear and scheme == Scheme(8, 8)
+    """Whether torchao has a kernel for this layer at all; what is done to the inputs before it does not matter."""
+    return linear and dataclasses.replace(scheme, smooth=False, rank=0, hadamard=False) == Scheme(8, 8)
 
 
 def use_torchao(backend: str, scheme: Scheme, *, linear: bool, on_cuda: bool) -> bool:

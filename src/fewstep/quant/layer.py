@@ -16,6 +16,7 @@ from fewstep.quant.kernels import describe, torchao_weight, use_torchao, use_tri
 from fewstep.quant.modules import FloatLayer, kind_of, weight_rows
 from fewstep.quant.native import NativeProduct, geometry
 from fewstep.quant.packing import pack, packed_columns, unpack, unpack_into
+from fewstep.quant.preparation import prepare_inputs, restore_weight
 from fewstep.quant.scheme import BLOCKS, Scheme
 
 # Buffers that must keep their type: rounding them with `.half()` would change the weights
@@ -155,13 +156,11 @@ class QuantLayer(nn.Module):
         return QuantGrid(scale, zero)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight that the layer stands for, (out, in / groups, ...): float branch and smoothing included."""
+        """The weight that the layer stands for, (out, in / groups, ...): float branch, rotation, smoothing included."""
         weight = self.low_bit_weight(dtype)
         if self.up is not None and self.down is not None:
             weight = weight + (self.up.to(dtype) @ self.down.to(dtype)).view(self.weight_shape)
-        if self.smooth is not None:
-            weight = weight / self._per_input(self.smooth).to(dtype)
-        return weight
+        return restore_weight(self, weight)
 
     def low_bit_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight that the codes stand for, of shape `weight_shape`."""
@@ -194,8 +193,7 @@ class QuantLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer; shapes and memory formats as in the float layer."""
-        if self.smooth is not None:
-            x = x / self._per_input(self.smooth).to(x.dtype)
+        x = prepare_inputs(self, x, self.smooth)
         y = self._low_bit(x)
         if self.up is not None and self.down is not None:
             narrow = self._product(x, self.down.to(x.dtype).view(-1, *self.weight_shape[1:]), None)

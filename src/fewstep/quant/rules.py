@@ -51,6 +51,7 @@ class Rule:
             activation_group=activation.activation_group,
             smooth=scheme.smooth,
             rank=scheme.rank,
+            hadamard=scheme.hadamard,
         )
 
 
@@ -128,7 +129,7 @@ def _suited(module: nn.Module, decision: Decision) -> Decision:
     if scheme is None or not isinstance(module, nn.Embedding):
         return decision
     plain = {"activation_bits": 16, "activation_format": "dynamic", "activation_group": None}
-    return dataclasses.replace(scheme, **plain, smooth=False, rank=0), reason  # type: ignore[arg-type]
+    return dataclasses.replace(scheme, **plain, smooth=False, rank=0, hadamard=False), reason  # type: ignore[arg-type]
 
 
 def decisions_by_rules(

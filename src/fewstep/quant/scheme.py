@@ -20,7 +20,7 @@ _WIDTH = {"fp8": 8, "nf4": 4, "mxfp4": 4, "nvfp4": 4}
 _NAME = re.compile(
     r"(?:w(\d)|(fp8|nf4|mxfp4|nvfp4))(?:a(\d{1,2}|fp8))?(?:g(\d{1,7})|(row|tensor))?((?:-[a-z0-9]{1,9})*)", re.A
 )
-_OPTIONS = ("asym", "static", "affine", "smooth", "r<rank>", "ag<group of inputs>")
+_OPTIONS = ("asym", "static", "affine", "smooth", "hadamard", "r<rank>", "ag<group of inputs>")
 _HINT = (
     "Write w<bits>, fp8, nf4, mxfp4 or nvfp4, then a4, a8, a16 or afp8, then g<group size>, row or tensor, then "
     f"options from -{', -'.join(_OPTIONS)}: for instance w8a8, w4a8, w4a4g64-ag64, w4a16-asym, w8a8-static, w4g64, "
@@ -59,6 +59,7 @@ class Scheme:
         rank: Rank of a float branch beside the low-bit product (SVDQuant, arXiv 2411.05007); 0 for none.
         activation_group: Input features or channels of a token or image that share one dynamic scale; None shares it
             over all.
+        hadamard: Inputs and weights are rotated (`fewstep.quant.rotation`; QuaRot, arXiv 2404.00456), after smoothing.
 
     Raises:
         FewstepError: a width, format or group size that is not supported, or a combination that means nothing.
@@ -73,6 +74,7 @@ class Scheme:
     smooth: bool = False
     rank: int = 0
     activation_group: int | None = None
+    hadamard: bool = False
 
     def __post_init__(self) -> None:
         _one_of("weight format", self.weight_format, WEIGHT_FORMATS)
@@ -93,6 +95,9 @@ class Scheme:
             hint = "Write a8." if self.activation_format != "fp8" else "Write afp8."
             raise FewstepError(f"{self.activation_format} activations are 8 bit", value=self.activation_bits, hint=hint)
         self._check_groups()
+        if self.hadamard and self.calibrated:
+            hint = "Leave -static and -affine out: dynamic scales follow the rotated inputs."
+            raise FewstepError("the range of rotated inputs is not calibrated", value=self.activation_format, hint=hint)
         if self.rank < 0:
             raise FewstepError("the rank of the float branch is negative", value=self.rank, hint="Use 0 for none.")
 
@@ -139,7 +144,7 @@ class Scheme:
         calibrated = "static" if chosen["static"] else "affine" if chosen["affine"] else "dynamic"
         how = "fp8" if activation == "fp8" else calibrated
         wide = 8 if activation == "fp8" else int(activation or 16)
-        more = bool(chosen["smooth"]), chosen["rank"], chosen["ag"] or None
+        more = bool(chosen["smooth"]), chosen["rank"], chosen["ag"] or None, bool(chosen["hadamard"])
         return cls(bits, wide, size, kind, how, whole == "tensor", *more)
 
     def __str__(self) -> str:
@@ -152,7 +157,8 @@ class Scheme:
         name += "-asym" if self.weight_format == "asym" else ""
         name += f"-{self.activation_format}" if self.activation_format in CALIBRATED else ""
         name += f"-ag{self.activation_group}" if self.activation_group else ""
-        return name + ("-smooth" if self.smooth else "") + (f"-r{self.rank}" if self.rank else "")
+        name += ("-smooth" if self.smooth else "") + ("-hadamard" if self.hadamard else "")
+        return name + (f"-r{self.rank}" if self.rank else "")
 
     @property
     def top(self) -> int:
@@ -183,7 +189,7 @@ def code_range(bits: int) -> tuple[int, int]:
 
 
 def _options(name: str, text: str) -> dict[str, int]:
-    chosen = {"asym": 0, "static": 0, "affine": 0, "smooth": 0, "rank": 0, "ag": 0}
+    chosen = dict.fromkeys(("asym", "static", "affine", "smooth", "hadamard", "rank", "ag"), 0)
     for option in text.split("-")[1:]:
         number = re.fullmatch(r"(r|ag)([1-9]\d*)", option, re.A)
         key = {"r": "rank", "ag": "ag"}[number[1]] if number else option

@@ -14,6 +14,7 @@ from fewstep.quant.allocation import Allocation, LayerOption, allocate
 from fewstep.quant.calls import Call, multiply_adds
 from fewstep.quant.mixed import FLOAT, quantize_mixed, quantize_stepped
 from fewstep.quant.modules import copy_to_quantize, eligible
+from fewstep.quant.remedies import largest_inputs
 from fewstep.runs import Run
 
 Tables = dict[str, dict[str, str]]
@@ -58,6 +59,7 @@ def bits_per_step(
     names = list(tables)
     if len(names) < 2 or steps < 2:
         return model, report, {"rows": [], "reason": "one row, or no candidate beside the scheme: nothing to choose"}
+    options = _smoothed(full, tables, call, options)
     counts = multiply_adds(full, call, list(tables["scheme"]))
     cost = {rung: operations(table, counts) for rung, table in tables.items()}
     truth = draw(full)
@@ -76,6 +78,14 @@ def bits_per_step(
     if many >= one:
         return model, report, {**found, "rows": [], "reason": "measured together it is not better than one scheme"}
     return low, stepped, {**found, "reason": "nearer to full precision than one scheme at the same mean compute"}
+
+
+def _smoothed(full: nn.Module, tables: Tables, call: Call, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options, with what layers see that are smoothed as a remedy (`fewstep.quant.remedies`)."""
+    names = {n for table in tables.values() for n, s in table.items() if s != FLOAT and Scheme.parse(s).smooth}
+    if not names or options.get("calibration") is not None:
+        return options
+    return {**options, "calibration": largest_inputs(full, names, [call])}
 
 
 def around(name: str) -> list[str]:

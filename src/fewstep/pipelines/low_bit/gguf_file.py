@@ -155,7 +155,8 @@ def _weight(module: Any, kind: str, gguf: Any) -> tuple[np.ndarray, str]:
 
 def _storage(scheme: Scheme) -> Scheme | None:
     """What a scheme stores of a weight, if it is nothing but integers and scales."""
-    if scheme.weight_format != "int" or scheme.smooth or scheme.rank or scheme.group_size != BLOCK:
+    changed = scheme.smooth or scheme.rank or scheme.hadamard
+    if scheme.weight_format != "int" or changed or scheme.group_size != BLOCK:
         return None
     return Scheme(scheme.weight_bits, 16, BLOCK)
 

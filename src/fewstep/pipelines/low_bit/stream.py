@@ -24,8 +24,10 @@ from fewstep.quant.grids import fit_grid
 from fewstep.quant.kernels import check_backend
 from fewstep.quant.layer import QuantLayer
 from fewstep.quant.linear_conv import make_layer
-from fewstep.quant.modules import LAYERS, FloatLayer
+from fewstep.quant.methods import RoundingMethod, fitting
+from fewstep.quant.modules import LAYERS, FloatLayer, weight_rows
 from fewstep.quant.report import QuantReport, disk_bytes, resident_bytes
+from fewstep.quant.rotation import rotate
 from fewstep.quant.rules import Rule, decisions_by_rules, default_rules
 from fewstep.quant.scheme import Scheme
 
@@ -211,6 +213,7 @@ def _layer(
     key = f"{name}.weight"
     _check_shape(files, key, module.weight.shape)
     rows, columns = module.weight.shape[0], module.weight.shape[1:].numel()
+    scheme, _, why = fitting(weight_rows(module).shape, scheme, RoundingMethod(), None, getattr(module, "groups", 1))
     layer = make_layer(module, scheme, backend)
     # a transposed convolution's outputs are not the rows of its file
     whole = scheme.per_tensor or scheme.weight_format == "nvfp4" or getattr(module, "transposed", False)
@@ -220,11 +223,12 @@ def _layer(
     layer.allocate()
     for start, part in zip(range(0, rows, step), _slices(files, key, rows, step), strict=True):
         _check_finite(part, key)
-        layer.load_rows(start, *fit_grid(layer.as_held(part).flatten(1), scheme))
+        held = layer.as_held(part)
+        layer.load_rows(start, *fit_grid((rotate(held, 1) if scheme.hadamard else held).flatten(1), scheme))
         del part
     if layer.weight_shape.numel() > SLICE:
         _give_back()
-    return layer, ""
+    return layer, why
 
 
 def _give_back() -> None:

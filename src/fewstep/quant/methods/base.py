@@ -14,6 +14,7 @@ from torch import Tensor
 from fewstep.errors import FewstepError
 from fewstep.quant.grids import QuantGrid, StoredWeight, fit_grid, joined
 from fewstep.quant.methods import low_rank, smoothing
+from fewstep.quant.rotation import block, rotate
 from fewstep.quant.scheme import Scheme
 from fewstep.quant.statistics import LayerStatistics, input_range
 from fewstep.registry import Maker, Registry, no_argument
@@ -121,9 +122,12 @@ def fitting(
 ) -> tuple[Scheme, RoundingMethod, str]:
     """Scheme and method that a layer of this weight shape can carry, and the reason where they are less than asked."""
     reasons = []
-    if groups > 1 and (scheme.smooth or scheme.rank):
-        scheme = dataclasses.replace(scheme, smooth=False, rank=0)
-        reasons.append("grouped convolution: no smoothing, no float branch")
+    if groups > 1 and (scheme.smooth or scheme.rank or scheme.hadamard):
+        scheme = dataclasses.replace(scheme, smooth=False, rank=0, hadamard=False)
+        reasons.append("grouped convolution: no smoothing, no rotation, no float branch")
+    if scheme.hadamard and block(shape[1]) == 1:
+        scheme = dataclasses.replace(scheme, hadamard=False)
+        reasons.append("an odd number of inputs: no rotation")
     rows, columns = shape[0], shape[1:].numel()
     most = rows * columns // (4 * (rows + columns))  # the branch takes a quarter of the layer's weights at most
     if scheme.rank > most:
@@ -146,8 +150,8 @@ def store(
 ) -> StoredWeight:
     """What a layer of float weight (out, in / groups, ...) stores under a scheme; runs on the weight's device.
 
-    Order: smoothing, then the float branch, then the method's rounding of what is left. Without statistics only
-    round-to-nearest schemes can be made.
+    Order: smoothing, the rotation, the float branch, then the method's rounding of what is left. Without statistics
+    only round-to-nearest schemes can be made.
 
     Raises:
         FewstepError: the scheme or the method needs statistics, or the layer cannot carry the scheme.
@@ -156,8 +160,9 @@ def store(
         raise FewstepError(
             "this scheme or method needs calibration", value=str(scheme), hint="Pass calibration=calibrate(...)."
         )
-    if groups > 1 and (scheme.smooth or scheme.rank):
-        raise FewstepError("grouped convolutions take neither smoothing nor a float branch", value=str(scheme))
+    if groups > 1 and (scheme.smooth or scheme.rank or scheme.hadamard):
+        what = "grouped convolutions take no smoothing, no rotation and no float branch"
+        raise FewstepError(what, value=str(scheme))
     matrix, spread = weight.flatten(1).float(), weight[0, 0].numel()
     smooth = None
     second = None if statistics is None or statistics.second is None else statistics.second.to(matrix.device)
@@ -166,6 +171,9 @@ def store(
         wide = smooth.repeat_interleave(spread)
         matrix = matrix * wide
         second = None if second is None else second / (wide[:, None] * wide[None, :])
+    if scheme.hadamard:
+        matrix = rotate(matrix.view(*weight.shape[:2], -1), 1).flatten(1)
+        second = None if second is None else _rotated_moments(second, weight.shape[1])
     up, down = None, None
     if scheme.rank:
         up, down, codes, grid = low_rank.split(matrix, scheme, method.round, None if second is None else second[0])
@@ -173,6 +181,13 @@ def store(
         codes, grid = _round_groups(matrix, scheme, method, second, groups)
     ranges = (None, None) if statistics is None else input_range(scheme, statistics, smooth, method.percentile)
     return StoredWeight(scheme, codes, grid, smooth, up, down, *ranges)
+
+
+def _rotated_moments(second: Tensor, width: int) -> Tensor:
+    """Second moments (1, K, K) of rotated inputs, R H R^T over the `width` features or channels in K."""
+    count, size = second.shape[:2]
+    apart = second.view(count, width, size // width, width, size // width)
+    return rotate(rotate(apart, 1), 3).view_as(second)
 
 
 def _round_groups(
