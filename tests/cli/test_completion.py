@@ -15,6 +15,7 @@ from fewstep.recipes import shipped_recipes
 from fewstep.schedules import METHODS
 from fewstep.schedules.tuning import SEARCHERS
 from fewstep.solvers import FACTS
+from fewstep.tasks.design import WAYS
 from fewstep.zoo import SHIPPED
 
 
@@ -27,6 +28,7 @@ from fewstep.zoo import SHIPPED
         (known.searchers, SEARCHERS),
         (known.rounding_methods, ROUNDING.kinds()),
         (known.stages, STAGES),
+        (known.design_ways, WAYS),
         (known.recipes, shipped_recipes()),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

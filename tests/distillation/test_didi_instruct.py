@@ -181,6 +181,23 @@ def test_a_student_that_is_its_teacher_is_not_pulled_by_the_regulariser():
     assert float(entropy) > 0
 
 
+def test_without_the_intermediate_state_all_is_revealed_in_one_step():
+    student = Table(1)
+    denoiser = TokenDenoiser(student, CHAIN.process)
+    engine = TokenEngine(
+        DiDiInstruct(intermediate=False, normalise=False), denoiser, EXACT, {}, lambda g: CHAIN.sequences
+    )
+    made = engine._roll(CHAIN.sequences, generator())
+    assert bool((made.state == CHAIN.symbols).all())
+    assert float(made.tau.max()) < 1
+    law = denoiser(made.state).gather(2, made.tokens[..., None]).squeeze(2).sum(1)
+    assert torch.allclose(made.log_prob, law)
+    (gradient,) = torch.autograd.grad(made.log_prob.sum(), student.table)
+    assert bool(gradient.isfinite().all())
+    assert engine._advantages(torch.tensor([1.0, 3.0])).tolist() == [-1, 1]
+    assert engine._advantages(torch.tensor([1.0, 9.0])).tolist() == [-4, 4]
+
+
 def test_mistakes_are_named():
     with pytest.raises(FewstepError, match="two samples"):
         DiDiInstruct(group=1)

@@ -22,6 +22,7 @@ from fewstep.report import (
     Page,
     Table,
     TableRow,
+    TokenStrip,
     figures,
     images,
     render,
@@ -76,6 +77,7 @@ def page():
             Code("Again", "fewstep run q-sched --set " + "long=" * 60),
             FactList("Environment", {"torch": "2.13", EVIL: EVIL, "none": None}),
             Note("one\n\ntwo " + EVIL, title="Note", tone="warning"),
+            TokenStrip("Order", [(EVIL, [(EVIL, 0.0), ("given", None), ("late", 1.0)])]),
         ],
     )
 

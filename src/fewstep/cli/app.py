@@ -10,6 +10,7 @@ from fewstep.cli import (
     align,
     auto,
     bench,
+    design,
     diagnose,
     distill,
     doctor,
@@ -69,6 +70,7 @@ train.add_to(app)
 generate.add_to(app)
 edit.add_to(app)
 restore.add_to(app)
+design.add_to(app)
 save.add_to(app)
 diagnose.add_to(app)
 app.add_typer(plan.app, name="plan", rich_help_panel=LOOK)

@@ -12,7 +12,7 @@ The two-step path through z_tau trains the student at every share of masks that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -41,6 +41,9 @@ class DiDiInstruct:
         entropy: weight of the entropy of the student's token laws.
         smoothing: of the discriminator's labels.
         ratio: updates of the discriminator per update of the student.
+        intermediate: walk through z_tau; without it the student goes from all masked to x in one step.
+        normalise: divide rewards by their deviation within the group, and bound them; without it their mean alone is
+            taken away.
 
     Raises:
         FewstepError: groups of less than two samples.
@@ -56,6 +59,8 @@ class DiDiInstruct:
     entropy: float = 5e-4
     smoothing: float = 0.1
     ratio: int = 1
+    intermediate: bool = True
+    normalise: bool = True
 
     def __post_init__(self) -> None:
         if self.group < 2:
@@ -162,7 +167,9 @@ class TokenEngine:
 
     def _roll(self, real: Tensor, generator: torch.Generator) -> TokenRollout:
         tau = self.method.times(len(real), generator).to(real.device)
-        return two_step_rollout(self.student, tau, real.shape[1], generator)
+        if self.method.intermediate:
+            return two_step_rollout(self.student, tau, real.shape[1], generator)
+        return replace(two_step_rollout(self.student, torch.ones_like(tau), real.shape[1], generator), tau=tau)
 
     def noised(self, tokens: Tensor, tau: Tensor, generator: torch.Generator) -> Tensor:
         """Tokens z (B, L) at times tau (B,)."""
@@ -176,7 +183,7 @@ class TokenEngine:
             z = self.noised(made.tokens, made.tau, generator)
             logits = self.modules["adversary"](z)
             reward = log_ratio(logits, z == process.mask, method.clip)
-            advantage = torch.cat([group_advantages(r, 1e-8, method.most) for r in reward.split(method.group)])
+            advantage = torch.cat([self._advantages(r) for r in reward.split(method.group)])
             weight = method.weight(process, made.tau).to(reward)
         policy = -(weight * advantage * made.log_prob).mean()
         divergence, entropy = self._regularisers(made)
@@ -188,6 +195,10 @@ class TokenEngine:
             "divergence": divergence.detach(),
             "entropy": entropy.detach(),
         }
+
+    def _advantages(self, rewards: Tensor) -> Tensor:
+        """Of one group."""
+        return group_advantages(rewards, 1e-8, self.method.most) if self.method.normalise else rewards - rewards.mean()
 
     def _regularisers(self, made: TokenRollout) -> tuple[Tensor, Tensor]:
         """Symmetric KL to the teacher and entropy of the student, per masked position, summed over both steps."""

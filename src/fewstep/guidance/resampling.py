@@ -73,14 +73,14 @@ def steer(
             raw = denoiser.network(row.input_scale * x, torch.as_tensor(float(row.network_time))).to(x)
             potential = scale * _scored(reward, history.estimate(k, x, raw))
             weights, before = weights + potential - before, potential
-            chosen = _ancestors(weights, threshold, drawing, effective, resampled)
+            chosen = ancestors(weights, threshold, drawing, effective, resampled)
             if chosen is not None:
                 x, raw, before, weights = x[chosen], raw[chosen], before[chosen], torch.zeros_like(weights)
                 for kept in (history.states, history.outputs):
                     kept.update({j: value[chosen] for j, value in kept.items()})
             x = history.advance(k, x, raw, None if is_exactly(row.noise, 0.0) else noise.draw(shape))
         rewards = _scored(reward, x)
-        chosen = _ancestors(weights + scale * rewards - before, 1.0, drawing, effective, resampled)
+        chosen = ancestors(weights + scale * rewards - before, 1.0, drawing, effective, resampled)
     if chosen is not None:
         x, rewards = x[chosen], rewards[chosen]
     return Particles(x, rewards, torch.tensor(effective), torch.tensor(resampled))
@@ -104,10 +104,13 @@ def _scored(reward: Callable[[Tensor], Tensor], clean: Tensor) -> Tensor:
     return found
 
 
-def _ancestors(
+def ancestors(
     weights: Tensor, threshold: float, generator: torch.Generator, effective: list[float], resampled: list[bool]
 ) -> Tensor | None:
-    """Ancestors (B,) by systematic resampling, None where the weights are still even; notes both."""
+    """Ancestors (B,) by systematic resampling, None where the log-weights (B,) are still even.
+
+    Notes the effective number of particles in `effective`, and in `resampled` whether it fell below the threshold.
+    """
     share = weights.softmax(0)
     effective.append(float(1 / share.square().sum()))
     resampled.append(effective[-1] < threshold * len(weights) * (1 - 1e-9))

@@ -11,6 +11,7 @@ from fewstep.report.blocks import (
     Note,
     Table,
     TableRow,
+    TokenStrip,
 )
 from fewstep.report.page import Page, render, save_page
 from fewstep.report.plans import plan_table
@@ -28,6 +29,7 @@ __all__ = [
     "Page",
     "Table",
     "TableRow",
+    "TokenStrip",
     "plan_table",
     "render",
     "save_page",

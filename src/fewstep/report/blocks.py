@@ -147,6 +147,27 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class TokenStrip:
+    """Lines of tokens, each shaded by a number in [0, 1], such as when it was revealed: 0 is pale.
+
+    Args:
+        rows: caption and (token, number) of each line; None for a token that was given.
+    """
+
+    title: str
+    rows: Sequence[tuple[str, Sequence[tuple[str, float | None]]]]
+    text: str = ""
+    kind: ClassVar[str] = "strip"
+
+    def shaded(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Captions, and tokens with their shade in per cent, empty for those that were given."""
+        return [
+            (caption, [(token, "" if at is None else f"{10 + 70 * min(max(at, 0), 1):.0f}") for token, at in tokens])
+            for caption, tokens in self.rows
+        ]
+
+
+@dataclass(frozen=True)
 class Highlights:
     """A line of large numbers, which a reader should remember: (value, label, note) of each."""
 
@@ -186,7 +207,7 @@ class Note:
     kind: ClassVar[str] = "note"
 
 
-Block = Table | ImageGrid | Figure | Highlights | FactList | Code | Note
+Block = Table | ImageGrid | Figure | Highlights | FactList | Code | Note | TokenStrip
 
 
 def _check_inline(title: str, picture: str) -> None:

@@ -23,7 +23,10 @@ from fewstep.train.stage import StageConfig
 from fewstep.written import fitted, read_value
 
 RECORD, RESULT, KIND = "training.json", "result", "training"
-STAGES = ("vae", "clip", "judge", "teacher", "student", "quality", "dit", "classifier", "oms", "encoder", "rae", "svg")
+STAGES = (
+    "vae", "clip", "judge", "teacher", "student", "quality", "dit", "classifier", "oms", "encoder", "rae", "svg",
+    "text",
+)  # fmt: skip
 
 
 def run(stage: str, overrides: Sequence[str], out: str | Path) -> Path:
