@@ -74,7 +74,7 @@ class Ageing:
     def __init__(self) -> None:
         self.pipe = fs.load("emoji-student-guided")
         self.plan = fs.plan_of(self.pipe, 4)
-        self.generate = PipelineSampler(self.pipe)
+        self.generate, self.seen = PipelineSampler(self.pipe), dict[Any, list[Tensor]]()
         self.training, self.measuring = (Reading(load_clip(str(shipped(n)))) for n in ("emoji-clip", "emoji-judge"))
 
     def decoded(self, z: Tensor) -> Tensor:
@@ -98,10 +98,11 @@ class Ageing:
     @torch.no_grad()
     def told(self, edits: Edits, seed: int, reweighted: bool) -> tuple[Tensor, Tensor]:
         """The two embeddings of pass 2."""
-        clip = self.training.clip
+        clip, key = self.training.clip, (len(edits.before), edits.before[0], seed)
         own = clip.image_features(edits.sources)
-        made = [clip.image_features(self.decoded(self.first(edits, s, seed))) for s in STRENGTHS]
-        who = reweighted_singular_values(torch.stack([own, *made], 2))[..., 0] if reweighted else own
+        if reweighted and key not in self.seen:
+            self.seen[key] = [clip.image_features(self.decoded(self.first(edits, s, seed))) for s in STRENGTHS]
+        who = reweighted_singular_values(torch.stack([own, *self.seen[key]], 2))[..., 0] if reweighted else own
         plain = [[c.partition(" with ")[0] for c in words] for words in (edits.before, edits.after)]
         now, wanted = (clip.text_features(words) for words in plain)
         return who, rotated_embedding(own, now, wanted)

@@ -7,9 +7,9 @@ Scikit-learn's 8x8 digits, plain, inverted or bold. The teacher draws digits of 
 another kind of a given digit in four calls. What the digit then looks like is known exactly, and never trained on but
 by the arm `supervised pairs`. Judges: one network tells the kind, one whether two pictures show the same digit,
 whatever their kind; those that train are trained on digits that neither the teacher nor the judges that measure saw.
-Every arm begins at the same identity warm-up, makes as many updates, and has its own learning rate and weight of the
-judge, tuned with a seed of its own by the harmonic mean of the measuring judges (`score`). `grpo` asks the judges as
-often. SDEdit runs the teacher from the source at its best strength.
+Every arm begins at the same identity warm-up and makes as many updates. Where several rates or weights of the judge
+are given, an arm takes those that a tuning seed likes best by the harmonic mean of the measuring judges (`score`).
+`grpo` asks the judges as often. SDEdit runs the teacher from the source at its best strength.
 
 The premise beside: how well the judge tells right edits from wrong ones, by how noisy the judged picture was.
 """
@@ -49,7 +49,7 @@ from fewstep.train.distillation import defaults, stage_of
 from fewstep.train.loop import accelerator_for, fit
 from fewstep.train.stage import StageConfig
 
-TUNING, RATES, JUDGING, STRENGTHS, GROUP = 100, (3e-4, 1e-3), (0.03, 0.3), (0.5, 0.75, 1.0), 8
+TUNING, STRENGTHS, GROUP = 100, (0.5, 0.75, 1.0), 8
 CHAIN = evenly(PROCESS, 4)
 
 
@@ -71,10 +71,6 @@ def arm(world: World, name: str, start: nn.Module, rate: float, judging: float, 
     """The editor of an arm."""
     if name == "identity warm-up alone":
         return start
-    if name == LOW:
-        network = arm(world, "full", start, rate, judging, seed, updates)
-        quantize(network, "w4a8")
-        return network
     if name == "supervised pairs":
         made = Method({"data": data_regression()}, CHAIN, noised_data_rollout(CHAIN))
         return trained(world, made, start, rate, seed, updates, "truth")
@@ -150,21 +146,23 @@ def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
     return out
 
 
-def grid_of(name: str) -> list[tuple[float, float]]:
+def grid_of(name: str, rates: list[float], judging: list[float]) -> list[tuple[float, float]]:
     """Rates and weights of the judge that an arm may choose among."""
     if name == "identity warm-up alone":
         return [(0.0, 0.0)]
     weighed = name in ("full", "no identity question", "judge alone", LOW)
-    return list(itertools.product(RATES, JUDGING if weighed else (1.0,)))
+    return list(itertools.product(rates, judging if weighed else (1.0,)))
 
 
-def tuned_arms(run: Run, world: World, seeds: list[int], updates: int) -> dict[str, Any]:
-    """Every arm at the setting that its tuning seed likes best, for each seed."""
+def tuned_arms(
+    run: Run, world: World, seeds: list[int], updates: int, rates: list[float], judging: list[float]
+) -> dict[str, Any]:
+    """Every arm at the setting that its tuning seed likes best, for each seed; at the only one without tuning."""
     warm = Method({"same": data_regression()}, CHAIN, noised_data_rollout(CHAIN))
     starts, arms = dict[int, nn.Module](), dict[str, Any]()
     with torch.random.fork_rng(devices=[]):
         start = Editor(world.network, "first")
-    for seed in (TUNING, *seeds):
+    for seed in (TUNING, *seeds) if len(rates) * len(judging) > 1 else seeds:
         network = copy.deepcopy(start)
 
         def warmed(seed: int = seed) -> dict[str, Tensor]:
@@ -173,15 +171,26 @@ def tuned_arms(run: Run, world: World, seeds: list[int], updates: int) -> dict[s
         network.load_state_dict(run.unit(f"warm-{seed}", warmed, save=write_state, load=read_tensors))
         starts[seed] = network
 
+    made = dict[Any, nn.Module]()
+
+    def network_of(name: str, setting: tuple[float, float], seed: int) -> nn.Module:
+        asked = "full" if name == LOW else name
+        if (asked, setting, seed) not in made:
+            made[asked, setting, seed] = arm(world, asked, starts[seed], *setting, seed, updates)
+        network = copy.deepcopy(made[asked, setting, seed])
+        if name == LOW:
+            quantize(network, "w4a8")
+        return network
+
     def of(name: str, setting: tuple[float, float], seed: int) -> dict[str, float]:
         key = f"{name}-{setting[0]:g}-{setting[1]:g}-{seed}".replace(" ", "-").replace(",", "")
-        made = lambda: world.measures(editing(arm(world, name, starts[seed], *setting, seed, updates)))  # noqa: E731
-        found: dict[str, float] = run.unit(key, made)
+        found: dict[str, float] = run.unit(key, lambda: world.measures(editing(network_of(name, setting, seed))))
         return found
 
     for name in ARMS:
-        tuning = {setting: of("full" if name == LOW else name, setting, TUNING) for setting in grid_of(name)}
-        best = max(tuning, key=lambda setting: tuning[setting]["score"])
+        grid, tried = grid_of(name, rates, judging), "full" if name == LOW else name
+        tuning = {setting: of(tried, setting, TUNING) for setting in grid} if len(grid) > 1 else dict[Any, Any]()
+        best = max(tuning, key=lambda setting: tuning[setting]["score"]) if tuning else grid[0]
         rows = [of(name, best, seed) for seed in seeds]
         arms[name] = {"rate": best[0], "judging": best[1], "calls": 4, **summary(rows)}
     return arms
@@ -207,17 +216,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=800, help="of every arm; half as many of the warm-up")
     parser.add_argument("--teacher", type=int, default=3000, help="updates of the teacher; half as many of the judges")
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3], help="that an arm may choose among")
+    parser.add_argument("--judging", type=float, nargs="+", default=[0.03, 0.3], help="weights of the judge, likewise")
     parser.add_argument("--folder", type=Path, default=Path("runs/editing"))
     parser.add_argument("--output", type=Path, default=Path("results/editing.json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.perf_counter()
-    about = {"updates": given.updates, "teacher": given.teacher, "batch": BATCH, "rates": list(RATES),
-             "judging": list(JUDGING), "strengths": list(STRENGTHS), "seeds": given.seeds}  # fmt: skip
+    about = {"updates": given.updates, "teacher": given.teacher, "batch": BATCH, "rates": given.rates,
+             "judging": given.judging, "strengths": list(STRENGTHS), "seeds": given.seeds}  # fmt: skip
     with Run(given.folder, about, quiet=True) as run:
         world = made_world(given.teacher)
         area = run.unit("premise", lambda: premise(world))
-        arms = free_arms(run, world) | tuned_arms(run, world, given.seeds, given.updates)
+        arms = free_arms(run, world) | tuned_arms(run, world, given.seeds, given.updates, given.rates, given.judging)
     document = {"settings": about, "premise": area, "arms": arms, "seconds": time.perf_counter() - begin,
                 "environment": environment()}  # fmt: skip
     write_json(given.output, document, over="all")
