@@ -18,6 +18,7 @@ from fewstep.report import (
     Figure,
     Highlights,
     ImageGrid,
+    LinkList,
     Note,
     Page,
     Table,
@@ -29,6 +30,8 @@ from fewstep.report import (
     save_page,
     to_rich,
 )
+
+from ..browsing import Browser
 
 FLAGS = [
     "--headless",
@@ -76,6 +79,7 @@ def page():
             Figure("Bars", figures.bars({"bytes": {"float32": 4.0, "w4a8": 1.0}}, unit="MB")),
             Code("Again", "fewstep run q-sched --set " + "long=" * 60),
             FactList("Environment", {"torch": "2.13", EVIL: EVIL, "none": None}),
+            LinkList("Others", [("#there", EVIL, EVIL, ""), ("#here", "title", "line", images.data_uri(picture))]),
             Note("one\n\ntwo " + EVIL, title="Note", tone="warning"),
             TokenStrip("Order", [(EVIL, [(EVIL, 0.0), ("given", None), ("late", 1.0)])]),
         ],
@@ -118,7 +122,8 @@ def test_page_is_well_formed_self_contained_and_escaped():
     checker = Checker()
     checker.feed(text)
     assert checker.open == []
-    assert checker.scripts == 0
+    assert checker.scripts == 1  # the one that flips pictures
+    assert "<script" not in render(Page("t", "s", [table()]))
     assert all(r.startswith(("data:", "#")) for r in checker.references)
     assert not re.search(r"url\((?!#)|@import", text)
     assert EVIL not in text
@@ -215,11 +220,38 @@ def test_browser_shows_it_without_sideways_scrolling(tmp_path, width, chromium):
     dom = browse("--virtual-time-budget=3000", "--dump-dom", file="frame.html")
     measured = re.search(r"<title>(\d+) (\d+) (\d+)</title>", dom)
     assert measured, dom[:300]
-    assert [int(n) for n in measured.groups()] == [width, len(page().blocks), 10]
+    assert [int(n) for n in measured.groups()] == [width, len(page().blocks), 11]
 
     browse(f"--window-size={width},1400", f"--screenshot={tmp_path / 'shot.png'}", file="report.html")
     with Image.open(tmp_path / "shot.png") as shot:
         assert len(shot.convert("RGB").getcolors(1 << 24)) > 50  # text and pictures, not a blank page
+
+
+@pytest.mark.browser
+def test_an_enlarged_picture_flips_to_its_neighbours(tmp_path, chromium):
+    pictures = [[torch.full((3, 8, 8), (3 * i + j) / 8) for j in range(3)] for i in range(2)]
+    grid = ImageGrid("Images", pictures, ["cat", "dog"], ["float", "low", "tuned"])
+    place = save_page(Page("t", "s", [grid]), tmp_path / "report.html")
+    browser = Browser(chromium, tmp_path / "profile")
+    try:
+        browser.tell("Page.navigate", url=place.as_uri())
+        browser.until("document.readyState === 'complete' && document.images.length === 6")
+        browser.value("document.images[1].focus()")
+        boxes, where = [], "JSON.stringify(document.activeElement.getBoundingClientRect())"
+        for key, code, expected in [
+            ("ArrowRight", 39, "tuned: cat"), ("ArrowRight", 39, "tuned: cat"), ("ArrowDown", 40, "tuned: dog"),
+            ("ArrowLeft", 37, "low: dog"), ("ArrowUp", 38, "low: cat"), ("ArrowUp", 38, "low: cat"),
+        ]:  # fmt: skip
+            browser.press(key, code)
+            assert browser.value("document.activeElement.alt") == expected
+            assert expected in browser.value("document.getElementById('zoomed').textContent")
+            boxes.append(browser.value(where))
+        assert len(set(boxes)) == 1  # at the same place, so that differences are seen
+        assert browser.value("document.activeElement.clientWidth > 8 * document.images[0].clientWidth / 8")
+        browser.press("Escape", 27)
+        assert browser.value("document.activeElement === document.body")
+    finally:
+        browser.close()
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,18 @@ from PIL import Image
 import fewstep as fs
 from fewstep import recipes
 from fewstep.errors import NonFiniteError
+from fewstep.files import read_json
+from fewstep.jobs import auto
 from fewstep.jobs.align.votes import read_votes
 from fewstep.prediction import Prediction
 from fewstep.process import Cosine
 from fewstep.runs import Run
 from fewstep.serving.app import playground
-from fewstep.serving.models import ServedModel, served_models
+from fewstep.serving.models import Served, ServedModel, served
 from fewstep.serving.votes import Votes
 from fewstep.solvers import ddim, grids
+
+from ..pipelines import tiny_pipelines
 
 
 @contextlib.contextmanager
@@ -61,12 +65,12 @@ def when_ready(base):
 
 @pytest.fixture(scope="module")
 def columns():
-    return served_models("emoji-student", "w4a8", steps=2)
+    return served("emoji-student", "w4a8", steps=2).models
 
 
 @pytest.fixture(scope="module")
 def base(columns, tmp_path_factory):
-    with serving(lambda: columns, tmp_path_factory.mktemp("votes") / "votes.jsonl") as base:
+    with serving(lambda: Served(columns), tmp_path_factory.mktemp("votes") / "votes.jsonl") as base:
         yield when_ready(base)
 
 
@@ -79,7 +83,7 @@ class Drawing(ServedModel):
         object.__setattr__(self, "plan", ddim(Cosine(), Prediction("epsilon"), grids.uniform(Cosine(), 1)))
 
     def about(self):
-        return {"id": "one", "steps": 1, "plan": "", "bytes": 0}
+        return {"id": self.name, "steps": 1, "plan": "", "bytes": 0}
 
     def draw(self, prompt, seeds, size=None):
         return self.drawn(prompt), 1.0
@@ -153,11 +157,51 @@ def test_a_run_is_served_as_it_was_measured(tmp_path):
         low = fs.quantize(fs.load("emoji-student"), "w4a8", progress=False)
         plan = fs.plan_of(low, 2, guidance_scale=1.5, **call)
         fs.save(low, run.artifact("pipeline"), plan=plan.scaled([1.0, 1.1], [0.9, 1.0]))
-    found = served_models(str(tmp_path / "run"))
+    found = served(str(tmp_path / "run")).models
     assert [model.name for model in found] == ["full precision", "w4a8", "w4a8, tuned"]
     for model in found:
         assert model.sampler.guidance == 1.5
         assert model.draw("cat face", [0])[0].shape == (1, 3, 32, 32)
+
+
+def test_the_front_of_a_choice_is_opened_point_by_point(tmp_path):
+    pipe = tiny_pipelines.stable_diffusion(tmp_path / "tokens")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(tmp_path / "tiny")
+    space = {
+        "steps": [1, 2], "solvers": ["own"], "schemes": ["none", "w8a8"], "parts": ["none"], "per_step": False,
+        "q_sched": 0, "guidance": [],
+    }  # fmt: skip
+    items = {"items": 4, "conditions": ["a", "b"]}
+    told = {
+        "kind": "auto", "model": str(tmp_path / "tiny"), "steps": 2, "space": space,
+        "search": {**items, "rounds": 3, "reference_steps": 2}, "evaluation": {**items, "pictures": 0},
+    }  # fmt: skip
+    with Run(tmp_path / "run", (recipe := recipes.resolve(told)).plain(), quiet=True) as run:
+        auto.run(recipe, run)
+    results = read_json(tmp_path / "run" / "results.json")
+    with serving(lambda: served(str(tmp_path / "run")), tmp_path / "votes.jsonl") as base:
+        points = ask(when_ready(base) + "/front")[1]["points"]
+        assert [point["bytes"] for point in points] == [row["size"] for row in results["front"]]
+        assert [point["chosen"] for point in points].index(True) == results["chosen"]
+        assert [m["id"] for m in ask(base + "/v1/models")[1]["data"]] == ["reference", "chosen"]
+        for k, row in enumerate(results["front"]):
+            status, about = ask(base + "/front", {"point": k})
+            assert (status, about["steps"]) == (200, row["steps"])
+            _, found = ask(base + "/compare", {"prompt": "cat face", "seed": 3})
+            assert [column["id"] for column in found["columns"]] == ["reference", "chosen", points[k]["name"]]
+            if k == results["chosen"]:  # the folder that the run wrote draws what the point draws
+                assert found["columns"][2]["image"] == found["columns"][1]["image"]
+        status, answer = ask(base + "/front", {"point": len(points)})
+        assert status == 400
+        assert f"0 to {len(points) - 1}" in answer["error"]["message"]
+
+
+def test_a_model_has_no_front(base):
+    assert ask(base + "/front")[1] == {"points": []}
+    status, answer = ask(base + "/front", {"point": 0})
+    assert status == 400
+    assert "run of auto" in answer["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +261,7 @@ def test_a_full_queue_refuses_and_nothing_is_lost(tmp_path):
         go.wait(30)
         return torch.zeros(1, 3, 4, 4)
 
-    with serving(lambda: [Drawing(draw)], tmp_path / "votes.jsonl", queue=4) as base:
+    with serving(lambda: Served([Drawing(draw)]), tmp_path / "votes.jsonl", queue=4) as base:
         url = when_ready(base) + "/v1/images/generations"
         clients = [threading.Thread(target=lambda: answers.append(ask(url, {"prompt": "a"})[0])) for _ in range(12)]
         for client in clients:
@@ -239,7 +283,7 @@ def test_too_slow_is_told_and_the_next_is_drawn(tmp_path):
             go.wait(30)
         return torch.zeros(1, 3, 4, 4)
 
-    with serving(lambda: [Drawing(draw)], tmp_path / "votes.jsonl", timeout=0.5) as base:
+    with serving(lambda: Served([Drawing(draw)]), tmp_path / "votes.jsonl", timeout=0.5) as base:
         url = when_ready(base) + "/v1/images/generations"
         assert ask(url, {"prompt": "slow"})[0] == 504
         go.set()
@@ -250,7 +294,7 @@ def test_nan_and_bugs_are_contained(tmp_path):
     def draw(prompt):
         raise {"nan": NonFiniteError("the network produced NaN"), "bug": KeyError("x")}[prompt]
 
-    with serving(lambda: [Drawing(draw)], tmp_path / "votes.jsonl") as base:
+    with serving(lambda: Served([Drawing(draw)]), tmp_path / "votes.jsonl") as base:
         url = when_ready(base) + "/v1/images/generations"
         for prompt, kind in (("nan", "not_finite"), ("bug", "server")):
             status, answer = ask(url, {"prompt": prompt})

@@ -21,6 +21,7 @@ from fewstep.cli import (
     quantize,
     restore,
     run,
+    runs,
     save,
     score,
     search,
@@ -77,5 +78,6 @@ app.add_typer(plan.app, name="plan", rich_help_panel=LOOK)
 run.add_to(app)
 score.add_to(app)
 serve.add_to(app)
+runs.add_to(app)
 app.add_typer(bench.app, name="bench", rich_help_panel=RUN)
 doctor.add_to(app)

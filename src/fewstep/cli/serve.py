@@ -26,7 +26,9 @@ def add_to(app: typer.Typer) -> None:
 def run(
     target: Annotated[
         str,
-        typer.Argument(help="Run of q-sched, shipped name, diffusers folder or hub id.", autocompletion=known.models),
+        typer.Argument(
+            help="Run of q-sched or auto, shipped name, diffusers folder or hub id.", autocompletion=known.models
+        ),
     ] = "emoji-student",
     scheme: Annotated[str, typer.Option(help="Low-bit column of a model; none leaves it out.")] = "w4a8",
     steps: Annotated[int, typer.Option(min=1, help="Steps, if the pipeline has no plan of its own.")] = 4,
@@ -48,9 +50,9 @@ def run(
         from fewstep.serving.app import playground
     except ModuleNotFoundError as error:
         raise FewstepError("serve needs an extra", value=error.name, hint="pip install 'fewstep[ui]'") from error
-    from fewstep.serving.models import served_models
+    from fewstep.serving.models import served
     from fewstep.serving.votes import Votes
 
-    app = playground(lambda: served_models(target, scheme, steps, guidance), Votes(votes), queue, timeout)
+    app = playground(lambda: served(target, scheme, steps, guidance), Votes(votes), queue, timeout)
     console().print(f"http://{host}:{port}  (Ctrl-C ends it)", highlight=False)
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=10)

@@ -91,6 +91,16 @@ class Table:
 
 
 @dataclass(frozen=True)
+class LinkList:
+    """Other pages: (address, title, a line about it, picture as a data URI or empty) each."""
+
+    title: str
+    items: Sequence[tuple[str, str, str, str]]
+    text: str = ""
+    kind: ClassVar[str] = "links"
+
+
+@dataclass(frozen=True)
 class ImageGrid:
     """Images by rows (prompts, equal seeds) and columns (systems).
 
@@ -207,7 +217,7 @@ class Note:
     kind: ClassVar[str] = "note"
 
 
-Block = Table | ImageGrid | Figure | Highlights | FactList | Code | Note | TokenStrip
+Block = Table | LinkList | ImageGrid | Figure | Highlights | FactList | Code | Note | TokenStrip
 
 
 def _check_inline(title: str, picture: str) -> None:

@@ -1,11 +1,16 @@
-"""A run directory for people: what its report found, in a notebook."""
+"""Run directories for people: what a report found, in a notebook and in an index of many."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import yaml
+
+from fewstep.errors import FewstepError
+from fewstep.runs.folder import LOG, RECIPE, is_run
 from fewstep.shown import html_pictures, html_table, html_title
 
 REPORT = "report.html"
@@ -19,6 +24,70 @@ def run_summary(path: Path) -> str:
     done = len(list((path / "units").rglob("*.json")))
     report = ", with a report" if (path / REPORT).is_file() else ""
     return f"Run({str(path)!r}: {done} finished unit{'' if done == 1 else 's'}{report})"
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """One line of an index of runs.
+
+    Attributes:
+        path: its directory.
+        kind: of its recipe, `unknown` where that cannot be read.
+        changed: when something was last written there, in seconds since 1970.
+        title: of its report; without one how far it is.
+        summary: of its report.
+        picture: the first of its report, as a data URI; empty without one.
+        finished: whether there is a report.
+    """
+
+    path: Path
+    kind: str
+    changed: float
+    title: str
+    summary: str
+    picture: str
+    finished: bool
+
+
+def runs_in(folder: Path, depth: int = 4) -> list[RunEntry]:
+    """The runs in a folder and in folders below it, the newest first; links are not followed.
+
+    Raises:
+        FewstepError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise FewstepError(
+            "there is no such folder", value=str(folder), hint="Runs lie in `runs` unless told otherwise."
+        )
+    return sorted(map(_entry, _below(folder, depth)), key=lambda entry: -entry.changed)
+
+
+def _below(folder: Path, depth: int) -> list[Path]:
+    if is_run(folder):
+        return [folder]
+    try:
+        inner = [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
+    except PermissionError:
+        return []
+    return [run for p in inner for run in _below(p, depth - 1)] if depth else []
+
+
+def _entry(path: Path) -> RunEntry:
+    try:
+        recipe = yaml.safe_load((path / RECIPE).read_text(encoding="utf-8"))
+        kind = str(recipe.get("kind", "unknown"))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        kind = "unknown"
+    changed = max((p.stat().st_mtime for p in (path / LOG, path / REPORT) if p.is_file()), default=0.0)
+    report = path / REPORT
+    if not report.is_file():
+        return RunEntry(path, kind, changed, run_summary(path), "", "", False)
+    if report.stat().st_size > _LARGEST:
+        return RunEntry(path, kind, changed, "a report too large to look into", "", "", True)
+    found = _Findings()
+    found.feed(report.read_text(encoding="utf-8", errors="replace"))
+    title, picture = found.texts.get("h1", path.name), (found.pictures or [""])[0]
+    return RunEntry(path, kind, changed, title, found.texts.get("summary", ""), picture, True)
 
 
 def run_page(path: Path) -> str:

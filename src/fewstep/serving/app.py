@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError, NonFiniteError, nearest
 from fewstep.report.images import png_base64
-from fewstep.serving.models import ServedModel
-from fewstep.serving.requests import LARGEST_BODY, Comparison, Images, Vote, parse_request
+from fewstep.serving.models import Served, ServedModel
+from fewstep.serving.requests import LARGEST_BODY, Comparison, FrontPoint, Images, Vote, parse_request
 from fewstep.serving.votes import Votes
 from fewstep.serving.worker import Worker
 
@@ -30,13 +30,11 @@ class Refused(Exception):  # noqa: N818 - an answer, not an error
     """An HTTP answer other than 200: (status, message)."""
 
 
-def playground(
-    load: Callable[[], Sequence[ServedModel]], votes: Votes, queue: int = QUEUE, timeout: float = TIMEOUT
-) -> Starlette:
+def playground(load: Callable[[], Served], votes: Votes, queue: int = QUEUE, timeout: float = TIMEOUT) -> Starlette:
     """The application. `load` is called in the worker once the server stands; until it is done requests get 503.
 
     Args:
-        load: -> what is served, the first unless a request names another.
+        load: -> what is served, the first column unless a request names another.
         votes: where votes are kept.
         queue: requests that may run or wait; the next gets 429.
         timeout: seconds after which a request gets 504.
@@ -46,7 +44,7 @@ def playground(
     async def living(app: Starlette) -> AsyncIterator[None]:
         app.state.votes, app.state.timeout = votes, timeout
         app.state.worker = worker = Worker(queue)
-        app.state.loading = worker.submit(load)
+        app.state.loading, app.state.point = worker.submit(load), None
         yield
         await asyncio.to_thread(worker.close)
 
@@ -56,6 +54,8 @@ def playground(
         Route("/v1/models", _models),
         Route("/v1/images/generations", _images, methods=["POST"]),
         Route("/compare", _compare, methods=["POST"]),
+        Route("/front", _front),
+        Route("/front", _load_point, methods=["POST"]),
         Route("/votes", _vote, methods=["POST"]),
     ]
     handlers: Any = {Refused: _refused, FewstepError: _mistake, Exception: _broken}
@@ -105,6 +105,17 @@ async def _compare(request: Request) -> Response:
     return JSONResponse({"comparison": name, "columns": [column for column, _ in found]})
 
 
+async def _front(request: Request) -> Response:
+    return JSONResponse({"points": list(_loaded(request).points)})
+
+
+async def _load_point(request: Request) -> Response:
+    found = _loaded(request)
+    asked: FrontPoint = await _read(request, FrontPoint)
+    request.app.state.point = model = await _drawn(request, lambda: found.point(asked.point))
+    return JSONResponse(model.about())
+
+
 async def _vote(request: Request) -> Response:
     asked: Vote = await _read(request, Vote)
     votes: Votes = request.app.state.votes
@@ -116,12 +127,19 @@ async def _vote(request: Request) -> Response:
 
 
 def _served(request: Request) -> dict[str, ServedModel]:
+    """The columns by name: those of the beginning, and the point of the front that was loaded last."""
+    point = request.app.state.point
+    return {model.name: model for model in (*_loaded(request).models, *([point] if point else []))}
+
+
+def _loaded(request: Request) -> Served:
     loading = request.app.state.loading
     if not loading.done():
         raise Refused(503, "the model is still loading")
     if loading.exception() is not None:
         raise Refused(500, f"the model could not be opened: {loading.exception()}")
-    return {model.name: model for model in loading.result()}
+    found: Served = loading.result()
+    return found
 
 
 async def _drawn(request: Request, work: Callable[[], Any]) -> Any:

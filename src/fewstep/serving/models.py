@@ -1,11 +1,11 @@
-"""What is served side by side: pipelines with a plan each."""
+"""What is served side by side: pipelines with a plan each, and the front of a choice, point by point."""
 
 from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ from torch import Tensor
 import fewstep as fs
 from fewstep import recipes
 from fewstep.errors import FewstepError
+from fewstep.files import read_json
+from fewstep.jobs.auto.context import AutoContext
+from fewstep.jobs.auto.points import Point
+from fewstep.jobs.auto.recipe import AutoRecipe
 from fewstep.jobs.q_sched.recipe import QSchedRecipe
 from fewstep.pipelines import PipelineSampler, backbone_of, fuse_adapters, plan_of
 from fewstep.pipelines.calls import condition_kind
@@ -22,6 +26,7 @@ from fewstep.pipelines.conditions import class_label
 from fewstep.pipelines.protocol import Pipeline
 from fewstep.plan import Plan
 from fewstep.quant.report import resident_bytes
+from fewstep.runs import Run
 from fewstep.runs.environment import best_device
 from fewstep.runs.folder import RECIPE, is_run
 
@@ -74,11 +79,32 @@ class ServedModel:
             raise FewstepError(str(error), value=sampler.call, hint="Leave size out for the pipeline's own.") from error
 
 
-def served_models(
-    target: str, scheme: str = "w4a8", steps: int = 4, guidance: float | None = None
-) -> list[ServedModel]:
-    """Of a run of `q-sched`: full precision, low bit, low bit tuned; of a model: those without tuning, and two
-    other numbers of steps.
+@dataclass(frozen=True, eq=False)
+class Served:
+    """What a playground offers.
+
+    Attributes:
+        models: the columns, at least one.
+        points: what the front of a choice shows: name, bytes, milliseconds and distance of each point.
+        load_point: opens the point of a number as a further column.
+    """
+
+    models: Sequence[ServedModel]
+    points: Sequence[dict[str, Any]] = ()
+    load_point: Callable[[int], ServedModel] = field(default=lambda number: _no_points(number))
+
+    def point(self, number: int) -> ServedModel:
+        """The point of a number, opened.
+
+        Raises:
+            FewstepError: there is no such point.
+        """
+        return self.load_point(number) if 0 <= number < len(self.points) else _no_points(number, len(self.points))
+
+
+def served(target: str, scheme: str = "w4a8", steps: int = 4, guidance: float | None = None) -> Served:
+    """Of a run of `q-sched`: full precision, low bit, low bit tuned; of one of `auto`: the reference and the chosen
+    point, the others when they are asked for; of a model: full precision, low bit, and two other numbers of steps.
 
     Args:
         target: a run directory; or a shipped name, a diffusers folder or a hub id.
@@ -90,22 +116,22 @@ def served_models(
         FewstepError: a run of another kind or one that is not finished, or a pipeline of videos.
     """
     place = Path(target)
-    found = _of_run(place) if place.is_dir() and is_run(place) else _of_model(target, scheme, steps, guidance)
-    pipe = found[0].sampler.pipe
+    if place.is_dir() and is_run(place):
+        recipe = recipes.load(place / RECIPE)
+        found = _of_choice(place, recipe) if isinstance(recipe, AutoRecipe) else Served(_of_run(place, recipe))
+    else:
+        found = Served(_of_model(target, scheme, steps, guidance))
+    pipe = found.models[0].sampler.pipe
     if "num_frames" in inspect.signature(type(pipe).__call__).parameters:
         raise FewstepError("the playground shows pictures, not videos", value=type(pipe).__name__)
     return found
 
 
-def _of_run(place: Path) -> list[ServedModel]:
-    recipe = recipes.load(place / RECIPE)
-    folder = place / "artifacts" / "pipeline"
+def _of_run(place: Path, recipe: Any) -> list[ServedModel]:
     if not isinstance(recipe, QSchedRecipe):
         hint = "Give the pipeline that the run wrote."
-        raise FewstepError("the playground opens runs of q-sched", value=recipe.kind, hint=hint)
-    if not folder.is_dir():
-        hint = "Give the same command again to finish it."
-        raise FewstepError("the run is not finished", value=str(place), hint=hint)
+        raise FewstepError("the playground opens runs of q-sched and auto", value=recipe.kind, hint=hint)
+    folder = _finished(place)
     full, low = recipe.opened(), recipe.model_copy(update={"model": str(folder), "variant": ""}).opened()
     fuse_adapters(full)  # as the run measured it
     guided = {"guidance_scale": recipe.guidance or None}
@@ -115,6 +141,48 @@ def _of_run(place: Path) -> list[ServedModel]:
     if tuned.to_dict()["rows"] != untuned.to_dict()["rows"]:
         found.append(ServedModel(f"{recipe.scheme}, tuned", quantized, tuned))
     return found
+
+
+def _of_choice(place: Path, recipe: AutoRecipe) -> Served:
+    folder = _finished(place, "results.json")
+    results = read_json(place / "results.json")
+    front = [Point(**point) for point in results["front"]]
+    with Run(place, recipe.plain(), quiet=True) as run:
+        context = AutoContext.open(recipe, run, fuse=True)
+        reference = ServedModel("reference", context.sampler(), context.reference)
+
+    def load_point(number: int) -> ServedModel:
+        point = front[number]
+        with Run(place, recipe.plain(), quiet=True) as run:  # what is in low bits lies in the run directory
+            models = replace(context, run=run).low(point.scheme, point.parts)
+        return ServedModel(point.name, context.sampler(**models), context.plan_named(point.plan))
+
+    pipe: Any = recipe.model_copy(update={"model": str(folder), "variant": ""}).opened()
+    shared = reference.sampler  # the same guidance, call and noise; prompts may be encoded in low bits
+    sampler = PipelineSampler(pipe, shared.guidance, shared.call, noise_like=shared.noise_like)
+    chosen = ServedModel("chosen", sampler, pipe.scheduler.plan)
+    points = [
+        {
+            "name": point.name, "plan": point.plan, "bytes": point.size, "milliseconds": row["milliseconds"],
+            "distance": row["distance"]["mean"], "chosen": k == results["chosen"],
+        }
+        for k, (point, row) in enumerate(zip(front, results["measured"], strict=True))
+    ]  # fmt: skip
+    return Served([reference, chosen], points, load_point)
+
+
+def _finished(place: Path, *files: str) -> Path:
+    """The pipeline that a run wrote at its end, with these files beside it."""
+    folder = place / "artifacts" / "pipeline"
+    if not folder.is_dir() or not all((place / name).is_file() for name in files):
+        hint = "Give the same command again to finish it."
+        raise FewstepError("the run is not finished", value=str(place), hint=hint)
+    return folder
+
+
+def _no_points(number: int, count: int = 0) -> ServedModel:
+    hint = f"Points are 0 to {count - 1}." if count else "Give a run of auto, which has a front."
+    raise FewstepError("there is no such point", value=number, hint=hint)
 
 
 def _of_model(target: str, scheme: str, steps: int, guidance: float | None) -> list[ServedModel]:

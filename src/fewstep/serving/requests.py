@@ -62,6 +62,14 @@ class Vote(BaseModel):
     chosen: str
 
 
+class FrontPoint(BaseModel):
+    """`POST /front`: the point of the front that becomes a column."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    point: int
+
+
 def parse_request(kind: type[BaseModel], body: bytes) -> Any:
     """The request that a body holds.
 
