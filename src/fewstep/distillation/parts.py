@@ -83,6 +83,7 @@ from fewstep.distillation.score.directions import (
     distribution_matching,
     guidance_difference,
     score_identity,
+    score_sampling,
     weighted_sum,
 )
 from fewstep.distillation.score.regularisers import (

@@ -1,7 +1,8 @@
 """Directions: which way a loss moves the student's samples x, from what teacher F and critic G say about x_t.
 
-`distribution_matching`, `guidance_difference` and their `weighted_sum` give delta, and x moves along -delta, without
-back-propagation through F or G. `score_identity` differentiates through x_t into both networks. `through` says which.
+`distribution_matching`, `score_sampling`, `guidance_difference` and their `weighted_sum` give delta, and x moves along
+-delta, without back-propagation through F or G. `score_identity` differentiates through x_t into both networks.
+`through` says which.
 """
 
 from __future__ import annotations
@@ -57,6 +58,15 @@ def distribution_matching(guidance: float = 1.0, critic_guidance: float = 1.0) -
         return view.guided("critic", critic_guidance) - view.guided("teacher", guidance)
 
     return vector(guidance_needs("teacher", guidance) | guidance_needs("critic", critic_guidance), delta)
+
+
+@part
+def score_sampling(guidance: float = 1.0) -> Direction:
+    """delta = x - F^g: score distillation sampling (DreamFusion, arXiv 2209.14988), whose critic is the sample itself.
+
+    (eps_phi - eps) = (alpha / sigma) (x - F): with the weight `scale_weight(1, 1)` that is sigma^2 (eps_phi - eps).
+    """
+    return vector(guidance_needs("teacher", guidance), lambda view: view.clean - view.guided("teacher", guidance))
 
 
 @part
