@@ -101,9 +101,14 @@ def test_frechet_survives_fewer_rows_than_dimensions():
     assert far - near == pytest.approx(float((dm - 1).square().sum() - dm.square().sum()), rel=1e-6)
 
 
-def test_frechet_influence_is_the_derivative_in_the_row_weights():
+@pytest.mark.parametrize("known", [False, True])
+def test_draws_of_the_frechet_distance_follow_its_derivative_in_the_row_weights(known):
     x, y = drawn(LAW_X, 60, 0), drawn(LAW_Y, 80, 1)
-    influence = distances.frechet_influence(x, y)
+    one_more = torch.ones(60, 60, dtype=torch.float64) + torch.eye(60, dtype=torch.float64)
+    fit = distances.root_fit(y) if known else None
+    estimate, draws = distances.frechet_draws(x, y, one_more - 1 / 60, fit)  # weights as much in all as before
+    influence = (draws - estimate) * 60
+    assert estimate == pytest.approx(distances.frechet(x, y), rel=1e-9)
 
     def weighted(weights):
         mean = weights @ x
@@ -203,7 +208,8 @@ def test_energy_distance_is_the_closed_form_of_two_shifted_normals():
         lambda x, y: distances.RbfKernel.of(x),
         lambda x, y: distances.ball_radii(x),
         lambda x, y: distances.diversity(torch.stack([x, y])),
-        *(getattr(distances, n) for n in ("frechet", "frechet_influence", "precision_recall", "sliced_w2")),
+        lambda x, y: distances.frechet_draws(x, y, torch.ones(2, len(x), dtype=torch.float64)),
+        *(getattr(distances, n) for n in ("frechet", "precision_recall", "sliced_w2")),
         distances.energy_distance,
     ],
 )

@@ -133,25 +133,36 @@ def frechet(x: Tensor, y: Tensor) -> float:
     equal n, and beside the null. With n <= d the covariance is shrunk (Ledoit and Wolf, JMVA 2004).
     """
     _need(x, y, at_least=2)
-    return gaussian_frechet(*_normal_fit(x), *_normal_fit(y))
+    return gaussian_frechet(*normal_fit(x), *normal_fit(y))
 
 
-def frechet_influence(x: Tensor, y: Tensor) -> Tensor:
-    """First-order effect (n,) of each row of x on `frechet(x, y)`: reweighting rows moves it by their mean influence.
+def frechet_draws(
+    x: Tensor, y: Tensor, weights: Tensor, fit_y: tuple[Tensor, Tensor] | None = None
+) -> tuple[float, Tensor]:
+    """`frechet` and its values (B,) for resampled x, to first order; weights (B, n) count how often each row was drawn.
 
-    dF = 2 (m_x - m_y) dm + tr((I - T) dS), T the optimal transport map from the fit of x to the fit of y; this gives
-    bootstrap intervals without refitting a covariance per resample.
+    dF = 2 (m_x - m_y) dm + tr((I - T) dS), T the optimal transport map from the fit of x to the fit of y: no
+    covariance is fitted per resample, and one decomposition gives both F and T.
+    fit_y: mean and root of the covariance, `root_fit(y)`, if already known; it is the same for all systems.
     """
     _need(x, y, at_least=2)
-    (mean_x, cov_x), (mean_y, cov_y) = _normal_fit(x), _normal_fit(y)
-    root = _root(cov_y)
+    mean_x, cov_x = normal_fit(x)
+    mean_y, root = root_fit(y) if fit_y is None else fit_y
     values, vectors = torch.linalg.eigh(root @ cov_x @ root)
+    traces = cov_x.trace() + root.square().sum() - 2 * values.clamp(min=0).sqrt().sum()
     inverse = torch.where(values > 1e-10 * values.max(), values.clamp(min=1e-300).rsqrt(), torch.zeros_like(values))
     transport = root @ (vectors * inverse) @ vectors.T @ root
     centred = x.double() - mean_x
     slope = torch.eye(len(mean_x), dtype=torch.float64) - transport
     influence = 2 * centred @ (mean_x - mean_y) + ((centred @ slope) * centred).sum(1)
-    return influence - influence.mean()
+    estimate = float((mean_x - mean_y).square().sum() + traces)
+    return estimate, estimate + weights @ (influence - influence.mean()) / len(x)
+
+
+def root_fit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and symmetric root (d, d) of the covariance of x (n, d), as `frechet` fits it."""
+    mean, covariance = normal_fit(x)
+    return mean, _root(covariance)
 
 
 def precision_recall(x: Tensor, y: Tensor, k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
@@ -263,7 +274,8 @@ def _root(covariance: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def _normal_fit(x: Tensor) -> tuple[Tensor, Tensor]:
+def normal_fit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d) of x (n, d); with n <= d it is shrunk (Ledoit and Wolf)."""
     x = x.double()
     mean = x.mean(0)
     if len(x) > x.shape[1]:

@@ -49,6 +49,7 @@ class ReferenceFeatures:
     between: Tensor  # (M, M) distances
     gram: Tensor  # (M, M) kernel values, zero on the diagonal: a point is no evidence about itself
     radii: Tensor
+    fit: tuple[Tensor, Tensor]  # mean and root of the covariance
 
     @classmethod
     def of(cls, features: Tensor) -> ReferenceFeatures:
@@ -56,7 +57,7 @@ class ReferenceFeatures:
         kernel = distances.RbfKernel.of(features)
         between = torch.cdist(features, features)
         gram = kernel.of_distances(between).fill_diagonal_(0)
-        return cls(features, kernel, between, gram, distances.kth_distances(between))
+        return cls(features, kernel, between, gram, distances.kth_distances(between), distances.root_fit(features))
 
     @cached_property
     def similarity(self) -> float:
@@ -220,14 +221,13 @@ def _compared(found: Tensor, target: ReferenceFeatures, counts: Tensor, net: str
 def _distances(found: Tensor, target: ReferenceFeatures, counts: Tensor) -> dict[str, tuple[float, Tensor]]:
     """Estimate and bootstrap draws of each distance for one seed: found (P, d), counts (B, P)."""
     n, real = len(found), target.features
-    frechet = distances.frechet(found, real)
     inside, covers = distances.ball_matrices(found, real, radii_y=target.radii)
     precise, recall = inside.any(1).double(), float(covers.any(1).double().mean())
     # Balls keep their radii: a real image stays covered while one of the images whose ball it lies in is drawn.
     covered = (counts.float() @ covers.T.float() > 0).float().mean(1).double()
     return {
         "mmd": distances.mmd2_draws(found, real, target.kernel, counts, target.similarity),
-        "frechet": (frechet, frechet + counts @ distances.frechet_influence(found, real) / n),
+        "frechet": distances.frechet_draws(found, real, counts, target.fit),
         "precision": (float(precise.mean()), counts @ precise / n),
         "recall": (recall, covered),
     }
