@@ -155,7 +155,7 @@ def grid_of(name: str, rates: list[float], judging: list[float]) -> list[tuple[f
 
 
 def tuned_arms(
-    run: Run, world: World, seeds: list[int], updates: int, rates: list[float], judging: list[float]
+    run: Run, world: World, seeds: list[int], updates: int, warm_updates: int, rates: list[float], judging: list[float]
 ) -> dict[str, Any]:
     """Every arm at the setting that its tuning seed likes best, for each seed; at the only one without tuning."""
     warm = Method({"same": data_regression()}, CHAIN, noised_data_rollout(CHAIN))
@@ -166,7 +166,7 @@ def tuned_arms(
         network = copy.deepcopy(start)
 
         def warmed(seed: int = seed) -> dict[str, Tensor]:
-            return trained(world, warm, start, 1e-3, seed, updates // 2, "source").state_dict()
+            return trained(world, warm, start, 1e-3, seed, warm_updates, "source").state_dict()
 
         network.load_state_dict(run.unit(f"warm-{seed}", warmed, save=write_state, load=read_tensors))
         starts[seed] = network
@@ -214,7 +214,8 @@ def write_state(state: dict[str, Tensor], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=800, help="of every arm; half as many of the warm-up")
+    parser.add_argument("--updates", type=int, default=800, help="of every arm")
+    parser.add_argument("--warm", type=int, default=800, help="updates of the identity warm-up")
     parser.add_argument("--teacher", type=int, default=3000, help="updates of the teacher; half as many of the judges")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3], help="that an arm may choose among")
     parser.add_argument("--judging", type=float, nargs="+", default=[0.03, 0.3], help="weights of the judge, likewise")
@@ -223,12 +224,14 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.perf_counter()
-    about = {"updates": given.updates, "teacher": given.teacher, "batch": BATCH, "rates": given.rates,
+    about = {"updates": given.updates, "warm": given.warm, "teacher": given.teacher, "batch": BATCH, "rates": given.rates,
              "judging": given.judging, "strengths": list(STRENGTHS), "seeds": given.seeds}  # fmt: skip
     with Run(given.folder, about, quiet=True) as run:
         world = made_world(given.teacher)
         area = run.unit("premise", lambda: premise(world))
-        arms = free_arms(run, world) | tuned_arms(run, world, given.seeds, given.updates, given.rates, given.judging)
+        arms = free_arms(run, world) | tuned_arms(
+            run, world, given.seeds, given.updates, given.warm, given.rates, given.judging
+        )
     document = {"settings": about, "premise": area, "arms": arms, "seconds": time.perf_counter() - begin,
                 "environment": environment()}  # fmt: skip
     write_json(given.output, document, over="all")

@@ -175,7 +175,7 @@ def test_an_emoji_is_read_its_instruction_answered_and_its_age_changed(tmp_path)
     (tmp_path / "emoji").mkdir()
     for name, k in (("boy", 3), ("fist", 4)):
         to_pil(larger[k].clamp(0, 1)).save(tmp_path / "emoji" / f"{name}.png")
-    asked = ["age", str(tmp_path / "emoji"), "60", "--out", str(tmp_path / "out")]
+    asked = ["age", str(tmp_path / "emoji"), "60", "--model", "emoji-student", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, asked)
     said = " ".join(done.output.split())
     assert done.exit_code == 1, said
