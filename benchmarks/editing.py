@@ -224,8 +224,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.perf_counter()
-    about = {"updates": given.updates, "warm": given.warm, "teacher": given.teacher, "batch": BATCH, "rates": given.rates,
-             "judging": given.judging, "strengths": list(STRENGTHS), "seeds": given.seeds}  # fmt: skip
+    about = {"updates": given.updates, "warm": given.warm, "teacher": given.teacher, "batch": BATCH,
+             "rates": given.rates, "judging": given.judging, "strengths": list(STRENGTHS),
+             "seeds": given.seeds}  # fmt: skip
     with Run(given.folder, about, quiet=True) as run:
         world = made_world(given.teacher)
         area = run.unit("premise", lambda: premise(world))
