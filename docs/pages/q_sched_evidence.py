@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from pages.formats import interval
+from pages.formats import has, interval, listed, results, table
 
-COLUMNS = {
-    "frechet:clip-judge": ("Fréchet (judge) ↓", 3),
-    "mmd:clip-judge": ("RBF-MMD² (judge) ↓", 4),
-    "mmd:random": ("RBF-MMD² (random) ↓", 4),
-    "recall:clip-judge": ("recall (judge) ↑", 3),
-    "judge:clip-judge": ("judge ↑", 3),
-    "diversity:clip-judge": ("diversity ↑", 3),
-    "second moment": ("second moment", 3),
-    "colour": ("colour", 3),
-}
+
+def columns(own: str, judge: str) -> dict[str, tuple[str, int]]:
+    """Labels and decimals of the shown metrics; own: the features that are not random ones."""
+    return {
+        f"frechet:{own}": ("Fréchet (judge) ↓", 3),
+        f"mmd:{own}": ("RBF-MMD² (judge) ↓", 4),
+        "mmd:random": ("RBF-MMD² (random) ↓", 4),
+        f"recall:{own}": ("recall (judge) ↑", 3),
+        judge: ("judge ↑", 3),
+        f"diversity:{own}": ("diversity ↑", 3),
+        "second moment": ("second moment", 3),
+        "colour": ("colour", 3),
+    }
+
+
+EMOJI, DIGITS = columns("clip-judge", "judge:clip-judge"), columns("classifier-features", "judge:class")
 
 
 def facts(results: dict[str, Any]) -> str:
@@ -25,26 +31,55 @@ def facts(results: dict[str, Any]) -> str:
 
 def premise(results: dict[str, Any]) -> str:
     """Students x steps x bits, before any search."""
-    lines = ["| student | steps | bits | " + " | ".join(label for label, _ in COLUMNS.values()) + " |"]
-    lines.append("|---" * (3 + len(COLUMNS)) + "|")
-    for row in results["rows"]:
-        for scheme, found in row["systems"].items():
-            cells = [interval(found.get(metric), digits) for metric, (_, digits) in COLUMNS.items()]
-            lines.append(f"| {row['student']} | {row['steps']} | {scheme} | " + " | ".join(cells) + " |")
-    null = results["rows"][0]["null"]
-    cells = [interval(null.get(metric), digits) for metric, (_, digits) in COLUMNS.items()]
-    lines.append("| real against real | – | – | " + " | ".join(cells) + " |")
-    settings = results["settings"]
-    return "\n\n".join([
+    settings, rows = results["settings"], results["rows"]
+    digits = [row for row in rows if "frechet:classifier-features" in row["metrics"]]
+    emoji = [row for row in rows if row not in digits]
+    phased = any(row["student"].endswith("-pcm") for row in emoji)
+    pcm = ", nor does `-pcm`, distilled from the teacher by phased consistency with guidance 7.5" if phased else ""
+    parts = [
         "## Where there is something to repair",
         f"Untuned pipelines on {settings['prompts']} held-out prompts x {len(settings['seeds'])} seeds, from "
         "`results/premise.json`. Second moment: mean square of the pictures about middle grey; colour: mean "
         "distance of the largest from the smallest channel. `emoji-student-guided` is `emoji-student` distilled on "
         "with guidance 8, as an adapter; both have the same bytes in memory. `-g3` and `-g5` were made as it was with "
-        "guidance 3 and 5 and do not ship; a student that follows a plan of its own has its steps alone.",
-        "\n".join(lines),
-        facts(results),
-    ])  # fmt: skip
+        f"guidance 3 and 5 and do not ship{pcm}; a student that follows a plan of its own has its steps alone.",
+        _systems(emoji, EMOJI),
+    ]
+    if digits:
+        parts += [
+            "Students of `mnist-dit` (classes, no prompts), with its guidance 1.5 inside, against held-out real "
+            "digits; features of a classifier, which is the judge too: the share that it reads as the class asked for.",
+            _systems(digits, DIGITS),
+        ]
+    return "\n\n".join([*parts, hurting(rows), facts(results)])
+
+
+def _systems(rows: list[dict[str, Any]], shown: dict[str, tuple[str, int]]) -> str:
+    lines = []
+    for row in rows:
+        for scheme, found in row["systems"].items():
+            cells = [interval(found.get(metric), digits) for metric, (_, digits) in shown.items()]
+            lines.append([row["student"], row["steps"], scheme, *cells])
+    null = rows[0]["null"]
+    lines.append(
+        ["real against real", "–", "–", *(interval(null.get(metric), digits) for metric, (_, digits) in shown.items())]
+    )
+    return table(["student", "steps", "bits", *(label for label, _ in shown.values())], lines)
+
+
+def hurting(rows: list[dict[str, Any]]) -> str:
+    """Where the paired difference to full precision says that rounding harms."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        metric = next(name for name in row["metrics"] if name.startswith("frechet:"))
+        for scheme, change in row["differences"].items():
+            if change.get(metric, {}).get("low", 0) > 0:
+                found.setdefault(scheme, []).append(f"{row['student']} ({row['steps']})")
+    told = [f"{scheme} on {listed(names)}" for scheme, names in found.items()]
+    return (
+        "Rounding alone moves a student away from real pictures, beyond the paired interval of the Fréchet distance, "
+        f"in: {'; '.join(told) or 'no row'}. Steps in brackets."
+    )
 
 
 def objectives(results: dict[str, Any]) -> str:
@@ -143,4 +178,35 @@ def verdict(results: dict[str, Any]) -> str:
         f"Objective `{found['objective']}` (minus MMD² of the calibration pictures' features). {searches}. On "
         f"{found['prompts']} prompts x {len(found['seeds'])} seeds that neither the search nor the evaluation saw, "
         f"against {against}, it gained {gained}: {kept}."
+    )
+
+
+FULL, LOW, TUNED, FULL_TUNED = "full precision", "quantized", "quantized + Q-Sched", "full precision, tuned"
+HURT = ("q-sched-w4a4", "q-sched-guided-w4a4")
+"""Runs at bits that these students do not carry."""
+
+
+def hurt() -> list[Any]:
+    """Those that were measured."""
+    return [results(name) for name in HURT if has(name)]
+
+
+def rounding(found: dict[str, Any], metric: str = "frechet:clip-judge") -> str:
+    """What rounding did, what tuning gave back, and whether that is the rounding's part or the sampler's."""
+    evaluation, recipe = found["evaluation"], found["recipe"]
+    systems, pairs = evaluation["systems"], evaluation["comparisons"]
+    full, low, tuned, both = (float(systems[name][metric]["mean"]) for name in (FULL, LOW, TUNED, FULL_TUNED))
+    change, gap = pairs[f"{TUNED} - {LOW}"][metric], pairs[f"{TUNED} - {FULL_TUNED}"][metric]
+    nearer = "nearer" if change["high"] < 0 else "farther" if change["low"] > 0 else "not told apart"
+    share = f", {100 * (low - tuned) / (low - full):.0f} % of the way back" if low > full else ""
+    others = "; ".join(
+        f"{way} {systems[f'{LOW} + {way}'][metric]['mean']:.3f}"
+        for way in ("least squares", "PTQD")
+        if f"{LOW} + {way}" in systems
+    )
+    return (
+        f"**{recipe['model']}, {recipe['scheme']}**: rounding takes the Fréchet distance (judge) from {full:.3f} to "
+        f"{low:.3f}; Q-Sched brings it to {tuned:.3f} ({nearer}: {interval(change, 3)}){share}. {others}. The same "
+        f"search brings full precision to {both:.3f}, so that low bits are {low - full:.3f} behind full precision "
+        f"untuned and {interval(gap, 3)} behind it when both are tuned."
     )

@@ -2,6 +2,7 @@
 
 import itertools
 
+from fewstep import recipes
 from fewstep.jobs.context import Items, first_seed, seeds_for
 
 USES = ("evaluation", "search", "trajectories", "calibration", "tuning", "reference")
@@ -22,6 +23,15 @@ def test_no_job_is_judged_with_the_noise_that_it_searched_trained_or_calibrated_
     for use in USES[1:]:
         for seed in range(10):
             assert not held_out & set(seeds_for(use, seed, 10_000)), (use, seed)
+
+
+def test_prompts_that_are_not_held_out_are_named():
+    told = {"kind": "auto", "model": "m", "search": {"conditions": ["a cat", "a dog", "a cow"]}}
+    shared = recipes.resolve({**told, "evaluation": {"conditions": ["a dog", "a hen", "a cat", "a dog"]}})
+    assert shared.shared_prompts() == ["a dog", "a cat"]
+    assert recipes.resolve(told).shared_prompts() == []
+    labels = {"search": {"conditions": [0, 1]}, "evaluation": {"conditions": [0, 1]}}  # there are no others
+    assert recipes.resolve({**told, **labels}).shared_prompts() == []
 
 
 def test_items_are_picked_with_their_seeds():

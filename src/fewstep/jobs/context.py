@@ -141,6 +141,11 @@ class JobContext(Generic[R]):
             pipe = exchanged(pipe, {name: copy.deepcopy(model) for name, model in backbones_of(pipe).items()})
         if fuse:
             fuse_adapters(pipe)
+        if shared := len(recipe.shared_prompts()):
+            run.say(
+                f"[yellow]{shared} prompts of the evaluation are used elsewhere in this run too: they are held out by "
+                "their noise alone. Name others for evaluation.conditions.[/yellow]"
+            )
         guidance = max(1.0, recipe.guidance)
         return cls(recipe, run, pipe, guidance, identity_of(pipe, guidance), **more)
 

@@ -7,6 +7,7 @@ options.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -145,6 +146,16 @@ class PipelineRecipe(Recipe):
         """By section what the pipeline is told there."""
         found = {name: getattr(getattr(self, name), "conditions", None) for name in type(self).model_fields}
         return {name: value for name, value in found.items() if value is not None}
+
+    def shared_prompts(self) -> list[str]:
+        """Prompts of the evaluation that another section has too: they are held out by their noise alone."""
+        from fewstep.data.prompts import load_prompts
+
+        told = {name: self.prompts(value, name == "evaluation") for name, value in self._conditions().items()}
+        sets = {name: load_prompts(value) if isinstance(value, str) else value for name, value in told.items()}
+        own = sets.pop("evaluation", [])
+        others = set(chain.from_iterable(sets.values()))
+        return [prompt for prompt in dict.fromkeys(own) if isinstance(prompt, str) and prompt in others]
 
     def resolved(self) -> Self:
         """The recipe with every `auto` replaced by what it means for this model, on this machine."""
