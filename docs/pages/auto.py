@@ -19,6 +19,17 @@ def images() -> dict[str, str]:
     return found
 
 
+def verdict(found: dict[str, Any]) -> str:
+    """Whether the front of `auto` dominates or equals the grid's, in words that follow the numbers."""
+    rows = found["rows"]
+    matched = sum(all(row["grid_points_matched"]) for row in rows)
+    larger = sum(row["volume"] > row["grid_volume"] for row in rows)
+    return (
+        f"The front of `auto` matches every point of the grid in {matched} of {len(rows)} comparisons, and its share "
+        f"of the box is larger in {larger}. The pictures show distance over time; bytes are a third cost."
+    )
+
+
 def _drawn(row: dict[str, Any]) -> str:
     curves = {}
     for key, label in (("front", "fewstep auto"), ("grid", "by hand")):
