@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from typing import Any
 
 from pages import formats
@@ -31,8 +33,20 @@ def verdict(found: dict[str, Any]) -> str:
 
 
 def _drawn(row: dict[str, Any]) -> str:
+    """The best distance within a time, of all points and of those that take few bytes."""
+    few = statistics.median(point["size"] for point in row["grid"])
     curves = {}
-    for key, label in (("front", "fewstep auto"), ("grid", "by hand")):
-        points = sorted((point["milliseconds"], point["distance"]) for point in row[key])
-        curves[label] = ([x for x, _ in points], [y for _, y in points])
+    for limit, within in ((math.inf, ""), (few, f", at most {few / 1e6:.1f} MB")):
+        for key, label in (("front", "fewstep auto"), ("grid", "by hand")):
+            points = [(p["milliseconds"], p["distance"]) for p in row[key] if p["size"] <= 1.001 * limit]
+            curves[label + within] = _best_within(sorted(points))
     return lines(curves, xlabel="milliseconds per picture", ylabel="distance from the reference")
+
+
+def _best_within(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """The points that are nearer than all faster ones."""
+    kept: list[tuple[float, float]] = []
+    for x, y in points:
+        if not kept or y < kept[-1][1]:
+            kept.append((x, y))
+    return [x for x, _ in kept], [y for _, y in kept]
