@@ -26,6 +26,7 @@ from fewstep.cli import (
     score,
     search,
     serve,
+    stream,
     train,
     tune,
 )
@@ -79,5 +80,6 @@ run.add_to(app)
 score.add_to(app)
 serve.add_to(app)
 runs.add_to(app)
+stream.add_to(app)
 app.add_typer(bench.app, name="bench", rich_help_panel=RUN)
 doctor.add_to(app)

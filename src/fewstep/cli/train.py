@@ -26,7 +26,7 @@ def run(
     stage: Annotated[
         str,
         typer.Argument(
-            help="vae, clip, judge, teacher, student, quality, dit, classifier, oms, encoder, rae, svg or text.",
+            help="vae, clip, judge, teacher, student, quality, dit, classifier, oms, encoder, rae, svg, text or video.",
             autocompletion=known.stages,
         ),
     ],

@@ -15,6 +15,7 @@ SHIPPED = {
     "emoji-quality": "a QualityNet: real or spoiled, without caption",
     "mnist-dit": "a DiTPipeline of handwritten digits, ten classes, noise prediction, 10 to 50 steps",
     "mnist-features": "a ClassNet: features and judge of handwritten digits",
+    "video-student": "a VideoStudent of moving digits, 2 steps a chunk, for `fewstep stream`",
 }
 
 BASES = {"emoji-student-guided": "emoji-student"}

@@ -25,7 +25,7 @@ from fewstep.written import fitted, read_value
 RECORD, RESULT, KIND = "training.json", "result", "training"
 STAGES = (
     "vae", "clip", "judge", "teacher", "student", "quality", "dit", "classifier", "oms", "encoder", "rae", "svg",
-    "text",
+    "text", "video",
 )  # fmt: skip
 
 
