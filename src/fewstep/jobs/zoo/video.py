@@ -42,6 +42,7 @@ LEG = 10
 class VideoStageConfig(StageConfig):
     """Settings of the parts; those of other parts are ignored."""
 
+    data: str = Field("video", description="moving digits, which are drawn by code")
     part: Literal["judge", "motion", "teacher", "causal", "consistency", "student", "accvideo"] = "teacher"
     folder: str = Field("runs/train-video", description="where the earlier parts lie, each in a folder of its name")
     start: str = Field("", description="part that `consistency` and `student` begin as; the one before unless given")
