@@ -22,7 +22,7 @@ from fewstep.cache import CachePolicy, append, drop, ema_sink, static_sink
 from fewstep.executor import Noise
 from fewstep.files import write_json
 from fewstep.jobs.zoo.video import load_weights
-from fewstep.metrics.distances import frechet, frechet_influence
+from fewstep.metrics.distances import frechet_draws
 from fewstep.metrics.intervals import centred_interval, difference_interval, mean_interval, resample_counts
 from fewstep.process import RectifiedFlow
 from fewstep.runs import environment
@@ -134,8 +134,8 @@ def summary(found: dict[str, Tensor], reference: Tensor) -> dict[str, Any]:
     features = found["features"]
     numbers = {name: vars(mean_interval(values)) for name, values in found.items() if name != "features"}
     count = len(features)
-    draws = resample_counts(count) @ frechet_influence(features, reference) / count
-    return {**numbers, "frechet_end": vars(centred_interval(frechet(features, reference), draws, count))}
+    distance, draws = frechet_draws(features, reference, resample_counts(count))
+    return {**numbers, "frechet_end": vars(centred_interval(distance, draws, count))}
 
 
 def differences(found: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Any]:
@@ -160,7 +160,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=Path("results/video.json"))
     given = parser.parse_args()
-    torch.set_num_threads(1)
+    if given.device == "cpu":
+        torch.set_num_threads(1)
     judge = measures.ClipNetwork(measures.OUTPUTS)
     load_weights(judge, given.folder / "judge")
     pool, _ = digits.moving_digits(1500, measures.SEGMENT, torch.Generator().manual_seed(5), held_out=True)
