@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from fewstep.cli.write import run
 from fewstep.discrete import MaskedDiffusion, RevealPlan, reveal_plan
 from fewstep.errors import FewstepError, PlanError
 from fewstep.jobs import writing, zoo
@@ -91,6 +92,15 @@ def test_the_page_shows_samples_and_the_order_of_reveals(model, tmp_path):
     assert "8 steps" in page
     assert 'class="given">to<' in page
     assert "--at: 80%" in page
+
+
+def test_the_command_writes_text_and_a_page(folder, tmp_path, capsys):
+    run("to be", model=str(folder), steps=2, seed=[3, 4], report=tmp_path / "page.html")
+    out = capsys.readouterr().out
+    assert out.count("to be") >= 2
+    assert "8 steps" in (tmp_path / "page.html").read_text()
+    with pytest.raises(FewstepError, match="exists already"):
+        run("to be", model=str(folder), report=tmp_path / "page.html")
 
 
 def test_students_begin_as_their_teacher_and_are_ordinary_models(folder, file):

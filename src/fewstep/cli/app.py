@@ -29,6 +29,7 @@ from fewstep.cli import (
     stream,
     train,
     tune,
+    write,
 )
 from fewstep.cli.shell import LOOK, RUN, Commands
 
@@ -73,6 +74,7 @@ generate.add_to(app)
 edit.add_to(app)
 restore.add_to(app)
 design.add_to(app)
+write.add_to(app)
 save.add_to(app)
 diagnose.add_to(app)
 app.add_typer(plan.app, name="plan", rich_help_panel=LOOK)

@@ -68,13 +68,6 @@ def schemes(incomplete: str) -> list[str]:
     return beginning(incomplete, ["w8a8", "w4a8", "w4a8row", "w4a16", "w4a4", "w8a16", "w3a8", "w2a8"])
 
 
-def writers(incomplete: str) -> list[str]:
-    """Shipped masked language models."""
-    from fewstep.zoo import SHIPPED
-
-    return beginning(incomplete, [name for name, line in SHIPPED.items() if "ForMaskedLM" in line])
-
-
 def design_ways(incomplete: str) -> list[str]:
     """Ways of `fewstep design`."""
     return beginning(incomplete, ["conditioning", "guidance", "smc", "grpo", "evolution", "random"])
