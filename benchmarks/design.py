@@ -3,10 +3,10 @@
     python benchmarks/design.py
     python benchmarks/design.py --seeds 0 --training 300 --students 50 --starts 0 --output runs/quick.json
 
-Two parts. `exact`: a masked model of the fit variants (fitness at least FIT, uniform), its few-step students, and the
-law p(x) exp(scale * fitness) of four ways; the law of every sampler over all 160,000 sequences is enumerated, nothing
-is drawn (but SMC). `search`: some measured variants, rounds of proposals, the best found after each; the
-model ways, an evolutionary and a random search see equal queries. Each seed is a unit: a killed run goes on.
+Three parts. `ways`: a masked model of the fit variants (fitness at least FIT, uniform), and the law p(x) exp(scale *
+fitness) of four ways; the law of every sampler over all 160,000 sequences is enumerated, nothing is drawn (but SMC).
+`students`: its few-step students, likewise. `search`: some measured variants, rounds of proposals, the best found after
+each; the model ways, an evolutionary and a random search see equal queries. Each seed is a unit: a killed run goes on.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def taught(seed: int, training: int) -> SequenceModel:
     """The masked model of the fit variants."""
     places = (data_law() > 0).nonzero().squeeze(1)
     scored = ScoredSequences(tokens_of_places(places), fitness()[places].float(), AMINO_ACIDS)
-    return fit_model(scored, levels=LEVELS, steps=training, batch=256, width=128, seed=seed)
+    return fit_model(scored, levels=LEVELS, steps=training, batch=128, seed=seed)
 
 
 def real_batches(size: int) -> Callable[[torch.Generator], Tensor]:
@@ -110,7 +110,7 @@ def student_of(
     if method == "didi":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            judge = SequenceNetwork(4, 21, 0, 128)
+            judge = SequenceNetwork(4, 21, 0)
         settings = DiDiInstruct(**{"group": 16, "tau": (1.0, 1.0), "smoothing": 0.0, "teacher": 0.05, **changed})
         modules = {"student": student, "adversary": judge}
         engine: Any = TokenEngine(settings, *both, modules, real_batches(128))
@@ -180,7 +180,7 @@ def directed(model: SequenceModel, updates: int, seed: int) -> dict[str, dict[st
         found["conditioning"][str(n)] = against(conditioned(model, levels, plan, SCALE), target)
         found["guidance"][str(n)] = against(enumerated_law(plan, ahead), target)
         if n > 1:
-            network = tuned_policy(model, reward, steps=n, updates=updates, kl=1 / SCALE, size=256, seed=seed)
+            network = tuned_policy(model, reward, steps=n, updates=updates, kl=1 / SCALE, size=128, seed=seed)
             tuned = TokenLaws(TokenDenoiser(network, model.process), 4)
             found["grpo"][str(n)] = against(enumerated_law(plan, tuned), target)
     return found
@@ -261,12 +261,16 @@ def off_support(seed: int) -> dict[str, Any]:
     return found
 
 
-def exact(seed: int, training: int, students: int) -> dict[str, Any]:
-    begun = time.process_time()
-    model = taught(seed, training)
-    found: dict[str, Any] = {"few steps": few_steps(model, students, seed), "ways": directed(model, students, seed)}
-    found |= {"particles": particles(model, seed), "scales": by_scale(model)}
+def ways(seed: int, training: int, updates: int) -> dict[str, Any]:
+    begun, model = time.process_time(), taught(seed, training)
+    found = {"ways": directed(model, updates, seed), "particles": particles(model, seed), "scales": by_scale(model)}
     return {**found, "seconds": time.process_time() - begun}
+
+
+def students(seed: int, training: int, updates: int) -> dict[str, Any]:
+    begun = time.process_time()
+    found = few_steps(taught(seed, training), updates, seed)
+    return {"few steps": found, "seconds": time.process_time() - begun}
 
 
 def over_seeds(each: list[Any]) -> Any:
@@ -289,8 +293,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--starts", type=int, nargs="+", default=[0, 1, 2], help="seeds of the searches")
-    parser.add_argument("--training", type=int, default=800)
-    parser.add_argument("--students", type=int, default=200, help="updates of students and policies")
+    parser.add_argument("--training", type=int, default=500)
+    parser.add_argument("--students", type=int, default=100, help="updates of students and policies")
+    parser.add_argument("--parts", nargs="+", default=["ways", "search", "students"], help="what is measured")
     parser.add_argument("--output", type=Path, default=Path("results/design.json"))
     parser.add_argument("--folder", type=Path, default=Path("runs/design"))
     given = parser.parse_args()
@@ -302,19 +307,25 @@ def main() -> None:
         "fit variants": int((data_law() > 0).sum()), "search scale": DesignSettings().scale,
         "best fitness": float(fitness().max()),
     }  # fmt: skip
+    found: dict[str, Any] = {}
     with Run(given.folder, settings, quiet=True) as run:
-        exactly = [run.unit(f"exact-{s}", partial(exact, s, given.training, given.students)) for s in given.seeds]
-        search = {
-            way: [
-                run.unit(f"{way}-{s}", partial(one_search, way, s, ROUNDS, PLATE, DesignSettings().scale))
-                for s in given.starts
-            ]
-            for way in WAYS
-        }
-        support = [run.unit(f"support-{s}", partial(off_support, s)) for s in given.starts]
+        for part, function in (("ways", ways), ("students", students)):
+            if part in given.parts:
+                each = [
+                    run.unit(f"{part}-{s}", partial(function, s, given.training, given.students)) for s in given.seeds
+                ]
+                found |= {key: over_seeds([one[key] for one in each]) for key in each[0]}
+                found[f"seconds of {part}"] = found.pop("seconds")
+        if "search" in given.parts:
+            scale = DesignSettings().scale
+            searches = {
+                way: [run.unit(f"{way}-{s}", partial(one_search, way, s, ROUNDS, PLATE, scale)) for s in given.starts]
+                for way in WAYS
+            }
+            found["search"] = {way: over_seeds(each) for way, each in searches.items()}
+            found["off support"] = over_seeds([run.unit(f"support-{s}", partial(off_support, s)) for s in given.starts])
     write_json(given.output, {
-        "settings": settings, "exact": over_seeds(exactly), "search": {way: over_seeds(e) for way, e in search.items()},
-        "off support": over_seeds(support), "environment": environment(), "seconds": time.perf_counter() - begun,
+        "settings": settings, **found, "environment": environment(), "seconds": time.perf_counter() - begun,
     })  # fmt: skip
 
 

@@ -18,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             'fewstep write "KING HENRY:" --model runs/train-text --steps 8 --seed 0 --seed 1',
             'fewstep write "To be, or" --ending "the question." --model runs/train-text --report written.html',
-            'fewstep write "The capital of France is" --model answerdotai/ModernBERT-base --tokens 8 --order confidence',
+            'fewstep write "Paris is the capital of" --model answerdotai/ModernBERT-base --tokens 2',
         ),
     )(run)
 

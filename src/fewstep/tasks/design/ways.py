@@ -40,7 +40,7 @@ class DesignSettings:
 
     scale: float = 4.0
     steps: int = 4
-    training: int = 500
+    training: int = 300
     updates: int = 60
     mutations: float = 1.0
     parents: int = 20
