@@ -8,6 +8,7 @@ import typer
 
 from fewstep.cli import (
     align,
+    articulate,
     auto,
     bench,
     design,
@@ -73,6 +74,7 @@ train.add_to(app)
 generate.add_to(app)
 edit.add_to(app)
 restore.add_to(app)
+articulate.add_to(app)
 design.add_to(app)
 write.add_to(app)
 save.add_to(app)
