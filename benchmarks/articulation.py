@@ -5,7 +5,7 @@
 
 The toy is the digest's: ten blobs in 24 x 24 pixels and six frames turn about an unknown pivot; the prior is a mixture
 of K videos, whose score is exact. One video (K = 1) must give its pivot back; of sixteen that differ, falling noise
-picks one and high noise averages, beside least squares to the mean video, to one, and the mean of six such fits.
+picks one and high noise averages, beside least squares to the mean video, to one, and the mean of four such fits.
 
 Objects with true joints: procedural doors, drawers, lids and handles that the prior has not seen, and real ones (MJCF
 of metaworld 3.1.1, MIT, an optional package). The prior is the mixture of what the most similar procedural objects do,
@@ -14,13 +14,15 @@ video of the prior, and without any optimisation the likeliest belief itself and
 With `--prior FOLDER` a trained video network is judged too, and the same network untrained. Errors: degrees between
 axes, and distance of axes beside the part in shares of the object's diagonal.
 
-Each recovery is a unit of its own, so that a killed run goes on.
+Each recovery is a unit of its own, so that a killed run goes on; with `--minutes` no object is begun after so many, and
+what is done by then is written.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import statistics
 import tempfile
 import time
@@ -90,7 +92,7 @@ def exact(means: Tensor, std: float = STD) -> Denoiser:
     return Denoiser(mixture.network(process, prediction), process, prediction)
 
 
-def toy(seed: int, steps: int = 200) -> dict[str, Any]:
+def toy(seed: int, steps: int = 120) -> dict[str, Any]:
     g, truth = torch.Generator().manual_seed(seed), torch.tensor(TRUTH)
     start = torch.tensor([[0.0, 0.0, 0.6]])
     starts = torch.cat([start, torch.tensor([[0.1, -0.3, 0.9], [0.0, 0.0, -0.6]])])
@@ -109,14 +111,14 @@ def toy(seed: int, steps: int = 200) -> dict[str, Any]:
     videos = toy_video(pivots(beliefs))
     prior = exact(videos)
     noisy = videos + STD * torch.randn(videos.shape, generator=g)
-    fits = [found(exact(noisy[k : k + 1]), start)[0] for k in range(6)]
+    fits = [found(exact(noisy[k : k + 1]), start)[0] for k in range(4)]
     several = {
         "noise falling to 0.3": found(prior, start)[0],
         "noise falling to 0.1": found(prior, start, NoiseRange(final=0.1))[0],
         "high noise alone": found(prior, start, HIGH)[0],
         "fit to the mean video": found(exact(noisy.mean(0, keepdim=True)), start)[0],
         "fit to one video": fits[0],
-        "mean of six fits": torch.stack(fits).mean(0),
+        "mean of four fits": torch.stack(fits).mean(0),
     }
     nearest = {name: float((theta - beliefs).abs().amax(1).min()) for name, theta in several.items()}
     return {
@@ -126,7 +128,7 @@ def toy(seed: int, steps: int = 200) -> dict[str, Any]:
     }
 
 
-def speed(repeats: int = 15) -> dict[str, Any]:
+def speed(repeats: int = 7) -> dict[str, Any]:
     """Median milliseconds of 6 frames from 4 views at 64 x 64, forward and backward, by threads."""
     before, found = torch.get_num_threads(), {}
     views = orbit(torch.arange(4) * 90.0)
@@ -264,7 +266,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--count", type=int, default=4, help="procedural objects")
     parser.add_argument("--updates", type=int, default=80, help="of a search")
-    given = parser.parse_args()
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no object is begun")
+    given, began = parser.parse_args(), time.monotonic()
     asked = {"seeds": given.seeds, "count": given.count, "updates": given.updates}
     # the seeds and counts choose units, they do not change any: they may grow
     run = Run(given.folder or Path(tempfile.mkdtemp()) / "articulation", {"version": 1}, quiet=True)
@@ -286,18 +289,17 @@ def main() -> None:
     place = given.metaworld
     if place is None and (spec := importlib.util.find_spec("metaworld")) is not None:
         place = Path(str(spec.origin)).parent
-    sets = {"procedural": list(procedural(given.count)), "real": list(real(place)) if place else []}
+    sets = {"real": list(real(place)) if place else [], "procedural": list(procedural(given.count))}
     rows = []
-    for seed in given.seeds:
-        for kind, cases in sets.items():
-            for case in cases:
-                for name, way in ways.items():
-                    unit = f"{kind}/{case.name}/{name}/{given.updates}/{seed}".replace(" ", "-")
-                    rows.append({
-                        "set": kind, "object": case.name, "way": name, "seed": seed,
-                        **run.unit(unit, partial(timed, way, case, seed)),
-                    })  # fmt: skip
-                    print(rows[-1], flush=True)
+    for seed, kind in itertools.product(given.seeds, sets):
+        for case in sets[kind]:
+            if time.monotonic() - began > 60 * given.minutes:
+                break
+            for name, way in ways.items():
+                unit = f"{kind}/{case.name}/{name}/{given.updates}/{seed}".replace(" ", "-")
+                found = run.unit(unit, partial(timed, way, case, seed))
+                rows.append({"set": kind, "object": case.name, "way": name, "seed": seed, **found})
+                print(rows[-1], flush=True)
     document = {
         "settings": asked,
         "toy": toys,
