@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fewstep.api.choice import auto
     from fewstep.api.editing import age, edit
+    from fewstep.api.folding import fold
     from fewstep.api.generation import generate
     from fewstep.api.low_bit import quant_report, quantize
     from fewstep.api.measuring import diagnose
@@ -54,6 +55,7 @@ _PLACES = {
     "distill": "api.training",
     "edit": "api.editing",
     "fingerprint": "denoiser",
+    "fold": "api.folding",
     "generate": "api.generation",
     "load": "api.models",
     "plan_of": "api.plans",
@@ -107,6 +109,7 @@ __all__ = [
     "distill",
     "edit",
     "fingerprint",
+    "fold",
     "generate",
     "load",
     "plan_of",

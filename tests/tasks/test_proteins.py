@@ -18,6 +18,7 @@ from fewstep.tasks.proteins import (
     diffusion_loss,
     diversity,
     fold,
+    fragment_belief,
     ideal_helix,
     lddt,
     read_fasta,
@@ -31,7 +32,7 @@ from fewstep.tasks.proteins import (
     write_pdb,
 )
 from fewstep.tasks.proteins.files import clean_sequence
-from fewstep.tasks.proteins.geometry import rotations
+from fewstep.tasks.proteins.geometry import centred, rotations, superposed
 from fewstep.tasks.proteins.losses import aligned_error
 from fewstep.tasks.proteins.pruning import block_changes, least_harmful, without_blocks
 from fewstep.tasks.proteins.training import StructureTraining, structure_stage
@@ -200,6 +201,7 @@ def test_training_goes_down_and_goes_on_where_it_stopped(tmp_path):
 def test_a_block_that_does_nothing_is_found_and_can_go(network):
     made = copy.deepcopy(network)
     with torch.no_grad():
+        made.forces.weight.zero_()
         for layer in (made.blocks[1].out, made.blocks[1].transition[-1], made.blocks[1].pull):
             layer.weight.zero_()
             layer.bias.zero_()
@@ -224,17 +226,55 @@ def test_a_block_that_does_nothing_is_found_and_can_go(network):
 
 
 def test_folding_ranks_by_confidence_and_a_seed_is_a_structure(network):
-    folded = fold(network, "acdefghikl", structure_plan("protenix-mini", 2), seeds=[3, 4, 5])
+    folded = fold("acdefghikl", structure_plan("protenix-mini", 2), network=network, seeds=[3, 4, 5])
     assert folded.confidence.tolist() == sorted(folded.confidence.tolist(), reverse=True)
     assert {structure.name for structure in folded.structures} == {"fold-3", "fold-4", "fold-5"}
-    alone = fold(network, "ACDEFGHIKL", structure_plan("protenix-mini", 2), seeds=[4])
+    alone = fold("ACDEFGHIKL", structure_plan("protenix-mini", 2), network=network, seeds=[4])
     same = next(s for s in folded.structures if s.name == "fold-4")
     assert float(rmsd(alone.coordinates, same.coordinates)) < 1e-2
     assert set(folded.seconds) == {"trunk", "sampler", "confidence"}
     with pytest.raises(FewstepError, match="restraints"):
-        fold(network, "ACDEFGHIKL", restraints=torch.zeros(3, 3))
+        fold("ACDEFGHIKL", network=network, restraints=torch.zeros(3, 3))
     with pytest.raises(FewstepError, match="once at least"):
-        fold(network, "ACDEFGHIKL", recycles=0)
+        fold("ACDEFGHIKL", network=network, recycles=0)
+
+
+def test_fragments_fold_a_known_chain_to_itself_and_others_towards_what_fits():
+    chains = load_backbones("train")
+    part = chains[0].part(4, 24)
+    folded = fold(part.sequence, structure_plan("protenix-mini", 5), seeds=[0, 1])
+    assert float(rmsd(folded.coordinates, part.coordinates).max()) < 1.2  # thermal motion of 0.5 an axis
+    other = load_backbones("test")[0].part(4, 24)
+    told = restraints_between(other.coordinates, 0.4, torch.Generator().manual_seed(0))
+    near = fold(other.sequence, structure_plan("protenix-mini", 5), seeds=[0, 1], restraints=told)
+    far = fold(other.sequence, structure_plan("protenix-mini", 5), seeds=[0, 1])
+    assert float(lddt(near.coordinates, other.coordinates).mean()) > float(
+        lddt(far.coordinates, other.coordinates).mean()
+    )
+    with pytest.raises(FewstepError, match="no unbroken fragments"):
+        fold("A" * 700, most=800)
+    with pytest.raises(FewstepError, match="no embedding"):
+        fold(part.sequence, embedding=torch.zeros(24, 21))
+
+
+def test_a_belief_is_the_posterior_of_its_members():
+    chains = [random_chain(8, seed) for seed in range(2)]
+    belief = fragment_belief([chains[0].sequence], chains, stride=8)
+    assert belief.traces.shape == (1, 2, 8, 3)
+    equal = [sum(a == b for a, b in zip(chain.sequence, chains[0].sequence, strict=True)) for chain in chains]
+    assert sorted(belief.weights[0].tolist()) == sorted(map(float, equal))
+    x = torch.randn(3, 8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 5
+    sigma, thermal = 3.0, 0.5
+    members = [superposed(trace.double().expand_as(x), centred(x)) for trace in belief.traces[0]]
+    spread = sigma**2 + thermal**2
+    logs = [
+        w - ((centred(x) - m) ** 2).sum((1, 2)) / (2 * spread) for w, m in zip(belief.weights[0], members, strict=True)
+    ]
+    share = torch.stack(logs).softmax(0)[..., None, None]
+    means = torch.stack([m + thermal**2 / spread * (centred(x) - m) for m in members])
+    torch.testing.assert_close(belief(x, torch.tensor(sigma)), (share * means).sum(0))
+    left_out = fragment_belief([chains[0].sequence], chains, without=[chains[0].name], stride=8)
+    assert left_out.weights[0].isinf().sum() == 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from fewstep.cli import (
     doctor,
     edit,
     export,
+    fold,
     generate,
     plan,
     quantize,
@@ -77,6 +78,7 @@ restore.add_to(app)
 articulate.add_to(app)
 design.add_to(app)
 write.add_to(app)
+fold.add_to(app)
 save.add_to(app)
 diagnose.add_to(app)
 app.add_typer(plan.app, name="plan", rich_help_panel=LOOK)

@@ -5,6 +5,7 @@ from fewstep.lazy import attributes
 _PLACES = {
     "Conditioning": "network",
     "Folding": "folding",
+    "FragmentBelief": "library",
     "NetworkSize": "network",
     "SAMPLERS": "sampling",
     "StructureNetwork": "network",
@@ -18,6 +19,7 @@ _PLACES = {
     "diffusion_loss": "losses",
     "diversity": "scores",
     "fold": "folding",
+    "fragment_belief": "library",
     "ideal_helix": "scores",
     "lddt": "scores",
     "load_structure_network": "folding",

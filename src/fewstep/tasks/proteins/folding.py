@@ -1,28 +1,27 @@
-"""Fold a sequence: the trunk once, then any plan for several samples, ranked by confidence."""
+"""Fold a sequence: read it once, then any plan for several samples, ranked by confidence."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fewstep.data.proteins import Structure, letters_of
+from fewstep.data.proteins import Structure, letters_of, load_backbones
 from fewstep.errors import FewstepError
 from fewstep.executor import sample
 from fewstep.files import read_json, read_tensors
 from fewstep.plan import Plan
 from fewstep.tasks.proteins.files import clean_sequence
 from fewstep.tasks.proteins.geometry import centred, superposed
-from fewstep.tasks.proteins.network import Conditioning, NetworkSize, StructureNetwork
+from fewstep.tasks.proteins.library import fragment_belief
+from fewstep.tasks.proteins.network import NetworkSize, StructureNetwork
 from fewstep.tasks.proteins.sampling import bound, moved, structure_denoiser, structure_plan
-from fewstep.zoo import shipped
 
-MODEL = "protein-trace"
 MOST = 512
 """Residues that are folded at once: the pairs of more take gigabytes."""
 
@@ -35,7 +34,7 @@ class Folding:
         structures: each superposed on the first.
         confidence: the LDDT (S,) that each is expected to have, in [0, 1].
         plan: that drew them.
-        seconds: of the trunk, of the sampler, and of the confidence.
+        seconds: of the trunk (or of looking fragments up), of the sampler, and of the confidence.
     """
 
     structures: tuple[Structure, ...]
@@ -53,19 +52,19 @@ class Folding:
         return f"Folding({len(self.structures)} structures in {self.plan.steps} evaluations, best {best:.2f}; {spent})"
 
 
-def load_structure_network(folder: str | Path = "") -> StructureNetwork:
-    """A small structure predictor: the one that ships with the package, or that of a folder.
+def load_structure_network(folder: str | Path) -> StructureNetwork:
+    """A structure predictor from a folder with config.json and weights.safetensors.
 
     Raises:
-        FewstepError: a folder that holds none.
+        FewstepError: it holds none.
     """
-    place = Path(folder) if folder else shipped(MODEL)
+    place = Path(folder)
     config = read_json(place / "config.json")
     try:
         network = StructureNetwork(NetworkSize(**config))
         weights = {name: value.float() for name, value in read_tensors(place / "weights.safetensors").items()}
         network.load_state_dict(weights)
-    except (TypeError, RuntimeError, json.JSONDecodeError) as error:
+    except (TypeError, RuntimeError) as error:
         hint = "It needs config.json and weights.safetensors of a StructureNetwork."
         raise FewstepError(f"{place} holds no structure network ({error})", hint=hint) from error
     return network.eval().requires_grad_(False)
@@ -73,10 +72,10 @@ def load_structure_network(folder: str | Path = "") -> StructureNetwork:
 
 @torch.no_grad()
 def fold(
-    network: StructureNetwork,
     sequence: str,
     plan: Plan | None = None,
     *,
+    network: StructureNetwork | None = None,
     seeds: Sequence[int] = range(5),
     recycles: int = 2,
     embedding: Tensor | None = None,
@@ -85,19 +84,19 @@ def fold(
     most: int = MOST,
     name: str = "",
 ) -> Folding:
-    """Structures of a sequence, one per seed.
+    """Structures of a sequence, one per seed: by the shipped fragments, or by a network.
 
-    The trunk runs once, whatever the number of samples and steps; the denoiser's pair biases are kept.
+    What depends on the sequence alone is read once, whatever the number of samples and steps.
 
     Args:
-        network: see `load_structure_network`.
         sequence: one letter a residue.
-        plan: of `structure_plan`, or any for `CLEAN` and sigma in angstrom; the ODE in two steps unless given.
+        plan: of `structure_plan`, or any for clean coordinates and sigma in angstrom; the ODE in two steps if left out.
+        network: of `load_structure_network`; fragments of the shipped training chains unless given.
         seeds: of the noise and the motions.
-        recycles: passes through the trunk's blocks.
-        embedding: (L, embedding) of alignment statistics or a language model; left out unless given.
-        restraints: known distances (L, L) in angstrom, 0 where unknown; left out unless given.
-        turn: centre and turn at every call, as the network was trained.
+        recycles: passes through a network's trunk.
+        embedding: (L, embedding) of alignment statistics or a language model, of a network alone.
+        restraints: known distances (L, L) in angstrom, 0 where unknown.
+        turn: centre and turn at every call, as networks are trained.
         most: residues at most.
         name: of the structures.
 
@@ -107,12 +106,11 @@ def fold(
     letters = clean_sequence(sequence, most)
     plan = plan if plan is not None else structure_plan()
     begun = time.perf_counter()
-    read = _read(network, letters, embedding, restraints, recycles)
+    denoise, judge = _read(network, letters, embedding, restraints, recycles)
     trunk = time.perf_counter()
-    denoise = bound(structure_denoiser(network), read=read)
     x = sample(plan, moved(denoise, seeds if turn else None), seeds=seeds, shape=(len(letters), 3))
     sampled = time.perf_counter()
-    confidence = network.sure(x, read)
+    confidence = judge(x)
     order = confidence.argsort(descending=True, stable=True)
     x = centred(x[order])
     x = superposed(x, x[:1].expand_as(x))
@@ -123,14 +121,27 @@ def fold(
 
 
 def _read(
-    network: StructureNetwork, letters: str, embedding: Tensor | None, restraints: Tensor | None, recycles: int
-) -> Conditioning:
+    network: StructureNetwork | None,
+    letters: str,
+    embedding: Tensor | None,
+    restraints: Tensor | None,
+    recycles: int,
+) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """The denoiser of a sequence, and what says how good its structures are."""
     length = len(letters)
-    wanted = {"embedding": (length, network.size.embedding), "restraints": (length, length)}
-    for what, given in (("embedding", embedding), ("restraints", restraints)):
-        if given is not None and tuple(given.shape) != wanted[what]:
-            raise FewstepError(f"{what} of this sequence must be {wanted[what]}", value=tuple(given.shape))
+    if restraints is not None and tuple(restraints.shape) != (length, length):
+        raise FewstepError(f"restraints of this sequence must be {(length, length)}", value=tuple(restraints.shape))
+    told = None if restraints is None else restraints.unsqueeze(0)
+    if network is None:
+        if embedding is not None:
+            raise FewstepError("fragments take no embedding", hint="Give a network, or leave it out.")
+        belief = fragment_belief([letters], load_backbones("train"), told)
+        return belief, belief.expected_lddt
+    wanted = (length, network.size.embedding)
+    if embedding is not None and tuple(embedding.shape) != wanted:
+        raise FewstepError(f"the embedding of this sequence must be {wanted}", value=tuple(embedding.shape))
     if recycles < 1:
         raise FewstepError("the trunk runs once at least", value=recycles, hint="Use recycles=1.")
-    first, second = (None if given is None else given.unsqueeze(0) for given in (embedding, restraints))
-    return network.read(letters_of(letters).unsqueeze(0), first, second, recycles)
+    rows = None if embedding is None else embedding.unsqueeze(0)
+    read = network.read(letters_of(letters).unsqueeze(0), rows, told, recycles)
+    return bound(structure_denoiser(network), read=read), partial(network.sure, read=read)

@@ -41,7 +41,7 @@ class NetworkSize:
     trunk_blocks: int = 1
     width: int = 48
     heads: int = 4
-    blocks: int = 4
+    blocks: int = 3
     embedding: int = 21
     restraint_bins: int = 16
     clip: int = 32
@@ -54,16 +54,18 @@ class Conditioning:
     Attributes:
         single: (B, L, single), the input of every block's modulation.
         bias: pair biases (B, blocks, heads, L, L) of the denoiser's attention.
+        forces: for each pair by how much it draws or pushes at each distance, (B, L, L, RADII).
         distogram: log probabilities (B, L, L, bins) of the distances.
     """
 
     single: Tensor
     bias: Tensor
+    forces: Tensor
     distogram: Tensor
 
     def repeated(self, samples: int) -> Conditioning:
         """For `samples` structures of each sequence, side by side; that of one sequence serves any number as it is."""
-        return Conditioning(*(_repeated(value, samples) for value in (self.single, self.bias, self.distogram)))
+        return Conditioning(*(_repeated(value, samples) for value in vars(self).values()))
 
 
 def _repeated(value: Tensor, samples: int) -> Tensor:
@@ -148,8 +150,8 @@ class Trunk(nn.Module):
 class DenoiserBlock(nn.Module):
     """Attention with a pair bias and a transition, modulated by noise level and sequence; attention also moves points.
 
-    That each head draws a point along the differences to those that it attends to, and sees their distances, is a
-    departure: AlphaFold 3 leaves both to its size.
+    That each head draws a point along the differences to those that it attends to and sees their distances, and that
+    the trunk says by how much each pair draws at each distance, are departures: AlphaFold 3 leaves both to its size.
     """
 
     def __init__(self, size: NetworkSize) -> None:
@@ -157,11 +159,13 @@ class DenoiserBlock(nn.Module):
         n, self.heads = size.width, size.heads
         self.modulation = zero(nn.Linear(n, 6 * n))
         self.qkv, self.out = nn.Linear(n, 3 * n), nn.Linear(n, n)
+        self.springs = zero(nn.Linear(n, RADII))
         self.radii, self.pull = nn.Linear(RADII, size.heads, bias=False), zero(nn.Linear(n, size.heads))
         self.transition = nn.Sequential(nn.Linear(n, 3 * n), nn.SiLU(), nn.Linear(3 * n, n))
 
-    def forward(self, a: Tensor, told: Tensor, bias: Tensor, points: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L, width) updated, and the displacement (B, L, 3) of the points; `seen` are their distances."""
+    def forward(self, a: Tensor, told: Tensor, bias: Tensor, forces: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L, width) updated, and the displacement (B, L, 3) of the points."""
+        seen = radial(points)
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(told).chunk(6, -1)
         normed = F.layer_norm(a, a.shape[-1:]) * (1 + scale1) + shift1
         q, k, v = by_head(self.qkv(normed), self.heads)
@@ -170,6 +174,8 @@ class DenoiserBlock(nn.Module):
         a = a + (1 + gate1) * self.out((share @ v).transpose(1, 2).flatten(2))
         away = points.unsqueeze(1) - share @ points.unsqueeze(1)
         moved = (self.pull(a).transpose(1, 2).unsqueeze(-1) * away).sum(1)
+        drawn = (seen * forces * (1 + self.springs(told)).unsqueeze(2)).sum(-1)
+        moved = moved + drawn.sum(2, keepdim=True) * points - drawn @ points
         normed = F.layer_norm(a, a.shape[-1:]) * (1 + scale2) + shift2
         return a + (1 + gate2) * self.transition(normed), moved
 
@@ -182,6 +188,7 @@ class StructureNetwork(nn.Module):
         self.size = size = size or NetworkSize()
         self.trunk = Trunk(size)
         self.bias_norm, self.bias = nn.LayerNorm(size.pair), nn.Linear(size.pair, size.blocks * size.heads, bias=False)
+        self.forces = zero(nn.Linear(size.pair, RADII, bias=False))
         self.distogram = nn.Linear(size.pair, size.restraint_bins)
         self.from_single, self.from_points = nn.Linear(size.single, size.width), nn.Linear(3, size.width, bias=False)
         self.level = nn.Sequential(nn.Linear(32, size.width), nn.SiLU(), nn.Linear(size.width, size.width))
@@ -196,8 +203,11 @@ class StructureNetwork(nn.Module):
     ) -> Conditioning:
         """What the denoiser is told, for all its calls; arguments as `Trunk.forward`."""
         s, z = self.trunk(letters, embedding, restraints, recycles)
-        bias = self.bias(self.bias_norm(z)).permute(0, 3, 1, 2).unflatten(1, (self.size.blocks, self.size.heads))
-        return Conditioning(s, bias, (self.distogram(z) + self.distogram(z.transpose(1, 2))).log_softmax(-1))
+        normed = self.bias_norm(z)
+        bias = self.bias(normed).permute(0, 3, 1, 2).unflatten(1, (self.size.blocks, self.size.heads))
+        return Conditioning(
+            s, bias, self.forces(normed), (self.distogram(z) + self.distogram(z.transpose(1, 2))).log_softmax(-1)
+        )
 
     def forward(self, x: Tensor, time: Tensor, read: Conditioning) -> Tensor:
         """Raw output (B, L, 3) at scaled structures (B, L, 3) and network times log(sigma / 16) / 4, 0-dim or (B,)."""
@@ -205,9 +215,9 @@ class StructureNetwork(nn.Module):
         single = self.from_single(read.single)
         told = F.silu(single + self.level(waves(time)))
         a = single + self.from_points(x)
-        points, seen = x, radial(x)
+        points = x
         for k, block in enumerate(self.blocks):
-            a, moved = block(a, told, read.bias[:, k], points, seen)
+            a, moved = block(a, told, read.bias[:, k], read.forces, points)
             points = points + moved
         # what a point has to move by, in units of the output, is 16 / sigma times what it is in those of the input
         return self.to_points(a) + (points - x) * torch.exp(-4 * time).clamp(max=8)
