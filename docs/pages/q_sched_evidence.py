@@ -204,9 +204,11 @@ def rounding(found: dict[str, Any], metric: str = "frechet:clip-judge") -> str:
         for way in ("least squares", "PTQD")
         if f"{LOW} + {way}" in systems
     )
+    fitted = interval(pairs[f"{TUNED} - {LOW} + least squares"][metric], 3)
     return (
         f"**{recipe['model']}, {recipe['scheme']}**: rounding takes the Fréchet distance (judge) from {full:.3f} to "
-        f"{low:.3f}; Q-Sched brings it to {tuned:.3f} ({nearer}: {interval(change, 3)}){share}. {others}. The same "
+        f"{low:.3f}; Q-Sched brings it to {tuned:.3f} ({nearer}: {interval(change, 3)}){share}. "
+        f"Beside it: {others}; tuned minus least squares {fitted}. The same "
         f"search brings full precision to {both:.3f}, so that low bits are {low - full:.3f} behind full precision "
         f"untuned and {interval(gap, 3)} behind it when both are tuned."
     )
