@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -150,6 +151,7 @@ def _empty(path: Path) -> bool:
     return not _files(path) if path.is_dir() else path.is_file() and path.stat().st_size == 0
 
 
+@cache
 def _version() -> str:
     try:
         return metadata.version(SOFTWARE)

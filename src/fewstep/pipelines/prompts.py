@@ -71,12 +71,25 @@ def _encoders(pipe: Pipeline) -> tuple[list[Any], Any]:
     says = (
         list(parts),
         [(t.dtype, None if t.is_inference() else t._version) for t in weights],
-        [fingerprint(module) for module in modules],  # changes through `.data` leave the version as it is
+        [_some_values(module) for module in modules],  # changes through `.data` leave the version as it is
         [len(part) for part in parts.values() if isinstance(part, Sized)],  # words added to a tokenizer
         [_adapters(layer) for module in modules for layer in module.modules() if hasattr(layer, "scaling")],
         [module.training for module in modules],
     )
     return [*parts.values(), *weights], says
+
+
+def _some_values(module: nn.Module) -> str | list[bytes]:
+    """Up to 32 values of each weight: looked at before each call, so in a tenth of the time of a fingerprint."""
+    weights = [weight.detach() for weight in (*module.parameters(), *module.buffers())]
+    if any(weight.is_meta for weight in weights):  # they are kept elsewhere, which a fingerprint knows to read
+        return fingerprint(module)
+    alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for weight in weights:
+        flat = weight.reshape(-1)
+        flat = flat.view(torch.uint8) if flat.element_size() == 1 else flat
+        alike.setdefault((flat.dtype, flat.device), []).append(flat[:: max(1, flat.numel() // 16)])
+    return [torch.cat(some).cpu().view(torch.uint8).numpy().tobytes() for some in alike.values()]
 
 
 def _adapters(layer: Any) -> str:

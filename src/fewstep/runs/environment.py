@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache
 def version(package: str) -> str | None:
     """Installed version of a package, None if it is absent. Imports nothing."""
     try:
@@ -51,6 +53,7 @@ def command_line() -> str:
     return shlex.join([*(["torchrun", "--nproc_per_node", many] if many else ["python"]), *words, *sys.argv[1:]])
 
 
+@cache  # of the code that was imported, which later changes of the files are not; three programs run for it
 def commit() -> str | None:
     """Git commit of the checkout this package is imported from (with `+` if files changed), None outside of one."""
     here = Path(__file__).parent
