@@ -15,7 +15,7 @@ from fewstep.distillation.parts import Method, OptimizerSettings, evenly, needin
 from fewstep.metrics.distances import energy_distance
 from fewstep.solvers import solver
 from fewstep.solvers.stages import Stages, plain
-from fewstep.testing.toy import standard
+from fewstep.testing.toy import Toy
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "added")
 
@@ -51,7 +51,7 @@ for name in ("ddim", "adams_bashforth"):
     images = fs.generate(pipe, labels, plan=fs.plan_of(pipe, 12, solver=name))
     print(f"{name}, 12 calls: {float((images - exact).square().mean().sqrt()):.4f} from 100 calls")
 
-ring = standard()  # eight points on a circle, and a network that was trained on them
+ring = Toy(pretraining=500)  # eight points on a circle, and a network that learns them in seconds
 teacher = fs.Denoiser(ring.start(), ring.process, ring.prediction)
 student = fs.distill(teacher, "noise_to_sample", steps=1, shape=(2,), train_steps=300, batch=256, progress=False)
 one = {"seeds": range(500), "batch": 500}

@@ -1,6 +1,7 @@
 """What holds for all tests: one thread, no deadline of hypothesis, and marks that skip what this machine lacks."""
 
 import contextlib
+import gc
 import importlib.util
 import os
 import shutil
@@ -27,6 +28,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def pytest_collection_modifyitems(items):
     """Long tests come first: at the end of a run no worker waits for another one's last minute."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish():
+    """What was imported stays: looking through it for garbage again and again takes as long as many tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):

@@ -12,12 +12,13 @@ import socket
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
-        "fewstep.cli.app", "fewstep.jobs.distill", "fewstep.jobs.q_sched", "fewstep.jobs.zoo", "fewstep.schedules",
+        "fewstep.cli.app", "fewstep.jobs.align.job", "fewstep.jobs.auto.job", "fewstep.jobs.distill.job",
+        "fewstep.jobs.inspect.job", "fewstep.jobs.q_sched.job", "fewstep.jobs.search.job", "fewstep.jobs.zoo",
         "accelerate", "diffusers.loaders.peft", "diffusers.models.autoencoders.autoencoder_kl",
         "diffusers.models.transformers.dit_transformer_2d", "diffusers.models.unets.unet_2d_condition",
         "diffusers.pipelines.dit.pipeline_dit", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
         "diffusers.quantizers", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.run",
-        "transformers.models.clip.modeling_clip", "pytest",
+        "transformers.models.clip.modeling_clip", "hypothesis", "matplotlib.figure", "pytest", "sklearn",
     ]
 )  # fmt: skip
 

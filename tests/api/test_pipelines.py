@@ -19,7 +19,7 @@ PROMPTS = ["a b", "c d e"]
 
 @pytest.fixture
 def pipe(tmp_path):
-    pipe = tiny_pipelines.stable_diffusion(tmp_path / "tokens")
+    pipe = tiny_pipelines.one_block_diffusion(tmp_path / "tokens")
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

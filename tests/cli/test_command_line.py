@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import pytest
 import torch
@@ -27,6 +26,7 @@ from fewstep.pipelines.probing import plan_of_scheduler
 from fewstep.pipelines.scheduler import PlanScheduler
 from fewstep.plan import Plan
 from fewstep.recipes import Recipe, register
+from tests import processes
 
 GROUP = get_command(app)
 
@@ -243,14 +243,20 @@ def test_streams_without_unicode_get_everything_spelled_out(encoding):
         assert shown.endswith("?")
 
 
+def ascii_command(*words):
+    """As with PYTHONIOENCODING=ascii."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="ascii", errors="strict")
+    command(*words)
+
+
 def test_a_plan_is_shown_on_a_terminal_that_knows_ascii_alone(tmp_path):
     plan_of_scheduler(DPMSolverMultistepScheduler(), 3).save(tmp_path / "plan.json")
-    script = "import sys; from fewstep.cli import app; app(sys.argv[1:])"
-    command = [sys.executable, "-c", script, "plan", "show", str(tmp_path / "plan.json")]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    done = subprocess.run(command, capture_output=True, env=environment, timeout=250, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "alpha" in done.stdout.decode("ascii")
+    done = processes.start(ascii_command, "plan", "show", tmp_path / "plan.json", out=tmp_path / "told.txt")
+    done.join()
+    shown = (tmp_path / "told.txt").read_bytes()
+    assert done.exitcode == 0, shown
+    assert "alpha" in shown.decode("ascii")
 
 
 def test_plan_mistakes_are_named(tmp_path):
@@ -351,39 +357,38 @@ def test_a_full_disk_anywhere_is_one_message(recipe, tmp_path, monkeypatch):
     assert "No space left" in shown.output
 
 
-WAITS = """
-import sys, time
-from pathlib import Path
-from fewstep.cli import app
-from fewstep.recipes import Recipe, register
-
 class Wait(Recipe):
     pass
 
+
 def wait(recipe, run):
     run.unit("first", lambda: 1)
-    Path(sys.argv[3], "reached").touch()
+    (run.path.parent / "reached").touch()
     time.sleep(60)
 
-register("wait", "__main__:Wait", "__main__:wait")
-app(["run", sys.argv[1], "--out", sys.argv[2]])
-"""
+
+register("wait", f"{__name__}:Wait", f"{__name__}:wait")
+
+
+def command(*words):
+    """The command, in a process of its own."""
+    # a shell that starts the tests in the background lets them ignore the interrupt, and what they start as well
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    app([str(word) for word in words])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_request_to_end_is_answered_as_ctrl_c_is(tmp_path, number, code):
     (tmp_path / "wait.yaml").write_text("kind: wait\n")
     out = tmp_path / "out"
-    command = [sys.executable, "-c", WAITS, str(tmp_path / "wait.yaml"), str(out), str(tmp_path)]
-    # a shell that starts the tests in the background lets them ignore the interrupt, and what they start as well
-    begin = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=begin)
+    process = processes.start(command, "run", tmp_path / "wait.yaml", "--out", out, out=tmp_path / "told.txt")
     while not (tmp_path / "reached").exists():
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.02)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code
+    os.kill(process.pid, number)
+    process.join()
+    said = (tmp_path / "told.txt").read_text()
+    assert process.exitcode == code
     assert "The same command goes on" in said
     assert "Traceback" not in said
     assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["event"] == "stopped"

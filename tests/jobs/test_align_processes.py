@@ -10,6 +10,7 @@ from fewstep.distillation.chain import evenly
 from fewstep.files import read_json, read_tensors
 from fewstep.pipelines import attach, identity_of, load_pipeline, process_of, save_pipeline
 from tests import processes
+from tests.jobs.fewer import fewer_pictures
 from tests.pipelines import tiny_pipelines as tiny
 
 SETTINGS = {
@@ -27,6 +28,7 @@ def arguments(model, out):
 
 
 def call(*commands):
+    fewer_pictures(pytest.MonkeyPatch())
     for words in commands:
         if isinstance(words, list):
             app(words, standalone_mode=False)
@@ -34,7 +36,7 @@ def call(*commands):
 
 def student(folder):
     """A pipeline of two steps that noises anew."""
-    pipe = tiny.stable_diffusion(folder / "tokens")
+    pipe = tiny.one_block_diffusion(folder / "tokens")
     process, prediction = process_of(pipe)
     attach(pipe, evenly(process, 2).plan(process, prediction).replace(identity=identity_of(pipe, 1.0)))
     save_pipeline(pipe, folder / "student")

@@ -84,7 +84,7 @@ def test_times_and_sizes_are_read_or_refused_by_name():
 
 
 def test_a_pipeline_is_chosen_for_saved_and_goes_on(tmp_path, monkeypatch):
-    pipe = tiny_pipelines.stable_diffusion(tmp_path / "tokens")
+    pipe = tiny_pipelines.one_block_diffusion(tmp_path / "tokens")
     pipe.set_progress_bar_config(disable=True)
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
     told = {"prompts": PROMPTS, "steps": 2, "items": 4, "guidance": 3.0, "out": tmp_path / "run", "settings": SMALL}
@@ -172,7 +172,7 @@ def test_bits_per_step_are_kept_where_they_are_nearer(tmp_path, monkeypatch, hig
     told = {"kind": "auto", "model": "m", "space": space, "search": {"items": 4, "conditions": PROMPTS}}
     recipe = recipes.resolve(told)
     with Run(tmp_path / "run", recipe.plain(), quiet=True) as run:
-        context = AutoContext.open(recipe, run, pipe=tiny_pipelines.stable_diffusion(tmp_path / "tokens"))
+        context = AutoContext.open(recipe, run, pipe=tiny_pipelines.one_block_diffusion(tmp_path / "tokens"))
         models, plan, added = refine.refined(context, Point("ddim 2", 2, "w4a8", "none", 0, 0))
         plain = context.low("w4a8", "none")
         sizes = [context.size(one) for one in (plain, models)]

@@ -7,7 +7,7 @@ from fewstep.cli import app
 from fewstep.cli.shell import call_arguments
 from fewstep.errors import FewstepError, IdentityError
 from fewstep.files import read_json
-from fewstep.jobs.inspect import InspectSettings, inspect
+from fewstep.jobs.inspect import InspectSettings, inspect, job
 from fewstep.jobs.pipeline_recipe import PipelineRecipe
 from fewstep.pipelines import plan_of, save_pipeline
 from fewstep.plan import Identity
@@ -18,7 +18,8 @@ SMALL = {"steps": 2, "samples": 2, "probes": 1, "fine": 1}
 
 
 @pytest.mark.parametrize("name", ["dit", "ddpm", "sd3"])
-def test_every_kind_of_pipeline_is_inspected(name, tmp_path):
+def test_every_kind_of_pipeline_is_inspected(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "ALTERNATIVES", {plan: job.ALTERNATIVES[plan] for plan in ("DDIM", "UniPC")})
     save_pipeline(tiny.MAKERS[name](tmp_path), tmp_path / "pipe")
     settings = InspectSettings.of(str(tmp_path / "pipe"), **SMALL)
     with Run(tmp_path / "run", quiet=True) as run:
@@ -46,11 +47,13 @@ def test_a_plan_of_another_model_is_refused(tmp_path):
         inspect(settings, run, **tiny.CALLS["sd"])
 
 
-def test_a_stochastic_plan_is_left_out_and_others_are_shown(tmp_path):
+def test_a_stochastic_plan_is_left_out_and_others_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "ALTERNATIVES", {"DDIM": job.ALTERNATIVES["DDIM"]})
+    monkeypatch.setattr(job, "LEVELS", 2)
     save_pipeline(tiny.MAKERS["sdxl"](tmp_path), tmp_path / "pipe")  # Euler ancestral
     with Run(tmp_path / "run", quiet=True) as run:
         inspect(InspectSettings.of(str(tmp_path / "pipe"), **SMALL), run, **tiny.CALLS["sdxl"])
-    assert "the pipeline's own" not in read_json(tmp_path / "run" / "results.json")["plans"]
+    assert set(read_json(tmp_path / "run" / "results.json")["plans"]) == {"DDIM", "DDIM, errors equalised"}
 
 
 def test_the_command_says_what_is_wrong():

@@ -33,7 +33,7 @@ def whole(once):
     """A run of one process, and what it was told."""
 
     def make(folder):
-        told = [*settings("sd", folder), "piece=1", "batch=3", "search.budget=8"]
+        told = [*settings("sd", folder), "piece=1", "batch=3"]
         alone = processes.start(call, command("q-sched", told, folder / "one"))
         alone.join()
         assert alone.exitcode == 0

@@ -23,10 +23,23 @@ from tests.pipelines import tiny_pipelines as tiny
 SEEDS = [3, 1, 4]
 
 
+def made(name, folder):
+    return name, tiny.MAKERS[name](folder), tiny.conditions(name, 3)
+
+
 @pytest.fixture(params=list(tiny.MAKERS))
 def case(request, tmp_path):
-    name = request.param
-    return name, tiny.MAKERS[name](tmp_path), tiny.conditions(name, 3)
+    return made(request.param, tmp_path)
+
+
+NEAR = {"sd2": "sd", "pixart-sigma": "pixart", "ddpm": "ddim"}
+"""Families with the network of another one: the prediction, the class of the pipeline or the scheduler is another."""
+
+
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.thorough if n in NEAR else ()) for n in tiny.MAKERS])
+def network_case(request, tmp_path):
+    """Of what concerns the network alone."""
+    return made(request.param, tmp_path)
 
 
 def replanned(pipe, name, steps=3, solver=dpm_solver_pp_2m, **options):
@@ -69,8 +82,8 @@ def test_a_new_plan_runs_and_survives_plain_diffusers(case, tmp_path):
         tiny.draw(plain, name, conditions, SEEDS, steps=4)
 
 
-def test_a_low_bit_network_and_its_plan_are_kept(case, tmp_path):
-    name, pipe, conditions = case
+def test_a_low_bit_network_and_its_plan_are_kept(network_case, tmp_path):
+    name, pipe, conditions = network_case
     plan = plan_of(pipe, 2, **tiny.CALLS[name])
     quantize(backbone_of(pipe), "w4a8")
     attach(pipe, plan.replace(identity=identity_of(pipe)))
@@ -81,8 +94,8 @@ def test_a_low_bit_network_and_its_plan_are_kept(case, tmp_path):
     assert torch.allclose(tiny.draw(loaded, name, conditions, SEEDS, steps=2), wanted, atol=1e-5)
 
 
-def test_fresh_noise_belongs_to_the_sample_and_not_to_the_batch(case):
-    name, pipe, conditions = case
+def test_fresh_noise_belongs_to_the_sample_and_not_to_the_batch(network_case):
+    name, pipe, conditions = network_case
     plan = replanned(pipe, name, solver=ddim, eta=1.0)
     assert plan.stochastic
     with torch.no_grad():
@@ -94,8 +107,8 @@ def test_fresh_noise_belongs_to_the_sample_and_not_to_the_batch(case):
     assert not torch.allclose(together[0], together[1], atol=1e-1)
 
 
-def test_latents_and_traces_are_those_of_the_images(case):
-    name, pipe, conditions = case
+def test_latents_and_traces_are_those_of_the_images(network_case):
+    name, pipe, conditions = network_case
     plan, generate = replanned(pipe, name), PipelineSampler(pipe, 1.0, tiny.CALLS[name], batch=2)
     with torch.no_grad():
         latents = generate(plan, conditions, SEEDS, output="latent")
@@ -110,8 +123,8 @@ def test_latents_and_traces_are_those_of_the_images(case):
     assert torch.allclose(forced.outputs, seen.outputs, atol=1e-5)
 
 
-def test_gradients_reach_the_coefficients(case):
-    name, pipe, conditions = case
+def test_gradients_reach_the_coefficients(network_case):
+    name, pipe, conditions = network_case
     plan, generate = replanned(pipe, name, steps=2), PipelineSampler(pipe, 1.0, tiny.CALLS[name])
     backbone_of(pipe).requires_grad_(False)
     scale = torch.ones(2, dtype=torch.float64, requires_grad=True)

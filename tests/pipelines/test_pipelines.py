@@ -1,9 +1,6 @@
 """Real diffusers pipelines with tiny random weights: plans in, plans out, low bits, saved and loaded again."""
 
 import copy
-import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +9,6 @@ from diffusers import DiffusionPipeline
 from fewstep.denoiser import Backbone, Guided
 from fewstep.errors import FewstepError, IdentityError, NonFiniteError
 from fewstep.executor import sample
-from fewstep.files import read_json
 from fewstep.pipelines import (
     PipelineSampler,
     attach,
@@ -156,37 +152,6 @@ def test_identity_names_what_differs(tmp_path):
     plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS["sd"]).replace(identity=Identity(quantization="w8a8"))
     with pytest.raises(IdentityError, match="quantization 'w8a8', not 'none'"):
         attach(pipe, plan)
-
-
-LAST = pytest.param("import diffusers.quantizers.auto, fewstep", marks=pytest.mark.thorough)  # as most tests import
-
-
-@pytest.mark.parametrize("order", ["import fewstep, diffusers", LAST])
-def test_a_fresh_process_needs_one_light_import(order, tmp_path):
-    pipe = tiny.stable_diffusion(tmp_path)
-    plan = plan_of(pipe, 2, guidance_scale=1.0, **tiny.CALLS["sd"])
-    quantize(pipe.unet, "w4a8")
-    attach(pipe, plan.replace(identity=identity_of(pipe, 1.0)))
-    save_pipeline(pipe, tmp_path / "out")
-    (tmp_path / "whole").write_bytes(pickle.dumps(pipe))  # pipelines go to worker processes
-    assert read_json(tmp_path / "out" / "model_index.json")["scheduler"] == ["fewstep", "PlanScheduler"]
-    script = (
-        "import sys, pickle; import fewstep as first; light = 'torch' not in sys.modules;"
-        if order.startswith("import fewstep")
-        else "import sys, pickle; light = True;"
-    ) + (
-        f"{order}; p = diffusers.DiffusionPipeline.from_pretrained(sys.argv[1] + '/out');"
-        "u = diffusers.UNet2DConditionModel.from_pretrained(sys.argv[1] + '/out/unet');"
-        "q = pickle.loads(open(sys.argv[1] + '/whole', 'rb').read());"
-        "draw = lambda p: p('a', num_inference_steps=2, guidance_scale=1.0, height=16, width=16, output_type='latent',"
-        " generator=diffusers.utils.torch_utils.torch.Generator().manual_seed(0)).images;"
-        "same = float((draw(p) - draw(q)).abs().max()) < 1e-5;"
-        "print(light, type(p.scheduler).__name__, type(u.conv_in).__name__, same)"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["True", "PlanScheduler", "QuantConv", "True"]
 
 
 def test_what_is_saved_does_not_depend_on_what_ran_before(case, tmp_path):

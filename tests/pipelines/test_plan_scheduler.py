@@ -1,7 +1,3 @@
-import json
-import subprocess
-import sys
-
 import diffusers as d
 import pytest
 import torch
@@ -226,33 +222,6 @@ def test_flow_pipelines_pass_sigmas_and_mu():
     level = plan.rows[1].sigma
     noised = scheduler.scale_noise(clean, scheduler.timesteps[1:2], noise)
     torch.testing.assert_close(noised, (1 - level) * clean + level * noise)
-
-
-OLDER = """
-import sys, fewstep, diffusers
-older, *places = sys.argv[1:]
-diffusers.DiffusionPipeline.from_pretrained(older)  # before a module of fewstep is imported
-from fewstep.plan.scheduler import PlanScheduler
-for place in (older, *places):
-    pipe = fewstep.load_pipeline(place)
-    print(type(pipe.scheduler) is PlanScheduler is fewstep.PlanScheduler, len(pipe.scheduler.plan.rows))
-"""
-
-
-def test_folders_that_name_the_scheduler_as_earlier_versions_did_open(parts, tmp_path):
-    """`fewstep.plan.scheduler` wrote the plan and two settings; a fresh process imports fewstep alone."""
-    places = []
-    for module in ("fewstep.plan.scheduler", "fewstep.pipelines.scheduler", "fewstep"):
-        places.append(tmp_path / module)
-        pipeline(parts, two_m()).save_pretrained(places[-1])
-        index = json.loads((places[-1] / "model_index.json").read_text())
-        assert index["scheduler"] == ["fewstep", "PlanScheduler"]
-        (places[-1] / "model_index.json").write_text(json.dumps({**index, "scheduler": [module, "PlanScheduler"]}))
-        config = places[-1] / "scheduler" / "scheduler_config.json"
-        kept = {k: v for k, v in json.loads(config.read_text()).items() if k not in ("replaced", "adapters")}
-        config.write_text(json.dumps(kept))
-    done = subprocess.run([sys.executable, "-c", OLDER, *map(str, places)], capture_output=True, text=True)
-    assert done.stdout.split() == ["True", "4"] * 3, done.stderr
 
 
 def test_a_call_is_prepared_without_writing_or_reading_the_plan(monkeypatch):

@@ -76,6 +76,13 @@ def stable_diffusion(folder: Path, **scheduler: Any) -> Any:
     return pipe
 
 
+def one_block_diffusion(folder: Path, **scheduler: Any) -> Any:
+    """Half of its layers and half of its time, where the number of blocks is not the question."""
+    pipe = stable_diffusion(folder, **scheduler)
+    pipe.register_modules(unet=one_block_unet(32))
+    return pipe
+
+
 def lcm(folder: Path) -> Any:
     from diffusers import LatentConsistencyModelPipeline, LCMScheduler
 

@@ -83,7 +83,10 @@ def call(model: torch.nn.Module, seed: int = 1) -> torch.Tensor:
 MODELS = {"sd": unet, "sdxl": sdxl_unet, "flux": flux, "pixart": pixart}
 
 
-@pytest.fixture(params=sorted(MODELS))
+LARGER = pytest.param("sdxl", marks=pytest.mark.thorough)  # the same kinds of layers as sd, half as many again
+
+
+@pytest.fixture(params=["flux", "pixart", "sd", LARGER])
 def build(request: pytest.FixtureRequest) -> Callable[[], torch.nn.Module]:
     """Builder of a tiny random model, one of the architectures that people use."""
     return MODELS[request.param]

@@ -16,6 +16,9 @@ DRAWINGS = {
         {"a": ([1, 10], [[0, 1], [0, 2]]), "b": ([1, 5, 9], [0, 1, 1])}, reference=("g", 1)
     ),
     "coefficients": lambda: figures.coefficients({"s": [0.9, 1.0], "m": [1.1, 1.0]}),
+    "trade-off": lambda: figures.trade_off(
+        {"a": [(1, 2), (3, 0.5)], "b": [(2, 1)]}, chosen=(2, 1), xlabel="MB", ylabel="distance"
+    ),
     "bars": lambda: figures.bars({"bytes": {"a": 1.0, "b": 2.0}, "ms": {"a": 3.0}}, unit="MB"),
 }
 

@@ -1,9 +1,5 @@
 import json
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -14,31 +10,28 @@ from hypothesis import strategies as st
 from fewstep.errors import FewstepError
 from fewstep.runs import Run, environment
 from fewstep.runs.settings import differences
+from tests import processes
 
-SCRIPT = textwrap.dedent(
-    """
-    import sys, time
-    from pathlib import Path
-    from fewstep.runs import Run
 
-    def compute(k):
-        with open(sys.argv[2], "a") as calls:
-            calls.write(f"{k}\\n")
+def squares(folder: Path, calls: Path, pause: float = 0) -> None:
+    """A run of three units; the second one pauses in the middle of what it saves."""
+
+    def compute(k: int) -> dict[str, int]:
+        with open(calls, "a") as told:
+            told.write(f"{k}\n")
         return {"k": k, "square": k * k}
 
-    def slow_save(value, draft):
+    def slow_save(value: dict[str, int], draft: Path) -> None:
         draft.mkdir()
         (draft / "half").write_text("half")
-        Path(sys.argv[1], "reached").touch()
-        time.sleep(60 if len(sys.argv) > 3 else 0)
+        Path(folder, "reached").touch()
+        time.sleep(pause)
         (draft / "whole").write_text(str(value["square"]))
 
-    with Run(sys.argv[1], {"kind": "squares"}, quiet=True) as run:
+    with Run(folder, {"kind": "squares"}, quiet=True) as run:
         a = run.unit("one/a", lambda: compute(3))
         b = run.unit("two", lambda: compute(4), save=slow_save, load=lambda p: int((p / "whole").read_text()))
         run.unit("sum", lambda: a["square"] + b)
-    """
-)
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -48,29 +41,28 @@ def snapshot(folder: Path) -> dict[str, str]:
     return {**values, **files}
 
 
-def start(script: Path, folder: Path, calls: Path, *flags: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(script), str(folder), str(calls), *flags])
+def finished(folder: Path, calls: Path) -> bool:
+    process = processes.start(squares, folder, calls)
+    process.join()
+    return process.exitcode == 0
 
 
 def test_killed_in_a_unit_then_resumed_equals_uninterrupted(tmp_path):
-    script = tmp_path / "job.py"
-    script.write_text(SCRIPT)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(script, whole, tmp_path / "calls_whole").wait(60) == 0
+    assert finished(whole, tmp_path / "calls_whole")
 
-    process = start(script, killed, tmp_path / "calls", "slow")
-    for _ in range(600):
-        if (killed / "reached").exists():
-            break
-        time.sleep(0.1)
+    process = processes.start(squares, killed, tmp_path / "calls", 60)
+    while not (killed / "reached").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
     with pytest.raises(FewstepError, match=f"process {process.pid}"):
         Run(killed, {"kind": "squares"}, quiet=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait(10)
+    process.kill()
+    process.join()
     (killed / "reached").unlink()
     assert not (killed / "artifacts" / "two").exists()
 
-    assert start(script, killed, tmp_path / "calls").wait(60) == 0
+    assert finished(killed, tmp_path / "calls")
     (killed / "reached").unlink()
     assert snapshot(killed) == snapshot(whole)
     assert (tmp_path / "calls").read_text().split() == ["3", "4", "4"]  # unit a was not computed again

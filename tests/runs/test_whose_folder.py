@@ -2,15 +2,17 @@
 
 import json
 import os
-import subprocess
+import resource
 import sys
-import textwrap
 
 import pytest
+import torch
 
 from fewstep.errors import FewstepError
+from fewstep.files import read_tensors, write_tensors
 from fewstep.ownership import MARKER
 from fewstep.runs import Run
+from tests import processes
 
 
 def tree(folder):
@@ -117,9 +119,15 @@ def test_a_finished_run_keeps_no_scratch_and_a_stopped_one_does(tmp_path):
     assert [p.name for p in (tmp_path / "artifacts").iterdir()] == ["x"]
 
 
+def killed_at_its_start(folder):
+    Run(folder, {"a": 1}, quiet=True)
+    os._exit(9)
+
+
 def test_a_killed_start_does_not_stand_in_the_way(tmp_path):
-    script = "import os, sys; from fewstep.runs import Run; Run(sys.argv[1], {'a': 1}, quiet=True); os._exit(9)"
-    assert subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], check=False).returncode == 9
+    process = processes.start(killed_at_its_start, tmp_path / "run")
+    process.join()
+    assert process.exitcode == 9
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"run.lock", "owner.json"}
     finished(tmp_path / "run", {"a": 2})
 
@@ -143,33 +151,29 @@ def test_linked_parts_are_written_through_and_never_discarded(tmp_path):
     assert (big / "precious").read_text() == "not ours"
 
 
-FULL = textwrap.dedent(
-    """
-    import resource, sys, torch
-    from fewstep.errors import FewstepError
-    from fewstep.files import read_tensors, write_tensors
-    from fewstep.runs import Run
-
-    if len(sys.argv) > 2:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+def large(folder, room=None):
+    """A run of a small and a large unit, where files may grow to `room` bytes; mistakes end it as the command does."""
+    if room is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
     try:
-        with Run(sys.argv[1], {"a": 1}, quiet=True) as run:
+        with Run(folder, {"a": 1}, quiet=True) as run:
             run.unit("small", lambda: 1)
-            run.unit("large", lambda: {"x": torch.ones(10_000)}, save=lambda t, p: write_tensors(p, t),
-                     load=read_tensors)
+            run.unit(
+                "large", lambda: {"x": torch.ones(10_000)}, save=lambda t, p: write_tensors(p, t), load=read_tensors
+            )
     except FewstepError as error:
         print(error)
         sys.exit(2)
-    """
-)
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(tmp_path):
-    command = [sys.executable, "-c", FULL, str(tmp_path / "run")]
-    full = subprocess.run([*command, "full"], capture_output=True, text=True, check=False)
-    assert (full.returncode, full.stderr) == (2, "")
-    assert "cannot write" in full.stdout
-    assert os.strerror(27) in full.stdout  # a file may not grow: as near to a full disk as a test can come
+    full = processes.start(large, tmp_path / "run", 20_000, out=tmp_path / "told.txt")
+    full.join()
+    told = (tmp_path / "told.txt").read_text()
+    assert full.exitcode == 2, told
+    assert "Traceback" not in told
+    assert "cannot write" in told
+    assert os.strerror(27) in told  # a file may not grow: as near to a full disk as a test can come
     assert not (tmp_path / "run" / "artifacts").exists()
-    assert subprocess.run(command, check=False).returncode == 0
+    large(tmp_path / "run")
     assert (tmp_path / "run" / "artifacts" / "large").stat().st_size > 40_000

@@ -76,6 +76,7 @@ def test_searches_beat_every_usual_solver_on_noise_they_never_saw(name):
     assert held_out(found.plan) > usual(4)
 
 
+@pytest.mark.usefixtures("quick_predictor")
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_keeps_to_its_evaluations_and_saves(name, tmp_path):
     steps = 4 if name != "amed" else 5
@@ -158,6 +159,14 @@ def pool(score, path=None, **options):
     return EvaluationPool(score, storage=path, **options)
 
 
+@pytest.fixture
+def quick_predictor(monkeypatch):
+    """S3's, trained for few rounds: where what it bets on is not the question."""
+    trained = Predictor.trained
+    monkeypatch.setattr(Predictor, "trained", classmethod(lambda cls, *given: trained(*given, rounds=20)))
+
+
+@pytest.mark.usefixtures("quick_predictor")
 def test_a_killed_search_goes_on_to_the_same_result(tmp_path):
     space, asked = ScheduleSpace(MODEL, 4, last=0.02), []
 
@@ -187,6 +196,7 @@ def _work(storage, seed):
     s3(ScheduleSpace(MODEL, 3, last=0.02), EvaluationPool(task(3).score, storage=storage), 30, seed=seed, stage=12)
 
 
+@pytest.mark.usefixtures("quick_predictor")
 def test_schedules_that_are_one_plan_are_evaluated_once():
     """Of 75 looks at two-step schedules only 20 were different plans."""
     space, plans = ScheduleSpace(MODEL, 2, frozenset({"strategy"}), last=0.02), []
