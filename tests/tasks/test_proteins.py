@@ -384,6 +384,10 @@ def test_shipped_backbones_are_chains_and_their_splits_are_apart():
     train, test = load_backbones("train"), load_backbones("test")
     assert len(train) + len(test) == 97
     assert not {chain.sequence for chain in train} & {chain.sequence for chain in test}
+    for chain in [*train[:3], train[0].part(0, 5)]:
+        steps = chain.coordinates.diff(dim=0).norm(dim=1).tolist()
+        found = [k for k in range(len(chain) - 31) if all(2.6 < step < 4.4 for step in steps[k : k + 31])]
+        assert chain.unbroken_starts(32) == found
     parts = fragments(test, 32)
     assert len(parts) > 30
     assert all(len(part) == 32 and float(bond_error(part.coordinates)) < 0.4 for part in parts)

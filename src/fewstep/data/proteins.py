@@ -60,8 +60,14 @@ class Structure:
 
     def unbroken(self, start: int, length: int) -> bool:
         """Whether neighbours in this part are as far apart as C-alpha atoms are that a peptide bond joins."""
-        steps = self.coordinates[start : start + length].diff(dim=0).norm(dim=-1)
-        return start + length <= len(self) and bool(((steps > 2.6) & (steps < 4.4)).all())
+        return start + length <= len(self) and start in self.unbroken_starts(length)
+
+    def unbroken_starts(self, length: int) -> list[int]:
+        """First residues of all unbroken parts of a length."""
+        steps = self.coordinates.diff(dim=0).norm(dim=-1)
+        breaks = torch.cat([torch.zeros(1), ((steps <= 2.6) | (steps >= 4.4)).float().cumsum(0)])
+        whole = breaks[length - 1 :] == breaks[: max(0, len(self) - length + 1)]
+        return whole.nonzero().flatten().tolist()
 
 
 def load_backbones(split: str = "train") -> list[Structure]:
@@ -88,10 +94,7 @@ def fragments(chains: Sequence[Structure], length: int, stride: int = 0) -> list
     """Unbroken parts of a length, one every `stride` residues (side by side unless given)."""
     step = stride or length
     return [
-        chain.part(start, length)
-        for chain in chains
-        for start in range(0, len(chain) - length + 1, step)
-        if chain.unbroken(start, length)
+        chain.part(start, length) for chain in chains for start in chain.unbroken_starts(length) if start % step == 0
     ]
 
 

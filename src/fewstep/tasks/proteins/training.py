@@ -108,6 +108,4 @@ def structure_stage(
 
 def _places(chains: Sequence[Structure], length: int) -> list[tuple[Structure, int]]:
     """Every unbroken crop as its chain and its first residue."""
-    return [
-        (chain, start) for chain in chains for start in range(len(chain) - length + 1) if chain.unbroken(start, length)
-    ]
+    return [(chain, start) for chain in chains for start in chain.unbroken_starts(length)]
