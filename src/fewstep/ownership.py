@@ -101,7 +101,7 @@ def _marked(file: Path) -> bool:
         found = _json(file)
         origin = found.get("environment")
         return any(str(key).startswith(SOFTWARE) for key in {**found, **(origin if isinstance(origin, dict) else {})})
-    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GGUF")):
+    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"GGUF")):
         return SOFTWARE.encode() in edges
     if head.startswith(b"REMARK"):  # a structure in PDB format
         return b"WRITTEN BY FEWSTEP" in head

@@ -7,7 +7,7 @@ import torch
 
 from fewstep.errors import FewstepError
 from fewstep.jobs import zoo
-from fewstep.jobs.streaming import draw, policy_of
+from fewstep.jobs.streaming import draw, policy_of, report, write
 from fewstep.jobs.zoo.video import WEIGHTS
 from fewstep.tasks.video import load_student
 from fewstep.tasks.video.drawing import draw_clips
@@ -38,6 +38,17 @@ def test_the_shipped_student_draws_what_it_streams_and_keeps_its_place(tmp_path)
     assert torch.equal(torch.cat([drawn.frames, again.frames]), whole.frames)
     clip = draw_clips(student, torch.tensor([[3, 7, 2]]), 1, [3])
     assert torch.equal(clip.flatten(1, 2)[0], whole.frames[:4])
+
+
+@pytest.mark.parametrize("name", ["s.gif", "s.webp"])
+def test_a_file_and_its_page_are_replaced_when_told_so(tmp_path, name):
+    drawn = draw(load_student("video-student"), "3 7 fast", 9)  # no whole row of the contact sheet, no whole chunk
+    write(drawn, tmp_path / name, 12, 2)
+    with pytest.raises(FewstepError, match="exists already"):
+        write(drawn, tmp_path / name, 12, 2)
+    write(drawn, tmp_path / name, 12, 2, overwrite=True)
+    report(drawn, tmp_path / "s.html", 12)
+    assert "data:image/gif" in (tmp_path / "s.html").read_text(encoding="utf-8")
 
 
 def test_words_for_policies():
