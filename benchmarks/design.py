@@ -232,10 +232,10 @@ def one_search(way: str, seed: int, rounds: int, plate: int, scale: float) -> di
     start, best = gb1_start(START, seed), float(fitness().max())
 
     def seen(round: int, made: Any, scores: Tensor) -> None:
+        promised = {"promised": float(made.expected.nanmean())} if made.expected.isfinite().any() else {}  # of models
         told.append(
-            {"promised": float(made.expected.nanmean()), "measured": float(scores.nanmean()),
-             "off_support": made.off_support, "filled": made.filled}
-        )  # fmt: skip
+            {**promised, "measured": float(scores.nanmean()), "off_support": made.off_support, "filled": made.filled}
+        )
 
     settings = DesignSettings(seed=seed, scale=scale)
     grown = design(start, gb1_measure, way, rounds=rounds, count=plate, settings=settings, seen=seen)
@@ -281,7 +281,6 @@ def over_seeds(each: list[Any]) -> Any:
     if isinstance(first, list):
         return [over_seeds([one[k] for one in each]) for k in range(len(first))]
     values = torch.tensor([float(v) for v in each], dtype=torch.float64)
-    values = values.nan_to_num(nan=0.0)
     entry = {"values": values.tolist(), "mean": float(values.mean())}
     if len(each) > 1:
         interval = seed_interval(values)
