@@ -65,7 +65,7 @@ def _runs() -> set[tuple[str, int]]:
 
 def standing() -> str:
     """How far every student of the premise table stands from real pictures before any tuning; farthest first."""
-    table_rows = [row for row in results("premise")["rows"] if row["steps"] == 4]
+    table_rows = [row for row in results("premise")["rows"] if row["steps"] == 4 and MAIN in row["metrics"]]
     found = {row["student"]: row["systems"][FULL][MAIN] for row in table_rows}
     order = sorted(found, key=lambda name: -float(found[name]["mean"]))
     return "; ".join(f"{name} {interval(found[name], 3)}" for name in order)
