@@ -47,8 +47,9 @@ def premise(results: dict[str, Any]) -> str:
     ]
     if digits:
         parts += [
-            "Students of `mnist-dit` (classes, no prompts), trained briefly, its guidance 1.5 inside, against held-out real "
-            "digits; features of a classifier, which is the judge too: the share that it reads as the class asked for.",
+            "Students of `mnist-dit` (classes, no prompts), trained briefly, its guidance 1.5 inside, against held-out "
+            "real digits; features of a classifier, which is the judge too: the share that it reads as the class "
+            "asked for.",
             _systems(digits, DIGITS),
         ]
     return "\n\n".join([*parts, hurting(rows), facts(results)])
