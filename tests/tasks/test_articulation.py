@@ -27,6 +27,7 @@ from fewstep.tasks.articulation import (
     rotation,
     video,
 )
+from fewstep.tasks.articulation.recovery import together
 from fewstep.testing.mixture import Mixture
 from fewstep.transition import noise_like
 
@@ -214,6 +215,15 @@ def test_low_noise_picks_one_belief_and_high_noise_averages_them():
     assert distance(picked) < 0.02 < distance(averaged)
     error = lambda x: float((x - torch.tensor(TRUTH)).abs().max())  # noqa: E731
     assert error(averaged) < error(picked)
+
+
+def test_single_joints_join_a_batch_of_starts():
+    batch = pivot([(0.0, 0.0, 0.6), (0.1, -0.3, 0.9)])
+    found = together(batch, [batch.row(1), pivot(TRUTH)])
+    torch.testing.assert_close(
+        values(found), torch.tensor([(0.0, 0.0, 0.6), (0.1, -0.3, 0.9), (0.1, -0.3, 0.9), TRUTH])
+    )
+    assert together(batch, []) is batch
 
 
 def test_a_range_of_noise_must_fall():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from fewstep.tasks.articulation.prior import (
     family_of,
     without_family,
 )
-from fewstep.tasks.articulation.recovery import NoiseRange, Recovery, misfits, picked, recover, starts_for
+from fewstep.tasks.articulation.recovery import NoiseRange, Recovery, misfits, picked, recover, starts_for, together
 from fewstep.tasks.articulation.rendering import PointCloud, part_mask
 from fewstep.tasks.meshes import Mesh
 
@@ -106,9 +106,13 @@ def articulate(
     if float(part_mask(cloud, settings.views, settings.side).sum()) < UNSEEN:
         hint = "Is it hidden inside, or tiny beside the rest?"
         raise FewstepError("no view shows this part", value=name, hint=hint)
-    denoiser = as_prior(cloud, beliefs_of(cloud, family), settings) if prior is None else prior[0]
+    if prior is None:
+        believed = beliefs_of(cloud, family)
+        denoiser, known = as_prior(cloud, believed, settings), believed.joints
+    else:
+        denoiser, known = prior[0], ()
     condition = {} if prior is None else condition_of(cloud, family, settings)
-    found = {kind: search_joint(kind, cloud, denoiser, settings, condition, search) for kind in search.kinds}
+    found = {kind: search_joint(kind, cloud, denoiser, settings, condition, search, known) for kind in search.kinds}
     misfit = {kind: float(each.misfit[0]) for kind, each in found.items()}
     best = found[min(misfit, key=lambda kind: misfit[kind])].best
     warnings = [] if family != "any" else ["The text names no kind of part that the prior knows."]
@@ -123,13 +127,18 @@ def search_joint(
     settings: PriorSettings,
     condition: Condition,
     search: Search = Search(),
+    known: Sequence[RigidPart] = (),
 ) -> Recovery:
-    """The likeliest joints of one kind, in the points' frame: many starts, the best of which are moved."""
+    """The likeliest joints of one kind, in the points' frame: many starts, the best of which are moved.
+
+    known: joints that are starts as well, beside those around the part's box.
+    """
     draw = partial(drawn, cloud, settings)
     negative = None if search.guidance == 1 else without_family(condition)
     how: dict[str, Any] = {"condition": condition, "negative": negative, "guidance": search.guidance}
     where = cloud.positions[cloud.moving]
     starts = starts_for(kind, torch.stack([where.amin(0), where.amax(0)]), TRAVEL[kind])
+    starts = together(starts, [joint for joint in known if joint.kind == kind])
     likely = picked(starts, misfits(draw, starts, denoiser, levels=FIRST_LOOK, seed=search.seed, **how), search.kept)
     updates: dict[str, Any] = {"steps": search.steps, "rate": search.rate, "noise": search.noise}
     return recover(draw, likely, denoiser, seed=search.seed, **updates, **how)

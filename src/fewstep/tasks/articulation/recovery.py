@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -181,6 +181,14 @@ def picked(starts: RigidPart, misfit: Tensor, count: int) -> RigidPart:
     """The likeliest candidates of a batch."""
     rows = misfit.argsort()[:count]
     return replace(starts, axis=starts.axis[rows], origin=starts.origin[rows], travel=starts.travel[rows])
+
+
+def together(batch: RigidPart, joints: Sequence[RigidPart]) -> RigidPart:
+    """A batch of candidates with single ones of the same kind behind it."""
+    rows = [(joint.axis, joint.origin, joint.travel) for joint in joints]
+    parts = zip((batch.axis, batch.origin, batch.travel), zip(*rows, strict=True), strict=True) if rows else ()
+    merged = [torch.cat([whole, torch.stack(single)]) for whole, single in parts]
+    return RigidPart(batch.kind, *merged) if merged else batch
 
 
 def _batch(clean: Tensor, condition: Condition | None, negative: Condition | None, step: int, steps: int) -> Batch:
