@@ -53,6 +53,7 @@ def numbers(check):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough  # the same runs and shares as in test_distill_processes, by the same trainer
 def test_a_killed_alignment_goes_on_bit_for_bit_and_two_processes_share_one(tmp_path):
     model, whole, broken, two = student(tmp_path), *(tmp_path / name for name in ("whole", "broken", "two"))
     running = processes.start(call, arguments(model, whole), arguments(model, broken), out=tmp_path / "first.txt")

@@ -106,7 +106,7 @@ def test_other_ways_stand_in_the_same_table_at_no_more_bytes(tmp_path):
     assert psnr["MixDQ"] != psnr["quantized"] != psnr["SVDQuant"]
 
 
-def test_a_layer_with_outliers_keeps_wide_inputs(tmp_path):
+def test_a_layer_with_outliers_gets_a_remedy(tmp_path):
     overrides = settings("sd", tmp_path)
     pipe = load_pipeline(tmp_path / "model")
     with torch.no_grad():  # one feature a thousand times larger, its weights so much smaller
@@ -117,7 +117,7 @@ def test_a_layer_with_outliers_keeps_wide_inputs(tmp_path):
     with Run(tmp_path / "run", recipe.plain(), quiet=True) as directory:
         (part,) = _low_bit(JobContext.open(recipe.resolved(), directory, fuse=True)).values()
     reasons = {row["name"]: (row["bits"], row["reason"]) for row in part.report["rows"]}
-    assert reasons["conv_out"][0] == "w8a16"
+    assert reasons["conv_out"][0] in ("w8a8-smooth", "w8a8-hadamard", "w8a16")
     assert "outliers" in reasons["conv_out"][1]
     assert sum("outliers" in reason for _, reason in reasons.values()) < 4
     assert part.report["output_sqnr"] > 6  # the small weights round to nothing, whatever the inputs

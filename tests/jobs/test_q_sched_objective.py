@@ -9,7 +9,7 @@ import torch
 from fewstep.data import load_emoji
 from fewstep.data.prompts import load_prompts
 from fewstep.errors import FewstepError
-from fewstep.jobs.q_sched import judges
+from fewstep.jobs.q_sched import judges, objective
 from fewstep.jobs.q_sched.names import beside, plain
 from fewstep.jobs.q_sched.objective import TuningObjective, verdict
 from fewstep.metrics.distances import RbfKernel, mmd2
@@ -97,7 +97,8 @@ def test_pictures_that_the_search_or_the_evaluation_knows_are_not_asked(tmp_path
 
     decided(of, pictures=tmp_path / "some.npz", objective="real", prompts=list(data.captions[:16]))
     assert len(set(asked)) == len(asked)
-    searched = {data.captions[i] for i in range(0, 200, 3)[:60]}  # 200 // 60: what the search compares with
+    count = objective.REFERENCE
+    searched = {data.captions[i] for i in range(0, 200, 200 // count)[:count]}  # what the search compares with
     assert not set(asked) & (searched | set(data.captions[:16]))
 
 

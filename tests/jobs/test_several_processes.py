@@ -119,7 +119,9 @@ OTHERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", OTHERS)
+@pytest.mark.parametrize(
+    "recipe", ["schedule", *(pytest.param(n, marks=pytest.mark.thorough) for n in OTHERS if n != "schedule")]
+)
 def test_other_jobs_find_the_same_too(recipe, tmp_path):
     kind = {"schedule": "ddim", "quantize": "dit", "auto": "sd"}[recipe]
     save_pipeline(tiny.MAKERS[kind](tmp_path), tmp_path / "model")

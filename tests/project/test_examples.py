@@ -40,6 +40,7 @@ def picture(file):
     return True
 
 
+@pytest.mark.thorough  # its parts are those of test_search_job
 def test_a_pipeline_is_replanned(tmp_path):
     text = shown("replan_pipeline", tmp_path)
     found = numbers(text)

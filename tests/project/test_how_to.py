@@ -14,7 +14,17 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize("page", [page for page, code in PAGES.items() if code], ids=lambda page: page.stem)
+LONG = {"tune"}  # the main job, which test_demo runs too
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=pytest.mark.thorough if page.stem in LONG else ())
+        for page, code in PAGES.items()
+        if code
+    ],
+)
 def test_the_python_of_a_page_runs_as_it_is_printed(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(objective, "REFERENCE", 16)  # pictures of the teacher, which take longest
