@@ -50,6 +50,7 @@ def test_a_pipeline_is_replanned(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough  # the main job, as test_demo runs it
 def test_a_pipeline_is_quantized_and_tuned(tmp_path):
     found = numbers(shown("quantize_and_tune", tmp_path))
     assert found["2 bits"] < found["2 bits, tuned"] < found["full precision"]

@@ -69,7 +69,7 @@ def test_a_plan_names_its_tables_and_the_folder_keeps_them(tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scheme", ["nvfp4{}-smooth", "w4{}-r2"])
+@pytest.mark.parametrize("scheme", ["nvfp4{}-smooth", pytest.param("w4{}-r2", marks=pytest.mark.thorough)])
 def test_precisions_of_inputs_alone_share_one_weight(scheme, tmp_path):
     model = tiny.unet()
     names = eligible(model)

@@ -17,7 +17,10 @@ Evaluate = Callable[..., torch.Tensor]
 
 
 SCHEMES = ("w8a8", "w4a8", "w4a16-asym", "w8a8tensor", "nf4", "nvfp4")
-CASES = [*(("sd", scheme) for scheme in SCHEMES), *((kind, "w4a8") for kind in ("flux", "pixart", "sdxl"))]
+CASES = [
+    *(("sd", scheme) for scheme in SCHEMES), *((kind, "w4a8") for kind in ("flux", "pixart")),
+    pytest.param("sdxl", "w4a8", marks=pytest.mark.thorough),
+]  # fmt: skip
 """Layers are rounded one by one: every scheme on one network, and every network by one scheme."""
 
 
