@@ -252,6 +252,7 @@ def test_the_command_lists_every_method():
 
 
 @pytest.mark.slow
+@pytest.mark.thorough  # test_distill_processes kills one too, and compares the weights
 def test_a_killed_distillation_ends_in_the_very_bytes_of_an_undisturbed_one(tmp_path):
     overrides = settings("dit", tmp_path, "train.steps=30", "train.checkpoint_every=3")
 

@@ -134,7 +134,9 @@ def two_networks(folder):
     return tiny.quiet(WanPipeline(**{**pipe.components, "transformer_2": second}, boundary_ratio=0.9))
 
 
-@pytest.mark.parametrize("aim", [["scheme=w4a8"], ["budget=60kB", "allocation.joint=false", *AUTO]])
+@pytest.mark.parametrize(
+    "aim", [["scheme=w4a8"], pytest.param(["budget=60kB", "allocation.joint=false", *AUTO], marks=pytest.mark.thorough)]
+)
 def test_the_second_network_is_quantized_too(aim, tmp_path):
     save_pipeline(two_networks(tmp_path), tmp_path / "model")
     call = f"call={json.dumps(tiny.CALLS['wan'])}"

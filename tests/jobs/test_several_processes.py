@@ -88,7 +88,7 @@ def test_two_processes_find_what_one_finds(tmp_path, once):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.thorough)])
 def test_a_process_that_is_killed_is_not_missed(victim, tmp_path, once):
     one, overrides = whole(once)
     two = tmp_path / "two"
