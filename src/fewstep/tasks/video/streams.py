@@ -160,7 +160,7 @@ def stream(student: VideoStudent | str | Path, prompt: str, *, seed: int = 0) ->
 
         frames = stream("video-student", "3 7 fast")
         for frame in itertools.islice(frames, 100): ...
-        frames.prompt = "3 7 slow"          # from the next chunk on
+        frames.prompt = "3 7 slow"          # from the chunk after the next on
         frames.save("here")                 # VideoStream.resumed(student, "here") goes on
 
     Args:
