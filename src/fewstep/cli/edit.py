@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.cli import known
-from fewstep.cli.shell import LOOK, CallArguments, Overwrite, call_arguments, console, examples, finite
+from fewstep.cli.shell import (
+    LOOK,
+    CallArguments,
+    Overwrite,
+    Pictures,
+    Results,
+    call_arguments,
+    console,
+    end_with,
+    examples,
+    finite,
+)
 from fewstep.errors import FewstepError
 
 if TYPE_CHECKING:
@@ -20,7 +31,6 @@ if TYPE_CHECKING:
     from fewstep.plan import Plan
     from fewstep.tasks.editing import Edit
 
-Source = Annotated[Path, typer.Argument(help="A picture, or a folder of them.")]
 Model = Annotated[str, typer.Option(help="Shipped name, diffusers folder or hub id.", autocompletion=known.models)]
 Mask = Annotated[Path | None, typer.Option(help="White where pictures may change; the rest is kept.")]
 PlanFile = Annotated[Path | None, typer.Option(help="Plan file; the pipeline's own scheduler unless given.")]
@@ -35,7 +45,6 @@ Report = Annotated[
     bool, typer.Option("--report", help="Also OUT/report.html: every strength, and ten times the steps.")
 ]
 Truth = Annotated[Path | None, typer.Option(help="Folder with the true results, for the report.")]
-Out = Annotated[Path, typer.Option(help="Folder of the results, which have the names of the pictures given.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -60,7 +69,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def run(
-    source: Source,
+    source: Pictures,
     instruction: Annotated[
         str, typer.Argument(help="What the result shows; of an emoji model also what to do: make it older.")
     ],
@@ -78,7 +87,7 @@ def run(
     arguments: CallArguments = None,
     report: Report = False,
     truth: Truth = None,
-    out: Out = Path("edited"),
+    out: Results = Path("edited"),
     overwrite: Overwrite = False,
 ) -> None:
     """Edit pictures by a text-to-image model without training: noised to a row of any plan, drawn anew from there.
@@ -100,7 +109,7 @@ def run(
 
 
 def age(
-    source: Source,
+    source: Pictures,
     years: Annotated[int, typer.Argument(help="The age that is wanted, 0 to 100.")],
     now: Annotated[
         int | None, typer.Option(help="The age in the picture; read from it where the model is one of emoji.")
@@ -117,7 +126,7 @@ def age(
     arguments: CallArguments = None,
     report: Report = False,
     truth: Truth = None,
-    out: Out = Path("aged"),
+    out: Results = Path("aged"),
     overwrite: Overwrite = False,
 ) -> None:
     """Make people older or younger: the further the ages are apart, the noisier the start (Cradle2Cane's first pass).
@@ -181,7 +190,4 @@ def _run(
         plans = {f"{used.steps} steps": used, f"{many} steps": fs.plan_of(pipe, many, solver=solver or "ddim")}
         shown = [file for file in files if file.name not in failed]
         editing.report(generate, plans, shown, page, how, title, truth=truth, mask=mask, seed=seed)
-    for name, reason in failed.items():
-        console().print(f"[red]{name}[/red]: {reason}", highlight=False)
-    if failed:
-        raise typer.Exit(1)
+    end_with(failed)

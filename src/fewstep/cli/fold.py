@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.shell import LOOK, Overwrite, console, examples
+from fewstep.cli.shell import LOOK, Overwrite, console, end_with, examples
 from fewstep.errors import FewstepError
 
 
@@ -87,7 +87,4 @@ def run(
         for caption, each in done.items():
             console().print(f"{caption}: {each!r}", highlight=False)
         console().print(f"[bold green]Wrote[/bold green] {places[0]} and {places[1]}")
-    for name, reason in failed.items():
-        console().print(f"[red]{name}[/red]: {reason}", highlight=False)
-    if failed:
-        raise typer.Exit(1)
+    end_with(failed)

@@ -8,12 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.cli import known
-from fewstep.cli.shell import LOOK, Overwrite, console, examples, finite
+from fewstep.cli.shell import LOOK, Overwrite, Pictures, Results, console, end_with, examples, finite
 from fewstep.errors import FewstepError, nearest
 
-Source = Annotated[Path, typer.Argument(help="A picture, or a folder of them.")]
 Model = Annotated[str, typer.Option(help="Folder or hub id of an unconditional pipeline of pixels, such as DDPM.")]
-Out = Annotated[Path, typer.Option(help="Folder of the results, which have the names of the pictures given.")]
 Rule = Annotated[str, typer.Option(help="Guidance: pigdm, dps, ddnm or ddrm.")]
 Steps = Annotated[int, typer.Option(min=1, help="Network evaluations.")]
 Noise = Annotated[float, typer.Option(min=0, callback=finite, help="Standard deviation, of a range of 1.")]
@@ -47,7 +45,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def run(
-    source: Source,
+    source: Pictures,
     model: Model,
     operator: Annotated[
         str, typer.Option(help="What happened: denoise, blur:WIDTH, grey, inpainting, box:N, bicubic:N.")
@@ -63,7 +61,7 @@ def run(
     overlap: Overlap = None,
     report: Report = False,
     truth: Truth = None,
-    out: Out = Path("restored"),
+    out: Results = Path("restored"),
     overwrite: Overwrite = False,
 ) -> None:
     """Restore pictures with a model of clean ones: no training, any plan.
@@ -75,7 +73,7 @@ def run(
 
 
 def upscale(
-    source: Source,
+    source: Pictures,
     model: Model,
     factor: Annotated[int, typer.Option(min=2, help="How much larger.")] = 4,
     noise: Noise = 0.0,
@@ -87,7 +85,7 @@ def upscale(
     overlap: Overlap = None,
     report: Report = False,
     truth: Truth = None,
-    out: Out = Path("upscaled"),
+    out: Results = Path("upscaled"),
     overwrite: Overwrite = False,
 ) -> None:
     """Enlarge pictures: `fewstep restore --operator bicubic:FACTOR`."""
@@ -137,7 +135,4 @@ def _run(
         plans = {f"{used.steps} steps": used, f"{10 * used.steps} steps": fs.plan_of(pipe, 10 * steps, solver=solver)}
         shown = [file for file in files if file.name not in failed]
         restoring.report(pipe, plans, shown, page, chosen, truth=truth, mask=mask, seed=seed)
-    for name, reason in failed.items():
-        console().print(f"[red]{name}[/red]: {reason}", highlight=False)
-    if failed:
-        raise typer.Exit(1)
+    end_with(failed)

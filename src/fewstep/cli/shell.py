@@ -8,9 +8,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -62,6 +63,16 @@ CallArguments = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what fewstep wrote there; files of others are never replaced.")
 ]
+Pictures = Annotated[Path, typer.Argument(help="A picture, or a folder of them.")]
+Results = Annotated[Path, typer.Option(help="Folder of the results, which have the names of the pictures given.")]
+
+
+def end_with(failed: Mapping[str, str]) -> None:
+    """The end of a command on many files: why some failed, by name, and status 1 if any did."""
+    for name, reason in failed.items():
+        console().print(f"[red]{name}[/red]: {reason}", highlight=False)
+    if failed:
+        raise typer.Exit(1)
 
 
 class Commands(TyperGroup):

@@ -79,24 +79,20 @@ def _entry(path: Path) -> RunEntry:
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
         kind = "unknown"
     changed = max((p.stat().st_mtime for p in (path / LOG, path / REPORT) if p.is_file()), default=0.0)
-    report = path / REPORT
-    if not report.is_file():
-        return RunEntry(path, kind, changed, run_summary(path), "", "", False)
-    if report.stat().st_size > _LARGEST:
-        return RunEntry(path, kind, changed, "a report too large to look into", "", "", True)
-    found = _Findings()
-    found.feed(report.read_text(encoding="utf-8", errors="replace"))
+    found = _read(path / REPORT)
+    if found is None:
+        finished = (path / REPORT).is_file()
+        title = "a report too large to look into" if finished else run_summary(path)
+        return RunEntry(path, kind, changed, title, "", "", finished)
     title, picture = found.texts.get("h1", path.name), (found.pictures or [""])[0]
     return RunEntry(path, kind, changed, title, found.texts.get("summary", ""), picture, True)
 
 
 def run_page(path: Path) -> str:
     """The title, the findings, the first table and the first pictures of the report as HTML, with its place."""
-    report = path / REPORT
-    if not report.is_file() or report.stat().st_size > _LARGEST:
+    found = _read(path / REPORT)
+    if found is None:
         return html_title(run_summary(path))
-    found = _Findings()
-    found.feed(report.read_text(encoding="utf-8", errors="replace"))
     numbers = [list(pair) for pair in zip(found.labels, found.values, strict=False)]
     parts = [
         html_title(found.texts.get("h1", "")),
@@ -104,9 +100,18 @@ def run_page(path: Path) -> str:
         html_table(["", "found"], numbers) if numbers else "",
         html_table(found.table[0], found.table[1:]) if len(found.table) > 1 else "",
         html_pictures(found.pictures[:PICTURES]),
-        f"<p><code>{escape(str(report))}</code></p>",
+        f"<p><code>{escape(str(path / REPORT))}</code></p>",
     ]
     return "".join(parts)
+
+
+def _read(report: Path) -> _Findings | None:
+    """What a report found; None where there is none, or one too large to look into."""
+    if not report.is_file() or report.stat().st_size > _LARGEST:
+        return None
+    found = _Findings()
+    found.feed(report.read_text(encoding="utf-8", errors="replace"))
+    return found
 
 
 class _Findings(HTMLParser):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,12 @@ class Served:
     Attributes:
         models: the columns, at least one.
         points: what the front of a choice shows: name, bytes, milliseconds and distance of each point.
-        load_point: opens the point of a number as a further column.
+        load_point: opens the point of a number as a further column; needed where there are points.
     """
 
     models: Sequence[ServedModel]
     points: Sequence[dict[str, Any]] = ()
-    load_point: Callable[[int], ServedModel] = field(default=lambda number: _no_points(number))
+    load_point: Callable[[int], ServedModel] | None = None
 
     def point(self, number: int) -> ServedModel:
         """The point of a number, opened.
@@ -99,7 +99,11 @@ class Served:
         Raises:
             FewstepError: there is no such point.
         """
-        return self.load_point(number) if 0 <= number < len(self.points) else _no_points(number, len(self.points))
+        if self.load_point is None or not 0 <= number < len(self.points):
+            count = len(self.points)
+            hint = f"Points are 0 to {count - 1}." if count else "Give a run of auto, which has a front."
+            raise FewstepError("there is no such point", value=number, hint=hint)
+        return self.load_point(number)
 
 
 def served(target: str, scheme: str = "w4a8", steps: int = 4, guidance: float | None = None) -> Served:
@@ -178,11 +182,6 @@ def _finished(place: Path, *files: str) -> Path:
         hint = "Give the same command again to finish it."
         raise FewstepError("the run is not finished", value=str(place), hint=hint)
     return folder
-
-
-def _no_points(number: int, count: int = 0) -> ServedModel:
-    hint = f"Points are 0 to {count - 1}." if count else "Give a run of auto, which has a front."
-    raise FewstepError("there is no such point", value=number, hint=hint)
 
 
 def _of_model(target: str, scheme: str, steps: int, guidance: float | None) -> list[ServedModel]:
